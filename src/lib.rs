@@ -1,0 +1,1 @@
+//! floe: freeze, and let it flow.

@@ -1,0 +1,3 @@
+//! The executable: calls the library.
+
+fn main() {}
