@@ -1,1 +1,25 @@
 //! floe: freeze, and let it flow.
+#![deny(unsafe_code)]
+#![warn(missing_docs)]
+
+pub mod cli;
+pub mod command;
+pub mod crc;
+pub mod device;
+pub mod error;
+pub mod fs;
+pub mod help;
+pub mod layout;
+pub mod report;
+#[allow(unsafe_code)]
+pub mod sys;
+pub mod units;
+
+/// Runs the program with the arguments after its name and gives the exit code; dies by a signal where the run did.
+pub fn main(arguments: Vec<std::ffi::OsString>) -> std::process::ExitCode {
+    let code = match command::run(arguments) {
+        Ok(()) => 0,
+        Err(error) => report::end(error),
+    };
+    std::process::ExitCode::from(code)
+}

@@ -1,3 +1,5 @@
 //! The executable: calls the library.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    floe::main(std::env::args_os().skip(1).collect())
+}

@@ -1,0 +1,84 @@
+//! Page-aligned memory straight from the kernel: for O_DIRECT buffers, and for the spool, which is reserved whole and touched as needed.
+
+use rustix::io::Result;
+use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+
+/// An anonymous private mapping, zeroed, aligned to a page.
+#[derive(Debug)]
+pub struct Pages {
+    start: *mut u8,
+    length: usize,
+}
+
+// SAFETY: the mapping is owned by this value alone; access follows the borrow of the value.
+unsafe impl Send for Pages {}
+// SAFETY: as above; `&Pages` gives only `&[u8]`.
+unsafe impl Sync for Pages {}
+
+impl Pages {
+    /// Maps `length` bytes (at least one). Pages are touched only when used; no swap is reserved.
+    pub fn new(length: usize) -> Result<Self> {
+        let length = length.max(1);
+        // SAFETY: a new anonymous mapping at an address the kernel chooses aliases nothing.
+        let start = unsafe {
+            mmap_anonymous(
+                std::ptr::null_mut(),
+                length,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::PRIVATE | MapFlags::NORESERVE,
+            )
+        }?;
+        Ok(Self {
+            start: start.cast(),
+            length,
+        })
+    }
+
+    /// Length in bytes.
+    pub fn len(&self) -> usize {
+        self.length
+    }
+
+    /// Never true: a mapping has at least one byte.
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+}
+
+impl std::ops::Deref for Pages {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        // SAFETY: the mapping is `length` readable bytes, initialised (zeroed by the kernel), owned by self.
+        unsafe { std::slice::from_raw_parts(self.start, self.length) }
+    }
+}
+
+impl std::ops::DerefMut for Pages {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `deref`, and borrowed uniquely.
+        unsafe { std::slice::from_raw_parts_mut(self.start, self.length) }
+    }
+}
+
+impl Drop for Pages {
+    fn drop(&mut self) {
+        // SAFETY: the mapping came from `new` and nothing can borrow it any more. An error would only leak it.
+        let _ = unsafe { munmap(self.start.cast(), self.length) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_are_zero_aligned_and_writable() {
+        let mut pages = Pages::new(10_000).unwrap();
+        assert_eq!(pages.as_ptr().align_offset(4096), 0);
+        assert!(pages.iter().all(|byte| *byte == 0));
+        pages[9_999] = 7;
+        assert_eq!(pages[9_999], 7);
+        assert_eq!(pages.len(), 10_000);
+        assert!(!pages.is_empty());
+    }
+}

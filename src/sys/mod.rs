@@ -1,0 +1,5 @@
+//! The only place that may say `unsafe`: each file wraps one kernel or libc concept in a safe function and says why it is sound.
+
+pub mod ioctl;
+pub mod memory;
+pub mod process;
