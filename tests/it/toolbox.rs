@@ -1,0 +1,65 @@
+//! The toolbox itself: a test that fails in the middle must not leave a frozen filesystem, a mount or a loop device.
+
+use crate::common::{self, LoopFs, Spec, Writer};
+use std::fs;
+use std::path::PathBuf;
+use std::thread;
+use std::time::Duration;
+
+/// The kernel's word on whether a loop device still has a file.
+fn is_attached(device: &std::path::Path) -> bool {
+    let name = device.file_name().expect("a device has a name");
+    PathBuf::from("/sys/block")
+        .join(name)
+        .join("loop/backing_file")
+        .exists()
+}
+
+#[test]
+fn a_loop_filesystem_left_frozen_under_a_writer_is_thawed_unmounted_and_detached() {
+    let fs = require_some!(LoopFs::make(Spec::default()).ok(), "root and mkfs.ext4");
+    let (dir, device) = (fs.dir().to_owned(), fs.device().to_owned());
+    let writer = Writer::start(fs.dir());
+    thread::sleep(Duration::from_millis(50));
+    common::freeze(fs.dir());
+    thread::sleep(Duration::from_millis(50));
+    drop(writer);
+    drop(fs);
+    assert!(!common::is_mounted(&dir));
+    assert!(!is_attached(&device));
+    assert!(!dir.exists());
+}
+
+#[test]
+fn the_write_probe_tells_a_frozen_filesystem_from_a_thawed_one() {
+    let fs = require_some!(LoopFs::make(Spec::default()).ok(), "root and mkfs.ext4");
+    assert!(common::write_ends_within(fs.dir(), Duration::from_secs(5)));
+    common::freeze(fs.dir());
+    assert!(!common::write_ends_within(
+        fs.dir(),
+        Duration::from_millis(200)
+    ));
+    // The probe thawed it, so that its own writer could end.
+    assert!(common::write_ends_within(fs.dir(), Duration::from_secs(5)));
+}
+
+#[test]
+fn tree_comparison_sees_a_changed_byte_a_missing_and_a_new_file() {
+    let fs = require_some!(LoopFs::make(Spec::default()).ok(), "root and mkfs.ext4");
+    fs.fill(40);
+    let before = common::tree(fs.dir());
+    assert!(before.len() > 30, "{}", before.len());
+    common::assert_same_tree(&before, &common::tree(fs.dir()));
+    let file = fs.dir().join("folder4/file4");
+    let mut bytes = fs::read(&file).expect("filled");
+    bytes[0] ^= 1;
+    fs::write(&file, &bytes).expect("write");
+    fs::write(fs.dir().join("new"), b"new").expect("write");
+    let after = common::tree(fs.dir());
+    let differing = before
+        .iter()
+        .filter(|(path, line)| after.get(*path) != Some(line))
+        .count();
+    assert_eq!(differing, 1);
+    assert_eq!(after.len(), before.len() + 1);
+}
