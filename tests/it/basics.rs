@@ -18,10 +18,7 @@ fn version_names_the_program_its_version_and_its_target() {
 
 #[test]
 fn a_bad_option_is_one_line_on_stderr_and_exit_2() {
-    let run = common::run(
-        require_floe!().args(["dump", "--no-such-option"]),
-        Limit::secs(20),
-    );
+    let run = common::run(require_floe!().arg("--no-such-option"), Limit::secs(20));
     assert_eq!(run.code, Some(2), "{run}");
     assert!(run.stdout.is_empty(), "{run}");
     let text = run.stderr_text();
