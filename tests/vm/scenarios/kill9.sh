@@ -1,0 +1,51 @@
+# kill -9 of a running `floe dump` at random moments never leaves ext4 frozen: a write ends within a second.
+# Arguments: number of kills at random moments (default 12).
+#: select armv7 aarch64
+#: modules ext4
+#: disk data 96M mkfs.ext4 -q -F
+#: memory 256
+#: cpus 2
+#: timeout 240
+
+kills=${1:-12}
+mount -t ext4 "$(disk data)" /mnt || exit 1
+fill /mnt 40000
+writer /mnt
+
+# How long an undisturbed dump takes, so that the moments cover all of it. It must also succeed.
+start=$(now_ms); floe dump --quiet --wait-sink 30 /mnt 2>/tmp/err | gzip -t; took=$(( $(now_ms) - start ))
+note "an undisturbed dump takes $took ms"
+expect "an undisturbed dump exits 0" 0 sh -c 'floe dump -o /tmp/whole.img.gz /mnt'
+rm -f /tmp/whole.img.gz
+
+# A reader that stalls, and no spool: the filesystem is known to be frozen when the kill comes.
+mkfifo /tmp/stalled; sleep 1000 < /tmp/stalled & reader=$!
+floe dump --quiet --spool off --stall 60 --max-freeze 60 --wait-sink 0 /mnt > /tmp/stalled 2>/tmp/err & pid=$!
+frozen=no; n=0
+while [ $n -lt 20 ] && kill -0 $pid 2>/dev/null; do write_ends_within /mnt 500 || { frozen=yes; break; }; n=$((n + 1)); done
+if [ $frozen = yes ]; then
+    ok "a stalled reader without a spool keeps it frozen (as the test needs)"
+    kill -9 $pid
+    if write_ends_within /mnt 1000; then ok "killed while frozen: thawed within a second"
+    else not_ok "killed while frozen" "a write took longer than a second"; floe thaw /mnt; fi
+else
+    not_ok "a stalled reader without a spool keeps it frozen" "never saw it frozen: $(tail -n 2 /tmp/err | tr '\n' ' ')"; kill -9 $pid 2>/dev/null
+fi
+kill $reader; rm -f /tmp/stalled
+
+n=0; late=0; running=0
+while [ $n -lt "$kills" ]; do
+    n=$((n + 1))
+    floe dump --quiet /mnt 2>/dev/null > /tmp/sink & pid=$!
+    usleep $(( $(random $(( took + 50 ))) * 1000 ))
+    kill -0 $pid 2>/dev/null && running=$((running + 1))
+    kill -9 $pid 2>/dev/null
+    write_ends_within /mnt 1000 || { late=$((late + 1)); floe thaw /mnt; }
+    wait $pid 2>/dev/null
+done
+note "$running of $kills kills met a running dump"
+if [ $late = 0 ]; then ok "$kills kills at random moments: never frozen for a second"; else not_ok "$kills kills at random moments" "$late times frozen for longer than a second"; fi
+if [ $running -gt 0 ]; then ok "some kills met a running dump"; else not_ok "some kills met a running dump" "all came too late"; fi
+
+kill $writer; wait $writer 2>/dev/null
+try "it unmounts" umount /mnt
