@@ -11,6 +11,7 @@ pub mod fs;
 pub mod help;
 pub mod layout;
 pub mod report;
+pub mod stream;
 #[allow(unsafe_code)]
 pub mod sys;
 pub mod units;

@@ -39,6 +39,11 @@ impl Pages {
         self.length
     }
 
+    /// The first byte, for neighbours in `sys` that hand out disjoint parts.
+    pub(super) fn base(&self) -> *mut u8 {
+        self.start
+    }
+
     /// Never true: a mapping has at least one byte.
     pub fn is_empty(&self) -> bool {
         self.length == 0

@@ -3,3 +3,4 @@
 pub mod ioctl;
 pub mod memory;
 pub mod process;
+pub mod spool;

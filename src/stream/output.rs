@@ -1,0 +1,321 @@
+//! The byte sink at the end of a stream, and the emitters that form gzip and raw streams into it.
+//!
+//! Counts what the sink took, hashes it, and never buffers: a byte that is counted has been taken by the kernel. A closed pipe is
+//! [`Problem::ClosedPipe`], which ends in silence. Seekable raw output leaves holes for zeros.
+
+use std::io::IoSlice;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{SeekFrom, fsync, ftruncate, seek};
+use rustix::io::Errno;
+use sha2::{Digest, Sha256};
+
+use super::deflate::FINAL_BLOCK;
+use super::gzip;
+use super::pipeline::{Emit, Encoded, Meter, Problem};
+use super::zeros::ZeroRun;
+use crate::crc::{self, Shift};
+use crate::error::Fault;
+use crate::units::{to_u64, to_usize};
+
+/// Pieces given to one `writev`.
+const BATCH: usize = 16;
+
+static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+
+/// Where bytes go, in order.
+pub struct Output {
+    fd: OwnedFd,
+    meter: &'static dyn Meter,
+    written_bytes: u64,
+    sha256: Option<Sha256>,
+}
+
+impl Output {
+    /// Writes to `fd` from its current position; `hash` asks for the SHA-256 of the bytes written.
+    pub fn new(fd: OwnedFd, meter: &'static dyn Meter, hash: bool) -> Self {
+        Self {
+            fd,
+            meter,
+            written_bytes: 0,
+            sha256: hash.then(Sha256::new),
+        }
+    }
+
+    /// Bytes the sink has taken so far.
+    pub fn written_bytes(&self) -> u64 {
+        self.written_bytes
+    }
+
+    fn problem(&self, what: &'static str, errno: Errno) -> Problem {
+        if errno == Errno::PIPE {
+            Problem::ClosedPipe
+        } else {
+            Problem::Write(Fault::io(what, errno).at(self.written_bytes, 0))
+        }
+    }
+
+    /// Writes all of `bytes`.
+    pub fn write_all(&mut self, bytes: &[u8]) -> Result<(), Problem> {
+        self.write_parts(std::iter::once(bytes))
+    }
+
+    /// Writes `count` zero bytes.
+    pub fn write_zeros(&mut self, count: u64) -> Result<(), Problem> {
+        let mut left = count;
+        while left > 0 {
+            let piece = ZEROS
+                .get(..to_usize(left.min(to_u64(ZEROS.len()))))
+                .unwrap_or(&ZEROS);
+            self.write_all(piece)?;
+            left -= to_u64(piece.len());
+        }
+        Ok(())
+    }
+
+    /// Writes pieces in order, many in one system call.
+    pub fn write_parts<'a>(
+        &mut self,
+        parts: impl Iterator<Item = &'a [u8]>,
+    ) -> Result<(), Problem> {
+        let mut batch = [IoSlice::new(&[]); BATCH];
+        let mut count = 0;
+        for part in parts {
+            if let Some(sha256) = &mut self.sha256 {
+                sha256.update(part);
+            }
+            if let Some(place) = batch.get_mut(count) {
+                *place = IoSlice::new(part);
+                count += 1;
+            }
+            if count == BATCH {
+                self.write_batch(&mut batch)?;
+                count = 0;
+            }
+        }
+        match batch.get_mut(..count) {
+            Some(rest) if count > 0 => self.write_batch(rest),
+            _ => Ok(()),
+        }
+    }
+
+    fn write_batch(&mut self, mut batch: &mut [IoSlice<'_>]) -> Result<(), Problem> {
+        while batch.iter().any(|slice| !slice.is_empty()) {
+            match rustix::io::writev(&self.fd, batch) {
+                Ok(0) => return Err(self.problem("write", Errno::IO)),
+                Ok(taken) => {
+                    self.written_bytes = self.written_bytes.saturating_add(to_u64(taken));
+                    self.meter.taken(to_u64(taken));
+                    IoSlice::advance_slices(&mut batch, taken);
+                }
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => {
+                    // Somebody made the descriptor non-blocking: wait for room.
+                    let mut fds = [PollFd::new(&self.fd, PollFlags::OUT)];
+                    let _ = poll(&mut fds, None);
+                }
+                Err(errno) => return Err(self.problem("write", errno)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves the position forward over a hole.
+    fn skip(&mut self, count: u64) -> Result<(), Problem> {
+        let step = i64::try_from(count).map_err(|_| self.problem("seek", Errno::OVERFLOW))?;
+        seek(&self.fd, SeekFrom::Current(step)).map_err(|errno| self.problem("seek", errno))?;
+        self.meter.taken(count);
+        Ok(())
+    }
+
+    /// Makes a regular file end at the current position, and flushes it.
+    fn flush(&mut self, hole_at_end: bool) -> Result<(), Problem> {
+        if hole_at_end {
+            let end = seek(&self.fd, SeekFrom::Current(0))
+                .map_err(|errno| self.problem("seek", errno))?;
+            ftruncate(&self.fd, end).map_err(|errno| self.problem("ftruncate", errno))?;
+        }
+        match fsync(&self.fd) {
+            // Pipes, sockets and /dev/null have nothing to flush.
+            Ok(()) | Err(Errno::INVAL | Errno::ROFS | Errno::OPNOTSUPP) => Ok(()),
+            Err(errno) => Err(self.problem("fsync", errno)),
+        }
+    }
+
+    fn sha256(&mut self) -> Option<[u8; 32]> {
+        self.sha256.take().map(|hash| hash.finalize().into())
+    }
+}
+
+/// The figures of a finished stream.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Totals {
+    /// Bytes the sink took.
+    pub written_bytes: u64,
+    /// Raw bytes they stand for.
+    pub raw_bytes: u64,
+    /// CRC-32 of the raw bytes.
+    pub crc32: u32,
+    /// SHA-256 of the bytes written, where it was asked for.
+    pub sha256: Option<[u8; 32]>,
+}
+
+/// Totals that the emitter thread leaves for the supervisor.
+pub type TotalsCell = Arc<Mutex<Totals>>;
+
+/// The CRC-32 of a stream put together from chunks.
+struct Sum {
+    crc32: u32,
+    raw_bytes: u64,
+    shift: Shift,
+}
+
+impl Sum {
+    fn new() -> Self {
+        Self {
+            crc32: 0,
+            raw_bytes: 0,
+            shift: Shift::new(super::plan::CHUNK_BYTES),
+        }
+    }
+
+    fn data(&mut self, crc32: u32, raw_bytes: u64) {
+        self.crc32 = self.shift.combine(self.crc32, crc32, raw_bytes);
+        self.raw_bytes = self.raw_bytes.saturating_add(raw_bytes);
+    }
+
+    fn zeros(&mut self, raw_bytes: u64) {
+        self.crc32 = crc::combine(self.crc32, crc::zeros(raw_bytes), raw_bytes);
+        self.raw_bytes = self.raw_bytes.saturating_add(raw_bytes);
+    }
+}
+
+/// Writes a run of zeros as deflate blocks.
+pub fn write_deflated_zeros(output: &mut Output, length_bytes: u64) -> Result<(), Problem> {
+    if let Some(run) = ZeroRun::new(length_bytes) {
+        output.write_all(run.head())?;
+        output.write_zeros(run.zero_bytes())?;
+        return output.write_all(run.tail());
+    }
+    // A stored block (RFC 1951, 3.2.4) for the few bytes below the shortest run.
+    let length = u16::try_from(length_bytes)
+        .map_err(|_| Problem::Internal(Fault::refused("length of a short zero run")))?;
+    let [a, b] = length.to_le_bytes();
+    output.write_all(&[0, a, b, !a, !b])?;
+    output.write_zeros(length_bytes)
+}
+
+/// One gzip member for one image.
+pub struct GzipEmitter {
+    output: Output,
+    sum: Sum,
+    totals: TotalsCell,
+}
+
+impl GzipEmitter {
+    /// Begins the member: writes the header at once, so that a sink that asks first (ssh) has asked before anything freezes.
+    pub fn new(mut output: Output, totals: TotalsCell) -> Result<Self, Problem> {
+        output.write_all(&gzip::HEADER)?;
+        Ok(Self {
+            output,
+            sum: Sum::new(),
+            totals,
+        })
+    }
+}
+
+impl Emit for GzipEmitter {
+    fn data(&mut self, chunk: &Encoded<'_>) -> Result<(), Problem> {
+        self.sum.data(chunk.crc32, chunk.raw_bytes);
+        self.output.write_parts(chunk.parts())
+    }
+
+    fn zeros(&mut self, length_bytes: u64) -> Result<(), Problem> {
+        self.sum.zeros(length_bytes);
+        write_deflated_zeros(&mut self.output, length_bytes)
+    }
+
+    fn end_image(&mut self, _image: usize) -> Result<(), Problem> {
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<(), Problem> {
+        self.output.write_all(&FINAL_BLOCK)?;
+        let trailer = gzip::trailer(self.sum.crc32, self.sum.raw_bytes);
+        self.output.write_all(&trailer)?;
+        self.output.flush(false)?;
+        leave(&self.totals, &mut self.output, &self.sum);
+        Ok(())
+    }
+}
+
+/// The raw image: holes for zeros on a seekable file, zero bytes elsewhere.
+pub struct RawEmitter {
+    output: Output,
+    seekable: bool,
+    sum: Sum,
+    totals: TotalsCell,
+}
+
+impl RawEmitter {
+    /// `seekable`: the output is a regular file whose content from here on reads as zeros.
+    pub fn new(output: Output, seekable: bool, totals: TotalsCell) -> Self {
+        Self {
+            output,
+            seekable,
+            sum: Sum::new(),
+            totals,
+        }
+    }
+}
+
+impl Emit for RawEmitter {
+    fn data(&mut self, chunk: &Encoded<'_>) -> Result<(), Problem> {
+        self.sum.data(chunk.crc32, chunk.raw_bytes);
+        self.output.write_parts(chunk.parts())
+    }
+
+    fn zeros(&mut self, length_bytes: u64) -> Result<(), Problem> {
+        self.sum.zeros(length_bytes);
+        if !self.seekable {
+            return self.output.write_zeros(length_bytes);
+        }
+        self.output.skip(length_bytes)?;
+        if let Some(hash) = &mut self.output.sha256 {
+            // The holes are bytes of the file all the same.
+            let mut left = length_bytes;
+            while left > 0 {
+                let piece = left.min(to_u64(ZEROS.len()));
+                hash.update(ZEROS.get(..to_usize(piece)).unwrap_or(&ZEROS));
+                left -= piece;
+            }
+        }
+        Ok(())
+    }
+
+    fn end_image(&mut self, _image: usize) -> Result<(), Problem> {
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<(), Problem> {
+        self.output.flush(self.seekable)?;
+        leave(&self.totals, &mut self.output, &self.sum);
+        Ok(())
+    }
+}
+
+fn leave(totals: &TotalsCell, output: &mut Output, sum: &Sum) {
+    *totals.lock().unwrap_or_else(PoisonError::into_inner) = Totals {
+        written_bytes: output.written_bytes(),
+        raw_bytes: sum.raw_bytes,
+        crc32: sum.crc32,
+        sha256: output.sha256(),
+    };
+}
+
+/// Bytes that wait in the pipe or socket behind `fd` for its reader; `None` where the kernel cannot say.
+pub fn unread_bytes(fd: impl AsFd) -> Option<u64> {
+    rustix::io::ioctl_fionread(fd).ok()
+}

@@ -1,0 +1,249 @@
+//! What is to be read, in order: images made of parts, each a device range with its used map; cut into spans of chunks.
+//!
+//! A chunk is at most [`CHUNK_BYTES`] of one part, on a grid that starts at the part's first byte. A span is what one read
+//! call sequence brings into a slot: consecutive chunks that hold used blocks. Wholly free chunks become zero runs that cost
+//! nothing. Planning allocates only in the constructors, never while it runs.
+
+use crate::fs::map::UsedMap;
+use crate::units::{Extent, round_down};
+
+/// Raw bytes of one chunk, the unit that is encoded alone.
+pub const CHUNK_BYTES: u64 = 128 * 1024;
+
+/// Raw bytes of one span at most: four chunks, one slot of the reader.
+pub const SPAN_BYTES: u64 = 4 * CHUNK_BYTES;
+
+/// What a part's bytes are.
+#[derive(Debug)]
+pub enum Content {
+    /// Every byte is read.
+    Whole,
+    /// Only used extents are read; what lies past the map's end is free.
+    Used(UsedMap),
+    /// Nothing is read: zeros.
+    Zeros,
+}
+
+/// A range of a device that makes up a range of an image.
+#[derive(Debug)]
+pub struct Part {
+    /// Index of the device in the pipeline's list.
+    pub device: usize,
+    /// Where the part begins on the device, in bytes.
+    pub device_offset: u64,
+    /// Length in bytes.
+    pub length_bytes: u64,
+    /// What to read of it.
+    pub content: Content,
+}
+
+impl Part {
+    /// The next used extent of this part in `[from, limit)`, relative to the part.
+    pub fn next_used(&self, from: u64, limit: u64) -> Option<Extent> {
+        let limit = limit.min(self.length_bytes);
+        match &self.content {
+            Content::Zeros => None,
+            Content::Used(map) => map.next_used(from, limit),
+            Content::Whole => (from < limit).then(|| Extent {
+                offset: from,
+                length_bytes: limit - from,
+            }),
+        }
+    }
+
+    /// Bytes that will be read.
+    pub fn used_bytes(&self) -> u64 {
+        match &self.content {
+            Content::Whole => self.length_bytes,
+            Content::Used(map) => map.used_bytes().min(self.length_bytes),
+            Content::Zeros => 0,
+        }
+    }
+}
+
+/// One piece of work, from a [`Cursor`] over a [`Plan`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Span {
+    /// Consecutive chunks with used blocks, to be read from a part.
+    Data {
+        /// Index of the part.
+        part: usize,
+        /// Offset in the part; a multiple of [`CHUNK_BYTES`].
+        offset: u64,
+        /// At most [`SPAN_BYTES`].
+        length_bytes: u64,
+    },
+    /// Zeros that nobody reads.
+    Zeros {
+        /// Length in bytes.
+        length_bytes: u64,
+    },
+    /// The end of an image: its index.
+    End(usize),
+}
+
+/// The parts of all images, in order.
+#[derive(Debug)]
+pub struct Plan {
+    parts: Vec<Part>,
+    /// For each image the index one past its last part.
+    ends: Vec<usize>,
+}
+
+impl Plan {
+    /// One image after another, each a list of parts.
+    pub fn new(images: Vec<Vec<Part>>) -> Self {
+        let mut parts = Vec::new();
+        let mut ends = Vec::new();
+        for image in images {
+            parts.extend(image);
+            ends.push(parts.len());
+        }
+        Self { parts, ends }
+    }
+
+    /// All parts, for readers.
+    pub fn parts(&self) -> &[Part] {
+        &self.parts
+    }
+
+    /// All parts, for filling their maps before the plan runs.
+    pub fn parts_mut(&mut self) -> &mut [Part] {
+        &mut self.parts
+    }
+
+    /// Raw bytes of all images.
+    pub fn size_bytes(&self) -> u64 {
+        self.parts
+            .iter()
+            .fold(0, |sum, part| sum.saturating_add(part.length_bytes))
+    }
+
+    /// Bytes that will be read.
+    pub fn used_bytes(&self) -> u64 {
+        self.parts
+            .iter()
+            .fold(0, |sum, part| sum.saturating_add(part.used_bytes()))
+    }
+}
+
+/// How far a [`Plan`] has been handed out.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Cursor {
+    part: usize,
+    image: usize,
+    offset: u64,
+}
+
+impl Cursor {
+    /// The next span; `None` after the last image's end.
+    pub fn next_span(&mut self, plan: &Plan) -> Option<Span> {
+        loop {
+            let end = *plan.ends.get(self.image)?;
+            if self.part >= end {
+                self.image += 1;
+                return Some(Span::End(self.image - 1));
+            }
+            let part = plan.parts.get(self.part)?;
+            if self.offset >= part.length_bytes {
+                self.part += 1;
+                self.offset = 0;
+                continue;
+            }
+            let start = self.offset;
+            let used = part.next_used(start, u64::MAX);
+            let data = used.map_or(part.length_bytes, |used| {
+                round_down(used.offset, CHUNK_BYTES).max(start)
+            });
+            if data > start {
+                self.offset = data;
+                return Some(Span::Zeros {
+                    length_bytes: data - start,
+                });
+            }
+            let length = span_length(part, start);
+            self.offset = start + length;
+            return Some(Span::Data {
+                part: self.part,
+                offset: start,
+                length_bytes: length,
+            });
+        }
+    }
+}
+
+/// Length of the data span at `start`: up to [`SPAN_BYTES`], ending before the first wholly free chunk.
+fn span_length(part: &Part, start: u64) -> u64 {
+    let limit = start.saturating_add(SPAN_BYTES).min(part.length_bytes);
+    let mut end = start.saturating_add(CHUNK_BYTES).min(limit);
+    while end < limit {
+        let next = end.saturating_add(CHUNK_BYTES).min(limit);
+        if part.next_used(end, next).is_none() {
+            break;
+        }
+        end = next;
+    }
+    end - start
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::BlockSize;
+
+    #[test]
+    fn spans_cover_every_byte_once_and_free_chunks_are_never_read() {
+        let size = 40 * CHUNK_BYTES + 5000;
+        let mut map =
+            UsedMap::new(size - 3 * CHUNK_BYTES, BlockSize::from_bytes(1024).unwrap()).unwrap();
+        map.set_all_free();
+        for (offset, length_bytes) in [
+            (0, 1024),
+            (7 * CHUNK_BYTES + 4096, 2048),
+            (8 * CHUNK_BYTES, 6 * CHUNK_BYTES),
+        ] {
+            map.set_used(Extent {
+                offset,
+                length_bytes,
+            });
+        }
+        let part = |content, length_bytes| Part {
+            device: 0,
+            device_offset: 0,
+            length_bytes,
+            content,
+        };
+        let plan = Plan::new(vec![
+            vec![part(Content::Used(map), size), part(Content::Zeros, 100)],
+            vec![part(Content::Whole, 2 * SPAN_BYTES + 1)],
+        ]);
+        assert_eq!(plan.size_bytes(), size + 100 + 2 * SPAN_BYTES + 1);
+        let mut spans = Vec::new();
+        let mut cursor = Cursor::default();
+        while let Some(span) = cursor.next_span(&plan) {
+            spans.push(span);
+        }
+        let data = |part, offset, length_bytes| Span::Data {
+            part,
+            offset,
+            length_bytes,
+        };
+        let zeros = |length_bytes| Span::Zeros { length_bytes };
+        assert_eq!(
+            spans,
+            [
+                data(0, 0, CHUNK_BYTES),
+                zeros(6 * CHUNK_BYTES),
+                data(0, 7 * CHUNK_BYTES, SPAN_BYTES),
+                data(0, 11 * CHUNK_BYTES, 3 * CHUNK_BYTES),
+                zeros(size - 14 * CHUNK_BYTES),
+                zeros(100),
+                Span::End(0),
+                data(2, 0, SPAN_BYTES),
+                data(2, SPAN_BYTES, SPAN_BYTES),
+                data(2, 2 * SPAN_BYTES, 1),
+                Span::End(1),
+            ]
+        );
+    }
+}

@@ -1,0 +1,277 @@
+//! The spool's memory: a mapping cut into cells of 4 KiB, handed out as chains that own their cells.
+//!
+//! A [`Chain`] is the only way to a cell's bytes, it cannot be copied, and a cell is in one chain at a time; so worker threads
+//! fill their chains while the emitter reads others, without a lock around the bytes. Nothing here allocates after
+//! [`Cells::new`]: the free list is threaded through an array of links, and pages are touched only when used.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use rustix::io::Result;
+
+use super::memory::Pages;
+
+/// Bytes of one cell: a page on most machines, and the unit of a pipe's buffer.
+pub const CELL_BYTES: usize = 4096;
+
+/// "No cell".
+const NONE: u32 = u32::MAX;
+
+/// The pool of cells.
+#[derive(Debug)]
+pub struct Cells {
+    pages: Pages,
+    /// Link `i` is the cell after `i` in its chain or in the free list; written only by the owner of cell `i`. A mapping, so
+    /// that the links of cells never used cost nothing.
+    links: Pages,
+    cells: usize,
+    free: Mutex<Free>,
+}
+
+#[derive(Debug)]
+struct Free {
+    /// Head of the list of cells that were used before (their pages are touched already: reuse them first).
+    head: u32,
+    /// Cells from here on were never used.
+    fresh: u32,
+    count: u32,
+}
+
+/// Cells owned together, in order. Goes back to the pool through [`Cells::release`]; dropping it leaks its cells.
+#[derive(Debug)]
+pub struct Chain {
+    first: u32,
+    cells: u32,
+    length: usize,
+}
+
+impl Chain {
+    /// Bytes that were written to it.
+    pub fn len(&self) -> usize {
+        self.length
+    }
+
+    /// True when nothing was written to it.
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+}
+
+/// Cells needed for `length` bytes (at least one).
+pub const fn cells_for(length: usize) -> u32 {
+    let cells = length.div_ceil(CELL_BYTES);
+    #[allow(clippy::cast_possible_truncation)] // lengths of chunks: far below 2^32 cells
+    if cells == 0 { 1 } else { cells as u32 }
+}
+
+impl Cells {
+    /// Reserves `count` cells; memory is touched when used.
+    pub fn new(count: u32) -> Result<Self> {
+        let count = count.clamp(1, NONE - 1);
+        let cells = usize::try_from(count).map_err(|_| rustix::io::Errno::NOMEM)?;
+        let length = cells
+            .checked_mul(CELL_BYTES)
+            .ok_or(rustix::io::Errno::NOMEM)?;
+        Ok(Self {
+            pages: Pages::new(length)?,
+            links: Pages::new(cells * size_of::<AtomicU32>())?,
+            cells,
+            free: Mutex::new(Free {
+                head: NONE,
+                fresh: 0,
+                count,
+            }),
+        })
+    }
+
+    /// Cells that are free now.
+    pub fn free(&self) -> u32 {
+        self.free.lock().map_or(0, |free| free.count)
+    }
+
+    /// Takes `cells` cells; `None` when there are not that many.
+    pub fn reserve(&self, cells: u32) -> Option<Chain> {
+        let mut free = self.free.lock().ok()?;
+        if cells == 0 || free.count < cells {
+            return None;
+        }
+        let mut first = NONE;
+        for _ in 0..cells {
+            let index = if free.head == NONE {
+                let index = free.fresh;
+                free.fresh += 1;
+                index
+            } else {
+                let index = free.head;
+                free.head = self.link(index);
+                index
+            };
+            self.set_link(index, first);
+            first = index;
+        }
+        free.count -= cells;
+        Some(Chain {
+            first,
+            cells,
+            length: 0,
+        })
+    }
+
+    /// Writes `bytes` as the whole content of `chain`, and gives back the cells it does not need. `None` when they do not fit.
+    pub fn fill(&self, chain: &mut Chain, bytes: &[u8]) -> Option<()> {
+        let wanted = cells_for(bytes.len());
+        if wanted > chain.cells {
+            return None;
+        }
+        let mut index = chain.first;
+        let mut last = index;
+        for part in bytes.chunks(CELL_BYTES) {
+            self.cell_mut(chain, index)
+                .get_mut(..part.len())?
+                .copy_from_slice(part);
+            last = index;
+            index = self.link(index);
+        }
+        if bytes.is_empty() {
+            index = self.link(index);
+        }
+        chain.length = bytes.len();
+        if wanted < chain.cells {
+            self.set_link(last, NONE);
+            self.release(Chain {
+                first: index,
+                cells: chain.cells - wanted,
+                length: 0,
+            });
+            chain.cells = wanted;
+        }
+        Some(())
+    }
+
+    /// The content of `chain`, cell by cell.
+    pub fn parts<'a>(&'a self, chain: &'a Chain) -> impl Iterator<Item = &'a [u8]> {
+        let mut index = chain.first;
+        let mut left = chain.length;
+        std::iter::from_fn(move || {
+            if left == 0 {
+                return None;
+            }
+            let count = left.min(CELL_BYTES);
+            let part = self.cell(chain, index).get(..count)?;
+            left -= count;
+            index = self.link(index);
+            Some(part)
+        })
+    }
+
+    /// Gives the cells of `chain` back.
+    pub fn release(&self, chain: Chain) {
+        let Ok(mut free) = self.free.lock() else {
+            return;
+        };
+        let mut index = chain.first;
+        for _ in 0..chain.cells {
+            let next = self.link(index);
+            self.set_link(index, free.head);
+            free.head = index;
+            index = next;
+        }
+        free.count += chain.cells;
+    }
+
+    fn links(&self) -> &[AtomicU32] {
+        // SAFETY: the mapping is aligned to a page, holds `cells` u32 initialised to zero, and is accessed through these
+        // atomics only.
+        unsafe { std::slice::from_raw_parts(self.links.base().cast::<AtomicU32>(), self.cells) }
+    }
+
+    fn link(&self, index: u32) -> u32 {
+        usize::try_from(index)
+            .ok()
+            .and_then(|index| self.links().get(index))
+            .map_or(NONE, |link| link.load(Ordering::Relaxed))
+    }
+
+    fn set_link(&self, index: u32, next: u32) {
+        if let Some(link) = usize::try_from(index)
+            .ok()
+            .and_then(|index| self.links().get(index))
+        {
+            link.store(next, Ordering::Relaxed);
+        }
+    }
+
+    fn offset_of(&self, index: u32) -> usize {
+        let index = usize::try_from(index).unwrap_or(usize::MAX);
+        assert!(index < self.cells, "a chain names a cell of its pool");
+        index * CELL_BYTES
+    }
+
+    fn cell<'a>(&'a self, _owner: &'a Chain, index: u32) -> &'a [u8] {
+        let offset = self.offset_of(index);
+        // SAFETY: `offset_of` keeps the cell inside the mapping, which is initialised (zeroed by the kernel). The cell belongs
+        // to `_owner` alone (`reserve` gives a cell to one chain, `release` takes the chain away), and a shared borrow of the
+        // chain excludes `cell_mut` through it.
+        unsafe { std::slice::from_raw_parts(self.pages.base().add(offset), CELL_BYTES) }
+    }
+
+    #[allow(clippy::mut_from_ref)] // the unique borrow is that of the chain
+    fn cell_mut<'a>(&'a self, _owner: &'a mut Chain, index: u32) -> &'a mut [u8] {
+        let offset = self.offset_of(index);
+        // SAFETY: as in `cell`; the unique borrow of the owning chain excludes every other access to its cells.
+        unsafe { std::slice::from_raw_parts_mut(self.pages.base().add(offset), CELL_BYTES) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn content(cells: &Cells, chain: &Chain) -> Vec<u8> {
+        cells.parts(chain).flatten().copied().collect()
+    }
+
+    #[test]
+    fn chains_hold_what_was_written_and_give_back_what_they_do_not_need() {
+        let cells = Cells::new(40).unwrap();
+        let mut a = cells.reserve(33).unwrap();
+        assert!(cells.reserve(8).is_none());
+        let data: Vec<u8> = (0..10_000u32).map(|i| i.to_le_bytes()[0]).collect();
+        cells.fill(&mut a, &data).unwrap();
+        assert_eq!(cells.free(), 37);
+        let mut b = cells.reserve(37).unwrap();
+        cells.fill(&mut b, &vec![9; 37 * CELL_BYTES]).unwrap();
+        assert_eq!(content(&cells, &a), data);
+        assert_eq!(content(&cells, &b), vec![9; 37 * CELL_BYTES]);
+        cells.release(a);
+        cells.release(b);
+        assert_eq!(cells.free(), 40);
+        let mut c = cells.reserve(40).unwrap();
+        cells.fill(&mut c, b"").unwrap();
+        assert!(c.is_empty());
+        assert_eq!(cells.free(), 39);
+        assert!(cells.fill(&mut c, &[0; CELL_BYTES + 1]).is_none());
+    }
+
+    #[test]
+    fn threads_filling_and_releasing_never_see_each_others_bytes() {
+        let cells = Cells::new(64).unwrap();
+        std::thread::scope(|scope| {
+            for id in 0..4u8 {
+                let cells = &cells;
+                scope.spawn(move || {
+                    for round in 0..300usize {
+                        let Some(mut chain) = cells.reserve(12) else {
+                            continue;
+                        };
+                        let data = vec![id; (round * 137) % (12 * CELL_BYTES)];
+                        cells.fill(&mut chain, &data).unwrap();
+                        assert_eq!(content(cells, &chain), data);
+                        cells.release(chain);
+                    }
+                });
+            }
+        });
+        assert_eq!(cells.free(), 64);
+    }
+}
