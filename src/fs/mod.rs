@@ -6,6 +6,12 @@
 
 pub mod map;
 
+mod erofs;
+mod fat;
+mod others;
+mod squashfs;
+mod swap;
+
 use heapless::String;
 
 use crate::device::ReadAt;
@@ -257,7 +263,20 @@ pub struct Reader {
 pub type WalkFn = fn(&Identity, Still, &mut Walk<'_>, &mut UsedMap) -> Result<Verdict, Fault>;
 
 /// The readers, most telling magic first: what lies above (LUKS, LVM, md) before what may still stand below it.
-const READERS: &[Reader] = &[];
+/// FAT comes last: its boot sector has no magic, and other filesystems leave the first sector to boot loaders.
+const READERS: &[Reader] = &[
+    others::LUKS,
+    others::LVM,
+    others::MD,
+    others::EXFAT,
+    others::JFS,
+    others::REISERFS,
+    others::NILFS2,
+    squashfs::READER,
+    erofs::READER,
+    swap::READER,
+    fat::READER,
+];
 
 /// Recognises what a device or image holds; `None` when nothing known is there.
 pub fn probe(device: &dyn ReadAt) -> Result<Option<Identity>, Fault> {
@@ -305,6 +324,19 @@ pub fn witness(identity: &Identity, walk: &mut Walk<'_>) -> Result<Witness, Faul
         None => walk.witness_extent(identity.superblock)?,
     }
     Ok(walk.witness())
+}
+
+/// `N` bytes at `offset`; `None` past the end of the device, which a probe takes for "not mine".
+fn read_array<const N: usize>(device: &dyn ReadAt, offset: u64) -> Result<Option<[u8; N]>, Fault> {
+    let inside = offset
+        .checked_add(to_u64(N))
+        .is_some_and(|end| end <= device.size_bytes());
+    if !inside {
+        return Ok(None);
+    }
+    let mut bytes = [0; N];
+    device.read_at(offset, &mut bytes)?;
+    Ok(Some(bytes))
 }
 
 /// Bytes from a disk as a label: up to the first NUL, control and non-UTF-8 bytes as `?`, cut to fit.

@@ -8,4 +8,5 @@
 mod common;
 
 mod basics;
+mod smallfs;
 mod toolbox;

@@ -1,0 +1,196 @@
+//! EROFS: the superblock states how many blocks the filesystem has; it is written once and never changes.
+//!
+//! Source: fs/erofs/erofs_fs.h. Doubt (a feature bit that is not known, a wrong checksum) reads everything; data on further
+//! devices is refused, because this device alone is no filesystem.
+
+use heapless::String;
+
+use super::squashfs::free_behind;
+use super::{Identity, Kind, Reader, Still, UsedMap, Verdict, Walk, read_array, text, uuid_text};
+use crate::crc::crc32c_raw;
+use crate::device::ReadAt;
+use crate::error::Fault;
+use crate::layout;
+use crate::units::{BlockSize, Extent, to_u64};
+
+/// This reader's row.
+pub(super) const READER: Reader = Reader {
+    kinds: &[Kind::Erofs],
+    probe,
+    walk: Some(walk),
+    witness,
+};
+
+/// Where the superblock stands, in bytes.
+const SUPER_OFFSET: u64 = 1024;
+/// feature_compat: the superblock's block has a checksum.
+const COMPAT_CHECKSUM: u32 = 1;
+/// feature_incompat: zero padding, big clusters, chunked files, device table or second algorithm, tail packing, fragments,
+/// attribute prefixes. All others (48-bit block counts among them) are unknown here.
+const INCOMPAT_KNOWN: u32 = 0x7f;
+
+layout! {
+    le struct Superblock: 128 {
+        0x00 magic: u32,
+        0x04 checksum: u32,
+        0x08 feature_compat: u32,
+        0x0c blkszbits: u8,
+        0x18 build_time: u64,
+        0x24 blocks: u32,
+        0x30 uuid: [u8; 16],
+        0x40 volume_name: [u8; 16],
+        0x50 feature_incompat: u32,
+        0x56 extra_devices: u16,
+    }
+}
+
+impl Superblock {
+    fn read(bytes: &[u8]) -> Option<(Self, BlockSize)> {
+        let sb = Self::parse(bytes).filter(|sb| sb.magic == 0xe0f5_e1e2)?;
+        let block = BlockSize::from_log2(u32::from(sb.blkszbits)).filter(|b| b.log2() <= 16)?;
+        Some((sb, block))
+    }
+
+    fn size_bytes(&self, block: BlockSize) -> u64 {
+        u64::from(self.blocks) << block.log2()
+    }
+
+    fn is_known(&self) -> bool {
+        self.feature_incompat & !INCOMPAT_KNOWN == 0
+    }
+}
+
+fn probe(device: &dyn ReadAt) -> Result<Option<Identity>, Fault> {
+    let Some(bytes) = read_array::<128>(device, SUPER_OFFSET)? else {
+        return Ok(None);
+    };
+    let Some((sb, block)) = Superblock::read(&bytes) else {
+        return Ok(None);
+    };
+    let size_bytes = if sb.is_known() {
+        sb.size_bytes(block)
+    } else {
+        0
+    };
+    Ok(Some(Identity {
+        kind: Kind::Erofs,
+        size_bytes,
+        block_bytes: block.bytes(),
+        used_bytes: Some(size_bytes).filter(|size| *size != 0),
+        uuid: uuid_text(&sb.uuid),
+        label: text(&sb.volume_name),
+        last_mounted: String::new(),
+        last_written_s: Some(sb.build_time),
+        superblock: Extent {
+            offset: SUPER_OFFSET,
+            length_bytes: 512,
+        },
+        devices: u32::from(sb.extra_devices) + 1,
+    }))
+}
+
+fn walk(
+    _identity: &Identity,
+    _still: Still,
+    walk: &mut Walk<'_>,
+    map: &mut UsedMap,
+) -> Result<Verdict, Fault> {
+    let mut bytes = [0u8; 128];
+    walk.read(SUPER_OFFSET, &mut bytes)?;
+    let Some((sb, block)) = Superblock::read(&bytes) else {
+        return Ok(Verdict::whole(Fault::corrupt("superblock changed")));
+    };
+    if !sb.is_known() {
+        return Ok(Verdict::whole(Fault::unsupported(
+            "unknown EROFS feature bits",
+        )));
+    }
+    if sb.extra_devices != 0 {
+        return Err(Fault::refused("EROFS with data on further devices"));
+    }
+    if sb.feature_compat & COMPAT_CHECKSUM != 0 && !checksum_holds(walk, &sb, block)? {
+        return Ok(Verdict::whole(Fault::corrupt("superblock checksum")));
+    }
+    // Images of the first tools count no blocks; a filesystem ends behind its superblock at the least.
+    let end = sb.size_bytes(block);
+    if end < SUPER_OFFSET + to_u64(Superblock::SIZE) {
+        return Ok(Verdict::whole(Fault::corrupt("block count")));
+    }
+    free_behind(walk.device(), end, map)
+}
+
+/// The checksum covers the rest of the superblock's block with its own field as zeros (fs/erofs/super.c,
+/// erofs_superblock_csum_verify).
+fn checksum_holds(walk: &mut Walk<'_>, sb: &Superblock, block: BlockSize) -> Result<bool, Fault> {
+    let device = walk.device();
+    let length = match usize::try_from(block.bytes()).unwrap_or(usize::MAX) {
+        bytes if bytes > 1024 => bytes - 1024,
+        bytes => bytes,
+    };
+    let Some(buffer) = walk.scratch.get_mut(..length) else {
+        return Err(Fault::refused("scratch memory"));
+    };
+    device.read_at(SUPER_OFFSET, buffer)?;
+    if let Some(field) = buffer.get_mut(4..8) {
+        field.fill(0);
+    }
+    Ok(crc32c_raw(u32::MAX, buffer) == sb.checksum)
+}
+
+fn witness(identity: &Identity, walk: &mut Walk<'_>) -> Result<(), Fault> {
+    walk.witness_extent(identity.superblock)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fs::{Coverage, SCRATCH_BYTES};
+
+    fn image(size: usize) -> Vec<u8> {
+        let mut disk = vec![0u8; size];
+        disk[1024..1028].copy_from_slice(&0xe0f5_e1e2u32.to_le_bytes());
+        disk[1024 + 0x08] = 1;
+        disk[1024 + 0x0c] = 12;
+        disk[1024 + 0x24] = 5;
+        let crc = crc32c_raw(u32::MAX, &disk[1024..4096]);
+        disk[1028..1032].copy_from_slice(&crc.to_le_bytes());
+        disk
+    }
+
+    #[allow(clippy::ptr_arg)] // a slice is no `dyn ReadAt`
+    fn walked(disk: &Vec<u8>) -> (Result<Verdict, Fault>, u64) {
+        let identity = crate::fs::probe(disk).unwrap().unwrap();
+        let block = BlockSize::from_bytes(u64::from(identity.block_bytes)).unwrap();
+        let mut map = UsedMap::new(to_u64(disk.len()), block).unwrap();
+        let mut scratch = vec![0; SCRATCH_BYTES];
+        let mut work = Walk::new(disk, &mut scratch);
+        let verdict = walk(&identity, Still::ReadOnly, &mut work, &mut map);
+        (verdict, map.used_bytes())
+    }
+
+    #[test]
+    fn the_block_count_bounds_what_is_used() {
+        let (verdict, used) = walked(&image(1 << 20));
+        assert_eq!(verdict.unwrap().coverage, Coverage::Used);
+        assert_eq!(used, 5 * 4096);
+    }
+
+    #[test]
+    fn a_wrong_checksum_or_an_unknown_feature_reads_everything() {
+        for at in [1024 + 0x24, 1024 + 0x51, 1024 + 2000] {
+            let mut disk = image(1 << 20);
+            disk[at] ^= 1;
+            let (verdict, used) = walked(&disk);
+            assert_eq!(verdict.unwrap().coverage, Coverage::Whole, "{at:#x}");
+            assert_eq!(used, 1 << 20);
+        }
+    }
+
+    #[test]
+    fn data_on_further_devices_is_refused() {
+        let mut disk = image(1 << 20);
+        disk[1024 + 0x56] = 1;
+        let fault = walked(&disk).0.unwrap_err();
+        assert_eq!(fault.kind, crate::error::FaultKind::Refused);
+    }
+}
