@@ -3,4 +3,5 @@
 pub mod ioctl;
 pub mod memory;
 pub mod process;
+pub mod shared;
 pub mod spool;

@@ -1,21 +1,222 @@
-//! Processes and signals: what rustix leaves to libc.
+//! Processes and signals: what rustix leaves to libc. Fork, signal masks, signalfd, dying by a signal.
 
 use core::ffi::c_int;
+use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
 
-// Declarations of libc (POSIX signal(3p), raise(3p)); std links it on every target of floe.
+use rustix::io::{Errno, Result};
+use rustix::process::Pid;
+
+// Declarations of libc (POSIX signal(3p), raise(3p), fork(3p), _exit(3p), close(3p), pthread_sigmask(3p), sigaddset(3p);
+// signalfd(2)); std links it on every target of floe.
 unsafe extern "C" {
     fn signal(number: c_int, handler: usize) -> usize;
     fn raise(number: c_int) -> c_int;
+    fn fork() -> c_int;
+    fn _exit(code: c_int) -> !;
+    fn close(fd: c_int) -> c_int;
+    fn pthread_sigmask(how: c_int, set: *const SignalSet, old: *mut SignalSet) -> c_int;
+    fn sigemptyset(set: *mut SignalSet) -> c_int;
+    fn sigfillset(set: *mut SignalSet) -> c_int;
+    fn sigaddset(set: *mut SignalSet, number: c_int) -> c_int;
+    fn signalfd(fd: c_int, set: *const SignalSet, flags: c_int) -> c_int;
 }
+
+/// `sigset_t`: 128 bytes in glibc and musl on every architecture.
+#[repr(C, align(8))]
+#[derive(Clone, Copy)]
+struct SignalSet([u8; 128]);
 
 /// `SIG_DFL`.
 const SIG_DFL: usize = 0;
+/// `SIG_IGN`.
+const SIG_IGN: usize = 1;
+/// `SIG_ERR`.
+const SIG_ERR: usize = usize::MAX;
+// include/uapi/asm-generic/signal-defs.h; x86, arm and arm64 use it.
+const SIG_BLOCK: c_int = 0;
+const SIG_UNBLOCK: c_int = 1;
+const SIG_SETMASK: c_int = 2;
+/// `SFD_CLOEXEC | SFD_NONBLOCK`, which are O_CLOEXEC and O_NONBLOCK (the same on x86, arm and arm64).
+const SFD_FLAGS: c_int = 0o2_000_000 | 0o4_000;
 
-/// Dies by the signal `number`; where it cannot kill us (as PID 1), gives the exit code 128 + `number`.
+/// SIGHUP, the same on every architecture of floe (as are the others).
+pub const SIGHUP: i32 = 1;
+/// SIGINT.
+pub const SIGINT: i32 = 2;
+/// SIGUSR2.
+pub const SIGUSR2: i32 = 12;
+/// SIGTERM.
+pub const SIGTERM: i32 = 15;
+/// SIGCHLD.
+pub const SIGCHLD: i32 = 17;
+
+fn set_of(numbers: &[i32]) -> SignalSet {
+    let mut set = SignalSet([0; 128]);
+    // SAFETY: the set is 128 bytes, as large as libc's.
+    unsafe { sigemptyset(&raw mut set) };
+    for number in numbers {
+        // SAFETY: as above; an invalid number only gives an error.
+        unsafe { sigaddset(&raw mut set, *number) };
+    }
+    set
+}
+
+fn change_mask(how: c_int, set: &SignalSet) {
+    // SAFETY: reads the set; a null old mask is allowed. It fails only for a wrong `how`.
+    unsafe { pthread_sigmask(how, set, std::ptr::null_mut()) };
+}
+
+/// Dies by the signal `number`, blocked or not; where it cannot kill us (as PID 1), gives the exit code 128 + `number`.
 pub fn die_by(number: i32) -> u8 {
-    // SAFETY: restoring the default action touches no memory of ours.
-    unsafe { signal(number, SIG_DFL) };
+    restore_default(number);
+    change_mask(SIG_UNBLOCK, &set_of(&[number]));
     // SAFETY: raising a signal touches no memory of ours.
     unsafe { raise(number) };
     u8::try_from(number.saturating_add(128)).unwrap_or(1)
+}
+
+/// Gives a signal its default action back.
+pub fn restore_default(number: i32) {
+    // SAFETY: restoring the default action touches no memory of ours.
+    unsafe { signal(number, SIG_DFL) };
+}
+
+/// Whether the signal's action is to be ignored (as under nohup). Only for a process with one thread: the action is
+/// default for an instant.
+pub fn is_ignored(number: i32) -> bool {
+    // SAFETY: setting an action without a handler touches no memory of ours.
+    let old = unsafe { signal(number, SIG_DFL) };
+    if old != SIG_ERR && old != SIG_DFL {
+        // SAFETY: gives back what was there.
+        unsafe { signal(number, old) };
+    }
+    old == SIG_IGN
+}
+
+/// Blocks these signals in this thread and in all that it starts.
+pub fn block(numbers: &[i32]) {
+    change_mask(SIG_BLOCK, &set_of(numbers));
+}
+
+/// Blocks every signal that can be blocked.
+pub fn block_all() {
+    let mut set = SignalSet([0; 128]);
+    // SAFETY: the set is 128 bytes, as large as libc's.
+    unsafe { sigfillset(&raw mut set) };
+    change_mask(SIG_SETMASK, &set);
+}
+
+/// A descriptor that is readable when one of these (blocked) signals is pending; close-on-exec and non-blocking.
+pub fn signal_fd(numbers: &[i32]) -> Result<OwnedFd> {
+    let set = set_of(numbers);
+    // SAFETY: reads the set only.
+    let fd = unsafe { signalfd(-1, &raw const set, SFD_FLAGS) };
+    if fd < 0 {
+        return Err(last_errno());
+    }
+    // SAFETY: a new descriptor that nothing else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Takes one pending signal from a [`signal_fd`]: its number.
+pub fn take_signal(fd: impl AsFd) -> Option<i32> {
+    // struct signalfd_siginfo is 128 bytes and begins with the number as a u32.
+    let mut info = [0_u8; 128];
+    match rustix::io::read(fd, &mut info) {
+        Ok(count) if count >= 4 => {
+            i32::try_from(u32::from_ne_bytes([info[0], info[1], info[2], info[3]])).ok()
+        }
+        _ => None,
+    }
+}
+
+fn last_errno() -> Errno {
+    let code = std::io::Error::last_os_error().raw_os_error();
+    Errno::from_raw_os_error(code.unwrap_or(5))
+}
+
+/// Which side of a [`fork_single_threaded`] we are on.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Fork {
+    /// The parent, with the child's number.
+    Parent(Pid),
+    /// The child.
+    Child,
+}
+
+/// Forks; refuses (`EDEADLK`) when this process has more than one thread, because the child would inherit locks that
+/// nobody holds any more. Needs /proc.
+pub fn fork_single_threaded() -> Result<Fork> {
+    let threads = std::fs::read_dir("/proc/self/task").map_err(|_| Errno::NOENT)?;
+    if threads.count() != 1 {
+        return Err(Errno::DEADLK);
+    }
+    // SAFETY: with a single thread the child has a whole, consistent copy of the process.
+    match unsafe { fork() } {
+        0 => Ok(Fork::Child),
+        pid if pid > 0 => Pid::from_raw(pid).map(Fork::Parent).ok_or(Errno::SRCH),
+        _ => Err(last_errno()),
+    }
+}
+
+/// Ends the process without running anything that std or libc registered (a forked child must not run it twice).
+pub fn exit_now(code: u8) -> ! {
+    // SAFETY: never returns.
+    unsafe { _exit(c_int::from(code)) }
+}
+
+/// Closes every descriptor of this process except these. For a forked child that will never return to code which owns
+/// one of the others. Without /proc the first 4096 are tried.
+pub fn close_others(keep: &[RawFd]) {
+    let mut open: Vec<RawFd> = Vec::new();
+    match std::fs::read_dir("/proc/self/fd") {
+        Ok(entries) => {
+            let names = entries.flatten().map(|entry| entry.file_name());
+            open.extend(names.filter_map(|name| name.to_str()?.parse::<RawFd>().ok()));
+        }
+        Err(_) => open.extend(0..4096),
+    }
+    for fd in open {
+        if !keep.contains(&fd) {
+            // SAFETY: the caller promises that no owner of this descriptor runs in this process again; the reading
+            // of /proc/self/fd was among them, is closed already, and gives EBADF.
+            unsafe { close(fd) };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_blocked_signal_is_read_from_its_descriptor() {
+        // In a thread of its own, so that the mask of the test runner stays as it is.
+        std::thread::spawn(|| {
+            block(&[SIGUSR2]);
+            let fd = signal_fd(&[SIGUSR2]).unwrap();
+            assert_eq!(take_signal(&fd), None);
+            // SAFETY: raise sends to this thread, where the signal is blocked.
+            unsafe { raise(SIGUSR2) };
+            assert_eq!(take_signal(&fd), Some(SIGUSR2));
+            assert_eq!(take_signal(&fd), None);
+        })
+        .join()
+        .unwrap();
+    }
+
+    #[test]
+    fn the_signal_set_is_as_large_as_libcs() {
+        // sigfillset writes the whole set: a larger one would write past ours.
+        let mut sets = [SignalSet([0; 128]), SignalSet([0x55; 128])];
+        // SAFETY: room for twice the expected size.
+        unsafe { sigfillset(&raw mut sets[0]) };
+        assert!(sets[1].0.iter().all(|byte| *byte == 0x55));
+    }
+
+    #[test]
+    fn a_process_with_threads_is_not_forked() {
+        // The test runner always has its main thread beside this one.
+        assert_eq!(fork_single_threaded(), Err(Errno::DEADLK));
+    }
 }

@@ -1,0 +1,109 @@
+//! A floe without a pipeline, for the tests of the guardian: freezes, does as it is told, thaws.
+//!
+//! `guard_driver WHAT STALL_MS MAX_MS DIR…` with the directories from the top of the stack to the bottom. WHAT is
+//! `hold` (check and make progress until a signal comes), `idle` (check, no progress), `trickle` (a byte a second),
+//! `deaf` (neither check nor progress, signals ignored), `once`, `loop` (once again and again), `readonly` (hold, by a
+//! read-only remount). Lines on stdout: `ready PID`, `frozen`, `thawed MS`. Exit codes as floe's.
+
+use std::io::Write;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use floe::error::{Error, Result};
+use floe::freeze::{Frozen, Guardian, Limits, Method, Remount, Signals, Target};
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match run(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => ExitCode::from(floe::report::end(error)),
+    }
+}
+
+fn run(arguments: &[String]) -> Result<()> {
+    let [what, stall, max, dirs @ ..] = arguments else {
+        return Err(Error::usage("guard_driver WHAT STALL_MS MAX_MS DIR…"));
+    };
+    let limits = Limits {
+        stall: milliseconds(stall)?,
+        max_freeze: milliseconds(max)?,
+    };
+    let signals = Signals::block()?;
+    loop {
+        once(what, limits, dirs, &signals)?;
+        if what != "loop" {
+            return Ok(());
+        }
+    }
+}
+
+fn milliseconds(text: &str) -> Result<Duration> {
+    let number = floe::cli::number(text).ok_or_else(|| Error::usage("not a number"))?;
+    Ok(Duration::from_millis(number))
+}
+
+fn once(what: &str, limits: Limits, dirs: &[String], signals: &Signals) -> Result<()> {
+    let targets = dirs
+        .iter()
+        .map(|dir| target(what, dir))
+        .collect::<Result<Vec<_>>>()?;
+    let guardian = Guardian::start(targets, limits)?;
+    say(&format!("ready {}", guardian.pid()));
+    let frozen = guardian.freeze(signals)?;
+    say("frozen");
+    let frozen = hold(what, frozen, signals)?;
+    let window = frozen.thaw()?;
+    say(&format!("thawed {}", window.frozen_ms));
+    Ok(())
+}
+
+fn target(what: &str, dir: &str) -> Result<Target> {
+    let file =
+        std::fs::File::open(dir).map_err(|error| Error::failed(format!("{dir}: {error}")))?;
+    let fd = file.into();
+    let method = if what == "readonly" {
+        let line = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let line = line
+            .lines()
+            .rfind(|line| line.split(' ').nth(4) == Some(dir))
+            .map(str::to_owned)
+            .ok_or_else(|| Error::failed("not a mount point"))?;
+        let mount = line.split(' ').nth(5).unwrap_or_default().to_owned();
+        let superblock = line.rsplit(' ').next().unwrap_or_default().to_owned();
+        Method::ReadOnly(Remount::new(&fd, &mount, &superblock))
+    } else {
+        Method::Freeze
+    };
+    Ok(Target {
+        fd,
+        name: dir.to_owned(),
+        method,
+    })
+}
+
+fn hold(what: &str, mut frozen: Frozen, signals: &Signals) -> Result<Frozen> {
+    let progress = frozen.progress();
+    let mut round = 0_u32;
+    if matches!(what, "once" | "loop") {
+        return Ok(frozen);
+    }
+    loop {
+        std::thread::sleep(Duration::from_millis(20));
+        if what == "deaf" {
+            continue;
+        }
+        round += 1;
+        if matches!(what, "hold" | "readonly") || (what == "trickle" && round.is_multiple_of(50)) {
+            progress.add_taken(1);
+        }
+        frozen.check()?;
+        if let Some(number) = signals.take() {
+            drop(frozen);
+            return Err(Error::Signal(number));
+        }
+    }
+}
+
+fn say(line: &str) {
+    let _ = std::io::stdout().write_all(format!("{line}\n").as_bytes());
+}

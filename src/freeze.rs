@@ -1,0 +1,679 @@
+//! Freezing, as floe sees it: lock and fork, freeze, [`Frozen`], thaw. The other side, and the protocol, are in `guard`.
+//!
+//! Order of use: [`Signals::block`], then [`Guardian::start`] (both while the process has one thread), then buffers and
+//! threads, then [`Guardian::freeze`], and [`Frozen::check`] at least every half second until [`Frozen::thaw`].
+//!
+//! Never freezes or thaws anything itself, with one exception: when the guardian is dead or hangs, it takes over.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+use rustix::pipe::PipeFlags;
+use rustix::process::{Pid, Signal, WaitOptions};
+
+use crate::error::{ErrnoText, Error, Exit, Result};
+use crate::guard::{
+    BEAT_LATE_US, Cgroups, Charge, Fired, Order, Phase, State, TARGETS_MAX, THAW_TURN_US, claim,
+    now_us, serve,
+};
+use crate::sys::process::{self, Fork};
+use crate::sys::shared::{Board, Slot};
+
+pub use crate::guard::{Limits, Method, Remount, Target};
+
+/// How long a thaw may take before floe stops waiting for it (the guardian goes on), in microseconds.
+const THAW_WAIT_US: u64 = 60_000_000;
+/// How often floe looks at the board when nothing wakes it.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// The fatal signals, blocked and readable: SIGINT, SIGTERM, SIGHUP, except those that were ignored when floe started.
+#[derive(Debug)]
+pub struct Signals {
+    fd: OwnedFd,
+}
+
+impl Signals {
+    /// Blocks them in this thread and in those it starts later; call it before any other thread exists.
+    pub fn block() -> Result<Self> {
+        let fatal = [process::SIGINT, process::SIGTERM, process::SIGHUP];
+        process::block(&fatal);
+        // Under nohup SIGHUP is ignored; but a signal that is blocked would reach the descriptor nevertheless.
+        let wanted: Vec<i32> = fatal
+            .into_iter()
+            .filter(|number| !process::is_ignored(*number))
+            .collect();
+        let fd = process::signal_fd(&wanted).map_err(|errno| {
+            Error::failed(format_args!(
+                "signals: signalfd: {}",
+                ErrnoText(errno.raw_os_error())
+            ))
+        })?;
+        Ok(Self { fd })
+    }
+
+    /// Readable when [`Self::take`] has something to give.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// A fatal signal that has arrived. Thaw, then return [`Error::Signal`].
+    pub fn take(&self) -> Option<i32> {
+        process::take_signal(&self.fd)
+    }
+}
+
+/// Why nothing is frozen.
+#[derive(Debug)]
+pub enum Failure {
+    /// This filesystem cannot be frozen; `errno` says why. What had been frozen before it is thawed.
+    Cannot {
+        /// Its place in the list of targets.
+        index: usize,
+        /// The kernel's answer: `EOPNOTSUPP`, `EBUSY` (a freeze that somebody else holds; it was left alone), …
+        errno: i32,
+        /// What to say when that is the end.
+        error: Error,
+    },
+    /// Anything else: a signal, the watchdog, a dead guardian.
+    Other(Error),
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Cannot { error, .. } | Failure::Other(error) => error,
+        }
+    }
+}
+
+/// The counters that keep the watchdog calm. Cheap, and usable from every thread.
+#[derive(Clone, Copy, Debug)]
+pub struct Progress {
+    board: &'static Board,
+}
+
+impl Progress {
+    /// So many bytes more were read from the source.
+    pub fn add_read(self, bytes: u64) {
+        self.board.read_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// So many bytes more were taken by the sink.
+    pub fn add_taken(self, bytes: u64) {
+        self.board.taken_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes read so far.
+    pub fn read_bytes(self) -> u64 {
+        self.board.read_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Bytes taken so far.
+    pub fn taken_bytes(self) -> u64 {
+        self.board.taken_bytes.load(Ordering::Relaxed)
+    }
+}
+
+/// The figures of a frozen window that ended well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// From the call of the first freeze to the return of the last thaw, in milliseconds.
+    pub frozen_ms: u64,
+}
+
+/// A guardian that waits, with nothing frozen. Dropping it ends it.
+#[derive(Debug)]
+pub struct Guardian {
+    board: &'static Board,
+    slots: &'static [Slot],
+    targets: Vec<Target>,
+    limits: Limits,
+    pid: Pid,
+    orders: OwnedFd,
+    replies: OwnedFd,
+    cgroups: Cgroups,
+    /// It was collected, or is known to be gone.
+    gone: bool,
+    /// It has been left behind to finish by itself.
+    left: bool,
+    taken_over: bool,
+    /// When SIGCONT was sent to a guardian that seemed to hang.
+    suspected_us: Option<u64>,
+}
+
+/// Proof that, when [`Guardian::freeze`] returned it, every target was frozen by our guardian, in order; and that the
+/// guardian will thaw them whatever happens to us. It does not prove that they still are: that is what [`Frozen::check`]
+/// says now, and [`Frozen::thaw`] at the end for the whole window. Dropping it thaws.
+#[derive(Debug)]
+pub struct Frozen {
+    guardian: Guardian,
+}
+
+impl Guardian {
+    /// Takes the locks and forks the guardian for these filesystems (top of the stack first). Only for a process with one
+    /// thread; every descriptor that the guardian needs must be in `targets`.
+    pub fn start(targets: Vec<Target>, limits: Limits) -> Result<Self> {
+        if targets.is_empty() || targets.len() > TARGETS_MAX {
+            let line = format_args!(
+                "guardian: {} filesystems: from 1 to {TARGETS_MAX} can be frozen together",
+                targets.len()
+            );
+            return Err(Error::refused(line));
+        }
+        for target in &targets {
+            lock(target)?;
+        }
+        let cannot = |what: &str, errno: Errno| {
+            Error::failed(format_args!(
+                "guardian: {what}: {}",
+                ErrnoText(errno.raw_os_error())
+            ))
+        };
+        let board = Board::map().map_err(|errno| cannot("shared memory", errno))?;
+        let slots = board.slots.get(..targets.len()).unwrap_or_default();
+        let flags = PipeFlags::CLOEXEC | PipeFlags::NONBLOCK;
+        let (their_orders, orders) =
+            rustix::pipe::pipe_with(flags).map_err(|errno| cannot("pipe", errno))?;
+        let (replies, their_replies) =
+            rustix::pipe::pipe_with(flags).map_err(|errno| cannot("pipe", errno))?;
+        let cgroups = Cgroups::find();
+        // An ignored SIGCHLD would have the kernel collect the guardian, and its number might be somebody else's next.
+        process::restore_default(process::SIGCHLD);
+        let parent = rustix::process::getpid();
+        match process::fork_single_threaded().map_err(|errno| cannot("fork", errno))? {
+            Fork::Child => serve(Charge {
+                targets,
+                limits,
+                board,
+                orders: their_orders,
+                replies: their_replies,
+                parent,
+                cgroups,
+            }),
+            Fork::Parent(pid) => {
+                drop((their_orders, their_replies));
+                let mut guardian = Self {
+                    board,
+                    slots,
+                    targets,
+                    limits,
+                    pid,
+                    orders,
+                    replies,
+                    cgroups,
+                    gone: false,
+                    left: false,
+                    taken_over: false,
+                    suspected_us: None,
+                };
+                guardian.await_ready()?;
+                Ok(guardian)
+            }
+        }
+    }
+
+    /// Until it reports READY, at most 10 s.
+    fn await_ready(&mut self) -> Result<()> {
+        let began = now_us();
+        while Phase::of(&self.board.phase) == Phase::Starting {
+            if self.rest(None) == Reply::End || now_us().saturating_sub(began) > 10_000_000 {
+                let errno = self.board.start_errno.load(Ordering::SeqCst);
+                self.end_it();
+                return Err(match errno {
+                    0 => Error::failed("guardian: it did not start; nothing was frozen"),
+                    errno => Error::failed(format_args!("guardian: start: {}", ErrnoText(errno))),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// The counters; they may be used before the freeze.
+    pub fn progress(&self) -> Progress {
+        Progress { board: self.board }
+    }
+
+    /// The guardian's process number, for messages and tests.
+    pub fn pid(&self) -> i32 {
+        self.pid.as_raw_nonzero().get()
+    }
+
+    /// Freezes everything. On failure nothing is frozen, except that a freeze the kernel is still working on is left to
+    /// the guardian, which thaws it as soon as it is complete: so a fatal signal ends the wait at once.
+    pub fn freeze(mut self, signals: &Signals) -> std::result::Result<Frozen, Failure> {
+        self.order(Order::Freeze);
+        loop {
+            match Phase::of(&self.board.phase) {
+                Phase::Frozen => return Ok(Frozen { guardian: self }),
+                Phase::Done => {
+                    self.collect();
+                    return Err(self.failure());
+                }
+                _ => {}
+            }
+            if self.watchdog_fired() {
+                // A freeze that does not complete: the guardian stays with it.
+                self.abandon();
+                return Err(self.failure());
+            }
+            let reply = self.rest(Some(signals));
+            if let Some(number) = signals.take() {
+                self.abandon();
+                return Err(Failure::Other(Error::Signal(number)));
+            }
+            if reply == Reply::End || self.hangs() {
+                self.take_over();
+                return Err(Failure::Other(self.lost()));
+            }
+        }
+    }
+
+    /// What the board says about a freeze that ended in DONE or by the watchdog.
+    fn failure(&self) -> Failure {
+        for (index, (slot, target)) in self.slots.iter().zip(&self.targets).enumerate() {
+            let errno = slot.freeze_errno.load(Ordering::SeqCst);
+            if errno != 0 {
+                let error = cannot_freeze(target, errno);
+                return Failure::Cannot {
+                    index,
+                    errno,
+                    error,
+                };
+            }
+        }
+        let stuck = self
+            .slots
+            .iter()
+            .position(|slot| State::of(&slot.state) == State::Freezing);
+        Failure::Other(match stuck.and_then(|index| self.targets.get(index)) {
+            Some(target) => Error::failed(format_args!(
+                "{}: freeze: not complete after {} s, something holds a write; it is thawed as soon as it completes",
+                target.name,
+                self.window_ms() / 1000
+            )),
+            None => self.fired_error(),
+        })
+    }
+
+    fn watchdog_fired(&self) -> bool {
+        Fired::of(&self.board.fired) != Fired::No
+    }
+
+    fn order(&self, order: Order) {
+        order.put(&self.board.order);
+        let _ = rustix::io::write(&self.orders, b"!");
+    }
+
+    /// Sleeps until the guardian says something, a signal comes, or it is time to look at the board again.
+    fn rest(&self, signals: Option<&Signals>) -> Reply {
+        let timeout = Timespec::try_from(LOOK).unwrap_or_default();
+        let other = signals.map_or(self.replies.as_fd(), Signals::fd);
+        let mut fds = [
+            PollFd::new(&self.replies, PollFlags::IN),
+            PollFd::from_borrowed_fd(other, PollFlags::IN),
+        ];
+        let _ = poll(&mut fds, Some(&timeout));
+        self.read_replies()
+    }
+
+    fn read_replies(&self) -> Reply {
+        match rustix::io::read(&self.replies, &mut [0_u8; 64]) {
+            Ok(0) => Reply::End,
+            Ok(_) => Reply::Word,
+            Err(_) => Reply::Nothing,
+        }
+    }
+
+    /// Whether the guardian has not beaten for so long, SIGCONT included, that it must be replaced.
+    fn hangs(&mut self) -> bool {
+        let now = now_us();
+        if now.saturating_sub(self.board.beat_us.load(Ordering::SeqCst)) < BEAT_LATE_US {
+            self.suspected_us = None;
+            return false;
+        }
+        let Some(since) = self.suspected_us else {
+            // Perhaps it was stopped, perhaps the whole machine was: give it another second.
+            let _ = rustix::process::kill_process(self.pid, Signal::CONT);
+            self.suspected_us = Some(now);
+            return false;
+        };
+        now.saturating_sub(since) >= BEAT_LATE_US
+    }
+
+    /// Orders the thaw and waits for it, except for freezes that are still in progress: the guardian stays with those.
+    fn abandon(&mut self) {
+        self.order(Order::Thaw);
+        let began = now_us();
+        while Phase::of(&self.board.phase) != Phase::Done {
+            if self.rest(None) == Reply::End || self.hangs() {
+                return self.take_over();
+            }
+            let waited = now_us().saturating_sub(began);
+            let only_stuck = self
+                .slots
+                .iter()
+                .map(|slot| State::of(&slot.state))
+                .all(|state| state.is_final() || matches!(state, State::Freezing | State::Syncing));
+            if (only_stuck && waited > THAW_TURN_US) || waited > THAW_WAIT_US {
+                self.left = true;
+                return;
+            }
+        }
+        self.collect();
+    }
+
+    /// Waits for the end of a guardian that is DONE.
+    fn collect(&mut self) {
+        let began = now_us();
+        while !self.is_gone() && now_us().saturating_sub(began) < BEAT_LATE_US {
+            // Its end wakes us; its cgroup takes it a moment.
+            let _ = self.rest(None);
+        }
+        if !self.gone {
+            self.end_it();
+        }
+    }
+
+    /// Kills the guardian if need be and waits until it is wholly gone.
+    fn end_it(&mut self) {
+        if !self.is_gone() {
+            let _ = rustix::process::kill_process(self.pid, Signal::KILL);
+        }
+        while !self.is_gone() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        self.cgroups.remove(self.pid);
+    }
+
+    fn is_gone(&mut self) -> bool {
+        if !self.gone {
+            // ECHILD: somebody collected it for us.
+            let answer = rustix::process::waitpid(Some(self.pid), WaitOptions::NOHANG);
+            self.gone = !matches!(answer, Ok(None) | Err(Errno::INTR));
+        }
+        self.gone
+    }
+
+    /// Thaws in the guardian's stead: it is dead, or hangs and is killed now.
+    fn take_over(&mut self) {
+        if self.taken_over {
+            return;
+        }
+        self.taken_over = true;
+        if !self.is_gone() {
+            let _ = rustix::process::kill_process(self.pid, Signal::KILL);
+        }
+        for (slot, target) in self.slots.iter().zip(&self.targets).rev() {
+            if claim(slot, State::Frozen, State::Thawing) {
+                thaw_here(slot, target);
+            }
+        }
+        // It was inside a call, which a killed process still completes; only then is there something to thaw, or not.
+        let in_a_call =
+            |slot: &Slot| matches!(State::of(&slot.state), State::Freezing | State::Thawing);
+        if self.slots.iter().any(in_a_call) {
+            while !self.is_gone() {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            for (slot, target) in self.slots.iter().zip(&self.targets).rev() {
+                if in_a_call(slot) || State::of(&slot.state) == State::Frozen {
+                    thaw_here(slot, target);
+                }
+            }
+        }
+        self.board.ended_us.store(now_us(), Ordering::SeqCst);
+        self.end_it();
+    }
+
+    /// Milliseconds from the first freeze to the last thaw, or to now.
+    fn window_ms(&self) -> u64 {
+        let began = self.board.began_us.load(Ordering::SeqCst);
+        let ended = match self.board.ended_us.load(Ordering::SeqCst) {
+            0 => now_us(),
+            ended => ended,
+        };
+        if began == 0 {
+            0
+        } else {
+            ended.saturating_sub(began) / 1000
+        }
+    }
+
+    fn names(&self) -> String {
+        let names: Vec<&str> = self
+            .targets
+            .iter()
+            .map(|target| target.name.as_str())
+            .collect();
+        names.join(" ")
+    }
+
+    /// The guardian died or hung, and floe thawed.
+    fn lost(&self) -> Error {
+        Error::failed(format_args!(
+            "{}: guardian: it died or did not answer; thawed after {} ms, the image is not complete",
+            self.names(),
+            self.window_ms()
+        ))
+    }
+
+    fn fired_error(&self) -> Error {
+        let (names, ms) = (self.names(), self.window_ms());
+        match Fired::of(&self.board.fired) {
+            Fired::Stall => Error::failed(format_args!(
+                "{names}: watchdog: no byte read or taken for {} s; thawed after {ms} ms; a larger --spool or --stall lets a slow sink recover",
+                self.limits.stall.as_secs_f32()
+            )),
+            Fired::Max => Error::failed(format_args!(
+                "{names}: watchdog: frozen for {} s; thawed after {ms} ms; a larger --spool or --max-freeze, or a faster sink, would help",
+                self.limits.max_freeze.as_secs_f32()
+            )),
+            Fired::Orphan => Error::failed(format_args!(
+                "{names}: guardian: told to thaw from outside; thawed after {ms} ms"
+            )),
+            Fired::No => Error::failed(format_args!(
+                "{names}: guardian: it ended without being told"
+            )),
+        }
+    }
+
+    /// The first target whose thaw did not find it frozen, or failed.
+    fn thaw_error(&self) -> Option<Error> {
+        for (slot, target) in self.slots.iter().zip(&self.targets) {
+            let name = &target.name;
+            match slot.thaw_errno.load(Ordering::SeqCst) {
+                0 => {}
+                errno if errno == Errno::INVAL.raw_os_error() => {
+                    return Some(Error::failed(format_args!(
+                        "{name}: thaw: it was not frozen any more, somebody else thawed it; the image is not consistent"
+                    )));
+                }
+                errno => {
+                    return Some(Error::failed(format_args!(
+                        "{name}: thaw: {}; try floe thaw",
+                        ErrnoText(errno)
+                    )));
+                }
+            }
+        }
+        None
+    }
+}
+
+impl Drop for Guardian {
+    fn drop(&mut self) {
+        if !self.gone && !self.left {
+            self.abandon();
+        }
+    }
+}
+
+/// What came through the pipe.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reply {
+    Nothing,
+    Word,
+    /// The guardian is gone.
+    End,
+}
+
+impl Frozen {
+    /// The counters that keep the watchdog calm.
+    pub fn progress(&self) -> Progress {
+        self.guardian.progress()
+    }
+
+    /// Readable when there is news: call [`Self::check`].
+    pub fn event_fd(&self) -> BorrowedFd<'_> {
+        self.guardian.replies.as_fd()
+    }
+
+    /// Fails when the freeze has ended: the watchdog fired, or the guardian died or hung (then it thaws here and now).
+    /// Call it at least every half second: it is also what finds a stopped guardian. Cheap, and without the heap
+    /// unless it fails.
+    pub fn check(&mut self) -> Result<()> {
+        let guardian = &mut self.guardian;
+        let reply = guardian.read_replies();
+        if guardian.watchdog_fired() {
+            guardian.abandon();
+            return Err(guardian.fired_error());
+        }
+        if reply == Reply::End || guardian.hangs() {
+            guardian.take_over();
+            return Err(guardian.lost());
+        }
+        Ok(())
+    }
+
+    /// Thaws everything. `Ok` proves that each target was frozen from [`Guardian::freeze`] on until now, but for somebody
+    /// who both thawed and froze it again in between.
+    pub fn thaw(mut self) -> Result<Window> {
+        let guardian = &mut self.guardian;
+        if guardian.taken_over {
+            return Err(guardian.lost());
+        }
+        guardian.abandon();
+        if guardian.taken_over {
+            return Err(guardian.lost());
+        }
+        if guardian.watchdog_fired() {
+            return Err(guardian.fired_error());
+        }
+        if let Some(error) = guardian.thaw_error() {
+            return Err(error);
+        }
+        if guardian.left
+            || guardian
+                .slots
+                .iter()
+                .any(|slot| State::of(&slot.state) != State::Thawed)
+        {
+            return Err(Error::failed(format_args!(
+                "{}: thaw: it does not complete",
+                guardian.names()
+            )));
+        }
+        Ok(Window {
+            frozen_ms: guardian.window_ms(),
+        })
+    }
+}
+
+fn thaw_here(slot: &Slot, target: &Target) {
+    if let Err(errno) = target.thaw() {
+        slot.thaw_errno
+            .store(errno.raw_os_error(), Ordering::SeqCst);
+    }
+    State::Thawed.put(&slot.state);
+}
+
+/// One floe a filesystem: two would each see the other's freeze as a stranger's.
+fn lock(target: &Target) -> Result<()> {
+    match rustix::fs::flock(&target.fd, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(()),
+        Err(Errno::WOULDBLOCK) => Err(Error::refused(format_args!(
+            "{}: another floe is at work on it; nothing was frozen",
+            target.name
+        ))),
+        // A descriptor or filesystem without locks: the freeze itself still refuses a second one.
+        Err(_) => Ok(()),
+    }
+}
+
+fn cannot_freeze(target: &Target, errno: i32) -> Error {
+    let name = &target.name;
+    let exit = match Errno::from_raw_os_error(errno) {
+        Errno::BUSY if matches!(target.method, Method::ReadOnly(_)) => {
+            return Error::refused(format_args!(
+                "{name}: cannot be remounted read-only: files are open for writing; nothing was written"
+            ));
+        }
+        Errno::BUSY => {
+            return Error::refused(format_args!(
+                "{name}: already frozen by somebody else, which is left as it is (floe thaw ends it); nothing was written"
+            ));
+        }
+        Errno::PERM | Errno::ACCESS | Errno::IO => Exit::Failed,
+        _ => Exit::Refused,
+    };
+    Error::Message(
+        exit,
+        format!(
+            "{name}: cannot freeze: {}; nothing was written",
+            ErrnoText(errno)
+        ),
+    )
+}
+
+/// The hardware watchdog that resets the board before `limit` is over, if one is running: its name and timeout in seconds.
+/// To be warned of before the freeze.
+pub fn shorter_hardware_watchdog(limit: Duration) -> Option<(String, u64)> {
+    shorter_watchdog_in("/sys/class/watchdog", limit)
+}
+
+fn shorter_watchdog_in(class: &str, limit: Duration) -> Option<(String, u64)> {
+    let mut shortest: Option<(String, u64)> = None;
+    for entry in std::fs::read_dir(class).ok()?.flatten().take(64) {
+        let read = |file: &str| std::fs::read_to_string(entry.path().join(file)).ok();
+        // Without CONFIG_WATCHDOG_SYSFS there is no `state` to read; then we do not know, and say nothing.
+        if read("state").is_none_or(|state| state.trim() != "active") {
+            continue;
+        }
+        let Some(seconds) = read("timeout").and_then(|text| text.trim().parse::<u64>().ok()) else {
+            continue;
+        };
+        if seconds < limit.as_secs() && shortest.as_ref().is_none_or(|(_, least)| seconds < *least)
+        {
+            shortest = Some((entry.file_name().to_string_lossy().into_owned(), seconds));
+        }
+    }
+    shortest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_running_hardware_watchdog_below_the_limit_is_named() {
+        let dir = std::env::temp_dir().join(format!("floe-watchdogs-{}", std::process::id()));
+        for (name, state, timeout) in [
+            ("watchdog0", "inactive", 5),
+            ("watchdog1", "active", 60),
+            ("watchdog2", "active", 300),
+        ] {
+            std::fs::create_dir_all(dir.join(name)).unwrap();
+            std::fs::write(dir.join(name).join("state"), state).unwrap();
+            std::fs::write(dir.join(name).join("timeout"), format!("{timeout}\n")).unwrap();
+        }
+        let class = dir.to_str().unwrap();
+        let found = shorter_watchdog_in(class, Duration::from_secs(120));
+        assert_eq!(found, Some(("watchdog1".into(), 60)));
+        assert_eq!(shorter_watchdog_in(class, Duration::from_secs(30)), None);
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+}

@@ -1,0 +1,91 @@
+//! A worker of the guardian: the thread that owns one filesystem, and the only one that freezes it.
+//!
+//! It sleeps until its order changes, does what the order says, and wakes the guardian's main thread. It may be inside
+//! FIFREEZE or FITHAW for as long as the kernel likes; nobody waits for it who could not also go on without.
+
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use rustix::io::Errno;
+
+use super::{Method, Order, State, Target, claim};
+use crate::sys::shared::Slot;
+
+/// f2fs answers EINVAL to FIFREEZE while it has dirty data; so often we sync and ask again.
+const FREEZE_TRIES: u32 = 5;
+
+/// What a worker needs; everything lives as long as the guardian.
+pub(super) struct Worker {
+    pub slot: &'static Slot,
+    pub target: &'static Target,
+    /// The main thread's eventfd.
+    pub wake: BorrowedFd<'static>,
+}
+
+impl Worker {
+    /// Serves orders for ever: a thread that ended would return memory while other filesystems are still frozen.
+    pub(super) fn run(&self) -> ! {
+        loop {
+            let done = match (Order::of(&self.slot.order), State::of(&self.slot.state)) {
+                (Order::Thaw, State::Frozen) => self.thaw(),
+                (Order::Thaw, state @ (State::Idle | State::Synced)) => {
+                    claim(self.slot, state, State::Skipped)
+                }
+                (Order::Sync, State::Idle) => self.sync(),
+                (Order::Freeze, State::Synced) => self.freeze(),
+                _ => false,
+            };
+            if done {
+                // Fails only when the counter is full, and then the main thread is awake anyway.
+                let _ = rustix::io::write(self.wake, &1_u64.to_ne_bytes());
+            } else {
+                std::thread::park();
+            }
+        }
+    }
+
+    fn sync(&self) -> bool {
+        State::Syncing.put(&self.slot.state);
+        // A failure here is found again by the freeze, which syncs too.
+        let _ = rustix::fs::syncfs(&self.target.fd);
+        State::Synced.put(&self.slot.state);
+        true
+    }
+
+    fn freeze(&self) -> bool {
+        State::Freezing.put(&self.slot.state);
+        match self.try_freeze() {
+            Ok(()) => State::Frozen.put(&self.slot.state),
+            Err(errno) => {
+                let code = errno.raw_os_error();
+                self.slot.freeze_errno.store(code, Ordering::SeqCst);
+                State::Failed.put(&self.slot.state);
+            }
+        }
+        true
+    }
+
+    fn try_freeze(&self) -> Result<(), Errno> {
+        for _ in 1..FREEZE_TRIES {
+            match self.target.freeze() {
+                Err(Errno::INVAL) if matches!(self.target.method, Method::Freeze) => {}
+                result => return result,
+            }
+            let _ = rustix::fs::syncfs(&self.target.fd);
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        self.target.freeze()
+    }
+
+    fn thaw(&self) -> bool {
+        if claim(self.slot, State::Frozen, State::Thawing) {
+            if let Err(errno) = self.target.thaw() {
+                let code = errno.raw_os_error();
+                self.slot.thaw_errno.store(code, Ordering::SeqCst);
+            }
+            State::Thawed.put(&self.slot.state);
+        }
+        true
+    }
+}
