@@ -12,6 +12,7 @@ pub mod fs;
 mod guard;
 pub mod help;
 pub mod layout;
+pub mod mounts;
 pub mod report;
 pub mod stream;
 #[allow(unsafe_code)]

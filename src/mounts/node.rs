@@ -1,0 +1,219 @@
+//! Opening a block device by its number: through a node that exists, or through one made for a moment on a private tmpfs.
+//!
+//! A name is believed only after stat says that it is the device meant. What is made here is gone before the call returns.
+
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, UnmountFlags, fsconfig_create,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount, unmount,
+};
+
+use crate::device::{Access, Device};
+use crate::error::Fault;
+use crate::mounts::{DevId, Roots};
+
+/// How a directory is opened to freeze by.
+const DIRECTORY: OFlags = OFlags::RDONLY
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::CLOEXEC);
+
+/// Folders that are usually writable, for the mount point on kernels without detached mounts.
+const PLACES: &[&str] = &["/run", "/dev/shm", "/tmp", "/dev", "/var/tmp", "/mnt"];
+
+impl Roots {
+    /// A node for the device that exists: one of the `hints`, or what the kernel calls it. `None` when there is none.
+    pub fn node(&self, dev: DevId, hints: &[&Path]) -> Option<PathBuf> {
+        let named = self.uevent(dev, "DEVNAME").map(|name| self.dev.join(name));
+        let shown = self.shown(dev);
+        let mut all = hints
+            .iter()
+            .copied()
+            .chain([shown.as_path()])
+            .chain(named.as_deref());
+        all.find(|path| path.is_absolute() && is_node(path, dev))
+            .map(Path::to_owned)
+    }
+
+    /// Opens the device with this number, whether or not it has a node.
+    pub fn open_device(&self, dev: DevId, access: Access) -> Result<Device, Fault> {
+        self.with_node(dev, |path| Device::open(path, access))
+    }
+
+    /// Calls `open` with a path to the device; the path is good during the call only.
+    pub(super) fn with_node<T>(
+        &self,
+        dev: DevId,
+        open: impl Fn(&Path) -> Result<T, Fault>,
+    ) -> Result<T, Fault> {
+        match self.node(dev, &[]) {
+            Some(path) => open(&path),
+            None => private_node(dev, open),
+        }
+    }
+}
+
+/// Whether a path is the node of this block device.
+pub(super) fn is_node(path: &Path, dev: DevId) -> bool {
+    rustix::fs::stat(path).is_ok_and(|stat| {
+        FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice
+            && DevId::from_raw(stat.st_rdev) == dev
+    })
+}
+
+/// Makes a node where nobody else can see it and gives its path to `open`.
+pub(super) fn private_node<T>(
+    dev: DevId,
+    open: impl Fn(&Path) -> Result<T, Fault>,
+) -> Result<T, Fault> {
+    match detached_node(dev, &open) {
+        // Kernels before 5.2, or a filter in front of the new calls.
+        Err(fault) if fault.what == "fsopen" => attached_node(dev, &open),
+        other => other,
+    }
+}
+
+/// On a tmpfs that is mounted nowhere: there is nothing to unmount, and nothing that a kill could leave behind.
+fn detached_node<T>(dev: DevId, open: &impl Fn(&Path) -> Result<T, Fault>) -> Result<T, Fault> {
+    let new = |errno| Fault::io("fsopen", errno);
+    let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).map_err(new)?;
+    fsconfig_create(context.as_fd()).map_err(new)?;
+    let flags = FsMountFlags::FSMOUNT_CLOEXEC;
+    let tree = fsmount(context.as_fd(), flags, MountAttrFlags::empty()).map_err(new)?;
+    let name = Path::new("node");
+    rustix::fs::mknodat(&tree, name, FileType::BlockDevice, Mode::RUSR, dev.raw())
+        .map_err(|errno| Fault::io("mknod", errno))?;
+    open(&PathBuf::from(format!(
+        "/proc/self/fd/{}/node",
+        tree.as_raw_fd()
+    )))
+}
+
+/// On a tmpfs mounted on a new directory for the moment.
+fn attached_node<T>(dev: DevId, open: &impl Fn(&Path) -> Result<T, Fault>) -> Result<T, Fault> {
+    let directory = new_directory()?;
+    let result = mount(
+        "tmpfs",
+        &directory,
+        "tmpfs",
+        MountFlags::NOSUID | MountFlags::NOEXEC,
+        Some(c"mode=0700,size=64k"),
+    )
+    .map_err(|errno| Fault::io("mount of a private tmpfs", errno))
+    .and_then(|()| {
+        let path = directory.join("node");
+        let result = rustix::fs::mknodat(CWD, &path, FileType::BlockDevice, Mode::RUSR, dev.raw())
+            .map_err(|errno| Fault::io("mknod", errno))
+            .and_then(|()| open(&path));
+        // Lazily: the descriptor that was opened keeps the tmpfs, out of everybody's sight.
+        let _ = unmount(&directory, UnmountFlags::DETACH);
+        result
+    });
+    let _ = std::fs::remove_dir(&directory);
+    result
+}
+
+/// Mounts a device that is mounted already once more, in a place nobody sees, and gives a descriptor on it: the kernel then
+/// takes the same superblock, so nothing is read or written. The way in where every mount point is covered or out of reach.
+pub(super) fn mount_once_more(
+    device: &Path,
+    filesystem: &str,
+    read_only: bool,
+) -> Result<OwnedFd, Fault> {
+    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let detached = || {
+        let context = fsopen(filesystem, FsOpenFlags::FSOPEN_CLOEXEC)?;
+        fsconfig_set_string(context.as_fd(), "source", device)?;
+        if read_only {
+            fsconfig_set_flag(context.as_fd(), "ro")?;
+        }
+        fsconfig_create(context.as_fd())?;
+        let tree = fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
+        rustix::fs::openat(&tree, ".", DIRECTORY, Mode::empty())
+    };
+    match detached() {
+        Err(Errno::NOSYS | Errno::PERM) => {}
+        other => return other.map_err(|errno| Fault::io("mount once more", errno)),
+    }
+    let directory = new_directory()?;
+    let mut flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    flags.set(MountFlags::RDONLY, read_only);
+    let result = mount(device, &directory, filesystem, flags, None)
+        .and_then(|()| {
+            let fd = rustix::fs::open(&directory, DIRECTORY, Mode::empty());
+            let _ = unmount(&directory, UnmountFlags::DETACH);
+            fd
+        })
+        .map_err(|errno| Fault::io("mount once more", errno));
+    let _ = std::fs::remove_dir(&directory);
+    result
+}
+
+/// A new directory of ours, mode 0700, with a name nobody else takes.
+pub(super) fn new_directory() -> Result<PathBuf, Fault> {
+    let mut last = Errno::NOENT;
+    for place in PLACES {
+        for attempt in 0..16 {
+            let name = format!(".floe.{}.{attempt}", std::process::id());
+            let path = Path::new(place).join(OsStr::new(&name));
+            match rustix::fs::mkdir(&path, Mode::RWXU) {
+                Ok(()) => return Ok(path),
+                Err(Errno::EXIST) => {}
+                Err(errno) => {
+                    last = errno;
+                    break;
+                }
+            }
+        }
+    }
+    Err(Fault::io("mkdir for a private tmpfs", last))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn first_block_device() -> Option<DevId> {
+        let roots = Roots::default();
+        roots
+            .devices()
+            .into_iter()
+            .find(|dev| roots.size_bytes(*dev).unwrap_or(0) > 0)
+    }
+
+    #[test]
+    fn a_private_node_opens_the_device_and_leaves_nothing_behind() {
+        let Some(dev) = first_block_device().filter(|_| rustix::process::geteuid().is_root())
+        else {
+            eprintln!("SKIPPED: needs root and a block device");
+            return;
+        };
+        let open = |path: &Path| {
+            assert!(is_node(path, dev));
+            Device::open(path, Access::Read)
+        };
+        for device in [detached_node(dev, &open), attached_node(dev, &open)] {
+            assert_eq!(DevId::from_raw(device.unwrap().rdev()), dev);
+        }
+        let left = format!(".floe.{}.", std::process::id());
+        assert!(
+            !std::fs::read_to_string("/proc/self/mountinfo")
+                .unwrap()
+                .contains(&left)
+        );
+        for place in PLACES {
+            let names = std::fs::read_dir(place).into_iter().flatten().flatten();
+            assert!(
+                !names
+                    .into_iter()
+                    .any(|e| e.file_name().to_string_lossy().starts_with(&left))
+            );
+        }
+    }
+}

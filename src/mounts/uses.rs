@@ -1,0 +1,507 @@
+//! What a target is in use for: mounts in every namespace, holders, swap, loop devices, the running root.
+//!
+//! Everything is compared by number. An answer of "nothing" is checked against the kernel (O_EXCL), so that what no table
+//! shows still counts as in use.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FileType, Stat};
+use rustix::io::Errno;
+
+use crate::device::Access;
+use crate::error::{Error, Fault, Result};
+use crate::mounts::resolve::open_mount;
+use crate::mounts::table::unescape;
+use crate::mounts::{DevId, Layer, Mount, Namespace, Roots, System, Table, tags};
+
+/// One reason why a target must not be written. Its text is a whole sentence for a person, with what would help.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Use {
+    /// The device (or file) that is in use: the target, a partition of it, or the disk it is on.
+    pub device: PathBuf,
+    /// What for.
+    pub why: Why,
+}
+
+/// What a device is in use for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// It is below `/` of this system.
+    RunningRoot,
+    /// Another device is built on it.
+    Member {
+        /// That device's kernel name (`md0`, `dm-3`).
+        holder: String,
+        /// What it is.
+        layer: Layer,
+    },
+    /// A filesystem on it is mounted.
+    Mounted {
+        /// Where, seen from the root of that process.
+        point: PathBuf,
+        /// The process whose namespace it is; `None` for our own.
+        pid: Option<u32>,
+    },
+    /// Active swap.
+    Swap,
+    /// A loop device lies on it.
+    Loop {
+        /// The loop device.
+        by: PathBuf,
+    },
+    /// The device refuses writes.
+    ReadOnly,
+    /// Somebody holds it exclusively, and no table says who.
+    Busy,
+}
+
+impl fmt::Display for Use {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ", self.device.display())?;
+        match &self.why {
+            Why::RunningRoot => f.write_str("holds the running root; choose another target"),
+            Why::Member { holder, layer } => write_member(f, holder, layer),
+            Why::Mounted { point, pid: None } => {
+                let point = point.display();
+                write!(f, "is mounted on {point}; umount {point} first")
+            }
+            Why::Mounted {
+                point,
+                pid: Some(pid),
+            } => write!(
+                f,
+                "is mounted on {} in the mount namespace of process {pid}; umount it there first",
+                point.display()
+            ),
+            Why::Swap => f.write_str("is active swap; swapoff it first"),
+            Why::Loop { by } => {
+                let by = by.display();
+                write!(f, "is attached to {by}; losetup -d {by} first")
+            }
+            Why::ReadOnly => f.write_str("is read-only; blockdev --setrw it, or unlock the card"),
+            Why::Busy => f.write_str("is in use by another program; close that first"),
+        }
+    }
+}
+
+fn write_member(f: &mut fmt::Formatter<'_>, holder: &str, layer: &Layer) -> fmt::Result {
+    match layer {
+        Layer::Md(level) if level == "raid1" || level == "raid10" => write!(
+            f,
+            "is a member of {holder} ({level}); a snapshot onto a mirror is not possible"
+        ),
+        Layer::Md(level) => {
+            let level = if level.is_empty() { "md" } else { level };
+            write!(
+                f,
+                "is a member of {holder} ({level}); mdadm --stop it first"
+            )
+        }
+        Layer::Dm { name, uuid } if uuid.starts_with("LVM-") => {
+            write!(f, "is below the LVM volume {name}; lvchange -an it first")
+        }
+        Layer::Dm { name, uuid } if uuid.starts_with("CRYPT-") => {
+            write!(
+                f,
+                "is open as the encrypted volume {name}; cryptsetup close it first"
+            )
+        }
+        Layer::Dm { name, uuid } if uuid.starts_with("mpath-") => {
+            write!(
+                f,
+                "is a path of the multipath device {name}; name that instead"
+            )
+        }
+        Layer::Dm { name, .. } => {
+            write!(
+                f,
+                "is held by the device-mapper device {name}; dmsetup remove it first"
+            )
+        }
+        Layer::Bcache => write!(f, "is part of {holder}; stop that first"),
+        Layer::Loop | Layer::Plain => write!(f, "is held by {holder}; stop that first"),
+    }
+}
+
+/// A block device or file named as a target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Named {
+    /// Its node or path, for messages.
+    pub shown: PathBuf,
+    /// Its number, for a block device.
+    pub dev: Option<DevId>,
+}
+
+/// An active swap file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SwapFile {
+    /// Its path.
+    pub path: PathBuf,
+    /// `st_dev` of the filesystem it lies on.
+    pub dev: DevId,
+    /// Its inode number there.
+    pub inode: u64,
+}
+
+impl System {
+    /// The device or regular file that a TARGET names (`LABEL=` and its like included). Missing and special files are refused.
+    pub fn target(&self, name: &std::ffi::OsStr) -> Result<Named> {
+        if let Some(tag) = tags::Tag::parse(name) {
+            let dev = self.find_tag(&tag)?;
+            let shown = self.roots.shown(dev);
+            return Ok(Named {
+                shown,
+                dev: Some(dev),
+            });
+        }
+        let shown = PathBuf::from(name);
+        let stat = stat_target(&shown)?;
+        let dev = match FileType::from_raw_mode(stat.st_mode) {
+            FileType::BlockDevice => Some(DevId::from_raw(stat.st_rdev)),
+            FileType::RegularFile => None,
+            _ => {
+                return Err(Error::refused(format_args!(
+                    "{}: is neither a block device nor a regular file; nothing was written",
+                    shown.display()
+                )));
+            }
+        };
+        Ok(Named { shown, dev })
+    }
+
+    /// What a target is in use for; empty when it may be written.
+    pub fn uses_of(&self, target: &Named) -> Result<Vec<Use>> {
+        match target.dev {
+            Some(dev) => Ok(self.uses(dev)),
+            None => Ok(self.uses_of_file(&target.shown, &stat_target(&target.shown)?)),
+        }
+    }
+
+    /// What a block device is in use for, its partitions and its disk included; the most telling reason first.
+    pub fn uses(&self, dev: DevId) -> Vec<Use> {
+        let roots = &self.roots;
+        let mut parts = vec![dev];
+        parts.extend(roots.partitions_of(dev).into_iter().map(|part| part.dev));
+        parts.extend(roots.disk_of(dev));
+        let swaps = self.swap_devices();
+        let mut uses = Vec::new();
+        for at in &parts {
+            let device = roots.shown(*at);
+            let mut add = |why| {
+                uses.push(Use {
+                    device: device.clone(),
+                    why,
+                })
+            };
+            for holder in roots.holders(*at) {
+                add(Why::Member {
+                    holder: roots.kernel_name(holder),
+                    layer: roots.layer(holder),
+                });
+            }
+            for (mount, pid) in self.mounts_on(*at) {
+                add(Why::Mounted {
+                    point: mount.point,
+                    pid,
+                });
+            }
+            if swaps.contains(at) {
+                add(Why::Swap);
+            }
+            for by in self.loops_over_device(*at) {
+                add(Why::Loop {
+                    by: roots.shown(by),
+                });
+            }
+        }
+        let device = roots.shown(dev);
+        if self.root_devices().contains(&dev) {
+            // Before "is mounted on /": unmounting it is no way out.
+            uses.insert(
+                0,
+                Use {
+                    device: device.clone(),
+                    why: Why::RunningRoot,
+                },
+            );
+        }
+        // A mirror is the reason that no umount helps against.
+        uses.sort_by_key(|found| {
+            !matches!(
+                &found.why,
+                Why::Member {
+                    layer: Layer::Md(_),
+                    ..
+                }
+            )
+        });
+        if uses.is_empty() && self.is_held(dev) {
+            uses.push(Use {
+                device: device.clone(),
+                why: Why::Busy,
+            });
+        }
+        if roots.device_read_only(dev) {
+            uses.push(Use {
+                device,
+                why: Why::ReadOnly,
+            });
+        }
+        uses
+    }
+
+    /// What a regular file is in use for: a loop device over it, active swap.
+    pub fn uses_of_file(&self, path: &Path, stat: &Stat) -> Vec<Use> {
+        let device = path.to_owned();
+        let loops = self.loops_over(stat).into_iter().map(|dev| Use {
+            device: device.clone(),
+            why: Why::Loop {
+                by: self.roots.shown(dev),
+            },
+        });
+        let same =
+            |file: &SwapFile| file.dev == DevId::from_raw(stat.st_dev) && file.inode == stat.st_ino;
+        let swaps = self.swap_files().into_iter().filter(same).map(|_| Use {
+            device: device.clone(),
+            why: Why::Swap,
+        });
+        loops.chain(swaps).collect()
+    }
+
+    /// Every mount of a filesystem on this device, in every namespace: first our own, then one of each other.
+    pub fn mounts_on(&self, dev: DevId) -> Vec<(Mount, Option<u32>)> {
+        let mut found = Vec::new();
+        let btrfs = self.roots.btrfs_of(dev).is_some();
+        let mut collect = |table: &Table, pid: Option<u32>| {
+            for mount in &table.mounts {
+                let here = mount.dev == dev || (btrfs && self.btrfs_lies_on(mount, pid, dev));
+                let new = |(known, by): &(Mount, Option<u32>)| known.id != mount.id || *by != pid;
+                if here && found.iter().all(new) {
+                    found.push((mount.clone(), pid));
+                }
+            }
+        };
+        collect(&self.table, None);
+        for namespace in self.namespaces() {
+            collect(&namespace.table, Some(namespace.pid));
+        }
+        found
+    }
+
+    fn btrfs_lies_on(&self, mount: &Mount, pid: Option<u32>, dev: DevId) -> bool {
+        if mount.filesystem != "btrfs" || !mount.dev.is_anonymous() {
+            return false;
+        }
+        match open_mount(&self.prefix(pid), mount) {
+            Some(fd) => self.devices_of(mount, fd.as_fd()).contains(&dev),
+            None => self.btrfs_devices_by_name(mount).contains(&dev),
+        }
+    }
+
+    pub(super) fn is_mounted_somewhere(&self, dev: DevId) -> bool {
+        !self.mounts_on(dev).is_empty()
+    }
+
+    /// Whether the kernel says that somebody holds the device.
+    fn is_held(&self, dev: DevId) -> bool {
+        let opened = self.roots.open_device(dev, Access::ReadHeld);
+        opened.is_err_and(|fault| fault.is_errno(Errno::BUSY))
+    }
+
+    /// Every device below `/`, ours and process 1's: its partition, disk, array members. An overlay's layers count, too.
+    pub fn root_devices(&self) -> BTreeSet<DevId> {
+        let mut found = BTreeSet::new();
+        for root in self.root_mounts() {
+            for dev in self
+                .devices_below_mount(&root.0, root.1)
+                .unwrap_or_default()
+            {
+                found.extend(self.under(dev).unwrap_or_else(|_| vec![dev]));
+            }
+        }
+        found
+    }
+
+    fn root_mounts(&self) -> Vec<(Mount, Option<u32>)> {
+        let top = |table: &Table| {
+            let at_root = table.mounts.iter().rev();
+            at_root
+                .filter(|mount| mount.point == Path::new("/"))
+                .cloned()
+                .collect::<Vec<_>>()
+        };
+        let mut roots: Vec<(Mount, Option<u32>)> = top(&self.table)
+            .into_iter()
+            .map(|mount| (mount, None))
+            .collect();
+        let first = self.namespaces().iter().find(|other| other.pid == 1);
+        if let Some(other) = first {
+            roots.extend(top(&other.table).into_iter().map(|mount| (mount, Some(1))));
+        }
+        roots
+    }
+
+    /// The block devices that are active swap.
+    pub fn swap_devices(&self) -> Vec<DevId> {
+        let mut found = Vec::new();
+        for path in self.swaps() {
+            match rustix::fs::stat(&path) {
+                Ok(stat) if is_block(&stat) => found.push(DevId::from_raw(stat.st_rdev)),
+                Ok(_) => {}
+                // No node of that name here: the kernel's own name is after the last slash.
+                Err(_) => {
+                    let name = path
+                        .file_name()
+                        .map(|name| name.to_string_lossy().into_owned());
+                    let all = self.roots.devices().into_iter();
+                    found.extend(all.filter(|dev| Some(self.roots.kernel_name(*dev)) == name));
+                }
+            }
+        }
+        found
+    }
+
+    /// The active swap files.
+    pub fn swap_files(&self) -> Vec<SwapFile> {
+        let file = |path: PathBuf| {
+            let stat = rustix::fs::stat(&path)
+                .ok()
+                .filter(|stat| !is_block(stat))?;
+            let dev = DevId::from_raw(stat.st_dev);
+            Some(SwapFile {
+                path,
+                dev,
+                inode: stat.st_ino,
+            })
+        };
+        self.swaps().into_iter().filter_map(file).collect()
+    }
+
+    /// The first column of /proc/swaps.
+    fn swaps(&self) -> Vec<PathBuf> {
+        let bytes = std::fs::read(self.roots.proc.join("swaps")).unwrap_or_default();
+        parse_swaps(&bytes)
+    }
+}
+
+fn parse_swaps(bytes: &[u8]) -> Vec<PathBuf> {
+    let lines = bytes.split(|byte| *byte == b'\n').skip(1);
+    let path = |line: &[u8]| {
+        let name = line.split(|byte| matches!(byte, b' ' | b'\t')).next()?;
+        let name = unescape(name);
+        let name = name.strip_suffix(b" (deleted)").unwrap_or(&name).to_vec();
+        let path =
+            PathBuf::from(<std::ffi::OsString as std::os::unix::ffi::OsStringExt>::from_vec(name));
+        path.is_absolute().then_some(path)
+    };
+    lines.filter_map(path).collect()
+}
+
+fn is_block(stat: &Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice
+}
+
+fn stat_target(path: &Path) -> Result<Stat> {
+    rustix::fs::stat(path).map_err(|errno| {
+        let error = Error::fault(path.display(), Fault::io("stat", errno));
+        let missing = matches!(errno, Errno::NOENT | Errno::NOTDIR);
+        let exit = if missing {
+            crate::error::Exit::Refused
+        } else {
+            crate::error::Exit::Failed
+        };
+        error.with_exit(exit).leaving("nothing was written")
+    })
+}
+
+/// One mount table for each (mount namespace, root directory) that is not ours.
+pub(super) fn read_namespaces(roots: &Roots) -> Vec<Namespace> {
+    let mut seen = BTreeSet::new();
+    seen.extend(view_of(&roots.proc.join("self")));
+    let mut pids: Vec<u32> = std::fs::read_dir(&roots.proc)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect();
+    pids.sort_unstable();
+    let mut found = Vec::new();
+    for pid in pids {
+        let folder = roots.proc.join(pid.to_string());
+        let Some(view) = view_of(&folder) else {
+            continue;
+        };
+        if !seen.insert(view) {
+            continue;
+        }
+        // A process that ended just now is no error.
+        if let Ok(table) = Table::read(&folder.join("mountinfo")) {
+            found.push(Namespace { pid, table });
+        }
+    }
+    found
+}
+
+/// What a process sees: its mount namespace, and the directory it takes for `/` in it.
+fn view_of(folder: &Path) -> Option<(PathBuf, u64, u64)> {
+    let namespace = std::fs::read_link(folder.join("ns/mnt")).ok()?;
+    let root = rustix::fs::stat(folder.join("root")).ok()?;
+    Some((namespace, root.st_dev, root.st_ino))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(device: &str, why: Why) -> String {
+        Use {
+            device: PathBuf::from(device),
+            why,
+        }
+        .to_string()
+    }
+
+    #[test]
+    fn a_mirror_member_is_refused_in_the_contracts_words() {
+        let why = |level: &str| Why::Member {
+            holder: "md0".to_owned(),
+            layer: Layer::Md(level.to_owned()),
+        };
+        assert_eq!(
+            text("/dev/sda2", why("raid1")),
+            "/dev/sda2 is a member of md0 (raid1); a snapshot onto a mirror is not possible"
+        );
+        assert_eq!(
+            text("/dev/sda2", why("raid5")),
+            "/dev/sda2 is a member of md0 (raid5); mdadm --stop it first"
+        );
+    }
+
+    #[test]
+    fn a_mounted_target_says_what_to_umount() {
+        let why = Why::Mounted {
+            point: PathBuf::from("/boot"),
+            pid: None,
+        };
+        assert_eq!(
+            text("/dev/sda1", why),
+            "/dev/sda1 is mounted on /boot; umount /boot first"
+        );
+        let why = Why::Mounted {
+            point: PathBuf::from("/x"),
+            pid: Some(7),
+        };
+        assert!(text("/dev/sda1", why).contains("in the mount namespace of process 7"));
+    }
+
+    #[test]
+    fn swap_names_are_unescaped_and_the_heading_is_no_swap() {
+        let bytes = b"Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n/dev/sda3                               partition\t8388604\t0\t-2\n/a\\040b\\040(deleted) file 1 0 -3\n\n";
+        let expected = ["/dev/sda3", "/a b"].map(PathBuf::from);
+        assert_eq!(parse_swaps(bytes), expected);
+        assert!(parse_swaps(b"").is_empty());
+    }
+}
