@@ -8,5 +8,6 @@
 mod common;
 
 mod basics;
+mod btrfs;
 mod smallfs;
 mod toolbox;

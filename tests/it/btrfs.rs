@@ -1,0 +1,585 @@
+//! btrfs: maps of frozen filesystems against btrfs-progs' own view, and images rebuilt from the map against check, scrub and the files.
+//!
+//! The original is always unmounted before its copy is mounted: both have one fsid, and the kernel may take the one for the other.
+
+use crate::common::{self, Limit, LoopFs, Mounted, Random, Spec, Writer};
+use floe::device::{Access, Device, ReadAt};
+use floe::fs::{self, Coverage, Still, UsedMap, Verdict, Walk};
+use floe::units::{BlockSize, Extent};
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::Command;
+
+/// A map and what came with it.
+struct Mapped {
+    map: UsedMap,
+    verdict: Verdict,
+    size_bytes: u64,
+}
+
+#[track_caller]
+fn map_of(device: &dyn ReadAt, still: Still) -> Mapped {
+    let identity = fs::probe(device).expect("readable").expect("recognised");
+    assert_eq!(identity.kind.name(), "btrfs");
+    let block = BlockSize::from_bytes(u64::from(identity.block_bytes)).expect("block size");
+    let mut map = UsedMap::new(identity.size_bytes, block).expect("map");
+    let mut scratch = vec![0xa5; fs::SCRATCH_BYTES];
+    let mut walk = Walk::new(device, &mut scratch);
+    let verdict = fs::walk(&identity, still, &mut walk, &mut map).expect("walk");
+    Mapped {
+        map,
+        verdict,
+        size_bytes: identity.size_bytes,
+    }
+}
+
+fn used_extents(map: &UsedMap) -> Vec<Extent> {
+    let mut found = Vec::new();
+    let mut from = 0;
+    while let Some(extent) = map.next_used(from, u64::MAX) {
+        found.push(extent);
+        from = extent.end();
+    }
+    found
+}
+
+/// Copies these extents into a new sparse file; everything else is a hole.
+fn copy_extents(device: &dyn ReadAt, extents: &[Extent], size_bytes: u64, to: &Path) {
+    let file = File::create(to).expect("copy");
+    file.set_len(size_bytes).expect("length");
+    let mut buffer = vec![0; 1 << 20];
+    for extent in extents {
+        let mut offset = extent.offset;
+        while offset < extent.end() {
+            let piece = (extent.end() - offset).min(1 << 20);
+            let part = &mut buffer[..usize::try_from(piece).expect("small")];
+            device.read_at(offset, part).expect("read");
+            if part.iter().any(|byte| *byte != 0) {
+                file.write_all_at(part, offset).expect("write");
+            }
+            offset += piece;
+        }
+    }
+}
+
+/// What btrfs-progs say is used on the device: 4 KiB blocks of all copies of all extents, and those that no extent names.
+fn reference_blocks(image: &Path, node_bytes: u64) -> BTreeSet<u64> {
+    let dump = |tree: &str| {
+        let image = image.to_string_lossy();
+        common::output(
+            "btrfs",
+            &["inspect-internal", "dump-tree", "-t", tree, &image],
+        )
+    };
+    let number = |words: &[&str], name: &str| -> u64 {
+        let at = words.iter().position(|word| *word == name).expect(name);
+        words[at + 1].parse().expect("number")
+    };
+    // Chunk tree: "item N key (FIRST_CHUNK_TREE CHUNK_ITEM LOGICAL) …", "length N …", "stripe N devid 1 offset N".
+    let mut chunks: Vec<(u64, u64, Vec<u64>)> = Vec::new();
+    for line in dump("chunk").lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        if line.contains("CHUNK_ITEM") {
+            let logical = words[5].trim_end_matches(')').parse().expect("logical");
+            chunks.push((logical, 0, Vec::new()));
+        } else if line.trim_start().starts_with("length ") {
+            chunks.last_mut().expect("chunk").1 = number(&words, "length");
+        } else if line.trim_start().starts_with("stripe ") {
+            chunks
+                .last_mut()
+                .expect("chunk")
+                .2
+                .push(number(&words, "offset"));
+        }
+    }
+    let mut blocks: BTreeSet<u64> = (0..256).collect();
+    let size = std::fs::metadata(image).expect("image").len();
+    blocks.extend(
+        [64 << 20, 256 << 30]
+            .into_iter()
+            .filter(|at| *at < size)
+            .map(|at| at / 4096),
+    );
+    for line in dump("extent").lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let length = match words.get(4) {
+            Some(&"EXTENT_ITEM") => words[5].trim_end_matches(')').parse().expect("length"),
+            Some(&"METADATA_ITEM") => node_bytes,
+            _ => continue,
+        };
+        let logical: u64 = words[3].trim_start_matches('(').parse().expect("logical");
+        let (start, _, places) = chunks
+            .iter()
+            .find(|(start, bytes, _)| (*start..start + bytes).contains(&logical))
+            .expect("chunk");
+        for place in places {
+            let first = place + logical - start;
+            blocks.extend(first / 4096..(first + length).div_ceil(4096));
+        }
+    }
+    blocks
+}
+
+fn text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+fn btrfs(args: &[&str]) -> String {
+    common::output("btrfs", args)
+}
+
+/// Files of all sorts, snapshots of them, reflinks, compression, several generations of changes.
+fn age(fs: &LoopFs, files: u32) {
+    fs.fill(files);
+    let dir = fs.dir().to_string_lossy().into_owned();
+    btrfs(&["-q", "subvolume", "create", &format!("{dir}/volume")]);
+    common::fill(&fs.dir().join("volume"), files / 2);
+    btrfs(&[
+        "-q",
+        "subvolume",
+        "snapshot",
+        &format!("{dir}/volume"),
+        &format!("{dir}/volume/snap"),
+    ]);
+    btrfs(&[
+        "-q",
+        "subvolume",
+        "snapshot",
+        "-r",
+        &dir,
+        &format!("{dir}/doomed"),
+    ]);
+    let script = format!(
+        "set +o pipefail; cd '{dir}'; for i in 1 6 11; do mkdir -p ref; cp --reflink=always folder$i/file$(ls folder$i | sed -n 's/^file//p' | head -1) ref/$i; done; \
+         rm -rf folder2 folder5; dd if=/dev/urandom of=large bs=64k count=200 status=none; sync -f .; \
+         dd if=/dev/urandom of=large bs=4k seek=100 count=50 conv=notrunc status=none; \
+         yes some text | head -c 3000000 > text; chattr +C . ; dd if=/dev/urandom of=nocow bs=64k count=20 status=none; sync -f ."
+    );
+    common::shell(&script, Limit::secs(120)).expect_code(0);
+    btrfs(&["-q", "subvolume", "delete", "-c", &format!("{dir}/doomed")]);
+    common::fill(&fs.dir().join("later"), files / 2);
+}
+
+/// Check, mount, scrub and compare a rebuilt image.
+fn prove(copy: &Path, files: &std::collections::BTreeMap<std::path::PathBuf, String>) {
+    let name = copy.to_string_lossy();
+    btrfs(&["check", "--readonly", &name]);
+    let mounted = Mounted::new("btrfs", copy, "");
+    let dir = mounted.dir().to_string_lossy().into_owned();
+    let scrub = btrfs(&["scrub", "start", "-B", "-r", &dir]);
+    assert!(scrub.contains("no errors found"), "{scrub}");
+    common::assert_same_tree(files, &common::tree(mounted.dir()));
+}
+
+fn forget() {
+    let _ = Command::new("btrfs")
+        .args(["device", "scan", "--forget"])
+        .output();
+}
+
+/// Makes, fills, freezes, maps, rebuilds, compares.
+#[track_caller]
+fn round_trip(spec: Spec<'_>, node_bytes: u64, files: u32) {
+    let mut fs = match LoopFs::make(Spec {
+        kind: "btrfs",
+        ..spec
+    }) {
+        Ok(fs) => fs,
+        Err(missing) => return common::skip(&missing),
+    };
+    age(&fs, files);
+    let (copy, full) = (fs.scratch().join("copy"), fs.scratch().join("full"));
+    let writer = Writer::start(fs.dir());
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    common::freeze(fs.dir());
+    let device = Device::open(fs.device(), Access::Read).expect("device");
+    let mapped = map_of(&device, Still::Frozen);
+    copy_extents(
+        &device,
+        &used_extents(&mapped.map),
+        mapped.size_bytes,
+        &copy,
+    );
+    common::output("cp", &["--sparse=auto", &text(fs.image()), &text(&full)]);
+    let files = common::tree(fs.dir());
+    common::thaw(fs.dir());
+    drop((writer, device));
+    fs.unmount();
+    forget();
+    assert_eq!(
+        mapped.verdict.coverage,
+        Coverage::Used,
+        "{:?}",
+        mapped.verdict
+    );
+    let reference = reference_blocks(&full, node_bytes);
+    let missing: Vec<_> = reference
+        .iter()
+        .filter(|block| !mapped.map.is_used(*block * 4096))
+        .collect();
+    let (used, wanted) = (
+        mapped.map.used_bytes(),
+        4096 * u64::try_from(reference.len()).expect("small"),
+    );
+    assert!(
+        missing.is_empty(),
+        "{} blocks are missing: {:?}",
+        missing.len(),
+        missing.first()
+    );
+    assert!(
+        used <= wanted + wanted / 20,
+        "{used} bytes used, btrfs-progs say {wanted}"
+    );
+    prove(&copy, &files);
+}
+
+#[test]
+fn default_metadata_dup_is_mapped_in_both_copies_and_restores() {
+    let spec = Spec {
+        mib: 300,
+        mkfs: &["-d", "single", "-m", "dup"],
+        ..Spec::default()
+    };
+    round_trip(spec, 16384, 400);
+}
+
+#[test]
+fn single_metadata_and_compression_restore() {
+    let spec = Spec {
+        mib: 300,
+        mkfs: &["-m", "single", "-d", "single"],
+        options: "compress-force=zstd",
+        sector_size: 4096,
+        ..Spec::default()
+    };
+    round_trip(spec, 16384, 400);
+}
+
+#[test]
+fn duplicated_data_restores_in_both_copies() {
+    let spec = Spec {
+        mib: 400,
+        mkfs: &["-m", "dup", "-d", "dup"],
+        options: "compress=lzo",
+        ..Spec::default()
+    };
+    round_trip(spec, 16384, 300);
+}
+
+#[test]
+fn mixed_block_groups_with_4k_nodes_restore() {
+    let spec = Spec {
+        mib: 200,
+        mkfs: &["--mixed", "-n", "4096"],
+        ..Spec::default()
+    };
+    round_trip(spec, 4096, 300);
+}
+
+#[test]
+fn mixed_block_groups_in_dup_restore() {
+    let spec = Spec {
+        mib: 300,
+        mkfs: &["--mixed", "-d", "dup", "-m", "dup"],
+        ..Spec::default()
+    };
+    round_trip(spec, 4096, 200);
+}
+
+#[test]
+fn nodes_of_64k_with_xxhash_restore() {
+    let spec = Spec {
+        mib: 400,
+        mkfs: &["-n", "65536", "--csum", "xxhash"],
+        ..Spec::default()
+    };
+    round_trip(spec, 65536, 300);
+}
+
+#[test]
+fn nodes_of_4k_with_sha256_and_quota_restore() {
+    let spec = Spec {
+        mib: 300,
+        mkfs: &["-n", "4096", "--csum", "sha256", "-R", "quota"],
+        ..Spec::default()
+    };
+    round_trip(spec, 4096, 300);
+}
+
+#[test]
+fn blake2_without_no_holes_and_free_space_tree_restores() {
+    let spec = Spec {
+        mib: 300,
+        mkfs: &[
+            "-n",
+            "32768",
+            "--csum",
+            "blake2",
+            "-O",
+            "^no-holes",
+            "-R",
+            "^free-space-tree",
+        ],
+        options: "space_cache=v1",
+        ..Spec::default()
+    };
+    round_trip(spec, 32768, 300);
+}
+
+#[test]
+fn fat_extent_items_of_old_filesystems_restore() {
+    let spec = Spec {
+        mib: 300,
+        mkfs: &["-O", "^skinny-metadata,^extref"],
+        ..Spec::default()
+    };
+    round_trip(spec, 16384, 300);
+}
+
+#[test]
+fn raid0_of_one_device_is_a_line_and_restores() {
+    let spec = Spec {
+        mib: 300,
+        mkfs: &["-d", "raid0", "-m", "single"],
+        ..Spec::default()
+    };
+    round_trip(spec, 16384, 200);
+}
+
+#[test]
+fn a_sparse_filesystem_of_6_gib_restores() {
+    let spec = Spec {
+        mib: 6000,
+        ..Spec::default()
+    };
+    round_trip(spec, 16384, 500);
+}
+
+#[test]
+fn a_filesystem_with_its_metadata_uuid_changed_is_mapped() {
+    let Ok(mut fs) = LoopFs::make(Spec {
+        kind: "btrfs",
+        mib: 200,
+        ..Spec::default()
+    }) else {
+        return common::skip("root and mkfs.btrfs");
+    };
+    fs.fill(100);
+    fs.unmount();
+    common::output("btrfstune", &["-m", &fs.device().to_string_lossy()]);
+    fs.mount();
+    fs.fill(150);
+    fs.unmount();
+    let device = Device::open(fs.device(), Access::ReadHeld).expect("device");
+    let mapped = map_of(&device, Still::Unmounted);
+    assert_eq!(
+        mapped.verdict.coverage,
+        Coverage::Used,
+        "{:?}",
+        mapped.verdict
+    );
+    let blocks = reference_blocks(fs.image(), 16384);
+    assert!(blocks.iter().all(|block| mapped.map.is_used(block * 4096)));
+}
+
+#[test]
+fn unwritten_extents_are_free_and_their_written_parts_are_not() {
+    let Ok(mut fs) = LoopFs::make(Spec {
+        kind: "btrfs",
+        mib: 400,
+        ..Spec::default()
+    }) else {
+        return common::skip("root and mkfs.btrfs");
+    };
+    let dir = fs.dir().to_string_lossy().into_owned();
+    // The secret is written, deleted, and lies below what is then allocated but not written.
+    let script = format!(
+        "set +o pipefail; cd '{dir}'; yes floe-secret-below | head -c 200M > secret; sync -f .; rm secret; sync -f .; sleep 1; sync -f .; \
+         fallocate -l 150M empty; fallocate -l 40M partly; fallocate -l 8M shared; sync -f .; \
+         yes written-part | head -c 3M | dd of=partly bs=1M seek=10 conv=notrunc,fsync status=none; \
+         yes written-again | head -c 1M | dd of=partly bs=1M seek=30 conv=notrunc,fsync status=none; \
+         cp --reflink=always shared shared2; yes written | head -c 1M | dd of=shared2 bs=1M seek=1 conv=notrunc,fsync status=none; sync -f ."
+    );
+    common::shell(&script, Limit::secs(120)).expect_code(0);
+    let copy = fs.scratch().join("copy");
+    common::freeze(fs.dir());
+    let device = Device::open(fs.device(), Access::Read).expect("device");
+    let mapped = map_of(&device, Still::Frozen);
+    copy_extents(
+        &device,
+        &used_extents(&mapped.map),
+        mapped.size_bytes,
+        &copy,
+    );
+    let files = common::tree(fs.dir());
+    common::thaw(fs.dir());
+    drop(device);
+    fs.unmount();
+    forget();
+    assert_eq!(
+        mapped.verdict.coverage,
+        Coverage::Used,
+        "{:?}",
+        mapped.verdict
+    );
+    // 190 MiB are unwritten; only the shared 8 MiB and what was written stay.
+    assert!(
+        mapped.map.used_bytes() < 30 << 20,
+        "{} bytes used",
+        mapped.map.used_bytes()
+    );
+    assert!(
+        mapped.map.used_bytes() > 12 << 20,
+        "{} bytes used",
+        mapped.map.used_bytes()
+    );
+    prove(&copy, &files);
+}
+
+#[test]
+fn one_device_of_two_is_refused_by_name() {
+    let Ok(mut fs) = LoopFs::make(Spec {
+        kind: "btrfs",
+        mib: 200,
+        ..Spec::default()
+    }) else {
+        return common::skip("root and mkfs.btrfs");
+    };
+    let second = fs.scratch().join("second");
+    File::create(&second)
+        .and_then(|file| file.set_len(200 << 20))
+        .expect("second");
+    let second = common::LoopDevice::attach(&second, 512);
+    btrfs(&[
+        "device",
+        "add",
+        "-f",
+        &second.path().to_string_lossy(),
+        &fs.dir().to_string_lossy(),
+    ]);
+    fs.unmount();
+    let device = Device::open(fs.device(), Access::Read).expect("device");
+    let identity = fs::probe(&device).expect("readable").expect("recognised");
+    assert_eq!(identity.devices, 2);
+    let mut map = UsedMap::new(identity.size_bytes, BlockSize::from_bytes(4096).unwrap()).unwrap();
+    let mut scratch = vec![0; fs::SCRATCH_BYTES];
+    let mut walk = Walk::new(&device, &mut scratch);
+    let fault = fs::walk(&identity, Still::Unmounted, &mut walk, &mut map).unwrap_err();
+    assert_eq!(fault.kind, floe::error::FaultKind::Refused);
+    assert!(fault.to_string().contains("btrfs on several"), "{fault}");
+    drop((device, fs));
+    forget();
+}
+
+#[test]
+fn a_log_that_was_not_replayed_means_everything_is_read() {
+    let Ok(fs) = LoopFs::make(Spec {
+        kind: "btrfs",
+        mib: 200,
+        ..Spec::default()
+    }) else {
+        return common::skip("root and mkfs.btrfs");
+    };
+    std::fs::write(fs.dir().join("first"), b"first").expect("write");
+    common::output("sync", &["-f", &fs.dir().to_string_lossy()]);
+    let synced = "dd if=/dev/urandom of=logged bs=4k count=3 conv=fsync status=none";
+    let script = format!("cd '{}'; {synced}", fs.dir().display());
+    common::shell(&script, Limit::secs(20)).expect_code(0);
+    // What a power cut would leave behind: the device as it is, unfrozen.
+    let device = Device::open(fs.device(), Access::Read).expect("device");
+    let mapped = map_of(&device, Still::Unmounted);
+    assert_eq!(mapped.verdict.coverage, Coverage::Whole);
+    assert_eq!(mapped.map.used_bytes(), mapped.size_bytes);
+    let doubt = mapped.verdict.doubt.expect("doubt").to_string();
+    assert!(doubt.contains("not replayed"), "{doubt}");
+}
+
+#[test]
+fn a_write_between_two_witnesses_is_seen() {
+    let Ok(fs) = LoopFs::make(Spec {
+        kind: "btrfs",
+        mib: 200,
+        ..Spec::default()
+    }) else {
+        return common::skip("root and mkfs.btrfs");
+    };
+    let device = Device::open(fs.device(), Access::Read).expect("device");
+    let identity = fs::probe(&device).expect("readable").expect("recognised");
+    let mut scratch = vec![0; fs::SCRATCH_BYTES];
+    let mut take =
+        || fs::witness(&identity, &mut Walk::new(&device, &mut scratch)).expect("witness");
+    common::freeze(fs.dir());
+    let before = take();
+    assert_eq!(before, take());
+    common::thaw(fs.dir());
+    std::fs::write(fs.dir().join("new"), b"x").expect("write");
+    common::freeze(fs.dir());
+    assert_ne!(before, take());
+    common::thaw(fs.dir());
+}
+
+/// Flips bytes in every used block of a small image in turn: nothing may panic, and nothing used may come out free.
+#[test]
+fn flipped_bytes_only_ever_make_more_blocks_used() {
+    let Ok(mut fs) = LoopFs::make(Spec {
+        kind: "btrfs",
+        mib: 64,
+        mkfs: &["--mixed", "-n", "4096"],
+        ..Spec::default()
+    }) else {
+        return common::skip("root and mkfs.btrfs");
+    };
+    fs.fill(60);
+    fs.unmount();
+    let mut image = std::fs::read(fs.image()).expect("image");
+    let base = map_of(&image, Still::Unmounted);
+    assert_eq!(base.verdict.coverage, Coverage::Used);
+    // Tree blocks carry the fsid at 0x20, as the superblock does.
+    let fsid: Vec<u8> = image[0x10020..0x10030].to_vec();
+    let trees: Vec<usize> = (0..image.len() / 4096)
+        .map(|block| block * 4096)
+        .filter(|at| image[at + 0x20..at + 0x30] == fsid)
+        .collect();
+    assert!(trees.len() > 10);
+    let mut random = Random(0xb7_0f5);
+    let identity = fs::probe(&image).expect("readable").expect("btrfs");
+    for round in 0..3000 {
+        let block = trees[round % trees.len()];
+        let at = block + usize::try_from(random.below(4096)).expect("small");
+        let flip = 1 << random.below(8);
+        image[at] ^= flip;
+        let repair = round % 2 == 1;
+        let old: Vec<u8> = image[block..block + 4].to_vec();
+        if repair {
+            let sum = floe::crc::crc32c(&image[block + 32..block + 4096]).to_le_bytes();
+            image[block..block + 4].copy_from_slice(&sum);
+        }
+        let mut map =
+            UsedMap::new(identity.size_bytes, BlockSize::from_bytes(4096).unwrap()).unwrap();
+        let mut scratch = vec![0x5a; fs::SCRATCH_BYTES];
+        let outcome = fs::walk(
+            &identity,
+            Still::Unmounted,
+            &mut Walk::new(&image, &mut scratch),
+            &mut map,
+        );
+        if !repair && outcome.is_ok() {
+            let lost = used_extents(&base.map).into_iter().any(|extent| {
+                (extent.offset / 4096..extent.end() / 4096).any(|block| !map.is_used(block * 4096))
+            });
+            assert!(
+                !lost,
+                "byte {at:#x} ^ {flip:#x} lost a used block: {outcome:?}"
+            );
+        }
+        image[block..block + 4].copy_from_slice(&old);
+        if at >= block + 4 || !repair {
+            image[at] ^= flip;
+        } else {
+            image[at] = old[at - block] ^ flip;
+        }
+    }
+}
