@@ -9,5 +9,6 @@ mod common;
 
 mod basics;
 mod btrfs;
+mod ptable;
 mod smallfs;
 mod toolbox;
