@@ -10,5 +10,6 @@ mod common;
 mod basics;
 mod btrfs;
 mod ptable;
+mod mounts;
 mod smallfs;
 mod toolbox;
