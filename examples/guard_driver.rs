@@ -2,8 +2,8 @@
 //!
 //! `guard_driver WHAT STALL_MS MAX_MS DIR…` with the directories from the top of the stack to the bottom. WHAT is
 //! `hold` (check and make progress until a signal comes), `idle` (check, no progress), `trickle` (a byte a second),
-//! `deaf` (neither check nor progress, signals ignored), `once`, `loop` (once again and again), `readonly` (hold, by a
-//! read-only remount). Lines on stdout: `ready PID`, `frozen`, `thawed MS`. Exit codes as floe's.
+//! `deaf` (neither check nor progress, signals ignored), `second` (hold for a second), `once`, `loop` (once again and
+//! again), `readonly` (hold, by a read-only remount). Lines on stdout: `ready PID`, `frozen`, `thawed MS`. Exit codes as floe's.
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -93,7 +93,12 @@ fn hold(what: &str, mut frozen: Frozen, signals: &Signals) -> Result<Frozen> {
             continue;
         }
         round += 1;
-        if matches!(what, "hold" | "readonly") || (what == "trickle" && round.is_multiple_of(50)) {
+        if what == "second" && round == 50 {
+            return Ok(frozen);
+        }
+        if matches!(what, "hold" | "second" | "readonly")
+            || (what == "trickle" && round.is_multiple_of(50))
+        {
             progress.add_taken(1);
         }
         frozen.check()?;

@@ -366,27 +366,35 @@ impl Guardian {
         self.collect();
     }
 
-    /// Waits for the end of a guardian that is DONE.
+    /// Waits a second for the end of a guardian that is DONE.
     fn collect(&mut self) {
-        let began = now_us();
-        while !self.is_gone() && now_us().saturating_sub(began) < BEAT_LATE_US {
-            // Its end wakes us; its cgroup takes it a moment.
-            let _ = self.rest(None);
-        }
-        if !self.gone {
+        if !self.wait_gone(BEAT_LATE_US) {
             self.end_it();
         }
     }
 
-    /// Kills the guardian if need be and waits until it is wholly gone.
+    /// Ends a guardian that has nothing frozen any more. Waits no longer than a second: in a frozen cgroup (v1) not even
+    /// SIGKILL ends it before it is continued, and then it does.
     fn end_it(&mut self) {
         if !self.is_gone() {
             let _ = rustix::process::kill_process(self.pid, Signal::KILL);
         }
-        while !self.is_gone() {
-            std::thread::sleep(Duration::from_millis(5));
+        if self.wait_gone(BEAT_LATE_US) {
+            self.cgroups.remove(self.pid);
         }
-        self.cgroups.remove(self.pid);
+        self.left = true;
+    }
+
+    /// Whether the guardian is wholly gone within this time.
+    fn wait_gone(&mut self, limit_us: u64) -> bool {
+        let began = now_us();
+        while !self.is_gone() {
+            if now_us().saturating_sub(began) >= limit_us {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        true
     }
 
     fn is_gone(&mut self) -> bool {
@@ -416,9 +424,7 @@ impl Guardian {
         let in_a_call =
             |slot: &Slot| matches!(State::of(&slot.state), State::Freezing | State::Thawing);
         if self.slots.iter().any(in_a_call) {
-            while !self.is_gone() {
-                std::thread::sleep(Duration::from_millis(5));
-            }
+            self.wait_gone(u64::MAX);
             for (slot, target) in self.slots.iter().zip(&self.targets).rev() {
                 if in_a_call(slot) || State::of(&slot.state) == State::Frozen {
                     thaw_here(slot, target);

@@ -9,7 +9,8 @@ mod common;
 
 mod basics;
 mod btrfs;
-mod ptable;
+mod guard;
 mod mounts;
+mod ptable;
 mod smallfs;
 mod toolbox;
