@@ -5,9 +5,10 @@
 use std::ffi::OsStr;
 
 use crate::device::{Access, Device, ReadAt};
-use crate::error::{Error, Fault, Result};
+use crate::error::{Error, Fault, FaultKind, Result};
 use crate::fs;
 use crate::mounts::{DevId, System};
+use crate::ptable;
 
 /// Which name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,13 +58,15 @@ impl Tag {
 impl System {
     /// The one block device that a tag means.
     pub(super) fn find_tag(&self, tag: &Tag) -> Result<DevId> {
-        let mut all = self.roots.devices();
-        all.retain(|dev| self.roots.size_bytes(*dev).unwrap_or(0) > 0);
-        all.retain(|dev| match tag.kind {
-            TagKind::PartLabel | TagKind::PartUuid => self.partition_matches(*dev, tag),
-            TagKind::Label | TagKind::Uuid => self.content_matches(*dev, tag),
-        });
-        match all.as_slice() {
+        let found = match tag.kind {
+            TagKind::PartLabel | TagKind::PartUuid => self.find_partition(tag)?,
+            TagKind::Label | TagKind::Uuid => {
+                let mut all = self.sized_devices();
+                all.retain(|dev| self.content_matches(*dev, tag));
+                all
+            }
+        };
+        match found.as_slice() {
             [dev] => Ok(*dev),
             [] => Err(Error::refused(format_args!(
                 "{}: no block device here bears it",
@@ -83,8 +86,58 @@ impl System {
         }
     }
 
-    /// What the kernel read from the partition table, where it says so (PARTUUID since Linux 6.9).
-    fn partition_matches(&self, dev: DevId, tag: &Tag) -> bool {
+    fn sized_devices(&self) -> Vec<DevId> {
+        let mut all = self.roots.devices();
+        all.retain(|dev| self.roots.size_bytes(*dev).unwrap_or(0) > 0);
+        all
+    }
+
+    /// By what the kernel says of its partitions, and by the tables themselves: a kernel may say less (PARTUUID only since
+    /// Linux 6.9) or not have read the table at all.
+    fn find_partition(&self, tag: &Tag) -> Result<Vec<DevId>> {
+        let mut found = Vec::new();
+        let mut unknown = None;
+        for disk in self.sized_devices() {
+            // A disk that is a path or half of something else shows the same table as that.
+            if self.roots.disk_of(disk).is_some() || !self.roots.holders(disk).is_empty() {
+                continue;
+            }
+            let known = self.roots.partitions_of(disk);
+            found.extend(
+                known
+                    .iter()
+                    .filter(|part| self.uevent_matches(part.dev, tag))
+                    .map(|part| part.dev),
+            );
+            let table = self.read_table(disk);
+            for entry in table.iter().flat_map(|table| &table.partitions) {
+                if !tag.matches(entry_text(entry, tag.kind)) {
+                    continue;
+                }
+                match known
+                    .iter()
+                    .find(|part| part.start_bytes == entry.extent.offset)
+                {
+                    Some(part) if !found.contains(&part.dev) => found.push(part.dev),
+                    Some(_) => {}
+                    None => unknown = Some((disk, entry.number)),
+                }
+            }
+        }
+        match unknown {
+            Some((disk, number)) if found.is_empty() => {
+                let disk = self.roots.shown(disk);
+                Err(Error::refused(format_args!(
+                    "{}: is partition {number} of {disk}, which the kernel has not read; partx -a {disk} first",
+                    tag.text,
+                    disk = disk.display()
+                )))
+            }
+            _ => Ok(found),
+        }
+    }
+
+    fn uevent_matches(&self, dev: DevId, tag: &Tag) -> bool {
         let key = match tag.kind {
             TagKind::PartLabel => "PARTNAME",
             _ => "PARTUUID",
@@ -92,6 +145,24 @@ impl System {
         self.roots
             .uevent(dev, key)
             .is_some_and(|found| tag.matches(&found))
+    }
+
+    /// The partition table of a disk, if it can be read and has one.
+    pub fn read_table(&self, disk: DevId) -> Option<ptable::Table> {
+        let device = self.roots.open_device(disk, Access::Read).ok()?;
+        ptable::read(&device, device.sector_bytes()).ok()?
+    }
+
+    /// What the table of its disk says about a partition: type, PARTUUID, PARTLABEL. `None` for what is no partition, or one that
+    /// the table does not have at this place.
+    pub fn partition_entry(&self, dev: DevId) -> Option<ptable::Partition> {
+        let disk = self.roots.disk_of(dev)?;
+        let known = self.roots.partitions_of(disk);
+        let start = known.iter().find(|part| part.dev == dev)?.start_bytes;
+        let entries = self.read_table(disk)?.partitions.into_iter();
+        entries
+            .into_iter()
+            .find(|entry| entry.extent.offset == start)
     }
 
     /// What the filesystem's superblock says. Array members and LUKS containers below an open volume are passed over: a mirror's
@@ -113,12 +184,27 @@ impl System {
     }
 }
 
-/// Whether a regular file's content is an image: a known filesystem or container.
+fn entry_text(entry: &ptable::Partition, kind: TagKind) -> &str {
+    match kind {
+        TagKind::PartLabel => &entry.name,
+        _ => &entry.uuid,
+    }
+}
+
+/// Whether a regular file's content is an image: a known filesystem or container, or a partition table.
 pub(super) fn is_image(device: &Device) -> std::result::Result<bool, Fault> {
     if device.size_bytes() == 0 {
         return Ok(false);
     }
-    Ok(fs::probe(device)?.is_some())
+    if fs::probe(device)?.is_some() {
+        return Ok(true);
+    }
+    match ptable::read_image(device) {
+        // A damaged table is a disk's, too: to be read whole.
+        Ok(found) => Ok(found.is_some()),
+        Err(fault) if fault.kind == FaultKind::Io => Err(fault),
+        Err(_) => Ok(true),
+    }
 }
 
 #[cfg(test)]

@@ -309,8 +309,12 @@ impl Disk {
         fs::File::create(&image)
             .and_then(|file| file.set_len(64 << 20))
             .unwrap();
-        let script =
-            "label: gpt\nstart=2048, size=40960, name=one\nstart=43008, size=40960, name=two\n";
+        let name = |number| partition_name(&scratch, number);
+        let script = format!(
+            "label: gpt\nstart=2048, size=40960, name={}\nstart=43008, size=40960, name={}\n",
+            name(1),
+            name(2)
+        );
         common::run_with_input(
             Command::new("sfdisk").arg("-q").arg(&image),
             script.as_bytes(),
@@ -325,9 +329,25 @@ impl Disk {
         disk
     }
 
+    fn name(&self, number: u32) -> String {
+        partition_name(&self.scratch, number)
+    }
+
     fn part(&self, number: u32) -> PathBuf {
         PathBuf::from(format!("{}p{number}", self.device.path().display()))
     }
+}
+
+/// No two tests' disks bear the same name.
+fn partition_name(scratch: &Scratch, number: u32) -> String {
+    let own = scratch
+        .path()
+        .file_name()
+        .unwrap()
+        .to_str()
+        .unwrap()
+        .to_owned();
+    format!("{own}.{number}")
 }
 
 impl Drop for Disk {
@@ -339,6 +359,47 @@ impl Drop for Disk {
             .stderr(Stdio::null())
             .status();
     }
+}
+
+#[test]
+fn partition_names_are_read_from_the_table_itself() {
+    require!(
+        common::is_root() && common::have("sfdisk") && common::have("partx"),
+        "root, sfdisk, partx"
+    );
+    let disk = Disk::new();
+    let system = look();
+    let entry = system.partition_entry(number(&disk.part(2))).unwrap();
+    assert_eq!(
+        (entry.number, entry.name.as_str()),
+        (2, disk.name(2).as_str())
+    );
+    for tag in [
+        format!("PARTLABEL={}", disk.name(2)),
+        format!("PARTUUID={}", entry.uuid.to_uppercase()),
+    ] {
+        let source = system.resolve(tag.as_ref()).unwrap();
+        assert_eq!(source.dev, Some(number(&disk.part(2))));
+        assert_eq!(source.shown, disk.part(2));
+    }
+    // The whole image file is an image, too: it has a table.
+    let image = disk.scratch.join("disk");
+    assert!(matches!(
+        resolve(&image).unwrap().holding,
+        Holding::ImageFile
+    ));
+    common::output(
+        "partx",
+        &["-d", "--nr", "2", disk.device.path().to_str().unwrap()],
+    );
+    let text = refusal(resolve(format!("PARTLABEL={}", disk.name(2))));
+    let name = disk.device.path().display();
+    assert!(
+        text.ends_with(&format!(
+            "is partition 2 of {name}, which the kernel has not read; partx -a {name} first"
+        )),
+        "{text}"
+    );
 }
 
 #[test]
