@@ -148,6 +148,21 @@ pub fn crc32c(bytes: &[u8]) -> u32 {
     !crc32c_raw(u32::MAX, bytes)
 }
 
+/// Updates a raw CRC-16 register (polynomial 0x8005 reflected, no inversion): ext4's group descriptors under `uninit_bg`.
+pub fn crc16_raw(mut crc: u16, bytes: &[u8]) -> u16 {
+    for byte in bytes {
+        crc ^= u16::from(*byte);
+        for _ in 0..8 {
+            crc = if crc & 1 != 0 {
+                (crc >> 1) ^ 0xa001
+            } else {
+                crc >> 1
+            };
+        }
+    }
+    crc
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -156,6 +171,8 @@ mod tests {
     fn check_values_of_the_standards_hold() {
         assert_eq!(crc32(0, b"123456789"), 0xcbf4_3926);
         assert_eq!(crc32c(b"123456789"), 0xe306_9283);
+        assert_eq!(crc16_raw(0, b"123456789"), 0xbb3d);
+        assert_eq!(crc16_raw(u16::MAX, b"123456789"), 0x4b37);
     }
 
     #[test]

@@ -8,6 +8,7 @@ pub mod map;
 
 mod btrfs;
 mod erofs;
+mod ext;
 mod fat;
 mod others;
 mod squashfs;
@@ -277,6 +278,7 @@ const READERS: &[Reader] = &[
     erofs::READER,
     swap::READER,
     btrfs::READER,
+    ext::READER,
     fat::READER,
 ];
 

@@ -9,6 +9,7 @@ mod common;
 
 mod basics;
 mod btrfs;
+mod ext;
 mod guard;
 mod mounts;
 mod ptable;

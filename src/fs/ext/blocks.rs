@@ -1,0 +1,207 @@
+//! The block bitmaps: free clusters become free in the map, one group at a time, each only after its cross-checks.
+//!
+//! A group is believed when its descriptor and bitmap pass their checksums and the zero bits are exactly the free count.
+//! A bitmap that was never written is not read: it is derived from the layout. Afterwards everybody's metadata must be marked.
+
+use super::bitmap::{ZeroRuns, zeros};
+use super::groups::{Blocks, Descriptor};
+use super::superblock::Geometry;
+use super::window::{Buffers, Wanted};
+use crate::error::Fault;
+use crate::fs::{UsedMap, Verdict};
+use crate::units::to_usize;
+
+/// Which part of the inode tables counts as metadata.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tables {
+    /// All of it.
+    Whole,
+    /// Not what descriptors say was never used.
+    Touched,
+}
+
+/// Marks free what the bitmaps prove free. The map comes in with everything used.
+pub fn apply_bitmaps(
+    geometry: &Geometry,
+    buffers: &mut Buffers<'_>,
+    map: &mut UsedMap,
+    verdict: &mut Verdict,
+) -> Result<(), Fault> {
+    let mut free_clusters = 0u64;
+    for group in 0..geometry.groups {
+        match apply_group(geometry, buffers, map, group)? {
+            Ok(free) => free_clusters = free_clusters.saturating_add(free),
+            Err(doubt) => verdict.doubt(doubt.in_unit("group", u64::from(group))),
+        }
+    }
+    let free_blocks = free_clusters << geometry.cluster_log2;
+    if verdict.doubt.is_none() && free_blocks != geometry.free_blocks {
+        // The kernel sums the groups into the superblock when it freezes and when it unmounts; so does e2fsck.
+        map.set_all_used();
+        *verdict = Verdict::whole(Fault::corrupt("sum of free blocks"));
+    }
+    Ok(())
+}
+
+/// The free clusters of a group that passed, or why it stays used.
+fn apply_group(
+    geometry: &Geometry,
+    buffers: &mut Buffers<'_>,
+    map: &mut UsedMap,
+    group: u32,
+) -> Result<Result<u64, Fault>, Fault> {
+    let descriptor = match geometry.descriptor(&mut buffers.descriptors, group)? {
+        Ok(descriptor) => descriptor,
+        Err(doubt) => return Ok(Err(doubt)),
+    };
+    let clusters = geometry.group_clusters(group);
+    if descriptor.block_uninit {
+        let used = derived_used_clusters(geometry, &descriptor, group);
+        if clusters.checked_sub(used) != Some(descriptor.free_clusters) {
+            return Ok(Err(Fault::corrupt("free count of an unwritten bitmap")));
+        }
+        apply_unwritten(geometry, &descriptor, map, group);
+        return Ok(Ok(descriptor.free_clusters));
+    }
+    let Some(place) = geometry.extent(descriptor.block_bitmap, 1) else {
+        return Ok(Err(Fault::corrupt("place of the block bitmap")));
+    };
+    let bytes = buffers.block_bitmaps.get(Wanted {
+        offset: place.offset,
+        length_bytes: to_usize(geometry.clusters_per_group / 8),
+        ahead_end: ahead_end(geometry, place.offset),
+    })?;
+    let checksum = descriptor.block_bitmap_checksum;
+    if !geometry.checksums.bitmap_is_right(bytes, checksum) {
+        return Ok(Err(Fault::corrupt("block bitmap checksum")));
+    }
+    if zeros(bytes, clusters) != descriptor.free_clusters {
+        return Ok(Err(Fault::corrupt("free count of the block bitmap")));
+    }
+    let group_blocks = geometry.group_blocks(group);
+    for (first, end) in ZeroRuns::new(bytes, clusters) {
+        let start = first << geometry.cluster_log2;
+        let end = (end << geometry.cluster_log2).min(group_blocks.count);
+        if let Some(extent) = geometry.extent(group_blocks.start + start, end - start) {
+            map.set_free(extent);
+        }
+    }
+    Ok(Ok(descriptor.free_clusters))
+}
+
+/// Bitmaps of neighbouring groups lie side by side under flex_bg.
+pub fn ahead_end(geometry: &Geometry, offset: u64) -> u64 {
+    if geometry.is_flex {
+        offset.saturating_add(64 * 1024).min(geometry.size_bytes())
+    } else {
+        offset
+    }
+}
+
+/// BLOCK_UNINIT: the clusters `[start, end)` of superblock and descriptor copies, and of the group's own bitmaps and table as
+/// far as they lie in it (fs/ext4/balloc.c, where the kernel makes such a bitmap on first use).
+fn unwritten_runs(geometry: &Geometry, descriptor: &Descriptor, group: u32) -> [(u64, u64); 4] {
+    let own = geometry.group_blocks(group);
+    let [a, b, c] = descriptor.own_metadata(geometry, geometry.inodes_per_group);
+    [geometry.base_metadata(group), a, b, c].map(|run| {
+        let start = run.start.clamp(own.start, own.start + own.count) - own.start;
+        let end = (run.start + run.count).clamp(own.start, own.start + own.count) - own.start;
+        if start == end {
+            return (0, 0);
+        }
+        (
+            start >> geometry.cluster_log2,
+            end.div_ceil(1 << geometry.cluster_log2),
+        )
+    })
+}
+
+/// Clusters in use in a group whose bitmap was never written.
+fn derived_used_clusters(geometry: &Geometry, descriptor: &Descriptor, group: u32) -> u64 {
+    let mut runs = unwritten_runs(geometry, descriptor, group);
+    runs.sort_unstable();
+    let (mut used, mut counted) = (0, 0);
+    for (start, end) in runs {
+        let start = start.max(counted);
+        if end > start {
+            used += end - start;
+            counted = end;
+        }
+    }
+    used
+}
+
+fn apply_unwritten(geometry: &Geometry, descriptor: &Descriptor, map: &mut UsedMap, group: u32) {
+    let own = geometry.group_blocks(group);
+    if let Some(extent) = geometry.extent(own.start, own.count) {
+        map.set_free(extent);
+    }
+    for (start, end) in unwritten_runs(geometry, descriptor, group) {
+        let start = start << geometry.cluster_log2;
+        let end = (end << geometry.cluster_log2).min(own.count);
+        if let Some(extent) = geometry.extent(own.start + start, end.saturating_sub(start)) {
+            map.set_used(extent);
+        }
+    }
+}
+
+/// Checks that the metadata of every group is used in the map, wherever it lies, and marks it so. A group whose bitmap gave
+/// metadata away counts as used wholly.
+pub fn mark_metadata(
+    geometry: &Geometry,
+    buffers: &mut Buffers<'_>,
+    map: &mut UsedMap,
+    tables: Tables,
+    verdict: &mut Verdict,
+) -> Result<(), Fault> {
+    for group in 0..geometry.groups {
+        let unit = u64::from(group);
+        let base = geometry.base_metadata(group);
+        if !claim(geometry, map, base) {
+            let fault = Fault::corrupt("superblock copy marked free");
+            verdict.doubt(fault.in_unit("group", unit));
+        }
+        // One that cannot be believed has been doubted by apply_bitmaps already.
+        let Ok(descriptor) = geometry.descriptor(&mut buffers.descriptors, group)? else {
+            continue;
+        };
+        let inodes = match tables {
+            Tables::Whole => geometry.inodes_per_group,
+            Tables::Touched => descriptor.inodes_in_table(),
+        };
+        for run in descriptor.own_metadata(geometry, inodes) {
+            if !claim(geometry, map, run) {
+                let fault = Fault::corrupt("group metadata marked free");
+                verdict.doubt(fault.in_unit("group", unit));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Marks `run` used; false when part of it was free: then the groups that it touches become used wholly.
+fn claim(geometry: &Geometry, map: &mut UsedMap, run: Blocks) -> bool {
+    if is_used(geometry, map, run) {
+        return true;
+    }
+    let last = run.start.saturating_add(run.count.saturating_sub(1));
+    if let (Some(from), Some(to)) = (geometry.group_of(run.start), geometry.group_of(last)) {
+        for group in from..=to {
+            let blocks = geometry.group_blocks(group);
+            if let Some(extent) = geometry.extent(blocks.start, blocks.count) {
+                map.set_used(extent);
+            }
+        }
+    }
+    false
+}
+
+/// Whether all of `run` is used in the map (an empty run is).
+pub fn is_used(geometry: &Geometry, map: &UsedMap, run: Blocks) -> bool {
+    if run.count == 0 {
+        return true;
+    }
+    geometry
+        .extent(run.start, run.count)
+        .is_some_and(|extent| map.next_used(extent.offset, extent.end()) == Some(extent))
+}

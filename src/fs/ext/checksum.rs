@@ -1,0 +1,153 @@
+//! The checksums of the format: which are in use, their seed, and one function for each structure that carries one.
+//!
+//! `metadata_csum` covers everything with CRC-32C; `uninit_bg` (gdt_csum) covers group descriptors alone with CRC-16; older
+//! filesystems have none, and then nothing is "wrong" here. Source: fs/ext4 of the kernel (where each sum is defined).
+
+use super::superblock::{Raw, feature as f};
+use crate::crc::{crc16_raw, crc32c_raw};
+use crate::error::Fault;
+
+/// Which checksums a filesystem uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Checksums {
+    /// None: flags of a group descriptor are not valid either.
+    None,
+    /// Group descriptors only; the value is CRC-16 over the UUID.
+    Descriptors(u16),
+    /// Everything; the value is the seed.
+    All(u32),
+}
+
+impl Checksums {
+    /// From the superblock, whose own checksum is verified first.
+    pub fn new(raw: &Raw, bytes: &[u8]) -> Result<Self, Fault> {
+        if raw.has_ro_compat(f::RO_COMPAT_METADATA_CSUM) {
+            if raw.s_checksum_type != 1 {
+                return Err(Fault::unsupported("checksum type"));
+            }
+            let covered = bytes
+                .get(..0x3fc)
+                .ok_or(Fault::corrupt("superblock length"))?;
+            if crc32c_raw(u32::MAX, covered) != raw.s_checksum {
+                return Err(Fault::corrupt("superblock checksum"));
+            }
+            let seed = if raw.has_incompat(f::INCOMPAT_CSUM_SEED) {
+                raw.s_checksum_seed
+            } else {
+                crc32c_raw(u32::MAX, &raw.s_uuid)
+            };
+            return Ok(Self::All(seed));
+        }
+        if raw.has_ro_compat(f::RO_COMPAT_GDT_CSUM) {
+            return Ok(Self::Descriptors(crc16_raw(u16::MAX, &raw.s_uuid)));
+        }
+        Ok(Self::None)
+    }
+
+    /// Whether descriptors are protected, and so their flags and `bg_itable_unused` mean something.
+    pub fn cover_descriptors(self) -> bool {
+        self != Self::None
+    }
+
+    /// Whether the descriptor `bytes` (its whole size) of `group` carries the right checksum at 0x1e.
+    pub fn descriptor_is_right(self, group: u32, bytes: &[u8]) -> bool {
+        let Some(stored) = crate::layout::le::<u16>(bytes, 0x1e) else {
+            return false;
+        };
+        let (Some(before), Some(after)) = (bytes.get(..0x1e), bytes.get(0x20..)) else {
+            return false;
+        };
+        match self {
+            Self::None => true,
+            Self::Descriptors(uuid) => {
+                let crc = crc16_raw(crc16_raw(uuid, &group.to_le_bytes()), before);
+                stored == crc16_raw(crc, after)
+            }
+            Self::All(seed) => {
+                let crc = crc32c_raw(crc32c_raw(seed, &group.to_le_bytes()), before);
+                let crc = crc32c_raw(crc32c_raw(crc, &[0, 0]), after);
+                stored == low_half(crc)
+            }
+        }
+    }
+
+    /// Whether `bits` (the bytes of a bitmap that count) carry this checksum.
+    pub fn bitmap_is_right(self, bits: &[u8], stored: BitmapChecksum) -> bool {
+        let Self::All(seed) = self else {
+            return true;
+        };
+        let crc = crc32c_raw(seed, bits);
+        match stored {
+            BitmapChecksum::Half(half) => low_half(crc) == half,
+            BitmapChecksum::Whole(whole) => crc == whole,
+        }
+    }
+
+    /// The seed of everything that belongs to one inode; `None` where nothing is checked.
+    pub fn inode_seed(self, inode: u32, generation: u32) -> Option<u32> {
+        let Self::All(seed) = self else {
+            return None;
+        };
+        let crc = crc32c_raw(seed, &inode.to_le_bytes());
+        Some(crc32c_raw(crc, &generation.to_le_bytes()))
+    }
+}
+
+/// The checksum of a bitmap as its descriptor keeps it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BitmapChecksum {
+    /// 32-byte descriptors keep the low half only.
+    Half(u16),
+    /// All 32 bits.
+    Whole(u32),
+}
+
+/// The low 16 bits.
+pub fn low_half(crc: u32) -> u16 {
+    let [a, b, ..] = crc.to_le_bytes();
+    u16::from_le_bytes([a, b])
+}
+
+/// Whether the inode `bytes` carries the right checksum, computed with its two halves (0x7c, 0x82) taken as zero.
+pub fn inode_is_right(seed: u32, bytes: &[u8]) -> Option<bool> {
+    let low: u16 = crate::layout::le(bytes, 0x7c)?;
+    let extra: u16 = crate::layout::le(bytes, 0x80).unwrap_or(0);
+    let has_high = bytes.len() > 128 && extra >= 4;
+    let crc = crc32c_raw(seed, bytes.get(..0x7c)?);
+    let crc = crc32c_raw(crc, &[0, 0]);
+    if !has_high {
+        let crc = crc32c_raw(crc, bytes.get(0x7e..)?);
+        return Some(low_half(crc) == low);
+    }
+    let high: u16 = crate::layout::le(bytes, 0x82)?;
+    let crc = crc32c_raw(crc, bytes.get(0x7e..0x82)?);
+    let crc = crc32c_raw(crc, &[0, 0]);
+    let crc = crc32c_raw(crc, bytes.get(0x84..)?);
+    Some(crc == u32::from(low) | u32::from(high) << 16)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_descriptor_checksum_ties_bytes_to_their_group() {
+        for checksums in [Checksums::Descriptors(0x1234), Checksums::All(0xdead_beef)] {
+            let mut bytes = [0x5a_u8; 64];
+            bytes[0x1e] = 0;
+            bytes[0x1f] = 0;
+            let right = (0..=u16::MAX)
+                .find(|sum| {
+                    bytes[0x1e..0x20].copy_from_slice(&sum.to_le_bytes());
+                    checksums.descriptor_is_right(7, &bytes)
+                })
+                .unwrap();
+            bytes[0x1e..0x20].copy_from_slice(&right.to_le_bytes());
+            assert!(!checksums.descriptor_is_right(8, &bytes));
+            bytes[0x30] ^= 1;
+            assert!(!checksums.descriptor_is_right(7, &bytes));
+        }
+        assert!(Checksums::None.descriptor_is_right(1, &[0; 32]));
+        assert!(!Checksums::None.descriptor_is_right(1, &[0; 31]));
+    }
+}

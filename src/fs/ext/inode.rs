@@ -1,0 +1,115 @@
+//! One inode: what of it decides which blocks it owns.
+//!
+//! Never judges the file: an inode whose checksum is wrong is reported as such, and its blocks stay as the bitmap says.
+
+use super::checksum::inode_is_right;
+use super::superblock::Geometry;
+use super::tree::HEADER_MAGIC;
+use crate::layout::le;
+
+crate::layout! {
+    /// `struct ext4_inode`, its first 128 bytes.
+    le struct Raw: 128 {
+        0x00 i_mode: u16,
+        0x04 i_size_lo: u32,
+        0x1c i_blocks_lo: u32,
+        0x20 i_flags: u32,
+        0x28 i_block: [u8; 60],
+        0x64 i_generation: u32,
+        0x68 i_file_acl_lo: u32,
+        0x6c i_size_high: u32,
+        0x74 i_blocks_high: u16,
+        0x76 i_file_acl_high: u16,
+    }
+}
+
+const FLAG_HUGE_FILE: u32 = 0x4_0000;
+const FLAG_EXTENTS: u32 = 0x8_0000;
+const FLAG_INLINE_DATA: u32 = 0x1000_0000;
+
+const MODE_TYPE: u16 = 0xf000;
+const MODE_DIRECTORY: u16 = 0x4000;
+const MODE_REGULAR: u16 = 0x8000;
+const MODE_SYMLINK: u16 = 0xa000;
+
+/// A symbolic link shorter than this lies in the inode.
+const FAST_LINK_BYTES: u64 = 60;
+
+/// The parts of an inode that matter for the map.
+#[derive(Clone, Copy, Debug)]
+pub struct Inode {
+    /// Its number, from 1.
+    pub number: u32,
+    /// Size in bytes.
+    pub size_bytes: u64,
+    /// Blocks it owns, tree and attributes included.
+    pub blocks: u64,
+    /// Block of its extended attributes; 0 without one.
+    pub attributes: u64,
+    /// `i_block`: pointers or the root of the extent tree.
+    pub map: [u8; 60],
+    /// Seed of the checksums of its tree blocks, where those are used.
+    pub seed: Option<u32>,
+    /// False when its own checksum is wrong.
+    pub is_right: bool,
+    mode: u16,
+    flags: u32,
+}
+
+impl Inode {
+    /// Parses the bytes of inode `number`; `None` when they are too few.
+    pub fn parse(geometry: &Geometry, number: u32, bytes: &[u8]) -> Option<Self> {
+        let raw = Raw::parse(bytes)?;
+        let seed = geometry.checksums.inode_seed(number, raw.i_generation);
+        // The number enters the checksum as le32; a wrong one of a never written inode does not matter (mode 0 owns nothing).
+        let is_right = match seed {
+            Some(seed) => inode_is_right(seed, bytes)?,
+            None => true,
+        };
+        let (mut high, mut units_per_block) = (0, geometry.block.bytes64() / 512);
+        if geometry.has_huge_file {
+            high = u64::from(raw.i_blocks_high);
+            if raw.i_flags & FLAG_HUGE_FILE != 0 {
+                units_per_block = 1;
+            }
+        }
+        let units = u64::from(raw.i_blocks_lo) | high << 32;
+        Some(Self {
+            number,
+            size_bytes: u64::from(raw.i_size_lo) | u64::from(raw.i_size_high) << 32,
+            blocks: units / units_per_block,
+            attributes: u64::from(raw.i_file_acl_lo) | u64::from(raw.i_file_acl_high) << 32,
+            map: raw.i_block,
+            seed,
+            is_right,
+            mode: raw.i_mode,
+            flags: raw.i_flags,
+        })
+    }
+
+    /// Whether it can own blocks at all: a file, folder or link.
+    pub fn owns_blocks(&self) -> bool {
+        matches!(
+            self.mode & MODE_TYPE,
+            MODE_REGULAR | MODE_DIRECTORY | MODE_SYMLINK
+        )
+    }
+
+    /// Whether `map` maps blocks (and does not hold the content itself).
+    pub fn has_map(&self) -> bool {
+        let fast_link = self.mode & MODE_TYPE == MODE_SYMLINK
+            && self.size_bytes < FAST_LINK_BYTES
+            && !(self.has_extents() && le::<u16>(&self.map, 0) == Some(HEADER_MAGIC));
+        self.owns_blocks() && self.flags & FLAG_INLINE_DATA == 0 && !fast_link
+    }
+
+    /// Regular file.
+    pub fn is_regular(&self) -> bool {
+        self.mode & MODE_TYPE == MODE_REGULAR
+    }
+
+    /// Whether `map` is the root of an extent tree.
+    pub fn has_extents(&self) -> bool {
+        self.flags & FLAG_EXTENTS != 0
+    }
+}

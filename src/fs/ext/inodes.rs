@@ -1,0 +1,244 @@
+//! All inodes in use: unwritten extents become free, and everything else that a file owns is checked to be used.
+//!
+//! A file's block that the map calls free is a doubt and becomes used: a bitmap that lies about files is caught here also on
+//! filesystems without checksums. Inodes that were deleted are not read; those open without a name are like any other.
+
+use super::bitmap::{ones, zeros};
+use super::blocks::{ahead_end, is_used};
+use super::groups::{Blocks, Descriptor};
+use super::inode::Inode;
+use super::superblock::Geometry;
+use super::tree::{Run, Usage, Visit, visit};
+use super::window::{Buffers, Wanted, Window};
+use crate::device::ReadAt;
+use crate::error::{Fault, FaultKind};
+use crate::fs::UsedMap;
+use crate::units::to_usize;
+
+/// Inode of the list of bad blocks: nothing in them can be read.
+const BAD_BLOCKS: u32 = 1;
+/// Inode that maps the blocks reserved for more descriptors: metadata by layout.
+const RESIZE: u32 = 7;
+
+/// What a pass does besides checking.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pass {
+    /// Frees unwritten extents and tables that were never used.
+    Free,
+    /// Only checks, and marks used what belongs to a file.
+    Claim,
+}
+
+/// What a pass found.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Found {
+    /// Blocks of unwritten extents that were freed.
+    pub unwritten_blocks: u64,
+    /// The first thing that was not as it should be.
+    pub doubt: Option<Fault>,
+}
+
+impl Found {
+    fn doubt(&mut self, fault: Fault) {
+        self.doubt.get_or_insert(fault);
+    }
+}
+
+/// Goes through all inodes once.
+pub fn pass(
+    geometry: &Geometry,
+    buffers: &mut Buffers<'_>,
+    map: &mut UsedMap,
+    pass: Pass,
+) -> Result<Found, Fault> {
+    let mut found = Found::default();
+    // Each tree block is a block of its own: one pass over a sound filesystem cannot meet more of them than blocks.
+    let mut budget = geometry.blocks;
+    for group in 0..geometry.groups {
+        let descriptor = match geometry.descriptor(&mut buffers.descriptors, group)? {
+            Ok(descriptor) => descriptor,
+            Err(doubt) => {
+                found.doubt(doubt);
+                continue;
+            }
+        };
+        let unit = |fault: Fault| fault.in_unit("group", u64::from(group));
+        if descriptor.inode_uninit {
+            if descriptor.free_inodes != geometry.inodes_per_group {
+                found.doubt(unit(Fault::corrupt("free count of an unwritten table")));
+            } else if pass == Pass::Free {
+                free_table(geometry, &descriptor, map);
+            }
+            continue;
+        }
+        let bits = match inode_bits(geometry, &mut buffers.inode_bitmaps, &descriptor)? {
+            Ok(bits) => bits,
+            Err(doubt) => {
+                found.doubt(unit(doubt));
+                continue;
+            }
+        };
+        if pass == Pass::Free {
+            free_table(geometry, &descriptor, map);
+        }
+        let mut scan = Scan {
+            geometry,
+            device: buffers.device,
+            tree: buffers.tree,
+            map,
+            pass,
+            found: &mut found,
+            budget: &mut budget,
+        };
+        scan.group(group, &descriptor, bits, &mut buffers.inodes)?;
+    }
+    Ok(found)
+}
+
+/// The inode bitmap, after its checks.
+fn inode_bits<'b>(
+    geometry: &Geometry,
+    window: &'b mut Window<'_>,
+    descriptor: &Descriptor,
+) -> Result<Result<&'b [u8], Fault>, Fault> {
+    let Some(place) = geometry.extent(descriptor.inode_bitmap, 1) else {
+        return Ok(Err(Fault::corrupt("place of the inode bitmap")));
+    };
+    let bits = window.get(Wanted {
+        offset: place.offset,
+        length_bytes: to_usize(u64::from(geometry.inodes_per_group / 8)),
+        ahead_end: ahead_end(geometry, place.offset),
+    })?;
+    let checksum = descriptor.inode_bitmap_checksum;
+    if !geometry.checksums.bitmap_is_right(bits, checksum) {
+        return Ok(Err(Fault::corrupt("inode bitmap checksum")));
+    }
+    let all = u64::from(geometry.inodes_per_group);
+    if zeros(bits, all) != u64::from(descriptor.free_inodes) {
+        return Ok(Err(Fault::corrupt("free count of the inode bitmap")));
+    }
+    let touched = u64::from(descriptor.inodes_touched);
+    if zeros(bits, all) - zeros(bits, touched) != all - touched {
+        return Ok(Err(Fault::corrupt("used inode in the unused table")));
+    }
+    Ok(Ok(bits))
+}
+
+/// Frees the whole blocks of the inode table that were never used.
+fn free_table(geometry: &Geometry, descriptor: &Descriptor, map: &mut UsedMap) {
+    let kept = geometry.table_blocks_of(descriptor.inodes_in_table());
+    let rest = geometry.table_blocks().saturating_sub(kept);
+    if let Some(extent) = geometry.extent(descriptor.inode_table.saturating_add(kept), rest) {
+        map.set_free(extent);
+    }
+}
+
+struct Scan<'s> {
+    geometry: &'s Geometry,
+    device: &'s dyn ReadAt,
+    tree: &'s mut [u8],
+    map: &'s mut UsedMap,
+    pass: Pass,
+    found: &'s mut Found,
+    budget: &'s mut u64,
+}
+
+impl Scan<'_> {
+    fn group(
+        &mut self,
+        group: u32,
+        descriptor: &Descriptor,
+        bits: &[u8],
+        window: &mut Window<'_>,
+    ) -> Result<(), Fault> {
+        let geometry = self.geometry;
+        let Some(table) = geometry.extent(descriptor.inode_table, geometry.table_blocks()) else {
+            return Ok(());
+        };
+        let inode_bytes = u64::from(geometry.inode_bytes);
+        let touched = u64::from(descriptor.inodes_touched);
+        let first = u64::from(group) * u64::from(geometry.inodes_per_group) + 1;
+        for index in ones(bits, touched) {
+            let bytes = window.get(Wanted {
+                offset: table.offset + index * inode_bytes,
+                length_bytes: to_usize(inode_bytes),
+                ahead_end: table.offset + touched * inode_bytes,
+            })?;
+            let number = u32::try_from(first + index).unwrap_or(u32::MAX);
+            let Some(inode) = Inode::parse(geometry, number, bytes) else {
+                continue;
+            };
+            if !matches!(number, BAD_BLOCKS | RESIZE) && inode.owns_blocks() {
+                self.inode(&inode)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn inode(&mut self, inode: &Inode) -> Result<(), Fault> {
+        let unit = u64::from(inode.number);
+        if !inode.is_right {
+            let fault = Fault::corrupt("inode checksum");
+            self.found.doubt(fault.in_unit("inode", unit));
+        }
+        if inode.attributes != 0 {
+            let run = Blocks {
+                start: inode.attributes,
+                count: 1,
+            };
+            claim(self.geometry, self.map, self.found, run, unit);
+        }
+        if !inode.has_map() {
+            return Ok(());
+        }
+        let may_free = self.pass == Pass::Free && inode.is_right && inode.is_regular();
+        let is_journal = inode.number == self.geometry.journal_inode;
+        let (geometry, map, found) = (self.geometry, &mut *self.map, &mut *self.found);
+        let mut each = |run: Run| match run.usage {
+            // Freed by the journal's own rules, except its superblock.
+            Usage::Data | Usage::Unwritten if is_journal => {
+                if run.logical == 0 {
+                    let first = Blocks {
+                        start: run.blocks.start,
+                        count: 1,
+                    };
+                    claim(geometry, map, found, first, unit);
+                }
+            }
+            Usage::Unwritten if may_free => {
+                if let Some(extent) = geometry.extent(run.blocks.start, run.blocks.count) {
+                    map.set_free(extent);
+                    found.unwritten_blocks += run.blocks.count;
+                }
+            }
+            Usage::Unwritten => {}
+            Usage::Data | Usage::Tree => claim(geometry, map, found, run.blocks, unit),
+        };
+        let context = Visit {
+            geometry,
+            device: self.device,
+            budget: self.budget,
+            each: &mut each,
+        };
+        match visit(inode, context, self.tree) {
+            Err(fault) if fault.kind == FaultKind::Io => Err(fault),
+            Err(fault) => {
+                self.found.doubt(fault);
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+}
+
+/// What a file owns must be used: where it is not, that is a doubt, and it becomes used.
+fn claim(geometry: &Geometry, map: &mut UsedMap, found: &mut Found, run: Blocks, inode: u64) {
+    if is_used(geometry, map, run) {
+        return;
+    }
+    let fault = Fault::corrupt("blocks of a file are marked free");
+    found.doubt(fault.in_unit("inode", inode));
+    if let Some(extent) = geometry.extent(run.start, run.count) {
+        map.set_used(extent);
+    }
+}

@@ -1,0 +1,229 @@
+//! ext2, ext3 and ext4: recognised by their superblock; used blocks from their own structures.
+//!
+//! The walk goes from what is cheap to disprove to what is worth freeing: superblock, state and journal say whether anything is
+//! believed at all; each group's bitmap is applied after its cross-checks; everybody's metadata must then be marked used; last,
+//! blocks are freed that bitmaps call used and nobody would read: the empty journal, inode tables that were never written,
+//! unwritten extents. The first doubt in that last step takes all of it back. One file per on-disk concept:
+//!
+//! | file | concept |
+//! | --- | --- |
+//! | `superblock` | what is there, and a geometry that passed every bound |
+//! | `checksum` | CRC-16 and CRC-32C of each structure |
+//! | `groups` | descriptors and the layout of groups |
+//! | `bitmap`, `blocks` | bitmaps as runs; from bitmaps to map |
+//! | `inode`, `tree`, `inodes` | an inode, its blocks, and all of them |
+//! | `journal` | the internal journal |
+//! | `witness` | what any change would change |
+//! | `window` | memory: read-ahead within the walk's scratch |
+//!
+//! Never writes, never allocates during a walk, never follows a name.
+
+mod bitmap;
+mod blocks;
+mod checksum;
+mod groups;
+mod inode;
+mod inodes;
+mod journal;
+mod superblock;
+mod tree;
+mod window;
+mod witness;
+
+use crate::device::ReadAt;
+use crate::error::Fault;
+use crate::fs::{Identity, Kind, Reader, Still, UsedMap, Verdict, Walk, text, uuid_text};
+use blocks::Tables;
+use inodes::Pass;
+use journal::Journal;
+use superblock::{Geometry, OFFSET_BYTES, Raw, feature};
+use window::Buffers;
+
+/// The reader's row in the table.
+pub const READER: Reader = Reader {
+    kinds: &[Kind::Ext2, Kind::Ext3, Kind::Ext4, Kind::ExtJournal],
+    probe,
+    walk: Some(walk),
+    witness,
+};
+
+/// Recognises by magic and bounds; a wrong checksum is still ext, and then read whole.
+fn probe(device: &dyn ReadAt) -> Result<Option<Identity>, Fault> {
+    let mut bytes = [0; Raw::SIZE];
+    if device.size_bytes() < OFFSET_BYTES + 1024 {
+        return Ok(None);
+    }
+    device.read_at(OFFSET_BYTES, &mut bytes)?;
+    Ok(Raw::recognise(&bytes).and_then(|raw| identity(&raw)))
+}
+
+fn identity(raw: &Raw) -> Option<Identity> {
+    let block = raw.block()?;
+    let used = raw.blocks().saturating_sub(raw.free_blocks());
+    let written = u64::from(raw.s_wtime) | u64::from(raw.s_wtime_hi) << 32;
+    Some(Identity {
+        kind: raw.kind(),
+        size_bytes: raw.size_bytes()?,
+        block_bytes: block.bytes(),
+        used_bytes: block.bytes_of(used),
+        uuid: uuid_text(&raw.s_uuid),
+        label: text(&raw.s_volume_name),
+        last_mounted: text(&raw.s_last_mounted),
+        last_written_s: (written != 0).then_some(written),
+        superblock: raw.extent(),
+        devices: 1,
+    })
+}
+
+/// Reads the superblock as it is now.
+fn read_superblock(device: &dyn ReadAt) -> Result<Result<(Raw, Geometry), Fault>, Fault> {
+    let mut bytes = [0; Raw::SIZE];
+    device.read_at(OFFSET_BYTES, &mut bytes)?;
+    let Some(raw) = Raw::recognise(&bytes) else {
+        return Ok(Err(Fault::corrupt("superblock").at(OFFSET_BYTES, 1024)));
+    };
+    Ok(Geometry::new(&raw, &bytes).map(|geometry| (raw, geometry)))
+}
+
+fn walk(
+    identity: &Identity,
+    still: Still,
+    walk: &mut Walk<'_>,
+    map: &mut UsedMap,
+) -> Result<Verdict, Fault> {
+    map.set_all_used();
+    if identity.kind == Kind::ExtJournal {
+        return Err(Fault::refused(
+            "an external journal is not a filesystem of its own",
+        ));
+    }
+    let device = walk.device();
+    let (raw, geometry) = match read_superblock(device)? {
+        Ok(found) => found,
+        Err(doubt) => return Ok(Verdict::whole(doubt)),
+    };
+    if raw.has_compat(feature::COMPAT_HAS_JOURNAL) && raw.s_journal_inum == 0 {
+        return Err(Fault::refused(
+            "its journal is on another device, and would be missing",
+        ));
+    }
+    let size = geometry.size_bytes();
+    let fits = size == identity.size_bytes
+        && size == map.size_bytes()
+        && geometry.block.bytes() == identity.block_bytes;
+    if !fits || size > device.size_bytes() {
+        return Ok(Verdict::whole(Fault::corrupt("size of the filesystem")));
+    }
+    let Some(mut buffers) = Buffers::split(device, walk.scratch) else {
+        return Err(Fault::refused("scratch memory"));
+    };
+    let journal = match journal::find(&geometry, &mut buffers)? {
+        Ok(journal) => journal,
+        Err(doubt) => return Ok(Verdict::whole(doubt)),
+    };
+    if let Some(doubt) = doubt_all(&raw, &geometry, still, &buffers, journal.as_ref())? {
+        return Ok(Verdict::whole(doubt));
+    }
+    fill(&geometry, &mut buffers, journal.as_ref(), map)
+}
+
+/// Why the bitmaps cannot be believed at all, if so.
+fn doubt_all(
+    raw: &Raw,
+    geometry: &Geometry,
+    still: Still,
+    buffers: &Buffers<'_>,
+    journal: Option<&Journal>,
+) -> Result<Option<Fault>, Fault> {
+    let refuse = |what| Ok(Some(Fault::refused(what)));
+    if raw.has_incompat(feature::INCOMPAT_RECOVER) {
+        return refuse("the journal needs recovery");
+    }
+    if geometry.state & superblock::STATE_ERROR != 0 {
+        return refuse("the superblock records errors: run e2fsck");
+    }
+    // Without a journal a mounted filesystem is not marked valid; frozen, it was synced (fs/ext4/super.c, ext4_setup_super).
+    let may_be_invalid = still == Still::Frozen && journal.is_none();
+    if geometry.state & superblock::STATE_VALID == 0 && !may_be_invalid {
+        return refuse("not cleanly unmounted: run e2fsck");
+    }
+    match journal {
+        Some(journal) => journal::doubt(geometry, buffers, journal),
+        None => Ok(None),
+    }
+}
+
+fn fill(
+    geometry: &Geometry,
+    buffers: &mut Buffers<'_>,
+    journal: Option<&Journal>,
+    map: &mut UsedMap,
+) -> Result<Verdict, Fault> {
+    let mut verdict = Verdict::USED;
+    believe_bitmaps(geometry, buffers, map, &mut verdict)?;
+    if verdict.doubt.is_none() {
+        let mut doubt = free_what_holds_nothing(geometry, buffers, journal, map)?;
+        if doubt.is_some() {
+            // Back to what the bitmaps alone say.
+            map.set_all_used();
+            believe_bitmaps(geometry, buffers, map, &mut verdict)?;
+        }
+        if let Some(doubt) = doubt.take() {
+            verdict.doubt(doubt);
+        }
+    }
+    if let Some(doubt) = verdict.doubt {
+        // A damaged filesystem: files that are found get their blocks, whatever a bitmap says.
+        if verdict.coverage != crate::fs::Coverage::Whole {
+            inodes::pass(geometry, buffers, map, Pass::Claim)?;
+        }
+        verdict.doubt(doubt);
+    } else if map.is_coarse() {
+        verdict.doubt(Fault::unsupported(
+            "the map is coarser than a block: some free blocks are read",
+        ));
+    }
+    Ok(verdict)
+}
+
+fn believe_bitmaps(
+    geometry: &Geometry,
+    buffers: &mut Buffers<'_>,
+    map: &mut UsedMap,
+    verdict: &mut Verdict,
+) -> Result<(), Fault> {
+    blocks::apply_bitmaps(geometry, buffers, map, verdict)?;
+    blocks::mark_metadata(geometry, buffers, map, Tables::Whole, verdict)
+}
+
+/// Frees journal, unused tables and unwritten extents; a doubt means that the map must be made anew.
+fn free_what_holds_nothing(
+    geometry: &Geometry,
+    buffers: &mut Buffers<'_>,
+    journal: Option<&Journal>,
+    map: &mut UsedMap,
+) -> Result<Option<Fault>, Fault> {
+    if let Some(journal) = journal {
+        journal::free(geometry, buffers, journal, map)?;
+    }
+    let mut found = inodes::pass(geometry, buffers, map, Pass::Free)?;
+    let mut verdict = Verdict::USED;
+    blocks::mark_metadata(geometry, buffers, map, Tables::Touched, &mut verdict)?;
+    // An unwritten extent that overlaps a file seen before it shows only now.
+    if found.doubt.is_none() && verdict.doubt.is_none() && found.unwritten_blocks > 0 {
+        found.doubt = inodes::pass(geometry, buffers, map, Pass::Claim)?.doubt;
+    }
+    Ok(found.doubt.or(verdict.doubt))
+}
+
+fn witness(identity: &Identity, walk: &mut Walk<'_>) -> Result<(), Fault> {
+    walk.witness_extent(identity.superblock)?;
+    let device = walk.device();
+    match read_superblock(device)? {
+        Ok((_, geometry)) if geometry.size_bytes() <= device.size_bytes() => {
+            witness::add(&geometry, walk)
+        }
+        // Read whole: the superblock is all that is known.
+        _ => Ok(()),
+    }
+}
