@@ -11,7 +11,42 @@ pub struct Verb {
 }
 
 /// Every verb, in the order of the contract.
-pub const VERBS: &[Verb] = &[];
+pub const VERBS: &[Verb] = &[Verb {
+    name: "dump",
+    line: "dump     [SOURCE]                    frozen image of a filesystem or disk, to stdout or -o FILE",
+    text: DUMP,
+}];
+
+const DUMP: &str = "\
+floe dump [SOURCE]: a consistent image of one filesystem or disk, while it is in use
+
+SOURCE is a directory or file on a mounted filesystem (default: /), a block device, an image file, or LABEL=, UUID=,
+PARTLABEL=, PARTUUID=. The filesystem is frozen, its used blocks are read past the page cache, compressed on every core, and it
+is thawed as soon as the last block has been read, also if floe is killed. The image goes to stdout; a terminal is refused.
+
+  floe dump /data | ssh me@host 'cat > data.img.gz'
+  floe dump /data -o /mnt/usb/data.img.gz
+
+Output:
+  -o, --output FILE     write FILE.part, and rename it to FILE when it is complete
+  -z, --compress HOW    gzip (default) or none
+      --level N         1 (fastest, default) to 9 (smallest)
+      --sha256          with -z none: the SHA-256 of the stream too (gzip always has it)
+What is read:
+      --whole           every block, free ones too
+      --require-map     refuse instead of reading everything when the used blocks cannot be told for certain
+      --live            do not freeze: the image may not be consistent, and is called live
+How long it may stay frozen:
+      --stall TIME      thaw and fail when no byte is read or taken for this long (default 30s)
+      --max-freeze TIME thaw and fail after this long in all (default 2m)
+      --wait-sink TIME  before the freeze: wait this long for the reader to take the first bytes (default 60s)
+      --spool SIZE      memory for compressed data that waits for a slow reader, so that the thaw does not: auto (default, at
+                        most half of the free memory), off, or a size
+Sizes take K M G T (1024-based), times ms s m.
+
+Exit: 0 complete and consistent; 1 failed, what was written is not complete; 2 wrong command line; 4 refused, nothing was
+written. In a pipe, 'set -o pipefail' shows the exit code of floe.
+";
 
 const COMMON: &str = "
 Common options:

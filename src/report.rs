@@ -1,11 +1,17 @@
-//! What a person or a script reads: lines on stderr, the last line of a run, the JSON report.
+//! What a person or a script reads: lines on stderr, progress, the last line of a run, the JSON report.
 //!
-//! Never panics on a closed or full stderr, and never writes to it while a filesystem is frozen (callers hold lines back).
+//! Never panics on a closed or full stderr, and never writes to it while a filesystem is frozen (callers hold lines back), except
+//! progress to a terminal, which is dropped rather than waited for.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
+use std::fs::File;
 use std::io::Write;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
-use crate::error::{Error, Exit};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::error::{Error, Exit, Result};
 
 /// Writes one line `floe: LINE` to stderr with a single write; failures are ignored, because there is nowhere to report them.
 pub fn line(line: impl fmt::Display) {
@@ -14,7 +20,7 @@ pub fn line(line: impl fmt::Display) {
 }
 
 /// Writes to stdout (help and listings): a closed pipe is silent, any other failure is exit 1.
-pub fn print(text: &str) -> crate::error::Result<()> {
+pub fn print(text: &str) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
     match stdout
         .write_all(text.as_bytes())
@@ -41,5 +47,271 @@ pub fn end(error: Error) -> u8 {
             Err(error) => end(error),
         },
         Error::Signal(number) => crate::sys::process::die_by(number),
+    }
+}
+
+/// A number of bytes for people: three digits and a binary unit.
+pub struct Bytes(pub u64);
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const UNITS: [&str; 6] = ["bytes", "KiB", "MiB", "GiB", "TiB", "PiB"];
+        let (mut whole, mut tenths, mut unit) = (self.0, 0, 0);
+        while whole >= 1024 && unit + 1 < UNITS.len() {
+            tenths = whole % 1024 * 10 / 1024;
+            whole /= 1024;
+            unit += 1;
+        }
+        let name = UNITS.get(unit).unwrap_or(&"bytes");
+        if unit > 0 && whole < 100 {
+            write!(f, "{whole}.{tenths} {name}")
+        } else {
+            write!(f, "{whole} {name}")
+        }
+    }
+}
+
+/// A duration for people: milliseconds below ten seconds, tenths of a second above.
+pub struct Span(pub Duration);
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ms = self.0.as_millis();
+        if ms < 10_000 {
+            write!(f, "{ms} ms")
+        } else {
+            write!(f, "{}.{} s", ms / 1000, ms % 1000 / 100)
+        }
+    }
+}
+
+/// One JSON object, written key by key in order.
+#[derive(Debug, Default)]
+pub struct JsonObject {
+    text: String,
+}
+
+impl JsonObject {
+    /// An empty object.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn key(&mut self, key: &str) {
+        self.text
+            .push_str(if self.text.is_empty() { "{" } else { "," });
+        json_string(&mut self.text, key);
+        self.text.push(':');
+    }
+
+    /// A string.
+    pub fn str(&mut self, key: &str, value: &str) -> &mut Self {
+        self.key(key);
+        json_string(&mut self.text, value);
+        self
+    }
+
+    /// A number.
+    pub fn u64(&mut self, key: &str, value: u64) -> &mut Self {
+        self.key(key);
+        let _ = write!(self.text, "{value}");
+        self
+    }
+
+    /// True or false.
+    pub fn bool(&mut self, key: &str, value: bool) -> &mut Self {
+        self.key(key);
+        let _ = write!(self.text, "{value}");
+        self
+    }
+
+    /// null.
+    pub fn null(&mut self, key: &str) -> &mut Self {
+        self.key(key);
+        self.text.push_str("null");
+        self
+    }
+
+    /// A value that is JSON already (an object or array made here).
+    pub fn raw(&mut self, key: &str, json: &str) -> &mut Self {
+        self.key(key);
+        self.text.push_str(json);
+        self
+    }
+
+    /// The object's text.
+    pub fn finish(&self) -> String {
+        if self.text.is_empty() {
+            "{}".into()
+        } else {
+            format!("{}}}", self.text)
+        }
+    }
+}
+
+/// Appends `value` as a JSON string (RFC 8259, section 7).
+pub fn json_string(out: &mut String, value: &str) {
+    out.push('"');
+    for letter in value.chars() {
+        match letter {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            letter if letter < ' ' || letter == '\u{7f}' => {
+                let _ = write!(out, "\\u{:04x}", u32::from(letter));
+            }
+            letter => out.push(letter),
+        }
+    }
+    out.push('"');
+}
+
+/// Lowercase hexadecimal.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut out, byte| {
+        let _ = write!(out, "{byte:02x}");
+        out
+    })
+}
+
+/// Where `--report` goes: opened before anything freezes, written after the thaw.
+#[derive(Debug)]
+pub struct ReportFile {
+    file: Option<File>,
+    name: String,
+}
+
+impl ReportFile {
+    /// Opens `path` for writing; `-` is stderr.
+    pub fn open(path: &Path) -> Result<Self> {
+        let name = path.display().to_string();
+        let file = if name == "-" {
+            None
+        } else {
+            let file = File::create(path)
+                .map_err(|e| Error::failed(format_args!("{name}: open for the report: {e}")))?;
+            Some(file)
+        };
+        Ok(Self { file, name })
+    }
+
+    /// Writes the object and a newline.
+    pub fn write(&mut self, object: &JsonObject) -> Result<()> {
+        let text = format!("{}\n", object.finish());
+        let result = match &mut self.file {
+            Some(file) => file.write_all(text.as_bytes()),
+            None => std::io::stderr().write_all(text.as_bytes()),
+        };
+        result.map_err(|e| Error::failed(format_args!("{}: write of the report: {e}", self.name)))
+    }
+}
+
+/// Progress on stderr: a line that rewrites itself on a terminal, a line now and then elsewhere.
+#[derive(Debug)]
+pub struct Progress {
+    enabled: bool,
+    terminal: bool,
+    last: Option<Instant>,
+    width: usize,
+}
+
+/// Columns a progress line may take.
+const COLUMNS: usize = 100;
+
+impl Progress {
+    /// As the common options ask: on by default when stderr is a terminal.
+    pub fn new(quiet: bool, asked: bool) -> Self {
+        let terminal = rustix::termios::isatty(rustix::stdio::stderr());
+        Self {
+            enabled: !quiet && (asked || terminal),
+            terminal,
+            last: None,
+            width: 0,
+        }
+    }
+
+    /// Shows `text` if it is time to. In the frozen window only a terminal is written to, and only when it takes the bytes at
+    /// once. Uses no heap.
+    pub fn show(&mut self, frozen: bool, text: fmt::Arguments<'_>) {
+        let pause = Duration::from_millis(if self.terminal { 200 } else { 5000 });
+        if !self.enabled
+            || frozen && !self.terminal
+            || self.last.is_some_and(|last| last.elapsed() < pause)
+        {
+            return;
+        }
+        self.last = Some(Instant::now());
+        let mut out = heapless::String::<{ COLUMNS * 4 }>::new();
+        let start = if self.terminal { "\r" } else { "" };
+        let _ = write!(out, "{start}floe: {text}");
+        let width = out.chars().count();
+        if self.terminal {
+            for _ in width..self.width {
+                let _ = out.push(' ');
+            }
+            self.width = width;
+        } else {
+            let _ = out.push('\n');
+        }
+        write_if_ready(out.as_bytes());
+    }
+
+    /// Clears the terminal's line, before another line is written.
+    pub fn clear(&mut self) {
+        if self.enabled && self.terminal && self.width > 0 {
+            let mut out = heapless::String::<{ COLUMNS * 4 + 2 }>::new();
+            let _ = out.push('\r');
+            for _ in 0..self.width.min(COLUMNS * 4) {
+                let _ = out.push(' ');
+            }
+            let _ = out.push('\r');
+            write_if_ready(out.as_bytes());
+            self.width = 0;
+        }
+    }
+}
+
+/// Writes to stderr only when that cannot block.
+fn write_if_ready(bytes: &[u8]) {
+    let stderr = rustix::stdio::stderr();
+    let mut fds = [PollFd::new(&stderr, PollFlags::OUT)];
+    let now = Timespec::default();
+    if poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)
+        && fds
+            .first()
+            .is_some_and(|fd| fd.revents().contains(PollFlags::OUT))
+    {
+        let _ = rustix::io::write(stderr, bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_and_times_read_well() {
+        let show = |n| Bytes(n).to_string();
+        assert_eq!(show(17), "17 bytes");
+        assert_eq!(show(1536), "1.5 KiB");
+        assert_eq!(show(1 << 30), "1.0 GiB");
+        assert_eq!(show(431_996_928), "411 MiB");
+        assert_eq!(Span(Duration::from_millis(9_999)).to_string(), "9999 ms");
+        assert_eq!(Span(Duration::from_millis(12_345)).to_string(), "12.3 s");
+    }
+
+    #[test]
+    fn json_escapes_what_must_be_escaped() {
+        let mut object = JsonObject::new();
+        assert_eq!(object.finish(), "{}");
+        object
+            .str("a\"b", "x\\y\n\u{1}é")
+            .u64("n", u64::MAX)
+            .bool("t", true)
+            .null("z");
+        assert_eq!(
+            object.finish(),
+            "{\"a\\\"b\":\"x\\\\y\\n\\u0001é\",\"n\":18446744073709551615,\"t\":true,\"z\":null}"
+        );
     }
 }

@@ -1,6 +1,12 @@
 //! The verbs, one file each; only here layers are joined.
 
+pub mod capture;
+pub mod dump;
+mod memory;
+
 use std::ffi::OsString;
+
+use crate::cli::Args;
 
 use crate::error::{Error, Result};
 use crate::help;
@@ -11,16 +17,14 @@ pub fn run(arguments: Vec<OsString>) -> Result<()> {
     let verb = arguments
         .next()
         .ok_or_else(|| Error::usage("no verb given; see floe --help"))?;
-    let parser = || lexopt::Parser::from_args(arguments);
+    let args = |verb| Args::new(verb, lexopt::Parser::from_args(arguments));
     match verb.to_str() {
         Some("-h" | "--help" | "help") => Err(Error::Answer(help::overview())),
         Some("-V" | "--version" | "version") => Err(Error::Answer(help::version())),
-        _ => {
-            let _ = parser;
-            Err(Error::usage(format_args!(
-                "unknown verb '{}'; see floe --help",
-                verb.display()
-            )))
-        }
+        Some("dump") => dump::run(dump::parse(args("dump"))?),
+        _ => Err(Error::usage(format_args!(
+            "unknown verb '{}'; see floe --help",
+            verb.display()
+        ))),
     }
 }

@@ -3,6 +3,7 @@
 pub mod deflate;
 pub mod gzip;
 pub mod output;
+pub mod partfile;
 pub mod pipeline;
 pub mod plan;
 pub mod zeros;

@@ -23,7 +23,8 @@ use crate::units::{to_u64, to_usize};
 /// Pieces given to one `writev`.
 const BATCH: usize = 16;
 
-static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+/// One page, given to `writev` many times over.
+static ZEROS: [u8; 4096] = [0; 4096];
 
 /// Where bytes go, in order.
 pub struct Output {
@@ -64,15 +65,10 @@ impl Output {
 
     /// Writes `count` zero bytes.
     pub fn write_zeros(&mut self, count: u64) -> Result<(), Problem> {
-        let mut left = count;
-        while left > 0 {
-            let piece = ZEROS
-                .get(..to_usize(left.min(to_u64(ZEROS.len()))))
-                .unwrap_or(&ZEROS);
-            self.write_all(piece)?;
-            left -= to_u64(piece.len());
-        }
-        Ok(())
+        let page = to_u64(ZEROS.len());
+        let rest = ZEROS.get(..to_usize(count % page)).unwrap_or(&ZEROS);
+        let pages = std::iter::repeat_n(&ZEROS[..], to_usize(count / page));
+        self.write_parts(pages.chain(std::iter::once(rest)))
     }
 
     /// Writes pieces in order, many in one system call.

@@ -731,11 +731,14 @@ fn read_used(
 
 /// True when every byte is zero.
 fn is_zero(bytes: &[u8]) -> bool {
-    let (words, rest) = bytes.as_chunks::<64>();
-    words
-        .iter()
-        .all(|word| word.iter().fold(0, |sum, byte| sum | byte) == 0)
-        && rest.iter().all(|byte| *byte == 0)
+    let (blocks, rest) = bytes.as_chunks::<32>();
+    blocks.iter().all(|block| {
+        let (words, _) = block.as_chunks::<8>();
+        words
+            .iter()
+            .fold(0, |sum, word| sum | u64::from_ne_bytes(*word))
+            == 0
+    }) && rest.iter().all(|byte| *byte == 0)
 }
 
 /// A worker's own memory.

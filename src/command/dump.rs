@@ -1,0 +1,392 @@
+//! `floe dump`: the frozen image of one filesystem or disk, to stdout or a file.
+
+use std::ffi::OsString;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FileType, OFlags, SeekFrom};
+
+use super::capture::{self, Capture, Counters, Figures, Parts, Wishes};
+use super::memory::{Spool, jobs};
+use crate::cli::{Args, Common, Item};
+use crate::error::{Error, Exit, Result};
+use crate::freeze::{Limits, Signals};
+use crate::fs::Coverage;
+use crate::mounts::System;
+use crate::report::{self, Bytes, JsonObject, Progress, ReportFile, Span, hex};
+use crate::stream::output::{GzipEmitter, Output, RawEmitter, Totals, TotalsCell};
+use crate::stream::partfile::PartFile;
+use crate::stream::pipeline::{Emit, Encoding, Problem, Settings};
+
+/// What was typed.
+#[derive(Debug)]
+pub struct Options {
+    /// What to dump.
+    pub source: OsString,
+    /// `-o FILE`; stdout otherwise.
+    pub output: Option<PathBuf>,
+    /// `--compress none`.
+    pub raw: bool,
+    /// `--level`.
+    pub level: u8,
+    /// `--whole`.
+    pub whole: bool,
+    /// `--require-map`.
+    pub require_map: bool,
+    /// `--live`.
+    pub live: bool,
+    /// `--sha256`: hash a raw stream too.
+    pub sha256: bool,
+    /// `--wait-sink`.
+    pub wait_sink: Duration,
+    /// `--spool`.
+    pub spool: Spool,
+    /// `--stall` and `--max-freeze`.
+    pub limits: Limits,
+    /// The common options.
+    pub common: Common,
+}
+
+impl Options {
+    /// The defaults of the contract.
+    pub fn new(source: OsString) -> Self {
+        Self {
+            source,
+            output: None,
+            raw: false,
+            level: 1,
+            whole: false,
+            require_map: false,
+            live: false,
+            sha256: false,
+            wait_sink: Duration::from_secs(60),
+            spool: Spool::Auto,
+            limits: Limits::default(),
+            common: Common::default(),
+        }
+    }
+}
+
+/// Parses the arguments after `dump`.
+pub fn parse(mut args: Args) -> Result<Options> {
+    let mut options = Options::new("/".into());
+    let mut source = None;
+    while let Some(item) = args.next_item()? {
+        match item {
+            Item::Value(value) if source.is_none() => source = Some(value),
+            Item::Value(value) => return Err(args.surplus(&value)),
+            Item::Option(name) => match name.as_str() {
+                "-o" | "--output" => options.output = Some(args.path()?),
+                "-z" | "--compress" => options.raw = args.parsed(compression, "gzip or none")?,
+                "--level" => options.level = args.parsed(level, "a level from 1 to 9")?,
+                "--whole" => options.whole = true,
+                "--require-map" => options.require_map = true,
+                "--live" => options.live = true,
+                "--sha256" => options.sha256 = true,
+                "--wait-sink" => options.wait_sink = args.time()?,
+                "--spool" => options.spool = args.parsed(Spool::parse, "a size, auto or off")?,
+                "--stall" => options.limits.stall = args.time()?,
+                "--max-freeze" => options.limits.max_freeze = args.time()?,
+                _ => return Err(args.unknown(&name)),
+            },
+        }
+    }
+    if options.whole && options.require_map {
+        return Err(Error::usage(
+            "dump: --whole and --require-map exclude each other",
+        ));
+    }
+    if options.limits.stall.is_zero() || options.limits.max_freeze.is_zero() {
+        return Err(Error::usage(
+            "dump: --stall and --max-freeze must not be zero",
+        ));
+    }
+    options.source = source.unwrap_or(options.source);
+    options.common = args.common;
+    Ok(options)
+}
+
+/// True for `none`.
+fn compression(text: &str) -> Option<bool> {
+    match text {
+        "gzip" => Some(false),
+        "none" => Some(true),
+        _ => None,
+    }
+}
+
+fn level(text: &str) -> Option<u8> {
+    text.parse().ok().filter(|level| (1..=9).contains(level))
+}
+
+/// Runs the verb.
+pub fn run(options: Options) -> Result<()> {
+    let start = Instant::now();
+    let mut report = options
+        .common
+        .report
+        .as_deref()
+        .map(ReportFile::open)
+        .transpose()?;
+    let result = dump(&options, start);
+    if let Some(report) = &mut report {
+        match &result {
+            Ok(figures) => report.write(&figures.json())?,
+            Err(error) => {
+                let mut object = JsonObject::new();
+                object
+                    .str("source", &options.source.to_string_lossy())
+                    .str("error", &error.to_string());
+                let _ = report.write(&object);
+            }
+        }
+    }
+    let done = result?;
+    if !options.common.quiet {
+        report::line(done.words());
+    }
+    Ok(())
+}
+
+/// Everything the report says.
+struct Done {
+    source: String,
+    device: String,
+    filesystem: &'static str,
+    consistent: &'static str,
+    size_bytes: u64,
+    figures: Figures,
+    totals: Totals,
+    total: Duration,
+}
+
+impl Done {
+    fn coverage(&self) -> Coverage {
+        self.figures
+            .outcomes
+            .first()
+            .map_or(Coverage::Whole, |outcome| outcome.coverage)
+    }
+
+    fn used_bytes(&self) -> u64 {
+        self.figures
+            .outcomes
+            .iter()
+            .fold(0, |sum, outcome| sum.saturating_add(outcome.used_bytes))
+    }
+
+    fn json(&self) -> JsonObject {
+        let mut object = JsonObject::new();
+        object
+            .str("source", &self.source)
+            .str("device", &self.device)
+            .str("filesystem", self.filesystem)
+            .str("map", self.coverage().name())
+            .u64("size_bytes", self.size_bytes)
+            .u64("used_bytes", self.used_bytes())
+            .u64("read_bytes", self.figures.read_bytes)
+            .u64("written_bytes", self.totals.written_bytes)
+            .u64("frozen_ms", self.figures.frozen_ms)
+            .u64(
+                "total_ms",
+                u64::try_from(self.total.as_millis()).unwrap_or(u64::MAX),
+            )
+            .str("crc32", &format!("{:08x}", self.totals.crc32));
+        match self.totals.sha256 {
+            Some(hash) => object.str("sha256", &hex(&hash)),
+            None => object.null("sha256"),
+        };
+        object.str("consistent", self.consistent);
+        object
+    }
+
+    fn words(&self) -> String {
+        let held = match self.consistent {
+            "frozen" => capture::frozen_words(self.figures.frozen_ms),
+            "readonly" if self.figures.frozen_ms > 0 => format!(
+                "read-only for {}",
+                Span(Duration::from_millis(self.figures.frozen_ms))
+            ),
+            "readonly" => "read-only".into(),
+            "live" => "LIVE: read while it may have changed, not consistent".into(),
+            other => other.into(),
+        };
+        let why = match self.figures.outcomes.first().and_then(|o| o.doubt) {
+            Some(doubt) => format!(" (map {}: {doubt})", self.coverage().name()),
+            None => String::new(),
+        };
+        format!(
+            "{}: {} {}, {} used, {} read{why}, {} written, {held}, {} in all",
+            self.source,
+            self.filesystem,
+            Bytes(self.size_bytes),
+            Bytes(self.used_bytes()),
+            Bytes(self.figures.read_bytes),
+            Bytes(self.totals.written_bytes),
+            Span(self.total)
+        )
+    }
+}
+
+fn dump(options: &Options, start: Instant) -> Result<Done> {
+    let quiet = options.common.quiet;
+    let wishes = Wishes {
+        live: options.live,
+        whole: options.whole,
+        require_map: options.require_map,
+        quiet,
+    };
+    if options.output.is_none() {
+        check_stdout()?;
+    }
+    let system = System::look()?;
+    let source = system.resolve(&options.source)?;
+    let source_dev = source.dev.map(crate::mounts::DevId::raw);
+    let prepared = capture::prepare(source, wishes)?;
+    let mut part = match &options.output {
+        Some(path) => Some(PartFile::create(path, 0o644)?),
+        None => None,
+    };
+    let sink = match &mut part {
+        Some(part) => part.take_fd(),
+        None => rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3).ok(),
+    };
+    let sink = sink.ok_or_else(|| Error::failed("stdout: dup: failed"))?;
+    refuse_own_device(&sink, source_dev)?;
+    let waiting = rustix::io::fcntl_dupfd_cloexec(&sink, 3)
+        .map_err(|errno| Error::fault("stdout", crate::error::Fault::io("dup", errno)))?;
+
+    // One thread until here: the guardian is forked now.
+    let signals = Signals::block()?;
+    let guardian = capture::guard(prepared.targets, options.limits, quiet)?;
+    let counters = Counters::leak(guardian.as_ref().map(crate::freeze::Guardian::progress));
+    let totals = TotalsCell::default();
+    let settings = Settings {
+        jobs: jobs(options.common.jobs),
+        encoding: if options.raw {
+            Encoding::Raw
+        } else {
+            Encoding::Deflate(options.level)
+        },
+        spool_bytes: options.spool.bytes(),
+    };
+    let emit = emitter(options, sink, counters, &totals)?;
+    let subject = prepared.subject;
+    let (name, shown) = (subject.name.clone(), subject.shown.clone());
+    let (filesystem, consistent) = (subject.filesystem(), subject.consistent());
+    let size_bytes = subject.size_bytes;
+    let mut capture = Capture::new(
+        Parts {
+            subjects: vec![subject],
+            devices: vec![prepared.device],
+            guardian,
+            signals,
+            counters,
+            emit,
+            settings,
+            progress: Progress::new(quiet, options.common.progress),
+        },
+        wishes,
+    )?;
+    if options.output.is_none() {
+        capture.wait_sink(waiting.as_fd(), options.wait_sink)?;
+    }
+    let figures = capture.run()?;
+    if let Some(part) = part {
+        part.finish()?;
+    }
+    let totals = *totals.lock().unwrap_or_else(PoisonError::into_inner);
+    Ok(Done {
+        source: name,
+        device: shown,
+        filesystem,
+        consistent,
+        size_bytes,
+        figures,
+        totals,
+        total: start.elapsed(),
+    })
+}
+
+/// stdout is data: a terminal is refused.
+fn check_stdout() -> Result<()> {
+    let stdout = rustix::stdio::stdout();
+    if rustix::termios::isatty(stdout) {
+        return Err(Error::refused(
+            "stdout: is a terminal; nothing was frozen; redirect it or pipe it, or give -o FILE",
+        ));
+    }
+    rustix::fs::fstat(stdout)
+        .map(drop)
+        .map_err(|errno| Error::fault("stdout", crate::error::Fault::io("stat", errno)))
+}
+
+fn refuse_own_device(sink: &OwnedFd, source: Option<u64>) -> Result<()> {
+    let stat = rustix::fs::fstat(sink)
+        .map_err(|errno| Error::fault("stdout", crate::error::Fault::io("stat", errno)))?;
+    if FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice
+        && Some(stat.st_rdev) == source
+    {
+        return Err(Error::refused(
+            "stdout: is the device that is read; nothing was frozen",
+        ));
+    }
+    Ok(())
+}
+
+fn emitter(
+    options: &Options,
+    sink: OwnedFd,
+    counters: &'static Counters,
+    totals: &TotalsCell,
+) -> Result<Box<dyn Emit>> {
+    let totals = Arc::clone(totals);
+    if options.raw {
+        let holes = leaves_holes(&sink);
+        let output = Output::new(sink, counters, options.sha256);
+        return Ok(Box::new(RawEmitter::new(output, holes, totals)));
+    }
+    wait_writable(&sink, options.wait_sink)?;
+    let output = Output::new(sink, counters, true);
+    match GzipEmitter::new(output, totals) {
+        Ok(emitter) => Ok(Box::new(emitter)),
+        Err(Problem::ClosedPipe) => Err(Error::Silent(Exit::Failed)),
+        Err(Problem::Write(fault) | Problem::Read(_, fault) | Problem::Internal(fault)) => {
+            Err(Error::fault("stdout", fault).leaving("nothing was frozen"))
+        }
+    }
+}
+
+/// A pipe that is full already would hold up the first write for ever.
+fn wait_writable(sink: &OwnedFd, limit: Duration) -> Result<()> {
+    let mut fds = [rustix::event::PollFd::new(
+        sink,
+        rustix::event::PollFlags::OUT,
+    )];
+    let limit_spec = rustix::event::Timespec {
+        tv_sec: i64::try_from(limit.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: i64::from(limit.subsec_nanos()),
+    };
+    match rustix::event::poll(&mut fds, Some(&limit_spec)) {
+        Ok(0) => Err(Error::refused(format_args!(
+            "stdout: takes no byte within {} s; nothing was frozen; give it longer with --wait-sink",
+            limit.as_secs()
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Whether zeros may become holes: a regular file that ends where we begin, and is not opened for appending.
+fn leaves_holes(sink: &OwnedFd) -> bool {
+    let Ok(stat) = rustix::fs::fstat(sink) else {
+        return false;
+    };
+    let append = rustix::fs::fcntl_getfl(sink).map_or(true, |flags| flags.contains(OFlags::APPEND));
+    let position = rustix::fs::seek(sink, SeekFrom::Current(0));
+    FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
+        && !append
+        && position
+            .is_ok_and(|position| u64::try_from(stat.st_size).is_ok_and(|size| size <= position))
+}

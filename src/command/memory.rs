@@ -1,0 +1,122 @@
+//! How much memory and how many threads a run may take: decided once, before anything is frozen.
+
+use crate::cli;
+
+/// `--spool`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Spool {
+    /// At most half of what is available.
+    Auto,
+    /// Only the fixed minimum.
+    Off,
+    /// This many bytes.
+    Bytes(u64),
+}
+
+/// The most a 32-bit process takes for its spool by itself, in bytes.
+const AUTO_LIMIT_32: u64 = 512 << 20;
+
+impl Spool {
+    /// Parses `auto`, `off` or a size.
+    pub fn parse(text: &str) -> Option<Self> {
+        match text {
+            "auto" => Some(Self::Auto),
+            "off" => Some(Self::Off),
+            _ => cli::size(text).map(Self::Bytes),
+        }
+    }
+
+    /// The size in bytes on this machine, now.
+    pub fn bytes(self) -> u64 {
+        let available = match self {
+            Self::Off => return 0,
+            Self::Bytes(bytes) => return bytes.min(address_limit()),
+            Self::Auto => meminfo("MemAvailable:").unwrap_or(0),
+        };
+        let limit = cgroup_left().unwrap_or(u64::MAX);
+        let auto = available.min(limit) / 2;
+        if cfg!(target_pointer_width = "32") {
+            auto.min(AUTO_LIMIT_32)
+        } else {
+            auto
+        }
+    }
+}
+
+/// What a process can map at all.
+fn address_limit() -> u64 {
+    if cfg!(target_pointer_width = "32") {
+        1 << 30
+    } else {
+        1 << 44
+    }
+}
+
+/// A line of /proc/meminfo, in bytes. Kernels have MemAvailable since 3.14.
+fn meminfo(key: &str) -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix(key))?;
+    cli::number(line.trim().strip_suffix("kB")?.trim())?.checked_mul(1024)
+}
+
+/// What our memory cgroup (version 2, then 1) still allows, in bytes; `None` without a limit.
+fn cgroup_left() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+    let mut least: Option<u64> = None;
+    for line in text.lines() {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (fields.next()?, fields.next()?);
+        let (root, limit, used) = if controllers.is_empty() {
+            ("/sys/fs/cgroup", "memory.max", "memory.current")
+        } else if controllers.split(',').any(|name| name == "memory") {
+            (
+                "/sys/fs/cgroup/memory",
+                "memory.limit_in_bytes",
+                "memory.usage_in_bytes",
+            )
+        } else {
+            continue;
+        };
+        // Limits of the groups above count too.
+        let mut path = path.trim_start_matches('/');
+        loop {
+            let read = |file: &str| {
+                let text = std::fs::read_to_string(format!("{root}/{path}/{file}")).ok()?;
+                cli::number(text.trim())
+            };
+            if let (Some(limit), Some(used)) = (read(limit), read(used)) {
+                let left = limit.saturating_sub(used);
+                least = Some(least.map_or(left, |least| least.min(left)));
+            }
+            match path.rfind('/') {
+                Some(end) => path = path.get(..end).unwrap_or_default(),
+                None if !path.is_empty() => path = "",
+                None => break,
+            }
+        }
+    }
+    least
+}
+
+/// `--jobs`, or the CPUs we may run on.
+pub fn jobs(asked: Option<usize>) -> usize {
+    asked.unwrap_or_else(|| {
+        let cpus = rustix::thread::sched_getaffinity(None).map_or(1, |set| set.count());
+        usize::try_from(cpus).unwrap_or(1).clamp(1, 64)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_spool_option_takes_words_and_sizes() {
+        assert_eq!(Spool::parse("auto"), Some(Spool::Auto));
+        assert_eq!(Spool::parse("off"), Some(Spool::Off));
+        assert_eq!(Spool::parse("64M"), Some(Spool::Bytes(64 << 20)));
+        assert_eq!(Spool::parse("lots"), None);
+        assert_eq!(Spool::Off.bytes(), 0);
+        assert!(Spool::Auto.bytes() > 0 && jobs(None) >= 1);
+    }
+}
