@@ -13,7 +13,6 @@ mod guard;
 pub mod help;
 pub mod layout;
 pub mod mounts;
-pub mod ptable;
 pub mod report;
 pub mod stream;
 #[allow(unsafe_code)]

@@ -13,6 +13,7 @@ mod fat;
 mod others;
 mod squashfs;
 mod swap;
+mod xfs;
 
 use heapless::String;
 
@@ -277,6 +278,7 @@ const READERS: &[Reader] = &[
     squashfs::READER,
     erofs::READER,
     swap::READER,
+    xfs::READER,
     btrfs::READER,
     ext::READER,
     fat::READER,

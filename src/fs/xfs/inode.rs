@@ -1,0 +1,361 @@
+//! Inodes: where the unwritten extents are, and whether any file claims what the free-space trees call free.
+//!
+//! An unwritten extent reads as zeros whatever its blocks hold, and they may hold what somebody deleted; so its blocks are free
+//! in the map. No other file can share them: reflink remaps written extents only (fs/xfs/xfs_reflink.c leaves a hole for the
+//! others). A written extent found in free space contradicts the trees: its blocks are used, and the group is in doubt.
+//! Never reads file contents, directories or attributes.
+
+use super::STACK_BYTES;
+use super::btree::{EXTENTS, INODES, LEVELS_MAX, Space, Walker};
+use super::group::Group;
+use super::superblock::{Geometry, checksum_holds};
+use crate::error::{Fault, FaultKind};
+use crate::fs::Verdict;
+use crate::fs::map::UsedMap;
+use crate::layout::be;
+use crate::units::{Extent, to_usize};
+
+crate::layout! {
+    /// `struct xfs_dinode`, the part that every version has.
+    be struct Dinode: 100 {
+        0x00 di_magic: u16,
+        0x02 di_mode: u16,
+        0x04 di_version: u8,
+        0x05 di_format: u8,
+        0x18 di_big_nextents: u64,
+        0x4c di_nextents: u32,
+        0x52 di_forkoff: u8,
+        0x5a di_flags: u16,
+    }
+}
+
+crate::layout! {
+    /// What version 3 inodes add.
+    be struct Dinode3: 176 {
+        0x78 di_flags2: u64,
+        0x98 di_ino: u64,
+        0xa0 di_uuid: [u8; 16],
+    }
+}
+
+const INODE_MAGIC: u16 = 0x494e;
+const INODE_CRC: usize = 0x64;
+const MODE_TYPE: u16 = 0xf000;
+const MODE_REGULAR: u16 = 0x8000;
+const FLAG_REALTIME: u16 = 1;
+const FLAG2_NREXT64: u64 = 1 << 4;
+const FORMAT_EXTENTS: u8 = 2;
+const FORMAT_BTREE: u8 = 3;
+
+const INODES_A_CHUNK: u32 = 64;
+const RECORD_BYTES: usize = 16;
+/// One chunk of the largest inodes.
+pub const CHUNK_BYTES: usize = 64 * 2048;
+
+/// Memory of the pass, cut from the walk's scratch memory.
+pub struct Scratch<'a> {
+    /// A path through an inode tree.
+    pub inodes: &'a mut [u8],
+    /// A path through an extent tree.
+    pub extents: &'a mut [u8],
+    /// A chunk of inodes.
+    pub chunk: &'a mut [u8],
+}
+
+impl<'a> Scratch<'a> {
+    /// Cuts `memory` into the three; `None` when it is too small.
+    pub fn cut(memory: &'a mut [u8]) -> Option<Self> {
+        let (inodes, rest) = memory.split_at_mut_checked(STACK_BYTES)?;
+        let (extents, rest) = rest.split_at_mut_checked(STACK_BYTES)?;
+        let chunk = rest.get_mut(..CHUNK_BYTES)?;
+        Some(Self {
+            inodes,
+            extents,
+            chunk,
+        })
+    }
+}
+
+/// What the pass over one group writes to.
+pub struct Findings<'a> {
+    /// The map.
+    pub map: &'a mut UsedMap,
+    /// Where doubts go.
+    pub verdict: &'a mut Verdict,
+    /// Blocks of extent trees that may still be read, over all groups.
+    pub budget: &'a mut u64,
+}
+
+/// A chunk of 64 inodes as its record describes it.
+#[derive(Clone, Copy)]
+struct Chunk {
+    first: u32,
+    /// Bit set: four inodes that do not exist.
+    holes: u16,
+    /// Bit set: the inode is free.
+    free: u64,
+}
+
+impl Chunk {
+    fn parse(record: &[u8], sparse: bool) -> Option<Self> {
+        Some(Self {
+            first: be(record, 0)?,
+            holes: if sparse { be(record, 4)? } else { 0 },
+            free: be(record, 8)?,
+        })
+    }
+
+    fn is_allocated(&self, index: u32) -> bool {
+        self.free >> index & 1 == 0 && self.holes >> (index / 4) & 1 == 0
+    }
+}
+
+/// An extent as a record of a fork describes it.
+#[derive(Clone, Copy)]
+struct Mapping {
+    file_block: u64,
+    start: u64,
+    count: u64,
+    unwritten: bool,
+}
+
+impl Mapping {
+    /// `struct xfs_bmbt_rec`: 1 bit unwritten, 54 file block, 52 start, 21 count.
+    fn parse(record: &[u8]) -> Option<Self> {
+        let (high, low): (u64, u64) = (be(record, 0)?, be(record, 8)?);
+        Some(Self {
+            file_block: high << 1 >> 10,
+            start: (high & 0x1ff) << 43 | low >> 21,
+            count: low & 0x1f_ffff,
+            unwritten: high >> 63 != 0,
+        })
+    }
+}
+
+/// A fault of the bytes is a doubt; a fault of the device ends the walk.
+fn doubt_or_fail(fault: Fault, verdict: &mut Verdict) -> Result<(), Fault> {
+    if fault.kind == FaultKind::Io {
+        return Err(fault);
+    }
+    verdict.doubt(fault);
+    Ok(())
+}
+
+/// Visits every allocated inode of the group.
+pub fn walk_group(
+    group: &Group<'_>,
+    scratch: &mut Scratch<'_>,
+    findings: &mut Findings<'_>,
+) -> Result<(), Fault> {
+    let agi = group.agi(scratch.chunk)?;
+    let geometry = group.geometry;
+    let mut budget = u64::from(geometry.ag_length(group.ag));
+    let place = (INODES, Space::Group(group.ag));
+    let mut walker = Walker::new(geometry, group.device, place, scratch.inodes, &mut budget);
+    let (chunk_bytes, stack) = (&mut *scratch.chunk, &mut *scratch.extents);
+    let mut end = 0u32;
+    walker.subtree(
+        agi.agi_root.into(),
+        to_usize(agi.agi_level.into()),
+        &mut |block| {
+            group.expect_used(block.offset, findings.map)?;
+            for record in block.records.chunks_exact(RECORD_BYTES) {
+                let fault = Fault::corrupt("inode chunk");
+                let chunk = Chunk::parse(record, geometry.sparse_inodes).ok_or(fault)?;
+                if chunk.first < end {
+                    return Err(fault);
+                }
+                end = chunk.first.checked_add(INODES_A_CHUNK).ok_or(fault)?;
+                let fork = ForkWalk {
+                    group,
+                    stack: &mut *stack,
+                    findings: &mut *findings,
+                };
+                walk_chunk(chunk, &mut *chunk_bytes, fork)?;
+            }
+            Ok(())
+        },
+    )?;
+    walker.finish()
+}
+
+/// Reads a chunk and visits its allocated inodes.
+fn walk_chunk(chunk: Chunk, buffer: &mut [u8], mut fork: ForkWalk<'_, '_>) -> Result<(), Fault> {
+    if (0..INODES_A_CHUNK).all(|index| !chunk.is_allocated(index)) {
+        return Ok(());
+    }
+    let (group, geometry) = (fork.group, fork.group.geometry);
+    let fault = Fault::corrupt("inode chunk").in_unit("AG", group.ag.into());
+    // Inodes fill their blocks, so an inode's number times its size is its offset in the group.
+    let size = u64::from(geometry.inode_bytes);
+    let extent = group.extent();
+    let offset = extent.offset + u64::from(chunk.first) * size;
+    // A sparse chunk may reach past the end of the group with inodes that do not exist.
+    let length = (u64::from(INODES_A_CHUNK) * size).min(extent.end().saturating_sub(offset));
+    let bytes = buffer.get_mut(..to_usize(length)).ok_or(fault)?;
+    group.device.read_at(offset, bytes)?;
+    for (index, inode) in (0u32..).zip(bytes.chunks_exact(to_usize(size))) {
+        if !chunk.is_allocated(index) {
+            continue;
+        }
+        let place = offset + u64::from(index) * size;
+        if !fork.findings.map.is_used(place) {
+            return Err(Fault::corrupt("inode in free space").at(place, size));
+        }
+        let number = u64::from(group.ag) << (geometry.ag_block_log2 + geometry.inodes_log2)
+            | u64::from(chunk.first + index);
+        if let Err(fault) = fork.walk_inode(number, inode) {
+            doubt_or_fail(fault.in_unit("inode", number), fork.findings.verdict)?;
+        }
+    }
+    let present = (0..INODES_A_CHUNK).filter(|index| chunk.is_allocated(*index));
+    if present
+        .max()
+        .is_some_and(|last| u64::from(last) >= length / size)
+    {
+        return Err(fault);
+    }
+    Ok(())
+}
+
+struct ForkWalk<'a, 'f> {
+    group: &'a Group<'a>,
+    stack: &'a mut [u8],
+    findings: &'a mut Findings<'f>,
+}
+
+/// What of an inode concerns its data fork.
+struct Fork<'i> {
+    format: u8,
+    regular: bool,
+    extents: u64,
+    bytes: &'i [u8],
+}
+
+/// The data fork of an inode; `None` when the inode's bytes are not what they must be.
+fn parse_fork<'i>(geometry: &Geometry, number: u64, inode: &'i [u8]) -> Option<Fork<'i>> {
+    let core = Dinode::parse(inode)?;
+    if core.di_magic != INODE_MAGIC {
+        return None;
+    }
+    let mut core_bytes = Dinode::SIZE;
+    let mut extents = u64::from(core.di_nextents);
+    if geometry.checksums {
+        let more = Dinode3::parse(inode)?;
+        let intact = core.di_version == 3
+            && more.di_ino == number
+            && more.di_uuid == geometry.uuid
+            && checksum_holds(inode, INODE_CRC);
+        if !intact {
+            return None;
+        }
+        core_bytes = Dinode3::SIZE;
+        if more.di_flags2 & FLAG2_NREXT64 != 0 {
+            extents = core.di_big_nextents;
+        }
+    }
+    let rest = inode.get(core_bytes..)?;
+    let bytes = match core.di_forkoff {
+        0 => rest,
+        eighths => rest.get(..usize::from(eighths) * 8)?,
+    };
+    let ours = core.di_flags & FLAG_REALTIME == 0;
+    Some(Fork {
+        format: if ours { core.di_format } else { 0 },
+        regular: core.di_mode & MODE_TYPE == MODE_REGULAR,
+        extents,
+        bytes,
+    })
+}
+
+impl ForkWalk<'_, '_> {
+    fn walk_inode(&mut self, number: u64, inode: &[u8]) -> Result<(), Fault> {
+        let fault = Fault::corrupt("inode");
+        let fork = parse_fork(self.group.geometry, number, inode).ok_or(fault)?;
+        match fork.format {
+            FORMAT_EXTENTS => {
+                let length = usize::try_from(fork.extents)
+                    .ok()
+                    .and_then(|n| n.checked_mul(16));
+                let records = length.and_then(|n| fork.bytes.get(..n)).ok_or(fault)?;
+                self.mappings(records, fork.regular, &mut 0).map(|_| ())
+            }
+            FORMAT_BTREE => self.walk_tree(number, &fork),
+            _ => Ok(()),
+        }
+    }
+
+    /// A fork whose root node lies in the inode (`struct xfs_bmdr_block`).
+    fn walk_tree(&mut self, number: u64, fork: &Fork<'_>) -> Result<(), Fault> {
+        let fault = Fault::corrupt("extent btree root");
+        let levels = usize::from(be::<u16>(fork.bytes, 0).ok_or(fault)?);
+        let count = usize::from(be::<u16>(fork.bytes, 2).ok_or(fault)?);
+        let capacity = fork.bytes.len().saturating_sub(4) / 16;
+        if levels == 0 || levels >= LEVELS_MAX || count == 0 || count > capacity {
+            return Err(fault);
+        }
+        let group = self.group;
+        let mut budget = *self.findings.budget;
+        let stack = core::mem::take(&mut self.stack);
+        let place = (EXTENTS, Space::Inode(number));
+        let mut walker = Walker::new(group.geometry, group.device, place, stack, &mut budget);
+        let (mut end, mut seen) = (0, 0);
+        let mut result = Ok(());
+        for index in 0..count {
+            let pointer = be::<u64>(fork.bytes, 4 + capacity * 8 + index * 8);
+            result = match pointer {
+                None => Err(fault),
+                Some(root) => walker.subtree(root, levels, &mut |block| {
+                    group.expect_used(block.offset, self.findings.map)?;
+                    seen += self.mappings(block.records, fork.regular, &mut end)?;
+                    Ok(())
+                }),
+            };
+            if result.is_err() {
+                break;
+            }
+        }
+        let finished = walker.finish();
+        self.stack = stack;
+        *self.findings.budget = budget;
+        result.and(finished)?;
+        if seen == fork.extents {
+            Ok(())
+        } else {
+            Err(fault)
+        }
+    }
+
+    /// Takes the records of a fork, in file order from file block `end`; gives their number.
+    fn mappings(&mut self, records: &[u8], regular: bool, end: &mut u64) -> Result<u64, Fault> {
+        let fault = Fault::corrupt("file extent");
+        let mut seen = 0;
+        for record in records.chunks_exact(16) {
+            let mapping = Mapping::parse(record).ok_or(fault)?;
+            let extent = self
+                .group
+                .geometry
+                .extent(mapping.start, mapping.count)
+                .filter(|_| mapping.count != 0 && mapping.file_block >= *end)
+                .ok_or(fault)?;
+            *end = mapping.file_block.saturating_add(mapping.count);
+            seen += 1;
+            self.mapping(extent, mapping.unwritten, regular)?;
+        }
+        Ok(seen)
+    }
+
+    fn mapping(&mut self, extent: Extent, unwritten: bool, regular: bool) -> Result<(), Fault> {
+        let map = &mut *self.findings.map;
+        if map.next_used(extent.offset, extent.end()) != Some(extent) {
+            map.set_used(extent);
+            return Err(
+                Fault::corrupt("file extent in free space").at(extent.offset, extent.length_bytes)
+            );
+        }
+        if unwritten && regular && self.group.geometry.unwritten {
+            map.set_free(extent);
+        }
+        Ok(())
+    }
+}

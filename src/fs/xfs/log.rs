@@ -1,0 +1,230 @@
+//! The internal log: where its head is, and whether the last thing in it is an unmount record.
+//!
+//! XFS writes to its log before it writes anything in place, always at the head: so an unmount record right before the head says
+//! that everything in place is current, and the blocks around the head tell whether anything was written since. Never replays.
+
+use super::superblock::Geometry;
+use crate::device::ReadAt;
+use crate::error::Fault;
+use crate::layout::be;
+use crate::units::{Extent, to_u64, to_usize};
+
+crate::layout! {
+    /// `struct xlog_rec_header`, without its magic and the table of cycle words.
+    be struct RecordHeader: 324 {
+        0x004 h_cycle: u32,
+        0x008 h_version: u32,
+        0x00c h_len: u32,
+        0x028 h_num_logops: u32,
+        0x130 h_fs_uuid: [u8; 16],
+        0x140 h_size: u32,
+    }
+}
+
+const RECORD_MAGIC: u32 = 0xfeed_babe;
+const VERSION_2: u32 = 2;
+/// Bytes of a record that one header block covers (`XLOG_HEADER_CYCLE_SIZE`).
+const HEADER_COVERS_BYTES: u32 = 32 * 1024;
+/// Largest record (`XLOG_MAX_RECORD_BSIZE`).
+const RECORD_BYTES_MAX: u32 = 256 * 1024;
+/// `XLOG_UNMOUNT_TRANS`, a flag of an operation header (struct xlog_op_header, byte 9).
+const UNMOUNT_FLAG: u8 = 0x20;
+/// `XLOG_UNMOUNT_TYPE`, the payload of an unmount record.
+const UNMOUNT_MAGIC: u16 = 0x556e;
+
+/// The log counts in these ("basic blocks"), whatever the sector size.
+const BASIC_BYTES: u64 = 512;
+/// Records that may be in flight at once cover no more than this (`XLOG_TOTAL_REC_SHIFT`: 8 of 256 KiB).
+const IN_FLIGHT_BLOCKS: u64 = 8 * 256 * 1024 / BASIC_BYTES;
+/// The last record with its headers begins at most this many basic blocks before the head.
+const LAST_RECORD_BLOCKS: u64 = 256 * 1024 / BASIC_BYTES + 16;
+/// Half of the witnessed window around the head.
+const WINDOW_BLOCKS: u64 = 16;
+
+/// The log of a filesystem.
+pub struct Log<'a> {
+    device: &'a dyn ReadAt,
+    place: Extent,
+    uuid: [u8; 16],
+}
+
+/// Where the next record goes, and the cycle of the one before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Head {
+    block: u64,
+    cycle: u32,
+}
+
+/// The cycle number of a basic block: its first word, or the second where the first is a record's magic.
+fn cycle_of(block: &[u8]) -> Option<u32> {
+    match be::<u32>(block, 0)? {
+        RECORD_MAGIC => be(block, 4),
+        cycle => Some(cycle),
+    }
+}
+
+impl<'a> Log<'a> {
+    /// The log of a filesystem of this shape.
+    pub fn new(device: &'a dyn ReadAt, geometry: &Geometry) -> Self {
+        Self {
+            device,
+            place: geometry.log,
+            uuid: geometry.log_uuid,
+        }
+    }
+
+    fn blocks(&self) -> u64 {
+        self.place.length_bytes / BASIC_BYTES
+    }
+
+    fn extent(&self, block: u64, count: u64) -> Extent {
+        Extent {
+            offset: self.place.offset + block * BASIC_BYTES,
+            length_bytes: count * BASIC_BYTES,
+        }
+    }
+
+    fn cycle(&self, block: u64) -> Result<u32, Fault> {
+        let mut start = [0; 8];
+        self.device
+            .read_at(self.extent(block, 1).offset, &mut start)?;
+        cycle_of(&start).ok_or(Fault::corrupt("log"))
+    }
+
+    /// The head by halving: cycle numbers go down by one there (or to zero, in a log that never wrapped).
+    fn head(&self) -> Result<Head, Fault> {
+        let blocks = self.blocks();
+        let fault = Fault::corrupt("log").at(self.place.offset, self.place.length_bytes);
+        let last = blocks.checked_sub(1).ok_or(fault)?;
+        let (first_cycle, last_cycle) = (self.cycle(0)?, self.cycle(last)?);
+        if first_cycle == 0 {
+            return Err(fault);
+        }
+        if first_cycle == last_cycle {
+            return Ok(Head {
+                block: 0,
+                cycle: first_cycle,
+            });
+        }
+        if last_cycle != 0 && last_cycle.checked_add(1) != Some(first_cycle) {
+            return Err(fault);
+        }
+        let (mut low, mut high) = (0, last);
+        while high - low > 1 {
+            let middle = low + (high - low) / 2;
+            if self.cycle(middle)? == first_cycle {
+                low = middle;
+            } else {
+                high = middle;
+            }
+        }
+        Ok(Head {
+            block: high,
+            cycle: first_cycle,
+        })
+    }
+
+    /// Proves that the log ends in an unmount record and nothing was written behind it.
+    pub fn prove_clean(&self, buffer: &mut [u8]) -> Result<(), Fault> {
+        let head = self.head()?;
+        let dirty = Fault::corrupt("the log is dirty: mount the filesystem once to recover it");
+        let (start, header) = self.last_record(head, buffer)?.ok_or(dirty)?;
+        let blocks = self.blocks();
+        let mut header_blocks = 1;
+        if header.h_version & VERSION_2 != 0 && header.h_size > HEADER_COVERS_BYTES {
+            header_blocks = u64::from(header.h_size.div_ceil(HEADER_COVERS_BYTES));
+        }
+        let data_blocks = u64::from(header.h_len).div_ceil(BASIC_BYTES);
+        let plausible = header.h_cycle == head.cycle
+            && header.h_num_logops == 1
+            && header.h_len <= RECORD_BYTES_MAX
+            && header.h_size <= RECORD_BYTES_MAX
+            && header.h_fs_uuid == self.uuid
+            && (start + header_blocks + data_blocks) % blocks == head.block;
+        if !plausible {
+            return Err(dirty);
+        }
+        let mut data = [0; 16];
+        let place = self.extent((start + header_blocks) % blocks, 1);
+        self.device.read_at(place.offset, &mut data)?;
+        let [_, _, _, _, _, _, _, _, _, flags, _, _, magic @ ..] = data;
+        // The payload is in the byte order of the machine that wrote it.
+        let magic = magic.first_chunk().copied().unwrap_or_default();
+        let unmounts = [u16::from_le_bytes(magic), u16::from_be_bytes(magic)];
+        if flags & UNMOUNT_FLAG == 0 || !unmounts.contains(&UNMOUNT_MAGIC) {
+            return Err(dirty);
+        }
+        self.nothing_behind(head, buffer)
+    }
+
+    /// The header of the record that ends at the head, and its block.
+    fn last_record(
+        &self,
+        head: Head,
+        buffer: &mut [u8],
+    ) -> Result<Option<(u64, RecordHeader)>, Fault> {
+        let end = if head.block == 0 {
+            self.blocks()
+        } else {
+            head.block
+        };
+        let count = LAST_RECORD_BLOCKS.min(end);
+        let place = self.extent(end - count, count);
+        let Some(bytes) = buffer.get_mut(..to_usize(place.length_bytes)) else {
+            return Err(Fault::refused("scratch memory"));
+        };
+        self.device.read_at(place.offset, bytes)?;
+        let mut blocks = bytes.chunks_exact(to_usize(BASIC_BYTES));
+        let found = blocks.rposition(|block| be::<u32>(block, 0) == Some(RECORD_MAGIC));
+        Ok(found.and_then(|index| {
+            let header = bytes.get(index * to_usize(BASIC_BYTES)..)?;
+            Some((end - count + to_u64(index), RecordHeader::parse(header)?))
+        }))
+    }
+
+    /// No block that could have been in flight behind the head carries the cycle that a later write would have.
+    fn nothing_behind(&self, head: Head, buffer: &mut [u8]) -> Result<(), Fault> {
+        let blocks = self.blocks();
+        let limit = IN_FLIGHT_BLOCKS.min(blocks);
+        let room = to_u64(buffer.len()) / BASIC_BYTES;
+        let mut step = 0;
+        while step < limit {
+            let block = (head.block + step) % blocks;
+            let count = (blocks - block).min(limit - step).min(room).max(1);
+            let place = self.extent(block, count);
+            let bytes = buffer
+                .get_mut(..to_usize(place.length_bytes))
+                .ok_or(Fault::refused("scratch memory"))?;
+            self.device.read_at(place.offset, bytes)?;
+            // From the wrap on, a write would carry the next cycle; at block 0 the wrap is right here.
+            let newer = if head.block == 0 || block < head.block {
+                head.cycle.wrapping_add(1)
+            } else {
+                head.cycle
+            };
+            let mut cycles = bytes.chunks_exact(to_usize(BASIC_BYTES)).map(cycle_of);
+            if cycles.any(|cycle| cycle == Some(newer)) {
+                return Err(Fault::corrupt("log records behind the head")
+                    .at(place.offset, place.length_bytes));
+            }
+            step += count;
+        }
+        Ok(())
+    }
+
+    /// The blocks before and at the head: any record written from now on changes the latter. `None` when there is no head.
+    pub fn window(&self) -> Result<Option<[Extent; 2]>, Fault> {
+        let head = match self.head() {
+            Ok(head) => head.block,
+            Err(fault) if fault.kind == crate::error::FaultKind::Io => return Err(fault),
+            Err(_) => return Ok(None),
+        };
+        let blocks = self.blocks();
+        let before = if head == 0 { blocks } else { head };
+        let count = WINDOW_BLOCKS.min(before);
+        Ok(Some([
+            self.extent(before - count, count),
+            self.extent(head, WINDOW_BLOCKS.min(blocks - head)),
+        ]))
+    }
+}

@@ -1,0 +1,207 @@
+//! XFS, versions 4 and 5: which blocks are used.
+//!
+//! [`walk`] goes through the allocation groups twice. The first pass takes the free extents of each group and checks them
+//! against the group's other tree and counters (`group`); the second visits the inodes for unwritten extents, whose blocks are as
+//! good as free (`inode`). A group that contradicts itself is wholly used. Free counts of the superblock are not looked at: they
+//! are stale by design, and so is everything in place while the log is dirty; hence the map is believed only when we froze the
+//! filesystem (which writes everything in place, though its log then still looks dirty) or when the log ends in an unmount
+//! record (`log`). The log itself, the inodes and all headers go out as they are. Nothing here replays, repairs or writes.
+//!
+//! [`witness`] reads the superblock, the headers of the groups, and the log around its head. Every transaction goes through
+//! the log first, so a thaw, a change and a second freeze move the head. Its limit: an overwrite of file data that changes no
+//! timestamp and logs nothing at all is not seen; the caller's own thaw tells whether the filesystem stayed frozen.
+
+mod btree;
+mod group;
+mod inode;
+mod log;
+mod superblock;
+
+use self::group::Group;
+use self::log::Log;
+use self::superblock::Superblock;
+use crate::device::ReadAt;
+use crate::error::{Fault, FaultKind};
+use crate::fs::map::UsedMap;
+use crate::fs::{Identity, Kind, Reader, Still, Verdict, Walk, text, uuid_text};
+use crate::units::Extent;
+
+/// The reader's row in the table.
+pub const READER: Reader = Reader {
+    kinds: &[Kind::Xfs],
+    probe,
+    walk: Some(walk),
+    witness,
+};
+
+/// Memory for a path through a tree: four blocks of 64 KiB, or nine (the most levels there are) of up to 16 KiB.
+const STACK_BYTES: usize = 256 * 1024;
+const _: () = assert!(2 * STACK_BYTES + inode::CHUNK_BYTES <= crate::fs::SCRATCH_BYTES);
+
+/// Groups whose headers are witnessed; the log's head alone would do, and these make it certain on any usual filesystem.
+const GROUPS_WITNESSED: u32 = 1024;
+
+fn probe(device: &dyn ReadAt) -> Result<Option<Identity>, Fault> {
+    let Some(superblock) = superblock::read(device)? else {
+        return Ok(None);
+    };
+    let (disk, geometry) = (&superblock.disk, &superblock.geometry);
+    let used = geometry.blocks.checked_sub(disk.sb_fdblocks);
+    Ok(Some(Identity {
+        kind: Kind::Xfs,
+        size_bytes: geometry.size_bytes(),
+        block_bytes: geometry.block.bytes(),
+        used_bytes: used.map(|blocks| blocks << geometry.block.log2()),
+        uuid: uuid_text(&disk.sb_uuid),
+        label: text(&disk.sb_fname),
+        last_mounted: heapless::String::new(),
+        last_written_s: None,
+        superblock: Extent {
+            offset: 0,
+            length_bytes: geometry.sector_bytes.into(),
+        },
+        devices: 1,
+    }))
+}
+
+/// A fault of the bytes makes the verdict `whole`; a fault of the device ends the walk.
+fn whole_or_fail(fault: Fault) -> Result<Verdict, Fault> {
+    if fault.kind == FaultKind::Io {
+        return Err(fault);
+    }
+    Ok(Verdict::whole(fault))
+}
+
+fn walk(
+    _: &Identity,
+    still: Still,
+    walk: &mut Walk<'_>,
+    map: &mut UsedMap,
+) -> Result<Verdict, Fault> {
+    let device = walk.device();
+    let Some(superblock) = superblock::read(device)? else {
+        return Ok(Verdict::whole(Fault::corrupt("superblock")));
+    };
+    refuse_other_devices(&superblock)?;
+    let geometry = superblock.geometry;
+    if let Some(doubt) = superblock.doubt {
+        return Ok(Verdict::whole(doubt));
+    }
+    let size = geometry.size_bytes();
+    if size > device.size_bytes() || size != map.size_bytes() {
+        return Ok(Verdict::whole(Fault::corrupt("filesystem size")));
+    }
+    if still != Still::Frozen
+        && let Err(fault) = Log::new(device, &geometry).prove_clean(walk.scratch)
+    {
+        return whole_or_fail(fault);
+    }
+    let mut verdict = Verdict::USED;
+    mark_free_space(device, &geometry, walk.scratch, (map, &mut verdict))?;
+    if geometry.unwritten {
+        mark_unwritten(device, &geometry, walk.scratch, (map, &mut verdict))?;
+    }
+    if map.next_used(geometry.log.offset, geometry.log.end()) != Some(geometry.log) {
+        map.set_all_used();
+        return Ok(Verdict::whole(Fault::corrupt("log in free space")));
+    }
+    Ok(verdict)
+}
+
+fn refuse_other_devices(superblock: &Superblock) -> Result<(), Fault> {
+    if superblock.disk.sb_logstart == 0 {
+        return Err(Fault::refused("an XFS with its log on another device"));
+    }
+    if superblock.disk.sb_rblocks != 0 || superblock.disk.sb_rextents != 0 {
+        return Err(Fault::refused("an XFS with a realtime section"));
+    }
+    Ok(())
+}
+
+/// Where a pass puts its findings.
+type Findings<'a> = (&'a mut UsedMap, &'a mut Verdict);
+
+fn mark_free_space(
+    device: &dyn ReadAt,
+    geometry: &superblock::Geometry,
+    scratch: &mut [u8],
+    (map, verdict): Findings<'_>,
+) -> Result<(), Fault> {
+    let stack = scratch
+        .get_mut(..STACK_BYTES)
+        .ok_or(Fault::refused("scratch memory"))?;
+    for ag in 0..geometry.ag_count {
+        let group = Group {
+            geometry,
+            device,
+            ag,
+        };
+        if let Err(fault) = group.mark_free(stack, map) {
+            distrust(&group, fault, (map, verdict))?;
+        } else if let Err(fault) = group.mark_free_list(stack, map) {
+            if fault.kind == FaultKind::Io {
+                return Err(fault);
+            }
+            verdict.doubt(fault.in_unit("AG", ag.into()));
+        }
+    }
+    Ok(())
+}
+
+fn mark_unwritten(
+    device: &dyn ReadAt,
+    geometry: &superblock::Geometry,
+    scratch: &mut [u8],
+    (map, verdict): Findings<'_>,
+) -> Result<(), Fault> {
+    let mut scratch = inode::Scratch::cut(scratch).ok_or(Fault::refused("scratch memory"))?;
+    let mut budget = geometry.blocks;
+    for ag in 0..geometry.ag_count {
+        let group = Group {
+            geometry,
+            device,
+            ag,
+        };
+        let mut findings = inode::Findings {
+            map: &mut *map,
+            verdict: &mut *verdict,
+            budget: &mut budget,
+        };
+        if let Err(fault) = inode::walk_group(&group, &mut scratch, &mut findings) {
+            distrust(&group, fault, (map, verdict))?;
+        }
+    }
+    Ok(())
+}
+
+/// The whole group is used from here on.
+fn distrust(group: &Group<'_>, fault: Fault, (map, verdict): Findings<'_>) -> Result<(), Fault> {
+    if fault.kind == FaultKind::Io {
+        return Err(fault);
+    }
+    map.set_used(group.extent());
+    verdict.doubt(fault.in_unit("AG", group.ag.into()));
+    Ok(())
+}
+
+fn witness(identity: &Identity, walk: &mut Walk<'_>) -> Result<(), Fault> {
+    let device = walk.device();
+    let Some(superblock) = superblock::read(device)? else {
+        return walk.witness_extent(identity.superblock);
+    };
+    let geometry = superblock.geometry;
+    for ag in 0..geometry.ag_count.min(GROUPS_WITNESSED) {
+        let group = Group {
+            geometry: &geometry,
+            device,
+            ag,
+        };
+        walk.witness_extent(group.header_extent())?;
+    }
+    if let Some(window) = Log::new(device, &geometry).window()? {
+        for extent in window {
+            walk.witness_extent(extent)?;
+        }
+    }
+    Ok(())
+}

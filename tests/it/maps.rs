@@ -1,0 +1,94 @@
+//! Used-block maps against the truth: walks an image with the library, and rebuilds one from nothing but its used blocks.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use floe::device::{Access, Device};
+use floe::error::Fault;
+use floe::fs::{self, SCRATCH_BYTES, Still, UsedMap, Verdict, Walk, Witness};
+use floe::units::{BlockSize, Extent};
+
+/// What a walk of an image or device gave.
+pub struct Walked {
+    pub verdict: Verdict,
+    pub map: UsedMap,
+}
+
+/// Probes and walks.
+#[track_caller]
+pub fn walk(path: &Path, still: Still) -> Walked {
+    try_walk(path, still).unwrap_or_else(|fault| panic!("{}: {fault}", path.display()))
+}
+
+pub fn try_walk(path: &Path, still: Still) -> Result<Walked, Fault> {
+    let device = Device::open(path, Access::Read)?;
+    let identity = fs::probe(&device)?.expect("a filesystem that we know");
+    let block = BlockSize::from_bytes(identity.block_bytes.into()).expect("a block size");
+    let mut map = UsedMap::new(identity.size_bytes, block).expect("a map");
+    let mut scratch = vec![0xa5; SCRATCH_BYTES];
+    let mut walk = Walk::new(&device, &mut scratch);
+    let verdict = fs::walk(&identity, still, &mut walk, &mut map)?;
+    Ok(Walked { verdict, map })
+}
+
+/// The witness as it is now.
+#[track_caller]
+pub fn witness(path: &Path) -> Witness {
+    let device = Device::open(path, Access::Read).expect("device");
+    let identity = fs::probe(&device).expect("read").expect("known");
+    let mut scratch = vec![0; SCRATCH_BYTES];
+    fs::witness(&identity, &mut Walk::new(&device, &mut scratch)).expect("witness")
+}
+
+/// Used extents in order.
+pub fn used_extents(map: &UsedMap) -> Vec<Extent> {
+    let mut found = Vec::new();
+    let mut from = 0;
+    while let Some(extent) = map.next_used(from, u64::MAX) {
+        found.push(extent);
+        from = extent.end();
+    }
+    found
+}
+
+/// A sparse image with the used blocks of `source` and zeros everywhere else.
+#[track_caller]
+pub fn rebuild(source: &Path, map: &UsedMap, target: &Path) {
+    let source = File::open(source).expect("source");
+    let target = File::create(target).expect("target");
+    target.set_len(map.size_bytes()).expect("length");
+    let (mut buffer, zeros) = (vec![0; 1 << 20], vec![0; 1 << 20]);
+    for extent in used_extents(map) {
+        let mut offset = extent.offset;
+        while offset < extent.end() {
+            let count = usize::try_from(extent.end() - offset)
+                .map_or(buffer.len(), |n| n.min(buffer.len()));
+            let piece = &mut buffer[..count];
+            source.read_exact_at(piece, offset).expect("read");
+            if *piece != zeros[..count] {
+                target.write_all_at(piece, offset).expect("write");
+            }
+            offset += u64::try_from(count).expect("small");
+        }
+    }
+}
+
+/// How often `needle` stands in a file at multiples of its length.
+pub fn count_marks(path: &Path, needle: &[u8]) -> usize {
+    let file = File::open(path).expect("image");
+    let length = file.metadata().expect("image").len();
+    let mut buffer = vec![0; 1 << 20];
+    let (mut offset, mut found) = (0, 0);
+    while offset < length {
+        let count = usize::try_from(length - offset).map_or(buffer.len(), |n| n.min(buffer.len()));
+        file.read_exact_at(&mut buffer[..count], offset)
+            .expect("read");
+        found += buffer[..count]
+            .chunks_exact(needle.len())
+            .filter(|chunk| *chunk == needle)
+            .count();
+        offset += u64::try_from(count).expect("small");
+    }
+    found
+}
