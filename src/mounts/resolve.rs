@@ -8,7 +8,6 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, Mode, OFlags, Stat};
@@ -19,7 +18,7 @@ use crate::error::{Error, Fault, Result};
 use crate::fs;
 use crate::mounts::node::mount_once_more;
 use crate::mounts::table::decimal;
-use crate::mounts::{DevId, Mount, System, Table, tags};
+use crate::mounts::{DevId, Mount, System, Table, refuse, tags};
 use crate::sys::identity::{BtrfsInfo, btrfs_info};
 
 /// What was found behind a SOURCE, opened.
@@ -112,6 +111,10 @@ impl System {
             return self.resolve_device(name, dev);
         }
         let path = Path::new(name);
+        // The name that a kernel without an initramfs gives its root; hardly ever a node.
+        if path == Path::new("/dev/root") && !path.exists() {
+            return self.resolve(OsStr::new("/"));
+        }
         let (fd, stat) = self.open_path(path)?;
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::BlockDevice => self.resolve_device(name, DevId::from_raw(stat.st_rdev)),
@@ -130,7 +133,7 @@ impl System {
             other => Err(Error::refused(format_args!(
                 "{}: is a {}; name a directory, a block device or an image file",
                 path.display(),
-                kind_name(other)
+                refuse::kind_name(other)
             ))),
         }
     }
@@ -181,7 +184,7 @@ impl System {
         })?;
         let devices = self.devices_of(mount, fd.as_fd());
         let dev = match devices.as_slice() {
-            [dev] if !is_flash(&mount.filesystem) => *dev,
+            [dev] if !refuse::is_flash(&mount.filesystem) => *dev,
             [] | [_] => return Err(self.refuse_deviceless(&subject, mount)),
             many => return Err(self.refuse_several(&subject, mount, many)),
         };
@@ -203,7 +206,15 @@ impl System {
             return self.finish(name, dev, Holding::Mounted(mounted));
         }
         match self.roots.open_device(dev, Access::ReadHeld) {
-            Ok(device) => Ok(self.source(name, dev, device, Holding::Unmounted)),
+            // O_EXCL does not see loop devices over a block device, which may be mounted and write to it.
+            Ok(device) if self.risen(dev).iter().all(|at| !self.is_loop(*at)) => {
+                Ok(self.source(name, dev, device, Holding::Unmounted))
+            }
+            Ok(device) => {
+                let mut stacked = self.stacked(dev)?;
+                stacked.held.push(device);
+                self.finish(name, dev, Holding::Stacked(stacked))
+            }
             Err(fault) if fault.is_errno(Errno::BUSY) => {
                 let holding = match self.mounted_elsewhere(dev)? {
                     Some(mounted) => Holding::Mounted(mounted),
@@ -278,7 +289,7 @@ impl System {
             let opened = open_mount(&prefix, mount);
             let devices = match &opened {
                 Some(fd) => self.devices_of(mount, fd.as_fd()),
-                None if mount.dev.is_anonymous() => Vec::new(),
+                None if mount.dev.is_anonymous() => self.btrfs_devices_by_name(mount),
                 None => vec![mount.dev],
             };
             if !devices.contains(&dev) {
@@ -295,12 +306,14 @@ impl System {
                     devices,
                 }));
             }
-            first = first.or(Some(*mount));
+            first = first.or(Some((*mount, devices)));
         }
-        let Some(mount) = first else { return Ok(None) };
+        let Some((mount, devices)) = first else {
+            return Ok(None);
+        };
         let mounts: Vec<Mount> = table.of_dev(mount.dev).cloned().collect();
         let fd = self.enter_covered(dev, mount)?;
-        let (mount, devices) = (mount.clone(), vec![dev]);
+        let mount = mount.clone();
         Ok(Some(Mounted {
             fd,
             mount,
@@ -327,7 +340,11 @@ impl System {
             })
             .map_err(|fault| refused(&fault))?;
         let stat = rustix::fs::fstat(&fd).map_err(|errno| refused(&Fault::io("stat", errno)))?;
-        if DevId::from_raw(stat.st_dev) != mount.dev {
+        let same = match mount.dev.is_anonymous() {
+            true => self.devices_of(mount, fd.as_fd()).contains(&dev),
+            false => DevId::from_raw(stat.st_dev) == mount.dev,
+        };
+        if !same {
             return Err(refused(&"another filesystem was found"));
         }
         Ok(fd)
@@ -344,8 +361,8 @@ impl System {
     /// What is above a busy device that is not mounted itself; refused, by name, unless all of it can be held still (or is swap).
     fn stacked(&self, dev: DevId) -> Result<Stacked> {
         let mut stacked = Stacked::default();
-        let mut tops = self.roots.up(dev);
-        tops.retain(|at| self.roots.up(*at).is_empty() || self.is_mounted_somewhere(*at));
+        let mut tops = self.risen(dev);
+        tops.retain(|at| self.risen(*at).is_empty() || self.is_mounted_somewhere(*at));
         if tops.is_empty() {
             tops.push(dev);
         }
@@ -370,20 +387,6 @@ impl System {
             }
         }
         Ok(stacked)
-    }
-
-    fn refuse_busy(&self, dev: DevId, top: DevId, fault: Fault) -> Error {
-        if !fault.is_errno(Errno::BUSY) {
-            return Error::fault(self.roots.shown(top).display(), fault);
-        }
-        let uses = self.uses(dev);
-        match uses.first() {
-            Some(found) => Error::refused(found),
-            None => Error::refused(format_args!(
-                "{}: is held by another program or by a mount that no mount table shows; close it first",
-                self.roots.shown(top).display()
-            )),
-        }
     }
 
     /// The mount on which an open file lies, by its mount number, and the process in whose table it stands.
@@ -442,103 +445,6 @@ impl System {
         )))
     }
 
-    fn refuse_several(
-        &self,
-        subject: &dyn std::fmt::Display,
-        mount: &Mount,
-        all: &[DevId],
-    ) -> Error {
-        let names: Vec<String> = all
-            .iter()
-            .map(|dev| self.roots.shown(*dev).display().to_string())
-            .collect();
-        Error::refused(format_args!(
-            "{subject}: {} spans {} devices ({}); floe images filesystems of one device",
-            mount.filesystem,
-            all.len(),
-            names.join(", ")
-        ))
-    }
-
-    /// The refusal for a filesystem that no block device holds, with what to dump instead.
-    fn refuse_deviceless(&self, subject: &dyn std::fmt::Display, mount: &Mount) -> Error {
-        let source = mount.source.display();
-        let name = mount.filesystem.as_str();
-        let why = match name {
-            "overlay" | "aufs" => return self.refuse_overlay(subject, mount),
-            "ubifs" => format!(
-                "ubifs lies on raw flash ({source}), which is no block device; save its files with tar, or the UBI volume with mtd-utils"
-            ),
-            "jffs2" => format!(
-                "jffs2 lies on raw flash ({source}), which must not be copied while mounted; save its files with tar, or read it unmounted with nanddump of mtd-utils"
-            ),
-            "tmpfs" | "ramfs" | "rootfs" | "devtmpfs" => {
-                format!("{name} lives in memory; {}", self.candidates())
-            }
-            "nfs" | "nfs4" | "cifs" | "smb3" | "9p" | "ceph" | "virtiofs" | "afs" => format!(
-                "{name} belongs to another machine ({source}); {}",
-                self.candidates()
-            ),
-            "btrfs" => format!("the devices of this btrfs ({source}) were not found in sysfs"),
-            _ => format!(
-                "{name} has no block device of its own; {}",
-                self.candidates()
-            ),
-        };
-        Error::refused(format_args!("{subject}: {why}"))
-    }
-
-    /// Names the filesystems that the layers of an overlay lie on.
-    fn refuse_overlay(&self, subject: &dyn std::fmt::Display, mount: &Mount) -> Error {
-        let mut layers = Vec::new();
-        for (what, path) in overlay_layers(mount) {
-            let place = self.open_path(&path).ok();
-            let found = place.as_ref().and_then(|(fd, _)| self.mount_of(fd));
-            let Some((lower, None)) = found else { continue };
-            // A layer on another overlay or in memory is no answer.
-            if lower.dev.is_anonymous() && lower.filesystem != "btrfs" {
-                continue;
-            }
-            let text = format!(
-                "{} (its {what} layer, {})",
-                lower.point.display(),
-                lower.filesystem
-            );
-            if !layers
-                .iter()
-                .any(|known: &String| known.starts_with(&format!("{} (", lower.point.display())))
-            {
-                layers.push(text);
-            }
-        }
-        let instead = match layers.len() {
-            0 => self.candidates(),
-            _ => format!("dump {} instead", layers.join(" or ")),
-        };
-        Error::refused(format_args!(
-            "{subject}: {} has no device of its own; {instead}",
-            mount.filesystem
-        ))
-    }
-
-    /// The filesystems that could be dumped, for a refusal.
-    fn candidates(&self) -> String {
-        let mut seen: Vec<DevId> = Vec::new();
-        let mut names = Vec::new();
-        for mount in &self.table.mounts {
-            let known = seen.contains(&mount.dev) || is_flash(&mount.filesystem);
-            let real = !mount.dev.is_anonymous() || mount.filesystem == "btrfs";
-            if real && !known && names.len() < 4 {
-                seen.push(mount.dev);
-                names.push(format!("{} ({})", mount.point.display(), mount.filesystem));
-            }
-        }
-        match names.len() {
-            0 => "name a block device".to_owned(),
-            _ => format!("what can be dumped here: {}", names.join(", ")),
-        }
-    }
-
     /// Where another namespace's mount points start.
     pub(super) fn prefix(&self, pid: Option<u32>) -> PathBuf {
         pid.map_or_else(
@@ -546,52 +452,6 @@ impl System {
             |pid| self.roots.proc.join(pid.to_string()).join("root"),
         )
     }
-}
-
-/// Flash filesystems: jffs2 has a device number (of its mtdblock), but no copy of that is good while it is mounted.
-fn is_flash(filesystem: &str) -> bool {
-    matches!(filesystem, "jffs2" | "ubifs")
-}
-
-/// The layers of an overlay, upper first.
-pub(super) fn overlay_layers(mount: &Mount) -> Vec<(&'static str, PathBuf)> {
-    let mut layers: Vec<(&'static str, PathBuf)> = Vec::new();
-    layers.extend(
-        mount
-            .super_value("upperdir")
-            .map(|path| ("upper", PathBuf::from(path))),
-    );
-    for option in ["lowerdir", "lowerdir+", "datadir+"] {
-        for value in mount.super_values(option) {
-            let parts = split_layers(value.as_bytes());
-            layers.extend(parts.into_iter().map(|path| ("lower", path)));
-        }
-    }
-    layers
-}
-
-/// `a:b\:c` as `a`, `b:c`; empty parts (`::` before data-only layers) are left out.
-fn split_layers(value: &[u8]) -> Vec<PathBuf> {
-    let mut parts = vec![Vec::new()];
-    let mut bytes = value.iter();
-    while let Some(byte) = bytes.next() {
-        match byte {
-            b':' => parts.push(Vec::new()),
-            b'\\' => parts
-                .last_mut()
-                .into_iter()
-                .for_each(|part| part.extend(bytes.next())),
-            _ => parts
-                .last_mut()
-                .into_iter()
-                .for_each(|part| part.push(*byte)),
-        }
-    }
-    parts.retain(|part| !part.is_empty());
-    parts
-        .iter()
-        .map(|part| PathBuf::from(OsStr::from_bytes(part)))
-        .collect()
 }
 
 /// `/proc/7/root` and `/mnt` as `/proc/7/root/mnt`.
@@ -632,24 +492,9 @@ fn fsid_text(info: &BtrfsInfo) -> String {
     fs::uuid_text(&info.fsid).as_str().to_owned()
 }
 
-fn kind_name(kind: FileType) -> &'static str {
-    match kind {
-        FileType::CharacterDevice => "character device",
-        FileType::Fifo => "FIFO",
-        FileType::Socket => "socket",
-        _ => "special file",
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    pub(super) fn overlay_layers_are_split_at_colons_that_are_not_escaped() {
-        let parts = split_layers(b"/a:/b\\:c::/d");
-        assert_eq!(parts, ["/a", "/b:c", "/d"].map(PathBuf::from));
-    }
 
     #[test]
     fn a_point_in_another_namespace_lies_below_its_root() {

@@ -13,7 +13,8 @@ use rustix::fs::Stat;
 
 use crate::device::Access;
 use crate::error::{Error, Result};
-use crate::mounts::resolve::{open_mount, overlay_layers};
+use crate::mounts::refuse::overlay_layers;
+use crate::mounts::resolve::open_mount;
 use crate::mounts::sysfs::{DEVICES_MAX, closure};
 use crate::mounts::{DevId, Layer, Mount, Mounted, System};
 use crate::sys::identity::{LoopInfo, loop_info};
@@ -124,13 +125,44 @@ impl System {
 
     fn loops(&self, wanted: impl Fn(&LoopInfo) -> bool) -> Vec<DevId> {
         let mut all = self.roots.devices();
-        all.retain(|dev| self.is_bound_loop(*dev));
+        all.retain(|dev| self.is_loop(*dev));
         all.retain(|dev| self.loop_info(*dev).is_some_and(|info| wanted(&info)));
         all
     }
 
-    fn is_bound_loop(&self, dev: DevId) -> bool {
-        self.roots.layer(dev) == Layer::Loop && self.roots.disk_of(dev).is_none()
+    /// Everything that lies above without a filesystem in between: partitions, holders, loop devices over block devices.
+    pub(super) fn risen(&self, dev: DevId) -> Vec<DevId> {
+        let mut loops = Vec::new();
+        for at in self
+            .roots
+            .devices()
+            .into_iter()
+            .filter(|at| self.is_loop(*at))
+        {
+            let lower = self.loop_info(at).filter(|info| info.file_rdev != 0);
+            loops.extend(lower.map(|info| (at, DevId::from_raw(info.file_rdev))));
+        }
+        closure(dev, |at| {
+            let mut above: Vec<DevId> = self.roots.holders(at);
+            above.extend(
+                self.roots
+                    .partitions_of(at)
+                    .into_iter()
+                    .map(|part| part.dev),
+            );
+            above.extend(
+                loops
+                    .iter()
+                    .filter(|(_, lower)| *lower == at)
+                    .map(|(upper, _)| *upper),
+            );
+            above
+        })
+    }
+
+    /// Whether it is a loop device with something below it (not a partition of one).
+    pub(super) fn is_loop(&self, dev: DevId) -> bool {
+        self.roots.layer(dev) == Layer::Loop
     }
 
     /// The kernel's own numbers for the file below a loop device; where it cannot be asked (a test's sysfs), those of the file
@@ -151,7 +183,7 @@ impl System {
 
     /// The devices of the filesystem that holds the file of a loop device; empty for what is no loop device, or lies in memory.
     fn loop_under(&self, dev: DevId) -> Result<Vec<DevId>> {
-        if !self.is_bound_loop(dev) {
+        if !self.is_loop(dev) {
             return Ok(Vec::new());
         }
         let refused = |why: &str| {

@@ -69,8 +69,9 @@ impl System {
         match found.as_slice() {
             [dev] => Ok(*dev),
             [] => Err(Error::refused(format_args!(
-                "{}: no block device here bears it",
-                tag.text
+                "{}: no block device here bears it{}",
+                tag.text,
+                self.unreadable()
             ))),
             many => {
                 let names: Vec<String> = many
@@ -83,6 +84,21 @@ impl System {
                     names.join(", ")
                 )))
             }
+        }
+    }
+
+    /// What to add where nothing was found: devices that could not be asked.
+    fn unreadable(&self) -> String {
+        let closed = |dev: &DevId| self.roots.open_device(*dev, Access::Read).is_err();
+        let names: Vec<String> = self
+            .sized_devices()
+            .into_iter()
+            .filter(closed)
+            .map(|dev| self.roots.shown(dev).display().to_string())
+            .collect();
+        match names.len() {
+            0 => String::new(),
+            _ => format!(" (could not be read: {})", names.join(", ")),
         }
     }
 

@@ -158,6 +158,17 @@ impl System {
             });
         }
         let shown = PathBuf::from(name);
+        if shown == Path::new("/dev/root") && !shown.exists() {
+            let roots = self.root_mounts().into_iter();
+            let below = roots.filter_map(|(mount, pid)| self.devices_below_mount(&mount, pid));
+            if let [dev] = below.flatten().collect::<Vec<_>>().as_slice() {
+                let shown = self.roots.shown(*dev);
+                return Ok(Named {
+                    shown,
+                    dev: Some(*dev),
+                });
+            }
+        }
         let stat = stat_target(&shown)?;
         let dev = match FileType::from_raw_mode(stat.st_mode) {
             FileType::BlockDevice => Some(DevId::from_raw(stat.st_rdev)),

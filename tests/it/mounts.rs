@@ -795,3 +795,113 @@ fn active_swap_is_in_use_and_known_by_file_and_device() {
         other => panic!("{other:?}"),
     }
 }
+
+#[test]
+fn the_root_of_the_machine_is_found_by_its_names_and_may_not_be_a_target() {
+    require!(common::is_root(), "root");
+    let dev = DevId::from_raw(fs::metadata("/").unwrap().dev());
+    require!(!dev.is_anonymous(), "a root filesystem on a block device");
+    // Looked at only: nothing here freezes or writes.
+    for name in ["/", "/etc", "/dev/root"] {
+        match resolve(name) {
+            Ok(source) => assert_eq!(source.dev, Some(dev), "{name}"),
+            // A container may deny the device itself; which one it is was found out all the same.
+            Err(error) => {
+                let device = look().roots().shown(dev);
+                let words = format!("{}: open: ", device.display());
+                assert!(error.to_string().starts_with(&words), "{name}: {error}");
+            }
+        }
+    }
+    let system = look();
+    assert!(system.root_devices().contains(&dev));
+    let target = system.target("/dev/root".as_ref()).unwrap();
+    let uses = system.uses_of(&target).unwrap();
+    assert!(
+        uses[0]
+            .to_string()
+            .ends_with("holds the running root; choose another target"),
+        "{uses:?}"
+    );
+}
+
+#[test]
+fn a_missing_or_special_target_is_refused() {
+    let system = look();
+    for name in ["/no/such/target", "/dev/null", "/etc"] {
+        match system.target(name.as_ref()) {
+            Err(Error::Message(Exit::Refused, text)) => {
+                assert!(text.ends_with("nothing was written"), "{text}")
+            }
+            other => panic!("{name}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_filesystem_stopped_by_an_error_is_told_from_a_writable_one() {
+    let made = match LoopFs::make(Spec {
+        options: "errors=remount-ro",
+        ..Spec::default()
+    }) {
+        Ok(made) => made,
+        Err(missing) => return common::skip(&missing),
+    };
+    let stopped = |source: &Source| {
+        let found = mounted(source);
+        found.emergency_read_only() || found.super_read_only()
+    };
+    assert!(!stopped(&resolve(made.dir()).unwrap()));
+    let name = made.device().file_name().unwrap().to_str().unwrap();
+    let trigger = format!("/sys/fs/ext4/{name}/trigger_fs_error");
+    require!(
+        Path::new(&trigger).exists(),
+        "trigger_fs_error in this kernel"
+    );
+    fs::write(trigger, "a test").unwrap();
+    assert!(stopped(&resolve(made.dir()).unwrap()));
+}
+
+#[test]
+fn a_covered_btrfs_is_entered_through_its_device() {
+    let lower = match LoopFs::make(Spec {
+        kind: "btrfs",
+        mib: 128,
+        ..Spec::default()
+    }) {
+        Ok(made) => made,
+        Err(missing) => return common::skip(&missing),
+    };
+    let over = Over::mount(&["-t", "tmpfs", "none"], lower.dir());
+    let source = resolve(lower.device()).unwrap();
+    assert_found(&source, lower.device());
+    fifreeze(&mounted(&source).fd).unwrap();
+    fithaw(&mounted(&source).fd).unwrap();
+    drop((source, over));
+    common::assert_not_frozen(lower.dir(), "after the test");
+}
+
+#[test]
+fn a_loop_device_over_a_block_device_counts_as_its_user() {
+    let mut made = make!(kind: "ext4");
+    made.unmount();
+    let rider = LoopDevice::attach(made.device(), 512);
+    let point = made.scratch().join("rider");
+    fs::create_dir(&point).unwrap();
+    let over = Over::mount(&[rider.path().to_str().unwrap()], &point);
+    // The kernel lets anyone hold the lower device: O_EXCL knows nothing of the mount.
+    let source = resolve(made.device()).unwrap();
+    match &source.holding {
+        Holding::Stacked(stacked) => assert_eq!(stacked.mounted[0].mount.point, point),
+        other => panic!("{other:?}"),
+    }
+    let uses = look().uses(number(made.device()));
+    assert_eq!(
+        uses[0].why,
+        Why::Loop {
+            by: rider.path().to_owned()
+        }
+    );
+    assert!(look().overlaps(number(made.device()), number(rider.path())));
+    drop((source, over));
+}
