@@ -13,6 +13,7 @@ mod guard;
 pub mod help;
 pub mod layout;
 pub mod mounts;
+pub mod ptable;
 pub mod report;
 pub mod stream;
 #[allow(unsafe_code)]

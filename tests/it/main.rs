@@ -13,6 +13,7 @@ mod ext;
 mod guard;
 mod maps;
 mod mounts;
+mod ptable;
 mod smallfs;
 mod toolbox;
 mod xfs;
