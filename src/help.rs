@@ -11,11 +11,18 @@ pub struct Verb {
 }
 
 /// Every verb, in the order of the contract.
-pub const VERBS: &[Verb] = &[Verb {
-    name: "dump",
-    line: "dump     [SOURCE]                    frozen image of a filesystem or disk, to stdout or -o FILE",
-    text: DUMP,
-}];
+pub const VERBS: &[Verb] = &[
+    Verb {
+        name: "dump",
+        line: "dump     [SOURCE]                    frozen image of a filesystem or disk, to stdout or -o FILE",
+        text: DUMP,
+    },
+    Verb {
+        name: "thaw",
+        line: "thaw     PATH | --all               emergency: thaw what something left frozen",
+        text: THAW,
+    },
+];
 
 const DUMP: &str = "\
 floe dump [SOURCE]: a consistent image of one filesystem or disk, while it is in use
@@ -46,6 +53,18 @@ Sizes take K M G T (1024-based), times ms s m.
 
 Exit: 0 complete and consistent; 1 failed, what was written is not complete; 2 wrong command line; 4 refused, nothing was
 written. In a pipe, 'set -o pipefail' shows the exit code of floe.
+";
+
+const THAW: &str = "\
+floe thaw PATH | --all: thaw a filesystem that something left frozen
+
+PATH is a mount point, anything below it, or a block device, mounted or not: what was unmounted while frozen is thawed too.
+Prints one line for each filesystem that was frozen, and exits 0 also when none was. A floe dump that is reading it fails.
+
+      --all             everything that is mounted from a block device, in every mount namespace, and what was unmounted while
+                        frozen
+
+When not even this can be started, SysRq-j thaws everything: echo j > /proc/sysrq-trigger
 ";
 
 const COMMON: &str = "

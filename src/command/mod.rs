@@ -3,6 +3,7 @@
 pub mod capture;
 pub mod dump;
 mod memory;
+mod thaw;
 
 use std::ffi::OsString;
 
@@ -22,6 +23,7 @@ pub fn run(arguments: Vec<OsString>) -> Result<()> {
         Some("-h" | "--help" | "help") => Err(Error::Answer(help::overview())),
         Some("-V" | "--version" | "version") => Err(Error::Answer(help::version())),
         Some("dump") => dump::run(dump::parse(args("dump"))?),
+        Some("thaw") => thaw::run(args("thaw")),
         _ => Err(Error::usage(format_args!(
             "unknown verb '{}'; see floe --help",
             verb.display()

@@ -44,6 +44,12 @@ impl Roots {
         self.with_node(dev, |path| Device::open(path, access))
     }
 
+    /// A descriptor on the filesystem of this type that the kernel still keeps for the device, mounted or not: mounted once
+    /// more for that, in a place nobody sees. Only for a device that is in use: one that is not would be mounted afresh.
+    pub fn enter(&self, dev: DevId, filesystem: &str, read_only: bool) -> Result<OwnedFd, Fault> {
+        self.with_node(dev, |path| mount_once_more(path, filesystem, read_only))
+    }
+
     /// Calls `open` with a path to the device; the path is good during the call only.
     pub(super) fn with_node<T>(
         &self,

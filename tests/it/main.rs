@@ -15,5 +15,6 @@ mod maps;
 mod mounts;
 mod ptable;
 mod smallfs;
+mod thaw;
 mod toolbox;
 mod xfs;

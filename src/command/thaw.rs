@@ -1,0 +1,238 @@
+//! `floe thaw`: the way out of a filesystem that something left frozen, whoever it was.
+//!
+//! It only ever calls FITHAW. A filesystem that was unmounted while frozen has no descriptor left to call it on; its device
+//! is mounted once more, in a place nobody sees, which gives the same superblock. Each call runs in a thread of its own,
+//! because a thaw may wait for another one (a loop filesystem for the one its file lies on) or for a dead device.
+//!
+//! Never freezes, and in `--all` never touches ReiserFS, whose thaw may deadlock when something has synced meanwhile.
+
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FileType, Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::cli::{Args, Item};
+use crate::device::Access;
+use crate::error::{Error, Exit, Fault, Result};
+use crate::mounts::{DevId, Mount, System};
+use crate::report;
+use crate::sys::ioctl::fithaw;
+
+/// How long the thaws may take together.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// Where a FITHAW goes.
+struct Place {
+    name: String,
+    fd: OwnedFd,
+}
+
+/// Runs the verb.
+pub fn run(mut arguments: Args) -> Result<()> {
+    let (mut all, mut path) = (false, None);
+    while let Some(item) = arguments.next_item()? {
+        match item {
+            Item::Option(name) if name == "--all" => all = true,
+            Item::Option(name) => return Err(arguments.unknown(&name)),
+            Item::Value(value) if path.is_none() => path = Some(value),
+            Item::Value(value) => return Err(arguments.surplus(&value)),
+        }
+    }
+    let quiet = arguments.common.quiet;
+    let system = System::look()?;
+    let places = match (all, path) {
+        (true, None) => everything(&system, quiet),
+        (false, Some(path)) => one(&system, &path)?.into_iter().collect(),
+        (true, Some(value)) => return Err(arguments.surplus(&value)),
+        (false, None) => return Err(arguments.missing("PATH or --all")),
+    };
+    let thawed = thaw(places, all)?;
+    if thawed == 0 && !quiet {
+        report::line("thaw: nothing was frozen");
+    }
+    Ok(())
+}
+
+/// Thaws all at once; the number of those that were frozen.
+fn thaw(places: Vec<Place>, all: bool) -> Result<usize> {
+    let (sender, answers) = channel();
+    let mut waiting: Vec<String> = places.iter().map(|place| place.name.clone()).collect();
+    for place in places {
+        let sender = sender.clone();
+        std::thread::spawn(move || {
+            let answer = fithaw(&place.fd);
+            let _ = sender.send((place.name, answer));
+        });
+    }
+    drop(sender);
+    let (mut thawed, mut failure) = (0, None);
+    let end = Instant::now() + LIMIT;
+    loop {
+        match answers.recv_timeout(end.saturating_duration_since(Instant::now())) {
+            Ok((name, answer)) => {
+                waiting.retain(|other| *other != name);
+                match answer {
+                    Ok(()) => {
+                        thawed += 1;
+                        report::print(&format!("thawed {name}\n"))?;
+                    }
+                    // Not frozen; or, when looking everywhere, a filesystem that knows no freezing.
+                    Err(Errno::INVAL) => {}
+                    Err(Errno::OPNOTSUPP | Errno::NOTTY) if all => {}
+                    Err(errno) => {
+                        failure = Some(Error::Message(
+                            Exit::Failed,
+                            format!("{name}: {}", Fault::io("thaw", errno)),
+                        ));
+                    }
+                }
+            }
+            Err(RecvTimeoutError::Disconnected) => break,
+            Err(RecvTimeoutError::Timeout) => {
+                return Err(Error::failed(format_args!(
+                    "{}: thaw: no answer within {} s; it waits for its device, or for another frozen filesystem",
+                    waiting.join(" "),
+                    LIMIT.as_secs()
+                )));
+            }
+        }
+    }
+    failure.map_or(Ok(thawed), Err)
+}
+
+/// What a PATH means; `None` for a device that nothing uses, on which nothing can be frozen.
+fn one(system: &System, name: &OsStr) -> Result<Option<Place>> {
+    let path = Path::new(name);
+    let fault = |what| move |errno| Error::fault(path.display(), Fault::io(what, errno));
+    let tag = [&b"LABEL="[..], b"UUID=", b"PARTLABEL=", b"PARTUUID="];
+    if tag
+        .iter()
+        .any(|tag| name.as_encoded_bytes().starts_with(tag))
+    {
+        let named = system.target(name)?;
+        return named
+            .dev
+            .map_or(Ok(None), |dev| device(system, dev, &named.shown));
+    }
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let stat = rustix::fs::open(path, flags, Mode::empty())
+        .and_then(rustix::fs::fstat)
+        .map_err(fault("open"))?;
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::BlockDevice => device(system, DevId::from_raw(stat.st_rdev), path),
+        FileType::Directory | FileType::RegularFile => {
+            let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+            let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(fault("open"))?;
+            let name = path.display().to_string();
+            Ok(Some(Place { name, fd }))
+        }
+        _ => Err(Error::refused(format_args!(
+            "{}: is neither a file or directory nor a block device; name the mount point",
+            path.display()
+        ))),
+    }
+}
+
+/// The filesystem on a block device: mounted here, elsewhere, or no more.
+fn device(system: &System, dev: DevId, shown: &Path) -> Result<Option<Place>> {
+    let mounted = match system.mounted_here(dev)? {
+        None => system.mounted_elsewhere(dev)?,
+        found => found,
+    };
+    if let Some(mounted) = mounted {
+        let name = format!("{} ({})", mounted.mount.point.display(), shown.display());
+        return Ok(Some(Place {
+            name,
+            fd: mounted.fd,
+        }));
+    }
+    unmounted(system, dev, shown)
+}
+
+/// A device without a mount that is busy nevertheless holds a superblock that was unmounted while frozen, or something else.
+fn unmounted(system: &System, dev: DevId, shown: &Path) -> Result<Option<Place>> {
+    match system.roots().open_device(dev, Access::ReadHeld) {
+        Ok(_) => return Ok(None),
+        Err(fault) if fault.is_errno(Errno::BUSY) => {}
+        Err(fault) => return Err(Error::fault(shown.display(), fault)),
+    }
+    let mut kinds: Vec<String> = Vec::new();
+    if let Ok(device) = system.roots().open_device(dev, Access::Read)
+        && let Ok(Some(identity)) = crate::fs::probe(&device)
+    {
+        kinds.push(identity.kind.name().into());
+    }
+    // ext2 and ext3 may have been mounted by the ext4 driver under another name, and anything may lie on the device.
+    let known = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    kinds.extend(
+        known
+            .lines()
+            .filter_map(|line| line.strip_prefix('\t'))
+            .map(str::to_owned),
+    );
+    for kind in kinds {
+        for read_only in [false, true] {
+            // Taking the superblock that is there; another type, or another mode, is EBUSY.
+            if let Ok(fd) = system.roots().enter(dev, &kind, read_only) {
+                let name = format!("{} (not mounted)", shown.display());
+                return Ok(Some(Place { name, fd }));
+            }
+        }
+    }
+    Err(Error::refused(format_args!(
+        "{}: is in use, but not by a filesystem; nothing was thawed",
+        shown.display()
+    )))
+}
+
+/// One place for each filesystem on a block device that anybody has mounted, and for those left frozen without a mount.
+fn everything(system: &System, quiet: bool) -> Vec<Place> {
+    let mut seen: BTreeSet<DevId> = BTreeSet::new();
+    let mut places = Vec::new();
+    let others = system
+        .namespaces()
+        .iter()
+        .flat_map(|other| &other.table.mounts);
+    for mount in system.table().mounts.iter().chain(others) {
+        // btrfs has a number of its own; it is found by its devices below.
+        if mount.dev.is_anonymous() || !seen.insert(mount.dev) {
+            continue;
+        }
+        if mount.filesystem == "reiserfs" {
+            if !quiet {
+                report::line(format_args!(
+                    "{}: left alone: ReiserFS may deadlock in a thaw",
+                    mount.point.display()
+                ));
+            }
+            continue;
+        }
+        places.extend(mounted(system, mount));
+    }
+    let (roots, swaps) = (system.roots(), system.swap_devices());
+    for dev in roots.devices() {
+        let idle = roots.size_bytes(dev).is_none_or(|bytes| bytes == 0);
+        // Partitions, arrays and volumes above make a device busy without a filesystem; so does swap.
+        if idle || seen.contains(&dev) || !roots.up(dev).is_empty() || swaps.contains(&dev) {
+            continue;
+        }
+        if let Ok(Some(place)) = device(system, dev, &roots.shown(dev)) {
+            places.push(place);
+        }
+    }
+    places
+}
+
+fn mounted(system: &System, mount: &Mount) -> Option<Place> {
+    let name = mount.point.display().to_string();
+    let found = match system.mounted_here(mount.dev) {
+        Ok(Some(found)) => Some(found),
+        _ => system.mounted_elsewhere(mount.dev).ok().flatten(),
+    };
+    found.map(|found| Place { name, fd: found.fd })
+}

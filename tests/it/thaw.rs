@@ -1,0 +1,116 @@
+//! `floe thaw`: the way out. `--all` is tried in namespaces of its own, so that it does not thaw what other tests froze.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use crate::common::{self, Limit, LoopFs, Spec};
+
+fn ext4() -> Option<LoopFs> {
+    LoopFs::make(Spec {
+        mib: 32,
+        ..Spec::default()
+    })
+    .ok()
+}
+
+#[test]
+fn a_frozen_filesystem_is_thawed_by_mount_point_file_and_device() {
+    let _ = require_floe!();
+    let fs = require_some!(ext4(), "root and mkfs.ext4");
+    let file = fs.dir().join("file");
+    fs::write(&file, b"x").expect("write");
+    for path in [fs.dir(), &file, fs.device()] {
+        common::freeze(fs.dir());
+        let run =
+            common::run(require_floe!().arg("thaw").arg(path), Limit::secs(20)).expect_code(0);
+        let text = run.stdout_text();
+        assert!(
+            text.starts_with("thawed ") && text.lines().count() == 1,
+            "{text}"
+        );
+        common::assert_not_frozen(fs.dir(), "after floe thaw");
+    }
+}
+
+#[test]
+fn what_was_not_frozen_is_no_failure() {
+    let _ = require_floe!();
+    let fs = require_some!(ext4(), "root and mkfs.ext4");
+    for path in [fs.dir(), fs.device()] {
+        let run =
+            common::run(require_floe!().arg("thaw").arg(path), Limit::secs(20)).expect_code(0);
+        assert!(run.stdout.is_empty(), "{run}");
+    }
+}
+
+#[test]
+fn a_filesystem_unmounted_while_frozen_is_thawed_by_its_device_and_let_go() {
+    let _ = require_floe!();
+    let mut fs = require_some!(ext4(), "root and mkfs.ext4");
+    common::freeze(fs.dir());
+    common::output("umount", &[&fs.dir().to_string_lossy()]);
+    let run = common::run(
+        require_floe!().arg("thaw").arg(fs.device()),
+        Limit::secs(20),
+    )
+    .expect_code(0);
+    assert!(run.stdout_text().contains("thawed"), "{run}");
+    // Nobody holds the device any more: fsck opens it exclusively.
+    common::output("e2fsck", &["-fn", &fs.device().to_string_lossy()]);
+    let run = common::run(
+        require_floe!().arg("thaw").arg(fs.device()),
+        Limit::secs(20),
+    )
+    .expect_code(0);
+    assert!(run.stdout.is_empty(), "{run}");
+    fs.mount();
+    common::assert_not_frozen(fs.dir(), "after floe thaw and a mount");
+}
+
+#[test]
+fn what_is_no_filesystem_is_refused_or_not_found() {
+    let _ = require_floe!();
+    common::run(require_floe!().args(["thaw", "/dev/null"]), Limit::secs(20)).expect_code(4);
+    common::run(
+        require_floe!().args(["thaw", "/no/such/place"]),
+        Limit::secs(20),
+    )
+    .expect_code(1);
+    common::run(require_floe!().arg("thaw"), Limit::secs(20)).expect_code(2);
+    common::run(
+        require_floe!().args(["thaw", "--all", "/"]),
+        Limit::secs(20),
+    )
+    .expect_code(2);
+}
+
+#[test]
+fn all_thaws_each_mounted_filesystem_and_names_only_the_frozen_ones() {
+    let floe = require_floe!();
+    let (one, two) = require_some!(ext4().zip(ext4()), "root and mkfs.ext4");
+    let third = require_some!(ext4(), "root and mkfs.ext4");
+    require!(Path::new("/proc/self/ns/pid").exists(), "pid namespaces");
+    common::freeze(one.dir());
+    common::freeze(two.dir());
+    // Only these three are to be seen: other tests' mounts are taken out of this namespace, and sysfs shows no devices.
+    let script = "mount --make-rprivate /; keep=\"$1 $2 $3\"; shift 3; \
+        awk '$3 !~ /^0:/ && $5 != \"/\" { print $5 }' /proc/self/mountinfo | while read -r dir; do \
+          case \" $keep \" in *\" $dir \"*) ;; *) umount -l \"$dir\" ;; esac; done; \
+        for dir in /sys/class/block /sys/dev/block; do mount -t tmpfs none $dir; done; exec \"$@\"";
+    let mut shell = Command::new("unshare");
+    shell.args(["-m", "-p", "-f", "--mount-proc", "sh", "-c", script, "sh"]);
+    shell.args([one.dir(), two.dir(), third.dir()]);
+    shell
+        .arg(floe.get_program())
+        .args(floe.get_args())
+        .args(["thaw", "--all"]);
+    let run = common::run(&mut shell, Limit::secs(40)).expect_code(0);
+    let mut lines: Vec<String> = run.stdout_text().lines().map(str::to_owned).collect();
+    let mut expected = [one.dir(), two.dir()].map(|dir| format!("thawed {}", dir.display()));
+    lines.sort();
+    expected.sort();
+    assert_eq!(lines, expected, "{run}");
+    common::assert_not_frozen(one.dir(), "after floe thaw --all");
+    common::assert_not_frozen(two.dir(), "after floe thaw --all");
+}
