@@ -114,8 +114,14 @@ fn mark(identity: &Identity, walk: &mut Walk<'_>, map: &mut UsedMap) -> Result<V
     let superblock = Superblock::read(device)?.ok_or(Fault::corrupt("superblock"))?;
     let geometry = superblock.geometry()?;
     let size_bytes = geometry.device_bytes;
-    if size_bytes != identity.size_bytes || size_bytes > device.size_bytes() {
-        return Err(Fault::corrupt("size of the filesystem"));
+    if size_bytes != identity.size_bytes {
+        // The image would end where it does no more.
+        return Err(Fault::refused(
+            "the filesystem was resized since it was looked at",
+        ));
+    }
+    if size_bytes > device.size_bytes() {
+        return Err(Fault::corrupt("a filesystem larger than its device"));
     }
     let source = Source { device, geometry };
     let (mut cursor, rest) = new_cursor(walk.scratch, MAIN_BYTES, &geometry)?;
@@ -192,7 +198,7 @@ fn root_tree(superblock: &Superblock) -> Root {
     Root {
         logical: superblock.raw.root,
         level: superblock.raw.root_level,
-        generation: superblock.raw.generation,
+        generation: Some(superblock.raw.generation),
     }
 }
 
@@ -200,7 +206,7 @@ fn chunk_tree(superblock: &Superblock) -> Root {
     Root {
         logical: superblock.raw.chunk_root,
         level: superblock.raw.chunk_root_level,
-        generation: superblock.raw.chunk_root_generation,
+        generation: Some(superblock.raw.chunk_root_generation),
     }
 }
 

@@ -102,8 +102,18 @@ pub struct Superblock {
 }
 
 impl Superblock {
-    /// Reads the first copy; `None` when there is no btrfs.
+    /// Reads the first copy; `None` when there is no btrfs. Read again when its checksum is wrong: a commit may be writing it.
     pub fn read(device: &dyn ReadAt) -> Result<Option<Self>, Fault> {
+        for _ in 0..2 {
+            match Self::read_once(device)? {
+                Some(found) if found.checksum().is_none() => {}
+                other => return Ok(other),
+            }
+        }
+        Self::read_once(device)
+    }
+
+    fn read_once(device: &dyn ReadAt) -> Result<Option<Self>, Fault> {
         let mut bytes = [0; SUPER_BYTES];
         if device.size_bytes() < COPIES[0] + to_u64(SUPER_BYTES) {
             return Ok(None);

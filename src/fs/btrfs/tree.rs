@@ -29,7 +29,7 @@ layout! {
 
 layout! {
     /// The parts of `struct btrfs_root_item` that say where a tree is.
-    le pub struct RawRoot: 239 { 0xa0 generation: u64, 0xb0 bytenr: u64, 0xee level: u8 }
+    le pub struct RawRoot: 239 { 0xa0 generation: u64, 0xb0 bytenr: u64, 0xd8 refs: u32, 0xee level: u8 }
 }
 
 const LEAF_ENTRY_BYTES: usize = 25;
@@ -66,24 +66,24 @@ impl Key {
 }
 
 /// Where a tree starts.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Root {
     /// Logical address of its top block.
     pub logical: u64,
     /// Level of that block.
     pub level: u8,
-    /// Generation of that block.
-    pub generation: u64,
+    /// Generation of that block, where what points at it says so.
+    pub generation: Option<u64>,
 }
 
 impl Root {
-    /// From a root item.
+    /// From a root item; `None` for a tree that is being deleted, whose blocks may be gone already.
     pub fn parse(item: &[u8]) -> Option<Self> {
-        let raw = RawRoot::parse(item)?;
+        let raw = RawRoot::parse(item).filter(|raw| raw.refs != 0)?;
         Some(Self {
             logical: raw.bytenr,
             level: raw.level,
-            generation: raw.generation,
+            generation: Some(raw.generation),
         })
     }
 }
@@ -146,7 +146,10 @@ impl Source<'_> {
         if header.level != root.level {
             return Err(bad("level"));
         }
-        if header.generation != root.generation || header.generation > self.geometry.generation {
+        let named = root
+            .generation
+            .is_none_or(|named| named == header.generation);
+        if !named || header.generation > self.geometry.generation {
             return Err(bad("generation"));
         }
         let entry_bytes = entry_bytes(header.level);
@@ -212,10 +215,13 @@ pub struct Cursor<'s> {
     memory: &'s mut [u8],
     node_bytes: usize,
     steps: [Step; MAX_LEVELS],
-    top: u8,
+    /// The tree it stands in.
+    root: Option<Root>,
     /// The lowest level that is loaded.
     level: u8,
     current: usize,
+    /// Tree blocks read so far.
+    blocks_read: u32,
 }
 
 impl<'s> Cursor<'s> {
@@ -225,10 +231,16 @@ impl<'s> Cursor<'s> {
             memory,
             node_bytes: geometry.node_bytes,
             steps: [UNREAD; MAX_LEVELS],
-            top: 0,
+            root: None,
             level: 0,
             current: 0,
+            blocks_read: 0,
         }
+    }
+
+    /// Tree blocks read so far: what the walk has cost.
+    pub fn blocks_read(&self) -> u32 {
+        self.blocks_read
     }
 
     fn block(&self, level: u8) -> Option<&[u8]> {
@@ -243,6 +255,11 @@ impl<'s> Cursor<'s> {
 
     fn load(&mut self, source: &Source, chunks: &Chunks, expected: &Expected) -> Result<(), Fault> {
         let level = expected.root.level;
+        // What lies below belongs to another path from here on, also when this read fails.
+        for step in self.steps.iter_mut().take(usize::from(level) + 1) {
+            *step = UNREAD;
+        }
+        self.blocks_read = self.blocks_read.saturating_add(1);
         let start = usize::from(level).saturating_mul(self.node_bytes);
         let block = self
             .memory
@@ -265,7 +282,7 @@ impl<'s> Cursor<'s> {
     /// Loads the top block: the next item is the first of the tree. After an error the cursor stands at an end.
     pub fn start(&mut self, source: &Source, chunks: &Chunks, root: Root) -> Result<(), Fault> {
         self.steps = [UNREAD; MAX_LEVELS];
-        self.top = root.level;
+        self.root = Some(root);
         self.level = root.level;
         let expected = Expected {
             root,
@@ -275,7 +292,7 @@ impl<'s> Cursor<'s> {
         self.load(source, chunks, &expected)
     }
 
-    /// Makes the first item at or after `key` the next one.
+    /// Makes the first item at or after `key` the next one; blocks of the path that hold it already are not read again.
     pub fn seek(
         &mut self,
         source: &Source,
@@ -283,7 +300,10 @@ impl<'s> Cursor<'s> {
         root: Root,
         key: Key,
     ) -> Result<(), Fault> {
-        self.start(source, chunks, root)?;
+        match self.loaded_level(root, key) {
+            Some(level) => self.level = level,
+            None => self.start(source, chunks, root)?,
+        }
         loop {
             let level = self.level;
             let after = self.entries_below(level, key);
@@ -295,6 +315,19 @@ impl<'s> Cursor<'s> {
             self.step(level).next = after.saturating_sub(1);
             self.descend(source, chunks)?;
         }
+    }
+
+    /// The lowest loaded block of this tree whose range of keys holds `key`.
+    fn loaded_level(&self, root: Root, key: Key) -> Option<u8> {
+        self.root.filter(|known| *known == root)?;
+        (0..=root.level).find(|level| {
+            let step = self.steps.get(usize::from(*level)).copied();
+            let first = self
+                .block(*level)
+                .and_then(|block| entry_key(block, *level, 0));
+            step.is_some_and(|step| step.count > 0 && key < step.limit)
+                && first.is_some_and(|first| first <= key)
+        })
     }
 
     /// How many entries of the loaded block lie below `key` (in an internal block: at or below).
@@ -341,7 +374,7 @@ impl<'s> Cursor<'s> {
         let root = Root {
             logical: le(pointer, 17).ok_or(short)?,
             level: level.saturating_sub(1),
-            generation: le(pointer, 25).ok_or(short)?,
+            generation: Some(le(pointer, 25).ok_or(short)?),
         };
         let expected = Expected {
             root,
@@ -357,7 +390,7 @@ impl<'s> Cursor<'s> {
             let level = self.level;
             let step = *self.step(level);
             if step.next >= step.count {
-                if level >= self.top {
+                if self.root.is_none_or(|root| level >= root.level) {
                     return Ok(None);
                 }
                 self.level = level + 1;

@@ -1,9 +1,9 @@
 //! Unwritten (preallocated) parts of file extents: owned, but read as zeros by every file, so that their old bytes must not go out.
 //!
-//! A data extent that checksums cover whole was written. For any other with a single reference entry (one file in one tree; a
-//! snapshot or reflink adds an entry) the file's own items say which parts are unwritten: items of one file never overlap, so what an
-//! unwritten item names, no written one does. Those parts become free; if the items do not add up to the reference's count, the
-//! extent stays used. Unwritten extents that several trees or files share stay used: that is the one exception to the promise of zeros.
+//! A data extent that checksums cover whole was written. For any other, every file item that refers to it is looked up through the
+//! extent's reference entries, in its file or in its shared leaf: what an unwritten item names becomes free, then what a written one
+//! names becomes used again. Only when fewer items than references are found (a snapshot in the middle of its deletion, more
+//! references than fit into the extent's item) does the extent stay used: the one exception to the promise of zeros.
 
 use crate::error::{Fault, FaultKind};
 use crate::layout;
@@ -15,9 +15,8 @@ use super::find_root;
 use super::tree::{Cursor, Key, Root, Source};
 
 layout! {
-    /// An inline `struct btrfs_extent_data_ref` with the kind in front of it.
+    /// An inline `struct btrfs_extent_data_ref` behind the byte of its kind: items of one file in one tree.
     le pub struct RawDataRef: 29 {
-        0x00 kind: u8,
         0x01 root: u64,
         0x09 objectid: u64,
         0x11 offset: u64,
@@ -26,8 +25,14 @@ layout! {
 }
 
 layout! {
+    /// An inline `struct btrfs_shared_data_ref`, the same: items in one leaf, whatever trees share it.
+    le pub struct RawSharedRef: 13 { 0x01 parent: u64, 0x09 count: u32 }
+}
+
+layout! {
     /// `struct btrfs_file_extent_item` of an extent that is not inline.
     le pub struct RawFileExtent: 53 {
+        0x10 compression: u8,
         0x14 kind: u8,
         0x15 disk_bytenr: u64,
         0x1d disk_num_bytes: u64,
@@ -39,16 +44,18 @@ layout! {
 const EXTENT_CSUM: u8 = 128;
 const EXTENT_DATA: u8 = 108;
 const EXTENT_DATA_REF: u8 = 178;
+const SHARED_DATA_REF: u8 = 184;
 const EXTENT_OWNER_REF: u8 = 172;
 /// Kind and root of an inline owner reference (simple quotas), which stands before the others.
 const OWNER_REF_BYTES: usize = 9;
 const FS_TREE: u64 = 5;
 const FIRST_SUBVOLUME: u64 = 256;
 const LAST_SUBVOLUME: u64 = u64::MAX - 255;
+const WRITTEN: u8 = 1;
 const PREALLOCATED: u8 = 2;
 
-/// Extents without checksums that are looked up in their file, at most: each costs a few random reads while everything stands still.
-const LOOKUPS: u32 = 16_384;
+/// Tree blocks read to look files up, at most: each is a random read while everything stands still.
+const LOOKUP_BLOCKS: u32 = 8192;
 
 /// Finds them while the extents pass by in order.
 pub struct Unwritten<'s> {
@@ -59,7 +66,6 @@ pub struct Unwritten<'s> {
     root_tree: Root,
     /// The tree that was looked up last.
     file_root: Option<(u64, Root)>,
-    lookups: u32,
 }
 
 impl<'s> Unwritten<'s> {
@@ -77,7 +83,6 @@ impl<'s> Unwritten<'s> {
             files,
             root_tree,
             file_root: None,
-            lookups: 0,
         };
         new.next_run(source, chunks)?;
         Ok(new)
@@ -126,79 +131,110 @@ impl<'s> Unwritten<'s> {
         found: Found,
         item: &[u8],
     ) -> Result<(), Fault> {
-        let Some(data_ref) = single_ref(found, item) else {
+        let Some(inline) = item.get(RawExtent::SIZE..).filter(|_| found.is_data) else {
             return Ok(());
         };
-        let (source, chunks) = (marking.source, &marking.chunks);
-        if self.is_covered(&source, chunks, found.extent)? {
+        let (source, extent) = (marking.source, found.extent);
+        let references: u64 = references(inline).map(|one| u64::from(one.count())).sum();
+        if references != found.refs || self.is_covered(&source, &marking.chunks, extent)? {
             return Ok(());
         }
-        if self.lookups >= LOOKUPS {
-            return Err(Fault::corrupt(
-                "more extents without checksums than are looked up",
+        if self.files.blocks_read() >= LOOKUP_BLOCKS {
+            return Err(Fault::unsupported(
+                "more data without checksums than is looked up",
             ));
         }
-        self.lookups += 1;
-        match self.free_parts(marking, found.extent, data_ref) {
-            Ok(true) => Ok(()),
-            Ok(false) => {
-                marking.use_again(found.extent);
-                Ok(())
-            }
-            Err(fault) => {
-                marking.use_again(found.extent);
-                Err(fault)
-            }
+        let outcome = self.free_unwritten(marking, extent, inline);
+        if !matches!(outcome, Ok(true)) {
+            marking.use_again(extent);
         }
+        outcome.map(|_| ())
     }
 
-    /// Frees what unwritten items name; false when the file's items are not what the reference counts.
-    fn free_parts(
+    /// Frees what unwritten items name and no written one does; false when items are missing.
+    fn free_unwritten(
         &mut self,
         marking: &mut Marking,
         extent: Extent,
-        data_ref: RawDataRef,
+        inline: &[u8],
     ) -> Result<bool, Fault> {
-        let source = marking.source;
-        let Some(root) = self.file_root(&source, &marking.chunks, data_ref.root)? else {
-            return Ok(false);
-        };
-        // The reference names the file offset at which the extent would start: before the file after a clone of its middle.
-        let before_file = data_ref.offset > u64::MAX / 2;
-        let first = if before_file { 0 } else { data_ref.offset };
-        let end = data_ref.offset.wrapping_add(extent.length_bytes);
-        let key = Key::new(data_ref.objectid, EXTENT_DATA, first);
-        self.files.seek(&source, &marking.chunks, root, key)?;
-        let (mut items, mut last_end) = (0, first);
-        while let Some(key) = self.files.next(&source, &marking.chunks)? {
-            let here = (data_ref.objectid, EXTENT_DATA) == (key.objectid, key.kind);
-            if !here || key.offset >= end {
-                break;
-            }
-            let file_extent = RawFileExtent::parse(self.files.item()?).filter(|item| {
-                (item.disk_bytenr, item.disk_num_bytes) == (extent.offset, extent.length_bytes)
-                    && key.offset.wrapping_sub(item.offset) == data_ref.offset
-            });
-            let Some(file_extent) = file_extent else {
-                continue;
-            };
-            items += 1;
-            let file_end = key.offset.saturating_add(file_extent.num_bytes);
-            let inside =
-                file_extent.offset.saturating_add(file_extent.num_bytes) <= extent.length_bytes;
-            if key.offset < last_end || !inside {
-                return Ok(false);
-            }
-            last_end = file_end;
-            if file_extent.kind == PREALLOCATED {
-                let part = Extent {
-                    offset: extent.offset.saturating_add(file_extent.offset),
-                    length_bytes: file_extent.num_bytes,
-                };
-                marking.free_again(part);
+        for freeing in [true, false] {
+            for reference in references(inline) {
+                let items = self.visit(marking, extent, reference, |marking, item| {
+                    let part = Extent::new(item.offset, item.num_bytes)
+                        .filter(|part| part.end() <= extent.length_bytes && item.compression == 0)
+                        .and_then(|part| {
+                            Extent::new(extent.offset.checked_add(part.offset)?, part.length_bytes)
+                        });
+                    match (item.kind, part) {
+                        (PREALLOCATED, Some(part)) if freeing => marking.free_again(part),
+                        (PREALLOCATED, Some(_)) => {}
+                        (WRITTEN, Some(part)) => marking.use_again(part),
+                        _ => return false,
+                    }
+                    true
+                })?;
+                if items.is_none_or(|items| items < reference.count()) {
+                    return Ok(false);
+                }
             }
         }
-        Ok(items == data_ref.count)
+        Ok(true)
+    }
+
+    /// Shows every file item behind a reference to `each`; their number, or `None` when they cannot be found or `each` says no.
+    fn visit(
+        &mut self,
+        marking: &mut Marking,
+        extent: Extent,
+        reference: Reference,
+        mut each: impl FnMut(&mut Marking, RawFileExtent) -> bool,
+    ) -> Result<Option<u32>, Fault> {
+        let source = marking.source;
+        let range = match reference {
+            Reference::File(file) => {
+                let Some(root) = self.file_root(&source, &marking.chunks, file.root)? else {
+                    return Ok(None);
+                };
+                // The file offset at which the extent would start: before the file after a clone of its middle.
+                let before_file = file.offset > u64::MAX / 2;
+                let first = if before_file { 0 } else { file.offset };
+                let key = Key::new(file.objectid, EXTENT_DATA, first);
+                self.files.seek(&source, &marking.chunks, root, key)?;
+                let end = file.offset.wrapping_add(extent.length_bytes);
+                key..Key::new(file.objectid, EXTENT_DATA, end)
+            }
+            Reference::Leaf(leaf) => {
+                let root = Root {
+                    logical: leaf.parent,
+                    level: 0,
+                    generation: None,
+                };
+                self.files.start(&source, &marking.chunks, root)?;
+                Key::new(0, 0, 0)..Key::LAST
+            }
+        };
+        let mut items = 0u32;
+        while let Some(key) = self.files.next(&source, &marking.chunks)? {
+            if !range.contains(&key) {
+                break;
+            }
+            if key.kind != EXTENT_DATA {
+                continue;
+            }
+            // Inline items are shorter than the others, or name no extent.
+            let item = RawFileExtent::parse(self.files.item()?).filter(|item| {
+                (item.disk_bytenr, item.disk_num_bytes) == (extent.offset, extent.length_bytes)
+                    && reference.names(key, item)
+            });
+            if let Some(item) = item {
+                items = items.saturating_add(1);
+                if !each(marking, item) {
+                    return Ok(None);
+                }
+            }
+        }
+        Ok(Some(items))
     }
 
     fn file_root(
@@ -225,16 +261,48 @@ impl<'s> Unwritten<'s> {
     }
 }
 
-/// The only reference entry of a data extent, when it has but one and that one counts all references.
-fn single_ref(found: Found, item: &[u8]) -> Option<RawDataRef> {
-    let inline = item.get(RawExtent::SIZE..).filter(|_| found.is_data)?;
-    let inline = match inline.first()? {
-        &EXTENT_OWNER_REF => inline.get(OWNER_REF_BYTES..)?,
+/// One reference entry of a data extent.
+#[derive(Clone, Copy)]
+enum Reference {
+    File(RawDataRef),
+    Leaf(RawSharedRef),
+}
+
+impl Reference {
+    /// How many file items it stands for.
+    fn count(self) -> u32 {
+        match self {
+            Self::File(file) => file.count,
+            Self::Leaf(leaf) => leaf.count,
+        }
+    }
+
+    /// Whether a file item that names the extent does so by this entry.
+    fn names(self, key: Key, item: &RawFileExtent) -> bool {
+        match self {
+            Self::File(file) => key.offset.wrapping_sub(item.offset) == file.offset,
+            Self::Leaf(_) => true,
+        }
+    }
+}
+
+/// The references inside a data extent's item, up to the first that is none of these.
+fn references(inline: &[u8]) -> impl Iterator<Item = Reference> {
+    let mut rest = match inline.first() {
+        Some(&EXTENT_OWNER_REF) => inline.get(OWNER_REF_BYTES..).unwrap_or_default(),
         _ => inline,
     };
-    RawDataRef::parse(inline).filter(|data_ref| {
-        data_ref.kind == EXTENT_DATA_REF
-            && inline.len() == RawDataRef::SIZE
-            && u64::from(data_ref.count) == found.refs
+    core::iter::from_fn(move || match *rest.first()? {
+        EXTENT_DATA_REF => {
+            let file = RawDataRef::parse(rest)?;
+            rest = rest.get(RawDataRef::SIZE..)?;
+            Some(Reference::File(file))
+        }
+        SHARED_DATA_REF => {
+            let leaf = RawSharedRef::parse(rest)?;
+            rest = rest.get(RawSharedRef::SIZE..)?;
+            Some(Reference::Leaf(leaf))
+        }
+        _ => None,
     })
 }
