@@ -6,10 +6,10 @@ use crate::common::{self, Limit, LoopFs, Mounted, Random, Spec, Writer};
 use floe::device::{Access, Device, ReadAt};
 use floe::fs::{self, Coverage, Still, UsedMap, Verdict, Walk};
 use floe::units::{BlockSize, Extent};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// A map and what came with it.
@@ -68,10 +68,7 @@ fn copy_extents(device: &dyn ReadAt, extents: &[Extent], size_bytes: u64, to: &P
 fn reference_blocks(image: &Path, node_bytes: u64) -> BTreeSet<u64> {
     let dump = |tree: &str| {
         let image = image.to_string_lossy();
-        common::output(
-            "btrfs",
-            &["inspect-internal", "dump-tree", "-t", tree, &image],
-        )
+        btrfs(&["inspect-internal", "dump-tree", "-t", tree, &image])
     };
     let number = |words: &[&str], name: &str| -> u64 {
         let at = words.iter().position(|word| *word == name).expect(name);
@@ -127,7 +124,17 @@ fn text(path: &Path) -> String {
 }
 
 fn btrfs(args: &[&str]) -> String {
-    common::output("btrfs", args)
+    let program = program("btrfs", Path::is_file).expect("btrfs-progs");
+    common::output(&text(&program), args)
+}
+
+/// The first that suits in `FLOE_BTRFS_PROGS`, then in `PATH`.
+fn program(name: &str, suits: impl Fn(&Path) -> bool) -> Option<PathBuf> {
+    let folders = ["FLOE_BTRFS_PROGS", "PATH"].map(|list| std::env::var(list).unwrap_or_default());
+    let all = folders.join(":");
+    all.split(':')
+        .map(|folder| Path::new(folder).join(name))
+        .find(|path| suits(path))
 }
 
 /// Files of all sorts, snapshots of them, reflinks, compression, several generations of changes.
@@ -163,7 +170,7 @@ fn age(fs: &LoopFs, files: u32) {
 }
 
 /// Check, mount, scrub and compare a rebuilt image.
-fn prove(copy: &Path, files: &std::collections::BTreeMap<std::path::PathBuf, String>) {
+fn prove(copy: &Path, files: &BTreeMap<PathBuf, String>) {
     let name = copy.to_string_lossy();
     btrfs(&["check", "--readonly", &name]);
     let mounted = Mounted::new("btrfs", copy, "");
@@ -171,6 +178,23 @@ fn prove(copy: &Path, files: &std::collections::BTreeMap<std::path::PathBuf, Str
     let scrub = btrfs(&["scrub", "start", "-B", "-r", &dir]);
     assert!(scrub.contains("no errors found"), "{scrub}");
     common::assert_same_tree(files, &common::tree(mounted.dir()));
+}
+
+/// The writer's last child may hold the mount a moment longer than the writer.
+#[track_caller]
+fn unmount(fs: &LoopFs) {
+    common::thaw(fs.dir());
+    for _ in 0..100 {
+        let done = Command::new("umount")
+            .arg(fs.dir())
+            .output()
+            .expect("umount");
+        if done.status.success() {
+            return forget();
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    panic!("{} stays busy", fs.dir().display());
 }
 
 fn forget() {
@@ -182,14 +206,47 @@ fn forget() {
 /// Makes, fills, freezes, maps, rebuilds, compares.
 #[track_caller]
 fn round_trip(spec: Spec<'_>, node_bytes: u64, files: u32) {
-    let mut fs = match LoopFs::make(Spec {
+    match LoopFs::make(Spec {
         kind: "btrfs",
         ..spec
+    }) {
+        Ok(fs) => prove_round_trip(&fs, node_bytes, files),
+        Err(missing) => common::skip(&missing),
+    }
+}
+
+/// The same with a feature that btrfs-progs older than 6.7 do not make: `FLOE_BTRFS_PROGS` (a list like `PATH`) is
+/// where newer ones are.
+#[track_caller]
+fn round_trip_newer(feature: &str) {
+    let newer = program("mkfs.btrfs", |mkfs| {
+        let listed = Command::new(mkfs).args(["-O", "list-all"]).output();
+        listed.is_ok_and(|out| {
+            String::from_utf8_lossy(&[out.stdout, out.stderr].concat()).contains(feature)
+        })
+    });
+    let missing = format!("a mkfs.btrfs with {feature} in PATH or FLOE_BTRFS_PROGS");
+    let mkfs = require_some!(newer, &missing);
+    let mut fs = match LoopFs::make(Spec {
+        kind: "btrfs",
+        mib: 300,
+        ..Spec::default()
     }) {
         Ok(fs) => fs,
         Err(missing) => return common::skip(&missing),
     };
-    age(&fs, files);
+    unmount(&fs);
+    common::output(
+        &text(&mkfs),
+        &["-q", "-f", "-O", feature, &text(fs.device())],
+    );
+    fs.mount();
+    prove_round_trip(&fs, 16384, 300);
+}
+
+#[track_caller]
+fn prove_round_trip(fs: &LoopFs, node_bytes: u64, files: u32) {
+    age(fs, files);
     let (copy, full) = (fs.scratch().join("copy"), fs.scratch().join("full"));
     let writer = Writer::start(fs.dir());
     std::thread::sleep(std::time::Duration::from_millis(300));
@@ -206,8 +263,7 @@ fn round_trip(spec: Spec<'_>, node_bytes: u64, files: u32) {
     let files = common::tree(fs.dir());
     common::thaw(fs.dir());
     drop((writer, device));
-    fs.unmount();
-    forget();
+    unmount(fs);
     assert_eq!(
         mapped.verdict.coverage,
         Coverage::Used,
@@ -350,6 +406,16 @@ fn raid0_of_one_device_is_a_line_and_restores() {
 }
 
 #[test]
+fn a_block_group_tree_restores() {
+    round_trip_newer("block-group-tree");
+}
+
+#[test]
+fn simple_quotas_with_their_owner_references_restore() {
+    round_trip_newer("squota");
+}
+
+#[test]
 fn a_sparse_filesystem_of_6_gib_restores() {
     let spec = Spec {
         mib: 6000,
@@ -368,11 +434,11 @@ fn a_filesystem_with_its_metadata_uuid_changed_is_mapped() {
         return common::skip("root and mkfs.btrfs");
     };
     fs.fill(100);
-    fs.unmount();
+    unmount(&fs);
     common::output("btrfstune", &["-m", &fs.device().to_string_lossy()]);
     fs.mount();
     fs.fill(150);
-    fs.unmount();
+    unmount(&fs);
     let device = Device::open(fs.device(), Access::ReadHeld).expect("device");
     let mapped = map_of(&device, Still::Unmounted);
     assert_eq!(
@@ -387,7 +453,7 @@ fn a_filesystem_with_its_metadata_uuid_changed_is_mapped() {
 
 #[test]
 fn unwritten_extents_are_free_and_their_written_parts_are_not() {
-    let Ok(mut fs) = LoopFs::make(Spec {
+    let Ok(fs) = LoopFs::make(Spec {
         kind: "btrfs",
         mib: 400,
         ..Spec::default()
@@ -425,8 +491,7 @@ fn unwritten_extents_are_free_and_their_written_parts_are_not() {
     let files = common::tree(fs.dir());
     common::thaw(fs.dir());
     drop(device);
-    fs.unmount();
-    forget();
+    unmount(&fs);
     assert_eq!(
         mapped.verdict.coverage,
         Coverage::Used,
@@ -454,7 +519,7 @@ fn unwritten_extents_are_free_and_their_written_parts_are_not() {
 
 #[test]
 fn one_device_of_two_is_refused_by_name() {
-    let Ok(mut fs) = LoopFs::make(Spec {
+    let Ok(fs) = LoopFs::make(Spec {
         kind: "btrfs",
         mib: 200,
         ..Spec::default()
@@ -473,7 +538,7 @@ fn one_device_of_two_is_refused_by_name() {
         &second.path().to_string_lossy(),
         &fs.dir().to_string_lossy(),
     ]);
-    fs.unmount();
+    unmount(&fs);
     let device = Device::open(fs.device(), Access::Read).expect("device");
     let identity = fs::probe(&device).expect("readable").expect("recognised");
     assert_eq!(identity.devices, 2);
@@ -534,10 +599,44 @@ fn a_write_between_two_witnesses_is_seen() {
     common::thaw(fs.dir());
 }
 
+#[test]
+fn bad_first_copies_of_duplicated_tree_blocks_are_read_from_the_second() {
+    let Ok(fs) = LoopFs::make(Spec {
+        kind: "btrfs",
+        mib: 200,
+        mkfs: &["-m", "dup"],
+        ..Spec::default()
+    }) else {
+        return common::skip("root and mkfs.btrfs");
+    };
+    fs.fill(60);
+    unmount(&fs);
+    let mut image = std::fs::read(fs.image()).expect("image");
+    let good = map_of(&image, Still::Unmounted);
+    // The first time an address of a tree block turns up it is the first copy.
+    let fsid: Vec<u8> = image[0x10020..0x10030].to_vec();
+    let mut seen = BTreeSet::new();
+    for at in (0x20_0000..image.len()).step_by(4096) {
+        if image[at + 0x20..at + 0x30] == fsid && seen.insert(image[at + 0x30..at + 0x38].to_vec())
+        {
+            image[at + 200] ^= 0x55;
+        }
+    }
+    assert!(seen.len() > 10);
+    let again = map_of(&image, Still::Unmounted);
+    assert_eq!(
+        again.verdict.coverage,
+        Coverage::Used,
+        "{:?}",
+        again.verdict
+    );
+    assert_eq!(used_extents(&again.map), used_extents(&good.map));
+}
+
 /// Flips bytes in every used block of a small image in turn: nothing may panic, and nothing used may come out free.
 #[test]
 fn flipped_bytes_only_ever_make_more_blocks_used() {
-    let Ok(mut fs) = LoopFs::make(Spec {
+    let Ok(fs) = LoopFs::make(Spec {
         kind: "btrfs",
         mib: 64,
         mkfs: &["--mixed", "-n", "4096"],
@@ -546,7 +645,7 @@ fn flipped_bytes_only_ever_make_more_blocks_used() {
         return common::skip("root and mkfs.btrfs");
     };
     fs.fill(60);
-    fs.unmount();
+    unmount(&fs);
     let mut image = std::fs::read(fs.image()).expect("image");
     let base = map_of(&image, Still::Unmounted);
     assert_eq!(base.verdict.coverage, Coverage::Used);
