@@ -1,9 +1,21 @@
-//! Streams: chunks read, encoded on every core and emitted in order; gzip and raw images read back. Knows no filesystem.
+//! Streams: chunks read, encoded on every core and emitted in order; gzip and raw images read back and written to a target.
+//! Knows no filesystem.
+//!
+//! Out: [`plan`] says what is read, [`pipeline`] reads and encodes, [`output`] emits. In: [`input`] buffers a file or pipe,
+//! [`gunzip`] undoes gzip through [`inflate`], [`image`] turns either form into data and zero runs in order; [`target`] takes
+//! those runs onto a device or file, [`copy`] joins both ends with a thread each, [`digest`] remembers what was written.
 
+pub mod copy;
 pub mod deflate;
+pub mod digest;
+pub mod gunzip;
 pub mod gzip;
+pub mod image;
+pub mod inflate;
+pub mod input;
 pub mod output;
 pub mod partfile;
 pub mod pipeline;
 pub mod plan;
+pub mod target;
 pub mod zeros;

@@ -1,0 +1,254 @@
+//! From an image reader to a target, one thread each, so that inflating and writing overlap.
+//!
+//! The reading thread owns the [`ImageReader`] and passes filled buffers through a channel that holds no more than there are
+//! buffers; the writing thread (the caller) owns the [`Target`] and gives empty buffers back. A reader that fails or ends says so
+//! in its last message. A writer that fails returns at once: the reader then finds its channel closed and ends too, or, when its
+//! input stalls, ends with the process; nobody joins it.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+
+use crate::error::Fault;
+use crate::stream::digest::Digest;
+use crate::stream::image::{ImageReader, Piece};
+use crate::stream::target::Target;
+use crate::sys::memory::Pages;
+use crate::units::{Extent, to_u64, to_usize};
+
+/// Buffers in flight.
+const BUFFERS: usize = 3;
+
+/// Size of one buffer, in bytes: the largest single write.
+pub const BUFFER_BYTES: usize = 256 * 1024;
+
+/// Stack of the reading thread, in bytes.
+const STACK_BYTES: usize = 256 * 1024;
+
+/// How far a job is; read by another thread.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Bytes of the image that are done.
+    pub done_bytes: AtomicU64,
+    /// Bytes of the packed input that were read.
+    pub input_bytes: AtomicU64,
+    /// Set to have the job end early.
+    pub stop: AtomicBool,
+}
+
+impl Progress {
+    fn stopped(&self) -> Result<(), Failure> {
+        if self.stop.load(Ordering::Relaxed) {
+            return Err(Failure::Target(Fault::refused("stopped")));
+        }
+        Ok(())
+    }
+}
+
+/// Which end failed.
+#[derive(Clone, Copy, Debug)]
+pub enum Failure {
+    /// The image: unreadable, or not what it should be.
+    Image(Fault),
+    /// The target.
+    Target(Fault),
+}
+
+/// What is known when the image has ended well.
+#[derive(Clone, Copy, Debug)]
+pub struct Ended {
+    /// Length of the image in bytes.
+    pub size_bytes: u64,
+    /// CRC-32 of the image.
+    pub crc32: u32,
+    /// Bytes of the packed input.
+    pub input_bytes: u64,
+}
+
+enum Message {
+    Data(u64, Pages, usize),
+    Zeros(u64, u64),
+    Ended(Ended),
+    Failed(Fault),
+}
+
+/// The reading thread, from the writer's side.
+pub struct ReadAhead {
+    messages: Receiver<Message>,
+    spare: Sender<Pages>,
+}
+
+impl ReadAhead {
+    /// Starts reading.
+    pub fn start(reader: ImageReader<'static>) -> Result<Self, Fault> {
+        let (send, messages) = sync_channel(2 * BUFFERS);
+        let (spare, empty) = channel();
+        for _ in 0..BUFFERS {
+            let pages = Pages::new(BUFFER_BYTES).map_err(|e| Fault::io("mmap", e))?;
+            let _ = spare.send(pages);
+        }
+        std::thread::Builder::new()
+            .name("read".into())
+            .stack_size(STACK_BYTES)
+            .spawn(move || read(reader, &empty, &send))
+            .map_err(|error| {
+                let mut fault = Fault::short("start a thread");
+                fault.errno = error.raw_os_error();
+                fault
+            })?;
+        Ok(Self { messages, spare })
+    }
+}
+
+fn read(mut reader: ImageReader<'static>, empty: &Receiver<Pages>, send: &SyncSender<Message>) {
+    let mut held = None;
+    // Each turn takes at least one granule of the input, or is the last.
+    loop {
+        let Some(mut buffer) = held.take().or_else(|| empty.recv().ok()) else {
+            return;
+        };
+        let offset = reader.offset();
+        let message = match reader.next(&mut buffer) {
+            Ok(Piece::Data(length)) => Message::Data(offset, buffer, length),
+            Ok(Piece::Zeros(count)) => {
+                held = Some(buffer);
+                Message::Zeros(offset, count)
+            }
+            Ok(Piece::End) => Message::Ended(Ended {
+                size_bytes: reader.offset(),
+                crc32: reader.crc32(),
+                input_bytes: reader.input_bytes(),
+            }),
+            Err(fault) => Message::Failed(fault),
+        };
+        let last = matches!(message, Message::Ended(_) | Message::Failed(_));
+        if send.send(message).is_err() || last {
+            return;
+        }
+    }
+}
+
+/// What happens to zero runs.
+pub trait ZeroRuns {
+    /// The part of a zero run to be left alone for now; the rest is zeroed at once.
+    fn leave(&mut self, run: Extent) -> Option<Extent>;
+}
+
+/// Zeroes every run at once.
+pub struct ZeroAll;
+
+impl ZeroRuns for ZeroAll {
+    fn leave(&mut self, _run: Extent) -> Option<Extent> {
+        None
+    }
+}
+
+/// Writes everything that comes, until the image ends. `digest` gets the same bytes.
+pub fn write(
+    ahead: &ReadAhead,
+    target: &mut Target,
+    zero_runs: &mut dyn ZeroRuns,
+    mut digest: Option<&mut Digest>,
+    progress: &Progress,
+) -> Result<Ended, Failure> {
+    loop {
+        progress.stopped()?;
+        let lost = Failure::Image(Fault::short("the reading thread died"));
+        match ahead.messages.recv().map_err(|_| lost)? {
+            Message::Data(offset, mut buffer, length) => {
+                if let Some(digest) = digest.as_deref_mut() {
+                    digest.data(buffer.get(..length).unwrap_or_default());
+                }
+                target
+                    .write(offset, &mut buffer, length)
+                    .map_err(Failure::Target)?;
+                done(progress, offset.saturating_add(to_u64(length)));
+                let _ = ahead.spare.send(buffer);
+            }
+            Message::Zeros(offset, length_bytes) => {
+                if let Some(digest) = digest.as_deref_mut() {
+                    digest.zeros(length_bytes);
+                }
+                let run = Extent {
+                    offset,
+                    length_bytes,
+                };
+                zero(target, run, zero_runs.leave(run), progress)?;
+            }
+            Message::Ended(ended) => return Ok(ended),
+            Message::Failed(fault) => return Err(Failure::Image(fault)),
+        }
+    }
+}
+
+fn done(progress: &Progress, offset: u64) {
+    progress.done_bytes.store(offset, Ordering::Relaxed);
+}
+
+fn zero(
+    target: &mut Target,
+    run: Extent,
+    leave: Option<Extent>,
+    progress: &Progress,
+) -> Result<(), Failure> {
+    let Some(left) = leave else {
+        return zero_extent(target, run, progress);
+    };
+    let between = |from: u64, to: u64| Extent {
+        offset: from,
+        length_bytes: to.saturating_sub(from),
+    };
+    zero_extent(target, between(run.offset, left.offset), progress)?;
+    target
+        .skip(left.offset, left.length_bytes)
+        .map_err(Failure::Target)?;
+    zero_extent(target, between(left.end(), run.end()), progress)
+}
+
+/// Zeroes an extent in steps.
+pub fn zero_extent(
+    target: &mut Target,
+    extent: Extent,
+    progress: &Progress,
+) -> Result<(), Failure> {
+    let mut rest = extent;
+    while !rest.is_empty() {
+        progress.stopped()?;
+        rest = target.zero_step(rest).map_err(Failure::Target)?;
+        done(progress, rest.offset);
+    }
+    Ok(())
+}
+
+/// Reads `extent` of the target back in order and adds it to `digest`; what `skipped` names counts as zeros and is not read.
+pub fn read_back(
+    target: &Target,
+    extent: Extent,
+    skipped: &mut dyn FnMut(Extent) -> Option<Extent>,
+    digest: &mut Digest,
+    progress: &Progress,
+) -> Result<(), Failure> {
+    let mut buffer = Pages::new(BUFFER_BYTES).map_err(|e| Failure::Target(Fault::io("mmap", e)))?;
+    let mut offset = extent.offset;
+    while offset < extent.end() {
+        progress.stopped()?;
+        let rest = Extent {
+            offset,
+            length_bytes: extent.end() - offset,
+        };
+        let next = skipped(rest);
+        if let Some(hole) = next.filter(|hole| hole.offset == offset) {
+            digest.zeros(hole.length_bytes);
+            offset = hole.end();
+            continue;
+        }
+        let limit = next.map_or(extent.end(), |hole| hole.offset);
+        let length = to_usize((limit - offset).min(to_u64(BUFFER_BYTES)));
+        target
+            .read_back(offset, &mut buffer, length)
+            .map_err(Failure::Target)?;
+        digest.data(buffer.get(..length).unwrap_or_default());
+        offset = offset.saturating_add(to_u64(length));
+        done(progress, offset);
+    }
+    Ok(())
+}

@@ -1,0 +1,331 @@
+//! Gzip (RFC 1952) read as a stream: every header flag, several members one after the other, checksum and length of each checked.
+//!
+//! After the last member only zero padding may follow (tapes and block devices pad with it); anything else is corrupt. What was
+//! given out before a wrong trailer cannot be called back: the caller learns at the end, and must say so.
+
+use crate::crc;
+use crate::error::Fault;
+use crate::stream::inflate::Inflate;
+use crate::stream::input::Input;
+use crate::units::to_u64;
+
+/// The two bytes every member begins with.
+pub const MAGIC: [u8; 2] = [0x1f, 0x8b];
+
+/// The only compression method (deflate).
+const METHOD_DEFLATE: u8 = 8;
+
+// Header flags (RFC 1952, 2.3.1).
+const FLAG_HEADER_CRC: u8 = 0x02;
+const FLAG_EXTRA: u8 = 0x04;
+const FLAG_NAME: u8 = 0x08;
+const FLAG_COMMENT: u8 = 0x10;
+const FLAGS_RESERVED: u8 = 0xe0;
+
+/// Longest name or comment accepted, in bytes: the format sets no bound.
+const TEXT_LIMIT: u32 = 64 * 1024;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// A member must begin here.
+    Header,
+    Body,
+    Trailer,
+    /// Everything was read and was right.
+    End,
+}
+
+/// A gzip stream being undone.
+pub struct Gunzip {
+    inflate: Inflate,
+    state: State,
+    member_crc: u32,
+    member_bytes: u64,
+    members: u64,
+    total_crc: u32,
+    /// Bytes of the inflater's last step that were not handed out yet.
+    held: Vec<u8>,
+    held_start: usize,
+}
+
+impl Gunzip {
+    /// Ready for the first member. All memory is allocated here.
+    pub fn new() -> Result<Self, Fault> {
+        Ok(Self {
+            inflate: Inflate::new()?,
+            state: State::Header,
+            member_crc: 0,
+            member_bytes: 0,
+            members: 0,
+            total_crc: 0,
+            held: Vec::with_capacity(64 * 1024),
+            held_start: 0,
+        })
+    }
+
+    /// CRC-32 of everything that came out of finished members.
+    pub fn crc32(&self) -> u32 {
+        self.total_crc
+    }
+
+    /// Members that ended with a right trailer.
+    pub fn members(&self) -> u64 {
+        self.members
+    }
+
+    /// Fills `out`; fewer bytes only after the last member, whose trailer was then right.
+    pub fn read(&mut self, input: &mut Input<'_>, out: &mut [u8]) -> Result<usize, Fault> {
+        let mut done = 0usize;
+        while done < out.len() {
+            let rest = out.get_mut(done..).unwrap_or_default();
+            let held = self.held.get(self.held_start..).unwrap_or_default();
+            if !held.is_empty() {
+                let count = give(held, rest);
+                self.held_start += count;
+                done += count;
+                continue;
+            }
+            match self.state {
+                State::Header => self.header(input)?,
+                State::Body => done += self.body(input, rest)?,
+                State::Trailer => self.trailer(input)?,
+                State::End => break,
+            }
+        }
+        Ok(done)
+    }
+
+    /// One step of the inflater: into `out` what fits, the rest is held.
+    fn body(&mut self, input: &mut Input<'_>, out: &mut [u8]) -> Result<usize, Fault> {
+        let offset = input.offset();
+        let bytes = input.fill()?;
+        if bytes.is_empty() {
+            return Err(ends_early(offset));
+        }
+        let step = self
+            .inflate
+            .step(bytes)
+            .map_err(|fault| placed(fault, offset))?;
+        self.member_crc = crc::crc32(self.member_crc, step.output);
+        self.member_bytes = self.member_bytes.saturating_add(to_u64(step.output.len()));
+        let count = give(step.output, out);
+        self.held.clear();
+        self.held_start = 0;
+        self.held
+            .extend_from_slice(step.output.get(count..).unwrap_or_default());
+        if step.ended {
+            self.state = State::Trailer;
+        }
+        input.consume(step.consumed);
+        Ok(count)
+    }
+
+    /// Checks the trailer, then looks for another member, zero padding up to the end, or the end.
+    fn trailer(&mut self, input: &mut Input<'_>) -> Result<(), Fault> {
+        let offset = input.offset();
+        let mut trailer = [0u8; 8];
+        for byte in &mut trailer {
+            *byte = input.byte()?.ok_or(ends_early(offset))?;
+        }
+        let [a, b, c, d, e, f, g, h] = trailer;
+        if u32::from_le_bytes([a, b, c, d]) != self.member_crc {
+            return Err(placed(Fault::corrupt("gzip checksum is wrong"), offset));
+        }
+        // The length is kept modulo 2^32.
+        if u64::from(u32::from_le_bytes([e, f, g, h])) != self.member_bytes & 0xffff_ffff {
+            return Err(placed(Fault::corrupt("gzip length is wrong"), offset));
+        }
+        self.total_crc = crc::combine(self.total_crc, self.member_crc, self.member_bytes);
+        self.members = self.members.saturating_add(1);
+        if input.peek(2)?.starts_with(&MAGIC) {
+            self.state = State::Header;
+            return Ok(());
+        }
+        loop {
+            let offset = input.offset();
+            let bytes = input.fill()?;
+            if bytes.is_empty() {
+                self.state = State::End;
+                return Ok(());
+            }
+            if let Some(place) = bytes.iter().position(|byte| *byte != 0) {
+                let offset = offset.saturating_add(to_u64(place));
+                let fault = Fault::corrupt("garbage after the gzip stream");
+                return Err(placed(fault, offset));
+            }
+            let count = bytes.len();
+            input.consume(count);
+        }
+    }
+
+    fn header(&mut self, input: &mut Input<'_>) -> Result<(), Fault> {
+        let start = input.offset();
+        let mut header = Header {
+            input,
+            crc: 0,
+            start,
+        };
+        let fixed = header.bytes::<10>()?;
+        let [m0, m1, method, flags, ..] = fixed;
+        if [m0, m1] != MAGIC {
+            return Err(placed(Fault::corrupt("gzip magic"), start));
+        }
+        if method != METHOD_DEFLATE {
+            return Err(placed(Fault::corrupt("gzip compression method"), start));
+        }
+        if flags & FLAGS_RESERVED != 0 {
+            return Err(placed(Fault::corrupt("reserved gzip flags"), start));
+        }
+        if flags & FLAG_EXTRA != 0 {
+            let length = u16::from_le_bytes(header.bytes()?);
+            for _ in 0..length {
+                header.bytes::<1>()?;
+            }
+        }
+        for flag in [FLAG_NAME, FLAG_COMMENT] {
+            if flags & flag != 0 {
+                header.text()?;
+            }
+        }
+        if flags & FLAG_HEADER_CRC != 0 {
+            let [low, high, ..] = header.crc.to_le_bytes();
+            if header.bytes::<2>()? != [low, high] {
+                return Err(placed(
+                    Fault::corrupt("gzip header checksum is wrong"),
+                    start,
+                ));
+            }
+        }
+        self.inflate.reset();
+        self.member_crc = 0;
+        self.member_bytes = 0;
+        self.state = State::Body;
+        Ok(())
+    }
+}
+
+/// A header being read: the bytes with their running checksum.
+struct Header<'h, 'a> {
+    input: &'h mut Input<'a>,
+    crc: u32,
+    start: u64,
+}
+
+impl Header<'_, '_> {
+    fn bytes<const N: usize>(&mut self) -> Result<[u8; N], Fault> {
+        let mut out = [0; N];
+        for byte in &mut out {
+            *byte = self.input.byte()?.ok_or(ends_early(self.start))?;
+        }
+        self.crc = crc::crc32(self.crc, &out);
+        Ok(out)
+    }
+
+    fn text(&mut self) -> Result<(), Fault> {
+        for _ in 0..TEXT_LIMIT {
+            if self.bytes::<1>()? == [0] {
+                return Ok(());
+            }
+        }
+        Err(placed(Fault::corrupt("gzip name or comment"), self.start))
+    }
+}
+
+fn ends_early(offset: u64) -> Fault {
+    placed(Fault::corrupt("gzip stream ends early"), offset)
+}
+
+fn placed(mut fault: Fault, offset: u64) -> Fault {
+    fault.offset = Some(offset);
+    fault
+}
+
+/// Copies as much as fits and says how much that was.
+fn give(from: &[u8], to: &mut [u8]) -> usize {
+    let count = from.len().min(to.len());
+    if let (Some(to), Some(from)) = (to.get_mut(..count), from.get(..count)) {
+        to.copy_from_slice(from);
+    }
+    count
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A member with the given flags and optional fields.
+    fn member(data: &[u8], flags: u8, fields: &[u8]) -> Vec<u8> {
+        let mut out = vec![0x1f, 0x8b, 8, flags, 0, 0, 0, 0, 0, 3];
+        out.extend_from_slice(fields);
+        if flags & FLAG_HEADER_CRC != 0 {
+            let [low, high, ..] = crc::crc32(0, &out).to_le_bytes();
+            out.extend([low, high]);
+        }
+        out.extend(miniz_oxide::deflate::compress_to_vec(data, 1));
+        out.extend(crc::crc32(0, data).to_le_bytes());
+        out.extend(u32::try_from(data.len()).unwrap().to_le_bytes());
+        out
+    }
+
+    fn gunzip(bytes: &[u8], piece: usize) -> Result<Vec<u8>, Fault> {
+        let mut input = Input::reader(bytes).unwrap();
+        let mut gunzip = Gunzip::new().unwrap();
+        let mut out = Vec::new();
+        let mut buffer = vec![0; piece];
+        loop {
+            let count = gunzip.read(&mut input, &mut buffer)?;
+            out.extend_from_slice(&buffer[..count]);
+            if count < piece {
+                assert_eq!(gunzip.crc32(), crc::crc32(0, &out));
+                return Ok(out);
+            }
+        }
+    }
+
+    fn sample() -> Vec<u8> {
+        (0..90_000u32).flat_map(|n| (n / 3).to_le_bytes()).collect()
+    }
+
+    #[test]
+    fn every_header_flag_and_several_members_are_read() {
+        let data = sample();
+        let fields = b"\x03\x00abcname\0a comment\0";
+        let all = FLAG_EXTRA | FLAG_NAME | FLAG_COMMENT | FLAG_HEADER_CRC | 1;
+        let mut stream = member(&data, all, fields);
+        stream.extend(member(b"", 0, b""));
+        stream.extend(member(b"tail", 0, b""));
+        let mut whole = data.clone();
+        whole.extend(b"tail");
+        for piece in [1000usize, 65_536, 1 << 20, whole.len()] {
+            assert!(gunzip(&stream, piece).unwrap() == whole, "{piece}");
+        }
+        stream.extend([0; 700]);
+        assert!(gunzip(&stream, 4096).unwrap() == whole);
+        stream.push(1);
+        let fault = gunzip(&stream, 4096).unwrap_err();
+        assert_eq!(fault.what, "garbage after the gzip stream");
+        assert_eq!(fault.offset, Some(to_u64(stream.len() - 1)));
+    }
+
+    #[test]
+    fn a_stream_cut_anywhere_is_corrupt() {
+        let stream = member(&sample(), FLAG_NAME | FLAG_HEADER_CRC, b"name\0");
+        for cut in (0..stream.len()).rev().take(40).chain(0..200) {
+            let fault = gunzip(&stream[..cut], 65_536).unwrap_err();
+            assert_eq!(fault.kind, crate::error::FaultKind::Corrupt, "{cut}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_checksum_length_or_header_is_corrupt() {
+        let stream = member(b"some bytes", FLAG_HEADER_CRC, b"");
+        // Not the time, level and system, nor the deflate data, whose last bits mean nothing.
+        let last = stream.len() - 8;
+        for place in (0..4).chain(10..12).chain(last..stream.len()) {
+            let mut broken = stream.clone();
+            broken[place] ^= 0x20;
+            assert!(gunzip(&broken, 100).is_err(), "byte {place}");
+        }
+        assert_eq!(gunzip(&stream, 100).unwrap(), b"some bytes");
+    }
+}

@@ -1,0 +1,345 @@
+//! An image as runs of data and zeros, in order, from a raw or gzip stream recognised by its content.
+//!
+//! Works from a pipe: never seeks, except over the holes of a raw file. What other programs compress is recognised only to say
+//! how it can be used. Knows nothing of what the image holds.
+
+use crate::crc::{self, Shift};
+use crate::error::Fault;
+use crate::stream::gunzip::{self, Gunzip};
+use crate::stream::input::{Input, is_zero};
+use crate::sys::memory::Pages;
+use crate::units::{to_u64, to_usize};
+
+/// Unit of zero runs in bytes: data and zero runs begin at multiples of it.
+pub const GRANULE_BYTES: u64 = 64 * 1024;
+
+/// Longest zero run given at once, so that progress and signals come in between.
+const ZERO_RUN_LIMIT: u64 = 1 << 30;
+
+/// How an image is packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// The bytes themselves.
+    Raw,
+    /// RFC 1952, one or several members.
+    Gzip,
+    /// A snapshot: a zip archive.
+    Zip,
+}
+
+impl Format {
+    /// The word in reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Gzip => "gzip",
+            Self::Zip => "zip",
+        }
+    }
+
+    /// From the first bytes (six are enough). `Err` for what another program has to unpack first.
+    pub fn recognise(first: &[u8]) -> Result<Self, Fault> {
+        const FOREIGN: &[(&[u8], &str)] = &[
+            (
+                b"\xfd7zXZ\0",
+                "compressed with xz: unpack it first, as in 'xz -dc FILE | floe restore - TARGET'",
+            ),
+            (
+                b"\x28\xb5\x2f\xfd",
+                "compressed with zstd: unpack it first, as in 'zstd -dc FILE | floe restore - TARGET'",
+            ),
+            (
+                b"BZh",
+                "compressed with bzip2: unpack it first, as in 'bzip2 -dc FILE | floe restore - TARGET'",
+            ),
+            (
+                b"\x04\x22\x4d\x18",
+                "compressed with lz4: unpack it first, as in 'lz4 -dc FILE | floe restore - TARGET'",
+            ),
+            (b"7z\xbc\xaf\x27\x1c", "a 7z archive, which is not an image"),
+            (
+                b"\x3a\xff\x26\xed",
+                "an Android sparse image: unpack it first with simg2img",
+            ),
+        ];
+        if let Some((_, what)) = FOREIGN.iter().find(|(magic, _)| first.starts_with(magic)) {
+            return Err(Fault::unsupported(what));
+        }
+        Ok(if first.starts_with(&gunzip::MAGIC) {
+            Self::Gzip
+        } else if first.starts_with(b"PK\x03\x04") || first.starts_with(b"PK\x05\x06") {
+            Self::Zip
+        } else {
+            Self::Raw
+        })
+    }
+}
+
+/// What comes next in an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Piece {
+    /// So many bytes in the caller's buffer.
+    Data(usize),
+    /// So many zero bytes.
+    Zeros(u64),
+    /// Nothing more; the stream's own checksums, where it has some, were right.
+    End,
+}
+
+/// Reads one image forwards.
+pub struct ImageReader<'a> {
+    input: Input<'a>,
+    gunzip: Option<Gunzip>,
+    format: Format,
+    /// Bytes of the image given to the caller.
+    offset: u64,
+    crc: u32,
+    shift: Shift,
+    pending_zeros: u64,
+    /// The granule that ended a zero run.
+    stash: Pages,
+    stash_bytes: usize,
+    ended: bool,
+}
+
+impl<'a> ImageReader<'a> {
+    /// Looks at the first bytes. A [`Format::Zip`] is recognised and not read here.
+    pub fn new(mut input: Input<'a>) -> Result<Self, Fault> {
+        let format = Format::recognise(input.peek(6)?)?;
+        Ok(Self {
+            input,
+            gunzip: (format == Format::Gzip).then(Gunzip::new).transpose()?,
+            format,
+            offset: 0,
+            crc: 0,
+            shift: Shift::new(GRANULE_BYTES),
+            pending_zeros: 0,
+            stash: Pages::new(to_usize(GRANULE_BYTES)).map_err(|e| Fault::io("mmap", e))?,
+            stash_bytes: 0,
+            ended: false,
+        })
+    }
+
+    /// How it is packed.
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// Offset in the image of what comes next.
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// Bytes taken from the input.
+    pub fn input_bytes(&self) -> u64 {
+        self.input.offset()
+    }
+
+    /// Length of the packed input, where it is known.
+    pub fn input_length_bytes(&self) -> Option<u64> {
+        self.input.length_bytes()
+    }
+
+    /// Length of the image where it is known beforehand: a raw file.
+    pub fn length_bytes(&self) -> Option<u64> {
+        self.input
+            .length_bytes()
+            .filter(|_| self.format == Format::Raw)
+    }
+
+    /// CRC-32 of what was given so far.
+    pub fn crc32(&self) -> u32 {
+        self.crc
+    }
+
+    /// Fills `head` with the beginning of the image, zeros and all; fewer bytes only when the image ends there. To be called
+    /// first, with a whole number of granules.
+    pub fn head(&mut self, head: &mut [u8]) -> Result<usize, Fault> {
+        let count = self.decode(head)?;
+        self.crc = crc::crc32(self.crc, head.get(..count).unwrap_or_default());
+        self.offset = self.offset.saturating_add(to_u64(count));
+        self.ended = count < head.len();
+        Ok(count)
+    }
+
+    /// The next run. `buffer` is a whole number of granules long, at least one.
+    pub fn next(&mut self, buffer: &mut [u8]) -> Result<Piece, Fault> {
+        let granule = to_usize(GRANULE_BYTES);
+        let mut filled = self.take_stash(buffer);
+        while !self.ended && self.pending_zeros < ZERO_RUN_LIMIT {
+            if filled == 0 && self.skip_hole()? {
+                continue;
+            }
+            let end = filled.saturating_add(granule);
+            let Some(space) = buffer.get_mut(filled..end) else {
+                break;
+            };
+            let count = self.decode(space)?;
+            self.ended = count < granule;
+            let found = space.get(..count).unwrap_or_default();
+            if is_zero(found) {
+                self.pending_zeros = self.pending_zeros.saturating_add(to_u64(count));
+                if filled > 0 {
+                    break;
+                }
+            } else if self.pending_zeros > 0 {
+                // Data ends the zero run; it is given next time, maybe into another buffer.
+                if let Some(stash) = self.stash.get_mut(..count) {
+                    stash.copy_from_slice(found);
+                }
+                self.stash_bytes = count;
+                break;
+            } else {
+                filled = filled.saturating_add(count);
+            }
+        }
+        Ok(self.give(buffer, filled))
+    }
+
+    fn take_stash(&mut self, buffer: &mut [u8]) -> usize {
+        let count = std::mem::take(&mut self.stash_bytes);
+        let (Some(to), Some(from)) = (buffer.get_mut(..count), self.stash.get(..count)) else {
+            return 0;
+        };
+        to.copy_from_slice(from);
+        count
+    }
+
+    /// Accounts for what goes out: the data at the front of `buffer`, or else the zeros that wait.
+    fn give(&mut self, buffer: &[u8], filled: usize) -> Piece {
+        if filled > 0 {
+            let data = buffer.get(..filled).unwrap_or_default();
+            self.crc = crc::crc32(self.crc, data);
+            self.offset = self.offset.saturating_add(to_u64(filled));
+            return Piece::Data(filled);
+        }
+        let zeros = std::mem::take(&mut self.pending_zeros);
+        if zeros == 0 {
+            return Piece::End;
+        }
+        self.crc = self.shift.combine(self.crc, crc::zeros(zeros), zeros);
+        self.offset = self.offset.saturating_add(zeros);
+        Piece::Zeros(zeros)
+    }
+
+    /// Takes a hole of a raw file as zeros; false where there is none.
+    fn skip_hole(&mut self) -> Result<bool, Fault> {
+        if self.gunzip.is_some() {
+            return Ok(false);
+        }
+        let hole = self.input.skip_hole(GRANULE_BYTES)?;
+        self.pending_zeros = self.pending_zeros.saturating_add(hole);
+        Ok(hole > 0)
+    }
+
+    fn decode(&mut self, out: &mut [u8]) -> Result<usize, Fault> {
+        match &mut self.gunzip {
+            Some(gunzip) => gunzip.read(&mut self.input, out),
+            None => self.input.read(out),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn packed(data: &[u8]) -> Vec<u8> {
+        let mut out = vec![0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3];
+        out.extend(miniz_oxide::deflate::compress_to_vec(data, 1));
+        out.extend(crc::crc32(0, data).to_le_bytes());
+        out.extend(u32::try_from(data.len()).unwrap().to_le_bytes());
+        out
+    }
+
+    /// Puts the runs together again and checks that they alternate as promised.
+    fn unpack(mut reader: ImageReader<'_>, head: usize, piece: usize) -> (Vec<u8>, usize) {
+        let mut out = vec![0; head];
+        let count = reader.head(&mut out).unwrap();
+        out.truncate(count);
+        let mut buffer = vec![0; piece];
+        let mut zero_runs = 0;
+        loop {
+            assert_eq!(reader.offset(), to_u64(out.len()));
+            match reader.next(&mut buffer).unwrap() {
+                Piece::Data(count) => out.extend_from_slice(&buffer[..count]),
+                Piece::Zeros(count) => {
+                    zero_runs += 1;
+                    out.resize(out.len() + to_usize(count), 0);
+                }
+                Piece::End => break,
+            }
+        }
+        assert_eq!(reader.crc32(), crc::crc32(0, &out));
+        assert_eq!(reader.offset(), to_u64(out.len()));
+        (out, zero_runs)
+    }
+
+    fn sample() -> Vec<u8> {
+        let mut data = vec![0u8; 1_500_001];
+        for place in [70_000usize, 300_000, 300_001, 999_999, 1_500_000] {
+            data[place] = 7;
+        }
+        data
+    }
+
+    #[test]
+    fn raw_and_gzip_give_the_same_runs() {
+        let data = sample();
+        let gzip = packed(&data);
+        for piece in [65_536usize, 262_144] {
+            for head in [0usize, 65_536, 1 << 20] {
+                for bytes in [data.as_slice(), gzip.as_slice()] {
+                    let reader = ImageReader::new(Input::reader(bytes).unwrap()).unwrap();
+                    let (out, zero_runs) = unpack(reader, head, piece);
+                    assert!(out == data);
+                    assert!(head > 0 || zero_runs == 4, "{zero_runs}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn holes_of_a_raw_file_are_zero_runs() {
+        use std::os::unix::fs::FileExt;
+        let path = std::env::temp_dir().join(format!("floe-image-{}", std::process::id()));
+        let file = std::fs::File::create_new(&path).unwrap();
+        file.set_len(5 << 30).unwrap();
+        file.write_all_at(b"x", (3 << 30) + 5).unwrap();
+        drop(file);
+        let file = std::fs::File::open(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let input = Input::file(file, Some(5 << 30)).unwrap();
+        let mut reader = ImageReader::new(input).unwrap();
+        let mut buffer = vec![0; 262_144];
+        let mut data = 0usize;
+        loop {
+            match reader.next(&mut buffer).unwrap() {
+                Piece::Data(count) => data += count,
+                Piece::Zeros(_) => {}
+                Piece::End => break,
+            }
+        }
+        assert_eq!(reader.offset(), 5 << 30);
+        assert!(data <= 1 << 20, "{data}");
+        let expected = crc::combine(
+            crc::zeros((3 << 30) + 5),
+            crc::combine(
+                crc::crc32(0, b"x"),
+                crc::zeros((2 << 30) - 6),
+                (2 << 30) - 6,
+            ),
+            (2 << 30) - 5,
+        );
+        assert_eq!(reader.crc32(), expected);
+    }
+
+    #[test]
+    fn empty_and_foreign_inputs_are_told_apart() {
+        let mut reader = ImageReader::new(Input::reader(&b""[..]).unwrap()).unwrap();
+        assert_eq!(reader.format(), Format::Raw);
+        assert_eq!(reader.next(&mut vec![0; 65_536]).unwrap(), Piece::End);
+        assert!(Format::recognise(b"\xfd7zXZ\0").is_err());
+        assert_eq!(Format::recognise(b"PK\x03\x04ab").unwrap(), Format::Zip);
+    }
+}

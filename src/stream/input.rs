@@ -1,0 +1,244 @@
+//! A buffered input: a regular file, block device, pipe or bytes in memory, read once and forwards.
+//!
+//! Never seeks except over holes of a regular file, and there only when asked. Errors carry the offset in the input.
+
+use std::fs::File;
+use std::io::Read;
+
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
+
+use crate::error::Fault;
+use crate::sys::memory::Pages;
+use crate::units::{to_u64, to_usize};
+
+/// Size of the buffer in bytes.
+const BUFFER_BYTES: usize = 128 * 1024;
+
+enum Origin<'a> {
+    File(File),
+    Reader(Box<dyn Read + Send + 'a>),
+}
+
+/// Something read forwards through one buffer.
+pub struct Input<'a> {
+    origin: Origin<'a>,
+    buffer: Pages,
+    start: usize,
+    end: usize,
+    /// Bytes taken from the origin so far, those in the buffer included.
+    read_bytes: u64,
+    /// Length of a regular file or block device.
+    length_bytes: Option<u64>,
+    ended: bool,
+}
+
+impl<'a> Input<'a> {
+    fn with(origin: Origin<'a>, length_bytes: Option<u64>) -> Result<Self, Fault> {
+        Ok(Self {
+            origin,
+            buffer: Pages::new(BUFFER_BYTES).map_err(|e| Fault::io("mmap", e))?,
+            start: 0,
+            end: 0,
+            read_bytes: 0,
+            length_bytes,
+            ended: false,
+        })
+    }
+
+    /// A file, device or pipe; `length_bytes` where the whole length is known beforehand.
+    pub fn file(file: File, length_bytes: Option<u64>) -> Result<Self, Fault> {
+        Self::with(Origin::File(file), length_bytes)
+    }
+
+    /// Any reader (bytes in memory for tests).
+    pub fn reader(reader: impl Read + Send + 'a) -> Result<Self, Fault> {
+        Self::with(Origin::Reader(Box::new(reader)), None)
+    }
+
+    /// Offset of the next byte that has not been consumed.
+    pub fn offset(&self) -> u64 {
+        self.read_bytes
+            .saturating_sub(to_u64(self.end.saturating_sub(self.start)))
+    }
+
+    /// The whole length in bytes, where it is known.
+    pub fn length_bytes(&self) -> Option<u64> {
+        self.length_bytes
+    }
+
+    /// What is buffered and not consumed.
+    pub fn buffered(&self) -> &[u8] {
+        self.buffer.get(self.start..self.end).unwrap_or_default()
+    }
+
+    /// At least one byte, or nothing at the end of the input.
+    pub fn fill(&mut self) -> Result<&[u8], Fault> {
+        if self.start == self.end && !self.ended {
+            self.start = 0;
+            self.end = 0;
+            self.more()?;
+        }
+        Ok(self.buffered())
+    }
+
+    /// At least `count` bytes (at most the buffer's size), fewer only at the end of the input.
+    pub fn peek(&mut self, count: usize) -> Result<&[u8], Fault> {
+        while self.end.saturating_sub(self.start) < count.min(BUFFER_BYTES) && !self.ended {
+            if self.end == self.buffer.len() {
+                self.buffer.copy_within(self.start..self.end, 0);
+                self.end -= self.start;
+                self.start = 0;
+            }
+            self.more()?;
+        }
+        Ok(self.buffered())
+    }
+
+    fn more(&mut self) -> Result<(), Fault> {
+        let space = self.buffer.get_mut(self.end..).unwrap_or_default();
+        let count = read(&mut self.origin, space, self.read_bytes)?;
+        self.ended = count == 0;
+        self.end = self.end.saturating_add(count);
+        self.read_bytes = self.read_bytes.saturating_add(to_u64(count));
+        Ok(())
+    }
+
+    /// Marks `count` buffered bytes as taken.
+    pub fn consume(&mut self, count: usize) {
+        self.start = self.start.saturating_add(count).min(self.end);
+    }
+
+    /// The next byte, or `None` at the end.
+    pub fn byte(&mut self) -> Result<Option<u8>, Fault> {
+        let byte = self.fill()?.first().copied();
+        self.consume(usize::from(byte.is_some()));
+        Ok(byte)
+    }
+
+    /// Fills `out`, past the buffer where that is possible; fewer bytes only at the end of the input.
+    pub fn read(&mut self, out: &mut [u8]) -> Result<usize, Fault> {
+        let mut done = 0usize;
+        while let Some(rest) = out.get_mut(done..).filter(|rest| !rest.is_empty()) {
+            let held = self.buffered();
+            if !held.is_empty() {
+                let count = held.len().min(rest.len());
+                for (to, from) in rest.chunks_mut(count).zip(held.chunks(count)).take(1) {
+                    to.copy_from_slice(from);
+                }
+                self.consume(count);
+                done += count;
+                continue;
+            }
+            if self.ended {
+                break;
+            }
+            let count = read(&mut self.origin, rest, self.read_bytes)?;
+            self.ended = count == 0;
+            self.read_bytes = self.read_bytes.saturating_add(to_u64(count));
+            done += count;
+        }
+        Ok(done)
+    }
+
+    /// Steps over a hole of at least `unit` bytes of a regular file (in multiples of `unit`) and gives its length; 0 where
+    /// there is none, or the input does not know.
+    pub fn skip_hole(&mut self, unit: u64) -> Result<u64, Fault> {
+        let (Origin::File(file), Some(length)) = (&self.origin, self.length_bytes) else {
+            return Ok(0);
+        };
+        if !self.buffered().is_empty() || self.ended || unit == 0 {
+            return Ok(0);
+        }
+        let here = self.read_bytes;
+        let data = match rustix::fs::seek(file, SeekFrom::Data(here)) {
+            Ok(data) => data,
+            Err(Errno::NXIO) => length.max(here),
+            Err(_) => return Ok(0),
+        };
+        let hole = data.saturating_sub(here);
+        let hole = hole - hole % unit;
+        let next = here.saturating_add(hole);
+        rustix::fs::seek(file, SeekFrom::Start(next)).map_err(|e| Fault::io("seek", e))?;
+        self.read_bytes = next;
+        Ok(hole)
+    }
+}
+
+fn read(origin: &mut Origin<'_>, space: &mut [u8], offset: u64) -> Result<usize, Fault> {
+    loop {
+        let result = match origin {
+            Origin::File(file) => file.read(space),
+            Origin::Reader(reader) => reader.read(space),
+        };
+        match result {
+            Ok(count) => return Ok(count.min(space.len())),
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => {
+                let mut fault = Fault::short("read").at(offset, to_u64(space.len()));
+                fault.errno = error.raw_os_error();
+                return Err(fault);
+            }
+        }
+    }
+}
+
+/// Whether every byte is zero.
+pub fn is_zero(bytes: &[u8]) -> bool {
+    let mut blocks = bytes.chunks_exact(128);
+    // A fold over a whole block is what the compiler turns into vector instructions; one early exit a block is enough.
+    blocks.all(|block| block.iter().fold(0, |all, byte| all | byte) == 0)
+        && blocks.remainder().iter().all(|byte| *byte == 0)
+}
+
+/// `count` as an index, never more than `limit`.
+pub fn at_most(count: u64, limit: usize) -> usize {
+    to_usize(count).min(limit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Gives one byte at a time.
+    struct Trickle<'a>(&'a [u8]);
+    impl Read for Trickle<'_> {
+        fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+            let (Some((first, rest)), Some(to)) = (self.0.split_first(), buffer.first_mut()) else {
+                return Ok(0);
+            };
+            *to = *first;
+            self.0 = rest;
+            Ok(1)
+        }
+    }
+
+    #[test]
+    fn a_trickling_input_gives_every_byte_once_with_its_offset() {
+        let data: Vec<u8> = (0..1000u32).map(|n| n.to_le_bytes()[0]).collect();
+        let mut input = Input::reader(Trickle(&data)).unwrap();
+        assert_eq!(input.peek(5).unwrap(), &data[..5]);
+        assert_eq!(input.offset(), 0);
+        assert_eq!(input.byte().unwrap(), Some(0));
+        let mut out = vec![0; 2000];
+        assert_eq!(input.read(&mut out).unwrap(), 999);
+        assert_eq!(out[..999], data[1..]);
+        assert_eq!(input.offset(), 1000);
+        assert_eq!(input.byte().unwrap(), None);
+    }
+
+    #[test]
+    fn zero_detection_sees_a_single_bit_anywhere() {
+        for length in [0usize, 1, 127, 128, 129, 4096, 5000] {
+            let mut bytes = vec![0u8; length];
+            assert!(is_zero(&bytes));
+            for place in [0, length / 2, length.saturating_sub(1)] {
+                if place < length {
+                    bytes[place] = 1;
+                    assert!(!is_zero(&bytes), "{place} of {length}");
+                    bytes[place] = 0;
+                }
+            }
+        }
+    }
+}

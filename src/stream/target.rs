@@ -1,0 +1,211 @@
+//! The end that is written: a block device (O_DIRECT, held O_EXCL) or a regular file, with zero ranges zeroed by whoever does
+//! it fastest and guarantees it.
+//!
+//! On a device a zero range is punched (the kernel does that only where reads give zeros afterwards), else zeroed by BLKZEROOUT,
+//! else written; a discard never counts. In a file it becomes a hole. Nothing here decides whether a target may be written.
+
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
+
+use crate::device::{Device, DeviceKind, ReadAt};
+use crate::error::Fault;
+use crate::sys::ioctl;
+use crate::sys::memory::Pages;
+use crate::units::{Extent, round_up, to_u64, to_usize};
+
+/// Longest range zeroed by one call, in bytes: a signal waits for no more than this.
+pub const ZERO_STEP_BYTES: u64 = 64 << 20;
+
+/// Zero bytes written at a time where nothing better works.
+const ZERO_PAGE_BYTES: usize = 256 * 1024;
+
+/// How zero ranges are made; the first that works is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Zeroing {
+    /// `FALLOC_FL_PUNCH_HOLE`.
+    Punch,
+    /// `BLKZEROOUT`.
+    ZeroOut,
+    /// Plain writes.
+    Write,
+}
+
+/// A target being written.
+pub struct Target {
+    device: Device,
+    zeroing: Zeroing,
+    zero_page: Pages,
+    /// Size in bytes before the first write.
+    old_bytes: u64,
+    /// End of what a regular file must have at least.
+    reached: u64,
+    /// Bytes written as data.
+    pub written_bytes: u64,
+    /// Bytes zeroed.
+    pub zeroed_bytes: u64,
+}
+
+impl Target {
+    /// Takes a device opened for writing.
+    pub fn new(device: Device) -> Result<Self, Fault> {
+        Ok(Self {
+            zero_page: Pages::new(ZERO_PAGE_BYTES).map_err(|e| Fault::io("mmap", e))?,
+            zeroing: Zeroing::Punch,
+            old_bytes: device.size_bytes(),
+            device,
+            reached: 0,
+            written_bytes: 0,
+            zeroed_bytes: 0,
+        })
+    }
+
+    /// The device or file.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    fn is_block(&self) -> bool {
+        self.device.kind() == DeviceKind::Block
+    }
+
+    fn check_room(&self, offset: u64, length_bytes: u64) -> Result<u64, Fault> {
+        let end = offset.checked_add(length_bytes);
+        end.filter(|end| !self.is_block() || *end <= self.old_bytes)
+            .ok_or(Fault::refused("image is larger than the target").at(offset, length_bytes))
+    }
+
+    /// Writes the first `length` bytes of `buffer` (page-aligned memory) at `offset`, a multiple of the sector size. On a device
+    /// a last partial sector is filled with zeros.
+    pub fn write(&mut self, offset: u64, buffer: &mut [u8], length: usize) -> Result<(), Fault> {
+        let end = self.check_room(offset, to_u64(length))?;
+        let mut padded = length;
+        if self.is_block() {
+            let sector = u64::from(self.device.sector_bytes());
+            padded = round_up(to_u64(length), sector).map_or(length, to_usize);
+            self.check_room(offset, to_u64(padded))?;
+            if let Some(rest) = buffer.get_mut(length..padded) {
+                rest.fill(0);
+            }
+        }
+        let bytes = buffer
+            .get(..padded)
+            .ok_or(Fault::refused("buffer length"))?;
+        self.device.write_aligned(offset, bytes)?;
+        self.reached = self.reached.max(end);
+        self.written_bytes = self.written_bytes.saturating_add(to_u64(length));
+        Ok(())
+    }
+
+    /// Zeroes an extent, at most [`ZERO_STEP_BYTES`] of it, and gives what is left.
+    pub fn zero_step(&mut self, extent: Extent) -> Result<Extent, Fault> {
+        let count = extent.length_bytes.min(ZERO_STEP_BYTES);
+        self.zero(extent.offset, count)?;
+        Ok(Extent {
+            offset: extent.offset.saturating_add(count),
+            length_bytes: extent.length_bytes - count,
+        })
+    }
+
+    fn zero(&mut self, offset: u64, length_bytes: u64) -> Result<(), Fault> {
+        let end = self.check_room(offset, length_bytes)?;
+        self.reached = self.reached.max(end);
+        self.zeroed_bytes = self.zeroed_bytes.saturating_add(length_bytes);
+        if self.is_block() {
+            let sector = u64::from(self.device.sector_bytes());
+            let padded = round_up(length_bytes, sector).unwrap_or(length_bytes);
+            self.check_room(offset, padded)?;
+            return self.zero_range(offset, padded);
+        }
+        // What lies past the old end of a file becomes a hole when its length is set.
+        let inside = end.min(self.old_bytes).saturating_sub(offset);
+        if inside == 0 {
+            return Ok(());
+        }
+        self.zero_range(offset, inside)
+    }
+
+    fn zero_range(&mut self, offset: u64, length_bytes: u64) -> Result<(), Fault> {
+        if self.zeroing == Zeroing::Punch {
+            let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            match rustix::fs::fallocate(self.device.as_fd(), flags, offset, length_bytes) {
+                Ok(()) => return Ok(()),
+                Err(errno) if refuses(errno) => {
+                    self.zeroing = if self.is_block() {
+                        Zeroing::ZeroOut
+                    } else {
+                        Zeroing::Write
+                    };
+                }
+                Err(errno) => return Err(Fault::io("zero", errno).at(offset, length_bytes)),
+            }
+        }
+        if self.zeroing == Zeroing::ZeroOut {
+            match ioctl::blkzeroout(self.device.as_fd(), offset, length_bytes) {
+                Ok(()) => return Ok(()),
+                Err(errno) if refuses(errno) => self.zeroing = Zeroing::Write,
+                Err(errno) => return Err(Fault::io("BLKZEROOUT", errno).at(offset, length_bytes)),
+            }
+        }
+        self.write_zeros(offset, length_bytes)
+    }
+
+    fn write_zeros(&mut self, offset: u64, length_bytes: u64) -> Result<(), Fault> {
+        let mut done = 0u64;
+        while done < length_bytes {
+            let count = (length_bytes - done).min(to_u64(self.zero_page.len()));
+            let bytes = self.zero_page.get(..to_usize(count)).unwrap_or_default();
+            self.device
+                .write_aligned(offset.saturating_add(done), bytes)?;
+            done += count;
+        }
+        Ok(())
+    }
+
+    /// Leaves `length_bytes` at `offset` as they are.
+    pub fn skip(&mut self, offset: u64, length_bytes: u64) -> Result<(), Fault> {
+        let end = self.check_room(offset, length_bytes)?;
+        self.reached = self.reached.max(end);
+        Ok(())
+    }
+
+    /// Everything so far is on the medium when this returns: a file has its length, caches are flushed.
+    pub fn sync(&mut self) -> Result<(), Fault> {
+        if !self.is_block() && self.reached > self.old_bytes {
+            rustix::fs::ftruncate(self.device.as_fd(), self.reached)
+                .map_err(|e| Fault::io("ftruncate", e))?;
+            self.old_bytes = self.reached;
+        }
+        rustix::fs::fsync(self.device.as_fd()).map_err(|e| Fault::io("fsync", e))
+    }
+
+    /// Drops what the page cache holds of the target, so that the next reader sees the medium.
+    pub fn drop_cache(&self) -> Result<(), Fault> {
+        if self.is_block() {
+            return ioctl::blkflsbuf(self.device.as_fd()).map_err(|e| Fault::io("BLKFLSBUF", e));
+        }
+        let _ = rustix::fs::fadvise(self.device.as_fd(), 0, None, rustix::fs::Advice::DontNeed);
+        Ok(())
+    }
+
+    /// Reads back `length` bytes at `offset` into aligned memory.
+    pub fn read_back(&self, offset: u64, buffer: &mut [u8], length: usize) -> Result<(), Fault> {
+        let sector = u64::from(self.device.sector_bytes());
+        let padded = if self.is_block() {
+            round_up(to_u64(length), sector).map_or(length, to_usize)
+        } else {
+            length
+        };
+        let space = buffer
+            .get_mut(..padded)
+            .ok_or(Fault::refused("buffer length"))?;
+        self.device.read_aligned(offset, space)
+    }
+}
+
+/// Whether an errno means "not this way" rather than a failure of the medium.
+fn refuses(errno: Errno) -> bool {
+    matches!(
+        errno,
+        Errno::OPNOTSUPP | Errno::NOTTY | Errno::INVAL | Errno::NOSYS | Errno::NODEV
+    )
+}
