@@ -18,6 +18,21 @@ pub const VERBS: &[Verb] = &[
         text: DUMP,
     },
     Verb {
+        name: "restore",
+        line: "restore  IMAGE TARGET                write an image to a device or into a file",
+        text: RESTORE,
+    },
+    Verb {
+        name: "show",
+        line: "show     PATH                        what this is, and what a dump of it would read",
+        text: SHOW,
+    },
+    Verb {
+        name: "verify",
+        line: "verify   FILE|-                      check the checksums and the length of an image",
+        text: VERIFY,
+    },
+    Verb {
         name: "thaw",
         line: "thaw     PATH | --all               emergency: thaw what something left frozen",
         text: THAW,
@@ -53,6 +68,47 @@ Sizes take K M G T (1024-based), times ms s m.
 
 Exit: 0 complete and consistent; 1 failed, what was written is not complete; 2 wrong command line; 4 refused, nothing was
 written. In a pipe, 'set -o pipefail' shows the exit code of floe.
+";
+
+const RESTORE: &str = "\
+floe restore IMAGE TARGET: write an image to a device or into a file
+
+IMAGE is raw or gzip (recognised by its content), '-' is stdin. TARGET is a block device, LABEL=, UUID=, PARTLABEL=, PARTUUID=,
+or a file; a file that does not exist yet is made, and is sparse.
+
+  floe restore root.img.gz /dev/mmcblk0p3
+  ssh me@board floe dump / | floe restore - disk.img
+
+Before the first write everything is checked: the target is mounted nowhere, not swap, not held by md or dm, not read-only, large
+enough, and holds nothing. Free ranges are zeroed, so that no old data stays under them. The beginning of the target, with its
+superblock, is zeroed first and written last: an interrupted target looks empty, neither old nor new. What lies beyond the
+image's end on a larger target is left alone; only a backup partition table (GPT) moves to the end of the disk.
+
+Options:
+      --overwrite       the target may hold a filesystem, a partition table or (a file) anything
+      --verify          read everything back from the medium and compare it, before the superblock is written
+
+Exit: 0 complete and flushed; 1 failed; 2 wrong command line; 3 the image is corrupt, cut off or not an image; 4 refused, nothing
+was written. After 1 and 3 the message says in which state the target is.
+";
+
+const SHOW: &str = "\
+floe show PATH: what a device, a mounted filesystem or an image is, and what a dump of it would read
+
+Prints filesystem, size, used space, uuid, label, and whether it can be frozen. Only reads, and never freezes: for a mounted
+filesystem the figures are estimates. Of a gzip image only the beginning is unpacked.
+
+Options:
+      --json            one JSON object with stable keys
+";
+
+const VERIFY: &str = "\
+floe verify FILE|-: check the checksums and the length of an image
+
+Reads all of it and makes the checks that restore makes: a gzip image must be complete and its checksums right, and every image
+must reach the end that its superblock or partition table states. Prints one line.
+
+Exit: 0 good; 1 it could not be read; 2 wrong command line; 3 corrupt, cut off or not an image.
 ";
 
 const THAW: &str = "\

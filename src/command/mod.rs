@@ -2,8 +2,13 @@
 
 pub mod capture;
 pub mod dump;
+mod image;
 mod memory;
+mod restore;
+mod show;
+mod target;
 mod thaw;
+mod verify;
 
 use std::ffi::OsString;
 
@@ -23,6 +28,9 @@ pub fn run(arguments: Vec<OsString>) -> Result<()> {
         Some("-h" | "--help" | "help") => Err(Error::Answer(help::overview())),
         Some("-V" | "--version" | "version") => Err(Error::Answer(help::version())),
         Some("dump") => dump::run(dump::parse(args("dump"))?),
+        Some("restore") => restore::run(restore::parse(args("restore"))?),
+        Some("show") => show::run(show::parse(args("show"))?),
+        Some("verify") => verify::run(verify::parse(args("verify"))?),
         Some("thaw") => thaw::run(args("thaw")),
         _ => Err(Error::usage(format_args!(
             "unknown verb '{}'; see floe --help",

@@ -5,6 +5,7 @@
 //! in its last message. A writer that fails returns at once: the reader then finds its channel closed and ends too, or, when its
 //! input stalls, ends with the process; nobody joins it.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 
@@ -79,7 +80,7 @@ pub struct ReadAhead {
 
 impl ReadAhead {
     /// Starts reading.
-    pub fn start(reader: ImageReader<'static>) -> Result<Self, Fault> {
+    pub fn start(reader: ImageReader<'static>, progress: Arc<Progress>) -> Result<Self, Fault> {
         let (send, messages) = sync_channel(2 * BUFFERS);
         let (spare, empty) = channel();
         for _ in 0..BUFFERS {
@@ -89,7 +90,7 @@ impl ReadAhead {
         std::thread::Builder::new()
             .name("read".into())
             .stack_size(STACK_BYTES)
-            .spawn(move || read(reader, &empty, &send))
+            .spawn(move || read(reader, &empty, &send, &progress))
             .map_err(|error| {
                 let mut fault = Fault::short("start a thread");
                 fault.errno = error.raw_os_error();
@@ -99,7 +100,12 @@ impl ReadAhead {
     }
 }
 
-fn read(mut reader: ImageReader<'static>, empty: &Receiver<Pages>, send: &SyncSender<Message>) {
+fn read(
+    mut reader: ImageReader<'static>,
+    empty: &Receiver<Pages>,
+    send: &SyncSender<Message>,
+    progress: &Progress,
+) {
     let mut held = None;
     // Each turn takes at least one granule of the input, or is the last.
     loop {
@@ -120,6 +126,8 @@ fn read(mut reader: ImageReader<'static>, empty: &Receiver<Pages>, send: &SyncSe
             }),
             Err(fault) => Message::Failed(fault),
         };
+        let taken = reader.input_bytes();
+        progress.input_bytes.store(taken, Ordering::Relaxed);
         let last = matches!(message, Message::Ended(_) | Message::Failed(_));
         if send.send(message).is_err() || last {
             return;

@@ -1,0 +1,499 @@
+//! `floe restore`: an image onto a device or into a file.
+//!
+//! Order: everything is checked; the old head of the target is zeroed; the image is written from behind its head on; all of it
+//! is flushed (and read back, where asked for); the head goes out last, its superblock at the very end. So a target that was
+//! interrupted shows neither the old filesystem nor the new one.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::mpsc::{TryRecvError, channel};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::pipe::PipeFlags;
+
+use crate::cli::{Args, Common, Item};
+use crate::command::image::{self, Facts, Image};
+use crate::command::target::{Chosen, Overwrite, backup_gpt};
+use crate::device::{DIRECT_ALIGN, Device, DeviceKind, ReadAt, WriteAt};
+use crate::error::{Error, Exit, Fault, Result};
+use crate::freeze::Signals;
+use crate::ptable::{self, Scheme};
+use crate::report::{self, Bytes, JsonObject, ReportFile, Span};
+use crate::stream::copy::{self, Ended, Failure, Progress, ReadAhead, ZeroAll};
+use crate::stream::digest::Digest;
+use crate::stream::target::Target;
+use crate::sys::ioctl;
+use crate::sys::memory::Pages;
+use crate::units::{Extent, round_up, to_u64, to_usize};
+
+/// The last write covers at least this much: boot sector, partition table and most superblocks.
+const LAST_WRITE_BYTES: u64 = 64 * 1024;
+
+/// How long the waiting thread sleeps at most, for the progress line.
+const PAUSE: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 200_000_000,
+};
+
+/// What was asked for.
+pub struct Options {
+    image: std::ffi::OsString,
+    target: PathBuf,
+    overwrite: Overwrite,
+    verify: bool,
+    common: Common,
+}
+
+/// Reads the command line.
+pub fn parse(mut args: Args) -> Result<Options> {
+    let (mut image, mut target) = (None, None);
+    let mut overwrite = Overwrite::Refused;
+    let mut verify = false;
+    while let Some(item) = args.next_item()? {
+        match item {
+            Item::Value(value) if image.is_none() => image = Some(value),
+            Item::Value(value) if target.is_none() => target = Some(PathBuf::from(value)),
+            Item::Value(value) => return Err(args.surplus(&value)),
+            Item::Option(name) => match name.as_str() {
+                "--overwrite" => overwrite = Overwrite::Allowed,
+                "--verify" => verify = true,
+                _ => return Err(args.unknown(&name)),
+            },
+        }
+    }
+    Ok(Options {
+        image: image.ok_or_else(|| args.missing("the IMAGE"))?,
+        target: target.ok_or_else(|| args.missing("the TARGET"))?,
+        overwrite,
+        verify,
+        common: args.common,
+    })
+}
+
+/// How far the target is: what a message about its state depends on.
+#[derive(Debug, Default)]
+struct Phase(AtomicU8);
+
+impl Phase {
+    const UNTOUCHED: u8 = 0;
+    const WRITING: u8 = 1;
+    const LAST: u8 = 2;
+    const COMPLETE: u8 = 3;
+
+    fn set(&self, phase: u8) {
+        self.0.store(phase, Ordering::SeqCst);
+    }
+
+    /// The state the target would be left in now.
+    fn state(&self) -> &'static str {
+        match self.0.load(Ordering::SeqCst) {
+            Self::UNTOUCHED => "nothing was written",
+            Self::WRITING => "the target is not usable: its beginning is zeroed",
+            Self::LAST => "everything but the very end was written; do not rely on the target",
+            _ => "the target is complete",
+        }
+    }
+}
+
+/// What the working thread and the waiting one share.
+#[derive(Default)]
+struct Shared {
+    progress: Arc<Progress>,
+    phase: Phase,
+}
+
+/// What a finished restore did.
+struct Done {
+    name: String,
+    ended: Ended,
+    written_bytes: u64,
+    zeroed_bytes: u64,
+    notes: Vec<String>,
+}
+
+/// Runs the verb.
+pub fn run(options: Options) -> Result<()> {
+    let report = options.common.report.as_deref();
+    let mut report = report.map(ReportFile::open).transpose()?;
+    let start = Instant::now();
+    let opened = Image::open(&options.image).map_err(|e| e.leaving("nothing was written"))?;
+    let chosen = Chosen::find(options.target.as_os_str(), &opened.file)?;
+    let known = opened.reader.length_bytes().unwrap_or(0);
+    let least = opened.content.least_bytes();
+    if opened
+        .reader
+        .length_bytes()
+        .is_some_and(|length| length < least)
+    {
+        let ended = Ended {
+            size_bytes: known,
+            crc32: 0,
+            input_bytes: 0,
+        };
+        image::check_end(&opened.subject, &opened.content, &ended)
+            .map_err(|e| e.leaving("nothing was written"))?;
+    }
+    chosen.check_size(known.max(least).max(to_u64(opened.head().len())))?;
+    chosen.check_content(options.overwrite)?;
+    let (path, device) = chosen.into_device()?;
+    let input_length = opened.reader.input_length_bytes();
+    let (facts, reader) = opened.into_parts();
+    let filesystem = facts.content.name();
+    let shared = Arc::new(Shared::default());
+    let job = Job {
+        name: path.display().to_string(),
+        verify: options.verify,
+        facts,
+        shared: Arc::clone(&shared),
+    };
+    let name = job.name.clone();
+    let done = supervise(&options.common, &shared, &name, input_length, move || {
+        job.run(reader, device)
+    })?;
+    let took = start.elapsed();
+    if let Some(file) = &mut report {
+        file.write(&figures(&options, &done, filesystem, took))?;
+    }
+    if !options.common.quiet {
+        last_line(&options, &done, filesystem, took);
+    }
+    Ok(())
+}
+
+fn figures(options: &Options, done: &Done, filesystem: &str, took: Duration) -> JsonObject {
+    let mut object = JsonObject::new();
+    object
+        .str("target", &options.target.to_string_lossy())
+        .str("device", &done.name)
+        .str("filesystem", filesystem)
+        .u64("size_bytes", done.ended.size_bytes)
+        .u64("read_bytes", done.ended.input_bytes)
+        .u64("written_bytes", done.written_bytes)
+        .u64("zeroed_bytes", done.zeroed_bytes)
+        .u64(
+            "total_ms",
+            u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+        )
+        .str("crc32", &format!("{:08x}", done.ended.crc32))
+        .bool("verified", options.verify);
+    object
+}
+
+fn last_line(options: &Options, done: &Done, filesystem: &str, took: Duration) {
+    let name = &done.name;
+    for note in &done.notes {
+        report::line(format_args!("{name}: {note}"));
+    }
+    let verified = if options.verify {
+        ", read back and equal"
+    } else {
+        ""
+    };
+    report::line(format_args!(
+        "{name}: restored {} bytes ({filesystem}), {} written, {} zeroed{verified}, in {}",
+        done.ended.size_bytes,
+        Bytes(done.written_bytes),
+        Bytes(done.zeroed_bytes),
+        Span(took),
+    ));
+}
+
+/// Runs `work` in a thread of its own and waits for it, with progress and signals meanwhile. A signal ends the process at
+/// once, whatever the input or the target is stuck in.
+fn supervise(
+    common: &Common,
+    shared: &Shared,
+    name: &str,
+    input_length: Option<u64>,
+    work: impl FnOnce() -> Result<Done> + Send + 'static,
+) -> Result<Done> {
+    let fail = |what: &str, error: std::io::Error| {
+        Error::failed(format_args!("{what}: {error}")).leaving(shared.phase.state())
+    };
+    let signals = Signals::block()?;
+    let (over, running) =
+        rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(|errno| fail("pipe", errno.into()))?;
+    let (send, receive) = channel();
+    std::thread::Builder::new()
+        .name("write".into())
+        .stack_size(256 * 1024)
+        .spawn(move || {
+            let _ = send.send(work());
+            drop(running); // the waiting thread sees the end of the pipe
+        })
+        .map_err(|error| fail("start a thread", error))?;
+    let mut line = report::Progress::new(common.quiet, common.progress);
+    let start = Instant::now();
+    loop {
+        let mut ready = [
+            PollFd::new(&over, PollFlags::IN),
+            PollFd::from_borrowed_fd(signals.fd(), PollFlags::IN),
+        ];
+        let _ = rustix::event::poll(&mut ready, Some(&PAUSE));
+        if let Some(number) = signals.take() {
+            shared.progress.stop.store(true, Ordering::Relaxed);
+            line.clear();
+            report::line(format_args!(
+                "{name}: interrupted; {}",
+                shared.phase.state()
+            ));
+            return Err(Error::Signal(number));
+        }
+        match receive.try_recv() {
+            Ok(result) => {
+                line.clear();
+                return result;
+            }
+            Err(TryRecvError::Empty) => {
+                let done = shared.progress.done_bytes.load(Ordering::Relaxed);
+                let read = shared.progress.input_bytes.load(Ordering::Relaxed);
+                let percent = Percent(input_length.map(|length| (read, length)));
+                let rate = done / start.elapsed().as_secs().max(1);
+                line.show(
+                    false,
+                    format_args!("{name}: {}{}, {}/s", Bytes(done), percent, Bytes(rate)),
+                );
+            }
+            Err(TryRecvError::Disconnected) => {
+                let error = Error::failed(format_args!("{name}: the writing thread died"));
+                return Err(error.leaving(shared.phase.state()));
+            }
+        }
+    }
+}
+
+/// `, 40 %`, or nothing where the whole is not known.
+struct Percent(Option<(u64, u64)>);
+
+impl std::fmt::Display for Percent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0.filter(|(_, whole)| *whole > 0) {
+            Some((part, whole)) => {
+                let percent = u128::from(part) * 100 / u128::from(whole);
+                write!(f, ", {} %", percent.min(100))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// One restore: owned by the writing thread.
+struct Job {
+    name: String,
+    verify: bool,
+    facts: Facts,
+    shared: Arc<Shared>,
+}
+
+impl Job {
+    fn run(
+        mut self,
+        reader: crate::stream::image::ImageReader<'static>,
+        device: Device,
+    ) -> Result<Done> {
+        self.steps(reader, device)
+            .map_err(|error| self.after_first_write(error))
+    }
+
+    /// After the first write a refusal is 1, never 4; and every message says what state the target is in.
+    fn after_first_write(&self, error: Error) -> Error {
+        let written = self.shared.phase.0.load(Ordering::SeqCst) != Phase::UNTOUCHED;
+        let error = match error {
+            Error::Message(Exit::Refused, line) if written => Error::Message(Exit::Failed, line),
+            other => other,
+        };
+        error.leaving(self.shared.phase.state())
+    }
+
+    fn steps(
+        &mut self,
+        reader: crate::stream::image::ImageReader<'static>,
+        device: Device,
+    ) -> Result<Done> {
+        let whole_disk = device.kind() == DeviceKind::Block;
+        let old_backup = backup_gpt(&device);
+        let mut target = Target::new(device).map_err(|fault| self.target_error(fault))?;
+        let ahead = ReadAhead::start(reader, Arc::clone(&self.shared.progress))
+            .map_err(|fault| self.target_error(fault))?;
+        self.shared.phase.set(Phase::WRITING);
+        self.wipe(&mut target, old_backup)?;
+        let mut body = Digest::new();
+        let ended = copy::write(
+            &ahead,
+            &mut target,
+            &mut ZeroAll,
+            self.verify.then_some(&mut body),
+            &self.shared.progress,
+        )
+        .map_err(|failure| self.failure(failure))?;
+        image::check_end(&self.facts.subject, &self.facts.content, &ended)?;
+        target.sync().map_err(|fault| self.target_error(fault))?;
+        if self.verify {
+            self.compare(&target, &body, &ended)?;
+        }
+        self.shared.phase.set(Phase::LAST);
+        let mut notes = Vec::new();
+        notes.extend(self.move_backup_table(&mut target)?);
+        self.write_head(&mut target)?;
+        target
+            .drop_cache()
+            .map_err(|fault| self.target_error(fault))?;
+        self.shared.phase.set(Phase::COMPLETE);
+        if whole_disk && self.facts.content.table.is_some() {
+            notes.extend(reread_table(target.device()));
+        }
+        Ok(Done {
+            name: self.name.clone(),
+            ended,
+            written_bytes: target.written_bytes,
+            zeroed_bytes: target.zeroed_bytes,
+            notes,
+        })
+    }
+
+    /// Zeroes the old beginning (and an old backup table at the end), so that nothing old is recognised from now on.
+    fn wipe(&self, target: &mut Target, old_backup: Option<Extent>) -> Result<()> {
+        let size = target.device().size_bytes();
+        let head = Extent {
+            offset: 0,
+            length_bytes: to_u64(image::HEAD_BYTES).min(size),
+        };
+        for extent in [Some(head), old_backup].into_iter().flatten() {
+            copy::zero_extent(target, extent, &self.shared.progress)
+                .map_err(|failure| self.failure(failure))?;
+        }
+        target.sync().map_err(|fault| self.target_error(fault))?;
+        if target.device().kind() == DeviceKind::Block {
+            // The partitions of the old table disappear; a partition, or a disk without any, has nothing to read anew.
+            let _ = ioctl::blkrrpart(target.device().as_fd());
+        }
+        target.zeroed_bytes = 0;
+        Ok(())
+    }
+
+    /// Reads back everything behind the head.
+    fn compare(&self, target: &Target, written: &Digest, ended: &Ended) -> Result<()> {
+        target
+            .drop_cache()
+            .map_err(|fault| self.target_error(fault))?;
+        let start = image::head_length(&self.facts);
+        let extent = Extent {
+            offset: start,
+            length_bytes: ended.size_bytes.saturating_sub(start),
+        };
+        let mut found = Digest::new();
+        let progress = &self.shared.progress;
+        copy::read_back(target, extent, &mut |_| None, &mut found, progress)
+            .map_err(|failure| self.failure(failure))?;
+        match written.difference(&found) {
+            None => Ok(()),
+            Some(place) => Err(self.differs(Extent {
+                offset: start.saturating_add(place.offset),
+                ..place
+            })),
+        }
+    }
+
+    fn differs(&self, place: Extent) -> Error {
+        Error::failed(format_args!(
+            "{}: what was read back differs from the image in the {} bytes from {:#x}: the medium does not keep what is written to it",
+            self.name, place.length_bytes, place.offset,
+        ))
+    }
+
+    /// The head: first all but what makes it recognisable, then, after a flush, the rest.
+    fn write_head(&mut self, target: &mut Target) -> Result<()> {
+        let length = self.facts.head_bytes;
+        let superblock = self.facts.content.identity.as_ref();
+        let superblock = superblock.map_or(0, |identity| identity.superblock.end());
+        let last = round_up(superblock.max(LAST_WRITE_BYTES), DIRECT_ALIGN).unwrap_or(u64::MAX);
+        let whole = round_up(to_u64(length), DIRECT_ALIGN).unwrap_or(u64::MAX);
+        let last = to_usize(last.min(whole));
+        let Some((first, rest)) = self.facts.head.split_at_mut_checked(last) else {
+            return Err(self.target_error(Fault::refused("length of the head")));
+        };
+        let result = target
+            .write(to_u64(last), rest, length.saturating_sub(last))
+            .and_then(|()| target.sync())
+            .and_then(|()| target.write(0, first, last.min(length)))
+            .and_then(|()| target.sync());
+        result.map_err(|fault| self.target_error(fault))?;
+        if self.verify && !self.head_is_there(target)? {
+            let whole = Extent {
+                offset: 0,
+                length_bytes: to_u64(length),
+            };
+            let _ = copy::zero_extent(target, whole, &self.shared.progress);
+            let _ = target.sync();
+            return Err(self.differs(whole));
+        }
+        Ok(())
+    }
+
+    /// On a disk larger than the image's, the backup GPT goes to the disk's end and the head says so.
+    fn move_backup_table(&mut self, target: &mut Target) -> Result<Option<String>> {
+        let table = self.facts.content.table.as_ref();
+        let Some(table) = table.filter(|table| table.scheme == Scheme::Gpt) else {
+            return Ok(None);
+        };
+        if target.device().kind() != DeviceKind::Block {
+            return Ok(None);
+        }
+        let fail = |fault| Error::fault(&self.name, fault);
+        let length = self.facts.head_bytes;
+        let head = image::Head(self.facts.head.get(..length).unwrap_or_default());
+        let size = target.device().size_bytes();
+        let pieces = ptable::gpt::relocate(&head, table.sector_bytes, size).map_err(fail)?;
+        if pieces.is_empty() {
+            return Ok(None);
+        }
+        for piece in &pieces {
+            let start = to_usize(piece.offset);
+            let end = start.saturating_add(piece.bytes.len());
+            let held = self.facts.head.get_mut(start..end);
+            match held.filter(|_| end <= length) {
+                Some(part) => part.copy_from_slice(&piece.bytes),
+                None if start < length => {
+                    return Err(fail(Fault::unsupported("place of the partition table")));
+                }
+                None => {
+                    let device = target.device();
+                    device.write_at(piece.offset, &piece.bytes).map_err(fail)?;
+                }
+            }
+        }
+        Ok(Some(
+            "the backup partition table was moved to the end of the larger disk".into(),
+        ))
+    }
+
+    fn head_is_there(&self, target: &Target) -> Result<bool> {
+        let length = self.facts.head_bytes;
+        let fail = |fault| self.target_error(fault);
+        target.drop_cache().map_err(fail)?;
+        let mut found = Pages::new(image::HEAD_BYTES).map_err(|e| fail(Fault::io("mmap", e)))?;
+        target.read_back(0, &mut found, length).map_err(fail)?;
+        Ok(found.get(..length) == self.facts.head.get(..length))
+    }
+
+    fn target_error(&self, fault: Fault) -> Error {
+        Error::fault(&self.name, fault)
+    }
+
+    fn failure(&self, failure: Failure) -> Error {
+        match failure {
+            Failure::Image(fault) => image::image_error(&self.facts.subject, fault),
+            Failure::Target(fault) => self.target_error(fault),
+        }
+    }
+}
+
+/// Has the kernel read the new table; a note where it would not.
+fn reread_table(device: &Device) -> Option<String> {
+    let errno = ioctl::blkrrpart(device.as_fd()).err()?;
+    Some(format!(
+        "the kernel did not read the new partition table ({errno}): 'partx -u' or a reboot makes its partitions appear"
+    ))
+}

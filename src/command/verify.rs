@@ -1,0 +1,93 @@
+//! `floe verify`: every check that `restore` makes on an image, without a target.
+
+use std::ffi::OsString;
+
+use crate::cli::{Args, Common, Item};
+use crate::command::image::{self, Image};
+use crate::error::{Fault, Result};
+use crate::report::{self, Bytes, JsonObject, ReportFile};
+use crate::stream::copy::{BUFFER_BYTES, Ended};
+use crate::stream::image::{Format, Piece};
+use crate::sys::memory::Pages;
+
+/// What was asked for.
+pub struct Options {
+    path: OsString,
+    common: Common,
+}
+
+/// Reads the command line.
+pub fn parse(mut args: Args) -> Result<Options> {
+    let mut path = None;
+    while let Some(item) = args.next_item()? {
+        match item {
+            Item::Value(value) if path.is_none() => path = Some(value),
+            Item::Value(value) => return Err(args.surplus(&value)),
+            Item::Option(name) => return Err(args.unknown(&name)),
+        }
+    }
+    Ok(Options {
+        path: path.ok_or_else(|| args.missing("the FILE to verify"))?,
+        common: args.common,
+    })
+}
+
+/// Runs the verb.
+pub fn run(options: Options) -> Result<()> {
+    let report = options.common.report.as_deref();
+    let mut report = report.map(ReportFile::open).transpose()?;
+    let start = std::time::Instant::now();
+    let mut found = Image::open(&options.path)?;
+    let ended = read_all(&mut found)?;
+    image::check_end(&found.subject, &found.content, &ended)?;
+    let total_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
+    if let Some(file) = &mut report {
+        let mut object = JsonObject::new();
+        object
+            .str("path", &found.subject)
+            .str("format", found.reader.format().name())
+            .str("filesystem", found.content.name())
+            .u64("size_bytes", ended.size_bytes)
+            .u64("read_bytes", ended.input_bytes)
+            .str("crc32", &format!("{:08x}", ended.crc32))
+            .u64("total_ms", total_ms);
+        file.write(&object)?;
+    }
+    if options.common.quiet {
+        return Ok(());
+    }
+    report::print(&line(&found, &ended))
+}
+
+fn read_all(found: &mut Image) -> Result<Ended> {
+    let fail = |fault| image::image_error(&found.subject, fault);
+    let mut buffer = Pages::new(BUFFER_BYTES).map_err(|e| fail(Fault::io("mmap", e)))?;
+    // Each turn takes at least one granule of the input, or is the last.
+    while found.reader.next(&mut buffer).map_err(fail)? != Piece::End {}
+    Ok(Ended {
+        size_bytes: found.reader.offset(),
+        crc32: found.reader.crc32(),
+        input_bytes: found.reader.input_bytes(),
+    })
+}
+
+fn line(found: &Image, ended: &Ended) -> String {
+    let format = found.reader.format();
+    let mut text = format!(
+        "{}: good {} image, {} ({} bytes), {}",
+        found.subject,
+        format.name(),
+        Bytes(ended.size_bytes),
+        ended.size_bytes,
+        found.content.name(),
+    );
+    if format == Format::Gzip {
+        text.push_str(&format!(", {} packed", Bytes(ended.input_bytes)));
+    }
+    text.push_str(&format!(", crc32 {:08x}", ended.crc32));
+    if found.content.is_empty() && format == Format::Raw {
+        text.push_str("; nothing in it says how long it should be");
+    }
+    text.push('\n');
+    text
+}
