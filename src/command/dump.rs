@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{FileType, OFlags, SeekFrom};
 
-use super::capture::{self, Capture, Counters, Figures, Parts, Wishes};
+use super::capture::{self, Capture, Counters, Engine, Figures};
 use super::memory::{Spool, jobs};
+use super::prepare::{self, Wishes};
 use crate::cli::{Args, Common, Item};
 use crate::error::{Error, Exit, Result};
 use crate::freeze::{Limits, Signals};
@@ -236,15 +237,15 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
         live: options.live,
         whole: options.whole,
         require_map: options.require_map,
-        quiet,
     };
     if options.output.is_none() {
         check_stdout()?;
     }
     let system = System::look()?;
-    let source = system.resolve(&options.source)?;
-    let source_dev = source.dev.map(crate::mounts::DevId::raw);
-    let prepared = capture::prepare(source, wishes)?;
+    let mut prepared = prepare::prepare(&system, &options.source, wishes)?;
+    if !quiet {
+        prepared.notes.iter().for_each(report::line);
+    }
     let mut part = match &options.output {
         Some(path) => Some(PartFile::create(path, 0o644)?),
         None => None,
@@ -254,13 +255,15 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
         None => rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3).ok(),
     };
     let sink = sink.ok_or_else(|| Error::failed("stdout: dup: failed"))?;
-    refuse_own_device(&sink, source_dev)?;
+    refuse_own_device(&sink, prepared.dev.map(crate::mounts::DevId::raw))?;
     let waiting = rustix::io::fcntl_dupfd_cloexec(&sink, 3)
         .map_err(|errno| Error::fault("stdout", crate::error::Fault::io("dup", errno)))?;
 
     // One thread until here: the guardian is forked now.
     let signals = Signals::block()?;
-    let guardian = capture::guard(prepared.targets, options.limits, quiet)?;
+    let mounted = std::mem::take(&mut prepared.mounted);
+    let targets = prepare::targets(&system, mounted, wishes)?;
+    let guardian = capture::guard(targets, options.limits, quiet)?;
     let counters = Counters::leak(guardian.as_ref().map(crate::freeze::Guardian::progress));
     let totals = TotalsCell::default();
     let settings = Settings {
@@ -273,23 +276,18 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
         spool_bytes: options.spool.bytes(),
     };
     let emit = emitter(options, sink, counters, &totals)?;
-    let subject = prepared.subject;
-    let (name, shown) = (subject.name.clone(), subject.shown.clone());
-    let (filesystem, consistent) = (subject.filesystem(), subject.consistent());
-    let size_bytes = subject.size_bytes;
-    let mut capture = Capture::new(
-        Parts {
-            subjects: vec![subject],
-            devices: vec![prepared.device],
-            guardian,
-            signals,
-            counters,
-            emit,
-            settings,
-            progress: Progress::new(quiet, options.common.progress),
-        },
-        wishes,
-    )?;
+    let (name, shown) = (prepared.name.clone(), prepared.shown.clone());
+    let (filesystem, consistent) = (prepared.filesystem, prepared.consistent());
+    let size_bytes = prepared.size_bytes;
+    let engine = Engine {
+        guardian,
+        signals,
+        counters,
+        emit,
+        settings,
+        progress: Progress::new(quiet, options.common.progress),
+    };
+    let mut capture = Capture::new(vec![prepared], engine, wishes)?;
     if options.output.is_none() {
         capture.wait_sink(waiting.as_fd(), options.wait_sink)?;
     }

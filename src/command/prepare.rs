@@ -1,0 +1,530 @@
+//! From a source to what is read of it and what has to be frozen: one filesystem, or a whole disk piece by piece.
+//!
+//! Runs before the freeze, so it may allocate and open. Decides nothing about used blocks: that is the survey's, in the window.
+
+use crate::device::{Device, ReadAt};
+use crate::error::{Error, Fault, Result};
+use crate::freeze::{Method, Remount, Target};
+use crate::fs::{self, Identity, Kind, Still};
+use crate::mounts::{DevId, Holding, Mounted, Source, Stacked, System};
+use crate::ptable;
+use crate::sys::fiemap;
+use crate::units::Extent;
+
+/// Filesystems that are read-only by nature: nothing to freeze.
+const NEVER_WRITTEN: &[&str] = &["squashfs", "erofs", "cramfs", "romfs", "iso9660"];
+
+/// Filesystems without FIFREEZE, or (ReiserFS) with one that deadlocks: remounted read-only for the read.
+const REMOUNTED: &[&str] = &[
+    "vfat", "msdos", "exfat", "reiserfs", "ntfs3", "udf", "hfs", "hfsplus", "minix",
+];
+
+/// What the user asked for, as far as reading is concerned.
+#[derive(Clone, Copy, Debug)]
+pub struct Wishes {
+    /// Read a source that cannot be held still.
+    pub live: bool,
+    /// Read every block.
+    pub whole: bool,
+    /// Refuse rather than read everything.
+    pub require_map: bool,
+}
+
+/// How a piece is read.
+#[derive(Clone, Debug)]
+pub enum Reading {
+    /// Used blocks of the filesystem in it.
+    Map(Box<Identity>),
+    /// Every byte.
+    Whole,
+}
+
+/// A range of a device that makes up a range of the image.
+#[derive(Debug)]
+pub struct Piece {
+    /// Index in [`Prepared::devices`].
+    pub device: usize,
+    /// Where it begins on that device, in bytes.
+    pub offset: u64,
+    /// Length in bytes.
+    pub length_bytes: u64,
+    /// What holds it still.
+    pub still: Still,
+    /// What is read.
+    pub reading: Reading,
+    /// Extents that are free whatever the map says: the content of active swap files. Relative to the piece.
+    pub free: Vec<Extent>,
+}
+
+/// An open device and what messages call it.
+#[derive(Debug)]
+pub struct Opened {
+    /// The device.
+    pub device: Device,
+    /// Its node.
+    pub shown: String,
+}
+
+/// One source, ready to be held still and read: it becomes one image.
+#[derive(Debug)]
+pub struct Prepared {
+    /// What the user called it.
+    pub name: String,
+    /// The device, for messages.
+    pub shown: String,
+    /// The filesystem's or partition table's name for reports.
+    pub filesystem: &'static str,
+    /// What is on it, where it is one filesystem.
+    pub identity: Option<Identity>,
+    /// What holds it still: the weakest of its pieces.
+    pub still: Still,
+    /// Size in bytes.
+    pub size_bytes: u64,
+    /// Device number of a block device.
+    pub dev: Option<DevId>,
+    /// The devices that are read.
+    pub devices: Vec<Opened>,
+    /// The image, in order and without gaps.
+    pub pieces: Vec<Piece>,
+    /// The filesystems to freeze, in no order.
+    pub mounted: Vec<Mounted>,
+    /// Things to tell before the freeze.
+    pub notes: Vec<String>,
+    /// Devices kept open O_EXCL so that nobody mounts them meanwhile.
+    pub held: Vec<Device>,
+}
+
+impl Prepared {
+    /// The report's word for how it was held still.
+    pub fn consistent(&self) -> &'static str {
+        consistent(self.still)
+    }
+}
+
+/// The report's word.
+pub fn consistent(still: Still) -> &'static str {
+    match still {
+        Still::Frozen => "frozen",
+        Still::ReadOnly => "readonly",
+        Still::Unmounted => "unmounted",
+        Still::Moving => "live",
+    }
+}
+
+/// Finds `name`, decides how it is held still, and recognises what is on it.
+pub fn prepare(system: &System, name: &std::ffi::OsStr, wishes: Wishes) -> Result<Prepared> {
+    let source = system.resolve(name)?;
+    let name = source.name.to_string_lossy().into_owned();
+    let shown = source.shown.display().to_string();
+    let moving = source.moving.clone();
+    if let (Some(why), false) = (&moving, wishes.live) {
+        return Err(Error::refused(format_args!(
+            "{name}: {shown} changes even below a frozen filesystem: {why}; nothing was written; wait until that is over, or --live for an image that may not be consistent"
+        )));
+    }
+    let mut prepared = Prepared {
+        name,
+        shown,
+        filesystem: "unknown",
+        identity: None,
+        still: Still::Unmounted,
+        size_bytes: source.device.size_bytes(),
+        dev: source.dev,
+        devices: Vec::new(),
+        pieces: Vec::new(),
+        mounted: Vec::new(),
+        notes: Vec::new(),
+        held: Vec::new(),
+    };
+    fill(system, source, wishes, &mut prepared)?;
+    if moving.is_some() {
+        prepared.still = Still::Moving;
+        prepared.mounted.clear();
+        for piece in &mut prepared.pieces {
+            piece.still = Still::Moving;
+        }
+    }
+    Ok(prepared)
+}
+
+fn fill(system: &System, source: Source, wishes: Wishes, prepared: &mut Prepared) -> Result<()> {
+    let fault = |fault| Error::fault(&prepared.shown, fault);
+    let identity = fs::probe(&source.device).map_err(fault)?;
+    let table = match (&identity, &source.holding) {
+        // A mounted filesystem is one, whatever an old partition table in its first sector says.
+        (_, Holding::Mounted(_)) | (Some(_), _) => None,
+        _ => ptable::read(&source.device, source.device.sector_bytes()).map_err(fault)?,
+    };
+    let free = swap_extents(system, &source, &identity, prepared)?;
+    let Source {
+        device,
+        holding,
+        dev,
+        ..
+    } = source;
+    prepared.devices.push(Opened {
+        device,
+        shown: prepared.shown.clone(),
+    });
+    let (stacked, still) = match holding {
+        Holding::Unmounted | Holding::ImageFile => (None, Still::Unmounted),
+        Holding::Mounted(mounted) => {
+            let still = still_of(&mounted, wishes);
+            prepared.mounted.push(mounted);
+            (None, still)
+        }
+        Holding::Stacked(stacked) => (Some(stacked), Still::Frozen),
+    };
+    match (table, dev) {
+        (Some(table), dev) => return disk(system, &table, dev, stacked, wishes, prepared),
+        (None, _) => {
+            prepared.still = match stacked {
+                None => still,
+                Some(stacked) => {
+                    refuse_swap(&stacked, wishes, prepared)?;
+                    hold_stacked(stacked, wishes, prepared)
+                }
+            }
+        }
+    }
+    prepared.filesystem = identity.as_ref().map_or("unknown", |i| i.kind.name());
+    prepared.pieces.push(Piece {
+        device: 0,
+        offset: 0,
+        length_bytes: prepared.size_bytes,
+        still: prepared.still,
+        reading: reading(identity.clone(), wishes),
+        free,
+    });
+    prepared.identity = identity;
+    Ok(())
+}
+
+fn reading(identity: Option<Identity>, wishes: Wishes) -> Reading {
+    match identity {
+        Some(identity) if !wishes.whole => Reading::Map(Box::new(identity)),
+        _ => Reading::Whole,
+    }
+}
+
+/// What the filesystem's kind and the superblock's state allow.
+fn still_of(mounted: &Mounted, wishes: Wishes) -> Still {
+    let filesystem = mounted.mount.filesystem.as_str();
+    // After errors=remount-ro the kernel writes no more, and FIFREEZE answers EROFS.
+    if NEVER_WRITTEN.contains(&filesystem) || mounted.emergency_read_only() {
+        Still::ReadOnly
+    } else if wishes.live {
+        Still::Moving
+    } else if REMOUNTED.contains(&filesystem) {
+        Still::ReadOnly
+    } else {
+        Still::Frozen
+    }
+}
+
+/// The targets for a guardian, top of the stack first, for all that `mounted` lists.
+pub fn targets(system: &System, mounted: Vec<Mounted>, wishes: Wishes) -> Result<Vec<Target>> {
+    let order = system.freeze_order(&mounted.iter().collect::<Vec<_>>())?;
+    let mut mounted: Vec<Option<Mounted>> = mounted.into_iter().map(Some).collect();
+    let mut targets = Vec::new();
+    for index in order {
+        if let Some(mounted) = mounted.get_mut(index).and_then(Option::take)
+            && let Some(target) = target(mounted, wishes)
+        {
+            targets.push(target);
+        }
+    }
+    Ok(targets)
+}
+
+fn target(mounted: Mounted, wishes: Wishes) -> Option<Target> {
+    let name = mounted.point().display().to_string();
+    let filesystem = mounted.mount.filesystem.as_str();
+    let remounted = REMOUNTED.contains(&filesystem);
+    let nothing_to_do = match still_of(&mounted, wishes) {
+        Still::Frozen => false,
+        Still::ReadOnly => !remounted || mounted.super_read_only(),
+        Still::Moving | Still::Unmounted => true,
+    };
+    if nothing_to_do {
+        return None;
+    }
+    let method = if remounted {
+        Method::ReadOnly(Remount::new(
+            &mounted.fd,
+            &mounted.mount.options.to_string_lossy(),
+            &mounted.mount.super_options.to_string_lossy(),
+        ))
+    } else {
+        Method::Freeze
+    };
+    Some(Target {
+        fd: mounted.fd,
+        name,
+        method,
+    })
+}
+
+fn refuse_swap(stacked: &Stacked, wishes: Wishes, prepared: &Prepared) -> Result<()> {
+    if stacked.swaps.is_empty() || wishes.live {
+        return Ok(());
+    }
+    Err(Error::refused(format_args!(
+        "{}: holds swap that is in use and cannot be held still; nothing was written; swapoff it first, or --live",
+        prepared.name
+    )))
+}
+
+fn hold_stacked(stacked: Stacked, wishes: Wishes, prepared: &mut Prepared) -> Still {
+    let mut still = if stacked.swaps.is_empty() {
+        Still::Frozen
+    } else {
+        Still::Moving
+    };
+    for mounted in stacked.mounted {
+        if still_of(&mounted, wishes) == Still::Moving {
+            still = Still::Moving;
+        }
+        prepared.mounted.push(mounted);
+    }
+    prepared.held.extend(stacked.held);
+    still
+}
+
+/// A disk with a partition table: gaps verbatim, each partition through its own node and by its own map.
+fn disk(
+    system: &System,
+    table: &ptable::Table,
+    dev: Option<DevId>,
+    stacked: Option<Stacked>,
+    wishes: Wishes,
+    prepared: &mut Prepared,
+) -> Result<()> {
+    prepared.filesystem = table.scheme.name();
+    note_boot_areas(system, dev, prepared);
+    let whole_still = match stacked {
+        None => Still::Unmounted,
+        Some(mut stacked) => {
+            // Of swap partitions only the header is read: they may be in use. Swap on something built on a partition may not.
+            let partitions = dev.map_or_else(Vec::new, |dev| system.roots().partitions_of(dev));
+            stacked
+                .swaps
+                .retain(|swap| !partitions.iter().any(|p| p.dev == *swap));
+            refuse_swap(&stacked, wishes, prepared)?;
+            hold_stacked(stacked, wishes, prepared)
+        }
+    };
+    prepared.still = whole_still;
+    if let Some(doubt) = table.doubt {
+        prepared.notes.push(format!(
+            "{}: partition table: {doubt}; the disk is read whole",
+            prepared.shown
+        ));
+    }
+    if table.doubt.is_some() || wishes.whole {
+        prepared
+            .pieces
+            .push(gap(0, prepared.size_bytes, whole_still));
+        return Ok(());
+    }
+    let mut pieces: Vec<(u64, Piece)> = table
+        .gaps(prepared.size_bytes)
+        .into_iter()
+        .map(|extent| {
+            (
+                extent.offset,
+                gap(extent.offset, extent.length_bytes, whole_still),
+            )
+        })
+        .collect();
+    for partition in &table.partitions {
+        let extent = partition.extent.clipped(prepared.size_bytes);
+        if !extent.is_empty() {
+            pieces.push((
+                extent.offset,
+                partition_piece(system, extent, dev, wishes, prepared)?,
+            ));
+        }
+    }
+    pieces.sort_by_key(|(offset, _)| *offset);
+    prepared.pieces = pieces.into_iter().map(|(_, piece)| piece).collect();
+    Ok(())
+}
+
+/// A range of the disk itself, read verbatim.
+fn gap(offset: u64, length_bytes: u64, still: Still) -> Piece {
+    Piece {
+        device: 0,
+        offset,
+        length_bytes,
+        still,
+        reading: Reading::Whole,
+        free: Vec::new(),
+    }
+}
+
+fn partition_piece(
+    system: &System,
+    extent: Extent,
+    dev: Option<DevId>,
+    wishes: Wishes,
+    prepared: &mut Prepared,
+) -> Result<Piece> {
+    // The kernel's node for it, if it has one at exactly this place; the disk's own node otherwise.
+    let node = dev.and_then(|dev| {
+        system
+            .roots()
+            .partitions_of(dev)
+            .into_iter()
+            .find(|p| p.start_bytes == extent.offset && p.size_bytes == extent.length_bytes)
+    });
+    let mut still = prepared.still;
+    let (device, offset) = match &node {
+        None => (0, extent.offset),
+        Some(node) => {
+            let shown = system.roots().shown(node.dev).display().to_string();
+            let device = system
+                .roots()
+                .open_device(node.dev, crate::device::Access::Read)
+                .map_err(|fault| Error::fault(&shown, fault))?;
+            prepared.devices.push(Opened { device, shown });
+            (prepared.devices.len() - 1, 0)
+        }
+    };
+    let opened = prepared.devices.get(device).or(prepared.devices.first());
+    let Some(opened) = opened else {
+        return Err(Error::failed("floe: internal: no device"));
+    };
+    let view = Slice {
+        device: &opened.device,
+        offset,
+        length_bytes: extent.length_bytes,
+    };
+    let identity = fs::probe(&view).map_err(|fault| Error::fault(&opened.shown, fault))?;
+    if let Some(node) = &node {
+        let mounted = prepared
+            .mounted
+            .iter()
+            .find(|m| m.devices.contains(&node.dev));
+        still = match mounted {
+            Some(mounted) => still_of(mounted, wishes),
+            // Not in use, and kept so by our exclusive hold; what is built on it is frozen.
+            None if system.roots().holders(node.dev).is_empty() => Still::Unmounted,
+            None => still,
+        };
+    }
+    let mut free = Vec::new();
+    if let (Some(node), Some(identity)) = (&node, &identity) {
+        free = swap_files_on(system, node.dev, identity)?;
+    }
+    if identity.as_ref().is_some_and(|i| i.kind == Kind::Swap) {
+        still = Still::Unmounted; // only its header is read, which no swapping changes
+    }
+    Ok(Piece {
+        device,
+        offset,
+        length_bytes: extent.length_bytes,
+        still,
+        reading: reading(identity, wishes),
+        free,
+    })
+}
+
+/// eMMC chips have boot partitions beside the disk: not part of its image, and floe says so.
+fn note_boot_areas(system: &System, dev: Option<DevId>, prepared: &mut Prepared) {
+    let Some(dev) = dev else {
+        return;
+    };
+    let name = system.roots().kernel_name(dev);
+    let boot = system
+        .roots()
+        .sys
+        .join("class/block")
+        .join(format!("{name}boot0"));
+    if boot.exists() {
+        prepared.notes.push(format!(
+            "{}: its boot partitions {name}boot0 and {name}boot1 are not part of the image; dump them on their own if the board boots from them",
+            prepared.shown
+        ));
+    }
+}
+
+/// The extents of active swap files on the source's filesystem.
+fn swap_extents(
+    system: &System,
+    source: &Source,
+    identity: &Option<Identity>,
+    prepared: &mut Prepared,
+) -> Result<Vec<Extent>> {
+    let (Holding::Mounted(_), Some(dev), Some(identity)) = (&source.holding, source.dev, identity)
+    else {
+        return Ok(Vec::new());
+    };
+    let free = swap_files_on(system, dev, identity)?;
+    if !free.is_empty() {
+        prepared.notes.push(format!(
+            "{}: of its active swap file only the first page is in the image",
+            prepared.name
+        ));
+    }
+    Ok(free)
+}
+
+fn swap_files_on(system: &System, dev: DevId, identity: &Identity) -> Result<Vec<Extent>> {
+    // Logical addresses of a btrfs are no device offsets: there its swap files are read like any other.
+    if identity.kind == Kind::Btrfs {
+        return Ok(Vec::new());
+    }
+    // The header is one page.
+    let header = crate::units::to_u64(rustix::param::page_size());
+    let mut free = Vec::new();
+    for file in system.swap_files() {
+        if file.dev != dev {
+            continue;
+        }
+        let open = std::fs::File::open(&file.path)
+            .map_err(|e| Error::failed(format_args!("{}: open: {e}", file.path.display())))?;
+        let extents = fiemap::extents(&open)
+            .map_err(|errno| Error::fault(file.path.display(), Fault::io("FIEMAP", errno)))?;
+        for mapped in extents {
+            let skip = header
+                .saturating_sub(mapped.logical)
+                .min(mapped.length_bytes);
+            if let Some(extent) = Extent::new(
+                mapped.physical.saturating_add(skip),
+                mapped.length_bytes - skip,
+            ) && !extent.is_empty()
+            {
+                free.push(extent);
+            }
+        }
+    }
+    Ok(free)
+}
+
+/// A range of a device as a device.
+pub struct Slice<'a> {
+    /// The device.
+    pub device: &'a dyn ReadAt,
+    /// Where the range begins.
+    pub offset: u64,
+    /// Its length.
+    pub length_bytes: u64,
+}
+
+impl ReadAt for Slice<'_> {
+    fn size_bytes(&self) -> u64 {
+        self.length_bytes
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> std::result::Result<(), Fault> {
+        let length = crate::units::to_u64(buffer.len());
+        let past = Fault::short("read past the end").at(offset, length);
+        let end = offset.checked_add(length).ok_or(past)?;
+        if end > self.length_bytes {
+            return Err(past);
+        }
+        self.device
+            .read_at(self.offset.checked_add(offset).ok_or(past)?, buffer)
+    }
+}

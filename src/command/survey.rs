@@ -1,0 +1,342 @@
+//! The surveyor: a thread that walks the filesystems in the frozen window, starts the pipeline with the filled maps, and looks again
+//! before the thaw. A thread of its own, so that the supervisor answers a signal at once even while a large map is read.
+//!
+//! Allocates everything before the freeze; the walk, the start and the second look use no heap.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+use rustix::event::{EventfdFlags, eventfd};
+
+use super::capture::Counters;
+use super::prepare::Slice;
+use crate::device::{Device, DeviceKind, ReadAt};
+use crate::error::{Error, Fault, FaultKind, Result};
+use crate::fs::{self, Coverage, Identity, SCRATCH_BYTES, Still, Verdict, Walk, Witness};
+use crate::stream::pipeline::Pipeline;
+use crate::stream::plan::{Content, Part, Plan};
+use crate::sys::ioctl::blkflsbuf;
+use crate::units::{Extent, to_u64};
+
+/// Stack of the thread in bytes; touched as needed.
+const STACK_BYTES: usize = 512 * 1024;
+
+/// A piece whose filesystem is walked in the frozen window.
+pub struct Errand {
+    /// Index in the plan's parts.
+    pub part: usize,
+    /// Index of the image it belongs to.
+    pub image: usize,
+    /// What was on it before the freeze; afterwards, what is on it.
+    pub identity: Identity,
+    /// What holds it still.
+    pub still: Still,
+    /// Extents that are free whatever the map says.
+    pub free: Vec<Extent>,
+    /// What the walk found.
+    pub verdict: Verdict,
+    witness: Witness,
+}
+
+impl Errand {
+    /// For one part.
+    pub fn new(
+        part: usize,
+        image: usize,
+        identity: Identity,
+        still: Still,
+        free: Vec<Extent>,
+    ) -> Self {
+        Self {
+            part,
+            image,
+            identity,
+            still,
+            free,
+            verdict: Verdict::USED,
+            witness: Witness::default(),
+        }
+    }
+}
+
+/// What the surveyor is to do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Nothing.
+    Wait,
+    /// Walk, then start the pipeline.
+    Survey,
+    /// Walked.
+    Surveyed,
+    /// Look again at what a write would have changed.
+    Check,
+    /// Nothing has changed.
+    Checked,
+}
+
+/// Why a survey stopped the run; made without the heap.
+#[derive(Clone, Copy, Debug)]
+pub struct Trouble {
+    /// Index of the device.
+    pub device: usize,
+    /// What went wrong.
+    pub fault: Fault,
+}
+
+struct Desk {
+    step: Step,
+    plan: Option<Plan>,
+    errands: Vec<Errand>,
+    trouble: Option<Trouble>,
+}
+
+/// The surveyor's side of the run; leaked, because its thread may never return.
+pub struct Surveyor {
+    desk: Mutex<Desk>,
+    go: Condvar,
+    event: OwnedFd,
+    require_map: bool,
+    counters: &'static Counters,
+}
+
+impl Surveyor {
+    fn lock(&self) -> MutexGuard<'_, Desk> {
+        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Allocates everything and starts the thread, which waits for [`Self::order`].
+    pub fn start(
+        plan: Plan,
+        errands: Vec<Errand>,
+        pipeline: &'static Pipeline,
+        counters: &'static Counters,
+        require_map: bool,
+    ) -> Result<&'static Self> {
+        let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(|errno| Error::fault("floe", Fault::io("eventfd", errno)))?;
+        let surveyor: &'static Self = Box::leak(Box::new(Self {
+            desk: Mutex::new(Desk {
+                step: Step::Wait,
+                plan: Some(plan),
+                errands,
+                trouble: None,
+            }),
+            go: Condvar::new(),
+            event,
+            require_map,
+            counters,
+        }));
+        let mut scratch = vec![0u8; SCRATCH_BYTES];
+        std::thread::Builder::new()
+            .name("floe-survey".into())
+            .stack_size(STACK_BYTES)
+            .spawn(move || surveyor.run(pipeline, &mut scratch))
+            .map_err(|e| Error::failed(format_args!("floe: start a thread: {e}")))?;
+        Ok(surveyor)
+    }
+
+    /// Readable when [`Self::state`] may have changed.
+    pub fn event(&self) -> BorrowedFd<'_> {
+        self.event.as_fd()
+    }
+
+    /// Clears the event and says how far it is.
+    pub fn state(&self) -> (Step, Option<Trouble>) {
+        let _ = rustix::io::read(&self.event, &mut [0; 8]);
+        let desk = self.lock();
+        (desk.step, desk.trouble)
+    }
+
+    /// The verdicts, by image.
+    pub fn verdicts(&self) -> Vec<(usize, Verdict)> {
+        self.lock()
+            .errands
+            .iter()
+            .map(|errand| (errand.image, errand.verdict))
+            .collect()
+    }
+
+    /// Sets it to work.
+    pub fn order(&self, step: Step) {
+        self.lock().step = step;
+        self.go.notify_all();
+    }
+
+    fn run(&self, pipeline: &Pipeline, scratch: &mut [u8]) {
+        loop {
+            let mut desk = self.lock();
+            while !matches!(desk.step, Step::Survey | Step::Check) {
+                desk = self.go.wait(desk).unwrap_or_else(PoisonError::into_inner);
+            }
+            let step = desk.step;
+            let mut errands = std::mem::take(&mut desk.errands);
+            let mut plan = desk.plan.take();
+            drop(desk);
+            let metered = Metered {
+                devices: pipeline.devices(),
+                counters: self.counters,
+            };
+            let trouble = match (&mut plan, step) {
+                (Some(plan), Step::Survey) => {
+                    survey(plan, &mut errands, &metered, scratch, self.require_map)
+                }
+                _ => check(pipeline.plan(), &errands, &metered, scratch),
+            };
+            if let (Some(plan), None) = (plan, trouble) {
+                pipeline.start(plan);
+            }
+            let mut desk = self.lock();
+            desk.errands = errands;
+            desk.trouble = trouble;
+            desk.step = if step == Step::Survey {
+                Step::Surveyed
+            } else {
+                Step::Checked
+            };
+            drop(desk);
+            let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
+        }
+    }
+}
+
+/// The devices, with every read counted as a sign of life: a large map on a slow card is no stall.
+struct Metered {
+    devices: &'static [Device],
+    counters: &'static Counters,
+}
+
+/// The range of a device that a part is.
+struct View {
+    device: &'static Device,
+    offset: u64,
+    length_bytes: u64,
+    counters: &'static Counters,
+}
+
+impl Metered {
+    fn view(&self, part: &Part) -> Option<View> {
+        Some(View {
+            device: self.devices.get(part.device)?,
+            offset: part.device_offset,
+            length_bytes: part.length_bytes,
+            counters: self.counters,
+        })
+    }
+}
+
+impl ReadAt for View {
+    fn size_bytes(&self) -> u64 {
+        self.length_bytes
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> std::result::Result<(), Fault> {
+        let slice = Slice {
+            device: self.device,
+            offset: self.offset,
+            length_bytes: self.length_bytes,
+        };
+        slice.read_at(offset, buffer)?;
+        self.counters.alive(to_u64(buffer.len()));
+        Ok(())
+    }
+}
+
+/// Walks every errand's filesystem and fills its map. In the frozen window: no heap.
+fn survey(
+    plan: &mut Plan,
+    errands: &mut [Errand],
+    devices: &Metered,
+    scratch: &mut [u8],
+    require_map: bool,
+) -> Option<Trouble> {
+    for errand in errands {
+        let part = plan.parts_mut().get_mut(errand.part)?;
+        let device = part.device;
+        let trouble = |fault| Some(Trouble { device, fault });
+        let view = devices.view(part)?;
+        if let Err(fault) = survey_one(errand, part, &view, scratch) {
+            return trouble(fault);
+        }
+        if require_map && errand.verdict.coverage == Coverage::Whole {
+            let doubt = errand.verdict.doubt;
+            let mut fault = doubt.unwrap_or(Fault::refused("no used-block map"));
+            fault.kind = FaultKind::Refused;
+            return trouble(fault);
+        }
+    }
+    None
+}
+
+fn survey_one(
+    errand: &mut Errand,
+    part: &mut Part,
+    view: &View,
+    scratch: &mut [u8],
+) -> std::result::Result<(), Fault> {
+    let Content::Used(map) = &mut part.content else {
+        return Ok(());
+    };
+    if !view.device.is_direct() && view.device.kind() == DeviceKind::Block {
+        blkflsbuf(view.device.as_fd()).map_err(|errno| Fault::io("BLKFLSBUF", errno))?;
+    }
+    // The superblock was read before the freeze to size the map: it must still be the same filesystem, of the same size.
+    let now = fs::probe(view)?.filter(|now| {
+        now.kind == errand.identity.kind
+            && now.size_bytes == errand.identity.size_bytes
+            && now.block_bytes == errand.identity.block_bytes
+            && now.uuid == errand.identity.uuid
+    });
+    let Some(now) = now else {
+        return Err(Fault::short(
+            "the filesystem changed its kind, size or uuid while the dump began; run it again",
+        ));
+    };
+    errand.identity = now;
+    let mut walk = Walk::new(view, scratch);
+    errand.verdict = fs::walk(&errand.identity, errand.still, &mut walk, map)?;
+    let end = errand.identity.size_bytes;
+    if errand.verdict.coverage == Coverage::Whole {
+        map.set_all_used();
+    } else if let Some(rest) = map.size_bytes().checked_sub(end)
+        && end > 0
+    {
+        // The filesystem may be smaller than its partition: nothing owns what lies behind it.
+        map.set_free(Extent {
+            offset: end,
+            length_bytes: rest,
+        });
+    }
+    for extent in &errand.free {
+        map.set_free(*extent);
+    }
+    let mut walk = Walk::new(view, scratch);
+    errand.witness = fs::witness(&errand.identity, &mut walk)?;
+    Ok(())
+}
+
+/// Looks again at what a write would have changed.
+fn check(
+    plan: Option<&Plan>,
+    errands: &[Errand],
+    devices: &Metered,
+    scratch: &mut [u8],
+) -> Option<Trouble> {
+    for errand in errands {
+        if errand.still == Still::Moving {
+            continue;
+        }
+        let part = plan?.parts().get(errand.part)?;
+        let view = devices.view(part)?;
+        let mut walk = Walk::new(&view, scratch);
+        let fault = match fs::witness(&errand.identity, &mut walk) {
+            Ok(witness) if witness == errand.witness => continue,
+            Ok(_) => Fault::short("changed while it was read: somebody thawed it or wrote to it"),
+            Err(fault) => fault,
+        };
+        return Some(Trouble {
+            device: part.device,
+            fault,
+        });
+    }
+    None
+}
