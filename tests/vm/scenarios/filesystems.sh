@@ -1,7 +1,7 @@
 # Every filesystem this kernel has: mounted, written to while it is dumped through the pipe and restored to a second
 # disk, checked by its own checker, and every file compared.
 # Arguments: filesystems (default: all of them).
-#: select armv7 aarch64
+#: later armv7 aarch64
 #: modules ext4
 #: optional xfs btrfs f2fs jfs reiserfs vfat nls_ascii nls_cp437 nls_iso8859_1 nls_utf8 exfat nilfs2 squashfs erofs crc32c_generic
 #: tools
@@ -9,7 +9,7 @@
 #: disk target 384M
 #: memory 512
 #: cpus 2
-#: timeout 300
+#: timeout 500
 
 [ $# -gt 0 ] || set -- ext2 ext3 ext4 xfs btrfs f2fs jfs reiserfs vfat exfat nilfs2 squashfs erofs
 source=$(disk source) target=$(disk target)
