@@ -9,6 +9,7 @@ pub mod map;
 mod btrfs;
 mod erofs;
 mod ext;
+mod f2fs;
 mod fat;
 mod others;
 mod squashfs;
@@ -279,6 +280,7 @@ const READERS: &[Reader] = &[
     erofs::READER,
     swap::READER,
     xfs::READER,
+    f2fs::READER,
     btrfs::READER,
     ext::READER,
     fat::READER,

@@ -10,6 +10,7 @@ mod common;
 mod basics;
 mod btrfs;
 mod ext;
+mod f2fs;
 mod guard;
 mod maps;
 mod mounts;

@@ -185,6 +185,11 @@ fn age(dir: &Path, pieces: u32) {
     sync(dir);
 }
 
+/// Holes stay holes.
+fn copy(from: &Path, to: &Path) {
+    common::output("cp", &[&from.to_string_lossy(), &to.to_string_lossy()]);
+}
+
 fn sync(dir: &Path) {
     common::output("sync", &["-f", &dir.to_string_lossy()]);
 }
@@ -240,7 +245,7 @@ fn prove(spec: Spec<'static>, pieces: u32) {
     common::freeze(made.dir());
     let Walked { verdict, map, .. } = maps::walk(made.device(), Still::Frozen);
     maps::rebuild(made.image(), &map, &rebuilt);
-    fs::copy(made.image(), &full).expect("copy");
+    copy(made.image(), &full);
     common::thaw(made.dir());
     assert_eq!(
         verdict.coverage,
@@ -368,9 +373,9 @@ fn reflinked_files_keep_their_shared_blocks() {
 fn a_copy_of_a_moving_xfs_with_its_dirty_log_is_read_whole() {
     let mut made = require_some!(LoopFs::make(VARIANTS[0]).ok(), "root, mkfs.xfs and XFS");
     common::fill(made.dir(), 60);
-    let copy = made.scratch().join("copy");
-    fs::copy(made.image(), &copy).expect("copy");
-    let dirty = maps::walk(&copy, Still::Unmounted);
+    let image = made.scratch().join("copy");
+    copy(made.image(), &image);
+    let dirty = maps::walk(&image, Still::Unmounted);
     assert_eq!(dirty.verdict.coverage, Coverage::Whole);
     assert!(
         dirty
@@ -388,9 +393,9 @@ fn a_copy_of_a_moving_xfs_with_its_dirty_log_is_read_whole() {
     made.mount();
     fs::write(made.dir().join("one"), b"more").expect("write");
     sync(made.dir());
-    fs::copy(made.image(), &copy).expect("copy");
+    copy(made.image(), &image);
     assert_eq!(
-        maps::walk(&copy, Still::Unmounted).verdict.coverage,
+        maps::walk(&image, Still::Unmounted).verdict.coverage,
         Coverage::Whole
     );
 }
@@ -399,7 +404,7 @@ fn a_copy_of_a_moving_xfs_with_its_dirty_log_is_read_whole() {
 fn a_log_that_wrapped_is_found_clean_after_unmount_and_dirty_before() {
     let spec = variant(320, &["--unsupported", "-l", "size=10m"], 512);
     let mut made = require_some!(LoopFs::make(spec).ok(), "root, mkfs.xfs and XFS");
-    let copy = made.scratch().join("copy");
+    let image = made.scratch().join("copy");
     for round in 0..4 {
         for number in 0..2500 {
             let path = made.dir().join(format!("{round}-{number}"));
@@ -409,9 +414,9 @@ fn a_log_that_wrapped_is_found_clean_after_unmount_and_dirty_before() {
             }
         }
         sync(made.dir());
-        fs::copy(made.image(), &copy).expect("copy");
+        copy(made.image(), &image);
         assert_eq!(
-            maps::walk(&copy, Still::Unmounted).verdict.coverage,
+            maps::walk(&image, Still::Unmounted).verdict.coverage,
             Coverage::Whole
         );
         made.unmount();
@@ -427,7 +432,7 @@ fn a_log_that_wrapped_is_found_clean_after_unmount_and_dirty_before() {
     let log = common::shell(
         &format!(
             "xfs_logprint -t '{}' 2>/dev/null | head -20",
-            copy.display()
+            image.display()
         ),
         Limit::secs(60),
     );
