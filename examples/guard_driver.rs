@@ -2,10 +2,12 @@
 //!
 //! `guard_driver WHAT STALL_MS MAX_MS DIR…` with the directories from the top of the stack to the bottom. WHAT is
 //! `hold` (check and make progress until a signal comes), `idle` (check, no progress), `trickle` (a byte a second),
-//! `deaf` (neither check nor progress, signals ignored), `second` (hold for a second), `once`, `loop` (once again and
+//! `deaf` (neither check nor progress, signals ignored), `second` (hold for a second), `stuck` (hold,
+//! with a thread that writes to the first directory and so hangs in state D), `once`, `loop` (once again and
 //! again), `readonly` (hold, by a read-only remount). Lines on stdout: `ready PID`, `frozen`, `thawed MS`. Exit codes as floe's.
 
 use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -51,7 +53,8 @@ fn once(what: &str, limits: Limits, dirs: &[String], signals: &Signals) -> Resul
     say(&format!("ready {}", guardian.pid()));
     let frozen = guardian.freeze(signals)?;
     say("frozen");
-    let frozen = hold(what, frozen, signals)?;
+    let file = Path::new(&dirs[0]).join("file");
+    let frozen = hold(what, file, frozen, signals)?;
     let window = frozen.thaw()?;
     say(&format!("thawed {}", window.frozen_ms));
     Ok(())
@@ -81,9 +84,12 @@ fn target(what: &str, dir: &str) -> Result<Target> {
     })
 }
 
-fn hold(what: &str, mut frozen: Frozen, signals: &Signals) -> Result<Frozen> {
+fn hold(what: &str, file: PathBuf, mut frozen: Frozen, signals: &Signals) -> Result<Frozen> {
     let progress = frozen.progress();
     let mut round = 0_u32;
+    if what == "stuck" {
+        std::thread::spawn(move || std::fs::write(file, b"stuck"));
+    }
     if matches!(what, "once" | "loop") {
         return Ok(frozen);
     }
@@ -96,7 +102,7 @@ fn hold(what: &str, mut frozen: Frozen, signals: &Signals) -> Result<Frozen> {
         if what == "second" && round == 50 {
             return Ok(frozen);
         }
-        if matches!(what, "hold" | "second" | "readonly")
+        if matches!(what, "hold" | "second" | "stuck" | "readonly")
             || (what == "trickle" && round.is_multiple_of(50))
         {
             progress.add_taken(1);

@@ -262,6 +262,26 @@ fn sigkill_while_frozen_thaws_within_a_second() {
 }
 
 #[test]
+fn sigkill_thaws_also_when_a_thread_of_floe_hangs_in_a_write_to_the_frozen_filesystem() {
+    let driver = require_driver!();
+    let fs = require_ext4!();
+    for name in ["KILL", "TERM"] {
+        let mut driver = Driver::frozen(&mut command(&driver, "stuck", NEVER, NEVER, &[fs.dir()]));
+        thread::sleep(Duration::from_millis(200));
+        let began = Instant::now();
+        driver.signal(name);
+        // It cannot end before the thaw: its thread is in state D until then.
+        driver.end(1);
+        assert!(
+            began.elapsed() < Duration::from_secs(1),
+            "{:?}",
+            began.elapsed()
+        );
+        common::assert_not_frozen(fs.dir(), "after a kill with a hanging writer");
+    }
+}
+
+#[test]
 fn sigkill_at_random_moments_never_leaves_it_frozen() {
     let driver = require_driver!();
     let fs = require_ext4!();
