@@ -39,6 +39,7 @@ pub struct Signals {
 impl Signals {
     /// Blocks them in this thread and in those it starts later; call it before any other thread exists.
     pub fn block() -> Result<Self> {
+        process::remember_threads();
         let fatal = [process::SIGINT, process::SIGTERM, process::SIGHUP];
         process::block(&fatal);
         // Under nohup SIGHUP is ignored; but a signal that is blocked would reach the descriptor nevertheless.

@@ -2,6 +2,7 @@
 
 use core::ffi::c_int;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustix::io::{Errno, Result};
 use rustix::process::Pid;
@@ -144,11 +145,28 @@ pub enum Fork {
     Child,
 }
 
-/// Forks; refuses (`EDEADLK`) when this process has more than one thread, because the child would inherit locks that
+/// The threads that were there before any of ours: 1, or more under an emulator, which has some of its own. 0: not counted.
+static FIRST_THREADS: AtomicUsize = AtomicUsize::new(0);
+
+fn count_threads() -> Result<usize> {
+    let threads = std::fs::read_dir("/proc/self/task").map_err(|_| Errno::NOENT)?;
+    Ok(threads.count())
+}
+
+/// Counts the threads, for [`fork_single_threaded`] to compare. To be called before the first thread is started.
+pub fn remember_threads() {
+    let _ = FIRST_THREADS.compare_exchange(
+        0,
+        count_threads().unwrap_or(1),
+        Ordering::SeqCst,
+        Ordering::SeqCst,
+    );
+}
+
+/// Forks; refuses (`EDEADLK`) when this process has started a thread, because the child would inherit locks that
 /// nobody holds any more. Needs /proc.
 pub fn fork_single_threaded() -> Result<Fork> {
-    let threads = std::fs::read_dir("/proc/self/task").map_err(|_| Errno::NOENT)?;
-    if threads.count() != 1 {
+    if count_threads()? > FIRST_THREADS.load(Ordering::SeqCst).max(1) {
         return Err(Errno::DEADLK);
     }
     // SAFETY: with a single thread the child has a whole, consistent copy of the process.

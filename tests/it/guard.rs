@@ -63,7 +63,7 @@ fn command(driver: &Path, what: &str, stall_ms: &str, max_ms: &str, dirs: &[&Pat
 struct Driver {
     child: Child,
     lines: Receiver<String>,
-    guard: u32,
+    guard: Option<u32>,
 }
 
 impl Driver {
@@ -82,11 +82,11 @@ impl Driver {
         let mut driver = Driver {
             child,
             lines,
-            guard: 0,
+            guard: None,
         };
         if let Some(line) = driver.line(10) {
             let number = line.strip_prefix("ready ").expect("ready first");
-            driver.guard = number.parse().expect("a process number");
+            driver.guard = Some(number.parse().expect("a process number"));
         }
         driver
     }
@@ -100,6 +100,12 @@ impl Driver {
             panic!("{line:?}, {:?}", driver.end(10));
         }
         driver
+    }
+
+    /// The guardian's process number.
+    #[track_caller]
+    fn guard(&self) -> u32 {
+        self.guard.expect("the driver did not start a guardian")
     }
 
     /// The next line of its stdout; `None` at its end or after so many seconds.
@@ -353,7 +359,7 @@ fn a_killed_guardian_makes_floe_thaw_and_fail() {
     let driver = require_driver!();
     let fs = require_ext4!();
     let mut driver = Driver::frozen(&mut command(&driver, "hold", NEVER, NEVER, &[fs.dir()]));
-    common::signal(driver.guard, "KILL");
+    common::signal(driver.guard(), "KILL");
     driver.expect(1, "guardian");
     common::assert_not_frozen(fs.dir(), "after the guardian was killed");
 }
@@ -363,10 +369,10 @@ fn a_stopped_guardian_is_woken_and_the_freeze_goes_on() {
     let driver = require_driver!();
     let fs = require_ext4!();
     let mut driver = Driver::frozen(&mut command(&driver, "hold", NEVER, NEVER, &[fs.dir()]));
-    common::signal(driver.guard, "STOP");
+    common::signal(driver.guard(), "STOP");
     thread::sleep(Duration::from_millis(1500));
-    let stat =
-        fs::read_to_string(format!("/proc/{}/stat", driver.guard)).expect("the guardian is there");
+    let stat = fs::read_to_string(format!("/proc/{}/stat", driver.guard()))
+        .expect("the guardian is there");
     assert!(!stat.contains(") T "), "still stopped: {stat}");
     driver.signal("TERM");
     assert_eq!(driver.end(2).0.signal(), Some(15));
@@ -386,7 +392,7 @@ fn a_guardian_that_cannot_be_woken_is_replaced() {
     let driver = require_driver!();
     let fs = require_ext4!();
     let mut driver = Driver::frozen(&mut command(&driver, "hold", NEVER, NEVER, &[fs.dir()]));
-    let group = require_some!(cgroup_of_guardian(driver.guard), "a writable cgroup v2");
+    let group = require_some!(cgroup_of_guardian(driver.guard()), "a writable cgroup v2");
     fs::write(group.join("cgroup.freeze"), "1").expect("freeze the guardian's cgroup");
     driver.expect(1, "guardian");
     common::assert_not_frozen(fs.dir(), "after the guardian hung");
@@ -532,7 +538,7 @@ fn a_guardian_killed_inside_the_freeze_leaves_the_thaw_to_floe() {
     let held = HeldWrite::start(fs.dir());
     let mut driver = Driver::start(&mut command(&driver, "hold", NEVER, NEVER, &[fs.dir()]));
     thread::sleep(Duration::from_millis(300));
-    common::signal(driver.guard, "KILL");
+    common::signal(driver.guard(), "KILL");
     thread::sleep(Duration::from_millis(300));
     drop(held);
     driver.expect(1, "guardian");
@@ -616,7 +622,7 @@ fn a_stack_of_filesystems_freezes_and_thaws_in_order_and_survives_a_kill() {
     common::assert_not_frozen(outer.dir(), "after a kill (outer)");
     assert_unlocked(outer.dir(), Duration::from_secs(1));
     let mut driver = Driver::frozen(&mut command(&path, "hold", NEVER, NEVER, &dirs));
-    common::signal(driver.guard, "KILL");
+    common::signal(driver.guard(), "KILL");
     driver.expect(1, "guardian");
     common::assert_not_frozen(inner.dir(), "after the guardian was killed (inner)");
     common::assert_not_frozen(outer.dir(), "after the guardian was killed (outer)");
@@ -666,7 +672,7 @@ fn a_read_only_remount_is_undone_exactly_whoever_dies() {
         assert!(during[0].contains("nosuid,nodev,noexec"), "{during:?}");
         match killed {
             "floe" => driver.signal("KILL"),
-            "guardian" => common::signal(driver.guard, "KILL"),
+            "guardian" => common::signal(driver.guard(), "KILL"),
             _ => driver.signal("TERM"),
         }
         driver.end(5);
