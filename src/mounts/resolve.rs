@@ -94,7 +94,7 @@ impl Mounted {
 /// A device with others on top of it: a disk with partitions, an LVM, md or LUKS member.
 #[derive(Debug, Default)]
 pub struct Stacked {
-    /// The mounted filesystems above, in no order (see [`System::freeze_order`]).
+    /// The mounted filesystems above, from the top of the stack to the bottom: freeze in this order, thaw in the reverse one.
     pub mounted: Vec<Mounted>,
     /// Active swap areas above: cannot be held still.
     pub swaps: Vec<DevId>,
@@ -386,7 +386,17 @@ impl System {
                 Err(fault) => return Err(self.refuse_busy(dev, top, fault)),
             }
         }
+        self.sort(&mut stacked)?;
         Ok(stacked)
+    }
+
+    /// Brings the mounted filesystems into the order of freezing, each superblock once.
+    fn sort(&self, stacked: &mut Stacked) -> Result<()> {
+        let order = self.freeze_order(&stacked.mounted.iter().collect::<Vec<_>>())?;
+        let mut all: Vec<Option<Mounted>> = stacked.mounted.drain(..).map(Some).collect();
+        let next = |index: usize| all.get_mut(index).and_then(Option::take);
+        stacked.mounted = order.into_iter().filter_map(next).collect();
+        Ok(())
     }
 
     /// The mount on which an open file lies, by its mount number, and the process in whose table it stands.

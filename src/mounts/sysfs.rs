@@ -6,8 +6,11 @@ use std::collections::BTreeSet;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Mode, OFlags};
+
 use crate::mounts::table::decimal;
 use crate::mounts::{DevId, Roots};
+use crate::sys::dm::{DmTarget, dm_targets};
 
 /// Longest attribute that is read, in bytes: sysfs gives at most one page, of 64 KiB at most.
 const ATTRIBUTE_BYTES_MAX: u64 = 64 << 10;
@@ -237,8 +240,7 @@ impl Roots {
         match self.layer(dev) {
             Layer::Md(_) => {
                 let action = self.attribute(dev, "md/sync_action")?;
-                // "check" only reads.
-                let writes = matches!(action.as_str(), "resync" | "recover" | "reshape" | "repair");
+                let writes = is_rebuilding(&action);
                 let word = if action == "recover" {
                     "recovery"
                 } else {
@@ -246,31 +248,49 @@ impl Roots {
                 };
                 writes.then(|| format!("{name} is in {word}"))
             }
-            // A cached LVM volume is built of sub-volumes with these reserved names (lvmcache(7)); whether its mode is
-            // writeback is not in sysfs, so it counts as such.
-            Layer::Dm { name: dm, .. } => {
-                let slaves = self.slaves(dev).into_iter();
-                let cached = slaves.chain([dev]).any(|at| match self.layer(at) {
-                    Layer::Dm { name, .. } => [
-                        "_corig",
-                        "_cdata",
-                        "_cmeta",
-                        "_wcorig",
-                        "_cvol",
-                        "_cvol-cdata",
-                    ]
-                    .iter()
-                    .any(|end| name.ends_with(end)),
-                    _ => false,
-                });
-                cached.then(|| format!("{dm} is part of a cache that may write back at any time"))
-            }
+            Layer::Dm { name: dm, .. } => match self.dm_targets(dev) {
+                Some(targets) => {
+                    let why = targets.iter().find_map(target_moves)?;
+                    Some(format!("{dm} {why}"))
+                }
+                None => self
+                    .looks_cached(dev)
+                    .then(|| format!("{dm} is part of a cache that may write back at any time")),
+            },
             _ => {
                 let mode = self.attribute(dev, "bcache/cache_mode")?;
                 mode.contains("[writeback]")
                     .then(|| format!("{name} is cached by bcache in writeback mode"))
             }
         }
+    }
+
+    /// What device mapper says; `None` where it cannot be asked (no control node, a test's sysfs).
+    fn dm_targets(&self, dev: DevId) -> Option<Vec<DmTarget>> {
+        if self.sys != Path::new("/sys") {
+            return None;
+        }
+        let flags = OFlags::RDWR | OFlags::CLOEXEC;
+        let control = rustix::fs::open("/dev/mapper/control", flags, Mode::empty()).ok()?;
+        dm_targets(control, dev.raw()).ok()
+    }
+
+    /// A cached LVM volume is built of sub-volumes with these reserved names (lvmcache(7)); whether its mode is writeback is
+    /// not in sysfs, so it counts as such.
+    fn looks_cached(&self, dev: DevId) -> bool {
+        const ENDS: [&str; 6] = [
+            "_corig",
+            "_cdata",
+            "_cmeta",
+            "_wcorig",
+            "_cvol",
+            "_cvol-cdata",
+        ];
+        let slaves = self.slaves(dev).into_iter();
+        slaves.chain([dev]).any(|at| match self.layer(at) {
+            Layer::Dm { name, .. } => ENDS.iter().any(|end| name.ends_with(end)),
+            _ => false,
+        })
     }
 
     /// What a disk is plugged in as.
@@ -321,6 +341,31 @@ impl Roots {
     }
 }
 
+/// Why a device-mapper target changes what lies below it on its own (Documentation/admin-guide/device-mapper: cache, writecache,
+/// dm-raid, snapshot; the status of `mirror` has its ratio of synced regions as `N/M`).
+fn target_moves(target: &DmTarget) -> Option<&'static str> {
+    let mut words = target.status.split(' ');
+    let moves = match target.kind.as_str() {
+        "cache" => words.any(|word| word == "writeback"),
+        "writecache" | "snapshot-merge" => true,
+        "raid" => words.nth(4).is_none_or(is_rebuilding),
+        "mirror" => words
+            .filter_map(|word| word.split_once('/'))
+            .any(|(synced, all)| synced != all),
+        _ => false,
+    };
+    moves.then_some(match target.kind.as_str() {
+        "raid" | "mirror" => "is being rebuilt",
+        "snapshot-merge" => "is being merged",
+        _ => "is a cache that may write back at any time",
+    })
+}
+
+/// Whether an array in this state writes to its members; "check" only reads.
+fn is_rebuilding(action: &str) -> bool {
+    matches!(action, "resync" | "recover" | "reshape" | "repair")
+}
+
 /// Everything reachable from `start` by `next`, without `start`, nearest first; at most [`DEVICES_MAX`].
 pub(super) fn closure(start: DevId, next: impl Fn(DevId) -> Vec<DevId>) -> Vec<DevId> {
     let mut seen = BTreeSet::from([start]);
@@ -361,4 +406,35 @@ fn entries(dir: &Path) -> Vec<PathBuf> {
     let mut paths: Vec<PathBuf> = found.flatten().map(|entry| entry.path()).collect();
     paths.sort();
     paths
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn why(kind: &str, status: &str) -> Option<&'static str> {
+        target_moves(&DmTarget {
+            kind: kind.to_owned(),
+            status: status.to_owned(),
+        })
+    }
+
+    #[test]
+    fn targets_that_write_by_themselves_are_told_from_those_that_do_not() {
+        let cache = |mode: &str| {
+            format!(
+                "8 27/1024 128 8/80 0 0 0 0 0 8 0 1 {mode} 2 migration_threshold 2048 smq 0 rw -"
+            )
+        };
+        assert!(why("cache", &cache("writeback")).is_some());
+        assert!(why("cache", &cache("writethrough")).is_none());
+        assert!(why("writecache", "0 100 10 0").is_some());
+        assert!(why("raid", "raid1 2 aa 1024/2048 resync 0 0 -").is_some());
+        assert!(why("raid", "raid1 2 AA 2048/2048 idle 0 0 -").is_none());
+        assert!(why("raid", "raid1 2 AA 2048/2048 check 0 0 -").is_none());
+        assert!(why("raid", "odd").is_some());
+        assert!(why("mirror", "2 253:1 253:2 3/4 1 AA 1 core").is_some());
+        assert!(why("mirror", "2 253:1 253:2 4/4 1 AA 1 core").is_none());
+        assert!(why("linear", "").is_none() && why("crypt", "").is_none());
+    }
 }

@@ -1,5 +1,6 @@
 //! The only place that may say `unsafe`: each file wraps one kernel or libc concept in a safe function and says why it is sound.
 
+pub mod dm;
 pub mod fiemap;
 pub mod identity;
 pub mod ioctl;
