@@ -371,6 +371,17 @@ impl LoopDevice {
     pub fn path(&self) -> &Path {
         &self.device
     }
+
+    /// Waits until nothing holds it: a mount namespace that somebody made meanwhile began with a copy of our mount.
+    pub fn wait_until_free(&self) {
+        let end = Instant::now() + Duration::from_secs(5);
+        let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::EXCL;
+        while Instant::now() < end
+            && rustix::fs::open(&self.device, flags, rustix::fs::Mode::empty()).is_err()
+        {
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
 }
 
 impl Drop for LoopDevice {
@@ -498,6 +509,7 @@ impl LoopFs {
     pub fn unmount(&mut self) {
         thaw(&self.mount_point);
         output("umount", &[&self.mount_point.to_string_lossy()]);
+        self.device.wait_until_free();
     }
 
     /// Writes a mixture of files (small, large, sparse, in folders, linked, some deleted again), and syncs.
