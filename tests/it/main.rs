@@ -12,6 +12,7 @@ mod btrfs;
 mod ext;
 mod f2fs;
 mod guard;
+mod guard_dump;
 mod maps;
 mod mounts;
 mod ptable;
