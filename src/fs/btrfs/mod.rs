@@ -13,6 +13,8 @@ mod checksum;
 mod chunks;
 mod extents;
 mod superblock;
+#[cfg(test)]
+mod tests;
 mod tree;
 mod unwritten;
 

@@ -1,0 +1,232 @@
+//! The reader against a kept image: 200 MiB, mixed block groups in DUP, 4 KiB nodes, made by mkfs.btrfs 6.2 and Linux 6.18.
+//!
+//! `tests/data/btrfs/mixed-dup.deflate` holds, deflated, only its tree blocks and superblocks: records of an offset (8 bytes, little
+//! endian) and 4096 bytes. In it: 30 files, a partly written and a shared unwritten extent, a snapshot, a reflink.
+
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::fs::{Coverage, SCRATCH_BYTES};
+use crate::units::{BlockSize, to_usize};
+
+const FIXTURE: &[u8] = include_bytes!("../../../tests/data/btrfs/mixed-dup.deflate");
+const BLOCK: u64 = 4096;
+/// Where the primary superblock lies.
+const SUPER: u64 = 65_536;
+/// Places of the second chunk's copies, its length, and its block group item's address (from `btrfs inspect-internal`).
+const MIXED: ([u64; 2], u64) = ([30_408_704, 97_517_568], 67_108_864);
+
+/// An image of which only these blocks are not zeros.
+#[derive(Clone)]
+struct Sparse(BTreeMap<u64, Vec<u8>>);
+
+impl ReadAt for Sparse {
+    fn size_bytes(&self) -> u64 {
+        209_715_200
+    }
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), Fault> {
+        for (index, byte) in buffer.iter_mut().enumerate() {
+            let at = offset + to_u64(index);
+            *byte = self
+                .0
+                .get(&(at / BLOCK * BLOCK))
+                .map_or(0, |block| block[to_usize(at % BLOCK)]);
+        }
+        Ok(())
+    }
+}
+
+impl Sparse {
+    fn fixture() -> Self {
+        let bytes = miniz_oxide::inflate::decompress_to_vec(FIXTURE).unwrap();
+        let record = |bytes: &[u8]| {
+            let (offset, block) = bytes.split_first_chunk::<8>().unwrap();
+            (u64::from_le_bytes(*offset), block.to_vec())
+        };
+        Self(bytes.chunks_exact(8 + 4096).map(record).collect())
+    }
+
+    /// Writes into a block and makes its checksum right again.
+    fn patch(&mut self, block: u64, at: usize, bytes: &[u8]) {
+        let block = self.0.get_mut(&block).unwrap();
+        block[at..at + bytes.len()].copy_from_slice(bytes);
+        let sum = crate::crc::crc32c(&block[32..]).to_le_bytes();
+        block[..4].copy_from_slice(&sum);
+    }
+
+    /// Both copies of the current leaf of the extent tree, which holds the mixed group's item.
+    fn extent_leaves(&self) -> Vec<u64> {
+        let key = [22_020_096u64.to_le_bytes().as_slice(), &[192]].concat();
+        let newest = |block: &&Vec<u8>| {
+            block[0x64] == 0 && block.windows(9).take(4000).any(|window| window == key)
+        };
+        let generation = |block: &Vec<u8>| crate::layout::le::<u64>(block, 0x50).unwrap();
+        let owned = |block: &&Vec<u8>| crate::layout::le::<u64>(block, 0x58) == Some(2);
+        let blocks = self.0.values().filter(newest).filter(owned);
+        let last = blocks.map(generation).max().unwrap();
+        let mut found = Vec::new();
+        for (offset, block) in &self.0 {
+            if newest(&block) && owned(&block) && generation(block) == last {
+                found.push(*offset);
+            }
+        }
+        found
+    }
+
+    fn outcome(&self) -> (Result<Verdict, Fault>, UsedMap) {
+        let identity = probe(self).unwrap().unwrap();
+        let size = identity.size_bytes;
+        let mut map = UsedMap::new(size, BlockSize::from_bytes(BLOCK).unwrap()).unwrap();
+        let mut scratch = vec![0xa5; SCRATCH_BYTES];
+        let mut memory = Walk::new(self, &mut scratch);
+        let verdict = walk(&identity, Still::Unmounted, &mut memory, &mut map);
+        (verdict, map)
+    }
+
+    #[track_caller]
+    fn assert_whole(&self, why: &str) {
+        let (verdict, map) = self.outcome();
+        let verdict = verdict.unwrap();
+        let doubt = verdict.doubt.unwrap().to_string();
+        assert_eq!(verdict.coverage, Coverage::Whole);
+        assert!(doubt.contains(why), "{doubt}");
+        assert_eq!(map.used_bytes(), map.size_bytes());
+    }
+}
+
+#[test]
+fn the_kept_image_is_named_and_mapped_exactly() {
+    let image = Sparse::fixture();
+    let identity = probe(&image).unwrap().unwrap();
+    assert_eq!(identity.label.as_str(), "fixture");
+    assert_eq!(
+        identity.uuid.as_str(),
+        "0f10e0f1-0e0f-10e0-f10e-0f10e0f10e0f"
+    );
+    assert_eq!(identity.size_bytes, 209_715_200);
+    assert_eq!((identity.block_bytes, identity.devices), (4096, 1));
+    assert_eq!(identity.used_bytes, Some(1_069_056));
+    let (verdict, map) = image.outcome();
+    assert_eq!(verdict.unwrap().coverage, Coverage::Used);
+    // Two copies of every extent; 600 KiB were allocated and 4 KiB of them written; the reserved MiB and the second superblock.
+    let unwritten = 600 * 1024 - 4096;
+    let expected = 2 * (1_069_056 - unwritten) + (1 << 20) + 4096;
+    assert_eq!(map.used_bytes(), expected);
+    assert!(map.is_used(0) && map.is_used(64 << 20) && !map.is_used(1 << 20));
+}
+
+#[test]
+fn features_that_are_not_known_mean_that_everything_is_read() {
+    for (at, bit, why) in [
+        (0xbc, 1u64 << 12, "incompat"),
+        (0xbc, 1 << 13, "incompat"),
+        (0xbc, 1 << 14, "incompat"),
+        (0xbc, 1 << 63, "incompat"),
+        (0xb4, 1 << 4, "compat_ro"),
+        (0x38, 1 << 2, "superblock flags"),
+        (0x38, 1 << 33, "superblock flags"),
+        (0x38, 1 << 36, "superblock flags"),
+    ] {
+        let mut image = Sparse::fixture();
+        let old: u64 = crate::layout::le(&image.0[&SUPER], at).unwrap();
+        image.patch(SUPER, at, &(old | bit).to_le_bytes());
+        image.assert_whole(why);
+    }
+    let mut image = Sparse::fixture();
+    image.patch(SUPER, 0xc4, &9u16.to_le_bytes());
+    let identity = probe(&image).unwrap().unwrap();
+    assert_eq!(
+        identity.size_bytes, 0,
+        "nothing is known without a checksum"
+    );
+}
+
+#[test]
+fn a_log_or_a_superblock_that_lies_means_that_everything_is_read() {
+    let (generation, bytes_used) = (0x48, 0x78);
+    for (at, value, why) in [
+        (0x60, 0x10_0000u64, "not replayed"),
+        (bytes_used, 1_069_056 + 4096, "superblock disagree"),
+        (generation, 9, "generation"),
+        (0xd9, 4096, "device item disagree"),
+        (0x50, 23_285_760 + 4096, "tree block"),
+    ] {
+        let mut image = Sparse::fixture();
+        image.patch(SUPER, at, &value.to_le_bytes());
+        image.assert_whole(why);
+    }
+    let mut image = Sparse::fixture();
+    image.patch(SUPER, 0xa0, &128u32.to_le_bytes());
+    image.assert_whole("short item in chunk");
+}
+
+#[test]
+fn one_device_of_several_is_refused() {
+    let mut image = Sparse::fixture();
+    image.patch(SUPER, 0x88, &3u64.to_le_bytes());
+    let fault = image.outcome().0.unwrap_err();
+    assert_eq!(fault.kind, FaultKind::Refused);
+    assert!(
+        fault.to_string().contains("cannot be imaged alone"),
+        "{fault}"
+    );
+    // A superblock that says one, while its chunks lie on a device with another id.
+    let mut image = Sparse::fixture();
+    image.patch(SUPER, 0xc9, &2u64.to_le_bytes());
+    assert_eq!(image.outcome().0.unwrap_err().kind, FaultKind::Refused);
+}
+
+#[test]
+fn a_block_group_that_does_not_add_up_is_used_whole_and_the_others_are_not() {
+    let mut image = Sparse::fixture();
+    let leaves = image.extent_leaves();
+    assert_eq!(leaves.len(), 2, "{leaves:?}");
+    let used = 1_064_960u64.to_le_bytes();
+    for leaf in leaves {
+        let at = image.0[&leaf].windows(8).position(|window| window == used);
+        image.patch(leaf, at.unwrap(), &(1_064_960u64 - 4096).to_le_bytes());
+    }
+    let (verdict, map) = image.outcome();
+    let verdict = verdict.unwrap();
+    assert_eq!(verdict.coverage, Coverage::Partial);
+    let doubt = verdict.doubt.unwrap().to_string();
+    assert_eq!(doubt, "extents and count disagree in block group 22020096");
+    let (places, length) = MIXED;
+    for place in places {
+        let extent = map.next_used(place, u64::MAX).unwrap();
+        assert!(extent.offset == place && extent.end() >= place + length);
+    }
+    // Between the end of the second copy and the end of the device nothing is used.
+    assert_eq!(map.next_used(places[1] + length, u64::MAX), None);
+}
+
+#[test]
+fn a_leaf_of_the_extent_tree_that_is_bad_in_both_copies_ends_in_more_used_blocks() {
+    let mut image = Sparse::fixture();
+    let (_, before) = image.outcome();
+    for leaf in image.extent_leaves() {
+        image.0.get_mut(&leaf).unwrap()[2000] ^= 1;
+    }
+    let (verdict, map) = image.outcome();
+    assert_ne!(verdict.unwrap().coverage, Coverage::Used);
+    let mut at = 0;
+    while let Some(extent) = before.next_used(at, u64::MAX) {
+        let whole = map.next_used(extent.offset, extent.end());
+        assert_eq!(whole, Some(extent), "a used block came out free");
+        at = extent.end();
+    }
+}
+
+#[test]
+fn less_scratch_memory_than_promised_is_a_verdict_and_not_a_panic() {
+    let image = Sparse::fixture();
+    let identity = probe(&image).unwrap().unwrap();
+    for length in [0, 4095, 40_000, 96 * 1024, 96 * 1024 + 64] {
+        let block = BlockSize::from_bytes(BLOCK).unwrap();
+        let mut map = UsedMap::new(identity.size_bytes, block).unwrap();
+        let mut scratch = vec![0; length];
+        let mut memory = Walk::new(&image, &mut scratch);
+        let verdict = walk(&identity, Still::Unmounted, &mut memory, &mut map).unwrap();
+        assert_eq!(verdict.coverage, Coverage::Whole);
+    }
+}
