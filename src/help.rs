@@ -87,6 +87,8 @@ image's end on a larger target is left alone; only a backup partition table (GPT
 Options:
       --overwrite       the target may hold a filesystem, a partition table or (a file) anything
       --verify          read everything back from the medium and compare it, before the superblock is written
+      --skip-free       on a device, do not zero ranges that nothing owns: fast on slow cards, but what was there before (deleted
+                        files, old secrets) stays on the medium, and --verify does not look at it
 
 Exit: 0 complete and flushed; 1 failed; 2 wrong command line; 3 the image is corrupt, cut off or not an image; 4 refused, nothing
 was written. After 1 and 3 the message says in which state the target is.

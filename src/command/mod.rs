@@ -7,6 +7,7 @@ mod memory;
 pub mod prepare;
 mod restore;
 mod show;
+mod skip;
 pub mod survey;
 mod target;
 mod thaw;

@@ -4,7 +4,7 @@
 //! is flushed (and read back, where asked for); the head goes out last, its superblock at the very end. So a target that was
 //! interrupted shows neither the old filesystem nor the new one.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::{TryRecvError, channel};
@@ -15,6 +15,7 @@ use rustix::pipe::PipeFlags;
 
 use crate::cli::{Args, Common, Item};
 use crate::command::image::{self, Facts, Image};
+use crate::command::skip::{self, LeftAlone};
 use crate::command::target::{Chosen, Overwrite, backup_gpt};
 use crate::device::{DIRECT_ALIGN, Device, DeviceKind, ReadAt, WriteAt};
 use crate::error::{Error, Exit, Fault, Result};
@@ -43,6 +44,7 @@ pub struct Options {
     target: PathBuf,
     overwrite: Overwrite,
     verify: bool,
+    skip_free: bool,
     common: Common,
 }
 
@@ -50,7 +52,7 @@ pub struct Options {
 pub fn parse(mut args: Args) -> Result<Options> {
     let (mut image, mut target) = (None, None);
     let mut overwrite = Overwrite::Refused;
-    let mut verify = false;
+    let (mut verify, mut skip_free) = (false, false);
     while let Some(item) = args.next_item()? {
         match item {
             Item::Value(value) if image.is_none() => image = Some(value),
@@ -59,6 +61,7 @@ pub fn parse(mut args: Args) -> Result<Options> {
             Item::Option(name) => match name.as_str() {
                 "--overwrite" => overwrite = Overwrite::Allowed,
                 "--verify" => verify = true,
+                "--skip-free" => skip_free = true,
                 _ => return Err(args.unknown(&name)),
             },
         }
@@ -68,6 +71,7 @@ pub fn parse(mut args: Args) -> Result<Options> {
         target: target.ok_or_else(|| args.missing("the TARGET"))?,
         overwrite,
         verify,
+        skip_free,
         common: args.common,
     })
 }
@@ -110,6 +114,7 @@ struct Done {
     ended: Ended,
     written_bytes: u64,
     zeroed_bytes: u64,
+    skipped_bytes: u64,
     notes: Vec<String>,
 }
 
@@ -138,6 +143,7 @@ pub fn run(options: Options) -> Result<()> {
     chosen.check_size(known.max(least).max(to_u64(opened.head().len())))?;
     chosen.check_content(options.overwrite)?;
     let (path, device) = chosen.into_device()?;
+    let left = left_alone(&options, &path, &device)?;
     let input_length = opened.reader.input_length_bytes();
     let (facts, reader) = opened.into_parts();
     let filesystem = facts.content.name();
@@ -145,6 +151,7 @@ pub fn run(options: Options) -> Result<()> {
     let job = Job {
         name: path.display().to_string(),
         verify: options.verify,
+        left,
         facts,
         shared: Arc::clone(&shared),
     };
@@ -177,6 +184,8 @@ fn figures(options: &Options, done: &Done, filesystem: &str, took: Duration) -> 
             u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
         )
         .str("crc32", &format!("{:08x}", done.ended.crc32))
+        .u64("skipped_bytes", done.skipped_bytes)
+        .bool("skipped_free", options.skip_free)
         .bool("verified", options.verify);
     object
 }
@@ -191,13 +200,28 @@ fn last_line(options: &Options, done: &Done, filesystem: &str, took: Duration) {
     } else {
         ""
     };
+    let mut skipped = String::new();
+    if options.skip_free {
+        skipped = format!(", {} free and left as it was", Bytes(done.skipped_bytes));
+    }
     report::line(format_args!(
-        "{name}: restored {} bytes ({filesystem}), {} written, {} zeroed{verified}, in {}",
+        "{name}: restored {} bytes ({filesystem}), {} written, {} zeroed{skipped}{verified}, in {}",
         done.ended.size_bytes,
         Bytes(done.written_bytes),
         Bytes(done.zeroed_bytes),
         Span(took),
     ));
+}
+
+/// The memory of `--skip-free`.
+fn left_alone(options: &Options, path: &Path, device: &Device) -> Result<Option<LeftAlone>> {
+    if !options.skip_free || device.kind() == DeviceKind::File {
+        // In a file free ranges become holes, which is as fast.
+        return Ok(None);
+    }
+    let left = LeftAlone::new(device.size_bytes());
+    left.map(Some)
+        .map_err(|fault| Error::fault(path.display(), fault).leaving("nothing was written"))
 }
 
 /// Runs `work` in a thread of its own and waits for it, with progress and signals meanwhile. A signal ends the process at
@@ -283,6 +307,7 @@ impl std::fmt::Display for Percent {
 struct Job {
     name: String,
     verify: bool,
+    left: Option<LeftAlone>,
     facts: Facts,
     shared: Arc<Shared>,
 }
@@ -320,15 +345,20 @@ impl Job {
         self.shared.phase.set(Phase::WRITING);
         self.wipe(&mut target, old_backup)?;
         let mut body = Digest::new();
+        let mut zero_all = ZeroAll;
         let ended = copy::write(
             &ahead,
             &mut target,
-            &mut ZeroAll,
+            match &mut self.left {
+                Some(left) => left,
+                None => &mut zero_all,
+            },
             self.verify.then_some(&mut body),
             &self.shared.progress,
         )
         .map_err(|failure| self.failure(failure))?;
         image::check_end(&self.facts.subject, &self.facts.content, &ended)?;
+        let skipped_bytes = self.settle(&mut target)?;
         target.sync().map_err(|fault| self.target_error(fault))?;
         if self.verify {
             self.compare(&target, &body, &ended)?;
@@ -349,6 +379,7 @@ impl Job {
             ended,
             written_bytes: target.written_bytes,
             zeroed_bytes: target.zeroed_bytes,
+            skipped_bytes,
             notes,
         })
     }
@@ -373,6 +404,18 @@ impl Job {
         Ok(())
     }
 
+    /// Zeroes what was left alone and must not keep stale bytes; gives the bytes that stay untouched.
+    fn settle(&mut self, target: &mut Target) -> Result<u64> {
+        let length = self.facts.head_bytes;
+        let Some(left) = &mut self.left else {
+            return Ok(0);
+        };
+        let head = self.facts.head.get(..length).unwrap_or_default();
+        let progress = &self.shared.progress;
+        skip::settle(target, &self.facts.content, head, left, progress)
+            .map_err(|failure| self.failure(failure))
+    }
+
     /// Reads back everything behind the head.
     fn compare(&self, target: &Target, written: &Digest, ended: &Ended) -> Result<()> {
         target
@@ -385,7 +428,8 @@ impl Job {
         };
         let mut found = Digest::new();
         let progress = &self.shared.progress;
-        copy::read_back(target, extent, &mut |_| None, &mut found, progress)
+        let mut skipped = |extent| self.left.as_ref()?.first_in(extent);
+        copy::read_back(target, extent, &mut skipped, &mut found, progress)
             .map_err(|failure| self.failure(failure))?;
         match written.difference(&found) {
             None => Ok(()),

@@ -201,6 +201,7 @@ pub struct Walk<'a> {
     /// Scratch memory; `SCRATCH_BYTES` long, contents arbitrary.
     pub scratch: &'a mut [u8],
     witness: Witness,
+    keeps_owned: bool,
 }
 
 impl<'a> Walk<'a> {
@@ -210,7 +211,21 @@ impl<'a> Walk<'a> {
             device,
             scratch,
             witness: Witness::default(),
+            keeps_owned: false,
         }
+    }
+
+    /// Blocks that have an owner count as used although their content means nothing (an empty journal, unused inode tables):
+    /// for who must know where stale bytes may stay, rather than what has to be read.
+    #[must_use]
+    pub fn keeping_owned(mut self) -> Self {
+        self.keeps_owned = true;
+        self
+    }
+
+    /// See [`Self::keeping_owned`].
+    pub fn keeps_owned(&self) -> bool {
+        self.keeps_owned
     }
 
     /// The device.

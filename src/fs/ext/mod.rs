@@ -114,6 +114,7 @@ fn walk(
     if !fits || size > device.size_bytes() {
         return Ok(Verdict::whole(Fault::corrupt("size of the filesystem")));
     }
+    let keeps_owned = walk.keeps_owned();
     let Some(mut buffers) = Buffers::split(device, walk.scratch) else {
         return Err(Fault::refused("scratch memory"));
     };
@@ -123,6 +124,11 @@ fn walk(
     };
     if let Some(doubt) = doubt_all(&raw, &geometry, still, &buffers, journal.as_ref())? {
         return Ok(Verdict::whole(doubt));
+    }
+    if keeps_owned {
+        let mut verdict = Verdict::USED;
+        believe_bitmaps(&geometry, &mut buffers, map, &mut verdict)?;
+        return Ok(verdict);
     }
     fill(&geometry, &mut buffers, journal.as_ref(), map)
 }

@@ -1,0 +1,115 @@
+//! `floe show`: identity of devices, mounts and images against what blkid and mkfs say, and stable JSON.
+
+use crate::common::{self, Limit, LoopFs, Scratch, Spec};
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+const UUID: &str = "6a1b9e0c-7a55-4d5c-9a4e-1c0b6e5f0a11";
+
+/// The JSON object, read by a real parser: the value of each key as Python prints it.
+fn json(path: &Path, key: &str) -> String {
+    let mut floe = common::floe().expect("checked by the caller");
+    let run = common::run(floe.args(["show", "--json"]).arg(path), Limit::secs(30)).expect_code(0);
+    let script = "import json, sys; print(json.load(sys.stdin)[sys.argv[1]])";
+    let mut python = Command::new("python3");
+    common::run_with_input(
+        python.args(["-c", script, key]),
+        &run.stdout,
+        Limit::secs(30),
+    )
+    .expect_code(0)
+    .stdout_text()
+    .trim()
+    .to_owned()
+}
+
+#[test]
+fn an_image_raw_or_packed_shows_what_its_superblock_says() {
+    require!(
+        common::have("mkfs.ext4") && common::have("python3"),
+        "mkfs.ext4 and python3"
+    );
+    drop(require_floe!());
+    let scratch = Scratch::new();
+    let image = scratch.join("image");
+    fs::File::create(&image)
+        .and_then(|file| file.set_len(64 << 20))
+        .expect("image");
+    let name = image.to_string_lossy().into_owned();
+    common::output(
+        "mkfs.ext4",
+        &[
+            "-q",
+            "-F",
+            "-b",
+            "4096",
+            "-U",
+            UUID,
+            "-L",
+            "a \"label\"",
+            &name,
+        ],
+    );
+    let packed = scratch.join("image.gz");
+    let run = common::run(Command::new("gzip").args(["-c", &name]), Limit::secs(60)).expect_code(0);
+    // Only the head is unpacked: a stream cut in the middle is shown all the same.
+    fs::write(&packed, &run.stdout[..run.stdout.len() * 9 / 10]).expect("write");
+    for path in [&image, &packed] {
+        for (key, wanted) in [
+            ("kind", "image"),
+            ("filesystem", "ext4"),
+            ("size_bytes", "67108864"),
+            ("uuid", UUID),
+            ("label", "a \"label\""),
+            ("mounted_at", "[]"),
+            ("can_freeze", "True"),
+            ("block_bytes", "4096"),
+        ] {
+            assert_eq!(json(path, key), wanted, "{key} of {}", path.display());
+        }
+    }
+    assert_eq!(json(&image, "map"), "used");
+    assert_eq!(json(&packed, "map"), "None");
+    let used: u64 = json(&image, "used_bytes").parse().expect("a number");
+    let dump: u64 = json(&image, "dump_bytes").parse().expect("a number");
+    assert!(dump <= used && dump > 0, "a dump reads {dump} of {used}");
+}
+
+#[test]
+fn a_mounted_filesystem_shows_where_and_an_estimate() {
+    let mounted = require_some!(LoopFs::make(Spec::default()).ok(), "root and mkfs.ext4");
+    require!(common::have("python3"), "python3");
+    drop(require_floe!());
+    mounted.fill(40);
+    let place = mounted.dir().to_string_lossy().into_owned();
+    for (path, kind) in [(mounted.dir(), "mount"), (mounted.device(), "device")] {
+        assert_eq!(json(path, "kind"), kind);
+        assert_eq!(json(path, "filesystem"), "ext4");
+        assert_eq!(json(path, "mounted_at"), format!("['{place}']"));
+        assert_eq!(json(path, "map"), "estimate");
+        assert_eq!(json(path, "size_bytes"), "67108864");
+    }
+    let run = common::run(
+        require_floe!().arg("show").arg(mounted.dir()),
+        Limit::secs(30),
+    );
+    let text = run.expect_code(0).stdout_text();
+    assert!(text.contains("an estimate, while it is mounted"), "{text}");
+    common::assert_not_frozen(mounted.dir(), "after show");
+}
+
+#[test]
+fn the_command_line_is_as_on_every_verb() {
+    let cases: [&[&str]; 3] = [&["show"], &["show", "a", "b"], &["show", "--no-such", "a"]];
+    for case in cases {
+        let run = common::run(require_floe!().args(case), Limit::secs(20)).expect_code(2);
+        assert_eq!(run.stderr_text().lines().count(), 1, "{run}");
+    }
+    let run = common::run(require_floe!().args(["show", "--help"]), Limit::secs(20));
+    assert!(run.expect_code(0).stdout_text().contains("--json"));
+    let run = common::run(require_floe!().args(["show", "/no/such"]), Limit::secs(20));
+    assert!(run.expect_code(1).stderr_text().contains("/no/such: open"));
+    let run = common::run(require_floe!().args(["show", "/proc"]), Limit::secs(20));
+    assert!(run.expect_code(4).stderr_text().contains("proc"));
+}
