@@ -267,6 +267,35 @@ fn sigkill_while_frozen_thaws_within_a_second() {
     assert!(text.contains("thawed"), "{text}");
 }
 
+macro_rules! kill_on {
+    ($name:ident, $kind:literal, $mib:literal) => {
+        #[test]
+        fn $name() {
+            let driver = require_driver!();
+            let spec = Spec {
+                kind: $kind,
+                mib: $mib,
+                ..Spec::default()
+            };
+            let missing = concat!("mkfs.", $kind, " and ", $kind, " in this kernel");
+            let fs = require_some!(LoopFs::make(spec).ok(), missing);
+            fs::write(fs.dir().join("dirty"), vec![7; 1 << 20]).expect("write");
+            let mut driver =
+                Driver::frozen(&mut command(&driver, "hold", NEVER, NEVER, &[fs.dir()]));
+            driver.signal("KILL");
+            driver.end(5);
+            common::assert_not_frozen(fs.dir(), $kind);
+            assert_unlocked(fs.dir(), Duration::from_secs(1));
+        }
+    };
+}
+kill_on!(ext2_is_thawed_after_a_kill, "ext2", 32);
+kill_on!(ext3_is_thawed_after_a_kill, "ext3", 32);
+kill_on!(xfs_is_thawed_after_a_kill, "xfs", 320);
+kill_on!(btrfs_is_thawed_after_a_kill, "btrfs", 128);
+kill_on!(f2fs_is_thawed_after_a_kill, "f2fs", 64);
+kill_on!(jfs_is_thawed_after_a_kill, "jfs", 32);
+
 #[test]
 fn sigkill_thaws_also_when_a_thread_of_floe_hangs_in_a_write_to_the_frozen_filesystem() {
     let driver = require_driver!();

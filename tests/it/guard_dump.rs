@@ -285,3 +285,49 @@ fn sigkill_of_a_dump_at_random_moments_never_leaves_it_frozen() {
         drop(reader.join().expect("the reader ends"));
     }
 }
+
+#[test]
+fn in_the_frozen_window_of_a_dump_nothing_is_opened_mapped_or_started_and_stderr_is_silent() {
+    let floe = require_floe!();
+    require!(
+        common::have("strace") && common::runner().is_none(),
+        "strace, no runner"
+    );
+    let fs = require_source!();
+    let scratch = common::Scratch::new();
+    let trace = scratch.join("trace");
+    let mut strace = Command::new("strace");
+    strace.args(["-f", "-qq", "-o"]).arg(&trace);
+    strace
+        .arg(floe.get_program())
+        .args(floe.get_args())
+        .arg("dump")
+        .arg(fs.dir());
+    strace.stdin(Stdio::null());
+    common::run(&mut strace, Limit::secs(120)).expect_code(0);
+    let text = fs::read_to_string(&trace).expect("trace");
+    let lines: Vec<&str> = text.lines().collect();
+    let first = lines
+        .iter()
+        .position(|line| line.contains("FIFREEZE"))
+        .expect("a freeze");
+    let last = lines
+        .iter()
+        .rposition(|line| line.contains("FITHAW"))
+        .expect("a thaw");
+    let forbidden = [
+        "open(", "openat(", "openat2(", "creat(", "execve(", "clone(", "clone3(", "fork(",
+        "vfork(", "mmap(", "mremap(", "write(2,", "unlink(", "rename(",
+    ];
+    for line in &lines[first..last] {
+        let call = line.split_whitespace().nth(1).unwrap_or_default();
+        assert!(
+            !forbidden.iter().any(|word| call.starts_with(word)),
+            "{line}"
+        );
+    }
+    assert!(
+        lines[first..last].iter().any(|line| line.contains("pread")),
+        "nothing was read in the window"
+    );
+}
