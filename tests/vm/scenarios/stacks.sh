@@ -40,8 +40,8 @@ for stack in "$@"; do
         dm) if echo "0 163840 linear $one 2048" | dmsetup create --noudevsync piece 2>/tmp/made && dmsetup mknodes; then
                 one_stack "a dm device" /dev/mapper/piece; dmsetup remove --noudevsync piece
             else not_ok dm "$(cat /tmp/made)"; fi;;
-        luks) if echo secret | cryptsetup luksFormat -q --type luks2 --pbkdf pbkdf2 --pbkdf-force-iterations 1000 "$one" - 2>/tmp/made &&
-                echo secret | cryptsetup open "$one" vault - 2>>/tmp/made && { dmsetup mknodes; true; }; then
+        luks) if printf secret | cryptsetup luksFormat -q --type luks2 --pbkdf pbkdf2 --pbkdf-force-iterations 1000 "$one" - 2>/tmp/made &&
+                printf secret | cryptsetup open --key-file - "$one" vault 2>>/tmp/made && { dmsetup mknodes; true; }; then
                 one_stack "a LUKS container" /dev/mapper/vault; cryptsetup close vault
             else skip luks "$(tail -n 2 /tmp/made | tr '\n' ' ')"; fi;;
         md) if mdadm --create /dev/md0 --run --metadata=1.2 --level=1 --raid-devices=2 --assume-clean "$one" "$two" >/tmp/made 2>&1; then
