@@ -444,6 +444,26 @@ fn flexible_groups_of_one_and_of_many() {
     check_unmounted(64, &["-b", "1024", "-G", "64"]);
 }
 
+#[test]
+fn a_map_coarser_than_a_block_frees_most_and_says_so() {
+    let scratch = Scratch::new();
+    let mkfs = [
+        "-J",
+        "size=16",
+        "-E",
+        "lazy_itable_init=1,lazy_journal_init=1",
+    ];
+    let image = require_some!(made_full(&scratch, 200 << 10, &mkfs), "e2fsprogs");
+    let seen = read(&open(&image), Still::Unmounted).expect("walk");
+    assert!(seen.map.is_coarse());
+    assert_eq!(seen.verdict.coverage, Coverage::Partial);
+    assert!(seen.map.used_bytes() < 1 << 30, "{}", seen.map.used_bytes());
+    let built = scratch.join("built");
+    build(&open(&image), &seen.map, &built);
+    let (code, text) = e2fsck("-fn", &built);
+    assert_eq!(code, 0, "{text}");
+}
+
 // ---- when the disk says that bitmaps are not to be believed ---------------------------------------------------------
 
 /// Coverage and doubt after `requests` to debugfs on a sound image.
