@@ -19,6 +19,7 @@ pub mod stream;
 #[allow(unsafe_code)]
 pub mod sys;
 pub mod units;
+pub mod utc;
 
 /// Runs the program with the arguments after its name and gives the exit code; dies by a signal where the run did.
 pub fn main(arguments: Vec<std::ffi::OsString>) -> std::process::ExitCode {
