@@ -11,10 +11,12 @@ pub mod freeze;
 pub mod fs;
 mod guard;
 pub mod help;
+pub mod json;
 pub mod layout;
 pub mod mounts;
 pub mod ptable;
 pub mod report;
+pub mod snapshot;
 pub mod stream;
 #[allow(unsafe_code)]
 pub mod sys;
