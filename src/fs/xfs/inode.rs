@@ -359,3 +359,36 @@ impl ForkWalk<'_, '_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_extent_record_is_unpacked_bit_by_bit() {
+        let high: u64 = 1 << 63 | 0x1234_5678_9abc << 9 | 0x155;
+        let low: u64 = 0x2_aaaa_aaaa << 21 | 0x1f_fff0;
+        let mut record = [0; 16];
+        record[..8].copy_from_slice(&high.to_be_bytes());
+        record[8..].copy_from_slice(&low.to_be_bytes());
+        let mapping = Mapping::parse(&record).unwrap();
+        assert!(mapping.unwritten);
+        assert_eq!(mapping.file_block, 0x1234_5678_9abc);
+        assert_eq!(mapping.start, 0x155 << 43 | 0x2_aaaa_aaaa);
+        assert_eq!(mapping.count, 0x1f_fff0);
+    }
+
+    #[test]
+    fn a_chunk_has_only_inodes_that_are_neither_free_nor_in_a_hole() {
+        let mut record = [0; 16];
+        record[..4].copy_from_slice(&64u32.to_be_bytes());
+        record[4..6].copy_from_slice(&0x8000u16.to_be_bytes());
+        record[8..].copy_from_slice(&0b101u64.to_be_bytes());
+        let chunk = Chunk::parse(&record, true).unwrap();
+        let present: Vec<u32> = (0..64).filter(|index| chunk.is_allocated(*index)).collect();
+        assert_eq!(present.first(), Some(&1));
+        assert_eq!((present.len(), present.last()), (58, Some(&59)));
+        // Without sparse chunks these bytes are part of a counter.
+        assert!(Chunk::parse(&record, false).unwrap().is_allocated(63));
+    }
+}
