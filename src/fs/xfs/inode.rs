@@ -5,13 +5,12 @@
 //! others). A written extent found in free space contradicts the trees: its blocks are used, and the group is in doubt.
 //! Never reads file contents, directories or attributes.
 
-use super::STACK_BYTES;
 use super::btree::{EXTENTS, INODES, LEVELS_MAX, Space, Walker};
 use super::group::Group;
 use super::superblock::{Geometry, checksum_holds};
+use super::{Findings, STACK_BYTES};
 use crate::error::{Fault, FaultKind};
 use crate::fs::Verdict;
-use crate::fs::map::UsedMap;
 use crate::layout::be;
 use crate::units::{Extent, to_usize};
 
@@ -74,16 +73,6 @@ impl<'a> Scratch<'a> {
             chunk,
         })
     }
-}
-
-/// What the pass over one group writes to.
-pub struct Findings<'a> {
-    /// The map.
-    pub map: &'a mut UsedMap,
-    /// Where doubts go.
-    pub verdict: &'a mut Verdict,
-    /// Blocks of extent trees that may still be read, over all groups.
-    pub budget: &'a mut u64,
 }
 
 /// A chunk of 64 inodes as its record describes it.
@@ -295,7 +284,7 @@ impl ForkWalk<'_, '_> {
             return Err(fault);
         }
         let group = self.group;
-        let mut budget = *self.findings.budget;
+        let mut budget = self.findings.budget;
         let stack = core::mem::take(&mut self.stack);
         let place = (EXTENTS, Space::Inode(number));
         let mut walker = Walker::new(group.geometry, group.device, place, stack, &mut budget);
@@ -317,7 +306,7 @@ impl ForkWalk<'_, '_> {
         }
         let finished = walker.finish();
         self.stack = stack;
-        *self.findings.budget = budget;
+        self.findings.budget = budget;
         result.and(finished)?;
         if seen == fork.extents {
             Ok(())
@@ -353,7 +342,12 @@ impl ForkWalk<'_, '_> {
                 Fault::corrupt("file extent in free space").at(extent.offset, extent.length_bytes)
             );
         }
-        if unwritten && regular && self.group.geometry.unwritten {
+        let geometry = self.group.geometry;
+        // What stands in a group that is in doubt is used, whoever says otherwise.
+        let believed = geometry
+            .group_of(extent.offset)
+            .is_some_and(|ag| !self.findings.doubted.contains(ag));
+        if unwritten && regular && geometry.unwritten && believed {
             map.set_free(extent);
         }
         Ok(())
