@@ -29,7 +29,7 @@ fn v5() -> Vec<u8> {
     image(V5, 48 << 20)
 }
 
-fn walked(image: &Vec<u8>, still: Still) -> Result<(Verdict, UsedMap), Fault> {
+fn walked(image: &dyn ReadAt, still: Still) -> Result<(Verdict, UsedMap), Fault> {
     let identity = probe(image)?.unwrap();
     let block = BlockSize::from_bytes(identity.block_bytes.into()).unwrap();
     let mut map = UsedMap::new(identity.size_bytes, block).unwrap();
