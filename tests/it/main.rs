@@ -23,4 +23,3 @@ mod thaw;
 mod toolbox;
 mod verify;
 mod xfs;
-mod zip;

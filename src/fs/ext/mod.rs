@@ -26,8 +26,6 @@ mod inode;
 mod inodes;
 mod journal;
 mod superblock;
-#[cfg(test)]
-mod tests;
 mod tree;
 mod window;
 mod witness;
