@@ -11,14 +11,17 @@ pub mod freeze;
 pub mod fs;
 mod guard;
 pub mod help;
+pub mod json;
 pub mod layout;
 pub mod mounts;
 pub mod ptable;
 pub mod report;
+pub mod snapshot;
 pub mod stream;
 #[allow(unsafe_code)]
 pub mod sys;
 pub mod units;
+pub mod utc;
 
 /// Runs the program with the arguments after its name and gives the exit code; dies by a signal where the run did.
 pub fn main(arguments: Vec<std::ffi::OsString>) -> std::process::ExitCode {

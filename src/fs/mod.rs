@@ -282,15 +282,12 @@ pub struct Reader {
 pub type WalkFn = fn(&Identity, Still, &mut Walk<'_>, &mut UsedMap) -> Result<Verdict, Fault>;
 
 /// The readers, most telling magic first: what lies above (LUKS, LVM, md) before what may still stand below it.
-/// FAT comes last: its boot sector has no magic, and other filesystems leave the first sector to boot loaders.
+/// Formats without a checksum come after those that have one; FAT comes last: its boot sector has no magic, and other filesystems leave the first sector to boot loaders.
 const READERS: &[Reader] = &[
     others::LUKS,
     others::LVM,
     others::MD,
     others::EXFAT,
-    others::JFS,
-    others::REISERFS,
-    others::NILFS2,
     squashfs::READER,
     erofs::READER,
     swap::READER,
@@ -298,6 +295,9 @@ const READERS: &[Reader] = &[
     f2fs::READER,
     btrfs::READER,
     ext::READER,
+    others::JFS,
+    others::REISERFS,
+    others::NILFS2,
     fat::READER,
 ];
 

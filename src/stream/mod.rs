@@ -4,6 +4,7 @@
 //! Out: [`plan`] says what is read, [`pipeline`] reads and encodes, [`output`] emits. In: [`input`] buffers a file or pipe,
 //! [`gunzip`] undoes gzip through [`inflate`], [`image`] turns either form into data and zero runs in order; [`target`] takes
 //! those runs onto a device or file, [`copy`] joins both ends with a thread each, [`digest`] remembers what was written.
+//! Archives: [`zip`] writes their records, [`unzip`] reads them, as a stream or through the directory.
 
 pub mod copy;
 pub mod deflate;
@@ -18,4 +19,6 @@ pub mod partfile;
 pub mod pipeline;
 pub mod plan;
 pub mod target;
+pub mod unzip;
 pub mod zeros;
+pub mod zip;

@@ -1,7 +1,7 @@
 //! The ext reader against real filesystems: made by mke2fs in many ways, filled, aged, frozen; its map compared with what
 //! dumpe2fs says of a full copy taken under the same freeze, and the image built from it with e2fsck and file by file.
 
-use crate::common::{self, LoopFs, Mounted, Spec};
+use crate::common::{self, LoopFs, Mounted, Random, Scratch, Spec, Writer};
 use floe::device::{Access, Device, ReadAt};
 use floe::error::Fault;
 use floe::fs::{self as readers, Coverage, Identity, SCRATCH_BYTES, Still, UsedMap, Verdict, Walk};
@@ -115,7 +115,7 @@ fn reference(image: &Path, blocks: usize) -> Reference {
         }
     }
     if text.contains("extent") {
-        for name in ["/fallocated", "/over-the-secret"] {
+        for name in ["/fallocated", "/over-the-secret", "/folder4/file4"] {
             let list = debugfs(&format!("dump_extents -l {name}"));
             for line in list.lines().filter(|line| line.contains("Uninit")) {
                 // Level Entries Logical Physical Length Flags: `0/ 0   1/  3     0 -  4095 34816 - 38911   4096 Uninit`
@@ -274,7 +274,9 @@ fn check(variant: Variant<'_>) {
         grow(&mut made, mib);
         fs::write(made.dir().join("after-growth"), vec![3; 3_000_000]).expect("write");
     }
-    common::output("sync", &["-f", &made.dir().to_string_lossy()]);
+    // Dirty pages and delayed allocation are the freeze's to settle.
+    let writer = Writer::start(made.dir());
+    std::thread::sleep(std::time::Duration::from_millis(300));
     common::freeze(made.dir());
     let device = open(made.device());
     let seen = read(&device, Still::Frozen).expect("walk");
@@ -284,6 +286,7 @@ fn check(variant: Variant<'_>) {
     build(&device, &all, &whole);
     let files = common::tree(made.dir());
     common::thaw(made.dir());
+    drop(writer);
     drop(open_files);
     assert_eq!(seen.verdict.doubt, None);
     assert_eq!(seen.verdict.coverage, Coverage::Used);
@@ -359,4 +362,333 @@ variants! {
     ext4_grown_within_its_reserve: "ext4" 64 ["-b", "1024"] grown_mib = Some(200);
     ext4_grown_without_a_reserve: "ext4" 64 ["-b", "1024", "-O", "^resize_inode"] grown_mib = Some(420);
     ext4_whose_last_group_is_short: "ext4" 67 ["-b", "1024"];
+}
+
+// ---- not mounted: what this kernel may not mount --------------------------------------------------------------------
+
+/// An image filled by mke2fs itself; `None` when it is not installed or cannot make this.
+fn made_full(scratch: &Scratch, mib: u64, mkfs: &[&str]) -> Option<PathBuf> {
+    let (folder, image) = (scratch.join("content"), scratch.join("image"));
+    if !common::have("mke2fs") || !common::have("debugfs") {
+        return None;
+    }
+    if !folder.exists() {
+        fs::create_dir(&folder).expect("folder");
+        common::fill(&folder, 200);
+        // Many extents, so that a tree has depth.
+        let holes = File::create(folder.join("holes")).expect("create");
+        for piece in 0..90 {
+            holes
+                .write_all_at(&[9; 5000], piece * 131_072)
+                .expect("write");
+        }
+    }
+    File::create(&image)
+        .and_then(|file| file.set_len(mib << 20))
+        .expect("image");
+    let mut mke2fs = Command::new("mke2fs");
+    mke2fs.args(["-q", "-F", "-t", "ext4", "-d"]).arg(&folder);
+    mke2fs.args(mkfs).arg(&image);
+    common::run(&mut mke2fs, common::Limit::secs(60)).expect_code(0);
+    // mke2fs leaves quota files behind that do not count what it copied.
+    let (code, text) = e2fsck("-fy", &image);
+    assert!(code <= 1, "{text}");
+    Some(image)
+}
+
+fn check_unmounted(mib: u64, mkfs: &[&str]) {
+    let scratch = Scratch::new();
+    let image = require_some!(made_full(&scratch, mib, mkfs), "e2fsprogs");
+    let device = open(&image);
+    let seen = read(&device, Still::Unmounted).expect("walk");
+    assert_eq!(seen.verdict.doubt, None);
+    let blocks = seen.identity.size_bytes / u64::from(seen.identity.block_bytes);
+    compare(&seen, &reference(&image, usize::try_from(blocks).unwrap()));
+    let built = scratch.join("built");
+    build(&device, &seen.map, &built);
+    let (code, text) = e2fsck("-fn", &built);
+    assert_eq!(code, 0, "{text}");
+    let out = scratch.join("out");
+    fs::create_dir(&out).expect("folder");
+    let request = format!("rdump / {}", out.display());
+    common::output("debugfs", &["-R", &request, &built.to_string_lossy()]);
+    common::assert_same_tree(&common::tree(&scratch.join("content")), &common::tree(&out));
+}
+
+#[test]
+fn blocks_of_64_kib_which_few_kernels_mount() {
+    check_unmounted(256, &["-b", "65536"]);
+}
+
+#[test]
+fn blocks_of_16_kib_and_inodes_of_1_kib() {
+    check_unmounted(128, &["-b", "16384", "-I", "1024"]);
+}
+
+#[test]
+fn quota_files_and_projects() {
+    check_unmounted(64, &["-O", "quota,project"]);
+}
+
+#[test]
+fn encryption_verity_and_casefold_do_not_change_what_is_used() {
+    check_unmounted(
+        64,
+        &["-O", "encrypt,verity,casefold,stable_inodes,large_dir"],
+    );
+}
+
+#[test]
+fn flexible_groups_of_one_and_of_many() {
+    check_unmounted(64, &["-b", "1024", "-G", "1"]);
+    check_unmounted(64, &["-b", "1024", "-G", "64"]);
+}
+
+#[test]
+fn a_map_coarser_than_a_block_frees_most_and_says_so() {
+    let scratch = Scratch::new();
+    let mkfs = [
+        "-J",
+        "size=16",
+        "-E",
+        "lazy_itable_init=1,lazy_journal_init=1",
+    ];
+    let image = require_some!(made_full(&scratch, 200 << 10, &mkfs), "e2fsprogs");
+    let seen = read(&open(&image), Still::Unmounted).expect("walk");
+    assert!(seen.map.is_coarse());
+    assert_eq!(seen.verdict.coverage, Coverage::Partial);
+    assert!(seen.map.used_bytes() < 1 << 30, "{}", seen.map.used_bytes());
+    let built = scratch.join("built");
+    build(&open(&image), &seen.map, &built);
+    let (code, text) = e2fsck("-fn", &built);
+    assert_eq!(code, 0, "{text}");
+}
+
+// ---- when the disk says that bitmaps are not to be believed ---------------------------------------------------------
+
+/// Coverage and doubt after `requests` to debugfs on a sound image.
+fn after(requests: &[&str], still: Still) -> Option<(Coverage, String)> {
+    let scratch = Scratch::new();
+    let image = made_full(&scratch, 32, &[])?;
+    for request in requests {
+        common::output("debugfs", &["-w", "-R", request, &image.to_string_lossy()]);
+    }
+    let verdict = read(&open(&image), still).expect("walk").verdict;
+    let doubt = verdict.doubt.map(|fault| fault.to_string());
+    Some((verdict.coverage, doubt.unwrap_or_default()))
+}
+
+#[test]
+fn state_and_features_decide_whether_anything_is_believed() {
+    let cases: [(&str, Coverage, &str); 7] = [
+        ("stats", Coverage::Used, ""),
+        (
+            "ssv state 3",
+            Coverage::Whole,
+            "the superblock records errors: run e2fsck",
+        ),
+        (
+            "ssv state 0",
+            Coverage::Whole,
+            "not cleanly unmounted: run e2fsck",
+        ),
+        (
+            "feature +needs_recovery",
+            Coverage::Whole,
+            "the journal needs recovery",
+        ),
+        (
+            "feature +FEATURE_I30",
+            Coverage::Whole,
+            "unknown incompatible feature",
+        ),
+        (
+            "feature +FEATURE_R30",
+            Coverage::Whole,
+            "unknown read-only feature",
+        ),
+        (
+            "ssv free_blocks_count 77",
+            Coverage::Whole,
+            "sum of free blocks",
+        ),
+    ];
+    for (request, coverage, doubt) in cases {
+        let found = require_some!(after(&[request], Still::Unmounted), "e2fsprogs");
+        assert_eq!(found, (coverage, doubt.to_owned()), "{request}");
+    }
+    let found = require_some!(after(&["stats"], Still::Moving), "e2fsprogs");
+    assert_eq!(found.0, Coverage::Whole);
+}
+
+#[test]
+fn a_group_that_does_not_add_up_is_read_whole_and_the_others_are_not() {
+    let scratch = Scratch::new();
+    let mkfs = ["-b", "1024", "-O", "^metadata_csum,^uninit_bg,^flex_bg"];
+    let image = require_some!(made_full(&scratch, 64, &mkfs), "e2fsprogs");
+    let sound = read(&open(&image), Still::Unmounted).expect("walk");
+    let path = image.to_string_lossy();
+    common::output(
+        "debugfs",
+        &["-w", "-R", "set_bg 5 free_blocks_count 17", &path],
+    );
+    let seen = read(&open(&image), Still::Unmounted).expect("walk");
+    assert_eq!(seen.verdict.coverage, Coverage::Partial);
+    let doubt = seen.verdict.doubt.expect("a doubt").to_string();
+    assert_eq!(doubt, "free count of the block bitmap in group 5");
+    let group = 8192 * 1024;
+    for number in 0..8u64 {
+        let range = (1 + number * 8192) * 1024;
+        let mut used = 0;
+        let mut from = range;
+        while let Some(run) = seen.map.next_used(from, range + group) {
+            used += run.length_bytes;
+            from = run.end();
+        }
+        let all = (sound.map.size_bytes() - range).min(group);
+        assert_eq!(used == all, number == 5, "group {number}");
+    }
+}
+
+#[test]
+fn a_journal_on_another_device_is_refused_and_so_is_the_device() {
+    let scratch = Scratch::new();
+    let image = require_some!(
+        made_full(&scratch, 32, &["-O", "^has_journal"]),
+        "e2fsprogs"
+    );
+    // Refused by mke2fs on plain files, so the superblock is told.
+    let path = image.to_string_lossy();
+    common::output("debugfs", &["-w", "-R", "feature +has_journal", &path]);
+    let fault = read(&open(&image), Still::Unmounted)
+        .err()
+        .expect("refused");
+    assert_eq!(fault.exit().code(), 4, "{fault}");
+    let journal = scratch.join("journal");
+    File::create(&journal)
+        .and_then(|file| file.set_len(16 << 20))
+        .expect("journal");
+    let place = journal.to_string_lossy();
+    common::output(
+        "mke2fs",
+        &["-q", "-F", "-O", "journal_dev", "-b", "4096", &place],
+    );
+    let identity = readers::probe(&open(&journal))
+        .expect("probe")
+        .expect("recognised");
+    assert_eq!(identity.kind, readers::Kind::ExtJournal);
+    let fault = read(&open(&journal), Still::Unmounted)
+        .err()
+        .expect("refused");
+    assert_eq!(fault.exit().code(), 4, "{fault}");
+}
+
+// ---- damage ---------------------------------------------------------------------------------------------------------
+
+/// Flips bytes where metadata lies, many times: nothing panics, and with checksums no block in use gets lost.
+fn damage(mkfs: &[&str], has_checksums: bool, seed: u64) {
+    let scratch = Scratch::new();
+    let image = require_some!(made_full(&scratch, 24, mkfs), "e2fsprogs");
+    let path = image.to_string_lossy();
+    // Unwritten extents, so that there is something to free wrongly.
+    common::output(
+        "debugfs",
+        &["-w", "-R", "fallocate /folder4/file4 100 700", &path],
+    );
+    let mut bytes = fs::read(&image).expect("image");
+    let sound = read(&bytes, Still::Unmounted).expect("walk");
+    assert_eq!(sound.verdict.doubt, None);
+    let unit = sound.identity.block_bytes;
+    let blocks = sound.identity.size_bytes / u64::from(unit);
+    let reference = reference(&image, usize::try_from(blocks).unwrap());
+    let metadata: Vec<u64> = (0..blocks)
+        .filter(|block| {
+            let start = usize::try_from(block * u64::from(unit)).unwrap();
+            let used = sound.map.is_used(block * u64::from(unit));
+            // Tables, bitmaps, descriptors, tree nodes and folders, not the text of files.
+            used && bytes[start..][..64]
+                .iter()
+                .filter(|byte| **byte == 0)
+                .count()
+                > 8
+        })
+        .collect();
+    assert!(metadata.len() > 20);
+    let mut random = Random(seed);
+    for round in 0..400 {
+        let mut undo = Vec::new();
+        for _ in 0..=random.below(3) {
+            let pick = usize::try_from(random.below(metadata.len().try_into().unwrap())).unwrap();
+            // Half of the damage goes to the first blocks: superblock and descriptors.
+            let block = metadata[if random.below(2) == 0 { pick % 4 } else { pick }];
+            let place = block * u64::from(unit) + random.below(unit.into());
+            let place = usize::try_from(place).unwrap();
+            undo.push((place, bytes[place]));
+            bytes[place] ^= 1 << random.below(8);
+        }
+        if let Ok(Some(identity)) = readers::probe(&bytes)
+            && let Some(block) = BlockSize::from_bytes(identity.block_bytes.into())
+            && identity.size_bytes < 1 << 40
+            && let Ok(seen) = read(&bytes, Still::Unmounted)
+            && has_checksums
+            && seen.identity.size_bytes == sound.identity.size_bytes
+        {
+            assert!(block.bytes() > 0);
+            for (index, used) in reference.used.iter().enumerate() {
+                let is_used = seen
+                    .map
+                    .is_used(u64::try_from(index).unwrap() * u64::from(unit));
+                assert!(
+                    is_used || !used || reference.may_be_zero[index],
+                    "round {round}: block {index} lost after {undo:?}"
+                );
+            }
+        }
+        for (place, byte) in undo.into_iter().rev() {
+            bytes[place] = byte;
+        }
+    }
+}
+
+#[test]
+fn damage_to_metadata_with_checksums_never_loses_a_block_in_use() {
+    damage(&["-b", "1024", "-N", "512"], true, 0x0dd_ba11);
+    damage(
+        &["-b", "4096", "-N", "512", "-O", "bigalloc"],
+        true,
+        0x5ca1e,
+    );
+}
+
+#[test]
+fn damage_to_metadata_without_checksums_ends_without_a_panic() {
+    damage(
+        &["-b", "1024", "-N", "512", "-O", "^metadata_csum,^uninit_bg"],
+        false,
+        77,
+    );
+    damage(
+        &[
+            "-b",
+            "1024",
+            "-N",
+            "512",
+            "-O",
+            "^metadata_csum,uninit_bg,^extent,^64bit",
+        ],
+        false,
+        78,
+    );
+    damage(
+        &[
+            "-b",
+            "1024",
+            "-N",
+            "512",
+            "-O",
+            "meta_bg,^resize_inode,^metadata_csum",
+        ],
+        false,
+        79,
+    );
 }

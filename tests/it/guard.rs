@@ -313,6 +313,7 @@ fn sigkill_thaws_also_when_a_thread_of_floe_hangs_in_a_write_to_the_frozen_files
             began.elapsed()
         );
         common::assert_not_frozen(fs.dir(), "after a kill with a hanging writer");
+        assert_unlocked(fs.dir(), Duration::from_secs(1));
     }
 }
 

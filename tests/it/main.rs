@@ -23,3 +23,4 @@ mod thaw;
 mod toolbox;
 mod verify;
 mod xfs;
+mod zip;

@@ -8,6 +8,7 @@ use floe::device::{Access, Device};
 use floe::error::Fault;
 use floe::fs::{self, SCRATCH_BYTES, Still, UsedMap, Verdict, Walk, Witness};
 use floe::units::{BlockSize, Extent};
+use rustix::fs::SeekFrom;
 
 /// What a walk of an image or device gave.
 pub struct Walked {
@@ -74,20 +75,19 @@ pub fn rebuild(source: &Path, map: &UsedMap, target: &Path) {
     }
 }
 
-/// How often `needle` stands in a file at multiples of its length.
+/// How often `needle` stands in a file at multiples of its length; holes are passed over.
 pub fn count_marks(path: &Path, needle: &[u8]) -> usize {
     let file = File::open(path).expect("image");
     let length = file.metadata().expect("image").len();
     let mut buffer = vec![0; 1 << 20];
     let (mut offset, mut found) = (0, 0);
-    while offset < length {
+    while let Ok(data) = rustix::fs::seek(&file, SeekFrom::Data(offset)) {
+        offset = data / 4096 * 4096;
         let count = usize::try_from(length - offset).map_or(buffer.len(), |n| n.min(buffer.len()));
-        file.read_exact_at(&mut buffer[..count], offset)
-            .expect("read");
-        found += buffer[..count]
-            .chunks_exact(needle.len())
-            .filter(|chunk| *chunk == needle)
-            .count();
+        let piece = &mut buffer[..count];
+        file.read_exact_at(piece, offset).expect("read");
+        let same = |chunk: &&[u8]| *chunk == needle;
+        found += piece.chunks_exact(needle.len()).filter(same).count();
         offset += u64::try_from(count).expect("small");
     }
     found

@@ -6,10 +6,11 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use floe::fs::{Coverage, Still, UsedMap};
 
-use crate::common::{self, Limit, LoopFs, Mounted, Random, Scratch, Spec};
+use crate::common::{self, Limit, LoopFs, Mounted, Random, Scratch, Spec, Writer};
 use crate::maps::{self, Walked};
 
 /// 512 bytes that no file of ours keeps: found in a rebuilt image, they came out of space that nothing owns.
@@ -243,7 +244,7 @@ fn prove(spec: Spec<'static>, pieces: u32) {
     let full = made.scratch().join("full");
 
     common::freeze(made.dir());
-    let Walked { verdict, map, .. } = maps::walk(made.device(), Still::Frozen);
+    let Walked { verdict, map } = maps::walk(made.device(), Still::Frozen);
     maps::rebuild(made.image(), &map, &rebuilt);
     copy(made.image(), &full);
     common::thaw(made.dir());
@@ -266,7 +267,7 @@ fn prove(spec: Spec<'static>, pieces: u32) {
     assert_image_is_good(&rebuilt, &before, spec.sector_size, &what);
 
     made.unmount();
-    let Walked { verdict, map, .. } = maps::walk(made.device(), Still::Unmounted);
+    let Walked { verdict, map } = maps::walk(made.device(), Still::Unmounted);
     assert_eq!(
         verdict.coverage,
         Coverage::Used,
@@ -331,11 +332,65 @@ fn a_nearly_full_xfs_comes_out_whole() {
     let before = common::tree(made.dir());
     let rebuilt = made.scratch().join("rebuilt");
     common::freeze(made.dir());
-    let Walked { verdict, map, .. } = maps::walk(made.device(), Still::Frozen);
+    let Walked { verdict, map } = maps::walk(made.device(), Still::Frozen);
     maps::rebuild(made.image(), &map, &rebuilt);
     common::thaw(made.dir());
     assert_eq!(verdict.coverage, Coverage::Used, "{:?}", verdict.doubt);
     assert_image_is_good(&rebuilt, &before, 512, "nearly full");
+}
+
+#[test]
+fn an_xfs_of_200_gib_with_a_coarse_map_comes_out_whole() {
+    let spec = variant(200 * 1024, &["-m", "rmapbt=1"], 512);
+    let made = require_some!(LoopFs::make(spec).ok(), "root, mkfs.xfs and XFS");
+    age(made.dir(), 1000);
+    let before = common::tree(made.dir());
+    let (rebuilt, full) = (made.scratch().join("rebuilt"), made.scratch().join("full"));
+    common::freeze(made.dir());
+    let Walked { verdict, map } = maps::walk(made.device(), Still::Frozen);
+    maps::rebuild(made.image(), &map, &rebuilt);
+    copy(made.image(), &full);
+    common::thaw(made.dir());
+    assert!(map.is_coarse());
+    assert_eq!(verdict.coverage, Coverage::Used, "{:?}", verdict.doubt);
+    assert_map_is_right(
+        &map,
+        &reference_free(&full),
+        &reference_unwritten(made.dir()),
+        "coarse",
+    );
+    assert_image_is_good(&rebuilt, &before, 512, "coarse");
+}
+
+#[test]
+fn frozen_under_writers_with_open_deleted_files_it_comes_out_as_it_was() {
+    let made = require_some!(LoopFs::make(VARIANTS[1]).ok(), "root, mkfs.xfs and XFS");
+    age(made.dir(), 500);
+    let doomed = made.dir().join("doomed");
+    let open = fs::File::create(&doomed).expect("file");
+    open.write_all_at(&Random(9).bytes(1 << 20), 0)
+        .expect("write");
+    fs::remove_file(&doomed).expect("delete");
+    let rebuilt = made.scratch().join("rebuilt");
+    for round in 0..3 {
+        let writers = [
+            Writer::start(made.dir()),
+            Writer::start(&made.dir().join("pieces")),
+        ];
+        std::thread::sleep(Duration::from_millis(700));
+        common::freeze(made.dir());
+        let Walked { verdict, map } = maps::walk(made.device(), Still::Frozen);
+        let first = maps::witness(made.device());
+        maps::rebuild(made.image(), &map, &rebuilt);
+        let frozen = common::tree(made.dir());
+        let second = maps::witness(made.device());
+        drop(writers);
+        common::thaw(made.dir());
+        assert_eq!(first, second);
+        assert_eq!(verdict.coverage, Coverage::Used, "{:?}", verdict.doubt);
+        assert_image_is_good(&rebuilt, &frozen, 512, &format!("round {round}"));
+    }
+    drop(open);
 }
 
 #[test]
@@ -362,7 +417,7 @@ fn reflinked_files_keep_their_shared_blocks() {
     let before = common::tree(made.dir());
     let rebuilt = made.scratch().join("rebuilt");
     common::freeze(made.dir());
-    let Walked { verdict, map, .. } = maps::walk(made.device(), Still::Frozen);
+    let Walked { verdict, map } = maps::walk(made.device(), Still::Frozen);
     maps::rebuild(made.image(), &map, &rebuilt);
     common::thaw(made.dir());
     assert_eq!(verdict.coverage, Coverage::Used, "{:?}", verdict.doubt);
@@ -516,7 +571,7 @@ fn version_4_images_with_512_byte_blocks_give_the_right_map() {
             "-q", "-f", "-m", "crc=0", "-n", "ftype=1", "-b", block, "-p", &list, &path,
         ];
         common::output("mkfs.xfs", &args);
-        let Walked { verdict, map, .. } = maps::walk(&image, Still::Unmounted);
+        let Walked { verdict, map } = maps::walk(&image, Still::Unmounted);
         assert_eq!(
             verdict.coverage,
             Coverage::Used,

@@ -26,6 +26,8 @@ mod inode;
 mod inodes;
 mod journal;
 mod superblock;
+#[cfg(test)]
+mod tests;
 mod tree;
 mod window;
 mod witness;

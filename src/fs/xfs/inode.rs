@@ -5,13 +5,12 @@
 //! others). A written extent found in free space contradicts the trees: its blocks are used, and the group is in doubt.
 //! Never reads file contents, directories or attributes.
 
-use super::STACK_BYTES;
 use super::btree::{EXTENTS, INODES, LEVELS_MAX, Space, Walker};
 use super::group::Group;
 use super::superblock::{Geometry, checksum_holds};
+use super::{Findings, STACK_BYTES};
 use crate::error::{Fault, FaultKind};
 use crate::fs::Verdict;
-use crate::fs::map::UsedMap;
 use crate::layout::be;
 use crate::units::{Extent, to_usize};
 
@@ -74,16 +73,6 @@ impl<'a> Scratch<'a> {
             chunk,
         })
     }
-}
-
-/// What the pass over one group writes to.
-pub struct Findings<'a> {
-    /// The map.
-    pub map: &'a mut UsedMap,
-    /// Where doubts go.
-    pub verdict: &'a mut Verdict,
-    /// Blocks of extent trees that may still be read, over all groups.
-    pub budget: &'a mut u64,
 }
 
 /// A chunk of 64 inodes as its record describes it.
@@ -295,7 +284,7 @@ impl ForkWalk<'_, '_> {
             return Err(fault);
         }
         let group = self.group;
-        let mut budget = *self.findings.budget;
+        let mut budget = self.findings.budget;
         let stack = core::mem::take(&mut self.stack);
         let place = (EXTENTS, Space::Inode(number));
         let mut walker = Walker::new(group.geometry, group.device, place, stack, &mut budget);
@@ -317,7 +306,7 @@ impl ForkWalk<'_, '_> {
         }
         let finished = walker.finish();
         self.stack = stack;
-        *self.findings.budget = budget;
+        self.findings.budget = budget;
         result.and(finished)?;
         if seen == fork.extents {
             Ok(())
@@ -353,9 +342,47 @@ impl ForkWalk<'_, '_> {
                 Fault::corrupt("file extent in free space").at(extent.offset, extent.length_bytes)
             );
         }
-        if unwritten && regular && self.group.geometry.unwritten {
+        let geometry = self.group.geometry;
+        // What stands in a group that is in doubt is used, whoever says otherwise.
+        let believed = geometry
+            .group_of(extent.offset)
+            .is_some_and(|ag| !self.findings.doubted.contains(ag));
+        if unwritten && regular && geometry.unwritten && believed {
             map.set_free(extent);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_extent_record_is_unpacked_bit_by_bit() {
+        let high: u64 = 1 << 63 | 0x1234_5678_9abc << 9 | 0x155;
+        let low: u64 = 0x2_aaaa_aaaa << 21 | 0x1f_fff0;
+        let mut record = [0; 16];
+        record[..8].copy_from_slice(&high.to_be_bytes());
+        record[8..].copy_from_slice(&low.to_be_bytes());
+        let mapping = Mapping::parse(&record).unwrap();
+        assert!(mapping.unwritten);
+        assert_eq!(mapping.file_block, 0x1234_5678_9abc);
+        assert_eq!(mapping.start, 0x155 << 43 | 0x2_aaaa_aaaa);
+        assert_eq!(mapping.count, 0x1f_fff0);
+    }
+
+    #[test]
+    fn a_chunk_has_only_inodes_that_are_neither_free_nor_in_a_hole() {
+        let mut record = [0; 16];
+        record[..4].copy_from_slice(&64u32.to_be_bytes());
+        record[4..6].copy_from_slice(&0x8000u16.to_be_bytes());
+        record[8..].copy_from_slice(&0b101u64.to_be_bytes());
+        let chunk = Chunk::parse(&record, true).unwrap();
+        let present: Vec<u32> = (0..64).filter(|index| chunk.is_allocated(*index)).collect();
+        assert_eq!(present.first(), Some(&1));
+        assert_eq!((present.len(), present.last()), (58, Some(&59)));
+        // Without sparse chunks these bytes are part of a counter.
+        assert!(Chunk::parse(&record, false).unwrap().is_allocated(63));
     }
 }

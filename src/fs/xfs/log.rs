@@ -228,3 +228,88 @@ impl<'a> Log<'a> {
         ]))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BLOCKS: usize = 8192;
+    const UUID: [u8; 16] = [7; 16];
+
+    /// A log of 4 MiB: cycle 5 up to an unmount record of two blocks that ends at `head`, cycle 4 behind it.
+    fn log(head: usize) -> Vec<u8> {
+        let mut bytes = vec![0; BLOCKS * 512];
+        for (number, block) in bytes.chunks_exact_mut(512).enumerate() {
+            let cycle: u32 = if head == 0 || number < head { 5 } else { 4 };
+            block[..4].copy_from_slice(&cycle.to_be_bytes());
+        }
+        let start = (head + BLOCKS - 2) % BLOCKS;
+        let header = &mut bytes[start * 512..][..512];
+        let fields: [(usize, u32); 6] = [
+            (0, RECORD_MAGIC),
+            (4, 5),
+            (8, VERSION_2),
+            (12, 512),
+            (0x28, 1),
+            (0x140, 32_768),
+        ];
+        for (at, value) in fields {
+            header[at..at + 4].copy_from_slice(&value.to_be_bytes());
+        }
+        header[0x130..0x140].copy_from_slice(&UUID);
+        let data = &mut bytes[(start + 1) % BLOCKS * 512..][..512];
+        data[8..14].copy_from_slice(&[0xaa, UNMOUNT_FLAG, 0, 0, 0x6e, 0x55]);
+        bytes
+    }
+
+    fn prove(bytes: &Vec<u8>) -> Result<(), Fault> {
+        let log = Log {
+            device: bytes,
+            place: Extent {
+                offset: 0,
+                length_bytes: to_u64(bytes.len()),
+            },
+            uuid: UUID,
+        };
+        log.prove_clean(&mut vec![0; super::super::STACK_BYTES * 2])
+    }
+
+    #[test]
+    fn an_unmount_record_at_the_head_is_clean_wherever_the_head_is() {
+        for head in [2, 3, 700, BLOCKS - 1, 0] {
+            assert_eq!(prove(&log(head)), Ok(()), "head {head}");
+        }
+    }
+
+    #[test]
+    fn anything_newer_than_the_unmount_record_is_dirty() {
+        let mut bytes = log(700);
+        // A record that was in flight behind a hole.
+        bytes[900 * 512..][..4].copy_from_slice(&5u32.to_be_bytes());
+        assert!(prove(&bytes).is_err());
+        // Wrapped: behind the head at block 0 the next cycle.
+        let mut bytes = log(0);
+        bytes[9 * 512..][..4].copy_from_slice(&6u32.to_be_bytes());
+        assert!(prove(&bytes).is_err());
+        let mut bytes = log(8000);
+        bytes[100 * 512..][..4].copy_from_slice(&6u32.to_be_bytes());
+        assert!(prove(&bytes).is_err());
+    }
+
+    #[test]
+    fn a_last_record_that_is_not_an_unmount_record_is_dirty() {
+        let start = 698 * 512;
+        for (at, value) in [
+            (0x28 + 3, 2),
+            (512 + 9, 0),
+            (512 + 12, 0),
+            (0x131, 0),
+            (15, 9),
+        ] {
+            let mut bytes = log(700);
+            bytes[start + at] = value;
+            assert!(prove(&bytes).is_err(), "byte {at}");
+        }
+        assert!(prove(&vec![0; BLOCKS * 512]).is_err());
+    }
+}

@@ -16,6 +16,8 @@ mod group;
 mod inode;
 mod log;
 mod superblock;
+#[cfg(test)]
+mod tests;
 
 use self::group::Group;
 use self::log::Log;
@@ -24,7 +26,7 @@ use crate::device::ReadAt;
 use crate::error::{Fault, FaultKind};
 use crate::fs::map::UsedMap;
 use crate::fs::{Identity, Kind, Reader, Still, Verdict, Walk, text, uuid_text};
-use crate::units::Extent;
+use crate::units::{Extent, to_usize};
 
 /// The reader's row in the table.
 pub const READER: Reader = Reader {
@@ -97,9 +99,15 @@ fn walk(
         return whole_or_fail(fault);
     }
     let mut verdict = Verdict::USED;
-    mark_free_space(device, &geometry, walk.scratch, (map, &mut verdict))?;
+    let mut findings = Findings {
+        map,
+        verdict: &mut verdict,
+        doubted: &mut Doubted::default(),
+        budget: geometry.blocks,
+    };
+    mark_free_space(device, &geometry, walk.scratch, &mut findings)?;
     if geometry.unwritten {
-        mark_unwritten(device, &geometry, walk.scratch, (map, &mut verdict))?;
+        mark_unwritten(device, &geometry, walk.scratch, &mut findings)?;
     }
     if map.next_used(geometry.log.offset, geometry.log.end()) != Some(geometry.log) {
         map.set_all_used();
@@ -118,14 +126,38 @@ fn refuse_other_devices(superblock: &Superblock) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Where a pass puts its findings.
-type Findings<'a> = (&'a mut UsedMap, &'a mut Verdict);
+/// Groups that are wholly used, as a bit for each; groups share bits from the 1024th on, which only makes more of them used.
+#[derive(Default)]
+struct Doubted([u64; 16]);
+
+impl Doubted {
+    fn add(&mut self, ag: u32) {
+        if let Some(word) = self.0.get_mut(to_usize(u64::from(ag / 64 % 16))) {
+            *word |= 1 << (ag % 64);
+        }
+    }
+
+    fn contains(&self, ag: u32) -> bool {
+        self.0
+            .get(to_usize(u64::from(ag / 64 % 16)))
+            .is_none_or(|word| word >> (ag % 64) & 1 != 0)
+    }
+}
+
+/// Where the passes put their findings.
+struct Findings<'a> {
+    map: &'a mut UsedMap,
+    verdict: &'a mut Verdict,
+    doubted: &'a mut Doubted,
+    /// Blocks of extent trees that may still be read, over all groups.
+    budget: u64,
+}
 
 fn mark_free_space(
     device: &dyn ReadAt,
     geometry: &superblock::Geometry,
     scratch: &mut [u8],
-    (map, verdict): Findings<'_>,
+    findings: &mut Findings<'_>,
 ) -> Result<(), Fault> {
     let stack = scratch
         .get_mut(..STACK_BYTES)
@@ -136,13 +168,13 @@ fn mark_free_space(
             device,
             ag,
         };
-        if let Err(fault) = group.mark_free(stack, map) {
-            distrust(&group, fault, (map, verdict))?;
-        } else if let Err(fault) = group.mark_free_list(stack, map) {
+        if let Err(fault) = group.mark_free(stack, findings.map) {
+            distrust(&group, fault, findings)?;
+        } else if let Err(fault) = group.mark_free_list(stack, findings.map) {
             if fault.kind == FaultKind::Io {
                 return Err(fault);
             }
-            verdict.doubt(fault.in_unit("AG", ag.into()));
+            findings.verdict.doubt(fault.in_unit("AG", ag.into()));
         }
     }
     Ok(())
@@ -152,35 +184,30 @@ fn mark_unwritten(
     device: &dyn ReadAt,
     geometry: &superblock::Geometry,
     scratch: &mut [u8],
-    (map, verdict): Findings<'_>,
+    findings: &mut Findings<'_>,
 ) -> Result<(), Fault> {
     let mut scratch = inode::Scratch::cut(scratch).ok_or(Fault::refused("scratch memory"))?;
-    let mut budget = geometry.blocks;
     for ag in 0..geometry.ag_count {
         let group = Group {
             geometry,
             device,
             ag,
         };
-        let mut findings = inode::Findings {
-            map: &mut *map,
-            verdict: &mut *verdict,
-            budget: &mut budget,
-        };
-        if let Err(fault) = inode::walk_group(&group, &mut scratch, &mut findings) {
-            distrust(&group, fault, (map, verdict))?;
+        if let Err(fault) = inode::walk_group(&group, &mut scratch, findings) {
+            distrust(&group, fault, findings)?;
         }
     }
     Ok(())
 }
 
 /// The whole group is used from here on.
-fn distrust(group: &Group<'_>, fault: Fault, (map, verdict): Findings<'_>) -> Result<(), Fault> {
+fn distrust(group: &Group<'_>, fault: Fault, findings: &mut Findings<'_>) -> Result<(), Fault> {
     if fault.kind == FaultKind::Io {
         return Err(fault);
     }
-    map.set_used(group.extent());
-    verdict.doubt(fault.in_unit("AG", group.ag.into()));
+    findings.doubted.add(group.ag);
+    findings.map.set_used(group.extent());
+    findings.verdict.doubt(fault.in_unit("AG", group.ag.into()));
     Ok(())
 }
 

@@ -272,6 +272,11 @@ impl Geometry {
         )
     }
 
+    /// The group that the byte at `offset` lies in.
+    pub fn group_of(&self, offset: u64) -> Option<u32> {
+        u32::try_from(self.block.blocks_in(offset) / u64::from(self.ag_blocks)).ok()
+    }
+
     /// A filesystem block number as group and block within it; `None` when there is no such block.
     pub fn split(&self, number: u64) -> Option<(u32, u32)> {
         let ag = u32::try_from(number >> self.ag_block_log2).ok()?;

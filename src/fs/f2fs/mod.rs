@@ -12,6 +12,9 @@
 //!
 //! Structures: include/linux/f2fs_fs.h and fs/f2fs/{checkpoint,segment}.c of the kernel.
 
+#[cfg(test)]
+mod tests;
+
 use crate::crc::crc32;
 use crate::device::ReadAt;
 use crate::error::{Fault, FaultKind};
@@ -198,7 +201,10 @@ fn layout(disk: &DiskSuperblock, bytes: &[u8]) -> Option<Layout> {
         && u64::from(end) <= disk.block_count
         && disk.cp_payload < SEGMENT_BLOCKS
         && block.bytes_of(disk.block_count)? < 1 << 62;
-    holds.then_some(Layout {
+    if !holds {
+        return None;
+    }
+    Some(Layout {
         block,
         blocks: disk.block_count,
         checkpoint: disk.cp_blkaddr,
@@ -659,53 +665,4 @@ fn witness(identity: &Identity, walk: &mut Walk<'_>) -> Result<(), Fault> {
         })?;
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn free_blocks_of_a_segment_are_the_clear_bits_from_the_highest_on() {
-        let layout = Layout {
-            block: BlockSize::from_bytes(4096).unwrap(),
-            blocks: 2048,
-            checkpoint: 0,
-            sit: 0,
-            sit_blocks: 0,
-            main: 512,
-            main_segments: 3,
-            payload: 0,
-            feature: 0,
-        };
-        let mut map = UsedMap::new(2048 * 4096, layout.block).unwrap();
-        let mut entry = [0; SIT_ENTRY_BYTES];
-        entry[0] = 3;
-        (entry[2], entry[65]) = (0b1010_0000, 1);
-        assert_eq!(mark_segment(&layout, 1, &entry, &mut map), Ok((3, false)));
-        let free = |block: u64| !map.is_used((1024 + block) * 4096);
-        assert!(!free(0) && free(1) && !free(2) && free(3) && free(510) && !free(511));
-        assert_eq!(map.used_bytes(), (2048 - 512 + 3) * 4096);
-        entry[0] = 4;
-        assert!(mark_segment(&layout, 1, &entry, &mut map).is_err());
-    }
-
-    #[test]
-    fn a_checkpoint_is_believed_only_with_its_checksum() {
-        let mut block = [0u8; 4096];
-        block[0] = 7;
-        block[0xa4..0xa8].copy_from_slice(&4092u32.to_le_bytes());
-        let crc = checksum(MAGIC, &block[..4092]);
-        block[4092..].copy_from_slice(&crc.to_le_bytes());
-        assert_eq!(parse_checkpoint(&block).unwrap().checkpoint_ver, 7);
-        block[1] = 1;
-        assert!(parse_checkpoint(&block).is_none());
-        // With a large NAT bitmap the checksum stands in front of the bitmaps and covers what follows, too.
-        block[0xa4..0xa8].copy_from_slice(&192u32.to_le_bytes());
-        let crc = checksum(checksum(MAGIC, &block[..192]), &block[196..]);
-        block[192..196].copy_from_slice(&crc.to_le_bytes());
-        assert!(parse_checkpoint(&block).is_some());
-        block[4000] = 1;
-        assert!(parse_checkpoint(&block).is_none());
-    }
 }

@@ -1,0 +1,10 @@
+//! EROFS: superblock and its checksum.
+#![no_main]
+
+mod common;
+
+use floe::fs::Kind;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+    common::filesystem(data, &[Kind::Erofs]);
+});
