@@ -237,10 +237,13 @@ mod tests {
     #[test]
     fn a_fault_names_place_numbers_and_cause() {
         let fault = Fault::io("read", rustix::io::Errno::IO).at(0x1f40_0000, 65536);
-        assert_eq!(
-            fault.to_string(),
-            "read of 65536 bytes at 0x1f400000: Input/output error"
+        // The words after the last colon are the C library's own (musl: "I/O error").
+        let text = fault.to_string();
+        assert!(
+            text.starts_with("read of 65536 bytes at 0x1f400000: I"),
+            "{text}"
         );
+        assert!(!text.contains("os error"), "{text}");
         let fault = Fault::corrupt("bitmap checksum").in_unit("group", 17);
         assert_eq!(fault.to_string(), "bitmap checksum in group 17");
         assert_eq!(fault.exit(), Exit::Corrupt);

@@ -1,4 +1,49 @@
-//! floe: freeze, and let it flow.
+//! floe: *freeze, and let it flow.* A consistent image of a running Linux device, streamed through a pipe; and back.
+//!
+//! **The problem.** A board is in use, its root filesystem is mounted, and somebody wants its image, now, over ssh, with no room
+//! on the board to put it. Copying the device while it changes gives an image that is silently wrong; freezing it by hand and
+//! losing the connection gives a board that hangs; reading every block gives deleted secrets and takes ten times as long.
+//!
+//! ```text
+//!            mounts ─► prepare: what is it, what holds it still, what must be frozen
+//!                          │
+//!   guardian (a process) ◄─┤ fork, before any thread              ┌► survey: walk ─► used map ─┐
+//!     freezes, watches,    │                                      │                           ▼
+//!     thaws whatever ◄──── capture (supervisor: signals, events) ─┴── plan ─► readers ─► workers ─► emitter ─► sink
+//!     happens                 freeze ─► survey ─► read ─► look again ─► thaw ─► end of stream
+//! ```
+//!
+//! # The map of the code
+//! Modules may use those above them in this list and never those below; `tests/it/style.rs` holds that.
+//!
+//! | module | what it is |
+//! | --- | --- |
+//! | [`error`] | `Fault` (small, no heap) and `Error` (a line and an exit code) |
+//! | [`units`], [`layout`], [`crc`] | offsets and extents; on-disk structures as tables; CRC-32 and CRC-32C |
+//! | [`sys`] | the only place that may say `unsafe`: one file for each kernel or libc concept |
+//! | [`device`] | `ReadAt`, `WriteAt`, and `Device`: a block device with O_DIRECT, or a file |
+//! | [`fs`] | filesystems as bytes: probe, walk (used map), witness; no files, threads, printing, heap |
+//! | [`ptable`] | partition tables as bytes |
+//! | [`mounts`] | who mounts a device, who holds it, what lies on what |
+//! | [`stream`] | chunks, deflate, spool, gzip, zip, targets; knows no filesystem's inside |
+//! | [`guard`], [`freeze`] | the guardian process and its protocol; the `Frozen` token |
+//! | [`report`], [`help`], [`cli`] | lines, JSON, progress; help texts; the command line |
+//! | [`command`] | one verb a file; only here layers are joined |
+//!
+//! # Invariants
+//! 1. The guardian exists before the first FIFREEZE, and every thaw has one owner (`guard`'s page is the protocol).
+//! 2. A stream gets its end (gzip trailer, file name) only after a thaw that proves that nobody else thawed, and after a second
+//!    look at superblock, journal and maps. There is no warning that means failure.
+//! 3. Doubt about a block means used. Only what a reader proves free is left out, and the verdict says how far the proof went.
+//! 4. A number from a disk or an archive is checked before it is used; every loop over such numbers has a bound.
+//! 5. Every check on every target passes before the first write to any; the first superblock is written last.
+//! 6. Device numbers are compared, not names.
+//! 7. The source's block device is never written. There is no code that could: `Device` opens sources read-only.
+//!
+//! # While something is frozen
+//! Between the first FIFREEZE and the last FITHAW no file is opened, no process started, nothing allocated from the heap, nothing
+//! written but the data stream (and progress to a terminal that takes it at once). So everything that is needed is made before:
+//! threads, buffers, maps, the spool's address space, the strings of a remount. Lines for people wait for the thaw.
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
 

@@ -12,10 +12,10 @@ use super::capture::{self, Capture, Counters, Engine, Figures};
 use super::memory::{Spool, jobs};
 use super::prepare::{self, Wishes};
 use crate::cli::{Args, Common, Item};
-use crate::error::{Error, Exit, Result};
+use crate::error::{Error, Exit, Fault, Result};
 use crate::freeze::{Limits, Signals};
 use crate::fs::Coverage;
-use crate::mounts::System;
+use crate::mounts::{DevId, System};
 use crate::report::{self, Bytes, JsonObject, Progress, ReportFile, Span, hex};
 use crate::stream::output::{GzipEmitter, Output, RawEmitter, Totals, TotalsCell};
 use crate::stream::partfile::PartFile;
@@ -255,9 +255,9 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
         None => rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3).ok(),
     };
     let sink = sink.ok_or_else(|| Error::failed("stdout: dup: failed"))?;
-    refuse_own_device(&sink, prepared.dev.map(crate::mounts::DevId::raw))?;
+    refuse_own_device(&system, &sink, prepared.dev)?;
     let waiting = rustix::io::fcntl_dupfd_cloexec(&sink, 3)
-        .map_err(|errno| Error::fault("stdout", crate::error::Fault::io("dup", errno)))?;
+        .map_err(|errno| Error::fault("stdout", Fault::io("dup", errno)))?;
 
     // One thread until here: the guardian is forked now.
     let signals = Signals::block()?;
@@ -318,17 +318,26 @@ fn check_stdout() -> Result<()> {
     }
     rustix::fs::fstat(stdout)
         .map(drop)
-        .map_err(|errno| Error::fault("stdout", crate::error::Fault::io("stat", errno)))
+        .map_err(|errno| Error::fault("stdout", Fault::io("stat", errno)))
 }
 
-fn refuse_own_device(sink: &OwnedFd, source: Option<u64>) -> Result<()> {
+/// The stream must not go to what it is read from: the device itself, or the file behind a loop device.
+fn refuse_own_device(system: &System, sink: &OwnedFd, source: Option<DevId>) -> Result<()> {
     let stat = rustix::fs::fstat(sink)
-        .map_err(|errno| Error::fault("stdout", crate::error::Fault::io("stat", errno)))?;
-    if FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice
-        && Some(stat.st_rdev) == source
-    {
+        .map_err(|errno| Error::fault("stdout", Fault::io("stat", errno)))?;
+    let own = match (FileType::from_raw_mode(stat.st_mode), source) {
+        (FileType::BlockDevice, Some(source)) => {
+            system.overlaps(DevId::from_raw(stat.st_rdev), source)
+        }
+        (FileType::RegularFile, Some(source)) => system
+            .loops_over(&stat)
+            .into_iter()
+            .any(|over| system.overlaps(over, source)),
+        _ => false,
+    };
+    if own {
         return Err(Error::refused(
-            "stdout: is the device that is read; nothing was frozen",
+            "stdout: is the device that is read, or lies below it; nothing was frozen",
         ));
     }
     Ok(())

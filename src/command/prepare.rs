@@ -249,20 +249,27 @@ fn target(mounted: Mounted, wishes: Wishes) -> Option<Target> {
     if nothing_to_do {
         return None;
     }
+    let fd = mount_root(&mounted).unwrap_or(mounted.fd);
     let method = if remounted {
         Method::ReadOnly(Remount::new(
-            &mounted.fd,
+            &fd,
             &mounted.mount.options.to_string_lossy(),
             &mounted.mount.super_options.to_string_lossy(),
         ))
     } else {
         Method::Freeze
     };
-    Some(Target {
-        fd: mounted.fd,
-        name,
-        method,
-    })
+    Some(Target { fd, name, method })
+}
+
+/// The root directory of the mount, where the path still leads there: a remount and the lock against a second floe want it. A
+/// descriptor on any file of the filesystem is enough for the freeze.
+fn mount_root(mounted: &Mounted) -> Option<std::os::fd::OwnedFd> {
+    use rustix::fs::{Mode, OFlags, fstat, open};
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = open(mounted.point(), flags, Mode::empty()).ok()?;
+    let same = fstat(&root).ok()?.st_dev == fstat(&mounted.fd).ok()?.st_dev;
+    same.then_some(root)
 }
 
 fn refuse_swap(stacked: &Stacked, wishes: Wishes, prepared: &Prepared) -> Result<()> {

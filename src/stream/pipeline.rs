@@ -271,11 +271,23 @@ impl Pipeline {
                 .map_err(|_| Fault::short("start a thread"))
         };
         for _ in 0..READERS {
-            spawn("floe-read", Box::new(move || shared.reader()))?;
+            spawn(
+                "floe-read",
+                Box::new(move || {
+                    shared.reader();
+                    stay();
+                }),
+            )?;
         }
         for _ in 0..settings.jobs {
             let mut worker = Worker::new(settings.encoding);
-            spawn("floe-work", Box::new(move || shared.worker(&mut worker)))?;
+            spawn(
+                "floe-work",
+                Box::new(move || {
+                    shared.worker(&mut worker);
+                    stay();
+                }),
+            )?;
         }
         let mut emit = emit;
         spawn("floe-emit", Box::new(move || shared.emitter(&mut *emit)))?;
@@ -670,6 +682,13 @@ impl Shared {
             }
             core = self.wait(&self.can_emit, core);
         }
+    }
+}
+
+/// A thread that is done stays: its end would unmap its stack and free its memory while the filesystem is still frozen.
+fn stay() {
+    loop {
+        std::thread::park();
     }
 }
 

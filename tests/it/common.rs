@@ -271,6 +271,13 @@ pub fn signal(pid: u32, name: &str) {
         .status();
 }
 
+/// An example executable that cargo built beside these tests.
+pub fn example(name: &str) -> Option<PathBuf> {
+    let own = std::env::current_exe().ok()?;
+    let path = own.parent()?.parent()?.join("examples").join(name);
+    path.exists().then_some(path)
+}
+
 /// Runs a system tool that must succeed, at most 5 minutes, and gives its stdout.
 #[track_caller]
 pub fn output(program: &str, args: &[&str]) -> String {

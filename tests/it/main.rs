@@ -9,6 +9,8 @@ mod common;
 
 mod basics;
 mod btrfs;
+mod dump;
+mod dump_window;
 mod ext;
 mod f2fs;
 mod guard;
@@ -19,6 +21,7 @@ mod ptable;
 mod restore;
 mod show;
 mod smallfs;
+mod style;
 mod thaw;
 mod toolbox;
 mod verify;

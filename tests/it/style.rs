@@ -1,0 +1,225 @@
+//! Rules about the code that a test can hold: layering, where `unsafe` stands, panics, house-keeping of help and README.
+
+use std::path::{Path, PathBuf};
+
+/// The modules from the bottom to the top: one may use those before it, never those after it (`src/lib.rs`).
+const LAYERS: &[&[&str]] = &[
+    &["error"],
+    &["units", "layout", "crc"],
+    &["sys"],
+    &["device"],
+    &["fs"],
+    &["ptable"],
+    &["mounts"],
+    &["stream"],
+    &["guard", "freeze"],
+    &["report", "help", "cli"],
+    &["command"],
+];
+
+/// What may look up one step, and why.
+const EXCEPTIONS: &[(&str, &str)] = &[
+    // The texts that `--help` prints.
+    ("cli", "help"),
+];
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Every Rust source under `folder`.
+fn sources(folder: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut open = vec![root().join(folder)];
+    while let Some(path) = open.pop() {
+        if path.is_dir() {
+            open.extend(
+                std::fs::read_dir(&path)
+                    .unwrap()
+                    .map(|entry| entry.unwrap().path()),
+            );
+        } else if path.extension().is_some_and(|end| end == "rs") {
+            found.push(path);
+        }
+    }
+    assert!(!found.is_empty());
+    found
+}
+
+/// The code of a file: without comments, and without its test module (by our habit the last thing in a file).
+fn code(path: &Path) -> String {
+    let text = std::fs::read_to_string(path).unwrap();
+    let end = text.find("#[cfg(test)]\nmod tests {").unwrap_or(text.len());
+    text[..end]
+        .lines()
+        .filter(|line| !line.trim_start().starts_with("//"))
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+fn is_test_file(path: &Path) -> bool {
+    let name = path.file_stem().unwrap().to_str().unwrap();
+    name == "tests"
+        || name.ends_with("_tests")
+        || name == "fixture"
+        || name == "testing"
+        || path.components().any(|part| part.as_os_str() == "tests")
+}
+
+/// `fs` for `src/fs/ext/mod.rs` and for `src/fs.rs`.
+fn module(path: &Path) -> String {
+    let inside = path.strip_prefix(root().join("src")).unwrap();
+    let first = inside.components().next().unwrap().as_os_str();
+    first.to_str().unwrap().trim_end_matches(".rs").to_owned()
+}
+
+fn layer(module: &str) -> Option<usize> {
+    LAYERS.iter().position(|names| names.contains(&module))
+}
+
+#[test]
+fn modules_use_only_those_below_them() {
+    let mut wrong = Vec::new();
+    for path in sources("src").iter().filter(|path| !is_test_file(path)) {
+        let from = module(path);
+        let Some(own) = layer(&from) else {
+            assert!(
+                matches!(from.as_str(), "lib" | "main"),
+                "{from} has no place in the list"
+            );
+            continue;
+        };
+        for piece in code(path).split("crate::").skip(1) {
+            let to: String = piece
+                .chars()
+                .take_while(|c| c.is_alphanumeric() || *c == '_')
+                .collect();
+            if let Some(other) = layer(&to)
+                && other > own
+                && !EXCEPTIONS.contains(&(from.as_str(), to.as_str()))
+            {
+                wrong.push(format!("{}: uses {to}", path.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn unsafe_stands_only_under_sys_and_says_why() {
+    for path in sources("src") {
+        let text = std::fs::read_to_string(&path).unwrap();
+        let inside_sys = module(&path) == "sys";
+        let lines: Vec<&str> = text.lines().collect();
+        for (index, line) in lines.iter().enumerate() {
+            let line = line.split("//").next().unwrap();
+            let is_unsafe = line.contains("unsafe {") || line.contains("unsafe impl");
+            if !is_unsafe {
+                continue;
+            }
+            assert!(
+                inside_sys,
+                "{}:{}: unsafe outside src/sys",
+                path.display(),
+                index + 1
+            );
+            let reason = lines[index.saturating_sub(12)..index]
+                .iter()
+                .any(|line| line.contains("SAFETY:"));
+            assert!(
+                reason,
+                "{}:{}: unsafe without SAFETY:",
+                path.display(),
+                index + 1
+            );
+        }
+    }
+}
+
+#[test]
+fn no_panic_is_written_outside_tests() {
+    let mut found = Vec::new();
+    for path in sources("src").iter().filter(|path| !is_test_file(path)) {
+        let code = code(path);
+        for word in [
+            ".unwrap()",
+            ".expect(",
+            "panic!(",
+            "todo!(",
+            "unimplemented!(",
+            "unreachable!(",
+        ] {
+            if code.contains(word) {
+                found.push(format!("{}: {word}", path.display()));
+            }
+        }
+    }
+    assert!(found.is_empty(), "{found:#?}");
+}
+
+#[test]
+fn every_file_says_what_it_is() {
+    for folder in ["src", "tests/it"] {
+        for path in sources(folder) {
+            let text = std::fs::read_to_string(&path).unwrap();
+            assert!(
+                text.starts_with("//!"),
+                "{}: no //! at the top",
+                path.display()
+            );
+        }
+    }
+    let page = std::fs::read_to_string(root().join("src/lib.rs")).unwrap();
+    assert!(
+        page.lines().count() <= 120,
+        "the page in src/lib.rs has grown beyond 120 lines"
+    );
+}
+
+#[test]
+fn the_library_s_page_names_every_module() {
+    let page = std::fs::read_to_string(root().join("src/lib.rs")).unwrap();
+    for path in sources("src") {
+        let name = module(&path);
+        if !matches!(name.as_str(), "lib" | "main") {
+            assert!(
+                page.contains(&format!("[`{name}`]")),
+                "{name} is not on the page"
+            );
+        }
+    }
+}
+
+#[test]
+fn readme_names_every_verb_and_exit_code_and_the_version() {
+    let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
+    for verb in floe::help::VERBS {
+        assert!(
+            readme.contains(&format!("floe {}", verb.name)),
+            "README: no {}",
+            verb.name
+        );
+        assert!(
+            verb.text.starts_with(&format!("floe {}", verb.name)),
+            "help of {}",
+            verb.name
+        );
+        // Every long option of the help is spelled with two dashes and explained on its line.
+        assert!(
+            verb.text.contains("Exit"),
+            "help of {}: no exit codes",
+            verb.name
+        );
+    }
+    for code in 0..=4 {
+        assert!(
+            readme.contains(&format!("| {code} |")),
+            "README: no exit code {code}"
+        );
+    }
+    let version = env!("CARGO_PKG_VERSION");
+    assert!(
+        readme.contains(&format!("### {version}")),
+        "README: no changes of {version}"
+    );
+}
