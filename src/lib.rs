@@ -20,6 +20,7 @@
 //! | --- | --- |
 //! | [`error`] | `Fault` (small, no heap) and `Error` (a line and an exit code) |
 //! | [`units`], [`layout`], [`crc`] | offsets and extents; on-disk structures as tables; CRC-32 and CRC-32C |
+//! | [`json`], [`utc`] | a small strict JSON reader; dates without time zones |
 //! | [`sys`] | the only place that may say `unsafe`: one file for each kernel or libc concept |
 //! | [`device`] | `ReadAt`, `WriteAt`, and `Device`: a block device with O_DIRECT, or a file |
 //! | [`fs`] | filesystems as bytes: probe, walk (used map), witness; no files, threads, printing, heap |
@@ -28,6 +29,7 @@
 //! | [`stream`] | chunks, deflate, spool, gzip, zip, targets; knows no filesystem's inside |
 //! | [`guard`], [`freeze`] | the guardian process and its protocol; the `Frozen` token |
 //! | [`report`], [`help`], [`cli`] | lines, JSON, progress; help texts; the command line |
+//! | [`snapshot`] | what a bundle says about itself |
 //! | [`command`] | one verb a file; only here layers are joined |
 //!
 //! # Invariants

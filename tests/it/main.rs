@@ -18,6 +18,7 @@ mod guard_dump;
 mod maps;
 mod mounts;
 mod ptable;
+mod readme;
 mod restore;
 mod show;
 mod smallfs;

@@ -1,0 +1,139 @@
+//! The recipes of the README, run as written: each block that carries `<!-- run: NAME -->`, by busybox ash, in namespaces of its own in which
+//! `/data`, `/mnt/usb`, `/dev/mmcblk0p3` and `/dev/mmcblk1` are the test's own, `192.0.2.10` is this machine, and `ssh HOST …` runs
+//! the command here (the command line is handed to a shell, as sshd does).
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use crate::common::{self, Limit, LoopDevice, LoopFs, Scratch, Spec};
+
+/// The blocks: name and script.
+fn recipes() -> Vec<(String, String)> {
+    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md"))
+        .expect("README.md");
+    let mut found = Vec::new();
+    for part in readme.split("<!-- run: ").skip(1) {
+        let (name, rest) = part.split_once(" -->\n```sh\n").expect("a block follows");
+        let (script, _) = rest.split_once("\n```").expect("the block ends");
+        found.push((name.to_owned(), script.to_owned()));
+    }
+    found
+}
+
+const SETUP: &str = r#"
+set -e
+mount --make-rprivate /
+ip addr add 192.0.2.10/24 dev lo && ip link set lo up
+mkdir -p /data /mnt/usb
+mount --bind "$DATA" /data
+mount -t tmpfs tmpfs /mnt/usb
+echo secret > /mnt/usb/key
+mount -t tmpfs -o mode=755 tmpfs /dev
+mknod /dev/null c 1 3; mknod /dev/zero c 1 5; mknod /dev/urandom c 1 9; mknod /dev/tty c 5 0
+chmod 666 /dev/null /dev/zero /dev/urandom
+ln -s /proc/self/fd /dev/fd
+mknod /dev/mmcblk0p3 b $TARGET
+mknod /dev/mmcblk1 b $DISK
+export PATH="$TOOLS:$PATH"
+cd "$WORK"
+set +e
+"#;
+
+#[test]
+fn every_recipe_of_the_readme_works_as_written() {
+    let floe = require_some!(common::floe_path(), "FLOE_BIN");
+    require!(
+        common::runner().is_none(),
+        "no runner: the recipes call floe by its name"
+    );
+    for tool in [
+        "unshare",
+        "ip",
+        "nc.traditional",
+        "openssl",
+        "split",
+        "busybox",
+        "sfdisk",
+    ] {
+        if tool == "nc.traditional" {
+            continue; // busybox nc below
+        }
+        require!(common::have(tool), tool);
+    }
+    let made = match LoopFs::make(Spec {
+        mib: 64,
+        ..Spec::default()
+    }) {
+        Ok(made) => made,
+        Err(missing) => return common::skip(&missing),
+    };
+    made.fill(60);
+    let scratch = Scratch::new();
+    let (target, disk) = (scratch.join("target"), scratch.join("disk"));
+    for (file, size) in [(&target, 64u64), (&disk, 48)] {
+        fs::File::create(file)
+            .and_then(|f| f.set_len(size << 20))
+            .expect("image");
+    }
+    common::output(
+        "sh",
+        &[
+            "-c",
+            &format!(
+                "printf 'label: gpt\\nsize=20M\\n' | sfdisk -q {}",
+                disk.display()
+            ),
+        ],
+    );
+    let (target, disk) = (
+        LoopDevice::attach(&target, 512),
+        LoopDevice::attach(&disk, 512),
+    );
+    let number = |device: &Path| {
+        common::output("lsblk", &["-dno", "MAJ:MIN", &device.to_string_lossy()])
+            .trim()
+            .replace(':', " ")
+    };
+    let tools = scratch.join("tools");
+    fs::create_dir(&tools).expect("tools");
+    fs::copy(&floe, tools.join("floe")).expect("floe");
+    let script = |name: &str, text: &str| {
+        let path = tools.join(name);
+        fs::write(&path, text).expect("script");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("mode");
+    };
+    script("ssh", "#!/bin/sh\nshift\nexec sh -c \"$*\"\n");
+    script("nc", "#!/bin/sh\nexec busybox nc \"$@\"\n");
+    let recipes = recipes();
+    assert!(recipes.len() >= 10, "the README has lost its recipes");
+    for (name, recipe) in recipes {
+        let work = scratch.join(format!("work-{name}"));
+        fs::create_dir_all(work.join("dist")).expect("work");
+        fs::copy(&floe, work.join("dist/floe-x86_64")).expect("floe");
+        let run = common::run(
+            Command::new("unshare")
+                .args([
+                    "-m",
+                    "-n",
+                    "busybox",
+                    "ash",
+                    "-c",
+                    &format!("{SETUP}\n{recipe}\ncode=$?; wait; exit $code"),
+                ])
+                .env("DATA", made.dir())
+                .env("TARGET", number(target.path()))
+                .env("DISK", number(disk.path()))
+                .env("TOOLS", &tools)
+                .env("WORK", &work)
+                .stdin(Stdio::null()),
+            Limit::secs(120),
+        );
+        assert_eq!(run.code, Some(0), "recipe {name}: {run}");
+        common::assert_not_frozen(made.dir(), &name);
+    }
+    for folder in ["/mnt/usb", "/data"] {
+        let _ = fs::remove_dir(folder); // only if the test made it and it is empty
+    }
+}
