@@ -4,8 +4,9 @@
 //! Out: [`plan`] says what is read, [`pipeline`] reads and encodes, [`output`] emits. In: [`input`] buffers a file or pipe,
 //! [`gunzip`] undoes gzip through [`inflate`], [`image`] turns either form into data and zero runs in order; [`target`] takes
 //! those runs onto a device or file, [`copy`] joins both ends with a thread each, [`digest`] remembers what was written.
-//! Archives: [`zip`] writes their records, [`unzip`] reads them, as a stream or through the directory.
+//! Archives: [`archive`] emits them, [`zip`] writes their records, [`unzip`] reads them, as a stream or through the directory.
 
+pub mod archive;
 pub mod copy;
 pub mod deflate;
 pub mod digest;

@@ -127,7 +127,7 @@ impl Output {
     }
 
     /// Makes a regular file end at the current position, and flushes it.
-    fn flush(&mut self, hole_at_end: bool) -> Result<(), Problem> {
+    pub(super) fn flush(&mut self, hole_at_end: bool) -> Result<(), Problem> {
         if hole_at_end {
             let end = seek(&self.fd, SeekFrom::Current(0))
                 .map_err(|errno| self.problem("seek", errno))?;
@@ -140,7 +140,13 @@ impl Output {
         }
     }
 
-    fn sha256(&mut self) -> Option<[u8; 32]> {
+    /// Hashes from here on only.
+    pub(super) fn hash_anew(&mut self) {
+        self.sha256 = Some(Sha256::new());
+    }
+
+    /// The hash of what was written since it began; then nothing is hashed any more.
+    pub(super) fn sha256(&mut self) -> Option<[u8; 32]> {
         self.sha256.take().map(|hash| hash.finalize().into())
     }
 }
@@ -162,14 +168,14 @@ pub struct Totals {
 pub type TotalsCell = Arc<Mutex<Totals>>;
 
 /// The CRC-32 of a stream put together from chunks.
-struct Sum {
-    crc32: u32,
-    raw_bytes: u64,
+pub(super) struct Sum {
+    pub crc32: u32,
+    pub raw_bytes: u64,
     shift: Shift,
 }
 
 impl Sum {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self {
             crc32: 0,
             raw_bytes: 0,
@@ -177,12 +183,12 @@ impl Sum {
         }
     }
 
-    fn data(&mut self, crc32: u32, raw_bytes: u64) {
+    pub fn data(&mut self, crc32: u32, raw_bytes: u64) {
         self.crc32 = self.shift.combine(self.crc32, crc32, raw_bytes);
         self.raw_bytes = self.raw_bytes.saturating_add(raw_bytes);
     }
 
-    fn zeros(&mut self, raw_bytes: u64) {
+    pub fn zeros(&mut self, raw_bytes: u64) {
         self.crc32 = crc::combine(self.crc32, crc::zeros(raw_bytes), raw_bytes);
         self.raw_bytes = self.raw_bytes.saturating_add(raw_bytes);
     }
