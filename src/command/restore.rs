@@ -363,6 +363,10 @@ impl Job {
         if self.verify {
             self.compare(&target, &body, &ended)?;
         }
+        let progress = &self.shared.progress;
+        progress
+            .stopped()
+            .map_err(|failure| self.failure(failure))?;
         self.shared.phase.set(Phase::LAST);
         let mut notes = Vec::new();
         notes.extend(self.move_backup_table(&mut target)?);
@@ -371,6 +375,10 @@ impl Job {
             .drop_cache()
             .map_err(|fault| self.target_error(fault))?;
         self.shared.phase.set(Phase::COMPLETE);
+        if self.facts.content.is_empty() {
+            let note = "nothing known is in the image, so that its length could not be checked";
+            notes.push(note.into());
+        }
         if whole_disk && self.facts.content.table.is_some() {
             notes.extend(reread_table(target.device()));
         }
@@ -514,12 +522,20 @@ impl Job {
     }
 
     fn head_is_there(&self, target: &Target) -> Result<bool> {
-        let length = self.facts.head_bytes;
         let fail = |fault| self.target_error(fault);
         target.drop_cache().map_err(fail)?;
-        let mut found = Pages::new(image::HEAD_BYTES).map_err(|e| fail(Fault::io("mmap", e)))?;
-        target.read_back(0, &mut found, length).map_err(fail)?;
-        Ok(found.get(..length) == self.facts.head.get(..length))
+        let mut found = Pages::new(copy::BUFFER_BYTES).map_err(|e| fail(Fault::io("mmap", e)))?;
+        let head = self.facts.head.get(..self.facts.head_bytes);
+        let mut offset = 0u64;
+        for part in head.unwrap_or_default().chunks(copy::BUFFER_BYTES) {
+            let length = part.len();
+            target.read_back(offset, &mut found, length).map_err(fail)?;
+            if found.get(..length) != Some(part) {
+                return Ok(false);
+            }
+            offset = offset.saturating_add(to_u64(length));
+        }
+        Ok(true)
     }
 
     fn target_error(&self, fault: Fault) -> Error {

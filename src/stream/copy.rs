@@ -37,7 +37,8 @@ pub struct Progress {
 }
 
 impl Progress {
-    fn stopped(&self) -> Result<(), Failure> {
+    /// An error once the job was told to stop.
+    pub fn stopped(&self) -> Result<(), Failure> {
         if self.stop.load(Ordering::Relaxed) {
             return Err(Failure::Target(Fault::refused("stopped")));
         }

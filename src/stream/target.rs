@@ -209,3 +209,66 @@ fn refuses(errno: Errno) -> bool {
         Errno::OPNOTSUPP | Errno::NOTTY | Errno::INVAL | Errno::NOSYS | Errno::NODEV
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::Access;
+    use std::fs::File;
+    use std::os::unix::fs::{FileExt, MetadataExt};
+
+    /// A target over a file of 3 MiB of ones, and the file for looking at it.
+    fn target(name: &str, zeroing: Zeroing) -> (Target, File) {
+        let path = std::env::temp_dir().join(format!("floe-target-{name}-{}", std::process::id()));
+        std::fs::write(&path, vec![1; 3 << 20]).unwrap();
+        let device = Device::open(&path, Access::WriteHeld).unwrap();
+        let file = File::open(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let mut target = Target::new(device).unwrap();
+        target.zeroing = zeroing;
+        (target, file)
+    }
+
+    #[test]
+    fn every_way_of_zeroing_gives_zeros_and_touches_nothing_else() {
+        // BLKZEROOUT is ENOTTY on a file, as an old kernel refuses to punch a device: the next way takes over.
+        for zeroing in [Zeroing::Punch, Zeroing::ZeroOut, Zeroing::Write] {
+            let (mut target, file) = target(&format!("{zeroing:?}"), zeroing);
+            let rest = target.zero_step(Extent {
+                offset: 65_536,
+                length_bytes: 1 << 20,
+            });
+            assert!(rest.unwrap().is_empty());
+            let mut bytes = vec![0; 3 << 20];
+            file.read_exact_at(&mut bytes, 0).unwrap();
+            let zeros = 65_536..65_536 + (1 << 20);
+            for (place, byte) in bytes.iter().enumerate() {
+                assert_eq!(*byte == 0, zeros.contains(&place), "{zeroing:?} {place}");
+            }
+            assert_eq!(target.zeroed_bytes, 1 << 20);
+        }
+    }
+
+    #[test]
+    fn a_file_grows_to_what_was_reached_and_is_never_cut() {
+        let (mut target, file) = target("grows", Zeroing::Punch);
+        let mut buffer = Pages::new(65_536).unwrap();
+        buffer.fill(7);
+        target.write(0, &mut buffer, 1000).unwrap();
+        target.sync().unwrap();
+        assert_eq!(file.metadata().unwrap().size(), 3 << 20);
+        let rest = target.zero_step(Extent {
+            offset: 3 << 20,
+            length_bytes: 5 << 30,
+        });
+        assert_eq!(rest.unwrap().length_bytes, (5 << 30) - ZERO_STEP_BYTES);
+        target.skip(3 << 20, 5 << 30).unwrap();
+        target.sync().unwrap();
+        assert_eq!(file.metadata().unwrap().size(), (3 << 20) + (5 << 30));
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, 999).unwrap();
+        assert_eq!(byte, [7]);
+        file.read_exact_at(&mut byte, 1000).unwrap();
+        assert_eq!(byte, [1]);
+    }
+}
