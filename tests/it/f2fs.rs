@@ -16,6 +16,13 @@ const BLOCK: u64 = 4096;
 /// What free blocks held before mkfs.
 const STALE: &[u8; 512] = &[0xd1; 512];
 
+/// What a test needs that was skipped.
+const MISSING: &str = "f2fs-tools, and to run natively (the library linked in here walks)";
+
+fn usable() -> bool {
+    maps::native_with("mkfs.f2fs") && common::have("sload.f2fs")
+}
+
 /// An image of `mib`, full of old bytes, with a filesystem on it and `files` files in that.
 fn make(scratch: &Scratch, mib: usize, mkfs: &[&str], files: u32) -> PathBuf {
     let image = scratch.join("image");
@@ -126,10 +133,7 @@ fn fsck_finds_nothing(image: &Path, what: &str) {
 }
 
 fn prove(mib: usize, mkfs: &[&str], files: u32) {
-    require!(
-        common::have("mkfs.f2fs") && common::have("sload.f2fs"),
-        "f2fs-tools"
-    );
+    require!(usable(), MISSING);
     let scratch = Scratch::new();
     let what = format!("{mkfs:?}");
     let image = make(&scratch, mib, mkfs, files);
@@ -206,7 +210,7 @@ fn a_nearly_full_f2fs_comes_out_whole() {
 
 #[test]
 fn several_devices_are_refused_by_name() {
-    require!(common::have("mkfs.f2fs"), "f2fs-tools");
+    require!(usable(), MISSING);
     let scratch = Scratch::new();
     let other = scratch.join("other");
     fs::File::create(&other)
@@ -253,10 +257,7 @@ fn change_flags(image: &Path, change: impl Fn(u32) -> u32) {
 
 #[test]
 fn without_an_unmount_mark_only_our_own_freeze_is_believed() {
-    require!(
-        common::have("mkfs.f2fs") && common::have("sload.f2fs"),
-        "f2fs-tools"
-    );
+    require!(usable(), MISSING);
     let scratch = Scratch::new();
     let image = make(&scratch, 200, &[], 30);
     // A fast boot's checkpoint: summaries as at an unmount, but without its mark.
@@ -291,10 +292,7 @@ fn without_an_unmount_mark_only_our_own_freeze_is_believed() {
 
 #[test]
 fn a_broken_newest_checkpoint_or_first_superblock_falls_back_to_the_other() {
-    require!(
-        common::have("mkfs.f2fs") && common::have("sload.f2fs"),
-        "f2fs-tools"
-    );
+    require!(usable(), MISSING);
     let scratch = Scratch::new();
     let image = make(&scratch, 200, &[], 30);
     let expected = reference(&scratch, &image);
@@ -325,10 +323,7 @@ fn a_broken_newest_checkpoint_or_first_superblock_falls_back_to_the_other() {
 
 #[test]
 fn flipped_bits_of_superblock_checkpoint_and_sit_lose_no_used_block() {
-    require!(
-        common::have("mkfs.f2fs") && common::have("sload.f2fs"),
-        "f2fs-tools"
-    );
+    require!(usable(), MISSING);
     let scratch = Scratch::new();
     let image = make(&scratch, 200, &["-O", "extra_attr,sb_checksum"], 60);
     let good = maps::walk(&image, Still::Unmounted);

@@ -10,6 +10,14 @@ use floe::fs::{self, SCRATCH_BYTES, Still, UsedMap, Verdict, Walk, Witness};
 use floe::units::{BlockSize, Extent};
 use rustix::fs::SeekFrom;
 
+use crate::common;
+
+/// Whether this run tests the library as it is linked in here, and the tool is there: under a runner for another
+/// architecture these tests would only repeat themselves.
+pub fn native_with(program: &str) -> bool {
+    common::runner().is_none() && common::have(program)
+}
+
 /// What a walk of an image or device gave.
 pub struct Walked {
     pub verdict: Verdict,

@@ -65,6 +65,14 @@ const fn variant(mib: u64, mkfs: &'static [&'static str], sector_size: u32) -> S
     }
 }
 
+/// What a test needs that was skipped.
+const MISSING: &str =
+    "root, mkfs.xfs, XFS in this kernel, and to run natively (the library linked in here walks)";
+
+fn make(spec: Spec<'static>) -> Option<LoopFs> {
+    maps::native_with("mkfs.xfs").then(|| LoopFs::make(spec).ok())?
+}
+
 /// Free extents in bytes as `xfs_db` counts them, free lists included.
 fn reference_free(image: &Path) -> Vec<(u64, u64)> {
     let image = image.to_string_lossy();
@@ -229,10 +237,7 @@ fn repair_finds_nothing(image: &Path, what: &str) {
 #[track_caller]
 fn prove(spec: Spec<'static>, pieces: u32) {
     let what = format!("{:?}", spec.mkfs);
-    let mut made = require_some!(
-        LoopFs::make(spec).ok(),
-        &format!("root, mkfs.xfs and XFS with {what}")
-    );
+    let mut made = require_some!(make(spec), MISSING);
     age(made.dir(), pieces);
     let unwritten = reference_unwritten(made.dir());
     assert!(
@@ -322,7 +327,7 @@ fn xfs_with_64k_blocks_comes_out_whole() {
 
 #[test]
 fn a_nearly_full_xfs_comes_out_whole() {
-    let made = require_some!(LoopFs::make(VARIANTS[1]).ok(), "root, mkfs.xfs and XFS");
+    let made = require_some!(make(VARIANTS[1]), MISSING);
     age(made.dir(), 500);
     let mut file = fs::File::create(made.dir().join("filler")).expect("file");
     let piece = Random(3).bytes(1 << 16);
@@ -342,7 +347,7 @@ fn a_nearly_full_xfs_comes_out_whole() {
 #[test]
 fn an_xfs_of_200_gib_with_a_coarse_map_comes_out_whole() {
     let spec = variant(200 * 1024, &["-m", "rmapbt=1"], 512);
-    let made = require_some!(LoopFs::make(spec).ok(), "root, mkfs.xfs and XFS");
+    let made = require_some!(make(spec), MISSING);
     age(made.dir(), 1000);
     let before = common::tree(made.dir());
     let (rebuilt, full) = (made.scratch().join("rebuilt"), made.scratch().join("full"));
@@ -364,7 +369,7 @@ fn an_xfs_of_200_gib_with_a_coarse_map_comes_out_whole() {
 
 #[test]
 fn frozen_under_writers_with_open_deleted_files_it_comes_out_as_it_was() {
-    let made = require_some!(LoopFs::make(VARIANTS[1]).ok(), "root, mkfs.xfs and XFS");
+    let made = require_some!(make(VARIANTS[1]), MISSING);
     age(made.dir(), 500);
     let doomed = made.dir().join("doomed");
     let open = fs::File::create(&doomed).expect("file");
@@ -395,7 +400,7 @@ fn frozen_under_writers_with_open_deleted_files_it_comes_out_as_it_was() {
 
 #[test]
 fn reflinked_files_keep_their_shared_blocks() {
-    let made = require_some!(LoopFs::make(VARIANTS[0]).ok(), "root, mkfs.xfs and XFS");
+    let made = require_some!(make(VARIANTS[0]), MISSING);
     age(made.dir(), 100);
     let (from, to) = (made.dir().join("striped"), made.dir().join("shared"));
     common::output(
@@ -426,7 +431,7 @@ fn reflinked_files_keep_their_shared_blocks() {
 
 #[test]
 fn a_copy_of_a_moving_xfs_with_its_dirty_log_is_read_whole() {
-    let mut made = require_some!(LoopFs::make(VARIANTS[0]).ok(), "root, mkfs.xfs and XFS");
+    let mut made = require_some!(make(VARIANTS[0]), MISSING);
     common::fill(made.dir(), 60);
     let image = made.scratch().join("copy");
     copy(made.image(), &image);
@@ -458,7 +463,7 @@ fn a_copy_of_a_moving_xfs_with_its_dirty_log_is_read_whole() {
 #[test]
 fn a_log_that_wrapped_is_found_clean_after_unmount_and_dirty_before() {
     let spec = variant(320, &["--unsupported", "-l", "size=10m"], 512);
-    let mut made = require_some!(LoopFs::make(spec).ok(), "root, mkfs.xfs and XFS");
+    let mut made = require_some!(make(spec), MISSING);
     let image = made.scratch().join("copy");
     for round in 0..4 {
         for number in 0..2500 {
@@ -499,7 +504,7 @@ fn a_log_that_wrapped_is_found_clean_after_unmount_and_dirty_before() {
 
 #[test]
 fn the_witness_sees_a_thaw_with_any_change_and_a_second_freeze() {
-    let made = require_some!(LoopFs::make(VARIANTS[0]).ok(), "root, mkfs.xfs and XFS");
+    let made = require_some!(make(VARIANTS[0]), MISSING);
     common::fill(made.dir(), 30);
     common::freeze(made.dir());
     let first = maps::witness(made.device());
@@ -521,7 +526,10 @@ fn the_witness_sees_a_thaw_with_any_change_and_a_second_freeze() {
 
 #[test]
 fn external_logs_and_realtime_sections_are_refused_by_name() {
-    require!(common::have("mkfs.xfs"), "mkfs.xfs");
+    require!(
+        maps::native_with("mkfs.xfs"),
+        "mkfs.xfs, and to run natively"
+    );
     let scratch = Scratch::new();
     let other = scratch.join("other");
     fs::File::create(&other)
@@ -548,7 +556,10 @@ fn external_logs_and_realtime_sections_are_refused_by_name() {
 
 #[test]
 fn version_4_images_with_512_byte_blocks_give_the_right_map() {
-    require!(common::have("mkfs.xfs"), "mkfs.xfs");
+    require!(
+        maps::native_with("mkfs.xfs"),
+        "mkfs.xfs, and to run natively"
+    );
     let scratch = Scratch::new();
     // mkfs.xfs populates from a prototype: no kernel here mounts version 4.
     let content = scratch.join("content");
@@ -589,8 +600,11 @@ fn version_4_images_with_512_byte_blocks_give_the_right_map() {
 /// the flip is where only a checksum (which version 4 lacks) would tell.
 #[test]
 fn flipped_bytes_end_in_more_used_blocks_and_never_in_a_panic() {
-    require!(common::have("mkfs.xfs"), "mkfs.xfs");
-    let mut made = require_some!(LoopFs::make(VARIANTS[1]).ok(), "root, mkfs.xfs and XFS");
+    require!(
+        maps::native_with("mkfs.xfs"),
+        "mkfs.xfs, and to run natively"
+    );
+    let mut made = require_some!(make(VARIANTS[1]), MISSING);
     age(made.dir(), 1500);
     made.unmount();
     let image = made.image().to_owned();
@@ -641,4 +655,23 @@ fn probe_and_walk(image: &Path, still: Still) -> Result<Walked, ()> {
         return Err(());
     }
     maps::try_walk(image, still).map_err(|_| ())
+}
+
+#[test]
+fn floe_dumps_a_mounted_xfs_and_says_that_only_used_blocks_were_read() {
+    let mut floe = require_floe!();
+    let made = require_some!(LoopFs::make(VARIANTS[0]).ok(), "root, mkfs.xfs and XFS");
+    age(made.dir(), 300);
+    let before = common::tree(made.dir());
+    let (image, report) = (made.scratch().join("dumped"), made.scratch().join("report"));
+    floe.args(["dump", "-z", "none", "-o"]).arg(&image);
+    floe.arg("--report").arg(&report).arg(made.dir());
+    common::run(&mut floe, Limit::secs(120)).expect_code(0);
+    common::assert_not_frozen(made.dir(), "after the dump");
+    let report = fs::read_to_string(&report).expect("report");
+    let words: String = report.split_whitespace().collect();
+    assert!(words.contains(r#""map":"used""#), "{report}");
+    assert!(words.contains(r#""consistent":"frozen""#), "{report}");
+    assert_eq!(maps::count_marks(&image, SECRET), 0, "secrets came out");
+    assert_image_is_good(&image, &before, 512, "dumped");
 }
