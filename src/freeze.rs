@@ -354,11 +354,8 @@ impl Guardian {
                 return self.take_over();
             }
             let waited = now_us().saturating_sub(began);
-            let only_stuck = self
-                .slots
-                .iter()
-                .map(|slot| State::of(&slot.state))
-                .all(|state| state.is_final() || matches!(state, State::Freezing | State::Syncing));
+            let states = self.slots.iter().map(|slot| State::of(&slot.state));
+            let only_stuck = only_stuck(states);
             if (only_stuck && waited > THAW_TURN_US) || waited > THAW_WAIT_US {
                 self.left = true;
                 return;
@@ -590,6 +587,20 @@ impl Frozen {
     }
 }
 
+/// Whether nothing but freezes that do not return is left to wait for. When every filesystem is thawed nothing is stuck:
+/// then the guardian's word is due at once, however long the last thaw took.
+fn only_stuck(states: impl Iterator<Item = State>) -> bool {
+    let mut stuck = false;
+    for state in states {
+        match state {
+            State::Freezing | State::Syncing => stuck = true,
+            state if state.is_final() => {}
+            _ => return false,
+        }
+    }
+    stuck
+}
+
 fn thaw_here(slot: &Slot, target: &Target) {
     if let Err(errno) = target.thaw() {
         slot.thaw_errno
@@ -664,6 +675,20 @@ fn shorter_watchdog_in(class: &str, limit: Duration) -> Option<(String, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_thaw_that_took_its_time_is_not_taken_for_a_freeze_that_is_stuck() {
+        use State::{Failed, Freezing, Frozen, Skipped, Syncing, Thawed, Thawing};
+        for states in [&[Thawed][..], &[Thawed, Thawed], &[Failed, Skipped]] {
+            assert!(!only_stuck(states.iter().copied()), "{states:?}");
+        }
+        for states in [&[Freezing][..], &[Thawed, Freezing], &[Skipped, Syncing]] {
+            assert!(only_stuck(states.iter().copied()), "{states:?}");
+        }
+        for states in [&[Thawing, Freezing][..], &[Frozen, Syncing]] {
+            assert!(!only_stuck(states.iter().copied()), "{states:?}");
+        }
+    }
 
     #[test]
     fn only_a_running_hardware_watchdog_below_the_limit_is_named() {
