@@ -469,12 +469,12 @@ impl Guardian {
         let (names, ms) = (self.names(), self.window_ms());
         match Fired::of(&self.board.fired) {
             Fired::Stall => Error::failed(format_args!(
-                "{names}: watchdog: no byte read or taken for {} s; thawed after {ms} ms; a larger --spool or --stall lets a slow sink recover",
-                self.limits.stall.as_secs_f32()
+                "{names}: watchdog: no byte read or taken for {}; thawed after {ms} ms; a larger --spool or --stall lets a slow sink recover",
+                Period(self.limits.stall)
             )),
             Fired::Max => Error::failed(format_args!(
-                "{names}: watchdog: frozen for {} s; thawed after {ms} ms; a larger --spool or --max-freeze, or a faster sink, would help",
-                self.limits.max_freeze.as_secs_f32()
+                "{names}: watchdog: frozen for {}; thawed after {ms} ms; a larger --spool or --max-freeze, or a faster sink, would help",
+                Period(self.limits.max_freeze)
             )),
             Fired::Orphan => Error::failed(format_args!(
                 "{names}: guardian: told to thaw from outside; thawed after {ms} ms"
@@ -599,6 +599,18 @@ fn only_stuck(states: impl Iterator<Item = State>) -> bool {
         }
     }
     stuck
+}
+
+/// A limit as it was typed: whole seconds, or milliseconds.
+struct Period(Duration);
+
+impl std::fmt::Display for Period {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0.subsec_millis() {
+            0 => write!(f, "{} s", self.0.as_secs()),
+            _ => write!(f, "{} ms", self.0.as_millis()),
+        }
+    }
 }
 
 fn thaw_here(slot: &Slot, target: &Target) {

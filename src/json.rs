@@ -278,7 +278,7 @@ impl Parser<'_> {
                 return Err(self.bad("JSON number"));
             }
             word.parse().map_or(Value::Other, Value::Number)
-        } else if word.parse::<f64>().is_ok() && word.ends_with(|c: char| c.is_ascii_digit()) {
+        } else if is_number(word) {
             Value::Other
         } else {
             return Err(self.bad("JSON number"));
@@ -288,9 +288,39 @@ impl Parser<'_> {
     }
 }
 
+/// A number by RFC 8259, section 6: `-`, an integer without leading zeros, a fraction, an exponent.
+fn is_number(word: &str) -> bool {
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let word = word.strip_prefix('-').unwrap_or(word);
+    let (mantissa, exponent) = match word.split_once(['e', 'E']) {
+        Some((mantissa, exponent)) => (mantissa, Some(exponent)),
+        None => (word, None),
+    };
+    let (whole, fraction) = match mantissa.split_once('.') {
+        Some((whole, fraction)) => (whole, Some(fraction)),
+        None => (mantissa, None),
+    };
+    digits(whole)
+        && (whole.len() == 1 || !whole.starts_with('0'))
+        && fraction.is_none_or(digits)
+        && exponent.is_none_or(|text| digits(text.strip_prefix(['+', '-']).unwrap_or(text)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_follow_the_grammar() {
+        for good in ["-1", "1.5", "0.0", "1e9", "-12.5E-3", "1e+2"] {
+            assert!(is_number(good), "{good}");
+        }
+        for bad in [
+            "", "-", "01.5", "1.", ".5", "1e", "1e+", "+1", "--1", "1.2.3", "1e2e3",
+        ] {
+            assert!(!is_number(bad), "{bad}");
+        }
+    }
 
     #[test]
     fn values_of_every_kind_are_read() {

@@ -215,7 +215,9 @@ fn still_of(mounted: &Mounted, wishes: Wishes) -> Still {
         Still::ReadOnly
     } else if wishes.live {
         Still::Moving
-    } else if REMOUNTED.contains(&filesystem) {
+    } else if REMOUNTED.contains(&filesystem) || mounted.super_read_only() {
+        // Frozen too, so that it stays read-only; but a mount without recovery (norecovery, noload) may show maps that lie, so
+        // the readers ask the disk as they do for one that is not mounted.
         Still::ReadOnly
     } else {
         Still::Frozen
@@ -241,12 +243,8 @@ fn target(mounted: Mounted, wishes: Wishes) -> Option<Target> {
     let name = mounted.point().display().to_string();
     let filesystem = mounted.mount.filesystem.as_str();
     let remounted = REMOUNTED.contains(&filesystem);
-    let nothing_to_do = match still_of(&mounted, wishes) {
-        Still::Frozen => false,
-        Still::ReadOnly => !remounted || mounted.super_read_only(),
-        Still::Moving | Still::Unmounted => true,
-    };
-    if nothing_to_do {
+    let never_written = NEVER_WRITTEN.contains(&filesystem) || mounted.emergency_read_only();
+    if never_written || wishes.live || remounted && mounted.super_read_only() {
         return None;
     }
     let fd = mount_root(&mounted).unwrap_or(mounted.fd);
