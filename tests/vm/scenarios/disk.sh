@@ -21,6 +21,7 @@ mount -t vfat "${source}1" /boot1 && mount -t ext4 "${source}2" /root1 || { not_
 fill /boot1 3000 2>/dev/null; fill /root1 12000; writer /root1
 ( cd /; sums /boot1; sums /root1 ) > /tmp/before
 swapon "${source}3" 2>/dev/null
+try "swap on the disk is in use" grep -q "^${source}3 " /proc/swaps
 
 ( floe dump --quiet --report /tmp/report "$source"; echo $? > /tmp/dumped ) 2>/tmp/dump.err |
     ( floe restore --quiet --overwrite - "$target"; echo $? > /tmp/restored ) 2>/tmp/restore.err
