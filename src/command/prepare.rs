@@ -150,11 +150,19 @@ pub fn prepare(system: &System, name: &std::ffi::OsStr, wishes: Wishes) -> Resul
 fn fill(system: &System, source: Source, wishes: Wishes, prepared: &mut Prepared) -> Result<()> {
     let fault = |fault| Error::fault(&prepared.shown, fault);
     let identity = fs::probe(&source.device).map_err(fault)?;
-    let table = match (&identity, &source.holding) {
+    let table = match &source.holding {
         // A mounted filesystem is one, whatever an old partition table in its first sector says.
-        (_, Holding::Mounted(_)) | (Some(_), _) => None,
+        Holding::Mounted(_) => None,
         _ => ptable::read(&source.device, source.device.sector_bytes()).map_err(fault)?,
     };
+    // Both at once: partitions that the kernel shows are partitions, and an md superblock at the end of a disk is that of its
+    // last partition; anything else is a filesystem with an old table in its first sector.
+    let divided = source
+        .dev
+        .is_some_and(|dev| !system.roots().partitions_of(dev).is_empty());
+    let identity =
+        identity.filter(|found| table.is_none() || !(divided || found.kind == Kind::MdMember));
+    let table = table.filter(|_| identity.is_none());
     let free = swap_extents(system, &source, &identity, prepared)?;
     let Source {
         device,

@@ -1,0 +1,304 @@
+//! Whole disks: the table and the gaps verbatim, each partition by its own map, every mounted filesystem frozen together, and the
+//! image flashable. Partition nodes are made with `partx` where the kernel parses no tables.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::common::{self, Limit, LoopDevice, Mounted, Random, Scratch};
+
+/// A loop disk with a table and partition nodes; they go away with it.
+struct Disk {
+    device: LoopDevice,
+    image: PathBuf,
+    scratch: Scratch,
+}
+
+impl Disk {
+    fn make(mib: u64, script: &str, sector: u32) -> Result<Disk, String> {
+        for tool in ["sfdisk", "partx", "mkfs.vfat", "mke2fs"] {
+            if !common::have(tool) {
+                return Err(tool.to_owned());
+            }
+        }
+        if !common::is_root() {
+            return Err("root".to_owned());
+        }
+        let scratch = Scratch::new();
+        let image = scratch.join("disk");
+        fs::File::create(&image)
+            .and_then(|f| f.set_len(mib << 20))
+            .expect("image");
+        let device = LoopDevice::attach(&image, sector);
+        let disk = Disk {
+            device,
+            image,
+            scratch,
+        };
+        let path = disk.device.path().to_string_lossy().into_owned();
+        common::run_with_input(
+            Command::new("sfdisk").args(["-q", "--no-reread", "--no-tell-kernel", &path]),
+            script.as_bytes(),
+            Limit::secs(30),
+        )
+        .expect_code(0);
+        if !disk.part(1).exists() {
+            common::output("partx", &["-a", &path]);
+        }
+        if disk.part(1).exists() {
+            Ok(disk)
+        } else {
+            Err("partition nodes".to_owned())
+        }
+    }
+
+    fn part(&self, number: u32) -> PathBuf {
+        PathBuf::from(format!("{}p{number}", self.device.path().display()))
+    }
+
+    fn part_text(&self, number: u32) -> String {
+        self.part(number).to_string_lossy().into_owned()
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = Command::new("partx")
+            .arg("-d")
+            .arg(self.device.path())
+            .stderr(std::process::Stdio::null())
+            .status();
+    }
+}
+
+macro_rules! disk {
+    ($mib:expr, $script:expr, $sector:expr) => {
+        match Disk::make($mib, $script, $sector) {
+            Ok(disk) => disk,
+            Err(missing) => return common::skip(&missing),
+        }
+    };
+}
+
+const GPT: &str = "label: gpt\nstart=1MiB, size=16MiB, type=uefi, name=boot\nsize=64MiB, name=root\n\
+    size=16MiB, type=swap\nsize=32MiB, name=data\n";
+
+fn check_image(image: &Path, start_mib: u64, size_mib: u64, scratch: &Path) -> PathBuf {
+    let part = scratch.join(format!("part-{start_mib}"));
+    common::output(
+        "dd",
+        &[
+            &format!("if={}", image.display()),
+            &format!("of={}", part.display()),
+            "bs=1M",
+            &format!("skip={start_mib}"),
+            &format!("count={size_mib}"),
+            "conv=sparse",
+            "status=none",
+        ],
+    );
+    part
+}
+
+#[test]
+fn a_gpt_disk_in_use_becomes_a_flashable_image() {
+    for sector in [512, 4096] {
+        let disk = disk!(160, GPT, sector);
+        common::output(
+            "mkfs.vfat",
+            &["-F", "16", "-S", &sector.to_string(), &disk.part_text(1)],
+        );
+        for number in [2, 4] {
+            common::output(
+                "mke2fs",
+                &["-q", "-F", "-t", "ext4", &disk.part_text(number)],
+            );
+        }
+        common::output("mkswap", &["-q", &disk.part_text(3)]);
+        let secret = b"SECRET-in-free-space-91c2".repeat(1 << 14);
+        let gap = Random(5).bytes(300 << 10);
+        // A boot loader in the gap behind the table, and something behind the last partition.
+        {
+            use std::os::unix::fs::FileExt;
+            let file = fs::OpenOptions::new()
+                .write(true)
+                .open(disk.device.path())
+                .expect("disk");
+            file.write_all_at(&gap, 512 << 10).expect("gap");
+            file.write_all_at(&gap, 140 << 20).expect("tail");
+            file.write_all_at(&gap, 85 << 20).expect("swapped out");
+            file.sync_all().expect("sync");
+        }
+        let (root, data) = (
+            Mounted::new("ext4", &disk.part(2), "rw"),
+            Mounted::new("ext4", &disk.part(4), "rw"),
+        );
+        common::fill(root.dir(), 60);
+        common::fill(data.dir(), 30);
+        fs::write(root.dir().join("secret"), &secret).expect("secret");
+        common::output("sync", &["-f", &root.dir().to_string_lossy()]);
+        fs::remove_file(root.dir().join("secret")).expect("delete");
+        common::output("sync", &["-f", &root.dir().to_string_lossy()]);
+        let image = disk.scratch.join("card.img");
+        let report = disk.scratch.join("report");
+        common::run(
+            require_floe!()
+                .args(["dump", "-z", "none", "-o"])
+                .arg(&image)
+                .arg("--report")
+                .arg(&report)
+                .arg(disk.device.path()),
+            Limit::secs(120),
+        )
+        .expect_code(0);
+        let report = fs::read_to_string(&report).expect("report");
+        assert!(report.contains("\"filesystem\":\"gpt\""), "{report}");
+        assert!(report.contains("\"consistent\":\"frozen\""), "{report}");
+        assert!(report.contains("\"map\":\"used\""), "{report}");
+        common::assert_not_frozen(root.dir(), "after the dump of its disk");
+        let bytes = fs::read(&image).expect("image");
+        assert_eq!(
+            bytes[512 << 10..][..gap.len()],
+            gap,
+            "the gap before the first partition"
+        );
+        assert_eq!(
+            bytes[140 << 20..][..gap.len()],
+            gap,
+            "the gap behind the last partition"
+        );
+        assert!(
+            !bytes.windows(25).any(|window| window == &secret[..25]),
+            "a deleted secret"
+        );
+        let swap = &bytes[81 << 20..97 << 20];
+        assert_eq!(&swap[4086..4096], b"SWAPSPACE2");
+        assert!(
+            swap[4096..].iter().all(|byte| *byte == 0),
+            "what was swapped out"
+        );
+        for (start, size, mounted) in [(17, 64, &root), (97, 32, &data)] {
+            let part = check_image(&image, start, size, disk.scratch.path());
+            common::run(
+                Command::new("e2fsck").arg("-fn").arg(&part),
+                Limit::secs(60),
+            )
+            .expect_code(0);
+            let copy = Mounted::new("ext4", &part, "ro");
+            common::assert_same_tree(&common::tree(mounted.dir()), &common::tree(copy.dir()));
+        }
+        // Restored onto a larger disk, its backup table moves to the end; onto a smaller one it is refused.
+        let larger = disk.scratch.join("larger");
+        fs::File::create(&larger)
+            .and_then(|f| f.set_len(200 << 20))
+            .expect("larger");
+        let target = LoopDevice::attach(&larger, sector);
+        common::run(
+            require_floe!()
+                .arg("restore")
+                .arg(&image)
+                .arg(target.path()),
+            Limit::secs(120),
+        )
+        .expect_code(0);
+        let verify = common::output("sfdisk", &["--verify", &target.path().to_string_lossy()]);
+        assert!(verify.contains("No errors"), "{verify}");
+        let smaller = disk.scratch.join("smaller");
+        fs::File::create(&smaller)
+            .and_then(|f| f.set_len(100 << 20))
+            .expect("smaller");
+        let target = LoopDevice::attach(&smaller, sector);
+        common::run(
+            require_floe!()
+                .arg("restore")
+                .arg(&image)
+                .arg(target.path()),
+            Limit::secs(120),
+        )
+        .expect_code(4);
+    }
+}
+
+#[test]
+fn an_mbr_disk_with_logical_partitions_and_swap_in_use_is_dumped() {
+    let disk = disk!(
+        128,
+        "label: dos\nstart=1MiB, size=32MiB, type=83\nstart=40MiB, size=80MiB, type=5\n\
+         start=41MiB, size=20MiB, type=83\nstart=65MiB, size=20MiB, type=82\n",
+        512
+    );
+    for number in [1, 5] {
+        common::output(
+            "mke2fs",
+            &["-q", "-F", "-t", "ext4", &disk.part_text(number)],
+        );
+    }
+    common::output("mkswap", &["-q", &disk.part_text(6)]);
+    let mounted = Mounted::new("ext4", &disk.part(5), "rw");
+    common::fill(mounted.dir(), 20);
+    let swap =
+        common::run(Command::new("swapon").arg(disk.part(6)), Limit::secs(20)).code == Some(0);
+    let image = disk.scratch.join("card.img");
+    let run = common::run(
+        require_floe!()
+            .args(["dump", "-z", "none", "-o"])
+            .arg(&image)
+            .arg(disk.device.path()),
+        Limit::secs(120),
+    );
+    if swap {
+        common::output("swapoff", &[&disk.part_text(6)]);
+    }
+    run.expect_code(0);
+    let part = check_image(&image, 41, 20, disk.scratch.path());
+    common::run(
+        Command::new("e2fsck").arg("-fn").arg(&part),
+        Limit::secs(60),
+    )
+    .expect_code(0);
+    let copy = Mounted::new("ext4", &part, "ro");
+    common::assert_same_tree(&common::tree(mounted.dir()), &common::tree(copy.dir()));
+    let table = |path: &Path| {
+        common::output("sfdisk", &["-d", &path.to_string_lossy()])
+            .lines()
+            .filter_map(|line| line.split_once(" : ").map(|(_, rest)| rest.to_owned()))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(table(&image), table(&disk.image));
+    let swap = check_image(&image, 65, 20, disk.scratch.path());
+    let swap = fs::read(&swap).expect("swap");
+    assert_eq!(&swap[4086..4096], b"SWAPSPACE2");
+    assert!(
+        swap[4096..].iter().all(|byte| *byte == 0),
+        "more than the header of a swap partition"
+    );
+}
+
+#[test]
+fn an_unused_disk_and_a_disk_image_need_no_freeze() {
+    let disk = disk!(160, GPT, 512);
+    common::output("mke2fs", &["-q", "-F", "-t", "ext4", &disk.part_text(2)]);
+    let report = disk.scratch.join("report");
+    let mut dumps = Vec::new();
+    for source in [disk.device.path(), disk.image.as_path()] {
+        let image = disk.scratch.join("card.img");
+        let run = common::run(
+            require_floe!()
+                .args(["dump", "-z", "none", "-o"])
+                .arg(&image)
+                .arg("--report")
+                .arg(&report)
+                .arg(source),
+            Limit::secs(120),
+        );
+        // The image file of a disk that is attached changes below us: refused, or the same bytes.
+        if run.code == Some(4) {
+            continue;
+        }
+        run.expect_code(0);
+        let text = fs::read_to_string(&report).expect("report");
+        assert!(text.contains("\"consistent\":\"unmounted\""), "{text}");
+        dumps.push(common::hash_file(&image));
+    }
+    assert!(!dumps.is_empty() && dumps.iter().all(|dump| *dump == dumps[0]));
+}
