@@ -10,7 +10,8 @@
 //! slots. A reader that takes a span owns its slot until it has queued the slot's chunks as jobs; a worker borrows the slot
 //! for reading and gives it back when the last of its chunks is encoded. Encoded bytes live in a [`Chain`] of spool cells that
 //! was reserved when the span was handed out, so the chunk that is next in order always has room: nothing can deadlock on a
-//! full spool. The emitter takes records strictly by number and releases their chains.
+//! full spool. The emitter takes records strictly by number and releases their chains. A quarter of the spool is further slots:
+//! what was read and waits for a worker, so that the disk alone decides how long a filesystem is frozen.
 //!
 //! **Who waits for whom.** Readers wait for a slot, ring space and cells; workers for jobs; the emitter for the record that is
 //! next. A sink that does not read stops the emitter, then fills the spool, then stops the readers, and no one else. When
@@ -40,6 +41,8 @@ use crate::units::{round_down, round_up, to_u64, to_usize};
 const CHUNKS_PER_SLOT: usize = 4;
 /// Threads that read: two, so that the device has a request while the other is being accounted for.
 const READERS: usize = 2;
+/// Most slots that readers may run ahead: 2 GiB.
+const SLOTS_AHEAD: u64 = 4096;
 /// Stack of every thread, in bytes: address space, touched as needed (unoptimised deflate keeps its tables there for a moment).
 const STACK_BYTES: usize = 768 * 1024;
 
@@ -122,7 +125,7 @@ pub struct Settings {
     pub jobs: usize,
     /// What the workers do.
     pub encoding: Encoding,
-    /// Encoded bytes that may wait for the sink, beyond the fixed minimum.
+    /// Memory beyond the fixed minimum, for encoded bytes that wait for the sink and for raw ones that wait for a worker.
     pub spool_bytes: u64,
 }
 
@@ -202,6 +205,12 @@ const fn slots_for(jobs: usize) -> usize {
     jobs + 1
 }
 
+/// Slots beyond those, out of a quarter of the spool: readers run ahead of the workers into them, so that a filesystem thaws as
+/// soon as its disk has given the data, not when the CPU has encoded it. Only a quarter, because encoded bytes need less room.
+fn slots_ahead(spool_bytes: u64) -> usize {
+    to_usize((spool_bytes / 4 / SPAN_BYTES).min(SLOTS_AHEAD))
+}
+
 /// Fixed memory of a run in bytes, without the spool beyond the minimum: what `--jobs` costs.
 pub fn fixed_bytes(settings: &Settings) -> u64 {
     let slots = to_u64(slots_for(settings.jobs));
@@ -224,8 +233,10 @@ impl Pipeline {
         emit: Box<dyn Emit>,
         meter: &'static dyn Meter,
     ) -> Result<Self, Fault> {
-        let slots = slots_for(settings.jobs);
-        let wanted = minimum_cells(&settings).max(settings.spool_bytes / to_u64(CELL_BYTES));
+        let ahead = slots_ahead(settings.spool_bytes);
+        let slots = slots_for(settings.jobs) + ahead;
+        let encoded_bytes = settings.spool_bytes - to_u64(ahead) * SPAN_BYTES;
+        let wanted = minimum_cells(&settings).max(encoded_bytes / to_u64(CELL_BYTES));
         let cells = u32::try_from(wanted).unwrap_or(u32::MAX - 1);
         // A record for every 64 KiB of spool: less compressible data fills the cells first.
         let ring = to_usize((wanted * to_u64(CELL_BYTES) / 65_536).clamp(256, 131_072));
@@ -956,6 +967,20 @@ mod tests {
                 &stream[stream.len() - 8..],
                 super::super::gzip::trailer(totals.crc32, totals.raw_bytes)
             );
+        }
+    }
+
+    #[test]
+    fn slots_ahead_take_a_quarter_of_the_spool_and_none_where_it_is_off() {
+        for (spool_bytes, slots) in [
+            (0, 0),
+            (2 * SPAN_BYTES, 0),
+            (4 * SPAN_BYTES, 1),
+            (64 << 20, 32),
+            (1 << 40, 4096),
+        ] {
+            assert_eq!(slots_ahead(spool_bytes), slots);
+            assert!(to_u64(slots) * SPAN_BYTES <= spool_bytes / 4);
         }
     }
 
