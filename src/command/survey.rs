@@ -74,6 +74,17 @@ pub enum Step {
     Checked,
 }
 
+impl Step {
+    /// What an order becomes when it has been carried out.
+    const fn done(self) -> Self {
+        match self {
+            Self::Survey => Self::Surveyed,
+            Self::Check => Self::Checked,
+            other => other,
+        }
+    }
+}
+
 /// Why a survey stopped the run; made without the heap.
 #[derive(Clone, Copy, Debug)]
 pub struct Trouble {
@@ -188,11 +199,10 @@ impl Surveyor {
             let mut desk = self.lock();
             desk.errands = errands;
             desk.trouble = trouble;
-            desk.step = if step == Step::Survey {
-                Step::Surveyed
-            } else {
-                Step::Checked
-            };
+            // A small source may be read, and the check ordered, before we are here: that order must not be lost.
+            if desk.step == step {
+                desk.step = step.done();
+            }
             drop(desk);
             let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
         }
@@ -339,4 +349,57 @@ fn check(
         });
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A surveyor without errands over a pipeline without devices.
+    fn surveyor() -> &'static Surveyor {
+        use crate::stream::pipeline::{Emit, Encoded, Encoding, Problem, Settings};
+        struct Nothing;
+        impl Emit for Nothing {
+            fn data(&mut self, _: &Encoded<'_>) -> std::result::Result<(), Problem> {
+                Ok(())
+            }
+            fn zeros(&mut self, _: u64) -> std::result::Result<(), Problem> {
+                Ok(())
+            }
+            fn end_image(&mut self, _: usize) -> std::result::Result<(), Problem> {
+                Ok(())
+            }
+            fn finish(&mut self) -> std::result::Result<(), Problem> {
+                Ok(())
+            }
+        }
+        let settings = Settings {
+            jobs: 1,
+            encoding: Encoding::Raw,
+            spool_bytes: 0,
+        };
+        let counters = Counters::leak(None);
+        let pipeline = Pipeline::new(settings, Vec::new(), Box::new(Nothing), counters).unwrap();
+        let plan = Plan::new(vec![Vec::new()]);
+        let pipeline = Box::leak(Box::new(pipeline));
+        Surveyor::start(plan, Vec::new(), pipeline, counters, false).unwrap()
+    }
+
+    #[test]
+    fn a_check_ordered_before_the_survey_has_answered_is_not_lost() {
+        for _ in 0..20 {
+            let surveyor = surveyor();
+            surveyor.order(Step::Survey);
+            // As early as the supervisor could: the plan has been taken, the answer may not have been given yet.
+            while surveyor.lock().plan.is_some() {
+                std::thread::yield_now();
+            }
+            surveyor.order(Step::Check);
+            let began = std::time::Instant::now();
+            while surveyor.state().0 != Step::Checked {
+                assert!(began.elapsed().as_secs() < 20, "{:?}", surveyor.state());
+                std::thread::yield_now();
+            }
+        }
+    }
 }
