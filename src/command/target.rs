@@ -3,10 +3,9 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags, SeekFrom};
+use rustix::fs::{FileType, Mode, OFlags, SeekFrom, Stat};
 use rustix::io::Errno;
 
 use crate::command::image::Content;
@@ -51,7 +50,7 @@ impl Chosen {
         let system = System::look()?;
         let named = system.target(name).map_err(|e| e.leaving(NOTHING))?;
         let shown = named.shown.as_path();
-        same_as_image(&named, image)?;
+        same_as_image(&system, &named, image)?;
         if let Some(found) = system.uses_of(&named)?.first() {
             return Err(Error::refused(found).leaving(NOTHING));
         }
@@ -163,40 +162,30 @@ fn is_missing(path: &Path) -> bool {
     std::fs::metadata(path).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
 }
 
-/// The same file, the same device, or one of them the loop device over the other.
-fn same_as_image(target: &Named, image: &File) -> Result<()> {
-    let Ok(image) = image.metadata() else {
-        return Ok(());
+/// The same file, the same device, or one that lies on the other: a partition and its disk, a loop device and its file.
+fn same_as_image(system: &System, target: &Named, image: &File) -> Result<()> {
+    let stat = rustix::fs::fstat(image).map_err(|e| Error::fault("image", Fault::io("stat", e)))?;
+    let image_dev = (FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice)
+        .then(|| DevId::from_raw(stat.st_rdev));
+    let target_stat = || rustix::fs::stat(&target.shown).ok();
+    let over = |file: &Stat, dev| {
+        let mut loops = system.loops_over(file).into_iter();
+        loops.any(|upper| system.overlaps(upper, dev))
     };
-    let image_dev = image
-        .file_type()
-        .is_block_device()
-        .then(|| DevId::from_raw(image.rdev()));
-    let image_file = (image.dev(), image.ino());
-    let target_file = || std::fs::metadata(&target.shown).map(|meta| (meta.dev(), meta.ino()));
     let same = match (image_dev, target.dev) {
-        (Some(image), Some(target)) => image == target,
-        (None, None) => target_file().is_ok_and(|target| target == image_file),
-        (None, Some(target)) => backing_file(target) == Some(image_file),
-        (Some(image), None) => {
-            target_file().is_ok_and(|target| backing_file(image) == Some(target))
-        }
+        (Some(image), Some(target)) => system.overlaps(image, target),
+        (None, None) => target_stat()
+            .is_some_and(|found| (found.st_dev, found.st_ino) == (stat.st_dev, stat.st_ino)),
+        (None, Some(target)) => over(&stat, target),
+        (Some(image), None) => target_stat().is_some_and(|found| over(&found, image)),
     };
     if !same {
         return Ok(());
     }
     Err(Error::refused(format_args!(
-        "{}: is the image itself; {NOTHING}",
+        "{}: is the image itself, or holds it; {NOTHING}",
         target.shown.display()
     )))
-}
-
-/// Device and inode of the file under a loop device.
-fn backing_file(loop_device: DevId) -> Option<(u64, u64)> {
-    let link = format!("/sys/dev/block/{loop_device}/loop/backing_file");
-    let name = std::fs::read_to_string(link).ok()?;
-    let meta = std::fs::metadata(name.trim_end_matches('\n')).ok()?;
-    Some((meta.dev(), meta.ino()))
 }
 
 /// Why a target could not be opened for writing.
