@@ -251,6 +251,26 @@ impl ReadAt for View {
     }
 }
 
+/// An errand that leads nowhere must stop the run, not pass for one that found nothing wrong.
+const ASTRAY: Trouble = Trouble {
+    device: 0,
+    fault: Fault::short("survey of a part that is not in the plan"),
+};
+
+/// Where a device is read through the page cache, what that holds may be older than the freeze.
+fn flush_caches(devices: &[Device]) -> Option<Trouble> {
+    for (device, opened) in devices.iter().enumerate() {
+        if !opened.is_direct()
+            && opened.kind() == DeviceKind::Block
+            && let Err(errno) = blkflsbuf(opened.as_fd())
+        {
+            let fault = Fault::io("BLKFLSBUF", errno);
+            return Some(Trouble { device, fault });
+        }
+    }
+    None
+}
+
 /// Walks every errand's filesystem and fills its map. In the frozen window: no heap.
 fn survey(
     plan: &mut Plan,
@@ -259,11 +279,18 @@ fn survey(
     scratch: &mut [u8],
     require_map: bool,
 ) -> Option<Trouble> {
+    if let Some(trouble) = flush_caches(devices.devices) {
+        return Some(trouble);
+    }
     for errand in errands {
-        let part = plan.parts_mut().get_mut(errand.part)?;
+        let Some(part) = plan.parts_mut().get_mut(errand.part) else {
+            return Some(ASTRAY);
+        };
         let device = part.device;
         let trouble = |fault| Some(Trouble { device, fault });
-        let view = devices.view(part)?;
+        let Some(view) = devices.view(part) else {
+            return Some(ASTRAY);
+        };
         if let Err(fault) = survey_one(errand, part, &view, scratch) {
             return trouble(fault);
         }
@@ -286,9 +313,6 @@ fn survey_one(
     let Content::Used(map) = &mut part.content else {
         return Ok(());
     };
-    if !view.device.is_direct() && view.device.kind() == DeviceKind::Block {
-        blkflsbuf(view.device.as_fd()).map_err(|errno| Fault::io("BLKFLSBUF", errno))?;
-    }
     // The superblock was read before the freeze to size the map: it must still be the same filesystem, of the same size.
     let now = fs::probe(view)?.filter(|now| {
         now.kind == errand.identity.kind
@@ -310,11 +334,14 @@ fn survey_one(
     } else if let Some(rest) = map.size_bytes().checked_sub(end)
         && end > 0
     {
-        // The filesystem may be smaller than its partition: nothing owns what lies behind it.
-        map.set_free(Extent {
-            offset: end,
-            length_bytes: rest,
-        });
+        // The filesystem may be smaller than its partition: nothing owns what lies behind it, unless something known does.
+        match fs::behind(view, end)? {
+            Some(what) => errand.verdict.doubt(Fault::unsupported(what)),
+            None => map.set_free(Extent {
+                offset: end,
+                length_bytes: rest,
+            }),
+        }
     }
     for extent in &errand.free {
         map.set_free(*extent);
@@ -335,8 +362,12 @@ fn check(
         if errand.still == Still::Moving {
             continue;
         }
-        let part = plan?.parts().get(errand.part)?;
-        let view = devices.view(part)?;
+        let Some(part) = plan.and_then(|plan| plan.parts().get(errand.part)) else {
+            return Some(ASTRAY);
+        };
+        let Some(view) = devices.view(part) else {
+            return Some(ASTRAY);
+        };
         let mut walk = Walk::new(&view, scratch);
         let fault = match fs::witness(&errand.identity, &mut walk) {
             Ok(witness) if witness == errand.witness => continue,

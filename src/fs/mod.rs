@@ -339,6 +339,11 @@ pub fn walk(
     }
 }
 
+/// What is known to live behind a filesystem that ends at `end`, on the same device: a hash tree, an overlay. `None`: nothing does.
+pub fn behind(device: &dyn ReadAt, end: u64) -> Result<Option<&'static str>, Fault> {
+    squashfs::tail(device, end)
+}
+
 /// Reads again what a write would have changed (superblock, journal superblock, map blocks) into the witness of `walk`.
 /// Called right after [`walk`] with a fresh [`Walk`], and again before the thaw; both must give the same [`Witness`].
 pub fn witness(identity: &Identity, walk: &mut Walk<'_>) -> Result<Witness, Fault> {

@@ -111,7 +111,7 @@ pub(super) fn free_behind(
 }
 
 /// What else uses the rest of the partition, by the places such things are put at.
-fn tail(device: &dyn ReadAt, end: u64) -> Result<Option<&'static str>, Fault> {
+pub(super) fn tail(device: &dyn ReadAt, end: u64) -> Result<Option<&'static str>, Fault> {
     // veritysetup's superblock, appended at a multiple of its hash block.
     for unit in [512, 1024, 4096] {
         let place = round_up(end, unit).unwrap_or(u64::MAX);

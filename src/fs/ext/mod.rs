@@ -111,7 +111,7 @@ fn walk(
     }
     let size = geometry.size_bytes();
     let fits = size == identity.size_bytes
-        && size == map.size_bytes()
+        && size <= map.size_bytes()
         && geometry.block.bytes() == identity.block_bytes;
     if !fits || size > device.size_bytes() {
         return Ok(Verdict::whole(Fault::corrupt("size of the filesystem")));

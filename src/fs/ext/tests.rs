@@ -339,6 +339,25 @@ fn wrong_counts_and_checksums_cost_one_group_and_a_wrong_sum_everything() {
 }
 
 #[test]
+fn a_filesystem_smaller_than_its_device_keeps_its_map() {
+    let mut sample = Sample::new(true);
+    sample.seal();
+    let (alone, used) = sample.walk();
+    let identity = probe(&sample.bytes).unwrap().unwrap();
+    sample.bytes.resize(sample.bytes.len() + 9 * BLOCK, 0x55);
+    let block = BlockSize::from_bytes(1024).unwrap();
+    let mut map = UsedMap::new(to_u64(sample.bytes.len()), block).unwrap();
+    let mut scratch = vec![0xee; SCRATCH_BYTES];
+    let mut memory = Walk::new(&sample.bytes, &mut scratch);
+    let verdict = walk(&identity, Still::Unmounted, &mut memory, &mut map).unwrap();
+    assert_eq!(verdict.coverage, alone.coverage, "{:?}", verdict.doubt);
+    assert_eq!(verdict.coverage, Coverage::Used);
+    for (block, used) in used.iter().enumerate() {
+        assert_eq!(map.is_used(to_u64(block * BLOCK)), *used, "block {block}");
+    }
+}
+
+#[test]
 fn an_image_that_was_cut_short_is_read_whole() {
     let mut sample = Sample::new(true);
     sample.seal();

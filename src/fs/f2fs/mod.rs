@@ -395,7 +395,7 @@ fn walk(
         return Ok(Verdict::whole(fault));
     }
     let size = layout.size_bytes();
-    if size > device.size_bytes() || size != map.size_bytes() {
+    if size > device.size_bytes() || size > map.size_bytes() {
         return Ok(Verdict::whole(Fault::corrupt("filesystem size")));
     }
     let Some(pack) = newest_pack(device, &layout, walk.scratch)? else {

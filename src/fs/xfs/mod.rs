@@ -90,7 +90,7 @@ fn walk(
         return Ok(Verdict::whole(doubt));
     }
     let size = geometry.size_bytes();
-    if size > device.size_bytes() || size != map.size_bytes() {
+    if size > device.size_bytes() || size > map.size_bytes() {
         return Ok(Verdict::whole(Fault::corrupt("filesystem size")));
     }
     if still != Still::Frozen
