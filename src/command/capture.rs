@@ -251,6 +251,9 @@ impl Capture {
             if let Some(problem) = self.pipeline.state().problem {
                 return Err(self.problem(problem));
             }
+            if crate::stream::output::reader_is_gone(sink) {
+                return Err(Error::Silent(Exit::Failed));
+            }
             match crate::stream::output::unread_bytes(sink) {
                 Some(0) | None => return Ok(()),
                 Some(_) if start.elapsed() > limit => {

@@ -275,7 +275,7 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
         },
         spool_bytes: options.spool.bytes(),
     };
-    let emit = emitter(options, sink, counters, &totals)?;
+    let emit = emitter(options, sink, counters, &totals, &signals)?;
     let (name, shown) = (prepared.name.clone(), prepared.shown.clone());
     let (filesystem, consistent) = (prepared.filesystem, prepared.consistent());
     let size_bytes = prepared.size_bytes;
@@ -348,6 +348,7 @@ fn emitter(
     sink: OwnedFd,
     counters: &'static Counters,
     totals: &TotalsCell,
+    signals: &Signals,
 ) -> Result<Box<dyn Emit>> {
     let totals = Arc::clone(totals);
     if options.raw {
@@ -355,7 +356,7 @@ fn emitter(
         let output = Output::new(sink, counters, options.sha256);
         return Ok(Box::new(RawEmitter::new(output, holes, totals)));
     }
-    wait_writable(&sink, options.wait_sink)?;
+    wait_writable(&sink, options.wait_sink, signals)?;
     let output = Output::new(sink, counters, true);
     match GzipEmitter::new(output, totals) {
         Ok(emitter) => Ok(Box::new(emitter)),
@@ -367,16 +368,21 @@ fn emitter(
 }
 
 /// A pipe that is full already would hold up the first write for ever.
-fn wait_writable(sink: &OwnedFd, limit: Duration) -> Result<()> {
-    let mut fds = [rustix::event::PollFd::new(
-        sink,
-        rustix::event::PollFlags::OUT,
-    )];
+fn wait_writable(sink: &OwnedFd, limit: Duration, signals: &Signals) -> Result<()> {
+    use rustix::event::{PollFd, PollFlags};
+    let mut fds = [
+        PollFd::new(sink, PollFlags::OUT),
+        PollFd::from_borrowed_fd(signals.fd(), PollFlags::IN),
+    ];
     let limit_spec = rustix::event::Timespec {
         tv_sec: i64::try_from(limit.as_secs()).unwrap_or(i64::MAX),
         tv_nsec: i64::from(limit.subsec_nanos()),
     };
-    match rustix::event::poll(&mut fds, Some(&limit_spec)) {
+    let ready = rustix::event::poll(&mut fds, Some(&limit_spec));
+    if let Some(number) = signals.take() {
+        return Err(Error::Signal(number));
+    }
+    match ready {
         Ok(0) => Err(Error::refused(format_args!(
             "stdout: takes no byte within {} s; nothing was frozen; give it longer with --wait-sink",
             limit.as_secs()

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fs::{SeekFrom, fsync, ftruncate, seek};
+use rustix::fs::{FileType, SeekFrom, fsync, ftruncate, seek};
 use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
@@ -317,7 +317,43 @@ fn leave(totals: &TotalsCell, output: &mut Output, sum: &Sum) {
     };
 }
 
-/// Bytes that wait in the pipe or socket behind `fd` for its reader; `None` where the kernel cannot say.
+/// Bytes that wait in the pipe behind `fd` for its reader; `None` where nobody can say. Only a pipe can: of a socket FIONREAD
+/// tells what waits for us, and of a file what lies behind the position.
 pub fn unread_bytes(fd: impl AsFd) -> Option<u64> {
+    let stat = rustix::fs::fstat(&fd).ok()?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::Fifo {
+        return None;
+    }
     rustix::io::ioctl_fionread(fd).ok()
+}
+
+/// Whether the reader of the pipe or socket behind `fd` is gone.
+pub fn reader_is_gone(fd: impl AsFd) -> bool {
+    let mut fds = [PollFd::new(&fd, PollFlags::empty())];
+    let now = rustix::event::Timespec::default();
+    poll(&mut fds, Some(&now)).is_ok()
+        && fds
+            .first()
+            .is_some_and(|fd| fd.revents().contains(PollFlags::ERR))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_pipe_says_what_its_reader_has_not_taken_and_that_it_is_gone() {
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        rustix::io::write(&writer, b"floe").unwrap();
+        assert_eq!(unread_bytes(&writer), Some(4));
+        assert!(!reader_is_gone(&writer));
+        drop(reader);
+        assert!(reader_is_gone(&writer));
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        rustix::io::write(&theirs, b"GET").unwrap();
+        assert_eq!(unread_bytes(&ours), None);
+        let exe = std::fs::File::open("/proc/self/exe").unwrap();
+        assert_eq!(unread_bytes(&exe), None);
+        assert!(!reader_is_gone(&exe));
+    }
 }
