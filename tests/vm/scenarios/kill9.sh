@@ -18,19 +18,34 @@ note "an undisturbed dump takes $took ms"
 expect "an undisturbed dump exits 0" 0 sh -c 'floe dump -o /tmp/whole.img.gz /mnt && gzip -t /tmp/whole.img.gz && rm /tmp/whole.img.gz'
 
 # A reader that takes the first bytes and stalls, and no spool: the filesystem is known to be frozen when the kill comes.
-mkfifo /tmp/stalled; ( dd bs=64 count=1 of=/dev/null 2>/dev/null; exec sleep 1000 ) < /tmp/stalled & reader=$!
-floe dump --quiet --spool off --stall 60 --max-freeze 60 /mnt > /tmp/stalled 2>/tmp/err & pid=$!
-frozen=no; n=0
-while [ $n -lt 20 ] && kill -0 $pid 2>/dev/null; do write_ends_within /mnt 500 || { frozen=yes; break; }; n=$((n + 1)); done
-if [ $frozen = yes ]; then
+# Sets $pid, and $guardian. False when it was never seen frozen.
+frozen_dump() {
+    local n=0
+    rm -f /tmp/stalled; mkfifo /tmp/stalled; ( dd bs=64 count=1 of=/dev/null 2>/dev/null; exec sleep 1000 ) < /tmp/stalled & reader=$!
+    floe dump --quiet --spool off --stall 60 --max-freeze 60 /mnt > /tmp/stalled 2>/tmp/err & pid=$!
+    while [ $n -lt 20 ] && kill -0 $pid 2>/dev/null; do
+        write_ends_within /mnt 500 || { guardian=$(grep -lx floe-guard /proc/[0-9]*/comm | cut -d/ -f3 | head -n 1); return 0; }
+        n=$((n + 1)); done
+    not_ok "a stalled reader without a spool keeps it frozen" "never saw it frozen: $(tail -n 2 /tmp/err | tr '\n' ' ')"
+    kill -9 $pid $reader 2>/dev/null; return 1
+}
+# thawed NAME MS
+thawed() { if write_ends_within /mnt "$2"; then ok "$1"; else not_ok "$1" "a write took longer than $2 ms"; floe thaw /mnt; fi; }
+
+if frozen_dump; then
     ok "a stalled reader without a spool keeps it frozen (as the test needs)"
-    kill -9 $pid
-    if write_ends_within /mnt 1000; then ok "killed while frozen: thawed within a second"
-    else not_ok "killed while frozen" "a write took longer than a second"; floe thaw /mnt; fi
-else
-    not_ok "a stalled reader without a spool keeps it frozen" "never saw it frozen: $(tail -n 2 /tmp/err | tr '\n' ' ')"; kill -9 $pid 2>/dev/null
+    kill -9 $pid; thawed "floe killed while frozen: thawed within a second" 1000; kill $reader
 fi
-kill $reader; rm -f /tmp/stalled
+if frozen_dump; then
+    kill -9 "$guardian"; thawed "its guardian killed while frozen: thawed within a second" 1000
+    wait_end $pid 2000; wait $pid; code=$?; kill $reader
+    if [ $code = 1 ] && grep -q guardian /tmp/err; then ok "that dump fails: $(tail -n 1 /tmp/err)"; else not_ok "that dump fails" "exit $code: $(tail -n 1 /tmp/err)"; fi
+fi
+if frozen_dump; then # no beat for a second, SIGCONT, a second later SIGKILL: a stopped guardian goes on, one that hangs is replaced
+    kill -STOP "$guardian"; usleep 200000; kill -9 $pid; kill -CONT "$guardian"
+    thawed "floe killed while its guardian was stopped: thawed within a second of its going on" 1000; kill $reader
+fi
+wait $reader 2>/dev/null; rm -f /tmp/stalled
 
 n=0; late=0; running=0
 while [ $n -lt "$kills" ]; do

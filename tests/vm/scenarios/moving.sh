@@ -1,7 +1,6 @@
 # Sources that change below a freeze are refused and say why: a mirror that is being rebuilt, a dm cache in writeback mode.
 # What does not change is dumped: the same mirror when it is done, the same cache in writethrough mode, and a LUKS member
 # with the filesystem of the open volume frozen.
-#: later aarch64
 #: modules ext4 dm_mod dm_crypt dm_cache dm_cache_smq raid1
 #: optional xts aes_generic aes_arm64 sha256_generic algif_skcipher cryptd ecb cbc essiv
 #: tools

@@ -1,7 +1,6 @@
 # What lies between a filesystem and its disk on real systems: a dm device, a LUKS container, an md mirror. Dumped by
 # mount point, restored to a plain disk; and the mirror refused as a target's member.
 # Arguments: dm luks md (default: all).
-#: later aarch64
 #: modules ext4 dm_mod dm_crypt raid1
 #: optional xts aes_generic aes_arm64 sha256_generic algif_skcipher cryptd ecb cbc essiv
 #: tools
