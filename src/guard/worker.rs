@@ -12,8 +12,9 @@ use rustix::io::Errno;
 use super::{Method, Order, State, Target, claim};
 use crate::sys::shared::Slot;
 
-/// f2fs answers EINVAL to FIFREEZE while it has dirty data; so often we sync and ask again.
-const FREEZE_TRIES: u32 = 5;
+/// f2fs answers EINVAL to FIFREEZE while it has dirty data, and a read-only remount is EBUSY while anybody has a file open
+/// for writing, be it for a moment; so often we sync and ask again.
+const FREEZE_TRIES: u32 = 10;
 
 /// What a worker needs; everything lives as long as the guardian.
 pub(super) struct Worker {
@@ -67,9 +68,13 @@ impl Worker {
     }
 
     fn try_freeze(&self) -> Result<(), Errno> {
+        let passing = match self.target.method {
+            Method::Freeze => Errno::INVAL,
+            Method::ReadOnly(_) => Errno::BUSY,
+        };
         for _ in 1..FREEZE_TRIES {
             match self.target.freeze() {
-                Err(Errno::INVAL) if matches!(self.target.method, Method::Freeze) => {}
+                Err(errno) if errno == passing => {}
                 result => return result,
             }
             let _ = rustix::fs::syncfs(&self.target.fd);

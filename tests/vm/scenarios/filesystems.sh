@@ -6,7 +6,7 @@
 #: optional xfs btrfs f2fs jfs reiserfs vfat nls_ascii nls_cp437 nls_iso8859_1 nls_utf8 exfat nilfs2 squashfs erofs crc32c_generic
 #: tools
 #: disk source 320M
-#: disk small 128M
+#: disk small 144M
 #: disk target 384M
 #: memory 512
 #: cpus 2
