@@ -147,6 +147,9 @@ impl fmt::Display for Fault {
     }
 }
 
+/// So that a reader of std can carry one.
+impl std::error::Error for Fault {}
+
 /// The C library's words for an errno, without the `(os error N)` that std appends.
 pub struct ErrnoText(pub i32);
 

@@ -19,18 +19,28 @@ pub const VERBS: &[Verb] = &[
     },
     Verb {
         name: "restore",
-        line: "restore  IMAGE TARGET                write an image to a device or into a file",
+        line: "restore  IMAGE TARGET | NAME=TARGET… write an image, or entries of a snapshot, to devices or files",
         text: RESTORE,
     },
     Verb {
+        name: "create",
+        line: "create   NAME=SOURCE…                several filesystems, frozen together, as one .zip with metadata",
+        text: CREATE,
+    },
+    Verb {
         name: "show",
-        line: "show     PATH                        what this is, and what a dump of it would read",
+        line: "show     PATH                        what this device, mount, image or snapshot is",
         text: SHOW,
     },
     Verb {
         name: "verify",
-        line: "verify   FILE|-                      check the checksums and the length of an image",
+        line: "verify   FILE|-                      check every checksum of an image or snapshot",
         text: VERIFY,
+    },
+    Verb {
+        name: "list",
+        line: "list     [DIR]                       the snapshots kept in a folder",
+        text: LIST,
     },
     Verb {
         name: "thaw",
@@ -71,7 +81,7 @@ written. In a pipe, 'set -o pipefail' shows the exit code of floe.
 ";
 
 const RESTORE: &str = "\
-floe restore IMAGE TARGET: write an image to a device or into a file
+floe restore IMAGE TARGET | SNAPSHOT NAME=TARGET…: write an image to a device or into a file
 
 IMAGE is raw or gzip (recognised by its content), '-' is stdin. TARGET is a block device, LABEL=, UUID=, PARTLABEL=, PARTUUID=,
 or a file; a file that does not exist yet is made, and is sparse.
@@ -84,7 +94,16 @@ enough, and holds nothing. Free ranges are zeroed, so that no old data stays und
 superblock, is zeroed first and written last: an interrupted target looks empty, neither old nor new. What lies beyond the
 image's end on a larger target is left alone; only a backup partition table (GPT) moves to the end of the disk.
 
+Of a snapshot (floe create) the named entries are restored, after all targets and, in a file, all checksums were checked. From a
+pipe an entry's CRC is checked before its superblock is written, the rest is known at the end: then it says so, and fails.
+
+  floe restore board.zip root=/dev/mmcblk0p3 config=PARTLABEL=config_b
+  floe restore board.zip --disk /dev/sdb
+
 Options:
+      --disk DEV        of a snapshot made with --disk: the recorded partition table and boot area go to the empty disk DEV, and
+                        every entry that is not named goes into its partition
+      --force           a snapshot of another architecture or board model
       --overwrite       the target may hold a filesystem, a partition table or (a file) anything
       --verify          read everything back from the medium and compare it, before the superblock is written
       --skip-free       on a device, do not zero ranges that nothing owns: fast on slow cards, but what was there before (deleted
@@ -94,8 +113,52 @@ Exit: 0 complete and flushed; 1 failed; 2 wrong command line; 3 the image is cor
 was written. After 1 and 3 the message says in which state the target is.
 ";
 
+const CREATE: &str = "\
+floe create NAME=SOURCE… [-o DIR | FILE | -]: several filesystems, frozen together, as one .zip with metadata
+
+All filesystems are frozen at the same time, so that they fit each other. NAME is [a-z0-9._-]+ and becomes images/NAME.img; SOURCE
+is what floe dump takes. The archive holds the metadata first, then the images, then all checksums; unzip, 7z, bsdtar and Python
+open it. It carries whatever the filesystems hold, passwords and keys too: files are made for their owner only (0600).
+
+  floe create root=/ config=/config boot=/dev/mmcblk0p1 -o /mnt/usb/
+  floe create root=/ config=/config -o - | ssh me@host 'cat > board.zip'
+
+Output:
+  -o, --output WHERE    a folder: HOST-YYYYMMDDThhmmssZ-SEQ.zip in it (SEQ counts: boards have no clock), one floe at a time; a FILE;
+                        or - for stdout. Default: the folder of 'store = DIR' in /etc/floe.conf, otherwise stdout.
+                        Written as .part and renamed when it is complete
+      --keep N          in a folder: afterwards remove the oldest of this host, so that N remain
+      --factory         mark it as the factory snapshot; --keep never removes it
+      --rescue          mark it as the rescue snapshot; --keep never removes it
+      --comment TEXT    kept in the metadata
+      --disk DEV        keep the partition table and the boot area of this disk too (not with logical partitions)
+      --level N         1 (fastest, default) to 9 (smallest)
+What is read:
+      --whole           every block, free ones too
+      --require-map     refuse instead of reading everything when the used blocks cannot be told for certain
+      --live            do not freeze: the images may not be consistent, and are called live
+How long it may stay frozen:
+      --stall TIME      thaw and fail when no byte is read or taken for this long (default 30s)
+      --max-freeze TIME thaw and fail after this long in all (default 2m)
+      --wait-sink TIME  before the freeze: wait this long for the reader to take the first bytes (default 60s)
+      --spool SIZE      memory for compressed data that waits for a slow reader: auto (default), off, or a size
+
+Exit: 0 complete and consistent; 1 failed, and a file or folder is as it was before; 2 wrong command line; 4 refused, nothing was
+written.
+";
+
+const LIST: &str = "\
+floe list [DIR]: the snapshots in a folder, the oldest first
+
+Prints name, age, size, host, whether it is complete, its entries and its comment. What is broken is listed with the reason.
+Images are not read: floe verify checks their bytes. Without DIR it is 'store = DIR' of /etc/floe.conf.
+
+Options:
+      --json            one JSON array with stable keys
+";
+
 const SHOW: &str = "\
-floe show PATH: what a device, a mounted filesystem or an image is, and what a dump of it would read
+floe show PATH: what a device, a mounted filesystem, an image or a snapshot is, and what a dump of it would read
 
 Prints filesystem, size, used space, uuid, label, and whether it can be frozen. Only reads, and never freezes: for a mounted
 filesystem the figures are estimates. Of a gzip image only the beginning is unpacked.
@@ -105,9 +168,9 @@ Options:
 ";
 
 const VERIFY: &str = "\
-floe verify FILE|-: check the checksums and the length of an image
+floe verify FILE|-: check every checksum of an image or a snapshot
 
-Reads all of it and makes the checks that restore makes: a gzip image must be complete and its checksums right, and every image
+Reads all of it and makes the checks that restore makes: a snapshot must be complete, each entry what its checksums say; a gzip image must be complete and its checksums right, and every image
 must reach the end that its superblock or partition table states. Prints one line.
 
 Exit: 0 good; 1 it could not be read; 2 wrong command line; 3 corrupt, cut off or not an image.

@@ -272,19 +272,28 @@ impl Capture {
     }
 
     /// Freezes, surveys, reads, thaws, ends the stream.
-    pub fn run(mut self) -> Result<Figures> {
+    pub fn run(self) -> Result<Figures> {
+        self.run_telling(|_| ())
+    }
+
+    /// The same; `thawed` gets the figures after the thaw and before the end of the stream, which may carry them.
+    pub fn run_telling(mut self, mut thawed: impl FnMut(Figures)) -> Result<Figures> {
         let mut frozen = match self.guardian.take() {
             None => None,
             Some(guardian) => Some(guardian.freeze(&self.signals)?),
         };
-        let result = self.supervise(&mut frozen);
+        let result = self.supervise(&mut frozen, &mut thawed);
         // Whatever went wrong: thaw first, speak afterwards.
         drop(frozen);
         self.progress.clear();
         result
     }
 
-    fn supervise(&mut self, frozen: &mut Option<Frozen>) -> Result<Figures> {
+    fn supervise(
+        &mut self,
+        frozen: &mut Option<Frozen>,
+        thawed: &mut dyn FnMut(Figures),
+    ) -> Result<Figures> {
         let mut frozen_ms = 0;
         let (mut checking, mut permitted) = (false, false);
         self.surveyor.order(Step::Survey);
@@ -314,6 +323,7 @@ impl Capture {
                     frozen_ms = frozen.thaw()?.frozen_ms;
                 }
                 permitted = true;
+                thawed(self.figures(frozen_ms));
                 self.pipeline.permit();
             }
             if state.finished {

@@ -106,21 +106,63 @@ pub struct Image {
     pub file: File,
 }
 
-impl Image {
-    /// Opens a path or `-` and reads the head.
+/// A path or `-` that was opened, and what its first bytes say.
+pub struct Opened {
+    /// As the user named it.
+    pub subject: String,
+    /// The open file.
+    pub file: File,
+    /// All of it.
+    pub input: Input<'static>,
+    /// How it is packed; [`Format::Zip`] is a snapshot.
+    pub format: Format,
+}
+
+impl Opened {
+    /// Opens it and looks at its first bytes.
     pub fn open(path: &OsStr) -> Result<Self> {
         let (subject, file) = open(path)?;
         let fail = |fault| image_error(&subject, fault);
         let other = file
             .try_clone()
             .map_err(|error| Error::failed(format_args!("{subject}: dup: {error}")))?;
-        let input = Input::file(other, length_of(&file)).map_err(fail)?;
-        let mut reader = ImageReader::new(input).map_err(fail)?;
-        if reader.format() == Format::Zip {
+        let mut input = Input::file(other, length_of(&file)).map_err(fail)?;
+        let format = input.peek(6).and_then(Format::recognise).map_err(fail)?;
+        Ok(Self {
+            subject,
+            file,
+            input,
+            format,
+        })
+    }
+}
+
+impl Image {
+    /// Opens a path or `-` and reads the head.
+    pub fn open(path: &OsStr) -> Result<Self> {
+        Self::read(Opened::open(path)?)
+    }
+
+    /// Reads the head of what is no snapshot.
+    pub fn read(opened: Opened) -> Result<Self> {
+        let Opened {
+            subject,
+            file,
+            input,
+            format,
+        } = opened;
+        if format == Format::Zip {
             return Err(Error::refused(format_args!(
-                "{subject}: a zip archive, not an image: only raw and gzip images are handled"
+                "{subject}: is a snapshot, not an image"
             )));
         }
+        let reader = ImageReader::new(input).map_err(|fault| image_error(&subject, fault))?;
+        Self::head_of(subject, file, reader)
+    }
+
+    /// Reads the head of an image that comes through `reader`; `file` is what it comes from.
+    pub fn head_of(subject: String, file: File, mut reader: ImageReader<'static>) -> Result<Self> {
+        let fail = |fault| image_error(&subject, fault);
         let mut head = Pages::new(HEAD_BYTES).map_err(|e| fail(Fault::io("mmap", e)))?;
         let head_bytes = reader.head(&mut head).map_err(fail)?;
         if head_bytes == 0 {

@@ -1,16 +1,24 @@
 //! The verbs, one file each; only here layers are joined.
 
+mod bundle;
 pub mod capture;
+mod create;
+mod disk;
 pub mod dump;
+mod host;
 mod image;
+mod lay;
+mod list;
 mod memory;
 pub mod prepare;
 mod restore;
 mod show;
 mod skip;
+mod store;
 pub mod survey;
 mod target;
 mod thaw;
+mod unpack;
 mod verify;
 
 use std::ffi::OsString;
@@ -32,8 +40,10 @@ pub fn run(arguments: Vec<OsString>) -> Result<()> {
         Some("-V" | "--version" | "version") => Err(Error::Answer(help::version())),
         Some("dump") => dump::run(dump::parse(args("dump"))?),
         Some("restore") => restore::run(restore::parse(args("restore"))?),
+        Some("create") => create::run(create::parse(args("create"))?),
         Some("show") => show::run(show::parse(args("show"))?),
         Some("verify") => verify::run(verify::parse(args("verify"))?),
+        Some("list") => list::run(list::parse(args("list"))?),
         Some("thaw") => thaw::run(args("thaw")),
         _ => Err(Error::usage(format_args!(
             "unknown verb '{}'; see floe --help",

@@ -4,7 +4,7 @@
 //! is flushed (and read back, where asked for); the head goes out last, its superblock at the very end. So a target that was
 //! interrupted shows neither the old filesystem nor the new one.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::{TryRecvError, channel};
@@ -14,16 +14,20 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::pipe::PipeFlags;
 
 use crate::cli::{Args, Common, Item};
-use crate::command::image::{self, Facts, Image};
+use crate::command::create::split_pair;
+use crate::command::image::{self, Facts, Image, Opened};
 use crate::command::skip::{self, LeftAlone};
 use crate::command::target::{Chosen, Overwrite, backup_gpt};
+use crate::command::unpack;
 use crate::device::{DIRECT_ALIGN, Device, DeviceKind, ReadAt, WriteAt};
 use crate::error::{Error, Exit, Fault, Result};
 use crate::freeze::Signals;
 use crate::ptable::{self, Scheme};
 use crate::report::{self, Bytes, JsonObject, ReportFile, Span};
+use crate::snapshot::MAX_IMAGES;
 use crate::stream::copy::{self, Ended, Failure, Progress, ReadAhead, ZeroAll};
 use crate::stream::digest::Digest;
+use crate::stream::image::{Format, ImageReader};
 use crate::stream::target::Target;
 use crate::sys::ioctl;
 use crate::sys::memory::Pages;
@@ -40,35 +44,48 @@ const PAUSE: Timespec = Timespec {
 
 /// What was asked for.
 pub struct Options {
-    image: std::ffi::OsString,
-    target: PathBuf,
-    overwrite: Overwrite,
-    verify: bool,
-    skip_free: bool,
-    common: Common,
+    pub(super) image: std::ffi::OsString,
+    /// One TARGET, or NAME=TARGET of a snapshot; what it is, the image says.
+    pub(super) targets: Vec<std::ffi::OsString>,
+    pub(super) overwrite: Overwrite,
+    pub(super) verify: bool,
+    pub(super) skip_free: bool,
+    /// `--force`: a snapshot of another architecture or board.
+    pub(super) force: bool,
+    /// `--disk`: where the recorded partition table goes.
+    pub(super) disk: Option<std::ffi::OsString>,
+    pub(super) common: Common,
 }
 
 /// Reads the command line.
 pub fn parse(mut args: Args) -> Result<Options> {
-    let (mut image, mut target) = (None, None);
+    let (mut image, mut targets) = (None, Vec::new());
+    let (mut force, mut disk) = (false, None);
     let mut overwrite = Overwrite::Refused;
     let (mut verify, mut skip_free) = (false, false);
     while let Some(item) = args.next_item()? {
         match item {
             Item::Value(value) if image.is_none() => image = Some(value),
-            Item::Value(value) if target.is_none() => target = Some(PathBuf::from(value)),
+            Item::Value(value) if targets.len() < MAX_IMAGES => targets.push(value),
             Item::Value(value) => return Err(args.surplus(&value)),
             Item::Option(name) => match name.as_str() {
                 "--overwrite" => overwrite = Overwrite::Allowed,
                 "--verify" => verify = true,
                 "--skip-free" => skip_free = true,
+                "--force" => force = true,
+                "--disk" => disk = Some(args.value()?),
                 _ => return Err(args.unknown(&name)),
             },
         }
     }
     Ok(Options {
         image: image.ok_or_else(|| args.missing("the IMAGE"))?,
-        target: target.ok_or_else(|| args.missing("the TARGET"))?,
+        targets: match (targets.len(), &disk) {
+            (0, None) => return Err(args.missing("the TARGET")),
+            _ => targets,
+        },
+        force,
+        disk,
         overwrite,
         verify,
         skip_free,
@@ -78,20 +95,25 @@ pub fn parse(mut args: Args) -> Result<Options> {
 
 /// How far the target is: what a message about its state depends on.
 #[derive(Debug, Default)]
-struct Phase(AtomicU8);
+pub(super) struct Phase(AtomicU8);
 
 impl Phase {
-    const UNTOUCHED: u8 = 0;
+    pub(super) const UNTOUCHED: u8 = 0;
     const WRITING: u8 = 1;
     const LAST: u8 = 2;
-    const COMPLETE: u8 = 3;
+    pub(super) const COMPLETE: u8 = 3;
 
     fn set(&self, phase: u8) {
         self.0.store(phase, Ordering::SeqCst);
     }
 
+    /// One of the constants.
+    pub(super) fn get(&self) -> u8 {
+        self.0.load(Ordering::SeqCst)
+    }
+
     /// The state the target would be left in now.
-    fn state(&self) -> &'static str {
+    pub(super) fn state(&self) -> &'static str {
         match self.0.load(Ordering::SeqCst) {
             Self::UNTOUCHED => "nothing was written",
             Self::WRITING => "the target is not usable: its beginning is zeroed",
@@ -103,19 +125,19 @@ impl Phase {
 
 /// What the working thread and the waiting one share.
 #[derive(Default)]
-struct Shared {
-    progress: Arc<Progress>,
-    phase: Phase,
+pub(super) struct Shared {
+    pub(super) progress: Arc<Progress>,
+    pub(super) phase: Phase,
 }
 
 /// What a finished restore did.
-struct Done {
-    name: String,
-    ended: Ended,
-    written_bytes: u64,
-    zeroed_bytes: u64,
-    skipped_bytes: u64,
-    notes: Vec<String>,
+pub(super) struct Done {
+    pub(super) name: String,
+    pub(super) ended: Ended,
+    pub(super) written_bytes: u64,
+    pub(super) zeroed_bytes: u64,
+    pub(super) skipped_bytes: u64,
+    pub(super) notes: Vec<String>,
 }
 
 /// Runs the verb.
@@ -123,8 +145,33 @@ pub fn run(options: Options) -> Result<()> {
     let report = options.common.report.as_deref();
     let mut report = report.map(ReportFile::open).transpose()?;
     let start = Instant::now();
-    let opened = Image::open(&options.image).map_err(|e| e.leaving("nothing was written"))?;
-    let chosen = Chosen::find(options.target.as_os_str(), &opened.file)?;
+    if let [_, second, ..] = options.targets.as_slice()
+        && !options
+            .targets
+            .iter()
+            .all(|target| split_pair(target).is_some())
+    {
+        return Err(Error::usage(format_args!(
+            "restore: unexpected argument '{}'; see floe restore --help",
+            second.display()
+        )));
+    }
+    let nothing = |error: Error| error.leaving("nothing was written");
+    let opened = Opened::open(&options.image).map_err(nothing)?;
+    if opened.format == Format::Zip {
+        return unpack::run(&options, opened, report.as_mut(), start);
+    }
+    let target = match options.targets.as_slice() {
+        [target] if options.disk.is_none() && !options.force => target.clone(),
+        _ => {
+            return Err(Error::usage(format_args!(
+                "restore: {} is no snapshot: one TARGET, and neither --disk nor --force",
+                opened.subject
+            )));
+        }
+    };
+    let opened = Image::read(opened).map_err(nothing)?;
+    let chosen = Chosen::find(&target, &opened.file)?;
     let known = opened.reader.length_bytes().unwrap_or(0);
     let least = opened.content.least_bytes();
     if opened
@@ -156,12 +203,18 @@ pub fn run(options: Options) -> Result<()> {
         shared: Arc::clone(&shared),
     };
     let name = job.name.clone();
-    let done = supervise(&options.common, &shared, &name, input_length, move || {
-        job.run(reader, device)
-    })?;
+    let state = || shared.phase.state().to_owned();
+    let work = move || {
+        let target = Target::new(device).map_err(|fault| job.target_error(fault))?;
+        job.run(reader, target)
+    };
+    let progress = &shared.progress;
+    let done = supervise(&options.common, progress, &state, &name, input_length, work)?;
     let took = start.elapsed();
     if let Some(file) = &mut report {
-        file.write(&figures(&options, &done, filesystem, took))?;
+        let mut object = figures(&options, &done, filesystem, took);
+        object.str("target", &target.to_string_lossy());
+        file.write(&object)?;
     }
     if !options.common.quiet {
         last_line(&options, &done, filesystem, took);
@@ -169,10 +222,14 @@ pub fn run(options: Options) -> Result<()> {
     Ok(())
 }
 
-fn figures(options: &Options, done: &Done, filesystem: &str, took: Duration) -> JsonObject {
+pub(super) fn figures(
+    options: &Options,
+    done: &Done,
+    filesystem: &str,
+    took: Duration,
+) -> JsonObject {
     let mut object = JsonObject::new();
     object
-        .str("target", &options.target.to_string_lossy())
         .str("device", &done.name)
         .str("filesystem", filesystem)
         .u64("size_bytes", done.ended.size_bytes)
@@ -190,7 +247,7 @@ fn figures(options: &Options, done: &Done, filesystem: &str, took: Duration) -> 
     object
 }
 
-fn last_line(options: &Options, done: &Done, filesystem: &str, took: Duration) {
+pub(super) fn last_line(options: &Options, done: &Done, filesystem: &str, took: Duration) {
     let name = &done.name;
     for note in &done.notes {
         report::line(format_args!("{name}: {note}"));
@@ -214,7 +271,11 @@ fn last_line(options: &Options, done: &Done, filesystem: &str, took: Duration) {
 }
 
 /// The memory of `--skip-free`.
-fn left_alone(options: &Options, path: &Path, device: &Device) -> Result<Option<LeftAlone>> {
+pub(super) fn left_alone(
+    options: &Options,
+    path: &Path,
+    device: &Device,
+) -> Result<Option<LeftAlone>> {
     if !options.skip_free || device.kind() == DeviceKind::File {
         // In a file free ranges become holes, which is as fast.
         return Ok(None);
@@ -226,15 +287,16 @@ fn left_alone(options: &Options, path: &Path, device: &Device) -> Result<Option<
 
 /// Runs `work` in a thread of its own and waits for it, with progress and signals meanwhile. A signal ends the process at
 /// once, whatever the input or the target is stuck in.
-fn supervise(
+pub(super) fn supervise<T: Send + 'static>(
     common: &Common,
-    shared: &Shared,
+    progress: &Progress,
+    state: &dyn Fn() -> String,
     name: &str,
     input_length: Option<u64>,
-    work: impl FnOnce() -> Result<Done> + Send + 'static,
-) -> Result<Done> {
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
     let fail = |what: &str, error: std::io::Error| {
-        Error::failed(format_args!("{what}: {error}")).leaving(shared.phase.state())
+        Error::failed(format_args!("{what}: {error}")).leaving(&state())
     };
     let signals = Signals::block()?;
     let (over, running) =
@@ -257,12 +319,9 @@ fn supervise(
         ];
         let _ = rustix::event::poll(&mut ready, Some(&PAUSE));
         if let Some(number) = signals.take() {
-            shared.progress.stop.store(true, Ordering::Relaxed);
+            progress.stop.store(true, Ordering::Relaxed);
             line.clear();
-            report::line(format_args!(
-                "{name}: interrupted; {}",
-                shared.phase.state()
-            ));
+            report::line(format_args!("{name}: interrupted; {}", state()));
             return Err(Error::Signal(number));
         }
         match receive.try_recv() {
@@ -271,8 +330,8 @@ fn supervise(
                 return result;
             }
             Err(TryRecvError::Empty) => {
-                let done = shared.progress.done_bytes.load(Ordering::Relaxed);
-                let read = shared.progress.input_bytes.load(Ordering::Relaxed);
+                let done = progress.done_bytes.load(Ordering::Relaxed);
+                let read = progress.input_bytes.load(Ordering::Relaxed);
                 let percent = Percent(input_length.map(|length| (read, length)));
                 let rate = done / start.elapsed().as_secs().max(1);
                 line.show(
@@ -282,7 +341,7 @@ fn supervise(
             }
             Err(TryRecvError::Disconnected) => {
                 let error = Error::failed(format_args!("{name}: the writing thread died"));
-                return Err(error.leaving(shared.phase.state()));
+                return Err(error.leaving(&state()));
             }
         }
     }
@@ -304,21 +363,18 @@ impl std::fmt::Display for Percent {
 }
 
 /// One restore: owned by the writing thread.
-struct Job {
-    name: String,
-    verify: bool,
-    left: Option<LeftAlone>,
-    facts: Facts,
-    shared: Arc<Shared>,
+pub(super) struct Job {
+    pub(super) name: String,
+    pub(super) verify: bool,
+    pub(super) left: Option<LeftAlone>,
+    pub(super) facts: Facts,
+    pub(super) shared: Arc<Shared>,
 }
 
 impl Job {
-    fn run(
-        mut self,
-        reader: crate::stream::image::ImageReader<'static>,
-        device: Device,
-    ) -> Result<Done> {
-        self.steps(reader, device)
+    /// Writes all of the image.
+    pub(super) fn run(mut self, reader: ImageReader<'static>, target: Target) -> Result<Done> {
+        self.steps(reader, target)
             .map_err(|error| self.after_first_write(error))
     }
 
@@ -332,14 +388,12 @@ impl Job {
         error.leaving(self.shared.phase.state())
     }
 
-    fn steps(
-        &mut self,
-        reader: crate::stream::image::ImageReader<'static>,
-        device: Device,
-    ) -> Result<Done> {
-        let whole_disk = device.kind() == DeviceKind::Block;
-        let old_backup = backup_gpt(&device);
-        let mut target = Target::new(device).map_err(|fault| self.target_error(fault))?;
+    fn steps(&mut self, reader: ImageReader<'static>, mut target: Target) -> Result<Done> {
+        let whole_disk = target.device().kind() == DeviceKind::Block && !target.is_range();
+        let old_backup = match target.is_range() {
+            true => None,
+            false => backup_gpt(target.device()),
+        };
         let ahead = ReadAhead::start(reader, Arc::clone(&self.shared.progress))
             .map_err(|fault| self.target_error(fault))?;
         self.shared.phase.set(Phase::WRITING);
@@ -394,7 +448,7 @@ impl Job {
 
     /// Zeroes the old beginning (and an old backup table at the end), so that nothing old is recognised from now on.
     fn wipe(&self, target: &mut Target, old_backup: Option<Extent>) -> Result<()> {
-        let size = target.device().size_bytes();
+        let size = target.size_bytes();
         let head = Extent {
             offset: 0,
             length_bytes: to_u64(image::HEAD_BYTES).min(size),
@@ -404,7 +458,7 @@ impl Job {
                 .map_err(|failure| self.failure(failure))?;
         }
         target.sync().map_err(|fault| self.target_error(fault))?;
-        if target.device().kind() == DeviceKind::Block {
+        if target.device().kind() == DeviceKind::Block && !target.is_range() {
             // The partitions of the old table disappear; a partition, or a disk without any, has nothing to read anew.
             let _ = ioctl::blkrrpart(target.device().as_fd());
         }
@@ -490,7 +544,7 @@ impl Job {
         let Some(table) = table.filter(|table| table.scheme == Scheme::Gpt) else {
             return Ok(None);
         };
-        if target.device().kind() != DeviceKind::Block {
+        if target.device().kind() != DeviceKind::Block || target.is_range() {
             return Ok(None);
         }
         let fail = |fault| Error::fault(&self.name, fault);
@@ -551,7 +605,7 @@ impl Job {
 }
 
 /// Has the kernel read the new table; a note where it would not.
-fn reread_table(device: &Device) -> Option<String> {
+pub(super) fn reread_table(device: &Device) -> Option<String> {
     let errno = ioctl::blkrrpart(device.as_fd()).err()?;
     Some(format!(
         "the kernel did not read the new partition table ({errno}): 'partx -u' or a reboot makes its partitions appear"

@@ -10,6 +10,7 @@ use std::path::Path;
 
 use crate::cli::{Args, Common, Item};
 use crate::command::image::{Content, Image, image_error};
+use crate::command::list::Kept;
 use crate::device::{Device, ReadAt};
 use crate::error::{Error, Fault, Result};
 use crate::fs::{self, Coverage, Identity, Kind, Still, UsedMap, Walk};
@@ -46,6 +47,17 @@ pub fn parse(mut args: Args) -> Result<Options> {
 
 /// Runs the verb.
 pub fn run(options: Options) -> Result<()> {
+    let path = Path::new(&options.path);
+    if packed(path)? == Some(Format::Zip) {
+        let kept = Kept::look(path.to_owned());
+        if let Some(error) = kept.unknown() {
+            return Err(error);
+        }
+        if let Some(path) = &options.common.report {
+            ReportFile::open(path)?.write(&kept.report())?;
+        }
+        return report::print(&kept.show(options.json));
+    }
     let facts = look(&options.path)?;
     if let Some(path) = &options.common.report {
         ReportFile::open(path)?.write(&facts.object())?;
@@ -83,7 +95,7 @@ struct Dump {
 
 fn look(name: &OsStr) -> Result<Facts> {
     let path = Path::new(name);
-    if packed(path)? {
+    if packed(path)?.is_some() {
         let image = Image::open(name)?;
         let identity = image.content.identity.as_ref();
         return Ok(Facts {
@@ -136,13 +148,13 @@ fn look(name: &OsStr) -> Result<Facts> {
     Ok(facts)
 }
 
-/// Whether it is a file that has to be unpacked; what another program packed is an error that says how.
-fn packed(path: &Path) -> Result<bool> {
+/// How a file is packed, where it is one that has to be unpacked; what another program packed is an error that says how.
+fn packed(path: &Path) -> Result<Option<Format>> {
     let Ok(meta) = std::fs::metadata(path) else {
-        return Ok(false);
+        return Ok(None);
     };
     if !meta.is_file() {
-        return Ok(false);
+        return Ok(None);
     }
     let subject = path.display().to_string();
     let mut first = Vec::new();
@@ -154,7 +166,7 @@ fn packed(path: &Path) -> Result<bool> {
             Error::fault(&subject, fault)
         })?;
     let format = Format::recognise(&first).map_err(|fault| image_error(&subject, fault))?;
-    Ok(format != Format::Raw)
+    Ok(Some(format).filter(|format| *format != Format::Raw))
 }
 
 fn kind_of(path: &Path, source: &Source) -> &'static str {

@@ -1,14 +1,16 @@
-//! `floe verify`: every check that `restore` makes on an image, without a target.
+//! `floe verify`: every check that `restore` makes on an image or snapshot, without a target.
 
 use std::ffi::OsString;
 
 use crate::cli::{Args, Common, Item};
-use crate::command::image::{self, Image};
+use crate::command::bundle::Bundle;
+use crate::command::image::{self, Image, Opened};
 use crate::error::{Fault, Result};
 use crate::report::{self, Bytes, JsonObject, ReportFile};
 use crate::stream::copy::{BUFFER_BYTES, Ended};
 use crate::stream::image::{Format, Piece};
 use crate::sys::memory::Pages;
+use crate::units::to_u64;
 
 /// What was asked for.
 pub struct Options {
@@ -37,7 +39,11 @@ pub fn run(options: Options) -> Result<()> {
     let report = options.common.report.as_deref();
     let mut report = report.map(ReportFile::open).transpose()?;
     let start = std::time::Instant::now();
-    let mut found = Image::open(&options.path)?;
+    let opened = Opened::open(&options.path)?;
+    if opened.format == Format::Zip {
+        return snapshot(opened, &options, report.as_mut(), start);
+    }
+    let mut found = Image::read(opened)?;
     let ended = read_all(&mut found)?;
     image::check_end(&found.subject, &found.content, &ended)?;
     let total_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -57,6 +63,47 @@ pub fn run(options: Options) -> Result<()> {
         return Ok(());
     }
     report::print(&line(&found, &ended))
+}
+
+/// Every entry of a snapshot, and the filesystem at the beginning of each image.
+fn snapshot(
+    opened: Opened,
+    options: &Options,
+    report: Option<&mut ReportFile>,
+    start: std::time::Instant,
+) -> Result<()> {
+    let mut bundle = Bundle::open(&opened.subject, opened.input)?;
+    let mut buffer = vec![0; BUFFER_BYTES];
+    while bundle.next()?.is_some() {
+        // Fewer bytes than asked for only at the entry's end.
+        while bundle.read(&mut buffer).map_err(|f| bundle.error(f))? == buffer.len() {}
+    }
+    let total_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let (size_bytes, read_bytes) = (bundle.size_bytes(), bundle.input_bytes());
+    if let Some(file) = report {
+        let mut object = JsonObject::new();
+        object
+            .str("path", &bundle.subject)
+            .str("format", "zip")
+            .str("consistent", &bundle.checksums.consistent)
+            .u64("entries", to_u64(bundle.checksums.entries.len()))
+            .u64("size_bytes", size_bytes)
+            .u64("read_bytes", read_bytes)
+            .u64("total_ms", total_ms);
+        file.write(&object)?;
+    }
+    if options.common.quiet {
+        return Ok(());
+    }
+    let names: Vec<&str> = bundle.names().collect();
+    report::print(&format!(
+        "{}: good snapshot of {}, {}: {} ({size_bytes} bytes), {} packed\n",
+        bundle.subject,
+        bundle.snapshot.host,
+        names.join(" "),
+        Bytes(size_bytes),
+        Bytes(read_bytes),
+    ))
 }
 
 fn read_all(found: &mut Image) -> Result<Ended> {

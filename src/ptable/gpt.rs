@@ -377,12 +377,19 @@ pub fn relocate(
 ) -> Result<Vec<Piece>, Fault> {
     let sector = super::sector_of(sector_bytes, disk_bytes)?;
     let primary = read_copy(disk, sector, 1)?;
+    if primary.header.alternate_lba.saturating_add(1) == disk_bytes / sector {
+        return Ok(Vec::new());
+    }
+    lay(disk, sector_bytes, disk_bytes)
+}
+
+/// The same also for a disk of the size that the table states: all pieces of both copies.
+pub fn lay(disk: &dyn ReadAt, sector_bytes: u32, disk_bytes: u64) -> Result<Vec<Piece>, Fault> {
+    let sector = super::sector_of(sector_bytes, disk_bytes)?;
+    let primary = read_copy(disk, sector, 1)?;
     let header = &primary.header;
     let old_end = header.alternate_lba;
     let disk_lbas = disk_bytes / sector;
-    if old_end.saturating_add(1) == disk_lbas {
-        return Ok(Vec::new());
-    }
     let frame = Frame {
         sector,
         disk_lbas,

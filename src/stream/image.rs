@@ -106,6 +106,15 @@ impl<'a> ImageReader<'a> {
     /// Looks at the first bytes. A [`Format::Zip`] is recognised and not read here.
     pub fn new(mut input: Input<'a>) -> Result<Self, Fault> {
         let format = Format::recognise(input.peek(6)?)?;
+        Self::with(input, format)
+    }
+
+    /// Takes the input's bytes as the image, whatever they look like.
+    pub fn raw(input: Input<'a>) -> Result<Self, Fault> {
+        Self::with(input, Format::Raw)
+    }
+
+    fn with(input: Input<'a>, format: Format) -> Result<Self, Fault> {
         Ok(Self {
             input,
             gunzip: (format == Format::Gzip).then(Gunzip::new).transpose()?,

@@ -175,6 +175,10 @@ fn read(origin: &mut Origin<'_>, space: &mut [u8], offset: u64) -> Result<usize,
             Ok(count) => return Ok(count.min(space.len())),
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
             Err(error) => {
+                // A reader of ours says what is wrong in its own words.
+                if let Some(fault) = error.get_ref().and_then(|e| e.downcast_ref::<Fault>()) {
+                    return Err(*fault);
+                }
                 let mut fault = Fault::short("read").at(offset, to_u64(space.len()));
                 fault.errno = error.raw_os_error();
                 return Err(fault);

@@ -35,6 +35,8 @@ pub struct Target {
     device: Device,
     zeroing: Zeroing,
     zero_page: Pages,
+    /// Where it begins on the device, in bytes, when it is only a range of it.
+    window: Option<u64>,
     /// Size in bytes before the first write.
     old_bytes: u64,
     /// End of what a regular file must have at least.
@@ -51,12 +53,41 @@ impl Target {
         Ok(Self {
             zero_page: Pages::new(ZERO_PAGE_BYTES).map_err(|e| Fault::io("mmap", e))?,
             zeroing: Zeroing::Punch,
+            window: None,
             old_bytes: device.size_bytes(),
             device,
             reached: 0,
             written_bytes: 0,
             zeroed_bytes: 0,
         })
+    }
+
+    /// A range of a device or file (a partition of a disk) whose size is fixed; every offset counts from its beginning.
+    pub fn within(device: Device, range: Extent) -> Result<Self, Fault> {
+        if range.end() > device.size_bytes() {
+            return Err(
+                Fault::refused("the device is too small").at(range.offset, range.length_bytes)
+            );
+        }
+        let mut target = Self::new(device)?;
+        target.window = Some(range.offset);
+        target.old_bytes = range.length_bytes;
+        Ok(target)
+    }
+
+    /// Size in bytes: of the range, where it is one.
+    pub fn size_bytes(&self) -> u64 {
+        self.old_bytes
+    }
+
+    /// Whether it is a range of something larger.
+    pub fn is_range(&self) -> bool {
+        self.window.is_some()
+    }
+
+    /// Offset on the device.
+    fn place(&self, offset: u64) -> u64 {
+        self.window.unwrap_or(0).saturating_add(offset)
     }
 
     /// The device or file.
@@ -70,7 +101,8 @@ impl Target {
 
     fn check_room(&self, offset: u64, length_bytes: u64) -> Result<u64, Fault> {
         let end = offset.checked_add(length_bytes);
-        end.filter(|end| !self.is_block() || *end <= self.old_bytes)
+        let is_fixed = self.is_block() || self.is_range();
+        end.filter(|end| !is_fixed || *end <= self.old_bytes)
             .ok_or(Fault::refused("image is larger than the target").at(offset, length_bytes))
     }
 
@@ -90,7 +122,7 @@ impl Target {
         let bytes = buffer
             .get(..padded)
             .ok_or(Fault::refused("buffer length"))?;
-        self.device.write_aligned(offset, bytes)?;
+        self.device.write_aligned(self.place(offset), bytes)?;
         self.reached = self.reached.max(end);
         self.written_bytes = self.written_bytes.saturating_add(to_u64(length));
         Ok(())
@@ -125,6 +157,7 @@ impl Target {
     }
 
     fn zero_range(&mut self, offset: u64, length_bytes: u64) -> Result<(), Fault> {
+        let offset = self.place(offset);
         if self.zeroing == Zeroing::Punch {
             let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
             match rustix::fs::fallocate(self.device.as_fd(), flags, offset, length_bytes) {
@@ -170,7 +203,7 @@ impl Target {
 
     /// Everything so far is on the medium when this returns: a file has its length, caches are flushed.
     pub fn sync(&mut self) -> Result<(), Fault> {
-        if !self.is_block() && self.reached > self.old_bytes {
+        if !self.is_block() && !self.is_range() && self.reached > self.old_bytes {
             rustix::fs::ftruncate(self.device.as_fd(), self.reached)
                 .map_err(|e| Fault::io("ftruncate", e))?;
             self.old_bytes = self.reached;
@@ -198,7 +231,7 @@ impl Target {
         let space = buffer
             .get_mut(..padded)
             .ok_or(Fault::refused("buffer length"))?;
-        self.device.read_aligned(offset, space)
+        self.device.read_aligned(self.place(offset), space)
     }
 }
 

@@ -7,6 +7,8 @@
 //!
 //! Never inflates more than it was told to expect: [`Body::expect`] comes before the first byte.
 
+use sha2::{Digest, Sha256};
+
 use super::inflate::Inflate;
 use super::input::Input;
 use super::zip::{
@@ -47,6 +49,7 @@ pub struct Body {
     /// Bytes of the inflater's last step that were not handed out yet.
     held: Vec<u8>,
     held_start: usize,
+    sha256: Option<Sha256>,
 }
 
 impl Body {
@@ -65,7 +68,18 @@ impl Body {
             },
             held: Vec::with_capacity(if deflated { 64 * 1024 } else { 0 }),
             held_start: 0,
+            sha256: None,
         })
+    }
+
+    /// Hashes the bytes in the archive from here on.
+    pub fn hash(&mut self) {
+        self.sha256 = Some(Sha256::new());
+    }
+
+    /// The SHA-256 of the bytes in the archive that were read, where [`Self::hash`] was called.
+    pub fn sha256(&self) -> Option<[u8; 32]> {
+        self.sha256.clone().map(|hash| hash.finalize().into())
     }
 
     /// For an entry of a [`Directory`]; the input must stand at [`Entry::data_offset`].
@@ -114,7 +128,7 @@ impl Body {
     }
 
     /// Whether everything was read.
-    fn is_done(&self) -> bool {
+    pub fn is_done(&self) -> bool {
         self.ended && self.held_start == self.held.len()
     }
 
@@ -131,6 +145,9 @@ impl Body {
         }
         self.count(wanted, wanted);
         self.sums.crc32 = crc::crc32(self.sums.crc32, piece);
+        if let Some(sha256) = &mut self.sha256 {
+            sha256.update(&*piece);
+        }
         self.ended = to_u64(wanted) == left;
         Ok(wanted)
     }
@@ -157,6 +174,9 @@ impl Body {
         self.sums.crc32 = crc::crc32(self.sums.crc32, step.output);
         self.ended = step.ended;
         let (consumed, raw) = (step.consumed, step.output.len());
+        if let Some(sha256) = &mut self.sha256 {
+            sha256.update(bytes.get(..consumed).unwrap_or_default());
+        }
         input.consume(consumed);
         self.count(consumed, raw);
         Ok(count)

@@ -1,0 +1,688 @@
+//! `floe create`: several filesystems, frozen together, as one archive with metadata: to stdout, a file, or a folder of snapshots.
+//!
+//! `snapshot.json` goes out before anything freezes; checksums and the archive's directory only after a good thaw, so a
+//! snapshot that was cut short has neither.
+
+use std::ffi::{OsStr, OsString};
+use std::io::IsTerminal;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::capture::{self, Capture, Counters, Engine, Figures};
+use super::host::{self, Host};
+use super::memory::{Spool, jobs};
+use super::prepare::{self, Prepared, Wishes};
+use super::store::Store;
+use super::{bundle, disk};
+use crate::cli::{Args, Common, Item};
+use crate::error::{Error, Exit, Fault, Result};
+use crate::freeze::{Limits, Signals};
+use crate::fs::{Coverage, Still};
+use crate::mounts::System;
+use crate::report::{self, Bytes, JsonObject, Progress, ReportFile, Span};
+use crate::snapshot::{self, Checksum, Checksums, Image, Snapshot};
+use crate::stream::archive::{Ending, Text, Written, ZipEmitter};
+use crate::stream::output::{Output, TotalsCell};
+use crate::stream::partfile::PartFile;
+use crate::stream::pipeline::{Encoding, Problem, Settings};
+
+/// Mode of a snapshot's file: it carries credentials.
+const MODE: u32 = 0o600;
+
+/// What was typed.
+#[derive(Debug)]
+pub struct Options {
+    pairs: Vec<(String, OsString)>,
+    output: Option<PathBuf>,
+    keep: Option<usize>,
+    comment: String,
+    factory: bool,
+    rescue: bool,
+    disk: Option<OsString>,
+    level: u8,
+    wishes: Wishes,
+    wait_sink: Duration,
+    spool: Spool,
+    limits: Limits,
+    common: Common,
+}
+
+/// Parses the arguments after `create`.
+pub fn parse(mut args: Args) -> Result<Options> {
+    let mut options = Options {
+        pairs: Vec::new(),
+        output: None,
+        keep: None,
+        comment: String::new(),
+        factory: false,
+        rescue: false,
+        disk: None,
+        level: 1,
+        wishes: Wishes {
+            live: false,
+            whole: false,
+            require_map: false,
+        },
+        wait_sink: Duration::from_secs(60),
+        spool: Spool::Auto,
+        limits: Limits::default(),
+        common: Common::default(),
+    };
+    while let Some(item) = args.next_item()? {
+        match item {
+            Item::Value(value) => add_pair(&mut options.pairs, &value)?,
+            Item::Option(name) => option(&mut options, &mut args, &name)?,
+        }
+    }
+    if options.pairs.is_empty() {
+        return Err(args.missing("NAME=SOURCE"));
+    }
+    if options.wishes.whole && options.wishes.require_map {
+        return Err(Error::usage(
+            "create: --whole and --require-map exclude each other",
+        ));
+    }
+    if options.limits.stall.is_zero() || options.limits.max_freeze.is_zero() {
+        return Err(Error::usage(
+            "create: --stall and --max-freeze must not be zero",
+        ));
+    }
+    options.common = args.common;
+    Ok(options)
+}
+
+fn option(options: &mut Options, args: &mut Args, name: &str) -> Result<()> {
+    match name {
+        "-o" | "--output" => options.output = Some(args.path()?),
+        "--keep" => options.keep = Some(args.parsed(keep, "a number from 1 to 9999")?),
+        "--comment" => options.comment = args.parsed(comment, "a text of at most 1024 bytes")?,
+        "--factory" => options.factory = true,
+        "--rescue" => options.rescue = true,
+        "--disk" => options.disk = Some(args.value()?),
+        "--level" => options.level = args.parsed(level, "a level from 1 to 9")?,
+        "--whole" => options.wishes.whole = true,
+        "--require-map" => options.wishes.require_map = true,
+        "--live" => options.wishes.live = true,
+        "--wait-sink" => options.wait_sink = args.time()?,
+        "--spool" => options.spool = args.parsed(Spool::parse, "a size, auto or off")?,
+        "--stall" => options.limits.stall = args.time()?,
+        "--max-freeze" => options.limits.max_freeze = args.time()?,
+        _ => return Err(args.unknown(name)),
+    }
+    Ok(())
+}
+
+fn add_pair(pairs: &mut Vec<(String, OsString)>, value: &OsStr) -> Result<()> {
+    let shown = value.display();
+    let (name, source) = split_pair(value)
+        .ok_or_else(|| Error::usage(format_args!("create: '{shown}' is not NAME=SOURCE")))?;
+    if !snapshot::is_name(&name) {
+        return Err(Error::usage(format_args!(
+            "create: '{name}' is no name of an entry: small letters, digits and ._- (at most {})",
+            snapshot::MAX_NAME
+        )));
+    }
+    if pairs.iter().any(|(known, _)| *known == name) {
+        return Err(Error::usage(format_args!(
+            "create: '{name}' is named twice"
+        )));
+    }
+    if pairs.len() == snapshot::MAX_IMAGES {
+        return Err(Error::usage(format_args!(
+            "create: more than {} entries",
+            snapshot::MAX_IMAGES
+        )));
+    }
+    pairs.push((name, source));
+    Ok(())
+}
+
+/// `NAME=REST` at the first `=`; `None` where a half is missing or NAME is not text.
+pub fn split_pair(value: &OsStr) -> Option<(String, OsString)> {
+    let bytes = value.as_bytes();
+    let middle = bytes.iter().position(|byte| *byte == b'=')?;
+    let name = std::str::from_utf8(bytes.get(..middle)?).ok()?;
+    let rest = bytes.get(middle + 1..).filter(|rest| !rest.is_empty())?;
+    Some((name.to_owned(), OsStr::from_bytes(rest).to_owned()))
+}
+
+fn keep(text: &str) -> Option<usize> {
+    text.parse().ok().filter(|count| (1..=9999).contains(count))
+}
+
+fn comment(text: &str) -> Option<String> {
+    (text.len() <= snapshot::MAX_TEXT).then(|| text.to_owned())
+}
+
+fn level(text: &str) -> Option<u8> {
+    text.parse().ok().filter(|level| (1..=9).contains(level))
+}
+
+/// Runs the verb.
+pub fn run(options: Options) -> Result<()> {
+    let start = Instant::now();
+    let mut report = options
+        .common
+        .report
+        .as_deref()
+        .map(ReportFile::open)
+        .transpose()?;
+    let result = create(&options, start);
+    if let Some(report) = &mut report {
+        match &result {
+            Ok(done) => report.write(&done.json())?,
+            Err(error) => {
+                let mut object = JsonObject::new();
+                object.str("error", &error.to_string());
+                let _ = report.write(&object);
+            }
+        }
+    }
+    let done = result?;
+    if !options.common.quiet {
+        report::line(done.words());
+    }
+    Ok(())
+}
+
+/// Everything the report says.
+struct Done {
+    path: String,
+    snapshot: Snapshot,
+    checksums: Checksums,
+    figures: Figures,
+    written_bytes: u64,
+    retired: Vec<PathBuf>,
+    total: Duration,
+}
+
+impl Done {
+    fn sum(&self, of: fn(&Image) -> u64) -> u64 {
+        self.snapshot
+            .images
+            .iter()
+            .fold(0, |sum, image| sum.saturating_add(of(image)))
+    }
+
+    fn used_bytes(&self) -> u64 {
+        let outcomes = self.figures.outcomes.iter();
+        outcomes.fold(0, |sum, outcome| sum.saturating_add(outcome.used_bytes))
+    }
+
+    fn json(&self) -> JsonObject {
+        let mut entries = Vec::new();
+        for (image, outcome) in self.snapshot.images.iter().zip(&self.figures.outcomes) {
+            let path = snapshot::image_path(&image.name);
+            let sums = self.checksums.find(&path);
+            let mut object = JsonObject::new();
+            object
+                .str("name", &image.name)
+                .str("source", &image.source)
+                .str("device", &image.device)
+                .str("filesystem", &image.filesystem)
+                .str("map", outcome.coverage.name())
+                .u64("size_bytes", image.size_bytes)
+                .u64("used_bytes", outcome.used_bytes)
+                .u64("stored_bytes", sums.map_or(0, |sums| sums.stored_bytes))
+                .str(
+                    "crc32",
+                    &format!("{:08x}", sums.map_or(0, |sums| sums.crc32)),
+                );
+            entries.push(object.finish());
+        }
+        let total_ms = u64::try_from(self.total.as_millis()).unwrap_or(u64::MAX);
+        let mut object = JsonObject::new();
+        object
+            .str("path", &self.path)
+            .raw("entries", &format!("[{}]", entries.join(",")))
+            .u64("size_bytes", self.sum(|image| image.size_bytes))
+            .u64("used_bytes", self.used_bytes())
+            .u64("read_bytes", self.figures.read_bytes)
+            .u64("written_bytes", self.written_bytes)
+            .u64("frozen_ms", self.figures.frozen_ms)
+            .u64("total_ms", total_ms)
+            .str("consistent", &self.checksums.consistent);
+        object
+    }
+
+    fn words(&self) -> String {
+        let names: Vec<&str> = self
+            .snapshot
+            .images
+            .iter()
+            .map(|image| image.name.as_str())
+            .collect();
+        let held = match self.checksums.consistent.as_str() {
+            "live" => "LIVE: read while it may have changed, not consistent".into(),
+            _ if self.figures.frozen_ms > 0 => capture::frozen_words(self.figures.frozen_ms),
+            other => other.to_owned(),
+        };
+        let retired = match self.retired.len() {
+            0 => String::new(),
+            count => format!(", {count} older removed"),
+        };
+        format!(
+            "{}: {}: {}, {} used, {} read, {} written, {held}, {} in all{retired}",
+            self.path,
+            names.join(" "),
+            Bytes(self.sum(|image| image.size_bytes)),
+            Bytes(self.used_bytes()),
+            Bytes(self.figures.read_bytes),
+            Bytes(self.written_bytes),
+            Span(self.total)
+        )
+    }
+}
+
+/// Where the snapshot goes.
+enum Place {
+    Stdout,
+    File(PathBuf),
+    Folder(PathBuf),
+}
+
+fn place(options: &Options) -> Result<Place> {
+    let place = match &options.output {
+        Some(path) if path == Path::new("-") => Place::Stdout,
+        Some(path) if path.as_os_str().as_bytes().ends_with(b"/") || path.is_dir() => {
+            Place::Folder(path.clone())
+        }
+        Some(path) => Place::File(path.clone()),
+        None => match host::store()? {
+            Some(folder) => Place::Folder(folder),
+            None => Place::Stdout,
+        },
+    };
+    match &place {
+        Place::Stdout if std::io::stdout().is_terminal() => Err(Error::refused(
+            "stdout: is a terminal; nothing was frozen; redirect it or pipe it, or give -o DIR or -o FILE",
+        )),
+        Place::Folder(folder) if !folder.is_dir() => Err(Error::refused(format_args!(
+            "{}: is not a folder; nothing was written",
+            folder.display()
+        ))),
+        Place::Stdout | Place::File(_) if options.keep.is_some() => Err(Error::usage(
+            "create: --keep needs a folder of snapshots (-o DIR, or store = DIR in /etc/floe.conf)",
+        )),
+        _ => Ok(place),
+    }
+}
+
+/// The open output.
+struct Sink {
+    store: Option<Store>,
+    part: Option<PartFile>,
+    fd: OwnedFd,
+    shown: String,
+}
+
+impl Sink {
+    fn open(place: &Place, host: &str, time_s: u64) -> Result<Self> {
+        let (store, path) = match place {
+            Place::Stdout => {
+                let fd = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3)
+                    .map_err(|errno| Error::fault("stdout", Fault::io("dup", errno)))?;
+                return Ok(Self {
+                    store: None,
+                    part: None,
+                    fd,
+                    shown: "stdout".into(),
+                });
+            }
+            Place::File(path) => (None, path.clone()),
+            Place::Folder(folder) => {
+                let store = Store::open(folder)?;
+                let path = store.next(host, time_s)?;
+                (Some(store), path)
+            }
+        };
+        let mut part = PartFile::create(&path, MODE)?;
+        let fd = part
+            .take_fd()
+            .ok_or_else(|| Error::failed(format_args!("{}: not open", path.display())))?;
+        // What an interrupted run left may have been readable for others.
+        rustix::fs::fchmod(&fd, rustix::fs::Mode::from_raw_mode(MODE))
+            .map_err(|errno| Error::fault(path.display(), Fault::io("chmod", errno)))?;
+        Ok(Self {
+            store,
+            part: Some(part),
+            fd,
+            shown: path.display().to_string(),
+        })
+    }
+}
+
+fn create(options: &Options, start: Instant) -> Result<Done> {
+    let quiet = options.common.quiet;
+    let place = place(options)?;
+    let system = System::look()?;
+    let mut sources = prepare_all(&system, options)?;
+    let disk = match &options.disk {
+        Some(name) => Some(disk::take(&system, name, quiet)?),
+        None => None,
+    };
+    let snapshot = describe(&system, options, &sources, disk.as_ref());
+    let sink = Sink::open(&place, &snapshot.host, snapshot.time_s)?;
+    let waiting = rustix::io::fcntl_dupfd_cloexec(&sink.fd, 3)
+        .map_err(|errno| Error::fault(&sink.shown, Fault::io("dup", errno)))?;
+    let (store, part) = (sink.store, sink.part);
+
+    // One thread until here: the guardian is forked now.
+    let signals = Signals::block()?;
+    let mounted = sources
+        .iter_mut()
+        .flat_map(|prepared| std::mem::take(&mut prepared.mounted))
+        .collect();
+    let targets = prepare::targets(&system, mounted, options.wishes)?;
+    let guardian = capture::guard(targets, options.limits, quiet)?;
+    let counters = Counters::leak(guardian.as_ref().map(crate::freeze::Guardian::progress));
+    let totals = TotalsCell::default();
+    let told: Arc<Mutex<Option<Figures>>> = Arc::default();
+    let known: Arc<Mutex<Checksums>> = Arc::default();
+    let emit = begin(Begin {
+        output: Output::new(sink.fd, counters, false),
+        front: front(&snapshot, disk),
+        images: paths(&snapshot),
+        time_s: snapshot.time_s,
+        ending: ending(weakest(&sources), Arc::clone(&told), Arc::clone(&known)),
+        totals: Arc::clone(&totals),
+        signals: &signals,
+        limit: options.wait_sink,
+        shown: &sink.shown,
+    })?;
+    let engine = Engine {
+        guardian,
+        signals,
+        counters,
+        emit: Box::new(emit),
+        settings: Settings {
+            jobs: jobs(options.common.jobs),
+            encoding: Encoding::Deflate(options.level),
+            spool_bytes: options.spool.bytes(),
+        },
+        progress: Progress::new(quiet, options.common.progress),
+    };
+    let mut capture = Capture::new(sources, engine, options.wishes)?;
+    if part.is_none() {
+        capture.wait_sink(waiting.as_fd(), options.wait_sink)?;
+    }
+    let figures = capture.run_telling(|figures| {
+        *told.lock().unwrap_or_else(PoisonError::into_inner) = Some(figures);
+    })?;
+    if let Some(part) = part {
+        part.finish()?;
+    }
+    let retired = match (&store, options.keep) {
+        (Some(store), Some(keep)) => store.retire(&snapshot.host, keep, bundle::class)?,
+        _ => Vec::new(),
+    };
+    let written_bytes = totals
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .written_bytes;
+    let checksums = std::mem::take(&mut *known.lock().unwrap_or_else(PoisonError::into_inner));
+    Ok(Done {
+        path: sink.shown,
+        snapshot,
+        checksums,
+        figures,
+        written_bytes,
+        retired,
+        total: start.elapsed(),
+    })
+}
+
+fn prepare_all(system: &System, options: &Options) -> Result<Vec<Prepared>> {
+    let mut sources: Vec<Prepared> = Vec::new();
+    for (name, source) in &options.pairs {
+        let prepared = prepare::prepare(system, source, options.wishes)?;
+        for ((known_name, _), known) in options.pairs.iter().zip(&sources) {
+            if same(system, known, &prepared) {
+                return Err(Error::refused(format_args!(
+                    "{name}: {} holds the same as {known_name}; nothing was written; name each filesystem once, or the disk alone",
+                    prepared.shown
+                )));
+            }
+        }
+        if !options.common.quiet {
+            prepared.notes.iter().for_each(report::line);
+        }
+        sources.push(prepared);
+    }
+    Ok(sources)
+}
+
+/// The same device, a disk and its partition, or the same filesystem of several devices.
+fn same(system: &System, one: &Prepared, other: &Prepared) -> bool {
+    let shared = one.mounted.iter().any(|a| {
+        let mut others = other.mounted.iter();
+        others.any(|b| a.devices.iter().any(|dev| b.devices.contains(dev)))
+    });
+    let disk = |prepared: &Prepared| prepared.dev.and_then(|dev| system.roots().disk_of(dev));
+    let nested = match (one.dev, other.dev) {
+        (Some(a), Some(b)) => a == b || disk(one) == Some(b) || disk(other) == Some(a),
+        _ => false,
+    };
+    shared || nested
+}
+
+fn weakest(sources: &[Prepared]) -> &'static str {
+    let rank = |still: Still| match still {
+        Still::Unmounted => 0,
+        Still::Frozen => 1,
+        Still::ReadOnly => 2,
+        Still::Moving => 3,
+    };
+    let stills = sources.iter().map(|prepared| prepared.still);
+    prepare::consistent(
+        stills
+            .max_by_key(|still| rank(*still))
+            .unwrap_or(Still::Moving),
+    )
+}
+
+fn describe(
+    system: &System,
+    options: &Options,
+    sources: &[Prepared],
+    disk: Option<&disk::Taken>,
+) -> Snapshot {
+    let host = Host::look();
+    Snapshot {
+        floe: env!("CARGO_PKG_VERSION").into(),
+        time_s: host::now_s(),
+        host: host.name,
+        architecture: host.architecture,
+        board: host.board,
+        kernel: host.kernel,
+        os: host.os,
+        comment: options.comment.clone(),
+        factory: options.factory,
+        rescue: options.rescue,
+        disk: disk.map(|disk| disk.facts.clone()),
+        images: options
+            .pairs
+            .iter()
+            .zip(sources)
+            .map(|((name, _), prepared)| image(system, name, prepared, disk))
+            .collect(),
+    }
+}
+
+fn image(system: &System, name: &str, prepared: &Prepared, disk: Option<&disk::Taken>) -> Image {
+    let identity = prepared.identity.as_ref();
+    let partition = prepared.dev.and_then(|dev| system.partition_entry(dev));
+    let mounted = prepared.mounted.first();
+    let used = mounted
+        .and_then(|mounted| rustix::fs::fstatvfs(&mounted.fd).ok())
+        .map(|stat| {
+            stat.f_blocks
+                .saturating_sub(stat.f_bfree)
+                .saturating_mul(stat.f_frsize)
+        });
+    Image {
+        name: name.into(),
+        source: prepared.name.clone(),
+        device: prepared.shown.clone(),
+        filesystem: prepared.filesystem.into(),
+        uuid: identity.map_or_else(String::new, |found| found.uuid.as_str().into()),
+        label: identity.map_or_else(String::new, |found| found.label.as_str().into()),
+        partition_type: partition
+            .as_ref()
+            .map_or_else(String::new, |p| p.kind.to_string()),
+        partition_label: partition
+            .as_ref()
+            .map_or_else(String::new, |p| p.name.as_str().into()),
+        partition_uuid: partition
+            .as_ref()
+            .map_or_else(String::new, |p| p.uuid.as_str().into()),
+        // Only a partition of the disk that is taken along can be found again by its number.
+        partition_number: match (&partition, disk) {
+            (Some(found), Some(disk)) if disk.holds(system, prepared.dev) => found.number.into(),
+            (Some(found), None) => found.number.into(),
+            _ => 0,
+        },
+        size_bytes: prepared.size_bytes,
+        used_bytes: used
+            .or_else(|| identity.and_then(|found| found.used_bytes))
+            .unwrap_or(prepared.size_bytes),
+    }
+}
+
+fn paths(snapshot: &Snapshot) -> Vec<String> {
+    let images = snapshot.images.iter();
+    images
+        .map(|image| snapshot::image_path(&image.name))
+        .collect()
+}
+
+/// What stands before the images.
+fn front(snapshot: &Snapshot, disk: Option<disk::Taken>) -> Vec<Text> {
+    let mut front = vec![Text {
+        path: snapshot::SNAPSHOT.into(),
+        bytes: snapshot.to_json().into_bytes(),
+    }];
+    if let Some(disk) = disk {
+        for (path, bytes) in [(snapshot::TABLE, disk.table), (snapshot::BOOT, disk.boot)] {
+            if !bytes.is_empty() {
+                front.push(Text {
+                    path: path.into(),
+                    bytes,
+                });
+            }
+        }
+    }
+    front
+}
+
+/// What stands behind them: made after the thaw.
+fn ending(
+    consistent: &'static str,
+    told: Arc<Mutex<Option<Figures>>>,
+    known: Arc<Mutex<Checksums>>,
+) -> Ending {
+    Box::new(move |written: &[Written]| {
+        let told = told.lock().unwrap_or_else(PoisonError::into_inner);
+        let figures = told
+            .as_ref()
+            .ok_or(Fault::refused("an end before the thaw"))?;
+        let fronts = written.len().saturating_sub(figures.outcomes.len());
+        let maps = std::iter::repeat_n(None, fronts).chain(
+            figures
+                .outcomes
+                .iter()
+                .map(|outcome| Some(outcome.coverage)),
+        );
+        let entries = written.iter().zip(maps).map(|(entry, map)| Checksum {
+            path: entry.path.clone(),
+            size_bytes: entry.sums.raw_bytes,
+            stored_bytes: entry.sums.stored_bytes,
+            crc32: entry.sums.crc32,
+            sha256: entry.sha256,
+            map: map.map_or("", Coverage::name).into(),
+        });
+        let checksums = Checksums {
+            frozen_ms: figures.frozen_ms,
+            consistent: consistent.into(),
+            entries: entries.collect(),
+        };
+        let json = checksums.to_json().into_bytes();
+        let line = snapshot::sha256_line(&json).into_bytes();
+        *known.lock().unwrap_or_else(PoisonError::into_inner) = checksums;
+        Ok(vec![
+            Text {
+                path: snapshot::CHECKSUMS.into(),
+                bytes: json,
+            },
+            Text {
+                path: snapshot::CHECKSUMS_SHA256.into(),
+                bytes: line,
+            },
+        ])
+    })
+}
+
+/// What the first bytes of the archive need.
+struct Begin<'a> {
+    output: Output,
+    front: Vec<Text>,
+    images: Vec<String>,
+    time_s: u64,
+    ending: Ending,
+    totals: TotalsCell,
+    signals: &'a Signals,
+    limit: Duration,
+    shown: &'a str,
+}
+
+/// Writes the front in a thread of its own: a reader that takes nothing must neither hold up a signal nor wait for ever.
+fn begin(begin: Begin<'_>) -> Result<ZipEmitter> {
+    let (send, receive) = channel();
+    let Begin {
+        output,
+        front,
+        images,
+        time_s,
+        ending,
+        totals,
+        signals,
+        limit,
+        shown,
+    } = begin;
+    std::thread::Builder::new()
+        .name("floe-front".into())
+        .stack_size(256 * 1024)
+        .spawn(move || {
+            let _ = send.send(ZipEmitter::new(
+                output, time_s, &front, images, ending, totals,
+            ));
+        })
+        .map_err(|e| Error::failed(format_args!("floe: start a thread: {e}")))?;
+    let start = Instant::now();
+    loop {
+        if let Some(number) = signals.take() {
+            return Err(Error::Signal(number));
+        }
+        match receive.recv_timeout(Duration::from_millis(50)) {
+            Ok(Ok(emitter)) => return Ok(emitter),
+            Ok(Err(Problem::ClosedPipe)) => return Err(Error::Silent(Exit::Failed)),
+            Ok(Err(Problem::Write(fault) | Problem::Read(_, fault) | Problem::Internal(fault))) => {
+                return Err(Error::fault(shown, fault).leaving("nothing was frozen"));
+            }
+            Err(RecvTimeoutError::Timeout) if start.elapsed() > limit => {
+                return Err(Error::refused(format_args!(
+                    "{shown}: the reader has not taken the first bytes within {} s; nothing was frozen; give it longer with --wait-sink",
+                    limit.as_secs()
+                )));
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => {
+                return Err(Error::failed("floe: a thread died; nothing was frozen"));
+            }
+        }
+    }
+}

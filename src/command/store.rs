@@ -1,0 +1,322 @@
+//! A folder in which snapshots are kept: their names, the lock that admits one writer at a time, and which of them retire.
+//!
+//! Boards have no clock, so age is the sequence number in the name, never a time. Removes only what is recognisably a snapshot
+//! of this host, or what an interrupted run left of one.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+
+use crate::cli;
+use crate::error::{Error, Result};
+use crate::utc::Utc;
+
+/// The lock's name in the folder.
+const LOCK: &str = ".floe.lock";
+/// Most files of a folder that are looked at.
+const MAX_FILES: usize = 65_536;
+
+/// The parts of a kept snapshot's name: `HOST-YYYYMMDDThhmmssZ-SEQ.zip`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Name {
+    /// The host's name, as far as it may stand in a file name.
+    pub host: String,
+    /// `YYYYMMDDThhmmssZ`.
+    pub time: String,
+    /// Counts up in a folder.
+    pub sequence: u64,
+}
+
+impl Name {
+    /// From a file's name; `None` for anything else.
+    pub fn parse(file: &str) -> Option<Self> {
+        let (rest, sequence) = file.strip_suffix(".zip")?.rsplit_once('-')?;
+        let (host, time) = rest.rsplit_once('-')?;
+        let digit = |index: usize, byte: u8| match index {
+            8 => byte == b'T',
+            15 => byte == b'Z',
+            _ => byte.is_ascii_digit(),
+        };
+        let is_time = time.len() == 16
+            && time
+                .bytes()
+                .enumerate()
+                .all(|(index, byte)| digit(index, byte));
+        (is_time && !host.is_empty() && !sequence.is_empty()).then_some(())?;
+        Some(Self {
+            host: host.into(),
+            time: time.into(),
+            sequence: cli::number(sequence)?,
+        })
+    }
+
+    fn file(&self) -> String {
+        format!("{}-{}-{:04}.zip", self.host, self.time, self.sequence)
+    }
+}
+
+/// The host's name with everything replaced that does not belong into a file name.
+pub fn host_in_name(host: &str) -> String {
+    let plain = |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, '.' | '_' | '-');
+    let mut name: String = host
+        .chars()
+        .take(64)
+        .map(|letter| if plain(letter) { letter } else { '_' })
+        .collect();
+    if name.is_empty() || name.starts_with('.') {
+        name.insert_str(0, "host");
+    }
+    name
+}
+
+/// A folder that is locked for one writer; unlocked when dropped.
+#[derive(Debug)]
+pub struct Store {
+    folder: PathBuf,
+    lock: PathBuf,
+    _held: File,
+}
+
+impl Store {
+    /// Locks `folder`, and removes what an interrupted run left of its snapshot.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let lock = folder.join(LOCK);
+        // A lock that was removed between open and flock is no lock: try the next one, a few times.
+        for _ in 0..20 {
+            let held = open_lock(&lock)?;
+            if let Err(errno) = rustix::fs::flock(&held, FlockOperation::NonBlockingLockExclusive)
+                && (errno == Errno::WOULDBLOCK || is_alive(&content(&held)))
+            {
+                return Err(refused(folder, &content(&held)));
+            }
+            let same = std::fs::symlink_metadata(&lock)
+                .and_then(|there| held.metadata().map(|held| held.ino() == there.ino()));
+            if same.unwrap_or(false) {
+                return Self::take(folder, lock, held);
+            }
+        }
+        Err(Error::refused(format_args!(
+            "{}: the lock changes hands all the time; nothing was written",
+            folder.display()
+        )))
+    }
+
+    fn take(folder: &Path, lock: PathBuf, mut held: File) -> Result<Self> {
+        let text = format!("{} {}\n", std::process::id(), boot_id());
+        held.set_len(0)
+            .and_then(|()| held.write_all(text.as_bytes()))
+            .map_err(|e| Error::failed(format_args!("{}: write: {e}", lock.display())))?;
+        let store = Self {
+            folder: folder.to_owned(),
+            lock,
+            _held: held,
+        };
+        for (file, path) in files(folder)? {
+            if file.strip_suffix(".part").and_then(Name::parse).is_some() {
+                let _ = std::fs::remove_file(path);
+            }
+        }
+        Ok(store)
+    }
+
+    /// The name of the next snapshot of `host` made at `unix_seconds`.
+    pub fn next(&self, host: &str, unix_seconds: u64) -> Result<PathBuf> {
+        let last = snapshots(&self.folder)?
+            .last()
+            .map_or(0, |(name, _)| name.sequence);
+        let name = Name {
+            host: host_in_name(host),
+            time: Utc::from_unix(unix_seconds).compact(),
+            sequence: last.saturating_add(1),
+        };
+        Ok(self.folder.join(name.file()))
+    }
+
+    /// Removes the oldest snapshots of `host`, so that `keep` that `counts` says yes to remain; whatever `stays` is never removed
+    /// and does not count. Gives what was removed.
+    pub fn retire(
+        &self,
+        host: &str,
+        keep: usize,
+        mut class: impl FnMut(&Path) -> Class,
+    ) -> Result<Vec<PathBuf>> {
+        let host = host_in_name(host);
+        let mut left = keep;
+        let mut gone = Vec::new();
+        for (name, path) in snapshots(&self.folder)?.into_iter().rev() {
+            if name.host != host {
+                continue;
+            }
+            match class(&path) {
+                Class::Kept => {}
+                Class::Good if left > 0 => left -= 1,
+                Class::Broken if left > 0 => {}
+                Class::Good | Class::Broken => {
+                    std::fs::remove_file(&path).map_err(|e| {
+                        Error::failed(format_args!("{}: remove: {e}", path.display()))
+                    })?;
+                    gone.push(path);
+                }
+            }
+        }
+        Ok(gone)
+    }
+}
+
+/// What a kept snapshot is to [`Store::retire`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// A factory or rescue snapshot: never removed.
+    Kept,
+    /// Counts.
+    Good,
+    /// Does not count; removed when it is older than those that stay.
+    Broken,
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        // While it is still locked: whoever waits for it sees that the name is gone.
+        let _ = std::fs::remove_file(&self.lock);
+    }
+}
+
+/// The snapshots in a folder by sequence number, the oldest first.
+pub fn snapshots(folder: &Path) -> Result<Vec<(Name, PathBuf)>> {
+    let mut found: Vec<(Name, PathBuf)> = files(folder)?
+        .into_iter()
+        .filter_map(|(file, path)| Some((Name::parse(&file)?, path)))
+        .collect();
+    found.sort_by(|(a, _), (b, _)| {
+        (a.sequence, &a.time, &a.host).cmp(&(b.sequence, &b.time, &b.host))
+    });
+    Ok(found)
+}
+
+/// The names in a folder that are text, in no order.
+pub fn files(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
+    let fail = |e: std::io::Error| Error::failed(format_args!("{}: read: {e}", folder.display()));
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(fail)?.take(MAX_FILES) {
+        let entry = entry.map_err(fail)?;
+        if let Ok(name) = entry.file_name().into_string() {
+            found.push((name, entry.path()));
+        }
+    }
+    Ok(found)
+}
+
+fn open_lock(lock: &Path) -> Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(i32::try_from(rustix::fs::OFlags::NOFOLLOW.bits()).unwrap_or(0))
+        .open(lock)
+        .map_err(|e| Error::failed(format_args!("{}: create: {e}", lock.display())))
+}
+
+fn content(held: &File) -> String {
+    let mut text = String::new();
+    let _ = held.take(256).read_to_string(&mut text);
+    text
+}
+
+/// On a filesystem without flock: whether the process that wrote the lock still runs, in this boot.
+fn is_alive(content: &str) -> bool {
+    match content.trim().split_once(' ') {
+        Some((pid, boot)) => {
+            boot == boot_id()
+                && cli::number(pid).is_some_and(|pid| Path::new(&format!("/proc/{pid}")).exists())
+        }
+        None => false,
+    }
+}
+
+fn refused(folder: &Path, content: &str) -> Error {
+    let who = match content
+        .split_once(' ')
+        .and_then(|(pid, _)| cli::number(pid))
+    {
+        Some(pid) => format!("process {pid}"),
+        None => "another process".into(),
+    };
+    Error::refused(format_args!(
+        "{}: {who} is making a snapshot there; nothing was written; wait until it is done",
+        folder.display()
+    ))
+}
+
+fn boot_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .map_or_else(|_| "unknown".into(), |text| text.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_back_and_foreign_ones_are_not_ours() {
+        let name = Name {
+            host: host_in_name("my board/1"),
+            time: Utc::from_unix(0).compact(),
+            sequence: 7,
+        };
+        assert_eq!(name.file(), "my_board_1-19700101T000000Z-0007.zip");
+        assert_eq!(Name::parse(&name.file()), Some(name));
+        for foreign in [
+            "x.zip",
+            "a-b-c.zip",
+            "h-19700101T000000Z-.zip",
+            "h-19700101T000000Z-1.zip.part",
+            "-19700101T000000Z-1.zip",
+            "h-19700101T00000Z-1.zip",
+        ] {
+            assert_eq!(Name::parse(foreign), None, "{foreign}");
+        }
+        assert_eq!(host_in_name("../x"), "host.._x");
+    }
+
+    #[test]
+    fn one_writer_at_a_time_and_the_oldest_retire() {
+        let folder = std::env::temp_dir().join(format!("floe-store-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let stale = folder.join("h-19700101T000000Z-0009.zip.part");
+        std::fs::write(&stale, b"x").unwrap();
+        // A lock that a killed process left does not count.
+        std::fs::write(folder.join(LOCK), b"1 other-boot\n").unwrap();
+        let store = Store::open(&folder).unwrap();
+        assert!(!stale.exists());
+        let second = Store::open(&folder).unwrap_err().to_string();
+        assert!(
+            second.contains(&format!("process {}", std::process::id())),
+            "{second}"
+        );
+        for number in 1..=5 {
+            let path = store.next("h", 0).unwrap();
+            assert!(
+                path.to_string_lossy()
+                    .ends_with(&format!("Z-000{number}.zip"))
+            );
+            std::fs::write(path, b"x").unwrap();
+        }
+        std::fs::write(folder.join("other-19700101T000000Z-0001.zip"), b"x").unwrap();
+        let class = |path: &Path| match path.to_string_lossy().split("Z-000").nth(1) {
+            Some("1.zip") => Class::Kept,
+            Some("5.zip") => Class::Broken,
+            _ => Class::Good,
+        };
+        let gone = store.retire("h", 2, class).unwrap();
+        assert_eq!(gone, [folder.join("h-19700101T000000Z-0002.zip")]);
+        drop(store);
+        assert!(!folder.join(LOCK).exists());
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+}
