@@ -68,7 +68,7 @@ pub struct Catalog {
 impl Catalog {
     /// Reads what `device`, a regular file, holds.
     pub fn read(subject: &str, device: Device) -> Result<Self> {
-        let fail = |fault| image_error(subject, fault);
+        let fail = |fault| image_error(&format!("{subject}: zip archive"), fault);
         let device = Arc::new(device);
         let directory = Directory::read(&*device).map_err(fail)?;
         let text = |path: &str| {
@@ -182,7 +182,7 @@ impl Catalog {
             .ok_or(Fault::corrupt("is missing"))
             .map_err(fail)?;
         let mut body = Body::of(entry).map_err(fail)?;
-        body.expect(entry.sums.raw_bytes);
+        Body::expect(&mut body, entry.sums.raw_bytes);
         Ok(Box::new(EntryReader {
             input: Input::reader(self.section(entry)).map_err(fail)?,
             body,
@@ -222,7 +222,7 @@ fn read_text(device: &Arc<Device>, entry: &Entry) -> std::result::Result<Vec<u8>
         return Err(corrupt("is not a small stored text", entry.offset));
     }
     let mut body = Body::of(entry)?;
-    body.expect(entry.sums.raw_bytes);
+    Body::expect(&mut body, entry.sums.raw_bytes);
     let mut input = Input::reader(Section {
         device: Arc::clone(device),
         offset: entry.data_offset(),
@@ -312,7 +312,7 @@ impl Bundle {
     /// Reads the beginning up to `snapshot.json`.
     pub fn open(subject: &str, mut input: Input<'static>) -> Result<Self> {
         let mut unzip = Unzip::new();
-        let fail = |fault| image_error(subject, fault);
+        let fail = |fault| image_error(&format!("{subject}: zip archive"), fault);
         let first = unzip.next(&mut input).map_err(fail)?;
         let Some(entry) = first.filter(|entry| entry.name == SNAPSHOT && !entry.is_streamed())
         else {
@@ -422,7 +422,7 @@ impl Bundle {
             ));
         }
         if let Some(body) = self.unzip.body() {
-            body.expect(size);
+            Body::expect(body, size);
             body.hash();
         }
         Ok(size)
@@ -469,7 +469,7 @@ impl Bundle {
             .unzip
             .body()
             .ok_or(Fault::corrupt("entry without data"))?;
-        body.expect(size);
+        Body::expect(body, size);
         body.hash();
         let mut bytes = vec![0; to_usize(size)];
         body.read(&mut self.input, &mut bytes)?;

@@ -168,8 +168,7 @@ fn choose(
     file: &std::fs::File,
 ) -> Result<Vec<(String, Chosen)>> {
     let mut seen = BTreeSet::new();
-    let mut chosen = Vec::new();
-    for (name, target) in pairs {
+    for (_, target) in pairs {
         let path = std::fs::canonicalize(target).unwrap_or_else(|_| PathBuf::from(target));
         if !seen.insert(path) {
             return Err(Error::usage(format_args!(
@@ -177,6 +176,9 @@ fn choose(
                 target.display()
             )));
         }
+    }
+    let mut chosen = Vec::new();
+    for (name, target) in pairs {
         let found = Chosen::find(target, file)?;
         found.check_size(snapshot.image(name).map_or(0, |image| image.size_bytes))?;
         found.check_content(options.overwrite)?;

@@ -9,6 +9,7 @@ mod common;
 
 mod basics;
 mod btrfs;
+mod create;
 mod disk;
 mod dump;
 mod dump_window;
