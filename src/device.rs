@@ -117,9 +117,31 @@ impl Device {
             return Self::from_fd(open(flags)?, false);
         }
         match open(flags | OFlags::DIRECT) {
-            Ok(fd) => Self::from_fd(fd, true),
+            Ok(fd) => {
+                let mut device = Self::from_fd(fd, true)?;
+                device.try_direct()?;
+                Ok(device)
+            }
             Err(fault) if fault.is_errno(Errno::INVAL) => Self::from_fd(open(flags)?, false),
             Err(fault) => Err(fault),
+        }
+    }
+
+    /// Some devices accept the flag and then refuse the read: one read tells.
+    fn try_direct(&mut self) -> Result<(), Fault> {
+        let refused = {
+            let mut bounce = self.bounce.lock().map_err(|_| Fault::refused("lock"))?;
+            let length = to_usize(self.size_bytes.min(DIRECT_ALIGN));
+            let piece = bounce.get_mut(..length).unwrap_or_default();
+            matches!(
+                rustix::io::pread(&self.fd, piece, 0),
+                Err(Errno::INVAL | Errno::OPNOTSUPP)
+            )
+        };
+        if refused {
+            self.use_page_cache()
+        } else {
+            Ok(())
         }
     }
 

@@ -67,6 +67,13 @@ impl Signals {
     }
 }
 
+/// Nothing is frozen any more: a process that waits in a write to stderr can be interrupted again.
+impl Drop for Signals {
+    fn drop(&mut self) {
+        process::unblock(&[process::SIGINT, process::SIGTERM, process::SIGHUP]);
+    }
+}
+
 /// Why nothing is frozen.
 #[derive(Debug)]
 pub enum Failure {
@@ -626,7 +633,7 @@ fn lock(target: &Target) -> Result<()> {
     match rustix::fs::flock(&target.fd, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(()),
         Err(Errno::WOULDBLOCK) => Err(Error::refused(format_args!(
-            "{}: another floe is at work on it; nothing was frozen",
+            "{}: another floe is at work on it (or a program that holds a lock on its root directory); nothing was frozen",
             target.name
         ))),
         // A descriptor or filesystem without locks: the freeze itself still refuses a second one.
@@ -636,6 +643,7 @@ fn lock(target: &Target) -> Result<()> {
 
 fn cannot_freeze(target: &Target, errno: i32) -> Error {
     let name = &target.name;
+    let mut help = "";
     let exit = match Errno::from_raw_os_error(errno) {
         Errno::BUSY if matches!(target.method, Method::ReadOnly(_)) => {
             return Error::refused(format_args!(
@@ -648,12 +656,15 @@ fn cannot_freeze(target: &Target, errno: i32) -> Error {
             ));
         }
         Errno::PERM | Errno::ACCESS | Errno::IO => Exit::Failed,
-        _ => Exit::Refused,
+        _ => {
+            help = "; unmount it, remount it read-only, or --live for an image that may not be consistent";
+            Exit::Refused
+        }
     };
     Error::Message(
         exit,
         format!(
-            "{name}: cannot freeze: {}; nothing was written",
+            "{name}: cannot freeze: {}; nothing was written{help}",
             ErrnoText(errno)
         ),
     )

@@ -230,14 +230,18 @@ impl Progress {
         }
     }
 
+    /// Whether [`Self::show`] would show something now.
+    pub fn is_due(&self, frozen: bool) -> bool {
+        let pause = Duration::from_millis(if self.terminal { 200 } else { 5000 });
+        self.enabled
+            && (self.terminal || !frozen)
+            && self.last.is_none_or(|last| last.elapsed() >= pause)
+    }
+
     /// Shows `text` if it is time to. In the frozen window only a terminal is written to, and only when it takes the bytes at
     /// once. Uses no heap.
     pub fn show(&mut self, frozen: bool, text: fmt::Arguments<'_>) {
-        let pause = Duration::from_millis(if self.terminal { 200 } else { 5000 });
-        if !self.enabled
-            || frozen && !self.terminal
-            || self.last.is_some_and(|last| last.elapsed() < pause)
-        {
+        if !self.is_due(frozen) {
             return;
         }
         self.last = Some(Instant::now());

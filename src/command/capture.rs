@@ -134,6 +134,8 @@ pub struct Capture {
     guardian: Option<Guardian>,
     signals: Signals,
     progress: Progress,
+    /// Bytes to be read, once they are known.
+    used_bytes: u64,
 }
 
 /// What [`Capture::new`] puts together, besides the images.
@@ -173,23 +175,18 @@ impl Draft {
             let map = match &piece.reading {
                 Reading::Map(identity) => BlockSize::from_bytes(u64::from(identity.block_bytes))
                     .and_then(|block| UsedMap::new(piece.length_bytes, block)),
-                Reading::Whole => None,
+                Reading::Whole(_) | Reading::Gap => None,
             };
-            match (piece.reading, &map) {
-                (Reading::Map(identity), Some(_)) => self.errands.push(Errand::new(
-                    self.parts,
-                    image,
-                    *identity,
-                    piece.still,
-                    piece.free,
-                )),
-                _ if wishes.require_map && prepared.identity.is_none() && parts.is_empty() => {
-                    return Err(Error::refused(format_args!(
-                        "{}: {}: no used-block map for what is on it; nothing was written",
-                        prepared.name, prepared.shown
-                    )));
-                }
-                _ => {}
+            let is_gap = matches!(piece.reading, Reading::Gap);
+            if wishes.require_map && map.is_none() && !is_gap {
+                return Err(Error::refused(format_args!(
+                    "{}: {}: no used-block map for what is on it; nothing was written",
+                    prepared.name, prepared.shown
+                )));
+            }
+            if let Reading::Map(identity) | Reading::Whole(Some(identity)) = piece.reading {
+                let errand = Errand::new(self.parts, image, *identity, piece.still, piece.swap);
+                self.errands.push(errand);
             }
             parts.push(Part {
                 device: first_device + piece.device,
@@ -237,6 +234,7 @@ impl Capture {
             guardian: engine.guardian,
             signals: engine.signals,
             progress: engine.progress,
+            used_bytes: 0,
         })
     }
 
@@ -349,7 +347,14 @@ impl Capture {
     }
 
     fn show(&mut self, is_frozen: bool) {
-        let used = self.pipeline.plan().map_or(0, Plan::used_bytes);
+        if !self.progress.is_due(is_frozen) {
+            return;
+        }
+        // Counting the map's bits once is enough.
+        if self.used_bytes == 0 {
+            self.used_bytes = self.pipeline.plan().map_or(0, Plan::used_bytes);
+        }
+        let used = self.used_bytes;
         let read = Bytes(self.counters.read_bytes());
         let taken = Bytes(self.counters.taken_bytes());
         let state = if is_frozen { ", frozen" } else { "" };

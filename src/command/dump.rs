@@ -247,7 +247,7 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
         prepared.notes.iter().for_each(report::line);
     }
     let mut part = match &options.output {
-        Some(path) => Some(PartFile::create(path, 0o644)?),
+        Some(path) => Some(PartFile::create(path, 0o600)?),
         None => None,
     };
     let sink = match &mut part {

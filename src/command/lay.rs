@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use super::image::Head;
 use super::restore::reread_table;
-use super::target::{Chosen, backup_gpt};
+use super::target::{Chosen, old_tail};
 use crate::device::{Device, DeviceKind, ReadAt, WriteAt};
 use crate::error::{Error, Fault, Result};
 use crate::ptable::{self, Piece, Scheme, Table};
@@ -109,7 +109,7 @@ impl Laid {
             .unwrap_or(0)
             .max(1 << 20)
             .min(self.target.device().size_bytes());
-        let old_backup = backup_gpt(self.target.device());
+        let old_backup = old_tail(self.target.device());
         let head = Extent {
             offset: 0,
             length_bytes,

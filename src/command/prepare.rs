@@ -35,8 +35,10 @@ pub struct Wishes {
 pub enum Reading {
     /// Used blocks of the filesystem in it.
     Map(Box<Identity>),
-    /// Every byte.
-    Whole,
+    /// Every byte; of a filesystem that is known, what a write would change is looked at again before the thaw.
+    Whole(Option<Box<Identity>>),
+    /// Every byte of what no partition covers.
+    Gap,
 }
 
 /// A range of a device that makes up a range of the image.
@@ -52,8 +54,17 @@ pub struct Piece {
     pub still: Still,
     /// What is read.
     pub reading: Reading,
-    /// Extents that are free whatever the map says: the content of active swap files. Relative to the piece.
-    pub free: Vec<Extent>,
+    /// Active swap files in it, whose content is free whatever the map says.
+    pub swap: SwapContent,
+}
+
+/// The content of active swap files on one filesystem.
+#[derive(Clone, Debug, Default)]
+pub struct SwapContent {
+    /// All but their headers, relative to the filesystem.
+    pub extents: Vec<Extent>,
+    /// Their names as /proc/swaps has them: they must still stand there after the freeze.
+    pub names: Vec<Vec<u8>>,
 }
 
 /// An open device and what messages call it.
@@ -76,7 +87,7 @@ pub struct Prepared {
     pub filesystem: &'static str,
     /// What is on it, where it is one filesystem.
     pub identity: Option<Identity>,
-    /// What holds it still: the weakest of its pieces.
+    /// What holds it still; of a disk, what holds the mounted ones among its partitions.
     pub still: Still,
     /// Size in bytes.
     pub size_bytes: u64,
@@ -163,7 +174,7 @@ fn fill(system: &System, source: Source, wishes: Wishes, prepared: &mut Prepared
     let identity =
         identity.filter(|found| table.is_none() || !(divided || found.kind == Kind::MdMember));
     let table = table.filter(|_| identity.is_none());
-    let free = swap_extents(system, &source, &identity, prepared)?;
+    let swap = swap_extents(system, &source, &identity, prepared)?;
     let Source {
         device,
         holding,
@@ -201,17 +212,17 @@ fn fill(system: &System, source: Source, wishes: Wishes, prepared: &mut Prepared
         offset: 0,
         length_bytes: prepared.size_bytes,
         still: prepared.still,
-        reading: reading(identity.clone(), wishes),
-        free,
+        reading: reading(identity.clone(), wishes.whole),
+        swap,
     });
     prepared.identity = identity;
     Ok(())
 }
 
-fn reading(identity: Option<Identity>, wishes: Wishes) -> Reading {
-    match identity {
-        Some(identity) if !wishes.whole => Reading::Map(Box::new(identity)),
-        _ => Reading::Whole,
+fn reading(identity: Option<Identity>, whole: bool) -> Reading {
+    match identity.map(Box::new) {
+        Some(identity) if !whole => Reading::Map(identity),
+        identity => Reading::Whole(identity),
     }
 }
 
@@ -289,10 +300,11 @@ fn refuse_swap(stacked: &Stacked, wishes: Wishes, prepared: &Prepared) -> Result
 }
 
 fn hold_stacked(stacked: Stacked, wishes: Wishes, prepared: &mut Prepared) -> Still {
-    let mut still = if stacked.swaps.is_empty() {
-        Still::Frozen
-    } else {
-        Still::Moving
+    // With nothing mounted above nothing is frozen: holders that are idle (multipath, dm-linear) leave a dirty log dirty.
+    let mut still = match (stacked.swaps.is_empty(), stacked.mounted.is_empty()) {
+        (false, _) => Still::Moving,
+        (true, true) => Still::Unmounted,
+        (true, false) => Still::Frozen,
     };
     for mounted in stacked.mounted {
         if still_of(&mounted, wishes) == Still::Moving {
@@ -315,6 +327,7 @@ fn disk(
 ) -> Result<()> {
     prepared.filesystem = table.scheme.name();
     note_boot_areas(system, dev, prepared);
+    let in_use = stacked.is_some();
     let whole_still = match stacked {
         None => Still::Unmounted,
         Some(mut stacked) => {
@@ -355,7 +368,7 @@ fn disk(
         if !extent.is_empty() {
             pieces.push((
                 extent.offset,
-                partition_piece(system, extent, dev, wishes, prepared)?,
+                partition_piece(system, extent, dev, in_use, wishes, prepared)?,
             ));
         }
     }
@@ -371,8 +384,8 @@ fn gap(offset: u64, length_bytes: u64, still: Still) -> Piece {
         offset,
         length_bytes,
         still,
-        reading: Reading::Whole,
-        free: Vec::new(),
+        reading: Reading::Gap,
+        swap: SwapContent::default(),
     }
 }
 
@@ -380,6 +393,7 @@ fn partition_piece(
     system: &System,
     extent: Extent,
     dev: Option<DevId>,
+    in_use: bool,
     wishes: Wishes,
     prepared: &mut Prepared,
 ) -> Result<Piece> {
@@ -391,7 +405,6 @@ fn partition_piece(
             .into_iter()
             .find(|p| p.start_bytes == extent.offset && p.size_bytes == extent.length_bytes)
     });
-    let mut still = prepared.still;
     let (device, offset) = match &node {
         None => (0, extent.offset),
         Some(node) => {
@@ -414,32 +427,36 @@ fn partition_piece(
         length_bytes: extent.length_bytes,
     };
     let identity = fs::probe(&view).map_err(|fault| Error::fault(&opened.shown, fault))?;
-    if let Some(node) = &node {
-        let mounted = prepared
+    let mounted = node.as_ref().and_then(|node| {
+        prepared
             .mounted
             .iter()
-            .find(|m| m.devices.contains(&node.dev));
-        still = match mounted {
-            Some(mounted) => still_of(mounted, wishes),
-            // Not in use, and kept so by our exclusive hold; what is built on it is frozen.
-            None if system.roots().holders(node.dev).is_empty() => Still::Unmounted,
-            None => still,
-        };
-    }
-    let mut free = Vec::new();
+            .find(|m| m.devices.contains(&node.dev))
+    });
+    let idle = match &node {
+        Some(node) => system.roots().holders(node.dev).is_empty(),
+        None => !in_use,
+    };
+    let is_swap = identity.as_ref().is_some_and(|i| i.kind == Kind::Swap);
+    // A map is believed of what we freeze ourselves, and of what nobody uses (our exclusive hold keeps it so). What is used in
+    // another way, or has no node that could tell, is read whole. Of swap only the header is read, which no swapping changes.
+    let (still, believed) = match mounted {
+        _ if is_swap => (Still::Unmounted, true),
+        Some(mounted) => (still_of(mounted, wishes), true),
+        None if idle => (Still::Unmounted, true),
+        None => (prepared.still, false),
+    };
+    let mut swap = SwapContent::default();
     if let (Some(node), Some(identity)) = (&node, &identity) {
-        free = swap_files_on(system, node.dev, identity)?;
-    }
-    if identity.as_ref().is_some_and(|i| i.kind == Kind::Swap) {
-        still = Still::Unmounted; // only its header is read, which no swapping changes
+        swap = swap_files_on(system, node.dev, identity)?;
     }
     Ok(Piece {
         device,
         offset,
         length_bytes: extent.length_bytes,
         still,
-        reading: reading(identity, wishes),
-        free,
+        reading: reading(identity, wishes.whole || !believed),
+        swap,
     })
 }
 
@@ -468,33 +485,35 @@ fn swap_extents(
     source: &Source,
     identity: &Option<Identity>,
     prepared: &mut Prepared,
-) -> Result<Vec<Extent>> {
+) -> Result<SwapContent> {
     let (Holding::Mounted(_), Some(dev), Some(identity)) = (&source.holding, source.dev, identity)
     else {
-        return Ok(Vec::new());
+        return Ok(SwapContent::default());
     };
-    let free = swap_files_on(system, dev, identity)?;
-    if !free.is_empty() {
+    let swap = swap_files_on(system, dev, identity)?;
+    if !swap.extents.is_empty() {
         prepared.notes.push(format!(
             "{}: of its active swap file only the first page is in the image",
             prepared.name
         ));
     }
-    Ok(free)
+    Ok(swap)
 }
 
-fn swap_files_on(system: &System, dev: DevId, identity: &Identity) -> Result<Vec<Extent>> {
+fn swap_files_on(system: &System, dev: DevId, identity: &Identity) -> Result<SwapContent> {
     // Logical addresses of a btrfs are no device offsets: there its swap files are read like any other.
     if identity.kind == Kind::Btrfs {
-        return Ok(Vec::new());
+        return Ok(SwapContent::default());
     }
     // The header is one page.
     let header = crate::units::to_u64(rustix::param::page_size());
-    let mut free = Vec::new();
+    let mut swap = SwapContent::default();
     for file in system.swap_files() {
         if file.dev != dev {
             continue;
         }
+        let name = std::os::unix::ffi::OsStrExt::as_bytes(file.path.as_os_str());
+        swap.names.push(name.to_vec());
         let open = std::fs::File::open(&file.path)
             .map_err(|e| Error::failed(format_args!("{}: open: {e}", file.path.display())))?;
         let extents = fiemap::extents(&open)
@@ -508,11 +527,11 @@ fn swap_files_on(system: &System, dev: DevId, identity: &Identity) -> Result<Vec
                 mapped.length_bytes - skip,
             ) && !extent.is_empty()
             {
-                free.push(extent);
+                swap.extents.push(extent);
             }
         }
     }
-    Ok(free)
+    Ok(swap)
 }
 
 /// A range of a device as a device.

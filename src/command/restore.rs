@@ -17,7 +17,7 @@ use crate::cli::{Args, Common, Item};
 use crate::command::create::split_pair;
 use crate::command::image::{self, Facts, Image, Opened};
 use crate::command::skip::{self, LeftAlone};
-use crate::command::target::{Chosen, Overwrite, backup_gpt};
+use crate::command::target::{Chosen, Overwrite, old_tail};
 use crate::command::unpack;
 use crate::device::{DIRECT_ALIGN, Device, DeviceKind, ReadAt, WriteAt};
 use crate::error::{Error, Exit, Fault, Result};
@@ -140,6 +140,22 @@ pub(super) struct Done {
     pub(super) notes: Vec<String>,
 }
 
+/// A partition table counts in sectors: one for 512 bytes means nothing on a disk of 4096, and the other way round.
+fn check_sectors(content: &image::Content, path: &Path, device: &Device) -> Result<()> {
+    let Some(table) = &content.table else {
+        return Ok(());
+    };
+    if device.kind() == DeviceKind::File || device.sector_bytes() == table.sector_bytes {
+        return Ok(());
+    }
+    Err(Error::refused(format_args!(
+        "{}: has sectors of {} bytes, and the image's partition table counts in {}: no kernel would find its partitions; nothing was written; restore the partitions one by one",
+        path.display(),
+        device.sector_bytes(),
+        table.sector_bytes
+    )))
+}
+
 /// Runs the verb.
 pub fn run(options: Options) -> Result<()> {
     let report = options.common.report.as_deref();
@@ -190,6 +206,7 @@ pub fn run(options: Options) -> Result<()> {
     chosen.check_size(known.max(least).max(to_u64(opened.head().len())))?;
     chosen.check_content(options.overwrite)?;
     let (path, device) = chosen.into_device()?;
+    check_sectors(&opened.content, &path, &device)?;
     let left = left_alone(&options, &path, &device)?;
     let input_length = opened.reader.input_length_bytes();
     let (facts, reader) = opened.into_parts();
@@ -392,7 +409,7 @@ impl Job {
         let whole_disk = target.device().kind() == DeviceKind::Block && !target.is_range();
         let old_backup = match target.is_range() {
             true => None,
-            false => backup_gpt(target.device()),
+            false => old_tail(target.device()),
         };
         let ahead = ReadAhead::start(reader, Arc::clone(&self.shared.progress))
             .map_err(|fault| self.target_error(fault))?;

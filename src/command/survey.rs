@@ -3,17 +3,19 @@
 //!
 //! Allocates everything before the freeze; the walk, the start and the second look use no heap.
 
+use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::capture::Counters;
-use super::prepare::Slice;
+use super::prepare::{Slice, SwapContent};
 use crate::device::{Device, DeviceKind, ReadAt};
 use crate::error::{Error, Fault, FaultKind, Result};
-use crate::fs::{self, Coverage, Identity, SCRATCH_BYTES, Still, Verdict, Walk, Witness};
-use crate::stream::pipeline::Pipeline;
+use crate::fs::{self, Coverage, Identity, SCRATCH_BYTES, Still, UsedMap, Verdict, Walk, Witness};
+use crate::stream::pipeline::{Pipeline, Started};
 use crate::stream::plan::{Content, Part, Plan};
 use crate::sys::ioctl::blkflsbuf;
 use crate::units::{Extent, to_u64};
@@ -31,8 +33,8 @@ pub struct Errand {
     pub identity: Identity,
     /// What holds it still.
     pub still: Still,
-    /// Extents that are free whatever the map says.
-    pub free: Vec<Extent>,
+    /// Active swap files in it.
+    pub swap: SwapContent,
     /// What the walk found.
     pub verdict: Verdict,
     witness: Witness,
@@ -45,14 +47,14 @@ impl Errand {
         image: usize,
         identity: Identity,
         still: Still,
-        free: Vec<Extent>,
+        swap: SwapContent,
     ) -> Self {
         Self {
             part,
             image,
             identity,
             still,
-            free,
+            swap,
             verdict: Verdict::USED,
             witness: Witness::default(),
         }
@@ -108,6 +110,7 @@ pub struct Surveyor {
     event: OwnedFd,
     require_map: bool,
     counters: &'static Counters,
+    started: Started,
 }
 
 impl Surveyor {
@@ -136,13 +139,19 @@ impl Surveyor {
             event,
             require_map,
             counters,
+            started: Started::default(),
         }));
         let mut scratch = vec![0u8; SCRATCH_BYTES];
+        let mut swaps = Swaps::open();
         std::thread::Builder::new()
             .name("floe-survey".into())
             .stack_size(STACK_BYTES)
-            .spawn(move || surveyor.run(pipeline, &mut scratch))
+            .spawn(move || {
+                surveyor.started.one();
+                surveyor.run(pipeline, &mut swaps, &mut scratch);
+            })
             .map_err(|e| Error::failed(format_args!("floe: start a thread: {e}")))?;
+        surveyor.started.wait_for(1);
         Ok(surveyor)
     }
 
@@ -173,7 +182,7 @@ impl Surveyor {
         self.go.notify_all();
     }
 
-    fn run(&self, pipeline: &Pipeline, scratch: &mut [u8]) {
+    fn run(&self, pipeline: &Pipeline, swaps: &mut Swaps, scratch: &mut [u8]) {
         loop {
             let mut desk = self.lock();
             while !matches!(desk.step, Step::Survey | Step::Check) {
@@ -189,7 +198,15 @@ impl Surveyor {
             };
             let trouble = match (&mut plan, step) {
                 (Some(plan), Step::Survey) => {
-                    survey(plan, &mut errands, &metered, scratch, self.require_map)
+                    swaps.read();
+                    survey(
+                        plan,
+                        &mut errands,
+                        &metered,
+                        swaps,
+                        scratch,
+                        self.require_map,
+                    )
                 }
                 _ => check(pipeline.plan(), &errands, &metered, scratch),
             };
@@ -206,6 +223,45 @@ impl Surveyor {
             drop(desk);
             let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
         }
+    }
+}
+
+/// /proc/swaps, opened before the freeze and read after it into memory that is there already.
+struct Swaps {
+    file: Option<File>,
+    text: Vec<u8>,
+    length: usize,
+}
+
+impl Swaps {
+    fn open() -> Self {
+        Self {
+            file: File::open("/proc/swaps").ok(),
+            text: vec![0; 16 * 1024],
+            length: 0,
+        }
+    }
+
+    fn read(&mut self) {
+        self.length = 0;
+        while let (Some(file), Some(rest)) = (&self.file, self.text.get_mut(self.length..))
+            && !rest.is_empty()
+            && let Ok(count @ 1..) = file.read_at(rest, to_u64(self.length))
+        {
+            self.length = self.length.saturating_add(count);
+        }
+    }
+
+    /// Whether every name begins a line.
+    fn list_all(&self, names: &[Vec<u8>]) -> bool {
+        let text = self.text.get(..self.length).unwrap_or_default();
+        let listed = |name: &Vec<u8>| {
+            text.split(|byte| *byte == b'\n').any(|line| {
+                let rest = line.strip_prefix(name.as_slice());
+                rest.is_some_and(|rest| matches!(rest.first(), Some(b' ' | b'\t')))
+            })
+        };
+        names.iter().all(listed)
     }
 }
 
@@ -276,6 +332,7 @@ fn survey(
     plan: &mut Plan,
     errands: &mut [Errand],
     devices: &Metered,
+    swaps: &Swaps,
     scratch: &mut [u8],
     require_map: bool,
 ) -> Option<Trouble> {
@@ -291,7 +348,7 @@ fn survey(
         let Some(view) = devices.view(part) else {
             return Some(ASTRAY);
         };
-        if let Err(fault) = survey_one(errand, part, &view, scratch) {
+        if let Err(fault) = survey_one(errand, part, &view, swaps, scratch) {
             return trouble(fault);
         }
         if require_map && errand.verdict.coverage == Coverage::Whole {
@@ -308,11 +365,9 @@ fn survey_one(
     errand: &mut Errand,
     part: &mut Part,
     view: &View,
+    swaps: &Swaps,
     scratch: &mut [u8],
 ) -> std::result::Result<(), Fault> {
-    let Content::Used(map) = &mut part.content else {
-        return Ok(());
-    };
     // The superblock was read before the freeze to size the map: it must still be the same filesystem, of the same size.
     let now = fs::probe(view)?.filter(|now| {
         now.kind == errand.identity.kind
@@ -326,6 +381,23 @@ fn survey_one(
         ));
     };
     errand.identity = now;
+    if let Content::Used(map) = &mut part.content {
+        fill_map(errand, map, view, swaps, scratch)?;
+    } else {
+        errand.verdict.coverage = Coverage::Whole;
+    }
+    let mut walk = Walk::new(view, scratch);
+    errand.witness = fs::witness(&errand.identity, &mut walk)?;
+    Ok(())
+}
+
+fn fill_map(
+    errand: &mut Errand,
+    map: &mut UsedMap,
+    view: &View,
+    swaps: &Swaps,
+    scratch: &mut [u8],
+) -> std::result::Result<(), Fault> {
     let mut walk = Walk::new(view, scratch);
     errand.verdict = fs::walk(&errand.identity, errand.still, &mut walk, map)?;
     let end = errand.identity.size_bytes;
@@ -343,11 +415,12 @@ fn survey_one(
             }),
         }
     }
-    for extent in &errand.free {
-        map.set_free(*extent);
+    // A swap file that was switched off meanwhile may be gone, and its blocks somebody else's.
+    if swaps.list_all(&errand.swap.names) {
+        for extent in &errand.swap.extents {
+            map.set_free(*extent);
+        }
     }
-    let mut walk = Walk::new(view, scratch);
-    errand.witness = fs::witness(&errand.identity, &mut walk)?;
     Ok(())
 }
 

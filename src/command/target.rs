@@ -11,9 +11,10 @@ use rustix::io::Errno;
 use crate::command::image::Content;
 use crate::device::{Access, Device, DeviceKind, ReadAt};
 use crate::error::{Error, Exit, Fault, FaultKind, Result};
+use crate::fs::Kind;
 use crate::mounts::{DevId, Named, System};
 use crate::report::Bytes;
-use crate::units::Extent;
+use crate::units::{Extent, round_down};
 
 /// Signature of a GPT header.
 const GPT_SIGNATURE: &[u8; 8] = b"EFI PART";
@@ -215,14 +216,18 @@ fn has_data(device: &Device) -> bool {
         && rustix::fs::seek(device.as_fd(), SeekFrom::Data(0)) != Err(Errno::NXIO)
 }
 
-/// Where an old backup GPT stands at the end of a device, if one does: it would bring the old table back.
-pub fn backup_gpt(device: &Device) -> Option<Extent> {
+/// What stands at the end of a device and would bring the old content back: a backup GPT, an md or second NILFS2 superblock.
+pub fn old_tail(device: &Device) -> Option<Extent> {
     let sector = u64::from(device.sector_bytes());
     let last = device.size_bytes().checked_sub(sector)?;
     let mut signature = [0u8; 8];
     device.read_at(last, &mut signature).ok()?;
     if &signature != GPT_SIGNATURE {
-        return None;
+        // So have members of old md arrays and NILFS2 (their second superblock): in the last 128 KiB.
+        let found = crate::fs::probe(device).ok()??;
+        let at_end = matches!(found.kind, Kind::MdMember | Kind::Nilfs2);
+        let start = round_down(device.size_bytes().saturating_sub(128 * 1024), sector);
+        return Extent::new(start, device.size_bytes() - start).filter(|_| at_end);
     }
     // The header's sector and the 16 KiB of entries before it (UEFI 5.3.1).
     let length = sector.checked_add(16 * 1024)?;

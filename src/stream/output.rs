@@ -122,7 +122,6 @@ impl Output {
     fn skip(&mut self, count: u64) -> Result<(), Problem> {
         let step = i64::try_from(count).map_err(|_| self.problem("seek", Errno::OVERFLOW))?;
         seek(&self.fd, SeekFrom::Current(step)).map_err(|errno| self.problem("seek", errno))?;
-        self.meter.taken(count);
         Ok(())
     }
 
@@ -291,8 +290,12 @@ impl Emit for RawEmitter {
             while left > 0 {
                 let piece = left.min(to_u64(ZEROS.len()));
                 hash.update(ZEROS.get(..to_usize(piece)).unwrap_or(&ZEROS));
+                // Hashing a large hole takes its time: the watchdog is to see that it goes on.
+                self.output.meter.taken(piece);
                 left -= piece;
             }
+        } else {
+            self.output.meter.taken(length_bytes);
         }
         Ok(())
     }

@@ -24,7 +24,9 @@
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
 
@@ -180,6 +182,7 @@ struct Shared {
     can_emit: Condvar,
     event: OwnedFd,
     meter: &'static dyn Meter,
+    started: Started,
 }
 
 /// How far a run has come.
@@ -272,6 +275,7 @@ impl Pipeline {
             event: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
                 .map_err(|errno| Fault::io("eventfd", errno))?,
             meter,
+            started: Started::default(),
         }));
         let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
             std::thread::Builder::new()
@@ -285,6 +289,7 @@ impl Pipeline {
             spawn(
                 "floe-read",
                 Box::new(move || {
+                    shared.started.one();
                     shared.reader();
                     stay();
                 }),
@@ -295,13 +300,21 @@ impl Pipeline {
             spawn(
                 "floe-work",
                 Box::new(move || {
+                    shared.started.one();
                     shared.worker(&mut worker);
                     stay();
                 }),
             )?;
         }
         let mut emit = emit;
-        spawn("floe-emit", Box::new(move || shared.emitter(&mut *emit)))?;
+        spawn(
+            "floe-emit",
+            Box::new(move || {
+                shared.started.one();
+                shared.emitter(&mut *emit);
+            }),
+        )?;
+        shared.started.wait_for(READERS + settings.jobs + 1);
         Ok(Self { shared })
     }
 
@@ -696,6 +709,24 @@ impl Shared {
     }
 }
 
+/// Counts threads that have begun: the runtime allocates when a thread begins, which must not be in the frozen window.
+#[derive(Debug, Default)]
+pub struct Started(AtomicUsize);
+
+impl Started {
+    /// One more has begun.
+    pub fn one(&self) {
+        self.0.fetch_add(1, Ordering::Release);
+    }
+
+    /// Waits until `count` have begun.
+    pub fn wait_for(&self, count: usize) {
+        while self.0.load(Ordering::Acquire) < count {
+            std::thread::sleep(Duration::from_micros(100));
+        }
+    }
+}
+
 /// A thread that is done stays: its end would unmap its stack and free its memory while the filesystem is still frozen.
 fn stay() {
     loop {
@@ -814,7 +845,7 @@ mod tests {
     use crate::units::{BlockSize, Extent};
     use std::io::Read;
     use std::sync::Arc;
-    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::atomic::AtomicU64;
 
     #[derive(Default)]
     struct Count(AtomicU64, AtomicU64);

@@ -99,6 +99,11 @@ pub fn block(numbers: &[i32]) {
     change_mask(SIG_BLOCK, &set_of(numbers));
 }
 
+/// Lets these signals through again in this thread.
+pub fn unblock(numbers: &[i32]) {
+    change_mask(SIG_UNBLOCK, &set_of(numbers));
+}
+
 /// Blocks every signal that can be blocked.
 pub fn block_all() {
     let mut set = SignalSet([0; 128]);
