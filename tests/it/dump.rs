@@ -325,7 +325,10 @@ fn an_error_in_the_middle_of_the_source_is_exit_1_with_the_offset_and_no_trailer
     file.set_len(20 << 20).expect("cut");
     let gz = fs.scratch().join("image.gz");
     let run = dump_to(&mut require_floe!(), &["--whole", &text(fs.device())], &gz).expect_code(1);
-    assert!(run.stderr_text().contains("Input/output error"), "{run}");
+    assert!(
+        run.stderr_text().contains("/O error") || run.stderr_text().contains("output error"),
+        "{run}"
+    );
     assert!(run.stderr_text().contains(" at 0x"), "{run}");
     let test = common::run(Command::new("gzip").arg("-t").arg(&gz), Limit::secs(60));
     assert_ne!(test.code, Some(0), "an aborted dump has a valid trailer");
