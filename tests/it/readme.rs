@@ -105,7 +105,11 @@ fn every_recipe_of_the_readme_works_as_written() {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("mode");
     };
     script("ssh", "#!/bin/sh\nshift\nexec sh -c \"$*\"\n");
-    script("nc", "#!/bin/sh\nexec busybox nc \"$@\"\n");
+    // The second line is typed a moment after the first.
+    script(
+        "nc",
+        "#!/bin/sh\ncase $1 in -l) ;; *) sleep 1 ;; esac\nexec busybox nc \"$@\"\n",
+    );
     let recipes = recipes();
     assert!(recipes.len() >= 10, "the README has lost its recipes");
     for (name, recipe) in recipes {
