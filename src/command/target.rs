@@ -56,7 +56,7 @@ impl Chosen {
             return Err(Error::refused(found).leaving(NOTHING));
         }
         let device = match named.dev {
-            Some(dev) => system.roots().open_device(dev, Access::WriteHeld),
+            Some(dev) => system.roots().hold(dev, Access::WriteHeld),
             None => Device::open(shown, Access::WriteHeld),
         };
         let device = device.map_err(|fault| cannot(shown, fault))?;

@@ -156,7 +156,7 @@ fn device(system: &System, dev: DevId, shown: &Path) -> Result<Option<Place>> {
 
 /// A device without a mount that is busy nevertheless holds a superblock that was unmounted while frozen, or something else.
 fn unmounted(system: &System, dev: DevId, shown: &Path) -> Result<Option<Place>> {
-    match system.roots().open_device(dev, Access::ReadHeld) {
+    match system.roots().hold(dev, Access::ReadHeld) {
         Ok(_) => return Ok(None),
         Err(fault) if fault.is_errno(Errno::BUSY) => {}
         Err(fault) => return Err(Error::fault(shown.display(), fault)),

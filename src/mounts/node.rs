@@ -5,6 +5,7 @@
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
@@ -25,6 +26,10 @@ const DIRECTORY: OFlags = OFlags::RDONLY
 /// Folders that are usually writable, for the mount point on kernels without detached mounts.
 const PLACES: &[&str] = &["/run", "/dev/shm", "/tmp", "/dev", "/var/tmp", "/mnt"];
 
+/// How often, and how far apart, a busy device is asked before it counts as held: 0.4 s in all.
+const HOLD_ATTEMPTS: u32 = 21;
+const HOLD_PAUSE: Duration = Duration::from_millis(20);
+
 impl Roots {
     /// A node for the device that exists: one of the `hints`, or what the kernel calls it. `None` when there is none.
     pub fn node(&self, dev: DevId, hints: &[&Path]) -> Option<PathBuf> {
@@ -42,6 +47,21 @@ impl Roots {
     /// Opens the device with this number, whether or not it has a node.
     pub fn open_device(&self, dev: DevId, access: Access) -> Result<Device, Fault> {
         self.with_node(dev, |path| Device::open(path, access))
+    }
+
+    /// Opens it O_EXCL, as `access` must say. Who only looks (udev's blkid, `losetup`, `floe thaw --all`) holds a device for
+    /// some milliseconds: busy is believed only after a while. Only for a device of which no table says who has it.
+    pub fn hold(&self, dev: DevId, access: Access) -> Result<Device, Fault> {
+        let mut attempts = HOLD_ATTEMPTS;
+        loop {
+            attempts -= 1;
+            match self.open_device(dev, access) {
+                Err(fault) if fault.is_errno(Errno::BUSY) && attempts > 0 => {
+                    std::thread::sleep(HOLD_PAUSE);
+                }
+                other => return other,
+            }
+        }
     }
 
     /// A descriptor on the filesystem of this type that the kernel still keeps for the device, mounted or not: mounted once
@@ -185,21 +205,36 @@ pub(super) fn new_directory() -> Result<PathBuf, Fault> {
 mod tests {
     use super::*;
 
-    fn first_block_device() -> Option<DevId> {
-        let roots = Roots::default();
-        roots
-            .devices()
-            .into_iter()
-            .find(|dev| roots.size_bytes(*dev).unwrap_or(0) > 0)
+    /// A loop device of its own over a file: the machine's disks may be out of reach.
+    struct Loop(String);
+
+    impl Loop {
+        fn over(file: &Path) -> Option<Self> {
+            std::fs::write(file, [0; 4096]).ok()?;
+            let mut losetup = std::process::Command::new("losetup");
+            let made = losetup.args(["-f", "--show"]).arg(file).output().ok()?;
+            let name = String::from_utf8(made.stdout).ok()?;
+            made.status.success().then(|| Self(name.trim().to_owned()))
+        }
+    }
+
+    impl Drop for Loop {
+        fn drop(&mut self) {
+            let mut losetup = std::process::Command::new("losetup");
+            let _ = losetup.args(["-d", &self.0]).status();
+        }
     }
 
     #[test]
     fn a_private_node_opens_the_device_and_leaves_nothing_behind() {
-        let Some(dev) = first_block_device().filter(|_| rustix::process::geteuid().is_root())
-        else {
-            eprintln!("SKIPPED: needs root and a block device");
+        let file = std::env::temp_dir().join(format!("floe-node.{}", std::process::id()));
+        let device = Loop::over(&file);
+        let _ = std::fs::remove_file(&file);
+        let Some(device) = device else {
+            eprintln!("SKIPPED: needs root and losetup");
             return;
         };
+        let dev = DevId::from_raw(rustix::fs::stat(device.0.as_str()).unwrap().st_rdev);
         let open = |path: &Path| {
             assert!(is_node(path, dev));
             Device::open(path, Access::Read)

@@ -216,11 +216,19 @@ impl System {
                 self.finish(name, dev, Holding::Stacked(stacked))
             }
             Err(fault) if fault.is_errno(Errno::BUSY) => {
-                let holding = match self.mounted_elsewhere(dev)? {
-                    Some(mounted) => Holding::Mounted(mounted),
-                    None => Holding::Stacked(self.stacked(dev)?),
-                };
-                self.finish(name, dev, holding)
+                if let Some(mounted) = self.mounted_elsewhere(dev)? {
+                    return self.finish(name, dev, Holding::Mounted(mounted));
+                }
+                let mut stacked = self.stacked(dev)?;
+                // Nothing lies on it: whoever held it has let go, and now it is ours.
+                let free = self.risen(dev).is_empty() && stacked.mounted.is_empty();
+                match stacked.held.pop() {
+                    Some(device) if free => Ok(self.source(name, dev, device, Holding::Unmounted)),
+                    held => {
+                        stacked.held.extend(held);
+                        self.finish(name, dev, Holding::Stacked(stacked))
+                    }
+                }
             }
             Err(fault) => Err(Error::fault(Path::new(name).display(), fault)),
         }
@@ -380,9 +388,8 @@ impl System {
                 stacked.mounted.push(mounted);
                 continue;
             }
-            match self.roots.open_device(top, Access::ReadHeld) {
-                Ok(device) if top != dev => stacked.held.push(device),
-                Ok(_) => {}
+            match self.roots.hold(top, Access::ReadHeld) {
+                Ok(device) => stacked.held.push(device),
                 Err(fault) => return Err(self.refuse_busy(dev, top, fault)),
             }
         }

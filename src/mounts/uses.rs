@@ -318,7 +318,7 @@ impl System {
 
     /// Whether the kernel says that somebody holds the device.
     fn is_held(&self, dev: DevId) -> bool {
-        let opened = self.roots.open_device(dev, Access::ReadHeld);
+        let opened = self.roots.hold(dev, Access::ReadHeld);
         opened.is_err_and(|fault| fault.is_errno(Errno::BUSY))
     }
 

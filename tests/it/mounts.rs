@@ -476,6 +476,15 @@ fn an_unmounted_device_is_held_until_the_source_is_dropped() {
     // Held by somebody, shown in no table: refused.
     assert!(refusal(resolve(made.device())).contains("in use by another program"));
     assert_eq!(look().uses(number(made.device()))[0].why, Why::Busy);
+    // Let go within a moment, as by somebody who only looked: ours.
+    let other = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(100));
+        drop(source);
+    });
+    let source = resolve(made.device()).unwrap();
+    assert!(matches!(source.holding, Holding::Unmounted));
+    assert!(!mount(), "mounted while it was held");
+    other.join().unwrap();
     drop(source);
     assert!(mount());
 }
