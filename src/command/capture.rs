@@ -17,7 +17,7 @@ use super::survey::{Errand, Step, Surveyor, Trouble};
 use crate::error::{Error, Exit, Fault, Result};
 use crate::freeze::{Frozen, Guardian, Limits, Method, Progress as Beat, Signals, Target};
 use crate::fs::{Coverage, UsedMap};
-use crate::report::{self, Bytes, Progress, Span};
+use crate::report::{self, Bytes, Progress};
 use crate::stream::pipeline::{Emit, Meter, Pipeline, Problem, Settings};
 use crate::stream::plan::{Content, Part, Plan};
 use crate::units::BlockSize;
@@ -438,9 +438,4 @@ fn timespec(duration: Duration) -> Timespec {
         tv_sec: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
         tv_nsec: i64::from(duration.subsec_nanos()),
     }
-}
-
-/// A span for the last line, e.g. `frozen 812 ms`.
-pub fn frozen_words(frozen_ms: u64) -> String {
-    format!("frozen {}", Span(Duration::from_millis(frozen_ms)))
 }

@@ -14,21 +14,20 @@ use std::time::{Duration, Instant};
 
 use super::capture::{self, Capture, Counters, Engine, Figures};
 use super::host::{self, Host};
-use super::memory::{Spool, jobs};
-use super::prepare::{self, Prepared, Wishes};
+use super::prepare::{self, Prepared};
 use super::store::Store;
+use super::taking::{self, Streaming, Taking, Told};
 use super::{bundle, disk};
 use crate::cli::{Args, Common, Item};
-use crate::error::{Error, Exit, Fault, Result};
-use crate::freeze::{Limits, Signals};
+use crate::error::{Error, Fault, Result};
+use crate::freeze::Signals;
 use crate::fs::{Coverage, Still};
 use crate::mounts::System;
-use crate::report::{self, Bytes, JsonObject, Progress, ReportFile, Span};
+use crate::report::{self, Bytes, JsonObject, Progress, Span};
 use crate::snapshot::{self, Checksum, Checksums, Image, Snapshot};
 use crate::stream::archive::{Ending, Text, Written, ZipEmitter};
 use crate::stream::output::{Output, TotalsCell};
 use crate::stream::partfile::PartFile;
-use crate::stream::pipeline::{Encoding, Problem, Settings};
 
 /// Mode of a snapshot's file: it carries credentials.
 const MODE: u32 = 0o600;
@@ -43,11 +42,8 @@ pub struct Options {
     factory: bool,
     rescue: bool,
     disk: Option<OsString>,
-    level: u8,
-    wishes: Wishes,
-    wait_sink: Duration,
-    spool: Spool,
-    limits: Limits,
+    taking: Taking,
+    streaming: Streaming,
     common: Common,
 }
 
@@ -61,15 +57,8 @@ pub fn parse(mut args: Args) -> Result<Options> {
         factory: false,
         rescue: false,
         disk: None,
-        level: 1,
-        wishes: Wishes {
-            live: false,
-            whole: false,
-            require_map: false,
-        },
-        wait_sink: Duration::from_secs(60),
-        spool: Spool::Auto,
-        limits: Limits::default(),
+        taking: Taking::default(),
+        streaming: Streaming::default(),
         common: Common::default(),
     };
     while let Some(item) = args.next_item()? {
@@ -81,16 +70,7 @@ pub fn parse(mut args: Args) -> Result<Options> {
     if options.pairs.is_empty() {
         return Err(args.missing("NAME=SOURCE"));
     }
-    if options.wishes.whole && options.wishes.require_map {
-        return Err(Error::usage(
-            "create: --whole and --require-map exclude each other",
-        ));
-    }
-    if options.limits.stall.is_zero() || options.limits.max_freeze.is_zero() {
-        return Err(Error::usage(
-            "create: --stall and --max-freeze must not be zero",
-        ));
-    }
+    options.taking.check("create")?;
     options.common = args.common;
     Ok(options)
 }
@@ -103,14 +83,8 @@ fn option(options: &mut Options, args: &mut Args, name: &str) -> Result<()> {
         "--factory" => options.factory = true,
         "--rescue" => options.rescue = true,
         "--disk" => options.disk = Some(args.value()?),
-        "--level" => options.level = args.parsed(level, "a level from 1 to 9")?,
-        "--whole" => options.wishes.whole = true,
-        "--require-map" => options.wishes.require_map = true,
-        "--live" => options.wishes.live = true,
-        "--wait-sink" => options.wait_sink = args.time()?,
-        "--spool" => options.spool = args.parsed(Spool::parse, "a size, auto or off")?,
-        "--stall" => options.limits.stall = args.time()?,
-        "--max-freeze" => options.limits.max_freeze = args.time()?,
+        _ if options.taking.option(args, name)? => {}
+        _ if options.streaming.option(args, name)? => {}
         _ => return Err(args.unknown(name)),
     }
     Ok(())
@@ -158,35 +132,12 @@ fn comment(text: &str) -> Option<String> {
     (text.len() <= snapshot::MAX_TEXT).then(|| text.to_owned())
 }
 
-fn level(text: &str) -> Option<u8> {
-    text.parse().ok().filter(|level| (1..=9).contains(level))
-}
-
 /// Runs the verb.
 pub fn run(options: Options) -> Result<()> {
     let start = Instant::now();
-    let mut report = options
-        .common
-        .report
-        .as_deref()
-        .map(ReportFile::open)
-        .transpose()?;
-    let result = create(&options, start);
-    if let Some(report) = &mut report {
-        match &result {
-            Ok(done) => report.write(&done.json())?,
-            Err(error) => {
-                let mut object = JsonObject::new();
-                object.str("error", &error.to_string());
-                let _ = report.write(&object);
-            }
-        }
-    }
-    let done = result?;
-    if !options.common.quiet {
-        report::line(done.words());
-    }
-    Ok(())
+    taking::tell(&options.common, None, &mut || {
+        Ok(Box::new(create(&options, start)?))
+    })
 }
 
 /// Everything the report says.
@@ -212,7 +163,9 @@ impl Done {
         let outcomes = self.figures.outcomes.iter();
         outcomes.fold(0, |sum, outcome| sum.saturating_add(outcome.used_bytes))
     }
+}
 
+impl Told for Done {
     fn json(&self) -> JsonObject {
         let mut entries = Vec::new();
         for (image, outcome) in self.snapshot.images.iter().zip(&self.figures.outcomes) {
@@ -234,7 +187,6 @@ impl Done {
                 );
             entries.push(object.finish());
         }
-        let total_ms = u64::try_from(self.total.as_millis()).unwrap_or(u64::MAX);
         let mut object = JsonObject::new();
         object
             .str("path", &self.path)
@@ -244,7 +196,7 @@ impl Done {
             .u64("read_bytes", self.figures.read_bytes)
             .u64("written_bytes", self.written_bytes)
             .u64("frozen_ms", self.figures.frozen_ms)
-            .u64("total_ms", total_ms)
+            .u64("total_ms", taking::millis(self.total))
             .str("consistent", &self.checksums.consistent);
         object
     }
@@ -256,11 +208,7 @@ impl Done {
             .iter()
             .map(|image| image.name.as_str())
             .collect();
-        let held = match self.checksums.consistent.as_str() {
-            "live" => "LIVE: read while it may have changed, not consistent".into(),
-            _ if self.figures.frozen_ms > 0 => capture::frozen_words(self.figures.frozen_ms),
-            other => other.to_owned(),
-        };
+        let held = taking::held_words(&self.checksums.consistent, self.figures.frozen_ms);
         let retired = match self.retired.len() {
             0 => String::new(),
             count => format!(", {count} older removed"),
@@ -377,8 +325,8 @@ fn create(options: &Options, start: Instant) -> Result<Done> {
         .iter_mut()
         .flat_map(|prepared| std::mem::take(&mut prepared.mounted))
         .collect();
-    let targets = prepare::targets(&system, mounted, options.wishes)?;
-    let guardian = capture::guard(targets, options.limits, quiet)?;
+    let targets = prepare::targets(&system, mounted, options.taking.wishes)?;
+    let guardian = capture::guard(targets, options.taking.limits, quiet)?;
     let counters = Counters::leak(guardian.as_ref().map(crate::freeze::Guardian::progress));
     let totals = TotalsCell::default();
     let told: Arc<Mutex<Option<Figures>>> = Arc::default();
@@ -391,7 +339,7 @@ fn create(options: &Options, start: Instant) -> Result<Done> {
         ending: ending(weakest(&sources), Arc::clone(&told), Arc::clone(&known)),
         totals: Arc::clone(&totals),
         signals: &signals,
-        limit: options.wait_sink,
+        limit: options.streaming.wait_sink,
         shown: &sink.shown,
     })?;
     let engine = Engine {
@@ -399,16 +347,12 @@ fn create(options: &Options, start: Instant) -> Result<Done> {
         signals,
         counters,
         emit: Box::new(emit),
-        settings: Settings {
-            jobs: jobs(options.common.jobs),
-            encoding: Encoding::Deflate(options.level),
-            spool_bytes: options.spool.bytes(),
-        },
+        settings: options.streaming.settings(&options.common, false),
         progress: Progress::new(quiet, options.common.progress),
     };
-    let mut capture = Capture::new(sources, engine, options.wishes)?;
+    let mut capture = Capture::new(sources, engine, options.taking.wishes)?;
     if part.is_none() {
-        capture.wait_sink(waiting.as_fd(), options.wait_sink)?;
+        capture.wait_sink(waiting.as_fd(), options.streaming.wait_sink)?;
     }
     let figures = capture.run_telling(|figures| {
         *told.lock().unwrap_or_else(PoisonError::into_inner) = Some(figures);
@@ -439,7 +383,7 @@ fn create(options: &Options, start: Instant) -> Result<Done> {
 fn prepare_all(system: &System, options: &Options) -> Result<Vec<Prepared>> {
     let mut sources: Vec<Prepared> = Vec::new();
     for (name, source) in &options.pairs {
-        let prepared = prepare::prepare(system, source, options.wishes)?;
+        let prepared = prepare::prepare(system, source, options.taking.wishes)?;
         for ((known_name, _), known) in options.pairs.iter().zip(&sources) {
             if same(system, known, &prepared) {
                 return Err(Error::refused(format_args!(
@@ -669,10 +613,7 @@ fn begin(begin: Begin<'_>) -> Result<ZipEmitter> {
         }
         match receive.recv_timeout(Duration::from_millis(50)) {
             Ok(Ok(emitter)) => return Ok(emitter),
-            Ok(Err(Problem::ClosedPipe)) => return Err(Error::Silent(Exit::Failed)),
-            Ok(Err(Problem::Write(fault) | Problem::Read(_, fault) | Problem::Internal(fault))) => {
-                return Err(Error::fault(shown, fault).leaving("nothing was frozen"));
-            }
+            Ok(Err(problem)) => return Err(taking::early(shown, problem)),
             Err(RecvTimeoutError::Timeout) if start.elapsed() > limit => {
                 return Err(Error::refused(format_args!(
                     "{shown}: the reader has not taken the first bytes within {} s; nothing was frozen; give it longer with --wait-sink",

@@ -9,17 +9,17 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FileType, OFlags, SeekFrom};
 
 use super::capture::{self, Capture, Counters, Engine, Figures};
-use super::memory::{Spool, jobs};
-use super::prepare::{self, Wishes};
+use super::prepare;
+use super::taking::{self, Streaming, Taking, Told};
 use crate::cli::{Args, Common, Item};
-use crate::error::{Error, Exit, Fault, Result};
-use crate::freeze::{Limits, Signals};
+use crate::error::{Error, Fault, Result};
+use crate::freeze::Signals;
 use crate::fs::Coverage;
 use crate::mounts::{DevId, System};
-use crate::report::{self, Bytes, JsonObject, Progress, ReportFile, Span, hex};
+use crate::report::{self, Bytes, JsonObject, Progress, Span, hex};
 use crate::stream::output::{GzipEmitter, Output, RawEmitter, Totals, TotalsCell};
 use crate::stream::partfile::PartFile;
-use crate::stream::pipeline::{Emit, Encoding, Problem, Settings};
+use crate::stream::pipeline::Emit;
 
 /// What was typed.
 #[derive(Debug)]
@@ -30,22 +30,12 @@ pub struct Options {
     pub output: Option<PathBuf>,
     /// `--compress none`.
     pub raw: bool,
-    /// `--level`.
-    pub level: u8,
-    /// `--whole`.
-    pub whole: bool,
-    /// `--require-map`.
-    pub require_map: bool,
-    /// `--live`.
-    pub live: bool,
     /// `--sha256`: hash a raw stream too.
     pub sha256: bool,
-    /// `--wait-sink`.
-    pub wait_sink: Duration,
-    /// `--spool`.
-    pub spool: Spool,
-    /// `--stall` and `--max-freeze`.
-    pub limits: Limits,
+    /// How the source is read and held.
+    pub taking: Taking,
+    /// How the stream is made.
+    pub streaming: Streaming,
     /// The common options.
     pub common: Common,
 }
@@ -57,14 +47,9 @@ impl Options {
             source,
             output: None,
             raw: false,
-            level: 1,
-            whole: false,
-            require_map: false,
-            live: false,
             sha256: false,
-            wait_sink: Duration::from_secs(60),
-            spool: Spool::Auto,
-            limits: Limits::default(),
+            taking: Taking::default(),
+            streaming: Streaming::default(),
             common: Common::default(),
         }
     }
@@ -81,29 +66,14 @@ pub fn parse(mut args: Args) -> Result<Options> {
             Item::Option(name) => match name.as_str() {
                 "-o" | "--output" => options.output = Some(args.path()?),
                 "-z" | "--compress" => options.raw = args.parsed(compression, "gzip or none")?,
-                "--level" => options.level = args.parsed(level, "a level from 1 to 9")?,
-                "--whole" => options.whole = true,
-                "--require-map" => options.require_map = true,
-                "--live" => options.live = true,
                 "--sha256" => options.sha256 = true,
-                "--wait-sink" => options.wait_sink = args.time()?,
-                "--spool" => options.spool = args.parsed(Spool::parse, "a size, auto or off")?,
-                "--stall" => options.limits.stall = args.time()?,
-                "--max-freeze" => options.limits.max_freeze = args.time()?,
+                name if options.taking.option(&mut args, name)? => {}
+                name if options.streaming.option(&mut args, name)? => {}
                 _ => return Err(args.unknown(&name)),
             },
         }
     }
-    if options.whole && options.require_map {
-        return Err(Error::usage(
-            "dump: --whole and --require-map exclude each other",
-        ));
-    }
-    if options.limits.stall.is_zero() || options.limits.max_freeze.is_zero() {
-        return Err(Error::usage(
-            "dump: --stall and --max-freeze must not be zero",
-        ));
-    }
+    options.taking.check("dump")?;
     options.source = source.unwrap_or(options.source);
     options.common = args.common;
     Ok(options)
@@ -118,37 +88,14 @@ fn compression(text: &str) -> Option<bool> {
     }
 }
 
-fn level(text: &str) -> Option<u8> {
-    text.parse().ok().filter(|level| (1..=9).contains(level))
-}
-
 /// Runs the verb.
 pub fn run(options: Options) -> Result<()> {
     let start = Instant::now();
-    let mut report = options
-        .common
-        .report
-        .as_deref()
-        .map(ReportFile::open)
-        .transpose()?;
-    let result = dump(&options, start);
-    if let Some(report) = &mut report {
-        match &result {
-            Ok(figures) => report.write(&figures.json())?,
-            Err(error) => {
-                let mut object = JsonObject::new();
-                object
-                    .str("source", &options.source.to_string_lossy())
-                    .str("error", &error.to_string());
-                let _ = report.write(&object);
-            }
-        }
-    }
-    let done = result?;
-    if !options.common.quiet {
-        report::line(done.words());
-    }
-    Ok(())
+    taking::tell(
+        &options.common,
+        Some(&options.source.to_string_lossy()),
+        &mut || Ok(Box::new(dump(&options, start)?)),
+    )
 }
 
 /// Everything the report says.
@@ -177,7 +124,9 @@ impl Done {
             .iter()
             .fold(0, |sum, outcome| sum.saturating_add(outcome.used_bytes))
     }
+}
 
+impl Told for Done {
     fn json(&self) -> JsonObject {
         let mut object = JsonObject::new();
         object
@@ -190,10 +139,7 @@ impl Done {
             .u64("read_bytes", self.figures.read_bytes)
             .u64("written_bytes", self.totals.written_bytes)
             .u64("frozen_ms", self.figures.frozen_ms)
-            .u64(
-                "total_ms",
-                u64::try_from(self.total.as_millis()).unwrap_or(u64::MAX),
-            )
+            .u64("total_ms", taking::millis(self.total))
             .str("crc32", &format!("{:08x}", self.totals.crc32));
         match self.totals.sha256 {
             Some(hash) => object.str("sha256", &hex(&hash)),
@@ -204,16 +150,7 @@ impl Done {
     }
 
     fn words(&self) -> String {
-        let held = match self.consistent {
-            "frozen" => capture::frozen_words(self.figures.frozen_ms),
-            "readonly" if self.figures.frozen_ms > 0 => format!(
-                "read-only for {}",
-                Span(Duration::from_millis(self.figures.frozen_ms))
-            ),
-            "readonly" => "read-only".into(),
-            "live" => "LIVE: read while it may have changed, not consistent".into(),
-            other => other.into(),
-        };
+        let held = taking::held_words(self.consistent, self.figures.frozen_ms);
         let why = match self.figures.outcomes.first().and_then(|o| o.doubt) {
             Some(doubt) => format!(" (map {}: {doubt})", self.coverage().name()),
             None => String::new(),
@@ -233,11 +170,7 @@ impl Done {
 
 fn dump(options: &Options, start: Instant) -> Result<Done> {
     let quiet = options.common.quiet;
-    let wishes = Wishes {
-        live: options.live,
-        whole: options.whole,
-        require_map: options.require_map,
-    };
+    let wishes = options.taking.wishes;
     if options.output.is_none() {
         check_stdout()?;
     }
@@ -263,18 +196,9 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
     let signals = Signals::block()?;
     let mounted = std::mem::take(&mut prepared.mounted);
     let targets = prepare::targets(&system, mounted, wishes)?;
-    let guardian = capture::guard(targets, options.limits, quiet)?;
+    let guardian = capture::guard(targets, options.taking.limits, quiet)?;
     let counters = Counters::leak(guardian.as_ref().map(crate::freeze::Guardian::progress));
     let totals = TotalsCell::default();
-    let settings = Settings {
-        jobs: jobs(options.common.jobs),
-        encoding: if options.raw {
-            Encoding::Raw
-        } else {
-            Encoding::Deflate(options.level)
-        },
-        spool_bytes: options.spool.bytes(),
-    };
     let emit = emitter(options, sink, counters, &totals, &signals)?;
     let (name, shown) = (prepared.name.clone(), prepared.shown.clone());
     let (filesystem, consistent) = (prepared.filesystem, prepared.consistent());
@@ -284,12 +208,12 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
         signals,
         counters,
         emit,
-        settings,
+        settings: options.streaming.settings(&options.common, options.raw),
         progress: Progress::new(quiet, options.common.progress),
     };
     let mut capture = Capture::new(vec![prepared], engine, wishes)?;
     if options.output.is_none() {
-        capture.wait_sink(waiting.as_fd(), options.wait_sink)?;
+        capture.wait_sink(waiting.as_fd(), options.streaming.wait_sink)?;
     }
     let figures = capture.run()?;
     if let Some(part) = part {
@@ -356,14 +280,11 @@ fn emitter(
         let output = Output::new(sink, counters, options.sha256);
         return Ok(Box::new(RawEmitter::new(output, holes, totals)));
     }
-    wait_writable(&sink, options.wait_sink, signals)?;
+    wait_writable(&sink, options.streaming.wait_sink, signals)?;
     let output = Output::new(sink, counters, true);
     match GzipEmitter::new(output, totals) {
         Ok(emitter) => Ok(Box::new(emitter)),
-        Err(Problem::ClosedPipe) => Err(Error::Silent(Exit::Failed)),
-        Err(Problem::Write(fault) | Problem::Read(_, fault) | Problem::Internal(fault)) => {
-            Err(Error::fault("stdout", fault).leaving("nothing was frozen"))
-        }
+        Err(problem) => Err(taking::early("stdout", problem)),
     }
 }
 

@@ -16,6 +16,7 @@ mod show;
 mod skip;
 mod store;
 pub mod survey;
+pub mod taking;
 mod target;
 mod thaw;
 mod unpack;

@@ -20,7 +20,7 @@ const REMOUNTED: &[&str] = &[
 ];
 
 /// What the user asked for, as far as reading is concerned.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Wishes {
     /// Read a source that cannot be held still.
     pub live: bool,

@@ -1,0 +1,167 @@
+//! What the verbs that take images of running filesystems (`dump`, `create`, `clone`) share: the options that say how a source is
+//! read and held, those that say how a stream goes out, and how such a run is reported.
+//!
+//! Nothing here touches the system before the whole command line was understood.
+
+use std::time::Duration;
+
+use super::memory::{Spool, jobs};
+use super::prepare::Wishes;
+use crate::cli::{Args, Common};
+use crate::error::{Error, Exit, Result};
+use crate::freeze::Limits;
+use crate::report::{self, JsonObject, ReportFile, Span};
+use crate::stream::pipeline::{Encoding, Problem, Settings};
+
+/// How sources are read and held still.
+#[derive(Debug, Default)]
+pub struct Taking {
+    /// `--live`, `--whole` and `--require-map`.
+    pub wishes: Wishes,
+    /// `--stall` and `--max-freeze`.
+    pub limits: Limits,
+}
+
+impl Taking {
+    /// Takes option `name` with its value; `false`: it is none of these.
+    pub fn option(&mut self, args: &mut Args, name: &str) -> Result<bool> {
+        match name {
+            "--whole" => self.wishes.whole = true,
+            "--require-map" => self.wishes.require_map = true,
+            "--live" => self.wishes.live = true,
+            "--stall" => self.limits.stall = args.time()?,
+            "--max-freeze" => self.limits.max_freeze = args.time()?,
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// After the last option: what does not go together.
+    pub fn check(&self, verb: &str) -> Result<()> {
+        if self.wishes.whole && self.wishes.require_map {
+            return Err(Error::usage(format_args!(
+                "{verb}: --whole and --require-map exclude each other"
+            )));
+        }
+        if self.limits.stall.is_zero() || self.limits.max_freeze.is_zero() {
+            return Err(Error::usage(format_args!(
+                "{verb}: --stall and --max-freeze must not be zero"
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// How a stream is made and waited for.
+#[derive(Debug)]
+pub struct Streaming {
+    /// `--level`.
+    pub level: u8,
+    /// `--wait-sink`.
+    pub wait_sink: Duration,
+    /// `--spool`.
+    pub spool: Spool,
+}
+
+impl Default for Streaming {
+    fn default() -> Self {
+        Self {
+            level: 1,
+            wait_sink: Duration::from_secs(60),
+            spool: Spool::Auto,
+        }
+    }
+}
+
+impl Streaming {
+    /// Takes option `name` with its value; `false`: it is none of these.
+    pub fn option(&mut self, args: &mut Args, name: &str) -> Result<bool> {
+        match name {
+            "--level" => self.level = args.parsed(level, "a level from 1 to 9")?,
+            "--wait-sink" => self.wait_sink = args.time()?,
+            "--spool" => self.spool = args.parsed(Spool::parse, "a size, auto or off")?,
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// What the pipeline is made of; `raw`: without deflate.
+    pub fn settings(&self, common: &Common, raw: bool) -> Settings {
+        Settings {
+            jobs: jobs(common.jobs),
+            encoding: match raw {
+                true => Encoding::Raw,
+                false => Encoding::Deflate(self.level),
+            },
+            spool_bytes: self.spool.bytes(),
+        }
+    }
+}
+
+fn level(text: &str) -> Option<u8> {
+    text.parse().ok().filter(|level| (1..=9).contains(level))
+}
+
+/// A stream that failed at its first bytes, before anything was frozen.
+pub fn early(shown: &str, problem: Problem) -> Error {
+    match problem {
+        Problem::ClosedPipe => Error::Silent(Exit::Failed),
+        Problem::Write(fault) | Problem::Read(_, fault) | Problem::Internal(fault) => {
+            Error::fault(shown, fault).leaving("nothing was frozen")
+        }
+    }
+}
+
+/// What a run has to tell when it went well.
+pub trait Told {
+    /// For `--report`.
+    fn json(&self) -> JsonObject;
+    /// The last line on stderr.
+    fn words(&self) -> String;
+}
+
+/// Runs `work`, writes the report, whatever became of it, and says the last line. `source` is named in the report of a failure.
+pub fn tell(
+    common: &Common,
+    source: Option<&str>,
+    work: &mut dyn FnMut() -> Result<Box<dyn Told>>,
+) -> Result<()> {
+    let report = common.report.as_deref();
+    let mut report = report.map(ReportFile::open).transpose()?;
+    let result = work();
+    if let Some(report) = &mut report {
+        match &result {
+            Ok(done) => report.write(&done.json())?,
+            Err(error) => {
+                let mut object = JsonObject::new();
+                if let Some(source) = source {
+                    object.str("source", source);
+                }
+                object.str("error", &error.to_string());
+                let _ = report.write(&object);
+            }
+        }
+    }
+    let done = result?;
+    if !common.quiet {
+        report::line(done.words());
+    }
+    Ok(())
+}
+
+/// How the sources were held, in words: `consistent` is the report's word for it.
+pub fn held_words(consistent: &str, frozen_ms: u64) -> String {
+    let held = Span(Duration::from_millis(frozen_ms));
+    match consistent {
+        "live" => "LIVE: read while it may have changed, not consistent".into(),
+        "readonly" if frozen_ms > 0 => format!("read-only for {held}"),
+        "readonly" => "read-only".into(),
+        _ if frozen_ms > 0 => format!("frozen {held}"),
+        other => other.into(),
+    }
+}
+
+/// Milliseconds for a report.
+pub fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}
