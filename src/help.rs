@@ -106,6 +106,7 @@ Options:
       --force           a snapshot of another architecture or board model
       --overwrite       the target may hold a filesystem, a partition table or (a file) anything
       --verify          read everything back from the medium and compare it, before the superblock is written
+      --grow            afterwards grow the filesystem (ext2/3/4, XFS, btrfs) to the end of its partition
       --skip-free       on a device, do not zero ranges that nothing owns: fast on slow cards, but what was there before (deleted
                         files, old secrets) stays on the medium, and --verify does not look at it
 

@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 
 use super::image::Head;
-use super::restore::reread_table;
+use super::partitions;
 use super::target::{Chosen, old_tail};
 use crate::device::{Device, DeviceKind, ReadAt, WriteAt};
 use crate::error::{Error, Fault, Result};
@@ -154,7 +154,7 @@ impl Laid {
         let device = self.target.device();
         let mut notes = Vec::new();
         if device.kind() == DeviceKind::Block {
-            notes.extend(reread_table(device));
+            notes.extend(partitions::refresh(device));
         }
         Ok(notes)
     }

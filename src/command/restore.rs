@@ -15,7 +15,9 @@ use rustix::pipe::PipeFlags;
 
 use crate::cli::{Args, Common, Item};
 use crate::command::create::split_pair;
+use crate::command::grow;
 use crate::command::image::{self, Facts, Image, Opened};
+use crate::command::partitions;
 use crate::command::skip::{self, LeftAlone};
 use crate::command::target::{Chosen, Overwrite, old_tail};
 use crate::command::unpack;
@@ -52,6 +54,8 @@ pub struct Options {
     pub(super) skip_free: bool,
     /// `--force`: a snapshot of another architecture or board.
     pub(super) force: bool,
+    /// `--grow`: to the end of the partition afterwards.
+    pub(super) grow: bool,
     /// `--disk`: where the recorded partition table goes.
     pub(super) disk: Option<std::ffi::OsString>,
     pub(super) common: Common,
@@ -62,7 +66,7 @@ pub fn parse(mut args: Args) -> Result<Options> {
     let (mut image, mut targets) = (None, Vec::new());
     let (mut force, mut disk) = (false, None);
     let mut overwrite = Overwrite::Refused;
-    let (mut verify, mut skip_free) = (false, false);
+    let (mut verify, mut skip_free, mut grow) = (false, false, false);
     while let Some(item) = args.next_item()? {
         match item {
             Item::Value(value) if image.is_none() => image = Some(value),
@@ -73,10 +77,16 @@ pub fn parse(mut args: Args) -> Result<Options> {
                 "--verify" => verify = true,
                 "--skip-free" => skip_free = true,
                 "--force" => force = true,
+                "--grow" => grow = true,
                 "--disk" => disk = Some(args.value()?),
                 _ => return Err(args.unknown(&name)),
             },
         }
+    }
+    if grow && disk.is_some() {
+        return Err(Error::usage(
+            "restore: --grow and --disk do not go together: the recorded partitions have the recorded sizes",
+        ));
     }
     Ok(Options {
         image: image.ok_or_else(|| args.missing("the IMAGE"))?,
@@ -85,6 +95,7 @@ pub fn parse(mut args: Args) -> Result<Options> {
             _ => targets,
         },
         force,
+        grow,
         disk,
         overwrite,
         verify,
@@ -205,6 +216,14 @@ pub fn run(options: Options) -> Result<()> {
     }
     chosen.check_size(known.max(least).max(to_u64(opened.head().len())))?;
     chosen.check_content(options.overwrite)?;
+    let content = &opened.content;
+    let grown = match options.grow {
+        true => {
+            let uuid = content.identity.as_ref().map_or("", |found| &found.uuid);
+            Some(grow::check(&chosen, content.name(), uuid)?)
+        }
+        false => None,
+    };
     let (path, device) = chosen.into_device()?;
     check_sectors(&opened.content, &path, &device)?;
     let left = left_alone(&options, &path, &device)?;
@@ -226,7 +245,10 @@ pub fn run(options: Options) -> Result<()> {
         job.run(reader, target)
     };
     let progress = &shared.progress;
-    let done = supervise(&options.common, progress, &state, &name, input_length, work)?;
+    let mut done = supervise(&options.common, progress, &state, &name, input_length, work)?;
+    if let Some(dev) = grown {
+        done.notes.push(grow::grow(&path, dev)?);
+    }
     let took = start.elapsed();
     if let Some(file) = &mut report {
         let mut object = figures(&options, &done, filesystem, took);
@@ -451,7 +473,7 @@ impl Job {
             notes.push(note.into());
         }
         if whole_disk && self.facts.content.table.is_some() {
-            notes.extend(reread_table(target.device()));
+            notes.extend(partitions::refresh(target.device()));
         }
         Ok(Done {
             name: self.name.clone(),
@@ -619,12 +641,4 @@ impl Job {
             Failure::Target(fault) => self.target_error(fault),
         }
     }
-}
-
-/// Has the kernel read the new table; a note where it would not.
-pub(super) fn reread_table(device: &Device) -> Option<String> {
-    let errno = ioctl::blkrrpart(device.as_fd()).err()?;
-    Some(format!(
-        "the kernel did not read the new partition table ({errno}): 'partx -u' or a reboot makes its partitions appear"
-    ))
 }

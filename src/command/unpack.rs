@@ -13,6 +13,7 @@ use std::time::Instant;
 
 use super::bundle::{Bundle, Catalog};
 use super::create::split_pair;
+use super::grow;
 use super::host::Host;
 use super::image::{Image, Opened};
 use super::lay::Laid;
@@ -21,6 +22,7 @@ use super::skip::LeftAlone;
 use super::target::Chosen;
 use crate::device::Device;
 use crate::error::{Error, Exit, Fault, Result};
+use crate::mounts::DevId;
 use crate::report::{self, Bytes, ReportFile, Span};
 use crate::snapshot::{self, BOOT, Snapshot, TABLE, image_path};
 use crate::stream::copy::Progress;
@@ -48,6 +50,8 @@ struct Errand {
     /// The partition's place on a disk that is laid anew.
     range: Option<Extent>,
     left: Option<LeftAlone>,
+    /// The device to grow on afterwards.
+    grow: Option<(PathBuf, DevId)>,
     shared: Arc<Shared>,
 }
 
@@ -281,6 +285,10 @@ fn errands(
     for image in &snapshot.images {
         let own = chosen.iter_mut().find(|(name, _)| *name == image.name);
         let own = own.and_then(|(_, chosen)| chosen.take());
+        let grown = match &own {
+            Some(own) if options.grow => Some(grow::check(own, &image.filesystem, &image.uuid)?),
+            _ => None,
+        };
         let (path, device, range) = match (own, &laid) {
             (Some(own), _) => {
                 let (path, device) = own.into_device()?;
@@ -308,6 +316,7 @@ fn errands(
             device,
             range,
             left,
+            grow: grown.map(|dev| (path.clone(), dev)),
             shared: Arc::new(Shared {
                 progress: Arc::clone(progress),
                 phase: Phase::default(),
@@ -450,6 +459,7 @@ fn one(
         None => Target::new(errand.device),
     }
     .map_err(fail)?;
+    let grow = errand.grow;
     let job = Job {
         name: errand.shown.clone(),
         verify,
@@ -457,7 +467,11 @@ fn one(
         facts,
         shared: errand.shared,
     };
-    Ok((filesystem, job.run(reader, target)?))
+    let mut done = job.run(reader, target)?;
+    if let Some((path, dev)) = grow {
+        done.notes.push(grow::grow(&path, dev)?);
+    }
+    Ok((filesystem, done))
 }
 
 fn finish(

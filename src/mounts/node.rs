@@ -2,7 +2,7 @@
 //!
 //! A name is believed only after stat says that it is the device meant. What is made here is gone before the call returns.
 
-use std::ffi::OsStr;
+use std::ffi::{CStr, OsStr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -67,7 +67,26 @@ impl Roots {
     /// A descriptor on the filesystem of this type that the kernel still keeps for the device, mounted or not: mounted once
     /// more for that, in a place nobody sees. Only for a device that is in use: one that is not would be mounted afresh.
     pub fn enter(&self, dev: DevId, filesystem: &str, read_only: bool) -> Result<OwnedFd, Fault> {
-        self.with_node(dev, |path| mount_once_more(path, filesystem, read_only))
+        let ways = Ways {
+            read_only,
+            flag: None,
+        };
+        self.with_node(dev, |path| mount_hidden(path, filesystem, ways))
+    }
+
+    /// Mounts the filesystem of this type on the device writable in a place nobody sees, with the mount option `flag`, and gives a
+    /// descriptor on it; closing that unmounts it. Only for a device of ours that nobody else mounts.
+    pub fn mount_hidden(
+        &self,
+        dev: DevId,
+        filesystem: &str,
+        flag: Option<&'static CStr>,
+    ) -> Result<OwnedFd, Fault> {
+        let ways = Ways {
+            read_only: false,
+            flag,
+        };
+        self.with_node(dev, |path| mount_hidden(path, filesystem, ways))
     }
 
     /// Calls `open` with a path to the device; the path is good during the call only.
@@ -143,6 +162,13 @@ fn attached_node<T>(dev: DevId, open: &impl Fn(&Path) -> Result<T, Fault>) -> Re
     result
 }
 
+/// How [`mount_hidden`] mounts.
+#[derive(Clone, Copy)]
+struct Ways {
+    read_only: bool,
+    flag: Option<&'static CStr>,
+}
+
 /// Mounts a device that is mounted already once more, in a place nobody sees, and gives a descriptor on it: the kernel then
 /// takes the same superblock, so nothing is read or written. The way in where every mount point is covered or out of reach.
 pub(super) fn mount_once_more(
@@ -150,14 +176,25 @@ pub(super) fn mount_once_more(
     filesystem: &str,
     read_only: bool,
 ) -> Result<OwnedFd, Fault> {
+    let ways = Ways {
+        read_only,
+        flag: None,
+    };
+    mount_hidden(device, filesystem, ways)
+}
+
+fn mount_hidden(device: &Path, filesystem: &str, ways: Ways) -> Result<OwnedFd, Fault> {
     let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
         | MountAttrFlags::MOUNT_ATTR_NODEV
         | MountAttrFlags::MOUNT_ATTR_NOEXEC;
     let detached = || {
         let context = fsopen(filesystem, FsOpenFlags::FSOPEN_CLOEXEC)?;
         fsconfig_set_string(context.as_fd(), "source", device)?;
-        if read_only {
+        if ways.read_only {
             fsconfig_set_flag(context.as_fd(), "ro")?;
+        }
+        if let Some(flag) = ways.flag {
+            fsconfig_set_flag(context.as_fd(), flag)?;
         }
         fsconfig_create(context.as_fd())?;
         let tree = fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
@@ -169,8 +206,8 @@ pub(super) fn mount_once_more(
     }
     let directory = new_directory()?;
     let mut flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    flags.set(MountFlags::RDONLY, read_only);
-    let result = mount(device, &directory, filesystem, flags, None)
+    flags.set(MountFlags::RDONLY, ways.read_only);
+    let result = mount(device, &directory, filesystem, flags, ways.flag)
         .and_then(|()| {
             let fd = rustix::fs::open(&directory, DIRECTORY, Mode::empty());
             let _ = unmount(&directory, UnmountFlags::DETACH);

@@ -1,10 +1,12 @@
 //! The only place that may say `unsafe`: each file wraps one kernel or libc concept in a safe function and says why it is sound.
 
+pub mod blkpg;
 pub mod dm;
 pub mod fiemap;
 pub mod identity;
 pub mod ioctl;
 pub mod memory;
 pub mod process;
+pub mod resize;
 pub mod shared;
 pub mod spool;

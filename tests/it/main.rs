@@ -15,6 +15,7 @@ mod dump;
 mod dump_window;
 mod ext;
 mod f2fs;
+mod grow;
 mod guard;
 mod guard_dump;
 mod maps;

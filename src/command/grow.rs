@@ -1,0 +1,204 @@
+//! `--grow`: a filesystem that was just written grows to the end of its partition, by its own ioctl, on a mount that nobody sees.
+//!
+//! Names prove nothing here: after the mount, the device number says whether what was mounted is the target (a btrfs, which has
+//! none of its own, names its devices in sysfs). Never grows what is not on a block device, and never shrinks anything.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use crate::command::target::Chosen;
+use crate::device::{Access, Device, DeviceKind, ReadAt};
+use crate::error::{Error, Exit, Fault, Result};
+use crate::fs::{self, Identity, Kind};
+use crate::layout::{be, le};
+use crate::mounts::{DevId, Roots};
+use crate::report::Bytes;
+use crate::sys::resize;
+
+/// Fewest blocks of an XFS allocation group (`XFS_MIN_AG_BLOCKS`).
+const XFS_GROUP_MIN: u64 = 64;
+/// Where the first btrfs superblock stands.
+const BTRFS_SUPER: u64 = 64 << 10;
+
+/// Whether a filesystem of this name and uuid can grow on this target; before the first write. Gives the device.
+pub fn check(target: &Chosen, filesystem: &str, uuid: &str) -> Result<DevId> {
+    let (Chosen::New(shown) | Chosen::Existing(shown, _)) = target;
+    let device = match target {
+        Chosen::Existing(_, device) if device.kind() == DeviceKind::Block => Some(device.rdev()),
+        _ => None,
+    };
+    let name = shown.display();
+    let why = match (device, filesystem) {
+        (None, _) => "needs a block device as the target",
+        (_, "ext2" | "ext3" | "ext4") if !may_resize_ext() => {
+            "of ext4 needs the capability CAP_SYS_RESOURCE, which this process lacks"
+        }
+        (_, "ext2" | "ext3" | "ext4" | "xfs" | "btrfs") => "",
+        (_, "gpt" | "mbr") => "grows one filesystem, and this image is a whole disk",
+        _ => "grows ext2, ext3, ext4, XFS and btrfs only",
+    };
+    if !why.is_empty() {
+        return Err(Error::refused(format_args!(
+            "{name}: --grow {why}; nothing was written"
+        )));
+    }
+    let dev = DevId::from_raw(device.unwrap_or(0));
+    let roots = Roots::default();
+    let others = match filesystem {
+        "btrfs" => roots.btrfs_devices(uuid),
+        _ => Vec::new(),
+    };
+    match others.iter().find(|at| **at != dev) {
+        None => Ok(dev),
+        // The kernel knows a btrfs by its uuid alone.
+        Some(other) => Err(Error::refused(format_args!(
+            "{name}: --grow: the btrfs with this uuid is mounted from {} and would be grown instead; nothing was written; umount that first, or leave out --grow",
+            roots.shown(*other).display()
+        ))),
+    }
+}
+
+/// Whether this process has CAP_SYS_RESOURCE, which ext4 asks for (ext4_resize_begin) and containers drop. Unknown counts as yes.
+fn may_resize_ext() -> bool {
+    const CAP_SYS_RESOURCE: u32 = 24;
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let bits = line.and_then(|text| u64::from_str_radix(text.trim(), 16).ok());
+    bits.is_none_or(|bits| bits >> CAP_SYS_RESOURCE & 1 == 1)
+}
+
+/// Grows what is on the device; gives a note.
+pub fn grow(shown: &Path, dev: DevId) -> Result<String> {
+    steps(shown, dev).map_err(|error| {
+        error
+            .with_exit(Exit::Failed)
+            .leaving("the target is complete, but was not grown")
+    })
+}
+
+fn steps(shown: &Path, dev: DevId) -> Result<String> {
+    let name = shown.display();
+    let fail = |fault| Error::fault(&name, fault);
+    let roots = Roots::default();
+    let look = || {
+        let device = roots.open_device(dev, Access::Read)?;
+        let identity = fs::probe(&device)?.ok_or(Fault::corrupt("no filesystem to grow"))?;
+        Ok((device, identity))
+    };
+    let (device, before) = look().map_err(fail)?;
+    let wanted = Wanted::of(&device, &before).map_err(fail)?;
+    drop(device);
+    let filesystem = match before.kind {
+        Kind::Xfs => "xfs",
+        Kind::Btrfs => "btrfs",
+        _ => "ext4",
+    };
+    let nouuid = (before.kind == Kind::Xfs).then_some(c"nouuid");
+    if let Some(wanted) = wanted {
+        let mounted = roots.mount_hidden(dev, filesystem, nouuid).map_err(fail)?;
+        is_target(&roots, shown, dev, &before, &mounted)?;
+        let done = wanted.apply(&mounted);
+        done.map_err(|errno| fail(Fault::io("grow", errno)))?;
+        rustix::fs::syncfs(&mounted).map_err(|errno| fail(Fault::io("syncfs", errno)))?;
+    }
+    let (_, after) = look().map_err(fail)?;
+    Ok(match after.size_bytes > before.size_bytes {
+        true => format!(
+            "the filesystem was grown from {} to {}",
+            Bytes(before.size_bytes),
+            Bytes(after.size_bytes)
+        ),
+        false => "the filesystem fills its device already".into(),
+    })
+}
+
+/// Refuses to touch what was mounted unless it is the target and nothing else.
+fn is_target(
+    roots: &Roots,
+    shown: &Path,
+    dev: DevId,
+    identity: &Identity,
+    mounted: &OwnedFd,
+) -> Result<()> {
+    let stat = rustix::fs::fstat(mounted)
+        .map_err(|errno| Error::fault(shown.display(), Fault::io("stat", errno)))?;
+    let found = match identity.kind {
+        Kind::Btrfs => crate::sys::identity::btrfs_info(mounted.as_fd())
+            .map(|info| roots.btrfs_devices(&fs::uuid_text(&info.fsid)))
+            .unwrap_or_default(),
+        _ => vec![DevId::from_raw(stat.st_dev)],
+    };
+    if found == [dev] {
+        return Ok(());
+    }
+    let names: Vec<String> = found
+        .iter()
+        .map(|dev| roots.shown(*dev).display().to_string())
+        .collect();
+    Err(Error::failed(format_args!(
+        "{}: the kernel mounted another device with the same uuid instead ({})",
+        shown.display(),
+        names.join(", ")
+    )))
+}
+
+/// The size to ask for.
+enum Wanted {
+    Ext(u64),
+    Xfs { blocks: u64, inode_percent: u32 },
+    Btrfs(u64),
+}
+
+impl Wanted {
+    /// `None` when the filesystem fills its device.
+    fn of(device: &Device, identity: &Identity) -> std::result::Result<Option<Self>, Fault> {
+        let bad = Fault::corrupt("superblock");
+        let mut bytes = [0u8; 512];
+        let size = device.size_bytes();
+        let offset = match identity.kind {
+            Kind::Xfs => 0,
+            Kind::Btrfs => BTRFS_SUPER,
+            _ => 1024,
+        };
+        device.read_at(offset, &mut bytes)?;
+        let room = size.saturating_sub(identity.size_bytes);
+        match identity.kind {
+            Kind::Btrfs => {
+                let id = le::<u64>(&bytes, 0xc9).ok_or(bad)?;
+                Ok((room >= 4096).then_some(Self::Btrfs(id)))
+            }
+            Kind::Xfs => {
+                let block = u64::from(be::<u32>(&bytes, 4).ok_or(bad)?);
+                let group = u64::from(be::<u32>(&bytes, 0x54).ok_or(bad)?);
+                let percent = u32::from(be::<u8>(&bytes, 0x7f).ok_or(bad)?);
+                let blocks = size.checked_div(block).ok_or(bad)?;
+                // A last group that is too small is left out, as the kernel would refuse it.
+                let rest = blocks.checked_rem(group).ok_or(bad)?;
+                let short = if rest < XFS_GROUP_MIN { rest } else { 0 };
+                let blocks = blocks - short;
+                let is_more = blocks > be::<u64>(&bytes, 8).ok_or(bad)?;
+                Ok(is_more.then_some(Self::Xfs {
+                    blocks,
+                    inode_percent: percent,
+                }))
+            }
+            _ => {
+                let log = le::<u32>(&bytes, 0x18).filter(|log| *log <= 6).ok_or(bad)?;
+                let blocks = size >> (10 + log);
+                let have = identity.size_bytes >> (10 + log);
+                Ok((blocks > have).then_some(Self::Ext(blocks)))
+            }
+        }
+    }
+
+    fn apply(&self, mounted: &OwnedFd) -> rustix::io::Result<()> {
+        match *self {
+            Self::Ext(blocks) => resize::ext4(mounted, blocks),
+            Self::Xfs {
+                blocks,
+                inode_percent,
+            } => resize::xfs(mounted, blocks, inode_percent),
+            Self::Btrfs(id) => resize::btrfs(mounted, id),
+        }
+    }
+}

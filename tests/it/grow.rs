@@ -1,0 +1,337 @@
+//! `--grow`: the filesystem ends where its device ends, its checker finds nothing, its files are as they were; and what cannot be
+//! grown is refused before the first write. The kernel shows the partitions of a disk that was restored.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::Command;
+
+use crate::common::{self, Limit, LoopDevice, LoopFs, Mounted, Scratch, Spec};
+
+/// A blank loop device.
+fn blank(scratch: &Scratch, name: &str, mib: u64) -> LoopDevice {
+    let file = scratch.join(name);
+    fs::File::create(&file)
+        .and_then(|f| f.set_len(mib << 20))
+        .expect("file");
+    LoopDevice::attach(&file, 512)
+}
+
+fn check(kind: &str, device: &Path) {
+    let (tool, args): (&str, &[&str]) = match kind {
+        "xfs" => ("xfs_repair", &["-n"]),
+        "btrfs" => ("btrfs", &["check", "--readonly"]),
+        _ => ("e2fsck", &["-fn"]),
+    };
+    common::run(Command::new(tool).args(args).arg(device), Limit::secs(120)).expect_code(0);
+}
+
+fn blocks_are_zero(file: &Path) -> bool {
+    let bytes = fs::read(file).expect("target");
+    bytes.iter().all(|byte| *byte == 0)
+}
+
+fn size_shown(device: &Path) -> u64 {
+    let run = common::run(
+        common::floe()
+            .expect("floe")
+            .args(["show", "--json"])
+            .arg(device),
+        Limit::secs(30),
+    )
+    .expect_code(0);
+    let text = run.stdout_text();
+    let (_, rest) = text.split_once("\"size_bytes\":").expect(&text);
+    let end = rest.find(|c: char| !c.is_ascii_digit()).expect("digits");
+    rest[..end].parse().expect("number")
+}
+
+fn grows(spec: Spec<'_>) {
+    let mut source = match LoopFs::make(spec) {
+        Ok(source) => source,
+        Err(missing) => return common::skip(&missing),
+    };
+    let mut floe = require_floe!();
+    source.fill(60);
+    let files = common::tree(source.dir());
+    let image = source.scratch().join("image.gz");
+    common::run(
+        floe.arg("dump").arg("-o").arg(&image).arg(source.dir()),
+        Limit::secs(60),
+    )
+    .expect_code(0);
+    source.unmount();
+    let scratch = Scratch::new();
+    let target = blank(&scratch, "target", spec.mib + 200);
+    let run = common::run(
+        require_floe!()
+            .args(["restore", "--grow"])
+            .arg(&image)
+            .arg(target.path()),
+        Limit::secs(120),
+    );
+    if run.code == Some(4) && run.stderr_text().contains("CAP_SYS_RESOURCE") {
+        // The virtual machines grow it (tests/vm, scenario grow).
+        assert!(blocks_are_zero(&scratch.join("target")), "{run}");
+        return common::skip("CAP_SYS_RESOURCE, to grow ext4");
+    }
+    let run = run.expect_code(0);
+    assert!(run.stderr_text().contains("was grown from"), "{run}");
+    check(spec.kind, target.path());
+    let size = size_shown(target.path());
+    assert!(
+        size > (spec.mib + 190) << 20 && size <= (spec.mib + 200) << 20,
+        "{}: {size}",
+        spec.kind
+    );
+    let copy = Mounted::new(spec.kind, target.path(), "");
+    common::assert_same_tree(&files, &common::tree(copy.dir()));
+    // The new space is there to be used.
+    let file = fs::File::create(copy.dir().join("large")).expect("large");
+    let megabyte = vec![0x5a; 1 << 20];
+    for number in 0..(spec.mib + 40) {
+        file.write_all_at(&megabyte, number << 20)
+            .expect("room for more than the source had");
+    }
+    file.sync_all().expect("sync");
+    drop(file);
+    drop(copy);
+    target.wait_until_free();
+    check(spec.kind, target.path());
+    // Once more: there is nothing left to grow.
+    let again = common::run(
+        require_floe!()
+            .args(["restore", "--overwrite", "--grow"])
+            .arg(&image)
+            .arg(source.device()),
+        Limit::secs(120),
+    )
+    .expect_code(0);
+    assert!(again.stderr_text().contains("fills its device"), "{again}");
+}
+
+#[test]
+fn ext4_grows_to_the_end_of_its_device() {
+    grows(Spec::default());
+}
+
+#[test]
+fn ext4_of_an_old_kind_grows() {
+    for (kind, mkfs) in [
+        ("ext4", &["-b", "1024", "-O", "^metadata_csum,^64bit"][..]),
+        ("ext3", &[][..]),
+    ] {
+        grows(Spec {
+            kind,
+            mkfs,
+            ..Spec::default()
+        });
+    }
+}
+
+#[test]
+fn xfs_grows_to_the_end_of_its_device() {
+    grows(Spec {
+        kind: "xfs",
+        mib: 320,
+        ..Spec::default()
+    });
+}
+
+#[test]
+fn btrfs_grows_to_the_end_of_its_device() {
+    grows(Spec {
+        kind: "btrfs",
+        mib: 160,
+        ..Spec::default()
+    });
+}
+
+#[test]
+fn an_xfs_grows_beside_its_mounted_original_and_the_original_stays() {
+    let source = match LoopFs::make(Spec {
+        kind: "xfs",
+        mib: 320,
+        ..Spec::default()
+    }) {
+        Ok(source) => source,
+        Err(missing) => return common::skip(&missing),
+    };
+    let mut floe = require_floe!();
+    source.fill(20);
+    let image = source.scratch().join("image.gz");
+    common::run(
+        floe.arg("dump").arg("-o").arg(&image).arg(source.dir()),
+        Limit::secs(60),
+    )
+    .expect_code(0);
+    let scratch = Scratch::new();
+    let target = blank(&scratch, "target", 400);
+    common::run(
+        require_floe!()
+            .args(["restore", "--grow"])
+            .arg(&image)
+            .arg(target.path()),
+        Limit::secs(120),
+    )
+    .expect_code(0);
+    assert_eq!(size_shown(source.device()), 320 << 20);
+    assert_eq!(size_shown(target.path()), 400 << 20);
+    check("xfs", target.path());
+}
+
+#[test]
+fn a_btrfs_beside_its_mounted_original_is_refused_before_the_first_write() {
+    let source = match LoopFs::make(Spec {
+        kind: "btrfs",
+        mib: 160,
+        ..Spec::default()
+    }) {
+        Ok(source) => source,
+        Err(missing) => return common::skip(&missing),
+    };
+    let mut floe = require_floe!();
+    let image = source.scratch().join("image.gz");
+    common::run(
+        floe.arg("dump").arg("-o").arg(&image).arg(source.dir()),
+        Limit::secs(60),
+    )
+    .expect_code(0);
+    let scratch = Scratch::new();
+    let target = blank(&scratch, "target", 200);
+    let run = common::run(
+        require_floe!()
+            .args(["restore", "--grow"])
+            .arg(&image)
+            .arg(target.path()),
+        Limit::secs(60),
+    )
+    .expect_code(4);
+    let text = run.stderr_text();
+    assert!(text.contains("is mounted from"), "{text}");
+    assert!(text.contains("nothing was written"), "{text}");
+    assert_eq!(text.lines().count(), 1, "{text}");
+    assert!(blocks_are_zero(&scratch.join("target")));
+}
+
+#[test]
+fn what_cannot_be_grown_is_refused_before_the_first_write() {
+    require!(common::is_root(), "root");
+    require!(common::have("mkswap"), "mkswap");
+    let mut floe = require_floe!();
+    let scratch = Scratch::new();
+    let image = scratch.join("swap.img");
+    fs::File::create(&image)
+        .and_then(|f| f.set_len(8 << 20))
+        .expect("image");
+    common::output("mkswap", &["-q", &image.to_string_lossy()]);
+    let target = blank(&scratch, "target", 16);
+    let run = common::run(
+        floe.args(["restore", "--grow"])
+            .arg(&image)
+            .arg(target.path()),
+        Limit::secs(30),
+    )
+    .expect_code(4);
+    assert!(run.stderr_text().contains("--grow grows ext2"), "{run}");
+    let new = scratch.join("new");
+    let run = common::run(
+        require_floe!()
+            .args(["restore", "--grow"])
+            .arg(&image)
+            .arg(&new),
+        Limit::secs(30),
+    )
+    .expect_code(4);
+    assert!(run.stderr_text().contains("block device"), "{run}");
+    assert!(!new.exists());
+    let run = common::run(
+        require_floe!()
+            .args(["restore", "--grow", "--disk"])
+            .arg(target.path())
+            .arg(&image),
+        Limit::secs(30),
+    );
+    run.expect_code(2);
+    assert!(blocks_are_zero(&scratch.join("target")));
+}
+
+/// The kernel's partitions of a disk: number, start and size in sectors of 512 bytes.
+fn partitions(disk: &Path) -> Vec<(u32, u64, u64)> {
+    let name = disk.file_name().expect("name").to_string_lossy();
+    let folder = Path::new("/sys/block").join(&*name);
+    let number = |path: &Path, name: &str| {
+        fs::read_to_string(path.join(name))
+            .ok()
+            .and_then(|text| text.trim().parse::<u64>().ok())
+    };
+    let mut found: Vec<(u32, u64, u64)> = fs::read_dir(folder)
+        .expect("sysfs")
+        .flatten()
+        .filter_map(|entry| {
+            let path = entry.path();
+            Some((
+                u32::try_from(number(&path, "partition")?).expect("small"),
+                number(&path, "start")?,
+                number(&path, "size")?,
+            ))
+        })
+        .collect();
+    found.sort_unstable();
+    found
+}
+
+#[test]
+fn the_kernel_shows_the_partitions_of_a_restored_disk_and_forgets_the_old_ones() {
+    require!(common::is_root(), "root");
+    require!(common::have("sfdisk"), "sfdisk");
+    let mut floe = require_floe!();
+    let scratch = Scratch::new();
+    let target = blank(&scratch, "target", 64);
+    let image = |name: &str, script: &str| {
+        let file = scratch.join(name);
+        fs::File::create(&file)
+            .and_then(|f| f.set_len(64 << 20))
+            .expect("image");
+        common::run_with_input(
+            Command::new("sfdisk").arg("-q").arg(&file),
+            script.as_bytes(),
+            Limit::secs(30),
+        )
+        .expect_code(0);
+        file
+    };
+    let gpt = image(
+        "gpt",
+        "label: gpt\nstart=1MiB, size=8MiB\nsize=16MiB\nsize=4MiB\n",
+    );
+    let mbr = image(
+        "mbr",
+        "label: dos\nstart=2MiB, size=20MiB, type=83\nstart=30MiB, size=30MiB, type=5\nstart=31MiB, size=9MiB, type=83\n",
+    );
+    let mib = 2048;
+    common::run(
+        floe.arg("restore").arg(&gpt).arg(target.path()),
+        Limit::secs(60),
+    )
+    .expect_code(0);
+    let expected = [
+        (1, mib, 8 * mib),
+        (2, 9 * mib, 16 * mib),
+        (3, 25 * mib, 4 * mib),
+    ];
+    assert_eq!(partitions(target.path()), expected);
+    common::run(
+        require_floe!()
+            .args(["restore", "--overwrite"])
+            .arg(&mbr)
+            .arg(target.path()),
+        Limit::secs(60),
+    )
+    .expect_code(0);
+    let found = partitions(target.path());
+    assert!(found.contains(&(1, 2 * mib, 20 * mib)), "{found:?}");
+    assert!(found.contains(&(5, 31 * mib, 9 * mib)), "{found:?}");
+    assert!(!found.iter().any(|part| part.0 == 3), "{found:?}");
+    let _ = Command::new("partx").arg("-d").arg(target.path()).status();
+}
