@@ -92,7 +92,8 @@ or a file; a file that does not exist yet is made, and is sparse.
 Before the first write everything is checked: the target is mounted nowhere, not swap, not held by md or dm, not read-only, large
 enough, and holds nothing. Free ranges are zeroed, so that no old data stays under them. The beginning of the target, with its
 superblock, is zeroed first and written last: an interrupted target looks empty, neither old nor new. What lies beyond the
-image's end on a larger target is left alone; only a backup partition table (GPT) moves to the end of the disk.
+image's end on a larger device is left alone; only a backup partition table (GPT) moves to the end of the disk. A file becomes
+exactly the image.
 
 Of a snapshot (floe create) the named entries are restored, after all targets and, in a file, all checksums were checked. From a
 pipe an entry's CRC is checked before its superblock is written, the rest is known at the end: then it says so, and fails.

@@ -19,8 +19,17 @@ pub fn line(line: impl fmt::Display) {
     let _ = std::io::stderr().write_all(text.as_bytes());
 }
 
+/// An error where the program was started without a standard output: what is written there would be lost without a word.
+pub fn check_stdout() -> Result<()> {
+    match crate::sys::start::has_stdout() {
+        true => Ok(()),
+        false => Err(Error::failed("stdout: is closed; nothing was done")),
+    }
+}
+
 /// Writes to stdout (help and listings): a closed pipe is silent, any other failure is exit 1.
 pub fn print(text: &str) -> Result<()> {
+    check_stdout()?;
     let mut stdout = std::io::stdout().lock();
     match stdout
         .write_all(text.as_bytes())

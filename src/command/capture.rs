@@ -76,12 +76,15 @@ impl Meter for Counters {
     }
 }
 
-/// A guardian for `targets`, where there is anything to freeze. Call it while the process has one thread.
-pub fn guard(targets: Vec<Target>, limits: Limits, quiet: bool) -> Result<Option<Guardian>> {
-    if targets.is_empty() {
-        return Ok(None);
-    }
-    if !quiet {
+/// Says what is to be said beforehand, blocks the signals, and starts a guardian for `targets`, where there is anything to
+/// freeze. In this order: a full stderr may hold up the lines for ever, and a signal must end that. Call it while the process
+/// has one thread.
+pub fn guard(
+    targets: Vec<Target>,
+    limits: Limits,
+    quiet: bool,
+) -> Result<(Signals, Option<Guardian>)> {
+    if !quiet && !targets.is_empty() {
         if let Some((name, seconds)) = crate::freeze::shorter_hardware_watchdog(limits.max_freeze) {
             report::line(format_args!(
                 "note: the hardware watchdog {name} resets the board after {seconds} s, which is shorter than --max-freeze {} s; whatever feeds it must not write to a frozen filesystem",
@@ -97,7 +100,12 @@ pub fn guard(targets: Vec<Target>, limits: Limits, quiet: bool) -> Result<Option
             }
         }
     }
-    Guardian::start(targets, limits).map(Some)
+    let signals = Signals::block()?;
+    let guardian = match targets.is_empty() {
+        true => None,
+        false => Some(Guardian::start(targets, limits)?),
+    };
+    Ok((signals, guardian))
 }
 
 /// What came of one image.

@@ -245,6 +245,9 @@ fn place(options: &Options) -> Result<Place> {
             None => Place::Stdout,
         },
     };
+    if matches!(place, Place::Stdout) {
+        report::check_stdout()?;
+    }
     match &place {
         Place::Stdout if std::io::stdout().is_terminal() => Err(Error::refused(
             "stdout: is a terminal; nothing was frozen; redirect it or pipe it, or give -o DIR or -o FILE",
@@ -320,13 +323,12 @@ fn create(options: &Options, start: Instant) -> Result<Done> {
     let (store, part) = (sink.store, sink.part);
 
     // One thread until here: the guardian is forked now.
-    let signals = Signals::block()?;
     let mounted = sources
         .iter_mut()
         .flat_map(|prepared| std::mem::take(&mut prepared.mounted))
         .collect();
     let targets = prepare::targets(&system, mounted, options.taking.wishes)?;
-    let guardian = capture::guard(targets, options.taking.limits, quiet)?;
+    let (signals, guardian) = capture::guard(targets, options.taking.limits, quiet)?;
     let counters = Counters::leak(guardian.as_ref().map(crate::freeze::Guardian::progress));
     let totals = TotalsCell::default();
     let told: Arc<Mutex<Option<Figures>>> = Arc::default();

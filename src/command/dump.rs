@@ -193,10 +193,9 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
         .map_err(|errno| Error::fault("stdout", Fault::io("dup", errno)))?;
 
     // One thread until here: the guardian is forked now.
-    let signals = Signals::block()?;
     let mounted = std::mem::take(&mut prepared.mounted);
     let targets = prepare::targets(&system, mounted, wishes)?;
-    let guardian = capture::guard(targets, options.taking.limits, quiet)?;
+    let (signals, guardian) = capture::guard(targets, options.taking.limits, quiet)?;
     let counters = Counters::leak(guardian.as_ref().map(crate::freeze::Guardian::progress));
     let totals = TotalsCell::default();
     let emit = emitter(options, sink, counters, &totals, &signals)?;
@@ -234,6 +233,7 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
 
 /// stdout is data: a terminal is refused.
 fn check_stdout() -> Result<()> {
+    report::check_stdout()?;
     let stdout = rustix::stdio::stdout();
     if rustix::termios::isatty(stdout) {
         return Err(Error::refused(

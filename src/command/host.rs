@@ -35,7 +35,10 @@ impl Host {
         let uname = rustix::system::uname();
         let text = |text: &core::ffi::CStr| text.to_string_lossy().into_owned();
         Self {
-            name: text(uname.nodename()),
+            // "(none)" is the kernel's word for a name that nobody has set.
+            name: Some(text(uname.nodename()))
+                .filter(|name| name != "(none)")
+                .unwrap_or_default(),
             architecture: text(uname.machine()),
             board: board(),
             kernel: text(uname.release()),

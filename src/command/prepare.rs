@@ -14,10 +14,17 @@ use crate::units::Extent;
 /// Filesystems that are read-only by nature: nothing to freeze.
 const NEVER_WRITTEN: &[&str] = &["squashfs", "erofs", "cramfs", "romfs", "iso9660"];
 
-/// Filesystems without FIFREEZE, or (ReiserFS) with one that deadlocks: remounted read-only for the read.
-const REMOUNTED: &[&str] = &[
-    "vfat", "msdos", "exfat", "reiserfs", "ntfs3", "udf", "hfs", "hfsplus", "minix",
+/// Filesystems whose FIFREEZE is known to hold (`freeze_fs` and `freeze_super` in Linux 4.4 to 6.18; ReiserFS has one that
+/// deadlocks). Any other is remounted read-only. What a program serves (FUSE) would go on writing to its device even then: its
+/// FIFREEZE is refused by the kernel, and so is the dump.
+const FREEZES: &[&str] = &[
+    "ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "jfs", "nilfs2", "gfs2", "bcachefs", "fuseblk",
 ];
+
+/// Whether a filesystem is held still by a read-only remount.
+fn is_remounted(filesystem: &str) -> bool {
+    !FREEZES.contains(&filesystem)
+}
 
 /// What the user asked for, as far as reading is concerned.
 #[derive(Clone, Copy, Debug, Default)]
@@ -234,7 +241,7 @@ fn still_of(mounted: &Mounted, wishes: Wishes) -> Still {
         Still::ReadOnly
     } else if wishes.live {
         Still::Moving
-    } else if REMOUNTED.contains(&filesystem) || mounted.super_read_only() {
+    } else if is_remounted(filesystem) || mounted.super_read_only() {
         // Frozen too, so that it stays read-only; but a mount without recovery (norecovery, noload) may show maps that lie, so
         // the readers ask the disk as they do for one that is not mounted.
         Still::ReadOnly
@@ -261,7 +268,7 @@ pub fn targets(system: &System, mounted: Vec<Mounted>, wishes: Wishes) -> Result
 fn target(mounted: Mounted, wishes: Wishes) -> Option<Target> {
     let name = mounted.point().display().to_string();
     let filesystem = mounted.mount.filesystem.as_str();
-    let remounted = REMOUNTED.contains(&filesystem);
+    let remounted = is_remounted(filesystem);
     let never_written = NEVER_WRITTEN.contains(&filesystem) || mounted.emergency_read_only();
     if never_written || wishes.live || remounted && mounted.super_read_only() {
         return None;

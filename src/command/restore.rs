@@ -487,6 +487,12 @@ impl Job {
 
     /// Zeroes the old beginning (and an old backup table at the end), so that nothing old is recognised from now on.
     fn wipe(&self, target: &mut Target, old_backup: Option<Extent>) -> Result<()> {
+        if target
+            .empty_file()
+            .map_err(|fault| self.target_error(fault))?
+        {
+            return target.sync().map_err(|fault| self.target_error(fault));
+        }
         let size = target.size_bytes();
         let head = Extent {
             offset: 0,

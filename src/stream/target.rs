@@ -194,6 +194,16 @@ impl Target {
         Ok(())
     }
 
+    /// Empties a regular file, so that it becomes exactly what is written; false (and nothing happens) for anything else.
+    pub fn empty_file(&mut self) -> Result<bool, Fault> {
+        if self.is_block() || self.is_range() {
+            return Ok(false);
+        }
+        rustix::fs::ftruncate(self.device.as_fd(), 0).map_err(|e| Fault::io("ftruncate", e))?;
+        self.old_bytes = 0;
+        Ok(true)
+    }
+
     /// Leaves `length_bytes` at `offset` as they are.
     pub fn skip(&mut self, offset: u64, length_bytes: u64) -> Result<(), Fault> {
         let end = self.check_room(offset, length_bytes)?;
@@ -283,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_grows_to_what_was_reached_and_is_never_cut() {
+    fn a_file_grows_to_what_was_reached_and_is_cut_only_when_asked() {
         let (mut target, file) = target("grows", Zeroing::Punch);
         let mut buffer = Pages::new(65_536).unwrap();
         buffer.fill(7);
@@ -303,5 +313,7 @@ mod tests {
         assert_eq!(byte, [7]);
         file.read_exact_at(&mut byte, 1000).unwrap();
         assert_eq!(byte, [1]);
+        assert!(target.empty_file().unwrap());
+        assert_eq!(file.metadata().unwrap().size(), 0);
     }
 }

@@ -10,3 +10,4 @@ pub mod process;
 pub mod resize;
 pub mod shared;
 pub mod spool;
+pub mod start;

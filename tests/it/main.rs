@@ -26,6 +26,7 @@ mod restore;
 mod show;
 mod smallfs;
 mod style;
+mod targets;
 mod thaw;
 mod toolbox;
 mod verify;
