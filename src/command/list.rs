@@ -12,6 +12,7 @@ use crate::cli::{Args, Common, Item};
 use crate::error::{Error, Result};
 use crate::report::{self, Bytes, JsonObject, ReportFile, json_string};
 use crate::snapshot::{Checksums, Snapshot, image_path};
+use crate::units;
 use crate::utc::Utc;
 
 /// What was asked for.
@@ -80,7 +81,7 @@ fn look(folder: &Path) -> Result<Vec<Kept>> {
             (name.map(|name| name.sequence), file, path)
         })
         .collect();
-    paths.sort();
+    units::sort(&mut paths, |a, b| a < b);
     Ok(paths
         .into_iter()
         .map(|(_, _, path)| Kept::look(path))

@@ -9,7 +9,7 @@ use crate::fs::{self, Identity, Kind, Still};
 use crate::mounts::{DevId, Holding, Mounted, Source, Stacked, System};
 use crate::ptable;
 use crate::sys::fiemap;
-use crate::units::Extent;
+use crate::units::{self, Extent};
 
 /// Filesystems that are read-only by nature: nothing to freeze.
 const NEVER_WRITTEN: &[&str] = &["squashfs", "erofs", "cramfs", "romfs", "iso9660"];
@@ -379,7 +379,7 @@ fn disk(
             ));
         }
     }
-    pieces.sort_by_key(|(offset, _)| *offset);
+    units::sort(&mut pieces, |(a, _), (b, _)| a < b);
     prepared.pieces = pieces.into_iter().map(|(_, piece)| piece).collect();
     Ok(())
 }

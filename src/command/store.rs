@@ -13,6 +13,7 @@ use rustix::io::Errno;
 
 use crate::cli;
 use crate::error::{Error, Result};
+use crate::units;
 use crate::utc::Utc;
 
 /// The lock's name in the folder.
@@ -191,9 +192,8 @@ pub fn snapshots(folder: &Path) -> Result<Vec<(Name, PathBuf)>> {
         .into_iter()
         .filter_map(|(file, path)| Some((Name::parse(&file)?, path)))
         .collect();
-    found.sort_by(|(a, _), (b, _)| {
-        (a.sequence, &a.time, &a.host).cmp(&(b.sequence, &b.time, &b.host))
-    });
+    let key = |name: &Name| (name.sequence, name.time.clone(), name.host.clone());
+    units::sort(&mut found, |(a, _), (b, _)| key(a) < key(b));
     Ok(found)
 }
 

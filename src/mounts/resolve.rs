@@ -285,13 +285,16 @@ impl System {
 
     fn mounted_in(&self, table: &Table, pid: Option<u32>, dev: DevId) -> Result<Option<Mounted>> {
         let prefix = self.prefix(pid);
-        let mut candidates: Vec<&Mount> = table
+        let candidates: Vec<&Mount> = table
             .mounts
             .iter()
             .filter(|mount| self.may_lie_on(mount, dev))
             .collect();
         // The whole filesystem rather than a part of it, directories or not.
-        candidates.sort_by_key(|mount| mount.root != Path::new("/"));
+        let whole = |mount: &&Mount| mount.root == Path::new("/");
+        let (mut candidates, parts): (Vec<&Mount>, Vec<&Mount>) =
+            candidates.into_iter().partition(whole);
+        candidates.extend(parts);
         let mut first = None;
         for mount in &candidates {
             let opened = open_mount(&prefix, mount);

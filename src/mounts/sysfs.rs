@@ -11,6 +11,7 @@ use rustix::fs::{Mode, OFlags};
 use crate::mounts::table::decimal;
 use crate::mounts::{DevId, Roots};
 use crate::sys::dm::{DmTarget, dm_targets};
+use crate::units;
 
 /// Longest attribute that is read, in bytes: sysfs gives at most one page, of 64 KiB at most.
 const ATTRIBUTE_BYTES_MAX: u64 = 64 << 10;
@@ -135,7 +136,7 @@ impl Roots {
             .iter()
             .filter_map(|path| DevId::parse(path.file_name()?.as_encoded_bytes()))
             .collect();
-        devices.sort_unstable();
+        units::sort(&mut devices, |a, b| a < b);
         devices
     }
 
@@ -162,7 +163,8 @@ impl Roots {
             })
         };
         let mut found: Vec<Partition> = entries(&dir).iter().filter_map(partition).collect();
-        found.sort_by_key(|partition| (partition.start_bytes, partition.number));
+        let key = |partition: &Partition| (partition.start_bytes, partition.number);
+        units::sort(&mut found, |a, b| key(a) < key(b));
         found
     }
 
@@ -404,7 +406,7 @@ fn entries(dir: &Path) -> Vec<PathBuf> {
         return Vec::new();
     };
     let mut paths: Vec<PathBuf> = found.flatten().map(|entry| entry.path()).collect();
-    paths.sort();
+    units::sort(&mut paths, |a, b| a.as_os_str() < b.as_os_str());
     paths
 }
 

@@ -16,6 +16,7 @@ use crate::error::{Error, Fault, Result};
 use crate::mounts::resolve::open_mount;
 use crate::mounts::table::unescape;
 use crate::mounts::{DevId, Layer, Mount, Namespace, Roots, System, Table, tags};
+use crate::units;
 
 /// One reason why a target must not be written. Its text is a whole sentence for a person, with what would help.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -240,15 +241,12 @@ impl System {
             );
         }
         // A mirror is the reason that no umount helps against.
-        uses.sort_by_key(|found| {
-            !matches!(
-                &found.why,
-                Why::Member {
-                    layer: Layer::Md(_),
-                    ..
-                }
-            )
-        });
+        let mirror = |found: &Use| match &found.why {
+            Why::Member { layer, .. } => matches!(layer, Layer::Md(_)),
+            _ => false,
+        };
+        let (mut uses, others): (Vec<Use>, Vec<Use>) = uses.into_iter().partition(mirror);
+        uses.extend(others);
         if uses.is_empty() && self.is_held(dev) {
             uses.push(Use {
                 device: device.clone(),
@@ -438,7 +436,7 @@ pub(super) fn read_namespaces(roots: &Roots) -> Vec<Namespace> {
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
         .collect();
-    pids.sort_unstable();
+    units::sort(&mut pids, |a, b| a < b);
     let mut found = Vec::new();
     for pid in pids {
         let folder = roots.proc.join(pid.to_string());

@@ -12,7 +12,7 @@ use heapless::String;
 
 use crate::device::ReadAt;
 use crate::error::Fault;
-use crate::units::{Extent, round_down, round_up};
+use crate::units::{self, Extent, round_down, round_up};
 pub use guid::Guid;
 
 /// New partitions start at multiples of this many bytes, as everybody's do.
@@ -95,7 +95,7 @@ impl Table {
     /// Everything from the start to `size_bytes` that no partition covers, ascending: tables, boot loaders, free space.
     pub fn gaps(&self, size_bytes: u64) -> Vec<Extent> {
         let mut extents: Vec<Extent> = self.partitions.iter().map(|p| p.extent).collect();
-        extents.sort_unstable();
+        units::sort(&mut extents, |a, b| a < b);
         let mut gaps = Vec::with_capacity(extents.len() + 1);
         let mut from = 0;
         let end = Extent {
@@ -140,7 +140,7 @@ impl Table {
             .iter()
             .map(|p| (p.extent, p.number))
             .collect();
-        extents.sort_unstable();
+        units::sort(&mut extents, |a, b| a < b);
         let mut end = 0;
         for (extent, number) in extents {
             if extent.offset < end {

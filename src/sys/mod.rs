@@ -11,3 +11,5 @@ pub mod resize;
 pub mod shared;
 pub mod spool;
 pub mod start;
+#[cfg(all(target_env = "musl", panic = "abort", not(debug_assertions)))]
+mod unwind;

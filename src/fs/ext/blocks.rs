@@ -9,7 +9,7 @@ use super::superblock::Geometry;
 use super::window::{Buffers, Wanted};
 use crate::error::Fault;
 use crate::fs::{UsedMap, Verdict};
-use crate::units::to_usize;
+use crate::units::{self, to_usize};
 
 /// Which part of the inode tables counts as metadata.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,7 +119,7 @@ fn unwritten_runs(geometry: &Geometry, descriptor: &Descriptor, group: u32) -> [
 /// Clusters in use in a group whose bitmap was never written.
 fn derived_used_clusters(geometry: &Geometry, descriptor: &Descriptor, group: u32) -> u64 {
     let mut runs = unwritten_runs(geometry, descriptor, group);
-    runs.sort_unstable();
+    units::sort(&mut runs, |a, b| a < b);
     let (mut used, mut counted) = (0, 0);
     for (start, end) in runs {
         let start = start.max(counted);
