@@ -43,6 +43,11 @@ pub const VERBS: &[Verb] = &[
         text: LIST,
     },
     Verb {
+        name: "artifact",
+        line: "artifact IMAGE                       wrap an image into a Mender artifact (.mender)",
+        text: ARTIFACT,
+    },
+    Verb {
         name: "thaw",
         line: "thaw     PATH | --all               emergency: thaw what something left frozen",
         text: THAW,
@@ -176,6 +181,35 @@ Reads all of it and makes the checks that restore makes: a snapshot must be comp
 must reach the end that its superblock or partition table states. Prints one line.
 
 Exit: 0 good; 1 it could not be read; 2 wrong command line; 3 corrupt, cut off or not an image.
+";
+
+const ARTIFACT: &str = "\
+floe artifact IMAGE -n NAME -t DEVICE_TYPE… -o X.mender: wrap an image into a Mender artifact (format 3, rootfs-image)
+
+IMAGE is raw or gzip, '-' is stdin, or a snapshot with one entry (or --entry NAME). What the artifact holds is the raw image, bit for
+bit. It is read once and kept nowhere in between; only where the output is a pipe it is read twice, and must then be a file.
+
+  floe artifact rootfs.img.gz -n release-7 -t beaglebone -o release-7.mender
+  ssh root@board floe dump / | floe artifact - -n golden -t beaglebone -o golden.mender
+
+Options:
+  -o, --output FILE     write FILE.part, and rename it to FILE when it is complete ('-' or none: stdout)
+  -n, --artifact-name N name of the artifact, without spaces
+  -t, --device-type T   a type of device it is for; may be given several times
+  -g, --artifact-group G        the group it belongs to
+      --software-name N         record the version as rootfs-image.N.version
+      --software-version V      the version recorded on the device (default: the artifact's name)
+      --software-filesystem F   record it as F.version, instead of rootfs-image.version
+      --provides KEY:VALUE      further facts recorded on the device, and
+      --depends KEY:VALUE       facts a device must have recorded
+      --clears-provides PATTERN recorded facts that go (those of the replaced image go by default)
+      --script FILE     a state script, such as ArtifactInstall_Enter_05_wifi; these options may be given several times
+  -z, --compression HOW gzip (default) or none
+      --level N         1 (fastest) to 9 (smallest), default 6
+      --entry NAME      which entry of a snapshot
+
+Exit: 0 complete; 1 failed; 2 wrong command line; 3 the image is corrupt, cut off or not an image; 4 refused. FILE is there only
+after 0. Signing is left to 'mender-artifact sign'.
 ";
 
 const THAW: &str = "\

@@ -80,7 +80,7 @@ pub fn parse(mut args: Args) -> Result<Options> {
 }
 
 /// True for `none`.
-fn compression(text: &str) -> Option<bool> {
+pub(super) fn compression(text: &str) -> Option<bool> {
     match text {
         "gzip" => Some(false),
         "none" => Some(true),
@@ -313,7 +313,7 @@ fn wait_writable(sink: &OwnedFd, limit: Duration, signals: &Signals) -> Result<(
 }
 
 /// Whether zeros may become holes: a regular file that ends where we begin, and is not opened for appending.
-fn leaves_holes(sink: &OwnedFd) -> bool {
+pub(super) fn leaves_holes(sink: &OwnedFd) -> bool {
     let Ok(stat) = rustix::fs::fstat(sink) else {
         return false;
     };

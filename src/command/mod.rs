@@ -1,5 +1,6 @@
 //! The verbs, one file each; only here layers are joined.
 
+mod artifact;
 mod bundle;
 pub mod capture;
 mod create;
@@ -8,6 +9,7 @@ pub mod dump;
 mod grow;
 mod host;
 mod image;
+mod labels;
 mod lay;
 mod list;
 mod memory;
@@ -47,6 +49,7 @@ pub fn run(arguments: Vec<OsString>) -> Result<()> {
         Some("show") => show::run(show::parse(args("show"))?),
         Some("verify") => verify::run(verify::parse(args("verify"))?),
         Some("list") => list::run(list::parse(args("list"))?),
+        Some("artifact") => artifact::run(artifact::parse(args("artifact"))?),
         Some("thaw") => thaw::run(args("thaw")),
         _ => Err(Error::usage(format_args!(
             "unknown verb '{}'; see floe --help",

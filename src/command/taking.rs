@@ -98,7 +98,7 @@ impl Streaming {
     }
 }
 
-fn level(text: &str) -> Option<u8> {
+pub(super) fn level(text: &str) -> Option<u8> {
     text.parse().ok().filter(|level| (1..=9).contains(level))
 }
 

@@ -4,7 +4,8 @@
 //! Out: [`plan`] says what is read, [`pipeline`] reads and encodes, [`output`] emits. In: [`input`] buffers a file or pipe,
 //! [`gunzip`] undoes gzip through [`inflate`], [`image`] turns either form into data and zero runs in order; [`target`] takes
 //! those runs onto a device or file, [`copy`] joins both ends with a thread each, [`digest`] remembers what was written.
-//! Archives: [`archive`] emits them, [`zip`] writes their records, [`unzip`] reads them, as a stream or through the directory.
+//! Archives: [`archive`] emits them, [`zip`] writes their records, [`unzip`] reads them, as a stream or through the directory;
+//! [`tar`] writes headers, [`pack`] encodes an image into the body of a member.
 
 pub mod archive;
 pub mod copy;
@@ -16,9 +17,11 @@ pub mod image;
 pub mod inflate;
 pub mod input;
 pub mod output;
+pub mod pack;
 pub mod partfile;
 pub mod pipeline;
 pub mod plan;
+pub mod tar;
 pub mod target;
 pub mod unzip;
 pub mod zeros;

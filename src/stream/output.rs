@@ -119,7 +119,7 @@ impl Output {
     }
 
     /// Moves the position forward over a hole.
-    fn skip(&mut self, count: u64) -> Result<(), Problem> {
+    pub(super) fn skip(&mut self, count: u64) -> Result<(), Problem> {
         let step = i64::try_from(count).map_err(|_| self.problem("seek", Errno::OVERFLOW))?;
         seek(&self.fd, SeekFrom::Current(step)).map_err(|errno| self.problem("seek", errno))?;
         Ok(())

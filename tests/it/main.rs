@@ -7,6 +7,7 @@
 #[macro_use]
 mod common;
 
+mod artifact;
 mod basics;
 mod btrfs;
 mod create;

@@ -110,6 +110,28 @@ fn every_recipe_of_the_readme_works_as_written() {
         "nc",
         "#!/bin/sh\ncase $1 in -l) ;; *) sleep 1 ;; esac\nexec busybox nc \"$@\"\n",
     );
+    // Object storage: a folder, and the words of the two tools that the recipes use.
+    let store = format!(
+        "store={}/store; mkdir -p \"$store\"\n",
+        scratch.path().display()
+    );
+    script(
+        "rclone",
+        &format!(
+            "#!/bin/sh\n{store}at() {{ echo \"$store/$(echo \"$1\" | tr /: __)\"; }}\ncase $1 in\n\
+             rcat) exec cat > \"$(at \"$2\")\" ;;\ncat) exec cat \"$(at \"$2\")\" ;;\n\
+             moveto) exec mv \"$(at \"$2\")\" \"$(at \"$3\")\" ;;\n*) exit 2 ;;\nesac\n"
+        ),
+    );
+    script(
+        "aws",
+        &format!(
+            "#!/bin/sh\n{store}at() {{ case $1 in s3://*) echo \"$store/$(echo \"$1\" | tr /: __)\" ;; *) exit 2 ;; esac; }}\n\
+             case $1.$2.$3.$4 in\ns3.cp.-.*) exec cat > \"$(at \"$4\")\" ;;\n\
+             s3.cp.*.-) exec cat \"$(at \"$3\")\" ;;\n\
+             s3.mv.*) exec mv \"$(at \"$3\")\" \"$(at \"$4\")\" ;;\n*) exit 2 ;;\nesac\n"
+        ),
+    );
     let recipes = recipes();
     assert!(recipes.len() >= 10, "the README has lost its recipes");
     for (name, recipe) in recipes {
