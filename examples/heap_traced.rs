@@ -31,5 +31,5 @@ unsafe impl GlobalAlloc for Traced {
 static HEAP: Traced = Traced;
 
 fn main() -> std::process::ExitCode {
-    floe::main(std::env::args_os().skip(1).collect())
+    floe::main(std::env::args_os().collect())
 }

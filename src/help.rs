@@ -212,6 +212,20 @@ Exit: 0 complete; 1 failed; 2 wrong command line; 3 the image is corrupt, cut of
 after 0. Signing is left to 'mender-artifact sign'.
 ";
 
+/// For the names of Mender's tools.
+const MENDER: &str = "\
+mender snapshot dump, mender-snapshot dump: floe, standing in for Mender's client
+
+An image of the running root filesystem to stdout, as 'mender-artifact write rootfs-image -f ssh://USER@BOARD …' asks for it.
+
+      --source PATH     what to dump: file, directory or device (default: /)
+  -C, --compression HOW none (default) or gzip
+  -d, --data DIR        where Mender's own data is: it must not lie on what is dumped (default: /var/lib/mender, if it is there)
+  -q, --quiet           print nothing but errors
+
+Exit: 0 complete and consistent; 1 anything else.
+";
+
 const THAW: &str = "\
 floe thaw PATH | --all: thaw a filesystem that something left frozen
 
@@ -257,6 +271,9 @@ pub fn overview() -> String {
 
 /// `floe VERB --help`; the overview for an unknown name.
 pub fn verb(name: &str) -> String {
+    if name == "mender" {
+        return MENDER.into();
+    }
     VERBS
         .iter()
         .find(|verb| verb.name == name)

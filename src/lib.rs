@@ -70,7 +70,7 @@ pub mod sys;
 pub mod units;
 pub mod utc;
 
-/// Runs the program with the arguments after its name and gives the exit code; dies by a signal where the run did.
+/// Runs the program with its name and its arguments and gives the exit code; dies by a signal where the run did.
 pub fn main(arguments: Vec<std::ffi::OsString>) -> std::process::ExitCode {
     let code = match command::run(arguments) {
         Ok(()) => 0,

@@ -1,5 +1,5 @@
 //! The executable: calls the library.
 
 fn main() -> std::process::ExitCode {
-    floe::main(std::env::args_os().skip(1).collect())
+    floe::main(std::env::args_os().collect())
 }

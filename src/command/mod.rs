@@ -13,6 +13,7 @@ mod labels;
 mod lay;
 mod list;
 mod memory;
+mod mender;
 mod partitions;
 pub mod prepare;
 mod restore;
@@ -33,9 +34,12 @@ use crate::cli::Args;
 use crate::error::{Error, Result};
 use crate::help;
 
-/// Runs the command line: the verb and its arguments, without the program's name.
+/// Runs the command line: the program's name (which may be one that Mender's tools look for), the verb and its arguments.
 pub fn run(arguments: Vec<OsString>) -> Result<()> {
     let mut arguments = arguments.into_iter();
+    if let Some(words) = arguments.next().and_then(|name| mender::words(&name)) {
+        return mender::run(words, arguments.collect());
+    }
     let verb = arguments
         .next()
         .ok_or_else(|| Error::usage("no verb given; see floe --help"))?;

@@ -20,6 +20,7 @@ mod grow;
 mod guard;
 mod guard_dump;
 mod maps;
+mod mender;
 mod mounts;
 mod ptable;
 mod readme;

@@ -105,10 +105,11 @@ fn every_recipe_of_the_readme_works_as_written() {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("mode");
     };
     script("ssh", "#!/bin/sh\nshift\nexec sh -c \"$*\"\n");
-    // The second line is typed a moment after the first.
+    // The second line is typed when the first listens.
     script(
         "nc",
-        "#!/bin/sh\ncase $1 in -l) ;; *) sleep 1 ;; esac\nexec busybox nc \"$@\"\n",
+        "#!/bin/sh\ncase $1 in -l) ;; *) i=0; until cat /proc/net/tcp* | grep -q ':2328 .* 0A ' || [ $i = 300 ]; do\n\
+         i=$((i + 1)); sleep 0.1; done ;; esac\nexec busybox nc \"$@\"\n",
     );
     // Object storage: a folder, and the words of the two tools that the recipes use.
     let store = format!(
