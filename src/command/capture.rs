@@ -18,7 +18,7 @@ use crate::error::{Error, Exit, Fault, Result};
 use crate::freeze::{Frozen, Guardian, Limits, Method, Progress as Beat, Signals, Target};
 use crate::fs::{Coverage, UsedMap};
 use crate::report::{self, Bytes, Progress};
-use crate::stream::pipeline::{Emit, Meter, Pipeline, Problem, Settings};
+use crate::stream::pipeline::{Meter, Outlet, Pipeline, Place, Problem, Settings};
 use crate::stream::plan::{Content, Part, Plan};
 use crate::units::BlockSize;
 
@@ -142,6 +142,8 @@ pub struct Capture {
     guardian: Option<Guardian>,
     signals: Signals,
     progress: Progress,
+    /// The targets of a copy, whose state its verb tells.
+    places: Option<&'static dyn Place>,
     /// Bytes to be read, once they are known.
     used_bytes: u64,
 }
@@ -154,8 +156,8 @@ pub struct Engine {
     pub signals: Signals,
     /// The counters that the emitter uses too.
     pub counters: &'static Counters,
-    /// Forms the output.
-    pub emit: Box<dyn Emit>,
+    /// Takes what is read.
+    pub sink: Outlet,
     /// Sizes of the pipeline.
     pub settings: Settings,
     /// Progress on stderr.
@@ -223,7 +225,11 @@ impl Capture {
         for prepared in sources {
             draft.add(prepared, wishes)?;
         }
-        let pipeline = Pipeline::new(engine.settings, draft.devices, engine.emit, engine.counters)
+        let places = match &engine.sink {
+            Outlet::Stream(_) => None,
+            Outlet::Places(places) => Some(*places),
+        };
+        let pipeline = Pipeline::new(engine.settings, draft.devices, engine.sink, engine.counters)
             .map_err(|fault| Error::fault("floe", fault))?;
         let pipeline: &'static Pipeline = Box::leak(Box::new(pipeline));
         let surveyor = Surveyor::start(
@@ -242,8 +248,14 @@ impl Capture {
             guardian: engine.guardian,
             signals: engine.signals,
             progress: engine.progress,
+            places,
             used_bytes: 0,
         })
+    }
+
+    /// The pipeline, which outlives the run.
+    pub fn pipeline(&self) -> &'static Pipeline {
+        self.pipeline
     }
 
     /// Waits until the reader of `sink` has taken what was written to it (the first bytes of the stream), so that an ssh on the
@@ -382,18 +394,20 @@ impl Capture {
     }
 
     fn problem(&self, problem: Problem) -> Error {
-        const LEFT: &str = "what was written is not complete";
+        let left = |error: Error| match self.places {
+            None => error.leaving("what was written is not complete"),
+            Some(_) => error,
+        };
+        let output = self.places.map_or("output", Place::failed);
         match problem {
             Problem::ClosedPipe => Error::Silent(Exit::Failed),
-            Problem::Read(device, fault) => Error::fault(self.device_name(device), fault)
-                .with_exit(Exit::Failed)
-                .leaving(LEFT),
-            Problem::Write(fault) => Error::fault("output", fault)
-                .with_exit(Exit::Failed)
-                .leaving(LEFT),
-            Problem::Internal(fault) => Error::fault("floe: internal", fault)
-                .with_exit(Exit::Failed)
-                .leaving(LEFT),
+            Problem::Read(device, fault) => {
+                left(Error::fault(self.device_name(device), fault).with_exit(Exit::Failed))
+            }
+            Problem::Write(fault) => left(Error::fault(output, fault).with_exit(Exit::Failed)),
+            Problem::Internal(fault) => {
+                left(Error::fault("floe: internal", fault).with_exit(Exit::Failed))
+            }
         }
     }
 
@@ -402,9 +416,11 @@ impl Capture {
         if step == Step::Surveyed && trouble.fault.exit() == Exit::Refused {
             return error.leaving("nothing was written");
         }
-        error
-            .with_exit(Exit::Failed)
-            .leaving("what was written is not complete")
+        let error = error.with_exit(Exit::Failed);
+        match self.places {
+            None => error.leaving("what was written is not complete"),
+            Some(_) => error,
+        }
     }
 
     fn figures(&self, frozen_ms: u64) -> Figures {

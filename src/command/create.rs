@@ -21,13 +21,14 @@ use super::{bundle, disk};
 use crate::cli::{Args, Common, Item};
 use crate::error::{Error, Fault, Result};
 use crate::freeze::Signals;
-use crate::fs::{Coverage, Still};
+use crate::fs::Coverage;
 use crate::mounts::System;
 use crate::report::{self, Bytes, JsonObject, Progress, Span};
 use crate::snapshot::{self, Checksum, Checksums, Image, Snapshot};
 use crate::stream::archive::{Ending, Text, Written, ZipEmitter};
 use crate::stream::output::{Output, TotalsCell};
 use crate::stream::partfile::PartFile;
+use crate::stream::pipeline::Outlet;
 
 /// Mode of a snapshot's file: it carries credentials.
 const MODE: u32 = 0o600;
@@ -311,7 +312,12 @@ fn create(options: &Options, start: Instant) -> Result<Done> {
     let quiet = options.common.quiet;
     let place = place(options)?;
     let system = System::look()?;
-    let mut sources = prepare_all(&system, options)?;
+    let named: Vec<(&str, &OsStr)> = options
+        .pairs
+        .iter()
+        .map(|(name, source)| (name.as_str(), source.as_os_str()))
+        .collect();
+    let mut sources = taking::prepare_all(&system, &named, options.taking.wishes, quiet)?;
     let disk = match &options.disk {
         Some(name) => Some(disk::take(&system, name, quiet)?),
         None => None,
@@ -338,7 +344,11 @@ fn create(options: &Options, start: Instant) -> Result<Done> {
         front: front(&snapshot, disk),
         images: paths(&snapshot),
         time_s: snapshot.time_s,
-        ending: ending(weakest(&sources), Arc::clone(&told), Arc::clone(&known)),
+        ending: ending(
+            taking::weakest(&sources),
+            Arc::clone(&told),
+            Arc::clone(&known),
+        ),
         totals: Arc::clone(&totals),
         signals: &signals,
         limit: options.streaming.wait_sink,
@@ -348,7 +358,7 @@ fn create(options: &Options, start: Instant) -> Result<Done> {
         guardian,
         signals,
         counters,
-        emit: Box::new(emit),
+        sink: Outlet::Stream(Box::new(emit)),
         settings: options.streaming.settings(&options.common, false),
         progress: Progress::new(quiet, options.common.progress),
     };
@@ -380,55 +390,6 @@ fn create(options: &Options, start: Instant) -> Result<Done> {
         retired,
         total: start.elapsed(),
     })
-}
-
-fn prepare_all(system: &System, options: &Options) -> Result<Vec<Prepared>> {
-    let mut sources: Vec<Prepared> = Vec::new();
-    for (name, source) in &options.pairs {
-        let prepared = prepare::prepare(system, source, options.taking.wishes)?;
-        for ((known_name, _), known) in options.pairs.iter().zip(&sources) {
-            if same(system, known, &prepared) {
-                return Err(Error::refused(format_args!(
-                    "{name}: {} holds the same as {known_name}; nothing was written; name each filesystem once, or the disk alone",
-                    prepared.shown
-                )));
-            }
-        }
-        if !options.common.quiet {
-            prepared.notes.iter().for_each(report::line);
-        }
-        sources.push(prepared);
-    }
-    Ok(sources)
-}
-
-/// The same device, a disk and its partition, or the same filesystem of several devices.
-fn same(system: &System, one: &Prepared, other: &Prepared) -> bool {
-    let shared = one.mounted.iter().any(|a| {
-        let mut others = other.mounted.iter();
-        others.any(|b| a.devices.iter().any(|dev| b.devices.contains(dev)))
-    });
-    let disk = |prepared: &Prepared| prepared.dev.and_then(|dev| system.roots().disk_of(dev));
-    let nested = match (one.dev, other.dev) {
-        (Some(a), Some(b)) => a == b || disk(one) == Some(b) || disk(other) == Some(a),
-        _ => false,
-    };
-    shared || nested
-}
-
-fn weakest(sources: &[Prepared]) -> &'static str {
-    let rank = |still: Still| match still {
-        Still::Unmounted => 0,
-        Still::Frozen => 1,
-        Still::ReadOnly => 2,
-        Still::Moving => 3,
-    };
-    let stills = sources.iter().map(|prepared| prepared.still);
-    prepare::consistent(
-        stills
-            .max_by_key(|still| rank(*still))
-            .unwrap_or(Still::Moving),
-    )
 }
 
 fn describe(

@@ -19,7 +19,7 @@ use crate::mounts::{DevId, System};
 use crate::report::{self, Bytes, JsonObject, Progress, Span, hex};
 use crate::stream::output::{GzipEmitter, Output, RawEmitter, Totals, TotalsCell};
 use crate::stream::partfile::PartFile;
-use crate::stream::pipeline::Emit;
+use crate::stream::pipeline::{Emit, Outlet};
 
 /// What was typed.
 #[derive(Debug)]
@@ -206,7 +206,7 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
         guardian,
         signals,
         counters,
-        emit,
+        sink: Outlet::Stream(emit),
         settings: options.streaming.settings(&options.common, options.raw),
         progress: Progress::new(quiet, options.common.progress),
     };

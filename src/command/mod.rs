@@ -7,6 +7,7 @@ mod create;
 mod disk;
 pub mod dump;
 mod grow;
+mod head;
 mod host;
 mod image;
 mod labels;

@@ -16,15 +16,15 @@ use rustix::pipe::PipeFlags;
 use crate::cli::{Args, Common, Item};
 use crate::command::create::split_pair;
 use crate::command::grow;
+use crate::command::head;
 use crate::command::image::{self, Facts, Image, Opened};
 use crate::command::partitions;
 use crate::command::skip::{self, LeftAlone};
 use crate::command::target::{Chosen, Overwrite, old_tail};
 use crate::command::unpack;
-use crate::device::{DIRECT_ALIGN, Device, DeviceKind, ReadAt, WriteAt};
+use crate::device::{Device, DeviceKind, ReadAt};
 use crate::error::{Error, Exit, Fault, Result};
 use crate::freeze::Signals;
-use crate::ptable::{self, Scheme};
 use crate::report::{self, Bytes, JsonObject, ReportFile, Span};
 use crate::snapshot::MAX_IMAGES;
 use crate::stream::copy::{self, Ended, Failure, Progress, ReadAhead, ZeroAll};
@@ -32,11 +32,7 @@ use crate::stream::digest::Digest;
 use crate::stream::image::{Format, ImageReader};
 use crate::stream::target::Target;
 use crate::sys::ioctl;
-use crate::sys::memory::Pages;
-use crate::units::{Extent, round_up, to_u64, to_usize};
-
-/// The last write covers at least this much: boot sector, partition table and most superblocks.
-const LAST_WRITE_BYTES: u64 = 64 * 1024;
+use crate::units::{Extent, to_u64};
 
 /// How long the waiting thread sleeps at most, for the progress line.
 const PAUSE: Timespec = Timespec {
@@ -110,11 +106,11 @@ pub(super) struct Phase(AtomicU8);
 
 impl Phase {
     pub(super) const UNTOUCHED: u8 = 0;
-    const WRITING: u8 = 1;
-    const LAST: u8 = 2;
+    pub(super) const WRITING: u8 = 1;
+    pub(super) const LAST: u8 = 2;
     pub(super) const COMPLETE: u8 = 3;
 
-    fn set(&self, phase: u8) {
+    pub(super) fn set(&self, phase: u8) {
         self.0.store(phase, Ordering::SeqCst);
     }
 
@@ -548,30 +544,19 @@ impl Job {
     }
 
     fn differs(&self, place: Extent) -> Error {
-        Error::failed(format_args!(
-            "{}: what was read back differs from the image in the {} bytes from {:#x}: the medium does not keep what is written to it",
-            self.name, place.length_bytes, place.offset,
-        ))
+        head::differs(&self.name, place)
     }
 
     /// The head: first all but what makes it recognisable, then, after a flush, the rest.
     fn write_head(&mut self, target: &mut Target) -> Result<()> {
         let length = self.facts.head_bytes;
-        let superblock = self.facts.content.identity.as_ref();
-        let superblock = superblock.map_or(0, |identity| identity.superblock.end());
-        let last = round_up(superblock.max(LAST_WRITE_BYTES), DIRECT_ALIGN).unwrap_or(u64::MAX);
-        let whole = round_up(to_u64(length), DIRECT_ALIGN).unwrap_or(u64::MAX);
-        let last = to_usize(last.min(whole));
-        let Some((first, rest)) = self.facts.head.split_at_mut_checked(last) else {
-            return Err(self.target_error(Fault::refused("length of the head")));
-        };
-        let result = target
-            .write(to_u64(last), rest, length.saturating_sub(last))
-            .and_then(|()| target.sync())
-            .and_then(|()| target.write(0, first, last.min(length)))
-            .and_then(|()| target.sync());
+        let bytes = &mut self.facts.head;
+        let last = head::last_bytes(&self.facts.content, length);
+        let result = head::write(bytes, length, last, target);
         result.map_err(|fault| self.target_error(fault))?;
-        if self.verify && !self.head_is_there(target)? {
+        let head = self.facts.head.get(..length).unwrap_or_default();
+        let there = || head::is_there(head, target).map_err(|fault| self.target_error(fault));
+        if self.verify && !there()? {
             let whole = Extent {
                 offset: 0,
                 length_bytes: to_u64(length),
@@ -586,55 +571,9 @@ impl Job {
     /// On a disk larger than the image's, the backup GPT goes to the disk's end and the head says so.
     fn move_backup_table(&mut self, target: &mut Target) -> Result<Option<String>> {
         let table = self.facts.content.table.as_ref();
-        let Some(table) = table.filter(|table| table.scheme == Scheme::Gpt) else {
-            return Ok(None);
-        };
-        if target.device().kind() != DeviceKind::Block || target.is_range() {
-            return Ok(None);
-        }
-        let fail = |fault| Error::fault(&self.name, fault);
-        let length = self.facts.head_bytes;
-        let head = image::Head(self.facts.head.get(..length).unwrap_or_default());
-        let size = target.device().size_bytes();
-        let pieces = ptable::gpt::relocate(&head, table.sector_bytes, size).map_err(fail)?;
-        if pieces.is_empty() {
-            return Ok(None);
-        }
-        for piece in &pieces {
-            let start = to_usize(piece.offset);
-            let end = start.saturating_add(piece.bytes.len());
-            let held = self.facts.head.get_mut(start..end);
-            match held.filter(|_| end <= length) {
-                Some(part) => part.copy_from_slice(&piece.bytes),
-                None if start < length => {
-                    return Err(fail(Fault::unsupported("place of the partition table")));
-                }
-                None => {
-                    let device = target.device();
-                    device.write_at(piece.offset, &piece.bytes).map_err(fail)?;
-                }
-            }
-        }
-        Ok(Some(
-            "the backup partition table was moved to the end of the larger disk".into(),
-        ))
-    }
-
-    fn head_is_there(&self, target: &Target) -> Result<bool> {
-        let fail = |fault| self.target_error(fault);
-        target.drop_cache().map_err(fail)?;
-        let mut found = Pages::new(copy::BUFFER_BYTES).map_err(|e| fail(Fault::io("mmap", e)))?;
-        let head = self.facts.head.get(..self.facts.head_bytes);
-        let mut offset = 0u64;
-        for part in head.unwrap_or_default().chunks(copy::BUFFER_BYTES) {
-            let length = part.len();
-            target.read_back(offset, &mut found, length).map_err(fail)?;
-            if found.get(..length) != Some(part) {
-                return Ok(false);
-            }
-            offset = offset.saturating_add(to_u64(length));
-        }
-        Ok(true)
+        let head = self.facts.head.get_mut(..self.facts.head_bytes);
+        head::move_backup_table(head.unwrap_or_default(), table, target)
+            .map_err(|fault| self.target_error(fault))
     }
 
     fn target_error(&self, fault: Fault) -> Error {

@@ -461,7 +461,7 @@ mod tests {
 
     /// A surveyor without errands over a pipeline without devices.
     fn surveyor() -> &'static Surveyor {
-        use crate::stream::pipeline::{Emit, Encoded, Encoding, Problem, Settings};
+        use crate::stream::pipeline::{Emit, Encoded, Encoding, Outlet, Problem, Settings};
         struct Nothing;
         impl Emit for Nothing {
             fn data(&mut self, _: &Encoded<'_>) -> std::result::Result<(), Problem> {
@@ -483,7 +483,13 @@ mod tests {
             spool_bytes: 0,
         };
         let counters = Counters::leak(None);
-        let pipeline = Pipeline::new(settings, Vec::new(), Box::new(Nothing), counters).unwrap();
+        let pipeline = Pipeline::new(
+            settings,
+            Vec::new(),
+            Outlet::Stream(Box::new(Nothing)),
+            counters,
+        )
+        .unwrap();
         let plan = Plan::new(vec![Vec::new()]);
         let pipeline = Box::leak(Box::new(pipeline));
         Surveyor::start(plan, Vec::new(), pipeline, counters, false).unwrap()

@@ -3,13 +3,16 @@
 //!
 //! Nothing here touches the system before the whole command line was understood.
 
+use std::ffi::OsStr;
 use std::time::Duration;
 
 use super::memory::{Spool, jobs};
-use super::prepare::Wishes;
+use super::prepare::{self, Prepared, Wishes};
 use crate::cli::{Args, Common};
 use crate::error::{Error, Exit, Result};
 use crate::freeze::Limits;
+use crate::fs::Still;
+use crate::mounts::System;
 use crate::report::{self, JsonObject, ReportFile, Span};
 use crate::stream::pipeline::{Encoding, Problem, Settings};
 
@@ -164,4 +167,60 @@ pub fn held_words(consistent: &str, frozen_ms: u64) -> String {
 /// Milliseconds for a report.
 pub fn millis(span: Duration) -> u64 {
     u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Prepares several sources, each with the name it has in messages; refuses those that share a filesystem.
+pub fn prepare_all(
+    system: &System,
+    named: &[(&str, &OsStr)],
+    wishes: Wishes,
+    quiet: bool,
+) -> Result<Vec<Prepared>> {
+    let mut sources: Vec<Prepared> = Vec::new();
+    for (name, source) in named {
+        let prepared = prepare::prepare(system, source, wishes)?;
+        for ((known_name, _), known) in named.iter().zip(&sources) {
+            if same(system, known, &prepared) {
+                return Err(Error::refused(format_args!(
+                    "{name}: {} holds the same as {known_name}; nothing was written; name each filesystem once, or the disk alone",
+                    prepared.shown
+                )));
+            }
+        }
+        if !quiet {
+            prepared.notes.iter().for_each(report::line);
+        }
+        sources.push(prepared);
+    }
+    Ok(sources)
+}
+
+/// The same device, a disk and its partition, or the same filesystem of several devices.
+fn same(system: &System, one: &Prepared, other: &Prepared) -> bool {
+    let shared = one.mounted.iter().any(|a| {
+        let mut others = other.mounted.iter();
+        others.any(|b| a.devices.iter().any(|dev| b.devices.contains(dev)))
+    });
+    let disk = |prepared: &Prepared| prepared.dev.and_then(|dev| system.roots().disk_of(dev));
+    let nested = match (one.dev, other.dev) {
+        (Some(a), Some(b)) => a == b || disk(one) == Some(b) || disk(other) == Some(a),
+        _ => false,
+    };
+    shared || nested
+}
+
+/// The report's word for how all of them were held still: the weakest of them.
+pub fn weakest(sources: &[Prepared]) -> &'static str {
+    let rank = |still: Still| match still {
+        Still::Unmounted => 0,
+        Still::Frozen => 1,
+        Still::ReadOnly => 2,
+        Still::Moving => 3,
+    };
+    let stills = sources.iter().map(|prepared| prepared.still);
+    prepare::consistent(
+        stills
+            .max_by_key(|still| rank(*still))
+            .unwrap_or(Still::Moving),
+    )
 }

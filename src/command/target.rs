@@ -190,7 +190,7 @@ fn same_as_image(system: &System, target: &Named, image: &File) -> Result<()> {
 }
 
 /// Why a target could not be opened for writing.
-fn cannot(path: &Path, fault: Fault) -> Error {
+pub(super) fn cannot(path: &Path, fault: Fault) -> Error {
     let name = path.display();
     if fault.is_errno(Errno::BUSY) {
         return Error::refused(format_args!(

@@ -194,7 +194,7 @@ mod tests {
     use super::*;
     use crate::device::{Access, Device};
     use crate::stream::input::Input;
-    use crate::stream::pipeline::{Encoding, Meter, Pipeline, Settings};
+    use crate::stream::pipeline::{Encoding, Meter, Outlet, Pipeline, Settings};
     use crate::stream::plan::{Content, Part, Plan};
     use crate::stream::unzip::{Body, Directory};
     use crate::units::to_usize;
@@ -264,7 +264,7 @@ mod tests {
         let pipeline = Pipeline::new(
             settings,
             vec![device],
-            Box::new(emit.ok().unwrap()),
+            Outlet::Stream(Box::new(emit.ok().unwrap())),
             &NoMeter,
         )
         .unwrap();

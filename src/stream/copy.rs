@@ -193,7 +193,8 @@ fn done(progress: &Progress, offset: u64) {
     progress.done_bytes.store(offset, Ordering::Relaxed);
 }
 
-fn zero(
+/// Zeroes `run` but for `leave`, a part of it.
+pub fn zero(
     target: &mut Target,
     run: Extent,
     leave: Option<Extent>,

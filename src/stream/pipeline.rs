@@ -18,9 +18,17 @@
 //! the last block has been read, `all read` is announced although workers and emitter still have work: the filesystem may thaw.
 //! The emitter ends the stream (trailer) only after [`Pipeline::permit`], which follows a good thaw.
 //!
+//! **A copy** ([`Outlet::Places`]) has no records, cells or encoding: spans go from their slots straight to their targets, by as many
+//! placers as there are jobs, and all of the spool is slots.
+//!
 //! **When one fails**, the first problem is kept, everybody stops at the next lock, and nothing is written any more. Threads
 //! may be stuck in a read or write that never returns; so all they share is leaked, never freed under them, and process exit
 //! ends them. Nothing here allocates between [`Pipeline::start`] and the end of the run.
+
+mod emit;
+mod encode;
+mod place;
+mod read;
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -30,14 +38,17 @@ use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
 
-use super::deflate::{self, Deflater};
-use super::plan::{CHUNK_BYTES, Cursor, Part, Plan, SPAN_BYTES, Span};
-use crate::crc;
+use self::encode::Worker;
+pub use self::encode::is_zero;
+pub use self::place::Place;
+use self::read::Taken;
+use super::deflate;
+use super::plan::{CHUNK_BYTES, Cursor, Plan, SPAN_BYTES, Span};
 use crate::device::Device;
 use crate::error::Fault;
 use crate::sys::memory::Pages;
 use crate::sys::spool::{CELL_BYTES, Cells, Chain, cells_for};
-use crate::units::{round_down, round_up, to_u64, to_usize};
+use crate::units::{to_u64, to_usize};
 
 /// Chunks of one slot.
 const CHUNKS_PER_SLOT: usize = 4;
@@ -107,6 +118,14 @@ pub trait Emit: Send {
     fn finish(&mut self) -> Result<(), Problem>;
 }
 
+/// Where what was read goes.
+pub enum Outlet {
+    /// Encoded and in order, into one stream.
+    Stream(Box<dyn Emit>),
+    /// As it is and in no order, to where each part belongs.
+    Places(&'static dyn Place),
+}
+
 /// What stopped the pipeline; the first one is kept.
 #[derive(Clone, Copy, Debug)]
 pub enum Problem {
@@ -123,9 +142,9 @@ pub enum Problem {
 /// Sizes of a run, chosen before anything freezes.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
-    /// Worker threads.
+    /// Worker threads; in a copy, writes in flight.
     pub jobs: usize,
-    /// What the workers do.
+    /// What the workers do; nothing in a copy.
     pub encoding: Encoding,
     /// Memory beyond the fixed minimum, for encoded bytes that wait for the sink and for raw ones that wait for a worker.
     pub spool_bytes: u64,
@@ -162,6 +181,10 @@ struct Core {
     head: u64,
     tail: u64,
     jobs: VecDeque<Job>,
+    /// Of a copy: spans that were read and are to be placed, how many are being placed, and whether placing may begin.
+    spans: VecDeque<Taken>,
+    placers_busy: usize,
+    begun: bool,
     slots_free: Vec<usize>,
     chunks_left: Vec<usize>,
     problem: Option<Problem>,
@@ -183,6 +206,8 @@ struct Shared {
     event: OwnedFd,
     meter: &'static dyn Meter,
     started: Started,
+    /// The sink of a copy.
+    places: Option<&'static dyn Place>,
 }
 
 /// How far a run has come.
@@ -209,9 +234,14 @@ const fn slots_for(jobs: usize) -> usize {
 }
 
 /// Slots beyond those, out of a quarter of the spool: readers run ahead of the workers into them, so that a filesystem thaws as
-/// soon as its disk has given the data, not when the CPU has encoded it. Only a quarter, because encoded bytes need less room.
-fn slots_ahead(spool_bytes: u64) -> usize {
-    to_usize((spool_bytes / 4 / SPAN_BYTES).min(SLOTS_AHEAD))
+/// soon as its disk has given the data, not when the CPU has encoded it. Only a quarter, because encoded bytes need less room; in a
+/// copy, where there are none, all of it.
+fn slots_ahead(spool_bytes: u64, sink: &Outlet) -> usize {
+    let bytes = match sink {
+        Outlet::Stream(_) => spool_bytes / 4,
+        Outlet::Places(_) => spool_bytes,
+    };
+    to_usize((bytes / SPAN_BYTES).min(SLOTS_AHEAD))
 }
 
 /// Fixed memory of a run in bytes, without the spool beyond the minimum: what `--jobs` costs.
@@ -233,13 +263,19 @@ impl Pipeline {
     pub fn new(
         settings: Settings,
         devices: Vec<Device>,
-        emit: Box<dyn Emit>,
+        sink: Outlet,
         meter: &'static dyn Meter,
     ) -> Result<Self, Fault> {
-        let ahead = slots_ahead(settings.spool_bytes);
+        let ahead = slots_ahead(settings.spool_bytes, &sink);
         let slots = slots_for(settings.jobs) + ahead;
         let encoded_bytes = settings.spool_bytes - to_u64(ahead) * SPAN_BYTES;
-        let wanted = minimum_cells(&settings).max(encoded_bytes / to_u64(CELL_BYTES));
+        let (wanted, places) = match &sink {
+            Outlet::Stream(_) => (
+                minimum_cells(&settings).max(encoded_bytes / to_u64(CELL_BYTES)),
+                None,
+            ),
+            Outlet::Places(places) => (0, Some(*places)),
+        };
         let cells = u32::try_from(wanted).unwrap_or(u32::MAX - 1);
         // A record for every 64 KiB of spool: less compressible data fills the cells first.
         let ring = to_usize((wanted * to_u64(CELL_BYTES) / 65_536).clamp(256, 131_072));
@@ -262,6 +298,9 @@ impl Pipeline {
                 head: 0,
                 tail: 0,
                 jobs: VecDeque::with_capacity(slots * CHUNKS_PER_SLOT),
+                spans: VecDeque::with_capacity(slots),
+                placers_busy: 0,
+                begun: false,
                 slots_free: (0..slots).collect(),
                 chunks_left: vec![0; slots],
                 problem: None,
@@ -276,6 +315,7 @@ impl Pipeline {
                 .map_err(|errno| Fault::io("eventfd", errno))?,
             meter,
             started: Started::default(),
+            places,
         }));
         let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
             std::thread::Builder::new()
@@ -296,22 +336,34 @@ impl Pipeline {
             )?;
         }
         for _ in 0..settings.jobs {
-            let mut worker = Worker::new(settings.encoding);
+            let mut worker = match places {
+                None => Some(Worker::new(settings.encoding)),
+                Some(_) => None,
+            };
             spawn(
                 "floe-work",
                 Box::new(move || {
                     shared.started.one();
-                    shared.worker(&mut worker);
+                    match (&mut worker, places) {
+                        (Some(worker), _) => shared.worker(worker),
+                        (None, Some(places)) => shared.placer(places),
+                        (None, None) => {}
+                    }
                     stay();
                 }),
             )?;
         }
-        let mut emit = emit;
         spawn(
             "floe-emit",
             Box::new(move || {
                 shared.started.one();
-                shared.emitter(&mut *emit);
+                match sink {
+                    Outlet::Stream(mut emit) => shared.emitter(&mut *emit),
+                    Outlet::Places(places) => {
+                        shared.conduct(places);
+                        stay();
+                    }
+                }
             }),
         )?;
         shared.started.wait_for(READERS + settings.jobs + 1);
@@ -412,16 +464,6 @@ impl Core {
     }
 }
 
-/// A span that a reader has taken, with everything it needs.
-struct Taken {
-    slot: usize,
-    part: usize,
-    offset: u64,
-    length: usize,
-    first: u64,
-    chains: [Option<Chain>; CHUNKS_PER_SLOT],
-}
-
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Core> {
         // A panic aborts the process, so a poisoned lock cannot be seen.
@@ -446,266 +488,6 @@ impl Shared {
     fn fail(&self, problem: Problem) {
         self.lock().problem.get_or_insert(problem);
         self.wake_all();
-    }
-
-    fn reader(&self) {
-        while let Some(taken) = self.take_span() {
-            let result = self.read_span(&taken);
-            let mut core = self.lock();
-            core.readers_busy -= 1;
-            match result {
-                Ok(()) => queue_jobs(&mut core, taken),
-                Err(problem) => {
-                    core.problem.get_or_insert(problem);
-                }
-            }
-            drop(core);
-            self.wake_all();
-        }
-    }
-
-    /// Takes the next span that holds data; hands zeros and ends straight to the emitter. `None` at the end or on a problem.
-    fn take_span(&self) -> Option<Taken> {
-        let mut core = self.lock();
-        loop {
-            if core.problem.is_some() || core.plan_done {
-                return None;
-            }
-            let Some(plan) = self.plan.get() else {
-                core = self.wait(&self.can_read, core);
-                continue;
-            };
-            let Some(span) = core.held.take().or_else(|| core.cursor.next_span(plan)) else {
-                core.plan_done = true;
-                drop(core);
-                self.wake_all();
-                return None;
-            };
-            let served = match span {
-                Span::Zeros { length_bytes } => {
-                    core.merge_zeros(length_bytes) || core.offer(Record::Zeros(length_bytes))
-                }
-                Span::End(image) => core.offer(Record::End(image)),
-                Span::Data {
-                    part,
-                    offset,
-                    length_bytes,
-                } => match self.reserve(&mut core, part, offset, to_usize(length_bytes)) {
-                    Some(taken) => return Some(taken),
-                    None => false,
-                },
-            };
-            if served {
-                self.can_emit.notify_all();
-            } else {
-                core.held = Some(span);
-                core = self.wait(&self.can_read, core);
-            }
-        }
-    }
-
-    /// Slot, records and cells for a span, all or nothing.
-    fn reserve(&self, core: &mut Core, part: usize, offset: u64, length: usize) -> Option<Taken> {
-        let chunks = length.div_ceil(CHUNK_LENGTH);
-        if core.room() < to_u64(chunks) || core.slots_free.is_empty() {
-            return None;
-        }
-        let mut chains = [const { None }; CHUNKS_PER_SLOT];
-        let cells = cells_for(self.settings.encoding.bound());
-        for place in chains.iter_mut().take(chunks) {
-            *place = self.cells.reserve(cells);
-            if place.is_none() {
-                for chain in chains.into_iter().flatten() {
-                    self.cells.release(chain);
-                }
-                return None;
-            }
-        }
-        let slot = core.slots_free.pop()?;
-        let first = core.tail;
-        for _ in 0..chunks {
-            core.push(Record::Pending);
-        }
-        core.readers_busy += 1;
-        Some(Taken {
-            slot,
-            part,
-            offset,
-            length,
-            first,
-            chains,
-        })
-    }
-
-    /// Reads the used extents of a span into its slot and zeroes what lies between them.
-    fn read_span(&self, taken: &Taken) -> Result<(), Problem> {
-        let internal = Problem::Internal(Fault::refused("span outside its plan"));
-        let part = self
-            .plan
-            .get()
-            .and_then(|plan| plan.parts().get(taken.part))
-            .ok_or(internal)?;
-        let device = self.devices.get(part.device).ok_or(internal)?;
-        let mut slot = self
-            .slots
-            .get(taken.slot)
-            .ok_or(internal)?
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
-        let buffer = slot.get_mut(..taken.length).ok_or(internal)?;
-        let align = u64::from(device.sector_bytes());
-        read_used(part, taken.offset, buffer, align, |offset, piece| {
-            let place = part.device_offset.saturating_add(offset);
-            device
-                .read_aligned(place, piece)
-                .map_err(|fault| Problem::Read(part.device, fault))?;
-            self.meter.read(to_u64(piece.len()));
-            Ok(())
-        })
-    }
-
-    fn worker(&self, worker: &mut Worker) {
-        let mut core = self.lock();
-        loop {
-            if core.problem.is_some() || (core.all_read() && core.jobs.is_empty()) {
-                return;
-            }
-            let Some(job) = core.jobs.pop_front() else {
-                core = self.wait(&self.can_work, core);
-                continue;
-            };
-            drop(core);
-            let slot = job.slot;
-            let number = job.number;
-            let result = self.encode(worker, job);
-            core = self.lock();
-            match result {
-                Ok(record) => {
-                    if let Some(place) = core.slot_of(number) {
-                        *place = record;
-                    }
-                }
-                Err(problem) => {
-                    core.problem.get_or_insert(problem);
-                }
-            }
-            if let Some(left) = core.chunks_left.get_mut(slot) {
-                *left -= 1;
-                if *left == 0 {
-                    core.slots_free.push(slot);
-                }
-            }
-            if core.head == number || core.problem.is_some() {
-                self.can_emit.notify_all();
-            }
-            self.can_read.notify_all();
-        }
-    }
-
-    /// Encodes one chunk into its chain; an all-zero chunk becomes a zero record and gives its cells back.
-    fn encode(&self, worker: &mut Worker, job: Job) -> Result<Record, Problem> {
-        let internal = Problem::Internal(Fault::refused("chunk outside its slot"));
-        let slot = self
-            .slots
-            .get(job.slot)
-            .ok_or(internal)?
-            .read()
-            .unwrap_or_else(PoisonError::into_inner);
-        let chunk = slot
-            .get(job.start..job.start + job.length)
-            .ok_or(internal)?;
-        if is_zero(chunk) {
-            self.cells.release(job.chain);
-            return Ok(Record::Zeros(to_u64(chunk.len())));
-        }
-        let mut chain = job.chain;
-        let encoded = worker.encode(chunk).map_err(Problem::Internal)?;
-        self.cells.fill(&mut chain, encoded).ok_or(internal)?;
-        Ok(Record::Data {
-            chain,
-            raw_bytes: u32::try_from(chunk.len()).unwrap_or(0),
-            crc32: crc::crc32(0, chunk),
-        })
-    }
-
-    fn emitter(&self, emit: &mut dyn Emit) {
-        if let Err(problem) = self.emit_all(emit) {
-            self.fail(problem);
-        }
-    }
-
-    fn emit_all(&self, emit: &mut dyn Emit) -> Result<(), Problem> {
-        // Runs of zeros grow as long as nothing else comes between.
-        let mut zeros = 0u64;
-        while let Some(record) = self.next_record() {
-            if let Record::Zeros(length) = record {
-                zeros = zeros.saturating_add(length);
-                continue;
-            }
-            if zeros > 0 {
-                emit.zeros(zeros)?;
-                zeros = 0;
-            }
-            match record {
-                Record::Data {
-                    chain,
-                    raw_bytes,
-                    crc32,
-                } => {
-                    emit.data(&Encoded {
-                        cells: &self.cells,
-                        chain: &chain,
-                        raw_bytes: u64::from(raw_bytes),
-                        crc32,
-                    })?;
-                    self.cells.release(chain);
-                    self.can_read.notify_all();
-                }
-                Record::End(image) => emit.end_image(image)?,
-                Record::Zeros(_) | Record::Empty | Record::Pending => {}
-            }
-        }
-        let mut core = self.lock();
-        if core.problem.is_some() {
-            return Ok(());
-        }
-        core.drained = true;
-        self.announce();
-        while !core.permit {
-            if core.problem.is_some() {
-                return Ok(());
-            }
-            core = self.wait(&self.can_emit, core);
-        }
-        drop(core);
-        emit.finish()?;
-        self.lock().finished = true;
-        self.announce();
-        Ok(())
-    }
-
-    /// The next record in order; `None` at the end or on a problem.
-    fn next_record(&self) -> Option<Record> {
-        let mut core = self.lock();
-        loop {
-            if core.problem.is_some() {
-                return None;
-            }
-            if core.head < core.tail {
-                let head = core.head;
-                if let Some(place) = core.slot_of(head)
-                    && !matches!(place, Record::Pending)
-                {
-                    let record = std::mem::replace(place, Record::Empty);
-                    core.head += 1;
-                    self.can_read.notify_all();
-                    return Some(record);
-                }
-            } else if core.all_read() && core.jobs.is_empty() {
-                return None;
-            }
-            core = self.wait(&self.can_emit, core);
-        }
     }
 }
 
@@ -734,356 +516,5 @@ fn stay() {
     }
 }
 
-/// Queues the chunks of a span that was read.
-fn queue_jobs(core: &mut Core, taken: Taken) {
-    let chunks = taken.length.div_ceil(CHUNK_LENGTH);
-    if let Some(left) = core.chunks_left.get_mut(taken.slot) {
-        *left = chunks;
-    }
-    for (index, chain) in taken.chains.into_iter().flatten().enumerate() {
-        let start = index * CHUNK_LENGTH;
-        core.jobs.push_back(Job {
-            number: taken.first + to_u64(index),
-            slot: taken.slot,
-            start,
-            length: (taken.length - start).min(CHUNK_LENGTH),
-            chain,
-        });
-    }
-}
-
-/// Reads the used extents of `part` in the window at `offset` into `buffer` with `read(offset, piece)`, rounded to `align`, and
-/// zeroes everything else in it: what was read only because of the rounding too.
-fn read_used(
-    part: &Part,
-    offset: u64,
-    buffer: &mut [u8],
-    align: u64,
-    mut read: impl FnMut(u64, &mut [u8]) -> Result<(), Problem>,
-) -> Result<(), Problem> {
-    let internal = Problem::Internal(Fault::refused("extent outside its span"));
-    let limit = offset.saturating_add(to_u64(buffer.len()));
-    let mut from = offset;
-    let mut done = offset;
-    while let Some(used) = part.next_used(from, limit) {
-        let start = round_down(used.offset, align).max(done);
-        let end = round_up(used.end(), align).unwrap_or(limit).min(limit);
-        if start < end {
-            let piece = buffer
-                .get_mut(to_usize(start - offset)..to_usize(end - offset))
-                .ok_or(internal)?;
-            read(start, piece)?;
-            done = end;
-        }
-        from = used.end();
-    }
-    let mut zero_from = offset;
-    while zero_from < limit {
-        let used = part.next_used(zero_from, limit);
-        let zero_end = used.map_or(limit, |used| used.offset);
-        buffer
-            .get_mut(to_usize(zero_from - offset)..to_usize(zero_end - offset))
-            .ok_or(internal)?
-            .fill(0);
-        zero_from = used.map_or(limit, |used| used.end());
-    }
-    Ok(())
-}
-
-/// True when every byte is zero.
-fn is_zero(bytes: &[u8]) -> bool {
-    let (blocks, rest) = bytes.as_chunks::<32>();
-    blocks.iter().all(|block| {
-        let (words, _) = block.as_chunks::<8>();
-        words
-            .iter()
-            .fold(0, |sum, word| sum | u64::from_ne_bytes(*word))
-            == 0
-    }) && rest.iter().all(|byte| *byte == 0)
-}
-
-/// A worker's own memory.
-struct Worker {
-    deflater: Option<Deflater>,
-    output: Vec<u8>,
-}
-
-impl Worker {
-    fn new(encoding: Encoding) -> Self {
-        match encoding {
-            Encoding::Deflate(level) => Self {
-                deflater: Some(Deflater::new(level)),
-                output: vec![0; encoding.bound()],
-            },
-            Encoding::Raw => Self {
-                deflater: None,
-                output: Vec::new(),
-            },
-        }
-    }
-
-    fn encode<'a>(&'a mut self, chunk: &'a [u8]) -> Result<&'a [u8], Fault> {
-        match &mut self.deflater {
-            None => Ok(chunk),
-            Some(deflater) => {
-                let length = deflater.encode(chunk, &mut self.output)?;
-                self.output
-                    .get(..length)
-                    .ok_or(Fault::refused("encoded chunk"))
-            }
-        }
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::device::Access;
-    use crate::fs::UsedMap;
-    use crate::stream::output::{GzipEmitter, Output, RawEmitter, Totals, TotalsCell};
-    use crate::stream::plan::Content;
-    use crate::units::{BlockSize, Extent};
-    use std::io::Read;
-    use std::sync::Arc;
-    use std::sync::atomic::AtomicU64;
-
-    #[derive(Default)]
-    struct Count(AtomicU64, AtomicU64);
-    impl Meter for Count {
-        fn read(&self, bytes: u64) {
-            self.0.fetch_add(bytes, Ordering::Relaxed);
-        }
-        fn taken(&self, bytes: u64) {
-            self.1.fetch_add(bytes, Ordering::Relaxed);
-        }
-    }
-
-    fn random(seed: &mut u64) -> u64 {
-        *seed = seed
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        *seed >> 33
-    }
-
-    /// A source with noise, text and zeros, a map over it, and what the image must be.
-    fn source(seed: &mut u64, blocks: u64) -> (std::path::PathBuf, UsedMap, Vec<u8>) {
-        let block = 1024u64;
-        let mut data = vec![0u8; to_usize(blocks * block + 300)];
-        for piece in data.chunks_mut(4096 * 3) {
-            match random(seed) % 4 {
-                0 => piece
-                    .iter_mut()
-                    .for_each(|byte| *byte = random(seed).to_le_bytes()[0]),
-                1 => piece
-                    .iter_mut()
-                    .zip(b"text text text ".iter().cycle())
-                    .for_each(|(a, b)| *a = *b),
-                _ => {}
-            }
-        }
-        let size = to_u64(data.len());
-        let mut map = UsedMap::new(size, BlockSize::from_bytes(block).unwrap()).unwrap();
-        for _ in 0..12 {
-            let start = random(seed) % blocks;
-            let length_bytes = random(seed) % 900 * block;
-            map.set_free(Extent {
-                offset: start * block,
-                length_bytes,
-            });
-        }
-        let mut expected = vec![0; data.len()];
-        let mut from = 0;
-        while let Some(run) = map.next_used(from, u64::MAX) {
-            let range = to_usize(run.offset)..to_usize(run.end());
-            expected[range.clone()].copy_from_slice(&data[range]);
-            from = run.end();
-        }
-        let path = std::env::temp_dir().join(format!("floe-pipe-{}-{seed:x}", std::process::id()));
-        std::fs::write(&path, &data).unwrap();
-        (path, map, expected)
-    }
-
-    fn run(
-        path: &std::path::Path,
-        map: UsedMap,
-        settings: Settings,
-        slow: bool,
-    ) -> (Vec<u8>, Totals) {
-        let device = Device::open(path, Access::Read).unwrap();
-        let plan = Plan::new(vec![vec![Part {
-            device: 0,
-            device_offset: 0,
-            length_bytes: crate::device::ReadAt::size_bytes(&device),
-            content: Content::Used(map),
-        }]]);
-        let meter: &'static Count = Box::leak(Box::default());
-        let (mut reader, writer) = std::io::pipe().unwrap();
-        let totals: TotalsCell = Arc::default();
-        let output = Output::new(OwnedFd::from(writer), meter, true);
-        let emit: Box<dyn Emit> = match settings.encoding {
-            Encoding::Raw => Box::new(RawEmitter::new(output, false, Arc::clone(&totals))),
-            Encoding::Deflate(_) => {
-                Box::new(GzipEmitter::new(output, Arc::clone(&totals)).unwrap())
-            }
-        };
-        let pipeline = Pipeline::new(settings, vec![device], emit, meter).unwrap();
-        pipeline.start(plan);
-        let sink = std::thread::spawn(move || {
-            let mut all = Vec::new();
-            let mut buffer = vec![0; 5000];
-            loop {
-                let count = reader.read(&mut buffer).unwrap();
-                if count == 0 {
-                    return all;
-                }
-                all.extend_from_slice(&buffer[..count]);
-                if slow && all.len() % 7 == 0 {
-                    std::thread::sleep(std::time::Duration::from_micros(200));
-                }
-            }
-        });
-        let mut permitted = false;
-        while let state = pipeline.state()
-            && !state.finished
-        {
-            assert!(state.problem.is_none(), "{:?}", state.problem);
-            if state.drained && !permitted {
-                assert!(state.all_read);
-                pipeline.permit();
-                permitted = true;
-            }
-            let mut fds = [rustix::event::PollFd::from_borrowed_fd(
-                pipeline.event(),
-                rustix::event::PollFlags::IN,
-            )];
-            rustix::event::poll(&mut fds, None).unwrap();
-        }
-        let result = *totals.lock().unwrap();
-        assert_eq!(meter.1.load(Ordering::Relaxed), result.written_bytes);
-        // The emitter thread drops the write end when it is done, which ends the sink.
-        (sink.join().unwrap(), result)
-    }
-
-    fn settings(jobs: usize, encoding: Encoding, spool_bytes: u64) -> Settings {
-        Settings {
-            jobs,
-            encoding,
-            spool_bytes,
-        }
-    }
-
-    #[test]
-    fn any_number_of_jobs_and_any_spool_give_the_image_with_zeros_where_the_map_is_free() {
-        let mut seed = 3;
-        for (jobs, spool_bytes, blocks, slow) in [
-            (1, 0, 3000, false),
-            (2, 0, 9000, true),
-            (3, 64 << 20, 6000, false),
-            (4, 1 << 20, 40, true),
-        ] {
-            let (path, map, expected) = source(&mut seed, blocks);
-            let (stream, totals) = run(
-                &path,
-                map,
-                settings(jobs, Encoding::Deflate(1), spool_bytes),
-                slow,
-            );
-            std::fs::remove_file(&path).unwrap();
-            let body = &stream[10..stream.len() - 8];
-            let image = miniz_oxide::inflate::decompress_to_vec(body).unwrap();
-            assert!(image == expected);
-            assert_eq!(totals.crc32, crc::crc32(0, &expected));
-            assert_eq!(totals.raw_bytes, to_u64(expected.len()));
-            assert_eq!(
-                &stream[stream.len() - 8..],
-                super::super::gzip::trailer(totals.crc32, totals.raw_bytes)
-            );
-        }
-    }
-
-    #[test]
-    fn slots_ahead_take_a_quarter_of_the_spool_and_none_where_it_is_off() {
-        for (spool_bytes, slots) in [
-            (0, 0),
-            (2 * SPAN_BYTES, 0),
-            (4 * SPAN_BYTES, 1),
-            (64 << 20, 32),
-            (1 << 40, 4096),
-        ] {
-            assert_eq!(slots_ahead(spool_bytes), slots);
-            assert!(to_u64(slots) * SPAN_BYTES <= spool_bytes / 4);
-        }
-    }
-
-    #[test]
-    fn the_raw_encoding_gives_the_same_image() {
-        let mut seed = 77;
-        let (path, map, expected) = source(&mut seed, 5000);
-        let (stream, totals) = run(&path, map, settings(2, Encoding::Raw, 0), true);
-        std::fs::remove_file(&path).unwrap();
-        assert!(stream == expected);
-        assert_eq!(totals.crc32, crc::crc32(0, &expected));
-    }
-
-    #[test]
-    fn a_source_that_ends_early_is_a_problem_with_its_offset_and_no_end_of_stream() {
-        let path = std::env::temp_dir().join(format!("floe-short-{}", std::process::id()));
-        std::fs::write(&path, vec![5; 300_000]).unwrap();
-        let device = Device::open(&path, Access::Read).unwrap();
-        std::fs::remove_file(&path).unwrap();
-        let plan = Plan::new(vec![vec![Part {
-            device: 0,
-            device_offset: 0,
-            length_bytes: 900_000,
-            content: Content::Whole,
-        }]]);
-        let meter: &'static Count = Box::leak(Box::default());
-        let (mut reader, writer) = std::io::pipe().unwrap();
-        let output = Output::new(OwnedFd::from(writer), meter, true);
-        let emit = Box::new(GzipEmitter::new(output, Arc::default()).unwrap());
-        let pipeline = Pipeline::new(
-            settings(2, Encoding::Deflate(1), 0),
-            vec![device],
-            emit,
-            meter,
-        )
-        .unwrap();
-        pipeline.start(plan);
-        let mut stream = Vec::new();
-        reader.read_to_end(&mut stream).unwrap();
-        let Some(Problem::Read(0, fault)) = pipeline.state().problem else {
-            panic!("no read problem");
-        };
-        assert_eq!(fault.offset, Some(0));
-        assert!(miniz_oxide::inflate::decompress_to_vec(&stream[10..]).is_err());
-    }
-
-    #[test]
-    fn a_closed_pipe_is_told_apart() {
-        let path = std::env::temp_dir().join(format!("floe-closed-{}", std::process::id()));
-        std::fs::write(&path, vec![5; 300_000]).unwrap();
-        let device = Device::open(&path, Access::Read).unwrap();
-        std::fs::remove_file(&path).unwrap();
-        let meter: &'static Count = Box::leak(Box::default());
-        let (reader, writer) = std::io::pipe().unwrap();
-        let output = Output::new(OwnedFd::from(writer), meter, false);
-        let emit = Box::new(RawEmitter::new(output, false, Arc::default()));
-        let pipeline =
-            Pipeline::new(settings(1, Encoding::Raw, 0), vec![device], emit, meter).unwrap();
-        drop(reader);
-        pipeline.start(Plan::new(vec![vec![Part {
-            device: 0,
-            device_offset: 0,
-            length_bytes: 300_000,
-            content: Content::Whole,
-        }]]));
-        for _ in 0..1000 {
-            if let Some(problem) = pipeline.state().problem {
-                assert!(matches!(problem, Problem::ClosedPipe));
-                return;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(5));
-        }
-        panic!("no problem within 5 s");
-    }
-}
+mod tests;

@@ -136,6 +136,11 @@ pub struct Cursor {
 }
 
 impl Cursor {
+    /// The image that the last span belongs to, unless that was its end.
+    pub fn image(&self) -> usize {
+        self.image
+    }
+
     /// The next span; `None` after the last image's end.
     pub fn next_span(&mut self, plan: &Plan) -> Option<Span> {
         loop {

@@ -128,6 +128,12 @@ impl Target {
         Ok(())
     }
 
+    /// Writes `bytes` at `offset`, from any thread: both aligned to the device's sectors, the memory too. Counts nothing.
+    pub fn put(&self, offset: u64, bytes: &[u8]) -> Result<(), Fault> {
+        self.check_room(offset, to_u64(bytes.len()))?;
+        self.device.write_aligned(self.place(offset), bytes)
+    }
+
     /// Zeroes an extent, at most [`ZERO_STEP_BYTES`] of it, and gives what is left.
     pub fn zero_step(&mut self, extent: Extent) -> Result<Extent, Fault> {
         let count = extent.length_bytes.min(ZERO_STEP_BYTES);

@@ -1,0 +1,85 @@
+//! The emitter: records in order, into the output stream; its end only after [`super::Pipeline::permit`].
+
+use super::{Emit, Encoded, Problem, Record, Shared};
+
+impl Shared {
+    pub(super) fn emitter(&self, emit: &mut dyn Emit) {
+        if let Err(problem) = self.emit_all(emit) {
+            self.fail(problem);
+        }
+    }
+
+    fn emit_all(&self, emit: &mut dyn Emit) -> Result<(), Problem> {
+        // Runs of zeros grow as long as nothing else comes between.
+        let mut zeros = 0u64;
+        while let Some(record) = self.next_record() {
+            if let Record::Zeros(length) = record {
+                zeros = zeros.saturating_add(length);
+                continue;
+            }
+            if zeros > 0 {
+                emit.zeros(zeros)?;
+                zeros = 0;
+            }
+            match record {
+                Record::Data {
+                    chain,
+                    raw_bytes,
+                    crc32,
+                } => {
+                    emit.data(&Encoded {
+                        cells: &self.cells,
+                        chain: &chain,
+                        raw_bytes: u64::from(raw_bytes),
+                        crc32,
+                    })?;
+                    self.cells.release(chain);
+                    self.can_read.notify_all();
+                }
+                Record::End(image) => emit.end_image(image)?,
+                Record::Zeros(_) | Record::Empty | Record::Pending => {}
+            }
+        }
+        let mut core = self.lock();
+        if core.problem.is_some() {
+            return Ok(());
+        }
+        core.drained = true;
+        self.announce();
+        while !core.permit {
+            if core.problem.is_some() {
+                return Ok(());
+            }
+            core = self.wait(&self.can_emit, core);
+        }
+        drop(core);
+        emit.finish()?;
+        self.lock().finished = true;
+        self.announce();
+        Ok(())
+    }
+
+    /// The next record in order; `None` at the end or on a problem.
+    fn next_record(&self) -> Option<Record> {
+        let mut core = self.lock();
+        loop {
+            if core.problem.is_some() {
+                return None;
+            }
+            if core.head < core.tail {
+                let head = core.head;
+                if let Some(place) = core.slot_of(head)
+                    && !matches!(place, Record::Pending)
+                {
+                    let record = std::mem::replace(place, Record::Empty);
+                    core.head += 1;
+                    self.can_read.notify_all();
+                    return Some(record);
+                }
+            } else if core.all_read() && core.jobs.is_empty() {
+                return None;
+            }
+            core = self.wait(&self.can_emit, core);
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! Workers: chunks out of slots, encoded into chains of spool cells.
+
+use std::sync::PoisonError;
+
+use super::{Encoding, Job, Problem, Record, Shared};
+use crate::crc;
+use crate::error::Fault;
+use crate::stream::deflate::Deflater;
+use crate::units::to_u64;
+
+impl Shared {
+    pub(super) fn worker(&self, worker: &mut Worker) {
+        let mut core = self.lock();
+        loop {
+            if core.problem.is_some() || (core.all_read() && core.jobs.is_empty()) {
+                return;
+            }
+            let Some(job) = core.jobs.pop_front() else {
+                core = self.wait(&self.can_work, core);
+                continue;
+            };
+            drop(core);
+            let slot = job.slot;
+            let number = job.number;
+            let result = self.encode(worker, job);
+            core = self.lock();
+            match result {
+                Ok(record) => {
+                    if let Some(place) = core.slot_of(number) {
+                        *place = record;
+                    }
+                }
+                Err(problem) => {
+                    core.problem.get_or_insert(problem);
+                }
+            }
+            if let Some(left) = core.chunks_left.get_mut(slot) {
+                *left -= 1;
+                if *left == 0 {
+                    core.slots_free.push(slot);
+                }
+            }
+            if core.head == number || core.problem.is_some() {
+                self.can_emit.notify_all();
+            }
+            self.can_read.notify_all();
+        }
+    }
+
+    /// Encodes one chunk into its chain; an all-zero chunk becomes a zero record and gives its cells back.
+    fn encode(&self, worker: &mut Worker, job: Job) -> Result<Record, Problem> {
+        let internal = Problem::Internal(Fault::refused("chunk outside its slot"));
+        let slot = self
+            .slots
+            .get(job.slot)
+            .ok_or(internal)?
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
+        let chunk = slot
+            .get(job.start..job.start + job.length)
+            .ok_or(internal)?;
+        if is_zero(chunk) {
+            self.cells.release(job.chain);
+            return Ok(Record::Zeros(to_u64(chunk.len())));
+        }
+        let mut chain = job.chain;
+        let encoded = worker.encode(chunk).map_err(Problem::Internal)?;
+        self.cells.fill(&mut chain, encoded).ok_or(internal)?;
+        Ok(Record::Data {
+            chain,
+            raw_bytes: u32::try_from(chunk.len()).unwrap_or(0),
+            crc32: crc::crc32(0, chunk),
+        })
+    }
+}
+
+/// True when every byte is zero.
+pub fn is_zero(bytes: &[u8]) -> bool {
+    let (blocks, rest) = bytes.as_chunks::<32>();
+    blocks.iter().all(|block| {
+        let (words, _) = block.as_chunks::<8>();
+        words
+            .iter()
+            .fold(0, |sum, word| sum | u64::from_ne_bytes(*word))
+            == 0
+    }) && rest.iter().all(|byte| *byte == 0)
+}
+
+/// A worker's own memory.
+pub(super) struct Worker {
+    deflater: Option<Deflater>,
+    output: Vec<u8>,
+}
+
+impl Worker {
+    pub(super) fn new(encoding: Encoding) -> Self {
+        match encoding {
+            Encoding::Deflate(level) => Self {
+                deflater: Some(Deflater::new(level)),
+                output: vec![0; encoding.bound()],
+            },
+            Encoding::Raw => Self {
+                deflater: None,
+                output: Vec::new(),
+            },
+        }
+    }
+
+    fn encode<'a>(&'a mut self, chunk: &'a [u8]) -> Result<&'a [u8], Fault> {
+        match &mut self.deflater {
+            None => Ok(chunk),
+            Some(deflater) => {
+                let length = deflater.encode(chunk, &mut self.output)?;
+                self.output
+                    .get(..length)
+                    .ok_or(Fault::refused("encoded chunk"))
+            }
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! Placers, for copies: spans go from the slot they were read into straight to where they belong, several at once, in no order.
+//!
+//! Nothing is encoded, copied or kept. Reading begins while [`Place::begin`] still prepares the target, and placing after it. The
+//! end of a copy is not the pipeline's business: it says that all is placed, and that it is permitted.
+
+use std::sync::PoisonError;
+
+use super::read::Taken;
+use super::{Core, Problem, Shared};
+use crate::error::Fault;
+use crate::units::to_u64;
+
+/// Takes what was read straight from its buffer, from several threads at once. No heap while frozen.
+pub trait Place: Sync {
+    /// Called once, after the sources are held still and before anything is placed: the first write.
+    fn begin(&self) -> Result<(), Fault>;
+    /// Bytes of a part of the plan, from `offset` in it on: a multiple of a chunk. The memory begins at a page.
+    fn place(&self, part: usize, offset: u64, bytes: &[u8]) -> Result<(), Fault>;
+    /// What messages call the target that failed.
+    fn failed(&self) -> &str;
+}
+
+impl Core {
+    fn all_placed(&self) -> bool {
+        self.all_read() && self.spans.is_empty() && self.placers_busy == 0
+    }
+}
+
+impl Shared {
+    pub(super) fn placer(&self, places: &dyn Place) {
+        let mut core = self.lock();
+        loop {
+            if core.problem.is_some() || (core.all_read() && core.spans.is_empty()) {
+                return;
+            }
+            let next = match core.begun {
+                true => core.spans.pop_front(),
+                false => None,
+            };
+            let Some(taken) = next else {
+                core = self.wait(&self.can_work, core);
+                continue;
+            };
+            core.placers_busy += 1;
+            drop(core);
+            let result = self.place_span(places, &taken);
+            core = self.lock();
+            core.placers_busy -= 1;
+            core.slots_free.push(taken.slot);
+            if let Err(problem) = result {
+                core.problem.get_or_insert(problem);
+            }
+            if core.problem.is_some() || core.all_placed() {
+                self.wake_all();
+            }
+            self.can_read.notify_one();
+        }
+    }
+
+    fn place_span(&self, places: &dyn Place, taken: &Taken) -> Result<(), Problem> {
+        let internal = Problem::Internal(Fault::refused("span outside its slot"));
+        let slot = self
+            .slots
+            .get(taken.slot)
+            .ok_or(internal)?
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
+        let bytes = slot.get(..taken.length).ok_or(internal)?;
+        places
+            .place(taken.part, taken.offset, bytes)
+            .map_err(Problem::Write)?;
+        self.meter.taken(to_u64(bytes.len()));
+        Ok(())
+    }
+
+    /// The thread that is the emitter of a stream: here it begins the copy, and says when all is placed.
+    pub(super) fn conduct(&self, places: &dyn Place) {
+        let mut core = self.lock();
+        while self.plan.get().is_none() {
+            if core.problem.is_some() {
+                return;
+            }
+            core = self.wait(&self.can_emit, core);
+        }
+        drop(core);
+        if let Err(fault) = places.begin() {
+            return self.fail(Problem::Write(fault));
+        }
+        let mut core = self.lock();
+        core.begun = true;
+        self.can_work.notify_all();
+        while !core.all_placed() {
+            if core.problem.is_some() {
+                return;
+            }
+            core = self.wait(&self.can_emit, core);
+        }
+        core.drained = true;
+        while !core.permit {
+            if core.problem.is_some() {
+                return;
+            }
+            core = self.wait(&self.can_emit, core);
+        }
+        core.finished = true;
+        self.announce();
+    }
+}

@@ -1,0 +1,201 @@
+//! Readers: spans of the plan, in order, from the devices into slots; what was read goes to the workers, or to the placers of a copy.
+//!
+//! No heap, and nothing here waits for a lock while it reads.
+
+use std::sync::PoisonError;
+
+use super::{CHUNK_LENGTH, CHUNKS_PER_SLOT, Core, Job, Problem, Record, Shared};
+use crate::error::Fault;
+use crate::stream::plan::{Part, Span};
+use crate::sys::spool::{Chain, cells_for};
+use crate::units::{round_down, round_up, to_u64, to_usize};
+
+/// A span that a reader has taken, with everything it needs.
+pub(super) struct Taken {
+    pub(super) slot: usize,
+    pub(super) part: usize,
+    pub(super) offset: u64,
+    pub(super) length: usize,
+    first: u64,
+    chains: [Option<Chain>; CHUNKS_PER_SLOT],
+}
+
+impl Shared {
+    pub(super) fn reader(&self) {
+        while let Some(taken) = self.take_span() {
+            let result = self.read_span(&taken);
+            let mut core = self.lock();
+            core.readers_busy -= 1;
+            match result {
+                Ok(()) if self.places.is_some() => core.spans.push_back(taken),
+                Ok(()) => queue_jobs(&mut core, taken),
+                Err(problem) => {
+                    core.problem.get_or_insert(problem);
+                }
+            }
+            drop(core);
+            self.wake_all();
+        }
+    }
+
+    /// Takes the next span that holds data; hands zeros and ends straight to the emitter. `None` at the end or on a problem.
+    fn take_span(&self) -> Option<Taken> {
+        let mut core = self.lock();
+        loop {
+            if core.problem.is_some() || core.plan_done {
+                return None;
+            }
+            let Some(plan) = self.plan.get() else {
+                core = self.wait(&self.can_read, core);
+                continue;
+            };
+            let Some(span) = core.held.take().or_else(|| core.cursor.next_span(plan)) else {
+                core.plan_done = true;
+                drop(core);
+                self.wake_all();
+                return None;
+            };
+            let served = match span {
+                // Nobody reads them, and a copy makes them later.
+                Span::Zeros { .. } | Span::End(_) if self.places.is_some() => true,
+                Span::Zeros { length_bytes } => {
+                    core.merge_zeros(length_bytes) || core.offer(Record::Zeros(length_bytes))
+                }
+                Span::End(image) => core.offer(Record::End(image)),
+                Span::Data {
+                    part,
+                    offset,
+                    length_bytes,
+                } => match self.reserve(&mut core, part, offset, to_usize(length_bytes)) {
+                    Some(taken) => return Some(taken),
+                    None => false,
+                },
+            };
+            if served {
+                self.can_emit.notify_all();
+            } else {
+                core.held = Some(span);
+                core = self.wait(&self.can_read, core);
+            }
+        }
+    }
+
+    /// Slot, records and cells for a span, all or nothing.
+    fn reserve(&self, core: &mut Core, part: usize, offset: u64, length: usize) -> Option<Taken> {
+        let chunks = match self.places {
+            None => length.div_ceil(CHUNK_LENGTH),
+            Some(_) => 0,
+        };
+        if core.room() < to_u64(chunks) || core.slots_free.is_empty() {
+            return None;
+        }
+        let mut chains = [const { None }; CHUNKS_PER_SLOT];
+        let cells = cells_for(self.settings.encoding.bound());
+        for place in chains.iter_mut().take(chunks) {
+            *place = self.cells.reserve(cells);
+            if place.is_none() {
+                for chain in chains.into_iter().flatten() {
+                    self.cells.release(chain);
+                }
+                return None;
+            }
+        }
+        let slot = core.slots_free.pop()?;
+        let first = core.tail;
+        for _ in 0..chunks {
+            core.push(Record::Pending);
+        }
+        core.readers_busy += 1;
+        Some(Taken {
+            slot,
+            part,
+            offset,
+            length,
+            first,
+            chains,
+        })
+    }
+
+    /// Reads the used extents of a span into its slot and zeroes what lies between them.
+    fn read_span(&self, taken: &Taken) -> Result<(), Problem> {
+        let internal = Problem::Internal(Fault::refused("span outside its plan"));
+        let part = self
+            .plan
+            .get()
+            .and_then(|plan| plan.parts().get(taken.part))
+            .ok_or(internal)?;
+        let device = self.devices.get(part.device).ok_or(internal)?;
+        let mut slot = self
+            .slots
+            .get(taken.slot)
+            .ok_or(internal)?
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        let buffer = slot.get_mut(..taken.length).ok_or(internal)?;
+        let align = u64::from(device.sector_bytes());
+        read_used(part, taken.offset, buffer, align, |offset, piece| {
+            let place = part.device_offset.saturating_add(offset);
+            device
+                .read_aligned(place, piece)
+                .map_err(|fault| Problem::Read(part.device, fault))?;
+            self.meter.read(to_u64(piece.len()));
+            Ok(())
+        })
+    }
+}
+
+/// Queues the chunks of a span that was read.
+fn queue_jobs(core: &mut Core, taken: Taken) {
+    let chunks = taken.length.div_ceil(CHUNK_LENGTH);
+    if let Some(left) = core.chunks_left.get_mut(taken.slot) {
+        *left = chunks;
+    }
+    for (index, chain) in taken.chains.into_iter().flatten().enumerate() {
+        let start = index * CHUNK_LENGTH;
+        core.jobs.push_back(Job {
+            number: taken.first + to_u64(index),
+            slot: taken.slot,
+            start,
+            length: (taken.length - start).min(CHUNK_LENGTH),
+            chain,
+        });
+    }
+}
+
+/// Reads the used extents of `part` in the window at `offset` into `buffer` with `read(offset, piece)`, rounded to `align`, and
+/// zeroes everything else in it: what was read only because of the rounding too.
+fn read_used(
+    part: &Part,
+    offset: u64,
+    buffer: &mut [u8],
+    align: u64,
+    mut read: impl FnMut(u64, &mut [u8]) -> Result<(), Problem>,
+) -> Result<(), Problem> {
+    let internal = Problem::Internal(Fault::refused("extent outside its span"));
+    let limit = offset.saturating_add(to_u64(buffer.len()));
+    let mut from = offset;
+    let mut done = offset;
+    while let Some(used) = part.next_used(from, limit) {
+        let start = round_down(used.offset, align).max(done);
+        let end = round_up(used.end(), align).unwrap_or(limit).min(limit);
+        if start < end {
+            let piece = buffer
+                .get_mut(to_usize(start - offset)..to_usize(end - offset))
+                .ok_or(internal)?;
+            read(start, piece)?;
+            done = end;
+        }
+        from = used.end();
+    }
+    let mut zero_from = offset;
+    while zero_from < limit {
+        let used = part.next_used(zero_from, limit);
+        let zero_end = used.map_or(limit, |used| used.offset);
+        buffer
+            .get_mut(to_usize(zero_from - offset)..to_usize(zero_end - offset))
+            .ok_or(internal)?
+            .fill(0);
+        zero_from = used.map_or(limit, |used| used.end());
+    }
+    Ok(())
+}
