@@ -23,6 +23,11 @@ pub const VERBS: &[Verb] = &[
         text: RESTORE,
     },
     Verb {
+        name: "clone",
+        line: "clone    SOURCE=TARGET…              live copy of active filesystems onto standby devices",
+        text: CLONE,
+    },
+    Verb {
         name: "create",
         line: "create   NAME=SOURCE…                several filesystems, frozen together, as one .zip with metadata",
         text: CREATE,
@@ -118,6 +123,43 @@ Options:
 
 Exit: 0 complete and flushed; 1 failed; 2 wrong command line; 3 the image is corrupt, cut off or not an image; 4 refused, nothing
 was written. After 1 and 3 the message says in which state the target is.
+";
+
+const CLONE: &str = "\
+floe clone SOURCE=TARGET… | --pairs FILE: the running system onto standby partitions or another medium, live
+
+All sources are frozen together, and thawed as soon as the last used block has been read; blocks go straight to the targets. SOURCE
+is what floe dump takes, TARGET a block device; both may be LABEL=, UUID=, PARTLABEL= or PARTUUID= (a pair is split at the first
+'=' that is not theirs). Without pairs they are read from /etc/floe.conf, one a line, beside other settings.
+
+  floe clone /=/dev/mmcblk0p3 /config=PARTLABEL=config_b
+  floe clone --verify
+
+Before the first write everything is checked, on every target: mounted nowhere, not swap, not held by md, dm or a loop device, no
+mirror, not the running root, not read-only, large enough, not a source by another name, and empty. Of the targets what is free
+becomes zeros. Their first superblocks are written last, when the thaw has proven that nothing changed: an interrupted target looks
+empty, and the same command again repairs it.
+
+Targets:
+      --pairs FILE      read the pairs from this file; a target named in a file is standby by declaration: what it holds may go
+      --overwrite       a target of the command line may hold a filesystem or a partition table
+      --verify          read everything back from the medium and compare it with what was read, before the superblocks are written
+      --skip-free       do not zero ranges that nothing owns: fast on slow cards, but what was there before stays on the medium
+What is read:
+      --whole           every block, free ones too
+      --require-map     refuse instead of reading everything when the used blocks cannot be told for certain
+      --live            do not freeze: the copies may not be consistent, and are called live
+How long it may stay frozen:
+      --stall TIME      thaw and fail when no byte is read or written for this long (default 30s)
+      --max-freeze TIME thaw and fail after this long in all (default 2m)
+      --spool SIZE      memory for blocks that wait for a slow target, so that the thaw does not: auto (default), off, or a size
+  -j N is the number of writes in flight (default 4).
+
+Afterwards active and standby are identical, labels and uuids too; what boots next is the bootloader's to choose. Booted from the
+standby, the same command with the pair swapped clones back.
+
+Exit: 0 complete, consistent and flushed; 1 failed, and the message says in which state the targets are; 2 wrong command line; 4
+refused, nothing was written.
 ";
 
 const CREATE: &str = "\

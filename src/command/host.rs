@@ -10,7 +10,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use crate::error::{Error, Result};
 
 /// The configuration file.
-const CONFIG: &str = "/etc/floe.conf";
+pub const CONFIG: &str = "/etc/floe.conf";
 /// Most bytes read of any of these files.
 const LIMIT_BYTES: u64 = 64 * 1024;
 

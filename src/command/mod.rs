@@ -3,6 +3,7 @@
 mod artifact;
 mod bundle;
 pub mod capture;
+mod clone;
 mod create;
 mod disk;
 pub mod dump;
@@ -50,6 +51,7 @@ pub fn run(arguments: Vec<OsString>) -> Result<()> {
         Some("-V" | "--version" | "version") => Err(Error::Answer(help::version())),
         Some("dump") => dump::run(dump::parse(args("dump"))?),
         Some("restore") => restore::run(restore::parse(args("restore"))?),
+        Some("clone") => clone::run(clone::parse(args("clone"))?),
         Some("create") => create::run(create::parse(args("create"))?),
         Some("show") => show::run(show::parse(args("show"))?),
         Some("verify") => verify::run(verify::parse(args("verify"))?),

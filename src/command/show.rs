@@ -18,6 +18,7 @@ use crate::mounts::{Holding, Source, System};
 use crate::report::{self, Bytes, JsonObject, ReportFile, json_string};
 use crate::stream::image::Format;
 use crate::units::BlockSize;
+use crate::utc::Utc;
 
 /// What was asked for.
 pub struct Options {
@@ -307,6 +308,9 @@ impl Facts {
         row("uuid", found.uuid.as_str().into());
         row("label", found.label.as_str().into());
         row("last mounted", found.last_mounted.as_str().into());
+        let written = found.last_written_s.filter(|seconds| *seconds > 0);
+        let written = written.map(|seconds| Utc::from_unix(seconds).to_string());
+        row("last written", written.unwrap_or_default());
         let freeze = if self.can_freeze() { "yes" } else { "no" };
         row("can freeze", freeze.into());
         if let Some(dump) = &self.dump {

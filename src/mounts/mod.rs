@@ -24,7 +24,7 @@ use crate::error::Result;
 pub use resolve::{Holding, Mounted, Source, Stacked};
 pub use sysfs::{Layer, Media, Partition};
 pub use table::{Mount, Table};
-pub use uses::{Named, SwapFile, Use, Why};
+pub use uses::{Named, SwapFile, Use, Why, is_mirror};
 
 /// A device number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

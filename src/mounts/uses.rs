@@ -59,6 +59,18 @@ pub enum Why {
     Busy,
 }
 
+impl Use {
+    /// Whether it is a member of a mirror: then the contract has its own words for the refusal.
+    pub fn is_mirror(&self) -> bool {
+        matches!(&self.why, Why::Member { layer: Layer::Md(level), .. } if is_mirror(level))
+    }
+}
+
+/// The levels of md whose members hold the same.
+pub fn is_mirror(level: &str) -> bool {
+    level == "raid1" || level == "raid10"
+}
+
 impl fmt::Display for Use {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ", self.device.display())?;
@@ -90,7 +102,7 @@ impl fmt::Display for Use {
 
 fn write_member(f: &mut fmt::Formatter<'_>, holder: &str, layer: &Layer) -> fmt::Result {
     match layer {
-        Layer::Md(level) if level == "raid1" || level == "raid10" => write!(
+        Layer::Md(level) if is_mirror(level) => write!(
             f,
             "is a member of {holder} ({level}); a snapshot onto a mirror is not possible"
         ),
@@ -332,6 +344,16 @@ impl System {
             }
         }
         found
+    }
+
+    /// The devices that hold the filesystem of `/` itself, for a person: without what they lie on.
+    pub fn running_root(&self) -> Vec<PathBuf> {
+        let roots = self.root_mounts();
+        let below = roots
+            .first()
+            .and_then(|(mount, pid)| self.devices_below_mount(mount, *pid));
+        let shown = |dev| self.roots.shown(dev);
+        below.unwrap_or_default().into_iter().map(shown).collect()
     }
 
     fn root_mounts(&self) -> Vec<(Mount, Option<u32>)> {

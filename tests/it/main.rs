@@ -10,6 +10,7 @@ mod common;
 mod artifact;
 mod basics;
 mod btrfs;
+mod clone;
 mod create;
 mod disk;
 mod dump;

@@ -1,0 +1,357 @@
+//! The targets while they are written: what was read goes straight from its buffer to where it belongs, by several threads at once.
+//!
+//! The first chunk of every target, with its superblock, is held back in memory; `finish` writes it when everything else has
+//! proven good. Until then the target's beginning is zeros. Allocates before the freeze only.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError, RwLock};
+
+use super::standby::Standby;
+use crate::command::prepare::Prepared;
+use crate::command::restore::Phase;
+use crate::command::skip::LeftAlone;
+use crate::crc;
+use crate::device::ReadAt;
+use crate::error::{Error, Fault, Result};
+use crate::stream::pipeline::Place;
+use crate::stream::plan::{CHUNK_BYTES, Cursor, Plan, Span};
+use crate::stream::target::Target;
+use crate::sys::memory::Pages;
+use crate::units::{Extent, to_u64, to_usize};
+
+/// Most checksums that are kept: 4 MiB of memory, a chunk each up to 128 GiB.
+const MAX_SUMS: u64 = 1 << 20;
+
+/// One target.
+pub struct Onto {
+    /// Its node.
+    pub name: String,
+    /// Written to by the placers through a shared lock, by one thread otherwise.
+    pub target: RwLock<Target>,
+    /// The first chunk, once it was read.
+    pub head: Mutex<Pages>,
+    /// How much of it is the image's.
+    pub head_bytes: usize,
+    /// Length of the image.
+    pub size_bytes: u64,
+    /// How far it is.
+    pub phase: Phase,
+    /// Bytes written.
+    pub written: AtomicU64,
+    wiped: [Option<Extent>; 2],
+    /// The memory of `--skip-free`.
+    pub left: Mutex<Option<LeftAlone>>,
+}
+
+/// Where a part of the plan belongs.
+struct Home {
+    target: usize,
+    offset: u64,
+    /// Number of its first chunk among those of all parts.
+    chunk: u64,
+}
+
+/// All targets of a run; leaked, because threads that may never return use it.
+pub struct Copy {
+    /// One for each image, in order.
+    pub onto: Vec<Onto>,
+    homes: Vec<Home>,
+    /// What was read, for `--verify`.
+    pub sums: Option<Sums>,
+    failed: AtomicUsize,
+}
+
+/// Whether what is written is remembered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wants {
+    /// `--verify`.
+    pub verify: bool,
+    /// `--skip-free`.
+    pub skip_free: bool,
+}
+
+impl Copy {
+    /// For sources that are ready, and a target for each. Allocates everything; writes nothing.
+    pub fn new(sources: &[Prepared], targets: Vec<Standby>, wants: Wants) -> Result<&'static Self> {
+        let mut homes = Vec::new();
+        let mut onto = Vec::new();
+        let mut chunk = 0u64;
+        for (index, (source, standby)) in sources.iter().zip(targets).enumerate() {
+            let mut offset = 0u64;
+            for piece in &source.pieces {
+                homes.push(Home {
+                    target: index,
+                    offset,
+                    chunk,
+                });
+                offset = offset.saturating_add(piece.length_bytes);
+                chunk = chunk.saturating_add(piece.length_bytes.div_ceil(CHUNK_BYTES));
+            }
+            let name = standby.name.clone();
+            let made = Onto::new(standby, offset, wants.skip_free);
+            onto.push(made.map_err(|fault| Error::fault(name, fault))?);
+        }
+        Ok(Box::leak(Box::new(Self {
+            onto,
+            homes,
+            sums: wants.verify.then(|| Sums::new(chunk)),
+            failed: AtomicUsize::new(0),
+        })))
+    }
+
+    /// Goes through the plan in order: what is data (with its part), and what is zeros.
+    pub fn walk<E>(
+        &self,
+        plan: &Plan,
+        mut visit: impl FnMut(usize, Extent, Option<usize>) -> std::result::Result<(), E>,
+    ) -> std::result::Result<(), E> {
+        let mut cursor = Cursor::default();
+        let mut offset = 0u64;
+        while let Some(span) = cursor.next_span(plan) {
+            let (length_bytes, part) = match span {
+                Span::End(_) => {
+                    offset = 0;
+                    continue;
+                }
+                Span::Zeros { length_bytes } => (length_bytes, None),
+                Span::Data {
+                    part, length_bytes, ..
+                } => (length_bytes, Some(part)),
+            };
+            visit(
+                cursor.image(),
+                Extent {
+                    offset,
+                    length_bytes,
+                },
+                part,
+            )?;
+            offset = offset.saturating_add(length_bytes);
+        }
+        Ok(())
+    }
+
+    /// Number of the chunk at `offset` of a target, which lies in `part`.
+    pub fn chunk_at(&self, part: usize, offset: u64) -> Option<u64> {
+        let home = self.homes.get(part)?;
+        let inside = offset.checked_sub(home.offset)?;
+        Some(home.chunk.saturating_add(inside / CHUNK_BYTES))
+    }
+
+    /// The target and place of a chunk.
+    pub fn place_of(&self, chunk: u64) -> Option<(&Onto, u64)> {
+        let home = self.homes.iter().rev().find(|home| home.chunk <= chunk)?;
+        let inside = (chunk - home.chunk).saturating_mul(CHUNK_BYTES);
+        Some((
+            self.onto.get(home.target)?,
+            home.offset.saturating_add(inside),
+        ))
+    }
+
+    /// The state the targets would be left in now, for a message.
+    pub fn state(&self) -> String {
+        let state = |onto: &Onto| onto.phase.state();
+        match self.onto.as_slice() {
+            [only] => state(only).to_owned(),
+            all if all.iter().all(|onto| onto.phase.get() == Phase::UNTOUCHED) => {
+                "nothing was written".to_owned()
+            }
+            all => {
+                let each = all
+                    .iter()
+                    .map(|onto| format!("{}: {}", onto.name, state(onto)));
+                each.collect::<Vec<_>>().join("; ")
+            }
+        }
+    }
+
+    /// Whether anything has been written to any target.
+    pub fn is_begun(&self) -> bool {
+        let mut all = self.onto.iter();
+        all.any(|onto| onto.phase.get() != Phase::UNTOUCHED)
+    }
+
+    fn on<T>(
+        &self,
+        index: usize,
+        work: impl FnOnce(&Onto) -> std::result::Result<T, Fault>,
+    ) -> std::result::Result<T, Fault> {
+        let onto = self.onto.get(index);
+        let onto = onto.ok_or(Fault::refused("part without a target"))?;
+        work(onto).inspect_err(|_| self.failed.store(index, Ordering::Relaxed))
+    }
+}
+
+impl Onto {
+    fn new(standby: Standby, size_bytes: u64, skip_free: bool) -> std::result::Result<Self, Fault> {
+        let left = match skip_free {
+            true => Some(LeftAlone::new(standby.device.size_bytes())?),
+            false => None,
+        };
+        Ok(Self {
+            name: standby.name,
+            target: RwLock::new(Target::new(standby.device)?),
+            head: Mutex::new(Pages::new(to_usize(CHUNK_BYTES)).map_err(|e| Fault::io("mmap", e))?),
+            head_bytes: to_usize(size_bytes.min(CHUNK_BYTES)),
+            size_bytes,
+            phase: Phase::default(),
+            written: AtomicU64::new(0),
+            wiped: standby.wiped,
+            left: Mutex::new(left),
+        })
+    }
+
+    /// Zeroes what would be recognised.
+    fn wipe(&self) -> std::result::Result<(), Fault> {
+        let mut target = self.target.write().unwrap_or_else(PoisonError::into_inner);
+        self.phase.set(Phase::WRITING);
+        for extent in self.wiped.into_iter().flatten() {
+            let mut rest = extent;
+            while !rest.is_empty() {
+                rest = target.zero_step(rest)?;
+            }
+        }
+        target.zeroed_bytes = 0;
+        target.sync()
+    }
+
+    /// Keeps what belongs to the head, writes the rest.
+    fn put(&self, offset: u64, bytes: &[u8]) -> std::result::Result<(), Fault> {
+        let mut offset = offset;
+        let mut rest = bytes;
+        if let Some(start) = usize::try_from(offset)
+            .ok()
+            .filter(|at| *at < self.head_bytes)
+        {
+            let mut head = self.head.lock().unwrap_or_else(PoisonError::into_inner);
+            let held = head.get_mut(start..self.head_bytes).unwrap_or_default();
+            let (kept, after) = rest.split_at(held.len().min(rest.len()));
+            held.get_mut(..kept.len())
+                .unwrap_or_default()
+                .copy_from_slice(kept);
+            offset = offset.saturating_add(to_u64(kept.len()));
+            rest = after;
+        }
+        if !rest.is_empty() {
+            let target = self.target.read().unwrap_or_else(PoisonError::into_inner);
+            target.put(offset, rest)?;
+        }
+        self.written
+            .fetch_add(to_u64(bytes.len()), Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+impl Place for Copy {
+    fn begin(&self) -> std::result::Result<(), Fault> {
+        for index in 0..self.onto.len() {
+            self.on(index, Onto::wipe)?;
+        }
+        Ok(())
+    }
+
+    fn place(&self, part: usize, offset: u64, bytes: &[u8]) -> std::result::Result<(), Fault> {
+        let home = self.homes.get(part);
+        let home = home.ok_or(Fault::refused("part without a target"))?;
+        if let Some(sums) = &self.sums {
+            sums.add_all(home.chunk.saturating_add(offset / CHUNK_BYTES), bytes);
+        }
+        let offset = home.offset.saturating_add(offset);
+        self.on(home.target, |onto| onto.put(offset, bytes))
+    }
+
+    fn failed(&self) -> &str {
+        let index = self.failed.load(Ordering::Relaxed);
+        self.onto.get(index).map_or("target", |onto| &onto.name)
+    }
+}
+
+/// Checksums of chunks that come in any order, in bounded memory: one for each chunk, or for a power of two of them. CRC-32s are
+/// summed with a factor for their place, so that neither another content nor another order passes for the same.
+#[derive(Debug)]
+pub struct Sums {
+    shift: u32,
+    sums: Vec<AtomicU32>,
+}
+
+impl Sums {
+    /// For so many chunks. All memory is allocated here.
+    pub fn new(chunks: u64) -> Self {
+        let mut shift = 0;
+        while chunks >> shift > MAX_SUMS {
+            shift += 1;
+        }
+        let count = to_usize((chunks >> shift).saturating_add(1));
+        Self {
+            shift,
+            sums: (0..count).map(|_| AtomicU32::new(0)).collect(),
+        }
+    }
+
+    /// Of nothing, for as many chunks.
+    pub fn empty(&self) -> Self {
+        Self {
+            shift: self.shift,
+            sums: self.sums.iter().map(|_| AtomicU32::new(0)).collect(),
+        }
+    }
+
+    /// Adds chunks, the first of which has this number.
+    pub fn add_all(&self, first: u64, bytes: &[u8]) {
+        for (number, chunk) in (first..).zip(bytes.chunks(to_usize(CHUNK_BYTES))) {
+            let place = u32::try_from(number & 0x7fff_ffff).unwrap_or(0);
+            let factor = place.wrapping_mul(2).wrapping_add(1);
+            if let Some(sum) = self.sums.get(to_usize(number >> self.shift)) {
+                sum.fetch_add(crc::crc32(0, chunk).wrapping_mul(factor), Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// The first chunk of the first difference, and how many chunks it may lie in.
+    pub fn difference(&self, other: &Self) -> Option<(u64, u64)> {
+        let value = |sum: &AtomicU32| sum.load(Ordering::Relaxed);
+        let mut pairs = self.sums.iter().zip(&other.sums);
+        let index = pairs.position(|(a, b)| value(a) != value(b))?;
+        Some((to_u64(index) << self.shift, 1 << self.shift))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sums_do_not_depend_on_the_order_and_see_bytes_and_places_change() {
+        let chunk = to_usize(CHUNK_BYTES);
+        let data: Vec<u8> = (0..3 * chunk + 77)
+            .map(|at| (at / 97).to_le_bytes()[0])
+            .collect();
+        let summed = |order: &[usize], data: &[u8]| {
+            let sums = Sums::new(4);
+            for at in order {
+                let end = data.len().min((at + 1) * chunk);
+                sums.add_all(to_u64(*at), &data[at * chunk..end]);
+            }
+            sums
+        };
+        let sums = summed(&[0, 1, 2, 3], &data);
+        assert_eq!(sums.difference(&summed(&[3, 1, 0, 2], &data)), None);
+        let mut other = data.clone();
+        other[2 * chunk + 5] ^= 1;
+        assert_eq!(
+            sums.difference(&summed(&[0, 1, 2, 3], &other)),
+            Some((2, 1))
+        );
+        // In a table that has no room for each: swapped chunks are told apart, too.
+        let coarse = |first: u64, second: u64| {
+            let mut sums = Sums::new(4);
+            sums.shift = 1;
+            sums.add_all(first, &data[..chunk]);
+            sums.add_all(second, &data[chunk..2 * chunk]);
+            sums
+        };
+        assert_eq!(coarse(2, 3).difference(&coarse(3, 2)), Some((2, 2)));
+        assert_eq!(coarse(2, 3).difference(&coarse(2, 3)), None);
+        assert!(to_u64(Sums::new(1 << 40).sums.len()) <= MAX_SUMS + 1);
+    }
+}

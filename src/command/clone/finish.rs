@@ -1,0 +1,257 @@
+//! The end of a clone, after the thaw: free ranges become zeros, everything is flushed and (with `--verify`) read back, and only then
+//! the first superblocks are written, one target after another.
+
+use std::sync::{Arc, PoisonError};
+
+use super::copy::{Copy, Onto, Sums};
+use crate::command::image::{Content, Head};
+use crate::command::restore::Phase;
+use crate::command::{head, partitions, skip};
+use crate::device::DeviceKind;
+use crate::error::{Error, Exit, Result};
+use crate::stream::copy::{self as writing, Failure, Progress, ZeroRuns};
+use crate::stream::pipeline::is_zero;
+use crate::stream::plan::{Plan, SPAN_BYTES};
+use crate::stream::target::Target;
+use crate::sys::memory::Pages;
+use crate::units::{Extent, to_u64, to_usize};
+
+/// What is left to be done, in a thread of its own.
+pub struct Finish {
+    /// The targets.
+    pub copy: &'static Copy,
+    /// What was read.
+    pub plan: &'static Plan,
+    /// For the waiting thread.
+    pub progress: Arc<Progress>,
+}
+
+/// What came of it.
+#[derive(Debug, Default)]
+pub struct Finished {
+    /// By target: bytes zeroed, and bytes left as they were.
+    pub figures: Vec<(u64, u64)>,
+    /// Things to tell.
+    pub notes: Vec<String>,
+}
+
+impl Finish {
+    /// Does all of it. After the first write a refusal is 1, never 4.
+    pub fn run(self) -> Result<Finished> {
+        self.steps().map_err(|error| match error {
+            Error::Message(Exit::Refused, line) => Error::Message(Exit::Failed, line),
+            other => other,
+        })
+    }
+
+    fn steps(&self) -> Result<Finished> {
+        let mut finished = Finished::default();
+        self.zero()?;
+        for onto in &self.copy.onto {
+            let skipped = self.settle(onto)?;
+            let mut target = onto.target.write().unwrap_or_else(PoisonError::into_inner);
+            target
+                .sync()
+                .map_err(|fault| Error::fault(&onto.name, fault))?;
+            finished.figures.push((target.zeroed_bytes, skipped));
+        }
+        if let Some(sums) = &self.copy.sums {
+            self.compare(sums)?;
+        }
+        for onto in &self.copy.onto {
+            let stopped = self.progress.stopped();
+            stopped.map_err(|failure| failed(onto, failure))?;
+            finished.notes.extend(self.write_head(onto)?);
+        }
+        Ok(finished)
+    }
+
+    /// Every range of zeros, up to the end of each target.
+    fn zero(&self) -> Result<()> {
+        self.copy.walk(self.plan, |index, extent, part| {
+            match (self.copy.onto.get(index), part) {
+                (Some(onto), None) => self.zero_run(onto, extent),
+                _ => Ok(()),
+            }
+        })?;
+        for onto in &self.copy.onto {
+            self.zero_run(onto, behind(onto))?;
+        }
+        Ok(())
+    }
+
+    fn zero_run(&self, onto: &Onto, run: Extent) -> Result<()> {
+        let mut target = onto.target.write().unwrap_or_else(PoisonError::into_inner);
+        let mut left = onto.left.lock().unwrap_or_else(PoisonError::into_inner);
+        let leave = left.as_mut().and_then(|left| left.leave(run));
+        writing::zero(&mut target, run, leave, &self.progress)
+            .map_err(|failure| failed(onto, failure))
+    }
+
+    /// Zeroes what was left alone and must not keep stale bytes; gives the bytes that stay untouched.
+    fn settle(&self, onto: &Onto) -> Result<u64> {
+        let mut left = onto.left.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(left) = left.as_mut() else {
+            return Ok(0);
+        };
+        let mut target = onto.target.write().unwrap_or_else(PoisonError::into_inner);
+        let head = onto.head.lock().unwrap_or_else(PoisonError::into_inner);
+        let head = head.get(..onto.head_bytes).unwrap_or_default();
+        skip::settle(
+            &mut target,
+            &content(onto, head)?,
+            head,
+            left,
+            &self.progress,
+        )
+        .map_err(|failure| failed(onto, failure))
+    }
+
+    /// Reads everything back behind the heads, which are taken from memory.
+    fn compare(&self, sums: &Sums) -> Result<()> {
+        let found = sums.empty();
+        let buffer = Pages::new(to_usize(SPAN_BYTES));
+        let mut buffer = buffer.map_err(|e| Error::failed(format_args!("floe: mmap: {e}")))?;
+        for onto in &self.copy.onto {
+            let target = onto.target.read().unwrap_or_else(PoisonError::into_inner);
+            target
+                .drop_cache()
+                .map_err(|fault| Error::fault(&onto.name, fault))?;
+        }
+        self.copy.walk(self.plan, |index, extent, part| {
+            let Some(onto) = self.copy.onto.get(index) else {
+                return Ok(());
+            };
+            let Some(part) = part else {
+                return self.compare_zeros(onto, extent, &mut buffer);
+            };
+            let bytes = self.read(onto, extent, &mut buffer)?;
+            if let Some(first) = self.copy.chunk_at(part, extent.offset) {
+                found.add_all(first, bytes);
+            }
+            Ok(())
+        })?;
+        for onto in &self.copy.onto {
+            self.compare_zeros(onto, behind(onto), &mut buffer)?;
+        }
+        let Some((chunk, count)) = sums.difference(&found) else {
+            return Ok(());
+        };
+        Err(match self.copy.place_of(chunk) {
+            Some((onto, offset)) => head::differs(
+                &onto.name,
+                Extent {
+                    offset,
+                    length_bytes: count.saturating_mul(crate::stream::plan::CHUNK_BYTES),
+                },
+            ),
+            None => Error::failed("floe: internal: difference without a place"),
+        })
+    }
+
+    /// What the target will hold at `extent`, at most [`SPAN_BYTES`], when its head is written.
+    fn read<'a>(&self, onto: &Onto, extent: Extent, buffer: &'a mut Pages) -> Result<&'a [u8]> {
+        self.progress
+            .stopped()
+            .map_err(|failure| failed(onto, failure))?;
+        let length = to_usize(extent.length_bytes);
+        let target = onto.target.read().unwrap_or_else(PoisonError::into_inner);
+        target
+            .read_back(extent.offset, buffer, length)
+            .map_err(|fault| Error::fault(&onto.name, fault))?;
+        let bytes = buffer.get_mut(..length).unwrap_or_default();
+        if let Ok(start) = usize::try_from(extent.offset) {
+            let head = onto.head.lock().unwrap_or_else(PoisonError::into_inner);
+            let head = head.get(start..onto.head_bytes).unwrap_or_default();
+            for (to, from) in bytes.iter_mut().zip(head) {
+                *to = *from;
+            }
+        }
+        let done = &self.progress.done_bytes;
+        done.fetch_add(extent.length_bytes, std::sync::atomic::Ordering::Relaxed);
+        Ok(bytes)
+    }
+
+    fn compare_zeros(&self, onto: &Onto, run: Extent, buffer: &mut Pages) -> Result<()> {
+        let left = onto.left.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut offset = run.offset;
+        while offset < run.end() {
+            let rest = Extent {
+                offset,
+                length_bytes: run.end() - offset,
+            };
+            let hole = left.as_ref().and_then(|left| left.first_in(rest));
+            if let Some(hole) = hole.filter(|hole| hole.offset == offset) {
+                offset = hole.end();
+                continue;
+            }
+            let limit = hole.map_or(run.end(), |hole| hole.offset);
+            let piece = Extent {
+                offset,
+                length_bytes: (limit - offset).min(SPAN_BYTES),
+            };
+            if !is_zero(self.read(onto, piece, buffer)?) {
+                return Err(head::differs(&onto.name, piece));
+            }
+            offset = piece.end();
+        }
+        Ok(())
+    }
+
+    /// The head, its superblock at the very end.
+    fn write_head(&self, onto: &Onto) -> Result<Vec<String>> {
+        let fail = |fault| Error::fault(&onto.name, fault);
+        let mut target = onto.target.write().unwrap_or_else(PoisonError::into_inner);
+        let mut bytes = onto.head.lock().unwrap_or_else(PoisonError::into_inner);
+        let length = onto.head_bytes;
+        let mut notes = Vec::new();
+        onto.phase.set(Phase::LAST);
+        let content = content(onto, bytes.get(..length).unwrap_or_default())?;
+        let held = bytes.get_mut(..length).unwrap_or_default();
+        let moved = head::move_backup_table(held, content.table.as_ref(), &target).map_err(fail)?;
+        notes.extend(moved);
+        let last = head::last_bytes(&content, length);
+        head::write(&mut bytes, length, last, &mut target).map_err(fail)?;
+        let held = bytes.get(..length).unwrap_or_default();
+        if self.copy.sums.is_some() && !head::is_there(held, &target).map_err(fail)? {
+            return Err(self.take_back(onto, &mut target));
+        }
+        target.drop_cache().map_err(fail)?;
+        onto.phase.set(Phase::COMPLETE);
+        if content.table.is_some() && target.device().kind() == DeviceKind::Block {
+            notes.extend(partitions::refresh(target.device()));
+        }
+        let name = |note| format!("{}: {note}", onto.name);
+        Ok(notes.into_iter().map(name).collect())
+    }
+
+    /// A head that does not read as it was written must not be taken for a good one.
+    fn take_back(&self, onto: &Onto, target: &mut Target) -> Error {
+        let whole = Extent {
+            offset: 0,
+            length_bytes: to_u64(onto.head_bytes),
+        };
+        let _ = writing::zero_extent(target, whole, &self.progress);
+        let _ = target.sync();
+        head::differs(&onto.name, whole)
+    }
+}
+
+fn failed(onto: &Onto, failure: Failure) -> Error {
+    match failure {
+        Failure::Image(fault) | Failure::Target(fault) => Error::fault(&onto.name, fault),
+    }
+}
+
+fn content(onto: &Onto, head: &[u8]) -> Result<Content> {
+    Content::probe(&Head(head)).map_err(|fault| Error::fault(&onto.name, fault))
+}
+
+/// What of the target lies behind the image.
+fn behind(onto: &Onto) -> Extent {
+    let target = onto.target.read().unwrap_or_else(PoisonError::into_inner);
+    Extent {
+        offset: onto.size_bytes,
+        length_bytes: target.size_bytes().saturating_sub(onto.size_bytes),
+    }
+}

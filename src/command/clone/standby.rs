@@ -1,0 +1,199 @@
+//! The targets of a clone: every check on every one of them, before the first write to any. Opens and looks; writes nothing.
+
+use crate::command::clone::pairs::Pair;
+use crate::command::image::HEAD_BYTES;
+use crate::command::prepare::Prepared;
+use crate::command::target::{Chosen, Overwrite, cannot, old_tail};
+use crate::device::{Access, Device, ReadAt};
+use crate::error::{Error, Result};
+use crate::fs::Kind;
+use crate::mounts::{DevId, Layer, Named, System, Why, is_mirror};
+use crate::units::{Extent, to_u64};
+
+/// The state every message here ends with.
+const NOTHING: &str = "nothing was written";
+
+/// A target that passed every check, held O_EXCL.
+#[derive(Debug)]
+pub struct Standby {
+    /// Its node.
+    pub name: String,
+    /// Open for writing.
+    pub device: Device,
+    /// What is zeroed first, so that nothing old is recognised: its beginning, and an old table at its end.
+    pub wiped: [Option<Extent>; 2],
+}
+
+/// Finds and checks the targets, one for each source, in order; cuts a source at the end of its filesystem where the target is
+/// smaller than the device.
+pub fn find(
+    system: &System,
+    pairs: &[Pair],
+    sources: &mut [Prepared],
+    overwrite: Overwrite,
+) -> Result<Vec<Standby>> {
+    let mut named = Vec::new();
+    for pair in pairs {
+        let found = system.target(&pair.target).map_err(|error| match error {
+            Error::Message(_, ref line) if line.ends_with(NOTHING) => error,
+            other => other.leaving(NOTHING),
+        })?;
+        let Some(dev) = found.dev else {
+            return Err(Error::refused(format_args!(
+                "{}: is a regular file; a clone goes to block devices, and floe dump -o writes files; {NOTHING}",
+                found.shown.display()
+            )));
+        };
+        named.push((found, dev));
+    }
+    for (index, (target, dev)) in named.iter().enumerate() {
+        check_use(system, target, *dev, sources)?;
+        let others = named.iter().take(index);
+        for (other, other_dev) in others {
+            if system.overlaps(*dev, *other_dev) {
+                return Err(refused(
+                    target,
+                    format_args!(
+                        "shares blocks with another target, {}",
+                        other.shown.display()
+                    ),
+                ));
+            }
+        }
+    }
+    let mut found = Vec::new();
+    for (((target, dev), pair), source) in named.into_iter().zip(pairs).zip(sources) {
+        let overwrite = match pair.declared {
+            true => Overwrite::Allowed,
+            false => overwrite,
+        };
+        found.push(open(system, target, dev, source, overwrite)?);
+    }
+    Ok(found)
+}
+
+fn refused(target: &Named, why: std::fmt::Arguments<'_>) -> Error {
+    Error::refused(format_args!(
+        "refused: {} {why}; {NOTHING}",
+        target.shown.display()
+    ))
+}
+
+/// A target by another name: a link, a bind mount's node, /dev/root, a volume on top of it.
+fn apart_from_sources(
+    system: &System,
+    target: &Named,
+    dev: DevId,
+    sources: &[Prepared],
+) -> Result<()> {
+    for source in sources {
+        let devices = source.mounted.iter().flat_map(|mounted| &mounted.devices);
+        let same = source
+            .dev
+            .iter()
+            .chain(devices)
+            .any(|from| system.overlaps(dev, *from));
+        if same {
+            return Err(refused(
+                target,
+                format_args!(
+                    "is the source {} itself, or shares blocks with it",
+                    source.name
+                ),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// On a mirror, below something, mounted, the running root, or a source by another name.
+fn check_use(system: &System, target: &Named, dev: DevId, sources: &[Prepared]) -> Result<()> {
+    let below = system.under(dev).map_err(|error| error.leaving(NOTHING))?;
+    for at in below {
+        if let Layer::Md(level) = system.roots().layer(at)
+            && is_mirror(&level)
+        {
+            // The contract's words for a member, and no more than them.
+            return Err(Error::refused(format_args!(
+                "refused: {} is on the mirror {} ({level}); a snapshot onto a mirror is not possible",
+                target.shown.display(),
+                system.roots().kernel_name(at)
+            )));
+        }
+    }
+    let uses = system.uses_of(target)?;
+    match uses.first() {
+        Some(found) if found.is_mirror() => {
+            return Err(Error::refused(format_args!("refused: {found}")));
+        }
+        Some(found) if found.why == Why::RunningRoot => {}
+        // "Is mounted, umount it" would be the wrong advice for a source.
+        _ => apart_from_sources(system, target, dev, sources)?,
+    }
+    match uses.first() {
+        Some(found) => Err(Error::refused(format_args!("refused: {found}; {NOTHING}"))),
+        None => Ok(()),
+    }
+}
+
+fn open(
+    system: &System,
+    target: Named,
+    dev: DevId,
+    source: &mut Prepared,
+    overwrite: Overwrite,
+) -> Result<Standby> {
+    let device = system.roots().open_device(dev, Access::WriteHeld);
+    let device = device.map_err(|fault| cannot(&target.shown, fault))?;
+    cut_to_filesystem(source, device.size_bytes());
+    let sector = u64::from(device.sector_bytes());
+    let from = source.devices.first();
+    let from = from.map_or(sector, |opened| u64::from(opened.device.sector_bytes()));
+    if sector > from && !any_sector(source, sector) {
+        return Err(refused(
+            &target,
+            format_args!(
+                "has sectors of {sector} bytes, and what is on {} is made for {from}",
+                source.name
+            ),
+        ));
+    }
+    let name = target.shown.display().to_string();
+    let chosen = Chosen::Existing(target.shown, device);
+    chosen.check_size(source.size_bytes)?;
+    chosen.check_content(overwrite)?;
+    let (_, device) = chosen.into_device()?;
+    let head = Extent {
+        offset: 0,
+        length_bytes: to_u64(HEAD_BYTES).min(device.size_bytes()),
+    };
+    Ok(Standby {
+        name,
+        wiped: [Some(head), old_tail(&device)],
+        device,
+    })
+}
+
+/// Filesystems that keep no sector size, in blocks that are sectors of the target at least.
+fn any_sector(source: &Prepared, sector: u64) -> bool {
+    source.identity.as_ref().is_some_and(|found| {
+        matches!(
+            found.kind,
+            Kind::Ext2 | Kind::Ext3 | Kind::Ext4 | Kind::Btrfs
+        ) && u64::from(found.block_bytes).is_multiple_of(sector)
+    }) && source.size_bytes.is_multiple_of(sector)
+}
+
+/// A filesystem may end before its device: what lies behind it is not needed on a smaller target.
+fn cut_to_filesystem(source: &mut Prepared, target_bytes: u64) {
+    let end = source.identity.as_ref().map_or(0, |found| found.size_bytes);
+    let is_filesystem = !source.mounted.is_empty() && end > 0;
+    if let [piece] = source.pieces.as_mut_slice()
+        && is_filesystem
+        && end <= target_bytes
+        && target_bytes < piece.length_bytes
+    {
+        piece.length_bytes = target_bytes;
+        source.size_bytes = target_bytes;
+    }
+}

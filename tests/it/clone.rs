@@ -1,0 +1,558 @@
+//! `floe clone` on real loop devices: what arrives is compared file by file and checked by the filesystem's own checker; refusals
+//! touch nothing; interrupted targets look empty and a second clone repairs them.
+
+use crate::common::{self, Limit, LoopDevice, LoopFs, Mounted, Random, Scratch, Spec, Writer};
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+const MIB: u64 = 1 << 20;
+
+/// A loop device over a new file filled with one byte.
+fn device(scratch: &Scratch, name: &str, mib: u64, fill: u8) -> LoopDevice {
+    let path = scratch.join(name);
+    let mut file = fs::File::create(&path).expect("file");
+    match fill {
+        0 => file.set_len(mib * MIB).expect("file"),
+        _ => (0..mib).for_each(|_| file.write_all(&vec![fill; 1 << 20]).expect("fill")),
+    }
+    LoopDevice::attach(&path, 512)
+}
+
+/// A mounted ext4 with so many MiB of noise in one file, and others.
+fn source(mib: u64, noise: usize) -> Option<LoopFs> {
+    let made = LoopFs::make(Spec {
+        mib,
+        ..Spec::default()
+    });
+    let made = made.ok()?;
+    made.fill(60);
+    let bytes = Random(0xc10e).bytes(noise << 20);
+    fs::write(made.dir().join("noise"), bytes).expect("write");
+    common::output("sync", &["-f", &made.dir().to_string_lossy()]);
+    Some(made)
+}
+
+macro_rules! require_source {
+    ($mib:expr, $noise:expr) => {
+        require_some!(source($mib, $noise), "root and mkfs.ext4")
+    };
+}
+
+fn pair(source: &Path, target: &Path) -> String {
+    format!("{}={}", source.display(), target.display())
+}
+
+/// `floe clone` with these words.
+fn clone(words: &[&str]) -> common::Run {
+    let mut floe = common::floe().expect("required before");
+    common::run(floe.arg("clone").args(words), Limit::secs(120))
+}
+
+/// All but what a writer changes.
+fn quiet_tree(dir: &Path) -> BTreeMap<PathBuf, String> {
+    let mut found = common::tree(dir);
+    found.retain(|path, _| !path.starts_with("busy"));
+    found
+}
+
+fn is_recognised(device: &Path) -> bool {
+    let mut blkid = Command::new("blkid");
+    let run = common::run(
+        blkid.args(["-p", "-c", "/dev/null"]).arg(device),
+        Limit::secs(20),
+    );
+    run.code != Some(2)
+}
+
+fn starts_with_zeros(file: &Path) -> bool {
+    let mut head = vec![1; 65_536];
+    let file = fs::File::open(file).expect("target");
+    file.read_exact_at(&mut head, 0).expect("target");
+    head.iter().all(|byte| *byte == 0)
+}
+
+/// Starts a clone and waits until the target's beginning has been zeroed: it is in the middle.
+fn start_until_wiped(pair: &str, file: &Path, more: &[&str]) -> Child {
+    let mut floe = common::floe().expect("required before");
+    floe.args(["clone", "--overwrite", pair]).args(more);
+    let mut child = floe
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("floe");
+    let end = Instant::now() + Duration::from_secs(30);
+    while !starts_with_zeros(file) {
+        let over = child.try_wait().expect("wait");
+        assert!(over.is_none() && Instant::now() < end, "{over:?}");
+    }
+    child
+}
+
+fn stderr_of(mut child: Child) -> (std::process::ExitStatus, String) {
+    let status = common::wait_for(&mut child, Duration::from_secs(60)).expect("floe does not end");
+    let mut text = String::new();
+    let mut stderr = child.stderr.take().expect("piped");
+    std::io::Read::read_to_string(&mut stderr, &mut text).expect("text");
+    (status, text)
+}
+
+#[test]
+fn filesystems_under_write_load_arrive_whole_and_checked() {
+    drop(require_floe!());
+    let kinds: [(&str, u64, &[&str]); 3] = [
+        ("ext4", 96, &["e2fsck", "-f", "-p"]),
+        ("xfs", 320, &["xfs_repair", "-n"]),
+        ("btrfs", 160, &["btrfs", "check"]),
+    ];
+    for (kind, mib, check) in kinds {
+        let made = LoopFs::make(Spec {
+            kind,
+            mib,
+            ..Spec::default()
+        });
+        let made = match made {
+            Ok(made) => made,
+            Err(missing) => {
+                common::skip(&missing);
+                continue;
+            }
+        };
+        made.fill(120);
+        let scratch = Scratch::new();
+        let target = device(&scratch, "target", mib + 3, 0xa5);
+        let writer = Writer::start(made.dir());
+        std::thread::sleep(Duration::from_millis(300));
+        let run = clone(&[&pair(made.dir(), target.path()), "--verify"]).expect_code(0);
+        drop(writer);
+        // What the writer had started may still be writing.
+        std::thread::sleep(Duration::from_millis(500));
+        let text = run.stderr_text();
+        assert!(
+            text.contains(&format!(
+                "Copying {} to {} …",
+                made.dir().display(),
+                target.path().display()
+            )),
+            "{run}"
+        );
+        let last = text.lines().last().unwrap_or_default();
+        let wanted = format!(
+            "The following filesystems were archived: {}",
+            made.dir().display()
+        );
+        assert!(last.ends_with(&wanted), "{run}");
+        assert!(text.contains("bootloader"), "{run}");
+        let files = quiet_tree(made.dir());
+        // The kernel takes two btrfs of one uuid for one: the original goes first.
+        drop(made);
+        if kind == "btrfs" {
+            let _ = Command::new("btrfs")
+                .args(["device", "scan", "--forget"])
+                .output();
+        }
+        let mounted = Mounted::new(kind, target.path(), "");
+        common::assert_same_tree(&files, &quiet_tree(mounted.dir()));
+        drop(mounted);
+        target.wait_until_free();
+        let node = target.path().to_string_lossy();
+        let checked = common::run(
+            Command::new(check[0]).args(&check[1..]).arg(&*node),
+            Limit::secs(60),
+        );
+        assert!(matches!(checked.code, Some(0 | 1)), "{checked}");
+        // Nothing of what was there before is left, and the end of the larger target is zeros.
+        let mut stale = 0;
+        let bytes = fs::read(scratch.join("target")).expect("target");
+        for block in bytes.chunks(4096) {
+            stale += usize::from(block.iter().all(|byte| *byte == 0xa5));
+        }
+        assert_eq!(stale, 0, "{kind}");
+        let end = usize::try_from(mib * MIB).expect("small");
+        assert!(bytes[end..].iter().all(|byte| *byte == 0), "{kind}");
+    }
+}
+
+#[test]
+fn two_filesystems_are_frozen_together_so_that_they_agree_on_what_came_first() {
+    drop(require_floe!());
+    let (one, two) = (require_source!(48, 4), require_source!(48, 4));
+    let scratch = Scratch::new();
+    let targets = [device(&scratch, "a", 48, 0), device(&scratch, "b", 48, 0)];
+    let script =
+        "i=0; while :; do i=$((i + 1)); echo $i >> \"$1/log\"; echo $i >> \"$2/log\"; done";
+    let mut writer = Command::new("sh")
+        .args(["-c", script, "writer"])
+        .args([one.dir(), two.dir()])
+        .stdin(Stdio::null())
+        .spawn()
+        .expect("writer");
+    std::thread::sleep(Duration::from_millis(200));
+    let words = [
+        pair(one.dir(), targets[0].path()),
+        pair(two.dir(), targets[1].path()),
+    ];
+    let run = clone(&[&words[0], &words[1], "--report", "-"]);
+    let _ = writer.kill();
+    let _ = common::wait_for(&mut writer, Duration::from_secs(5));
+    let run = run.expect_code(0);
+    let text = run.stderr_text();
+    let archived = format!("archived: {} {}", one.dir().display(), two.dir().display());
+    assert!(text.contains(&archived), "{run}");
+    for key in [
+        "\"pairs\":[{",
+        "\"frozen_ms\":",
+        "\"running_root\":",
+        "\"consistent\":\"frozen\"",
+    ] {
+        assert!(text.contains(key), "{key}: {run}");
+    }
+    let lines = |target: &LoopDevice| {
+        let mounted = Mounted::new("ext4", target.path(), "");
+        fs::read_to_string(mounted.dir().join("log"))
+            .expect("log")
+            .lines()
+            .count()
+    };
+    let (a, b) = (lines(&targets[0]), lines(&targets[1]));
+    assert!(a > 0 && (a == b || a == b + 1), "{a} lines here, {b} there");
+}
+
+#[test]
+fn after_kill_9_the_source_is_thawed_the_target_looks_empty_and_a_second_clone_repairs_it() {
+    drop(require_floe!());
+    let _serial = common::serial();
+    let made = require_source!(256, 160);
+    let scratch = Scratch::new();
+    let target = device(&scratch, "target", 256, 0);
+    common::output("mkfs.ext4", &["-q", "-F", &target.path().to_string_lossy()]);
+    let pair = pair(made.dir(), target.path());
+    let mut child = start_until_wiped(&pair, &scratch.join("target"), &["--verify"]);
+    child.kill().expect("kill");
+    let _ = child.wait();
+    common::assert_not_frozen(made.dir(), "after kill -9");
+    target.wait_until_free();
+    assert!(!is_recognised(target.path()), "the target looks valid");
+    // It holds nothing that is known: no --overwrite is needed.
+    clone(&[&pair]).expect_code(0);
+    let mounted = Mounted::new("ext4", target.path(), "");
+    common::assert_same_tree(&common::tree(made.dir()), &common::tree(mounted.dir()));
+}
+
+#[test]
+fn a_signal_thaws_and_says_in_which_state_the_target_is() {
+    drop(require_floe!());
+    let _serial = common::serial();
+    let made = require_source!(256, 160);
+    let scratch = Scratch::new();
+    let target = device(&scratch, "target", 256, 0xa5);
+    let pair = pair(made.dir(), target.path());
+    let child = start_until_wiped(&pair, &scratch.join("target"), &["--verify"]);
+    common::signal(child.id(), "TERM");
+    let (status, text) = stderr_of(child);
+    assert_eq!(status.signal(), Some(15), "{text}");
+    assert!(
+        text.contains("interrupted; the target is not usable"),
+        "{text}"
+    );
+    common::assert_not_frozen(made.dir(), "after SIGTERM");
+    assert!(!is_recognised(target.path()), "the target looks valid");
+}
+
+#[test]
+fn a_freeze_that_takes_too_long_or_is_undone_by_others_leaves_no_valid_target() {
+    drop(require_floe!());
+    let _serial = common::serial();
+    let made = require_source!(256, 160);
+    let scratch = Scratch::new();
+    let target = device(&scratch, "target", 256, 0);
+    let pair = pair(made.dir(), target.path());
+    let run = clone(&[&pair, "--max-freeze", "20ms", "--spool", "off"]).expect_code(1);
+    assert!(run.stderr_text().contains("--max-freeze"), "{run}");
+    assert!(!is_recognised(target.path()), "{run}");
+    common::assert_not_frozen(made.dir(), "after the watchdog fired");
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                common::thaw(made.dir());
+            }
+        });
+        let run = clone(&[&pair, "--spool", "off"]);
+        over.store(true, Ordering::Relaxed);
+        let run = run.expect_code(1);
+        assert!(run.stderr_text().contains("thawed"), "{run}");
+        assert!(
+            run.stderr_text().contains("not usable") || run.stderr_text().contains("nothing was"),
+            "{run}"
+        );
+    });
+    assert!(!is_recognised(target.path()), "the target looks valid");
+}
+
+#[test]
+fn verify_finds_a_target_that_does_not_keep_what_is_written() {
+    drop(require_floe!());
+    let made = require_source!(96, 40);
+    let scratch = Scratch::new();
+    // Among the data, and in what is free at the end: somebody else's bytes, again and again.
+    for place in [20 * MIB, 95 * MIB + 4096] {
+        let target = device(&scratch, "target", 96, 0);
+        let file = fs::OpenOptions::new()
+            .write(true)
+            .open(scratch.join("target"))
+            .expect("target");
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    file.write_all_at(b"not what was written", place)
+                        .expect("write");
+                }
+            });
+            let run = clone(&[&pair(made.dir(), target.path()), "--verify", "--overwrite"]);
+            over.store(true, Ordering::Relaxed);
+            let run = run.expect_code(1);
+            let text = run.stderr_text();
+            assert!(text.contains("does not keep what is written"), "{run}");
+            assert!(text.contains("not usable"), "{run}");
+        });
+        assert!(!is_recognised(target.path()), "the target looks valid");
+    }
+}
+
+#[test]
+fn skip_free_leaves_free_ranges_and_nothing_that_is_owned() {
+    drop(require_floe!());
+    let made = require_source!(96, 20);
+    let scratch = Scratch::new();
+    let target = device(&scratch, "target", 96, 0xa5);
+    let run = clone(&[&pair(made.dir(), target.path()), "--skip-free", "--verify"]).expect_code(0);
+    assert!(
+        run.stderr_text().contains("free and left as it was"),
+        "{run}"
+    );
+    let bytes = fs::read(scratch.join("target")).expect("target");
+    let stale = |block: &&[u8]| block.iter().all(|byte| *byte == 0xa5);
+    assert!(bytes.chunks(4096).filter(stale).count() > 1000);
+    common::output("e2fsck", &["-f", "-n", &target.path().to_string_lossy()]);
+    let mounted = Mounted::new("ext4", target.path(), "");
+    common::assert_same_tree(&common::tree(made.dir()), &common::tree(mounted.dir()));
+}
+
+/// Everything in the target file, to see whether anything was touched.
+fn assert_refused(words: &[&str], code: i32, why: &str, untouched: &Path) {
+    let before = common::hash_file(untouched);
+    let run = clone(words).expect_code(code);
+    let text = run.stderr_text();
+    assert_eq!(text.lines().count(), 1, "{run}");
+    assert!(
+        text.starts_with("floe: ") && text.contains(why),
+        "no '{why}': {run}"
+    );
+    assert_eq!(common::hash_file(untouched), before, "{run}");
+}
+
+#[test]
+fn bad_input_is_one_line_each_and_touches_nothing() {
+    drop(require_floe!());
+    let made = require_source!(48, 2);
+    let scratch = Scratch::new();
+    let target = device(&scratch, "target", 48, 0xa5);
+    let (small, full) = (
+        device(&scratch, "small", 32, 0),
+        device(&scratch, "full", 64, 0),
+    );
+    common::output("mkfs.ext4", &["-q", "-F", &full.path().to_string_lossy()]);
+    let file = scratch.join("target");
+    let dir = made.dir().to_string_lossy().into_owned();
+    let to = |target: &Path| pair(made.dir(), target);
+    let link = scratch.join("link");
+    std::os::unix::fs::symlink(made.device(), &link).expect("link");
+    let node = target.path().to_string_lossy().into_owned();
+    for (words, code, why) in [
+        (vec![dir.clone()], 2, "is not SOURCE=TARGET"),
+        (vec![format!("{dir}=")], 2, "is not SOURCE=TARGET"),
+        (
+            vec![to(target.path()), to(small.path())],
+            2,
+            "is named twice",
+        ),
+        (
+            vec![to(target.path()), "--spool".into(), "5X".into()],
+            2,
+            "is not a size",
+        ),
+        (
+            vec![to(target.path()), "--pairs".into(), "x".into()],
+            2,
+            "exclude each other",
+        ),
+        (
+            vec![to(target.path()), "--no-such".into()],
+            2,
+            "unknown option",
+        ),
+        (vec![to(made.device())], 4, "is the source"),
+        (vec![to(&link)], 4, "is the source"),
+        (vec![to(small.path())], 4, "is too small"),
+        (vec![to(full.path())], 4, "--overwrite"),
+        (
+            vec![to(Path::new("/dev/no-such"))],
+            4,
+            "nothing was written",
+        ),
+        (vec![to(&file)], 4, "regular file"),
+        (
+            vec![format!("{dir}=LABEL=nobody-bears-this")],
+            4,
+            "no block device here bears it",
+        ),
+        (vec!["/no/such=/dev/null".into()], 1, "No such file"),
+        (
+            vec![
+                to(target.path()),
+                format!("{}={}", full.path().display(), made.device().display()),
+            ],
+            4,
+            "is the source",
+        ),
+        (
+            vec![
+                to(target.path()),
+                format!("{}={node}", full.path().display()),
+            ],
+            2,
+            "is named twice",
+        ),
+    ] {
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        assert_refused(&words, code, why, &file);
+    }
+    // The running root, whatever it is called.
+    let root = common::output("findmnt", &["-n", "-o", "SOURCE", "/"]);
+    if root.trim().starts_with("/dev/") && Path::new(root.trim()).exists() {
+        assert_refused(&[&to(Path::new(root.trim()))], 4, "running root", &file);
+    }
+    // Mounted: it says what to umount. Another loop device below or above counts as the same blocks.
+    let mounted = Mounted::new("ext4", full.path(), "");
+    let umount = format!("umount {} first", mounted.dir().display());
+    assert_refused(&[&to(full.path()), "--overwrite"], 4, &umount, &file);
+    drop(mounted);
+    let above = LoopDevice::attach(target.path(), 512);
+    assert_refused(&[&to(target.path())], 4, "is attached to", &file);
+    let second = format!("{}={}", full.path().display(), above.path().display());
+    assert_refused(&[&to(target.path()), &second], 4, "is attached to", &file);
+    drop(above);
+    common::output("blockdev", &["--setro", &node]);
+    assert_refused(&[&to(target.path())], 4, "is read-only", &file);
+    common::output("blockdev", &["--setrw", &node]);
+}
+
+#[test]
+fn a_pairs_file_declares_its_targets_standby_and_its_errors_name_the_line() {
+    drop(require_floe!());
+    let made = require_source!(48, 2);
+    let scratch = Scratch::new();
+    let target = device(&scratch, "target", 48, 0);
+    common::output("mkfs.ext4", &["-q", "-F", &target.path().to_string_lossy()]);
+    let pairs = scratch.join("floe.conf");
+    let name = pairs.to_string_lossy().into_owned();
+    for (text, code, why) in [
+        ("# nothing\nstore = /data\n", 2, "names no pair"),
+        (
+            "store = /data\n\n/config\n",
+            2,
+            "line 3: '/config' is not SOURCE=TARGET",
+        ),
+        ("stroe = /data\n", 2, "line 1: 'stroe'"),
+    ] {
+        fs::write(&pairs, text).expect("pairs");
+        assert_refused(&["--pairs", &name], code, why, &scratch.join("target"));
+    }
+    let missing = scratch.join("missing").to_string_lossy().into_owned();
+    assert_refused(
+        &["--pairs", &missing],
+        1,
+        "No such file",
+        &scratch.join("target"),
+    );
+    let line = pair(made.dir(), target.path());
+    fs::write(&pairs, format!("store = /data\n{line}\n")).expect("pairs");
+    clone(&["--pairs", &name]).expect_code(0);
+    let mounted = Mounted::new("ext4", target.path(), "");
+    common::assert_same_tree(&common::tree(made.dir()), &common::tree(mounted.dir()));
+}
+
+#[test]
+fn labels_name_sources_and_targets_and_a_filesystem_may_be_smaller_than_its_device() {
+    drop(require_floe!());
+    let label = format!("clone{}", std::process::id() % 100_000);
+    let made = LoopFs::make(Spec {
+        mib: 64,
+        mkfs: &["-b", "1024"],
+        ..Spec::default()
+    });
+    let mut made = match made {
+        Ok(made) => made,
+        Err(missing) => return common::skip(&missing),
+    };
+    made.unmount();
+    let node = made.device().to_string_lossy().into_owned();
+    common::output("mkfs.ext4", &["-q", "-F", "-L", &label, &node, "32M"]);
+    made.mount();
+    made.fill(30);
+    let scratch = Scratch::new();
+    let target = device(&scratch, "target", 40, 0xa5);
+    let standby = format!("{label}b");
+    let target_node = target.path().to_string_lossy().into_owned();
+    common::output("mkfs.ext4", &["-q", "-F", "-L", &standby, &target_node]);
+    let word = format!("LABEL={label}=LABEL={standby}");
+    clone(&[&word, "--overwrite"]).expect_code(0);
+    common::output("e2fsck", &["-f", "-n", &target_node]);
+    let mounted = Mounted::new("ext4", target.path(), "");
+    common::assert_same_tree(&common::tree(made.dir()), &common::tree(mounted.dir()));
+    drop(mounted);
+    let bytes = fs::read(scratch.join("target")).expect("target");
+    assert!(bytes[32 << 20..].iter().all(|byte| *byte == 0));
+}
+
+#[test]
+fn show_says_of_a_standby_what_it_is_and_when_it_was_written() {
+    let mut floe = require_floe!();
+    let made = require_source!(48, 2);
+    let scratch = Scratch::new();
+    let target = device(&scratch, "target", 48, 0);
+    clone(&[&pair(made.dir(), target.path())]).expect_code(0);
+    let run = common::run(floe.arg("show").arg(target.path()), Limit::secs(20)).expect_code(0);
+    let text = run.stdout_text();
+    let row = |name: &str| text.lines().find_map(|line| line.strip_prefix(name));
+    assert_eq!(
+        row("last mounted").map(str::trim),
+        made.dir().to_str(),
+        "{text}"
+    );
+    let year = row("last written").unwrap_or_default().trim();
+    assert!(year.starts_with("20") && year.ends_with('Z'), "{text}");
+    assert!(
+        row("uuid").is_some() && row("filesystem").is_some(),
+        "{text}"
+    );
+    let mut floe = require_floe!();
+    let run = common::run(
+        floe.args(["show", "--json"]).arg(target.path()),
+        Limit::secs(20),
+    );
+    let json = run.expect_code(0).stdout_text();
+    assert!(
+        json.contains("\"last_written_s\":1") || json.contains("\"last_written_s\":2"),
+        "{json}"
+    );
+    assert!(json.contains("\"last_mounted\":\""), "{json}");
+}
