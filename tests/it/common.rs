@@ -370,8 +370,24 @@ impl LoopDevice {
             "losetup",
             &["-f", "--show", "--sector-size", &sector, &file],
         );
-        LoopDevice {
+        let made = LoopDevice {
             device: PathBuf::from(out.trim()),
+        };
+        made.forget_partitions();
+        made
+    }
+
+    /// Partitions that somebody told the kernel of outlive `losetup -d`, and would be the next file's.
+    fn forget_partitions(&self) {
+        let name = self.device.file_name().unwrap().to_string_lossy();
+        let inside = fs::read_dir(format!("/sys/block/{name}")).into_iter();
+        let mut names = inside.flatten().flatten().map(|entry| entry.file_name());
+        if names.any(|entry| entry.to_string_lossy().starts_with(&*name)) {
+            let _ = Command::new("partx")
+                .arg("-d")
+                .arg(&self.device)
+                .stderr(Stdio::null())
+                .status();
         }
     }
 
@@ -393,6 +409,7 @@ impl LoopDevice {
 
 impl Drop for LoopDevice {
     fn drop(&mut self) {
+        self.forget_partitions();
         let _ = Command::new("losetup")
             .arg("-d")
             .arg(&self.device)

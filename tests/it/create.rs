@@ -440,7 +440,7 @@ fn table_boot_area_and_partitions_are_laid_on_an_empty_disk() {
         let shown = disk.path().display().to_string();
         let words = format!(
             "D='{shown}'; printf 'label: {label}\\nstart=2048,size=40000\\nsize=60000\\n' | sfdisk -q --no-tell-kernel --no-reread $D && \
-             printf BOOTLOADER | dd of=$D bs=1 seek=200000 conv=notrunc status=none && {{ partx -d $D 2>/dev/null; partx -a $D; }} && \
+             printf BOOTLOADER | dd of=$D bs=1 seek=200000 conv=notrunc status=none && partx -a $D && \
              mkfs.ext4 -q ${{D}}p1 && mkfs.ext4 -q ${{D}}p2"
         );
         let clear = |shown: &str| {
