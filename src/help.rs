@@ -53,6 +53,16 @@ pub const VERBS: &[Verb] = &[
         text: ARTIFACT,
     },
     Verb {
+        name: "pull",
+        line: "pull     HOST…                       images and snapshots from boards over ssh, many at a time",
+        text: PULL,
+    },
+    Verb {
+        name: "push",
+        line: "push     FILE HOST TARGET…           restore an image or snapshot on a board over ssh, or keep it there",
+        text: PUSH,
+    },
+    Verb {
         name: "thaw",
         line: "thaw     PATH | --all               emergency: thaw what something left frozen",
         text: THAW,
@@ -266,6 +276,61 @@ An image of the running root filesystem to stdout, as 'mender-artifact write roo
   -q, --quiet           print nothing but errors
 
 Exit: 0 complete and consistent; 1 anything else.
+";
+
+const PULL: &str = "\
+floe pull HOST…: images or snapshots from boards over ssh, many at a time
+
+HOST is host, user@host, host:port, ssh://user@host:port, an IPv6 address in brackets, or @FILE: one HOST a line. Runs floe on each
+board through this system's ssh; keys, passwords and its configuration are ssh's business. A file appears, or replaces an older
+one, only when it is complete and checked: exit status, length, SHA-256, and everything inside.
+
+  floe pull root@board1 board2:2222 -o images/
+  floe pull @boards.txt -P 8 --create root=/ config=/config -o snapshots/ --report all.json
+  floe pull me@board --sudo --send --dump /data -o data.img.gz
+
+What:
+      --dump SOURCE     an image (default: of /): DIR/HOST[_PORT].img.gz
+      --create NAME=SOURCE…
+                        a snapshot of all of them, frozen together: DIR/HOST[_PORT].zip
+      --kept NAME       a snapshot that is kept in the board's store, or 'latest': DIR/HOST[_PORT].zip
+      --clone PAIR…     floe clone on the board, which sends nothing but its lines
+                        Options of those verbs are handed on: --level --whole --require-map --live --stall --max-freeze --wait-sink
+                        --spool --comment --factory --rescue --disk, and those of clone
+Where to:
+  -o, --output DIR      a folder (default: this one); with one board a FILE, or - for stdout
+  -P, --parallel N      so many boards at a time (default 4)
+How floe is reached there (floe push too):
+      --ssh-option ARG  one argument for ssh, as in --ssh-option -i --ssh-option KEY; it counts before floe's own
+      --sudo            run floe there by 'sudo -n': without a password
+      --floe PATH       where it is there (default: floe)
+      --send            it is not there: bring it along, run it, leave nothing behind
+      --binaries DIR    where floe-x86_64, floe-aarch64 and floe-armv7 are (default: beside this floe)
+
+ssh is told to notice a dead connection within 30 s; the board thaws by itself.
+
+Exit: 0 all complete and checked; 1 at least one board failed, the files of the others are complete; 2 wrong command line; 4
+refused, no board was asked.
+";
+
+const PUSH: &str = "\
+floe push FILE HOST TARGET | NAME=TARGET…: restore an image or snapshot on a board over ssh
+
+FILE is verified here first; then it is floe restore on the board, with the same refusals and the same exit code. HOST and the
+options that reach it are those of floe pull.
+
+  floe push root.img.gz root@board /dev/mmcblk0p3 --overwrite --verify
+  floe push board.zip root@board root=/dev/mmcblk0p3 config=PARTLABEL=config_b
+  floe push board.zip root@board --store
+
+Options:
+      --store           keep the snapshot FILE in the board's store ('store = DIR' in its /etc/floe.conf) instead
+      --overwrite --verify --skip-free --grow --force --disk DEV
+                        as in floe restore
+      --ssh-option ARG, --sudo, --floe PATH, --send, --binaries DIR
+                        as in floe pull
+
+Exit: as floe restore on the board; 1 also when ssh failed.
 ";
 
 const THAW: &str = "\

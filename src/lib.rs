@@ -30,6 +30,7 @@
 //! | [`guard`], [`freeze`] | the guardian process and its protocol; the `Frozen` token |
 //! | [`report`], [`help`], [`cli`] | lines, JSON, progress; help texts; the command line |
 //! | [`snapshot`] | what a bundle says about itself |
+//! | [`remote`] | a command on another machine: the ssh child |
 //! | [`command`] | one verb a file; only here layers are joined |
 //!
 //! # Invariants
@@ -62,6 +63,7 @@ pub mod json;
 pub mod layout;
 pub mod mounts;
 pub mod ptable;
+pub mod remote;
 pub mod report;
 pub mod snapshot;
 pub mod stream;

@@ -11,6 +11,7 @@ mod grow;
 mod head;
 mod host;
 mod image;
+mod kept;
 mod labels;
 mod lay;
 mod list;
@@ -18,6 +19,8 @@ mod memory;
 mod mender;
 mod partitions;
 pub mod prepare;
+pub mod pull;
+mod push;
 mod restore;
 mod show;
 mod skip;
@@ -57,6 +60,9 @@ pub fn run(arguments: Vec<OsString>) -> Result<()> {
         Some("verify") => verify::run(verify::parse(args("verify"))?),
         Some("list") => list::run(list::parse(args("list"))?),
         Some("artifact") => artifact::run(artifact::parse(args("artifact"))?),
+        Some("pull") => pull::run(pull::parse(args("pull"))?),
+        Some("push") => push::run(push::parse(args("push"))?),
+        Some("kept") => kept::run(kept::parse(args("kept"))?),
         Some("thaw") => thaw::run(args("thaw")),
         _ => Err(Error::usage(format_args!(
             "unknown verb '{}'; see floe --help",

@@ -106,7 +106,8 @@ fn snapshot(
     ))
 }
 
-fn read_all(found: &mut Image) -> Result<Ended> {
+/// Reads all of an image, and so checks it.
+pub(super) fn read_all(found: &mut Image) -> Result<Ended> {
     let fail = |fault| image::image_error(&found.subject, fault);
     let mut buffer = Pages::new(BUFFER_BYTES).map_err(|e| fail(Fault::io("mmap", e)))?;
     // Each turn takes at least one granule of the input, or is the last.

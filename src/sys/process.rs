@@ -188,6 +188,17 @@ pub fn exit_now(code: u8) -> ! {
     unsafe { _exit(c_int::from(code)) }
 }
 
+/// Has a child die by SIGTERM when the thread that starts it ends, killed or not (prctl(2), PR_SET_PDEATHSIG).
+pub fn die_with_parent(command: &mut std::process::Command) {
+    use std::os::unix::process::CommandExt;
+    let ask = || {
+        let signal = rustix::process::Signal::TERM;
+        rustix::process::set_parent_process_death_signal(Some(signal)).map_err(Into::into)
+    };
+    // SAFETY: between fork and exec only one system call is made, without memory or locks.
+    unsafe { command.pre_exec(ask) };
+}
+
 /// Closes every descriptor of this process except these. For a forked child that will never return to code which owns
 /// one of the others. Without /proc the first 4096 are tried.
 pub fn close_others(keep: &[RawFd]) {

@@ -8,6 +8,9 @@
 mod common;
 
 mod artifact;
+#[macro_use]
+mod boards;
+
 mod basics;
 mod btrfs;
 mod clone;
@@ -24,6 +27,8 @@ mod maps;
 mod mender;
 mod mounts;
 mod ptable;
+mod pull;
+mod push;
 mod readme;
 mod restore;
 mod show;

@@ -56,6 +56,7 @@ fn every_recipe_of_the_readme_works_as_written() {
         "split",
         "busybox",
         "sfdisk",
+        "flock",
     ] {
         if tool == "nc.traditional" {
             continue; // busybox nc below
@@ -104,7 +105,16 @@ fn every_recipe_of_the_readme_works_as_written() {
         fs::write(&path, text).expect("script");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("mode");
     };
-    script("ssh", "#!/bin/sh\nshift\nexec sh -c \"$*\"\n");
+    // Options go; all boards are this machine, which can be frozen by one floe at a time.
+    script(
+        "ssh",
+        "#!/bin/sh\nwhile :; do case $1 in --) shift; break ;; -[opl]) shift 2 ;; -*) shift ;; *) break ;; esac; done\nshift\n\
+         case $* in *floe*) exec flock \"$WORK/lock\" sh -c \"$*\" ;; *) exec sh -c \"$*\" ;; esac\n",
+    );
+    script(
+        "sudo",
+        "#!/bin/sh\n[ \"$1 $2\" = '-n --' ] || exit 1\nshift 2\nexec \"$@\"\n",
+    );
     // The second line is typed when the first listens.
     script(
         "nc",

@@ -15,6 +15,7 @@ const LAYERS: &[&[&str]] = &[
     &["guard", "freeze"],
     &["report", "help", "cli"],
     &["snapshot"],
+    &["remote"],
     &["command"],
 ];
 

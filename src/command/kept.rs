@@ -1,0 +1,183 @@
+//! `floe kept`: the board's end of `pull --kept`, `push --store` and `--send`. Not for people: no help names it.
+//!
+//! `get` gives a kept snapshot to stdout, `put` takes one from stdin into the store under its lock, and it gets its name there only
+//! with the length and SHA-256 that the host announced; `sum` says the SHA-256 of stdin, where a board has no sha256sum.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use sha2::{Digest, Sha256};
+
+use super::bundle;
+use super::host;
+use super::pull::stream::ToFile;
+use super::store::{self, Class, Store};
+use crate::cli::{self, Args, Common, Item};
+use crate::error::{Error, Exit, Result};
+use crate::report::{self, JsonObject, ReportFile, hex};
+use crate::units::to_u64;
+
+/// What was asked for.
+pub struct Options {
+    words: Vec<OsString>,
+    host: String,
+    time_s: u64,
+    length_bytes: u64,
+    sha256: String,
+    common: Common,
+}
+
+/// Reads the command line.
+pub fn parse(mut args: Args) -> Result<Options> {
+    let mut options = Options {
+        words: Vec::new(),
+        host: String::new(),
+        time_s: 0,
+        length_bytes: 0,
+        sha256: String::new(),
+        common: Common::default(),
+    };
+    while let Some(item) = args.next_item()? {
+        match item {
+            Item::Value(value) if options.words.len() < 2 => options.words.push(value),
+            Item::Value(value) => return Err(args.surplus(&value)),
+            Item::Option(name) => match name.as_str() {
+                "--host" => options.host = args.text()?,
+                "--time" => options.time_s = args.parsed(cli::number, "a number")?,
+                "--length" => options.length_bytes = args.parsed(cli::number, "a number")?,
+                "--sha256" => options.sha256 = args.text()?,
+                _ => return Err(args.unknown(&name)),
+            },
+        }
+    }
+    options.common = args.common;
+    Ok(options)
+}
+
+/// Runs the verb.
+pub fn run(options: Options) -> Result<()> {
+    let start = Instant::now();
+    let word = |index: usize| options.words.get(index).and_then(|word| word.to_str());
+    let (path, sums) = match (word(0), word(1)) {
+        (Some("sum"), None) => {
+            let sums = copy(std::io::stdin().lock(), "stdin", |_| Ok(()))?;
+            return report::print(&format!("{}\n", sums.sha256));
+        }
+        (Some("get"), Some(name)) => get(name)?,
+        (Some("put"), None) => put(&options)?,
+        _ => return Err(Error::usage("kept: get NAME, put or sum")),
+    };
+    if let Some(report) = &options.common.report {
+        let total_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let mut object = JsonObject::new();
+        object
+            .str("path", &path.display().to_string())
+            .u64("written_bytes", sums.length_bytes)
+            .u64("total_ms", total_ms)
+            .str("sha256", &sums.sha256);
+        ReportFile::open(report)?.write(&object)?;
+    }
+    Ok(())
+}
+
+fn folder() -> Result<PathBuf> {
+    host::store()?.ok_or_else(|| {
+        Error::refused(
+            "/etc/floe.conf: has no line 'store = DIR': no snapshots are kept here; nothing was written",
+        )
+    })
+}
+
+struct Sums {
+    length_bytes: u64,
+    sha256: String,
+}
+
+/// Gives everything to `to`, and what it was.
+fn copy(mut from: impl Read, shown: &str, mut to: impl FnMut(&[u8]) -> Result<()>) -> Result<Sums> {
+    let mut hash = Sha256::new();
+    let mut length_bytes = 0u64;
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        let count = match from.read(&mut buffer) {
+            Ok(count) => count,
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
+            Err(e) => return Err(Error::failed(format_args!("{shown}: read: {e}"))),
+        };
+        let bytes = buffer.get(..count).unwrap_or_default();
+        if bytes.is_empty() {
+            break;
+        }
+        hash.update(bytes);
+        length_bytes = length_bytes.saturating_add(to_u64(count));
+        to(bytes)?;
+    }
+    Ok(Sums {
+        length_bytes,
+        sha256: hex(&hash.finalize()),
+    })
+}
+
+/// Length and SHA-256 of a file.
+pub fn sums_of(path: &Path) -> Result<(u64, String)> {
+    let shown = path.display().to_string();
+    let file = File::open(path).map_err(|e| Error::failed(format_args!("{shown}: open: {e}")))?;
+    let sums = copy(file, &shown, |_| Ok(()))?;
+    Ok((sums.length_bytes, sums.sha256))
+}
+
+/// `latest` is the newest that is complete; otherwise the name of one as `floe list` prints it.
+fn get(name: &str) -> Result<(PathBuf, Sums)> {
+    let folder = folder()?;
+    let found = match name {
+        "latest" => {
+            let mut newest = store::snapshots(&folder)?.into_iter().rev();
+            newest.find(|(_, path)| bundle::class(path) != Class::Broken)
+        }
+        name => {
+            let mut all = store::snapshots(&folder)?.into_iter();
+            all.find(|(_, path)| path.file_name().is_some_and(|file| file == name))
+        }
+    };
+    let (_, path) = found.ok_or_else(|| {
+        Error::refused(format_args!(
+            "{}: has no snapshot '{name}'; nothing was sent; floe list shows what there is",
+            folder.display()
+        ))
+    })?;
+    let shown = path.display().to_string();
+    let file = File::open(&path).map_err(|e| Error::failed(format_args!("{shown}: open: {e}")))?;
+    let mut stdout = std::io::stdout().lock();
+    let sums = copy(file, &shown, |bytes| written(stdout.write_all(bytes)))?;
+    written(stdout.flush())?;
+    Ok((path, sums))
+}
+
+fn written(result: std::io::Result<()>) -> Result<()> {
+    result.map_err(|e| match e.kind() {
+        std::io::ErrorKind::BrokenPipe => Error::Silent(Exit::Failed),
+        _ => Error::failed(format_args!("stdout: write: {e}")),
+    })
+}
+
+fn put(options: &Options) -> Result<(PathBuf, Sums)> {
+    let folder = folder()?;
+    let store = Store::open(&folder)?;
+    let path = store.next(&options.host, options.time_s)?;
+    let mut file = ToFile::create(&path)?;
+    let stdin = std::io::stdin().lock();
+    let sums = copy(stdin, "stdin", |bytes| file.write(bytes))?;
+    if sums.length_bytes != options.length_bytes || sums.sha256 != options.sha256 {
+        return Err(Error::corrupt(format_args!(
+            "{}: {} bytes came of {}, or others than were sent; nothing was kept",
+            path.display(),
+            sums.length_bytes,
+            options.length_bytes
+        )));
+    }
+    file.close()?;
+    Ok((path, sums))
+}

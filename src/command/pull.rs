@@ -1,0 +1,387 @@
+//! `floe pull`: images and snapshots from boards, each through an ssh of its own.
+//!
+//! What runs there is floe with its ordinary verbs; its report comes on stderr of the same connection. Nothing gets its name here
+//! before [`stream`] has checked all of it. Nothing is decided by what a board says, but whether its stream is good.
+
+pub(super) mod fleet;
+pub(super) mod reach;
+mod send;
+pub(super) mod stream;
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use self::fleet::Board;
+use self::reach::Reach;
+use self::stream::{Arrived, Sink, Stream, ToFile, ToStdout};
+use crate::cli::{Args, Common, Item};
+use crate::error::{Error, Exit, Result};
+use crate::json;
+use crate::remote::{Host, Pipes, Session};
+use crate::report::{self, Bytes, ReportFile, Span};
+
+/// Most boards of one run.
+const MAX_HOSTS: usize = 4096;
+/// Largest file of hosts, in bytes.
+const MAX_FILE: u64 = 1 << 20;
+/// Boards at a time, unless `-P` says otherwise.
+const PARALLEL: usize = 4;
+
+/// Options that are handed to the verb that runs on the board, and whether they take a value.
+const HANDED_ON: &[(&str, bool)] = &[
+    ("--level", true),
+    ("--whole", false),
+    ("--require-map", false),
+    ("--live", false),
+    ("--stall", true),
+    ("--max-freeze", true),
+    ("--wait-sink", true),
+    ("--spool", true),
+    ("--comment", true),
+    ("--factory", false),
+    ("--rescue", false),
+    ("--disk", true),
+    // Of clone.
+    ("--pairs", true),
+    ("--overwrite", false),
+    ("--verify", false),
+    ("--grow", false),
+    ("--new-uuid", false),
+    ("--as-primary", false),
+    ("--partition", false),
+    ("--media", true),
+    ("--table", true),
+    ("--boot-size", true),
+    ("--root-size", true),
+    ("--config-size", true),
+    ("--data-size", true),
+    ("--swap-size", true),
+];
+
+/// What is done on each board.
+#[derive(Clone, Debug)]
+enum Work {
+    /// `--dump SOURCE`
+    Dump(OsString),
+    /// `--create NAME=SOURCE…`
+    Create(Vec<OsString>),
+    /// `--clone PAIR…`: its lines are all that comes back.
+    Clone(Vec<OsString>),
+    /// `--kept NAME|latest`
+    Kept(OsString),
+}
+
+impl Work {
+    /// What the board sends; `None`: lines only.
+    fn stream(&self) -> Option<Stream> {
+        match self {
+            Self::Dump(_) => Some(Stream::Image),
+            Self::Create(_) | Self::Kept(_) => Some(Stream::Snapshot),
+            Self::Clone(_) => None,
+        }
+    }
+
+    /// How its file's name ends.
+    fn ending(&self) -> &'static str {
+        match self {
+            Self::Dump(_) => ".img.gz",
+            _ => ".zip",
+        }
+    }
+}
+
+/// What was typed.
+pub struct Options {
+    hosts: Vec<Host>,
+    work: Work,
+    output: PathBuf,
+    parallel: usize,
+    reach: Reach,
+    handed_on: Vec<OsString>,
+    common: Common,
+}
+
+/// Reads the command line.
+pub fn parse(mut args: Args) -> Result<Options> {
+    let (mut hosts, mut pairs) = (Vec::new(), Vec::new());
+    let mut dump = None;
+    let mut output = None;
+    let (mut create, mut clone, mut kept) = (false, false, None);
+    let mut parallel = PARALLEL;
+    let mut reach = Reach::default();
+    let mut handed_on = Vec::new();
+    while let Some(item) = args.next_item()? {
+        match item {
+            // No host has a = in it, and every pair has.
+            Item::Value(value) if value.as_bytes().contains(&b'=') => pairs.push(value),
+            Item::Value(value) => add_hosts(&mut hosts, &value)?,
+            Item::Option(name) => match name.as_str() {
+                "--dump" => dump = Some(args.value()?),
+                "--create" => create = true,
+                "--clone" => clone = true,
+                "--kept" => kept = Some(args.value()?),
+                "-o" | "--output" => output = Some(args.path()?),
+                "-P" | "--parallel" => {
+                    parallel = args.parsed(fleet::parallel, "a number from 1 to 256")?;
+                }
+                _ if hand_on(HANDED_ON, &mut handed_on, &mut args, &name)? => {}
+                _ if reach.option(&mut args, &name)? => {}
+                _ => return Err(args.unknown(&name)),
+            },
+        }
+    }
+    let wrong = |line: &str| Error::usage(format_args!("pull: {line}; see floe pull --help"));
+    let work = match (dump, kept, create, clone) {
+        (dump, None, false, false) => Work::Dump(dump.unwrap_or_else(|| "/".into())),
+        (None, Some(name), false, false) => Work::Kept(name),
+        (None, None, true, false) if pairs.is_empty() => {
+            return Err(args.missing("NAME=SOURCE"));
+        }
+        (None, None, true, false) => Work::Create(std::mem::take(&mut pairs)),
+        (None, None, false, true) => Work::Clone(std::mem::take(&mut pairs)),
+        _ => return Err(wrong("one of --dump, --create, --clone and --kept")),
+    };
+    if let Some(pair) = pairs.first() {
+        return Err(wrong(&format!(
+            "'{}' without --create or --clone",
+            pair.display()
+        )));
+    }
+    if hosts.is_empty() {
+        return Err(args.missing("the HOST"));
+    }
+    Ok(Options {
+        hosts,
+        work,
+        output: output.unwrap_or_else(|| ".".into()),
+        parallel,
+        reach,
+        handed_on,
+        common: args.common,
+    })
+}
+
+/// Keeps an option that is in `table` for the board, with its value.
+pub(super) fn hand_on(
+    table: &[(&str, bool)],
+    words: &mut Vec<OsString>,
+    args: &mut Args,
+    name: &str,
+) -> Result<bool> {
+    let Some((_, has_value)) = table.iter().find(|(known, _)| *known == name) else {
+        return Ok(false);
+    };
+    words.push(name.into());
+    if *has_value {
+        words.push(args.value()?);
+    }
+    Ok(true)
+}
+
+/// A HOST, or `@FILE` with one on each line.
+fn add_hosts(hosts: &mut Vec<Host>, value: &OsStr) -> Result<()> {
+    if let Some(path) = value.as_bytes().strip_prefix(b"@") {
+        let path = Path::new(OsStr::from_bytes(path));
+        let shown = path.display();
+        let fail = |e: &dyn std::fmt::Display| Error::failed(format_args!("{shown}: {e}"));
+        let length = std::fs::metadata(path).map_err(|e| fail(&e))?.len();
+        if length > MAX_FILE {
+            return Err(Error::usage(format_args!(
+                "{shown}: is no list of hosts: too long"
+            )));
+        }
+        let text = std::fs::read_to_string(path).map_err(|e| fail(&e))?;
+        for (number, line) in (1u32..).zip(text.lines()) {
+            let line = line.split('#').next().unwrap_or_default().trim();
+            if !line.is_empty() {
+                add_host(hosts, line).map_err(|error| {
+                    Error::usage(format_args!("{shown}: line {number}: {error}"))
+                })?;
+            }
+        }
+        return Ok(());
+    }
+    let text = value
+        .to_str()
+        .ok_or_else(|| Error::usage(format_args!("'{}' is no HOST", value.display())))?;
+    add_host(hosts, text)
+}
+
+fn add_host(hosts: &mut Vec<Host>, text: &str) -> Result<()> {
+    let host = Host::parse(text)?;
+    // Two streams into one file would be neither.
+    if let Some(same) = hosts
+        .iter()
+        .find(|known| known.file_stem() == host.file_stem())
+    {
+        return Err(Error::usage(format_args!(
+            "'{text}' and '{}' are the same board",
+            same.shown
+        )));
+    }
+    if hosts.len() == MAX_HOSTS {
+        return Err(Error::usage(format_args!("more than {MAX_HOSTS} boards")));
+    }
+    hosts.push(host);
+    Ok(())
+}
+
+/// Where the streams go.
+#[derive(Clone, Debug)]
+enum Place {
+    Stdout,
+    File(PathBuf),
+    Folder(PathBuf),
+}
+
+fn place(options: &Options) -> Result<Place> {
+    let path = &options.output;
+    let shown = path.display();
+    if path.as_os_str().as_bytes().ends_with(b"/") || path.is_dir() {
+        return match path.is_dir() {
+            true => Ok(Place::Folder(path.clone())),
+            false => Err(Error::refused(format_args!(
+                "{shown}: is not a folder; nothing was pulled; make it first"
+            ))),
+        };
+    }
+    if options.hosts.len() > 1 {
+        return Err(Error::refused(format_args!(
+            "{shown}: is not a folder; nothing was pulled; several boards need -o DIR"
+        )));
+    }
+    if path != Path::new("-") {
+        return Ok(Place::File(path.clone()));
+    }
+    match rustix::termios::isatty(rustix::stdio::stdout()) {
+        true => Err(Error::refused(
+            "stdout: is a terminal; nothing was pulled; redirect it or pipe it, or give -o DIR or -o FILE",
+        )),
+        false => Ok(Place::Stdout),
+    }
+}
+
+impl Place {
+    /// The sink for this board, and its name.
+    fn open(&self, host: &Host, ending: &str, board: &Board) -> Result<(Box<dyn Sink>, String)> {
+        let path = match self {
+            Self::Stdout => {
+                let stop = Arc::clone(&board.stop);
+                return Ok((Box::new(ToStdout { stop }), "stdout".into()));
+            }
+            Self::File(path) => path.clone(),
+            Self::Folder(folder) => folder.join(host.file_stem() + ending),
+        };
+        let shown = path.display().to_string();
+        Ok((Box::new(ToFile::create(&path)?), shown))
+    }
+}
+
+/// Runs the verb.
+pub fn run(options: Options) -> Result<()> {
+    let start = Instant::now();
+    let common = options.common.clone();
+    let mut report = common.report.as_deref().map(ReportFile::open).transpose()?;
+    let place = place(&options)?;
+    let one = options.hosts.len() == 1;
+    let Options {
+        hosts,
+        work,
+        parallel,
+        reach,
+        handed_on,
+        ..
+    } = options;
+    let words = words(&work, &handed_on, common.quiet);
+    let streams = work.stream().is_some();
+    let job = move |host: &Host, board: &Board| -> Result<Arrived> {
+        let mut pipes = Pipes::default();
+        let Some(stream) = work.stream() else {
+            let session = reach.start(host, &words, pipes, board)?;
+            return talk(host, session);
+        };
+        pipes.stream = true;
+        pipes.compress = Some(false);
+        let (sink, path) = place.open(host, work.ending(), board)?;
+        let session = reach.start(host, &words, pipes, board)?;
+        let bytes = Arc::clone(&board.bytes);
+        let mut arrived = stream::receive(host, session, stream, sink, bytes)?;
+        arrived.path = path;
+        Ok(arrived)
+    };
+    let mut outcomes = fleet::run(hosts, parallel, &common, Arc::new(job))?;
+    if let Some(report) = &mut report {
+        report.write(&fleet::report_of(&outcomes, start))?;
+    }
+    if one && let Some(outcome) = outcomes.pop() {
+        let arrived = outcome.result.map_err(|e| e.with_exit(Exit::Failed))?;
+        if !common.quiet && streams {
+            report::line(format_args!(
+                "{}: {}, {} from {}, checked, {} in all",
+                arrived.path,
+                Bytes(arrived.size_bytes),
+                Bytes(arrived.stream_bytes),
+                outcome.host.shown,
+                Span(start.elapsed())
+            ));
+        }
+        return Ok(());
+    }
+    let failed = outcomes.iter().filter(|one| one.result.is_err()).count();
+    if !common.quiet || failed > 0 {
+        let table = fleet::table(&outcomes);
+        let _ = std::io::Write::write_all(&mut std::io::stderr(), table.as_bytes());
+    }
+    match failed {
+        0 => Ok(()),
+        _ => Err(Error::failed(format_args!(
+            "{failed} of {} boards failed; the others are complete",
+            outcomes.len()
+        ))),
+    }
+}
+
+/// What works there and only says how it went.
+fn talk(host: &Host, session: Session) -> Result<Arrived> {
+    let ended = session.end()?;
+    ended.check(host)?;
+    let report = ended.told.reports.last().cloned().unwrap_or_default();
+    let parsed = json::parse(report.as_bytes()).ok();
+    let number = |key| parsed.as_ref()?.get(key)?.number();
+    Ok(Arrived {
+        stream_bytes: number("written_bytes").unwrap_or(0),
+        size_bytes: number("size_bytes").unwrap_or(0),
+        frozen_ms: number("frozen_ms"),
+        report: if parsed.is_some() {
+            report
+        } else {
+            String::new()
+        },
+        ..Arrived::default()
+    })
+}
+
+/// What floe is told on the board, without its own name.
+fn words(work: &Work, handed_on: &[OsString], quiet: bool) -> Vec<OsString> {
+    let mut words: Vec<OsString> = Vec::new();
+    let verb: &[&str] = match work {
+        Work::Dump(_) => &["dump"],
+        Work::Create(_) => &["create", "-o", "-"],
+        Work::Clone(_) => &["clone"],
+        Work::Kept(_) => &["kept", "get"],
+    };
+    words.extend(verb.iter().chain(&["--report", "-"]).map(OsString::from));
+    if quiet {
+        words.push("-q".into());
+    }
+    words.extend_from_slice(handed_on);
+    words.push("--".into());
+    match work {
+        Work::Dump(last) | Work::Kept(last) => words.push(last.clone()),
+        Work::Create(pairs) | Work::Clone(pairs) => words.extend_from_slice(pairs),
+    }
+    words
+}

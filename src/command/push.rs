@@ -1,0 +1,258 @@
+//! `floe push`: an image or snapshot onto a board, or into its store, over ssh.
+//!
+//! The file is verified here before the board is asked; there it is an ordinary `floe restore -`, with all its refusals and its
+//! exit code. Over `--store` a snapshot gets its name there only when length and SHA-256 are right.
+
+use std::ffi::OsString;
+use std::io::{Read, Write};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use super::bundle::Bundle;
+use super::image::{self, Image, Opened};
+use super::kept;
+use super::pull::fleet::{self, Board};
+use super::pull::reach::Reach;
+use super::pull::stream::Arrived;
+use super::verify;
+use crate::cli::{Args, Common, Item};
+use crate::error::{Error, Result};
+use crate::json::{self, Value};
+use crate::remote::{Host, Pipes};
+use crate::report::{self, Bytes, ReportFile, Span};
+use crate::snapshot::MAX_IMAGES;
+use crate::stream::copy::{BUFFER_BYTES, Ended};
+use crate::stream::image::Format;
+use crate::units::to_u64;
+
+/// Options that are handed to `floe restore` on the board, and whether they take a value.
+const HANDED_ON: &[(&str, bool)] = &[
+    ("--overwrite", false),
+    ("--verify", false),
+    ("--skip-free", false),
+    ("--grow", false),
+    ("--force", false),
+    ("--disk", true),
+];
+
+/// What was typed.
+pub struct Options {
+    file: OsString,
+    host: Host,
+    targets: Vec<OsString>,
+    store: bool,
+    reach: Reach,
+    handed_on: Vec<OsString>,
+    common: Common,
+}
+
+/// Reads the command line.
+pub fn parse(mut args: Args) -> Result<Options> {
+    let mut words = Vec::new();
+    let mut store = false;
+    let mut reach = Reach::default();
+    let mut handed_on = Vec::new();
+    while let Some(item) = args.next_item()? {
+        match item {
+            Item::Value(value) if words.len() < MAX_IMAGES + 2 => words.push(value),
+            Item::Value(value) => return Err(args.surplus(&value)),
+            Item::Option(name) => match name.as_str() {
+                "--store" => store = true,
+                _ if super::pull::hand_on(HANDED_ON, &mut handed_on, &mut args, &name)? => {}
+                _ if reach.option(&mut args, &name)? => {}
+                _ => return Err(args.unknown(&name)),
+            },
+        }
+    }
+    let mut words = words.into_iter();
+    let file = words.next().ok_or_else(|| args.missing("the FILE"))?;
+    let host = words.next().ok_or_else(|| args.missing("the HOST"))?;
+    let targets: Vec<OsString> = words.collect();
+    let wrong = |line: &str| Error::usage(format_args!("push: {line}; see floe push --help"));
+    if file == "-" {
+        return Err(wrong(
+            "FILE must be a file: it is verified before it is sent",
+        ));
+    }
+    let disk = handed_on.iter().any(|word| word == "--disk");
+    match (store, targets.is_empty()) {
+        (true, true) if handed_on.is_empty() => {}
+        (true, _) => {
+            return Err(wrong(
+                "--store takes neither a TARGET nor options of restore",
+            ));
+        }
+        (false, true) if !disk => return Err(args.missing("the TARGET")),
+        (false, _) => {}
+    }
+    let host = host
+        .to_str()
+        .ok_or_else(|| wrong(&format!("'{}' is no HOST", host.display())))?;
+    Ok(Options {
+        host: Host::parse(host)?,
+        file,
+        targets,
+        store,
+        reach,
+        handed_on,
+        common: args.common,
+    })
+}
+
+/// The file, found good.
+struct Good {
+    format: Format,
+    /// Of an image.
+    ended: Option<Ended>,
+    /// Of a snapshot: whose it is, and when it was made.
+    made: (String, u64),
+}
+
+/// Every check of `floe verify`.
+fn check(file: &OsString) -> Result<Good> {
+    let nothing = |error: Error| error.leaving("nothing was sent");
+    let opened = Opened::open(file).map_err(nothing)?;
+    let format = opened.format;
+    if format == Format::Zip {
+        let mut bundle = Bundle::open(&opened.subject, opened.input).map_err(nothing)?;
+        while bundle.next().map_err(nothing)?.is_some() {}
+        return Ok(Good {
+            format,
+            ended: None,
+            made: (bundle.snapshot.host.clone(), bundle.snapshot.time_s),
+        });
+    }
+    let mut found = Image::read(opened).map_err(nothing)?;
+    let ended = verify::read_all(&mut found).map_err(nothing)?;
+    image::check_end(&found.subject, &found.content, &ended).map_err(nothing)?;
+    Ok(Good {
+        format,
+        ended: Some(ended),
+        made: (String::new(), 0),
+    })
+}
+
+/// What floe is told on the board, without its own name.
+fn words(options: &Options, good: &Good) -> Result<Vec<OsString>> {
+    let mut words: Vec<OsString> = Vec::new();
+    if options.store {
+        if good.format != Format::Zip {
+            return Err(Error::refused(format_args!(
+                "{}: is no snapshot; nothing was sent; only snapshots are kept in a store",
+                options.file.display()
+            )));
+        }
+        let (length, sha256) = kept::sums_of(options.file.as_ref())?;
+        let (host, time) = &good.made;
+        let (length, time) = (length.to_string(), time.to_string());
+        words.extend(["kept", "put", "--report", "-"].map(OsString::from));
+        // With a =, so that a host's name that begins with a dash is no option.
+        words.push(format!("--host={host}").into());
+        words.extend(
+            ["--time", &time, "--length", &length, "--sha256", &sha256].map(OsString::from),
+        );
+        return Ok(words);
+    }
+    words.extend(["restore", "--report", "-"].map(OsString::from));
+    if options.common.quiet {
+        words.push("-q".into());
+    }
+    words.extend_from_slice(&options.handed_on);
+    words.extend(["--", "-"].map(OsString::from));
+    words.extend_from_slice(&options.targets);
+    Ok(words)
+}
+
+/// Runs the verb.
+pub fn run(options: Options) -> Result<()> {
+    let start = Instant::now();
+    let common = options.common.clone();
+    let mut report = common.report.as_deref().map(ReportFile::open).transpose()?;
+    let good = check(&options.file)?;
+    let words = words(&options, &good)?;
+    let (hosts, shown) = (
+        vec![options.host.clone()],
+        options.file.display().to_string(),
+    );
+    let host = options.host.shown.clone();
+    let job = move |host: &Host, board: &Board| push(host, board, &options, &good, &words);
+    let mut outcomes = fleet::run(hosts, 1, &common, Arc::new(job))?;
+    if let Some(report) = &mut report {
+        report.write(&fleet::report_of(&outcomes, start))?;
+    }
+    let Some(outcome) = outcomes.pop() else {
+        return Ok(());
+    };
+    let arrived = outcome.result?;
+    if !common.quiet {
+        report::line(format_args!(
+            "{shown}: {} sent to {host}, {}, {} in all",
+            Bytes(arrived.stream_bytes),
+            arrived.path,
+            Span(start.elapsed())
+        ));
+    }
+    Ok(())
+}
+
+fn push(
+    host: &Host,
+    board: &Board,
+    options: &Options,
+    good: &Good,
+    words: &[OsString],
+) -> Result<Arrived> {
+    let shown = options.file.display();
+    let fail = |e: std::io::Error| Error::failed(format_args!("{shown}: {e}"));
+    let mut file = std::fs::File::open(&options.file).map_err(fail)?;
+    let pipes = Pipes {
+        input: true,
+        stream: false,
+        compress: Some(good.format == Format::Raw),
+    };
+    let mut session = options.reach.start(host, words, pipes, board)?;
+    let mut sent_bytes = 0u64;
+    let mut buffer = vec![0; BUFFER_BYTES];
+    loop {
+        let count = file.read(&mut buffer).map_err(fail)?;
+        let bytes = buffer.get(..count).unwrap_or_default();
+        // A board that refuses takes nothing more: its exit code says why.
+        if bytes.is_empty() || session.write_all(bytes).is_err() {
+            break;
+        }
+        sent_bytes = sent_bytes.saturating_add(to_u64(count));
+        board.bytes.store(sent_bytes, Ordering::Relaxed);
+    }
+    session.close_stdin();
+    let ended = session.end()?;
+    ended.check(host)?;
+    let bad = |what: &str| Error::failed(format_args!("{}: {what}", host.shown));
+    let [text] = ended.told.reports.as_slice() else {
+        return Err(bad("the report of floe there is missing, or came twice"));
+    };
+    let report = json::parse(text.as_bytes()).map_err(|fault| bad(&fault.to_string()))?;
+    let number = |key| report.get(key).and_then(Value::number);
+    if let Some(image) = &good.ended {
+        let crc32 = format!("{:08x}", image.crc32);
+        let same = report.get("crc32").and_then(Value::text) == Some(&crc32)
+            && number("size_bytes") == Some(image.size_bytes);
+        if !same {
+            return Err(bad(
+                "what was restored is not what was sent; do not rely on the target",
+            ));
+        }
+    }
+    let kept = report.get("path").and_then(Value::text);
+    Ok(Arrived {
+        path: match kept.filter(|_| options.store) {
+            Some(path) => format!("kept as {}", crate::remote::clean(path)),
+            None => "restored".into(),
+        },
+        stream_bytes: sent_bytes,
+        size_bytes: number("size_bytes").unwrap_or(sent_bytes),
+        sha256: String::new(),
+        frozen_ms: None,
+        report: text.clone(),
+    })
+}

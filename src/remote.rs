@@ -1,0 +1,601 @@
+//! A command on another machine, through the system's `ssh` as a child process.
+//!
+//! One thread owns a [`Session`] and its child: whoever reads the stream or writes the input takes the board's stderr along in the
+//! same wait, line by line, so that neither end can block the other. Host keys, passwords and the configuration are ssh's
+//! business. Nothing here ever passes through a shell of this machine, and what passes through the board's login shell was
+//! quoted by [`quote`]. What the board writes to stderr is cleaned of control characters before a terminal sees it.
+
+use std::collections::VecDeque;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::OFlags;
+use rustix::pipe::PipeFlags;
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::cli;
+use crate::error::{Error, Exit, Result};
+
+/// How long a wait lasts before the order to stop is looked at again.
+pub const PAUSE: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 100_000_000,
+};
+/// How long ssh may take to end after SIGTERM before it is killed.
+const GRACE: Duration = Duration::from_secs(2);
+/// Longest line of the board's stderr, in bytes: the report of 64 entries fits.
+const MAX_LINE: usize = 64 * 1024;
+/// What a line begins with that is meant for us and for nobody's eyes.
+pub const MARK: &str = "floe-send: ";
+/// ssh's own exit code when the connection failed.
+const SSH_FAILED: i32 = 255;
+
+/// A board as the user named it: `host`, `user@host`, `host:port`, `ssh://user@host:port`, an IPv6 address in brackets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Host {
+    /// As messages name it: without the user.
+    pub shown: String,
+    user: Option<String>,
+    name: String,
+    port: Option<u16>,
+}
+
+impl Host {
+    /// Takes the forms above apart; whatever ssh could take for an option is refused.
+    pub fn parse(text: &str) -> Result<Self> {
+        let wrong = |why: &str| Error::usage(format_args!("'{text}' is no HOST: {why}"));
+        let rest = text.strip_prefix("ssh://").unwrap_or(text);
+        let rest = match text.starts_with("ssh://") {
+            true => rest.strip_suffix('/').unwrap_or(rest),
+            false => rest,
+        };
+        let (user, place) = match rest.rsplit_once('@') {
+            Some((user, place)) => (Some(user), place),
+            None => (None, rest),
+        };
+        let bracketed = place
+            .strip_prefix('[')
+            .map(|inside| inside.split_once(']').ok_or(()));
+        let (name, port) = match bracketed {
+            Some(Ok((name, ""))) => (name, None),
+            Some(Ok((name, after))) => {
+                let port = after.strip_prefix(':');
+                (name, Some(port.ok_or_else(|| wrong("behind ] a :port"))?))
+            }
+            Some(Err(())) => return Err(wrong("the closing ] is missing")),
+            None => match place.split_once(':') {
+                Some((_, port)) if port.contains(':') => {
+                    return Err(wrong(
+                        "an IPv6 address stands in brackets, as in [fd00::7]:22",
+                    ));
+                }
+                Some((name, port)) => (name, Some(port)),
+                None => (place, None),
+            },
+        };
+        let port = match port {
+            Some(port) => match cli::number(port).and_then(|port| u16::try_from(port).ok()) {
+                Some(port) if port > 0 => Some(port),
+                _ => return Err(wrong("the port is a number from 1 to 65535")),
+            },
+            None => None,
+        };
+        // ssh puts both into commands of its configuration (ProxyCommand's %h and %r): nothing a shell could read otherwise.
+        let plain = |text: &str, also: &str| {
+            !text.is_empty()
+                && !text.starts_with('-')
+                && text.len() <= 255
+                && text
+                    .chars()
+                    .all(|c| c.is_alphanumeric() || also.contains(c))
+        };
+        if !plain(name, if bracketed.is_some() { ".:%-_" } else { ".-_" }) {
+            return Err(wrong("a name or address, which does not begin with -"));
+        }
+        if user.is_some_and(|user| !plain(user, "._+@-")) {
+            return Err(wrong("the user's name"));
+        }
+        let mut shown = match bracketed.is_some() {
+            true => format!("[{name}]"),
+            false => name.to_owned(),
+        };
+        if let Some(port) = port {
+            shown.push_str(&format!(":{port}"));
+        }
+        Ok(Self {
+            shown,
+            user: user.map(str::to_owned),
+            name: name.to_owned(),
+            port,
+        })
+    }
+
+    /// `HOST` or `HOST_PORT`, as the name of a file.
+    pub fn file_stem(&self) -> String {
+        let plain = |c: char| c.is_alphanumeric() || matches!(c, '.' | '_' | '-');
+        let mut stem: String = self
+            .name
+            .chars()
+            .map(|c| if plain(c) { c } else { '_' })
+            .collect();
+        if stem.starts_with('.') {
+            stem.insert_str(0, "host");
+        }
+        if let Some(port) = self.port {
+            stem.push_str(&format!("_{port}"));
+        }
+        stem
+    }
+}
+
+/// Appends `word` so that a POSIX shell reads exactly it, whatever it holds: plain words as they are, all others between
+/// single quotes (in which only the single quote itself ends them).
+pub fn quote(out: &mut OsString, word: &OsStr) {
+    if !out.is_empty() {
+        out.push(" ");
+    }
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"_-./:,+@%".contains(byte);
+    if !word.is_empty() && word.as_bytes().iter().all(plain) {
+        out.push(word);
+        return;
+    }
+    out.push("'");
+    for (index, part) in word.as_bytes().split(|byte| *byte == b'\'').enumerate() {
+        if index > 0 {
+            out.push("'\\''");
+        }
+        out.push(OsStr::from_bytes(part));
+    }
+    out.push("'");
+}
+
+/// How boards are reached.
+#[derive(Clone, Debug, Default)]
+pub struct Ssh {
+    /// `--ssh-option`, one argument each; they come before ours, and for ssh the first one counts.
+    pub options: Vec<OsString>,
+}
+
+/// What a session is joined to.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Pipes {
+    /// Something will be written to the command.
+    pub input: bool,
+    /// Its stdout is data; otherwise it is lines, like stderr.
+    pub stream: bool,
+    /// Whether ssh shall compress; `None` leaves it to its configuration.
+    pub compress: Option<bool>,
+}
+
+impl Ssh {
+    /// Starts `words` on the host.
+    pub fn start(
+        &self,
+        host: &Host,
+        words: &[OsString],
+        pipes: Pipes,
+        listener: Listener,
+    ) -> Result<Session> {
+        let mut line = OsString::new();
+        for word in words {
+            quote(&mut line, word);
+        }
+        let mut ssh = Command::new("ssh");
+        ssh.args(&self.options)
+            .args(["-T", "-o", "ServerAliveInterval=10"])
+            .args(["-o", "ServerAliveCountMax=3", "-o", "ConnectTimeout=30"]);
+        match pipes.compress {
+            Some(true) => ssh.args(["-o", "Compression=yes"]),
+            Some(false) => ssh.args(["-o", "Compression=no"]),
+            None => &mut ssh,
+        };
+        if let Some(user) = &host.user {
+            ssh.args(["-l", user]);
+        }
+        if let Some(port) = host.port {
+            ssh.args(["-p", &port.to_string()]);
+        }
+        ssh.arg("--").arg(&host.name).arg(line);
+        let fail = |e: &dyn std::fmt::Display| {
+            Error::failed(format_args!("{}: start ssh: {e}", host.shown))
+        };
+        let (stderr, far) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(|e| fail(&e))?;
+        let stdout = match pipes.stream {
+            true => Stdio::piped(),
+            false => far.try_clone().map_err(|e| fail(&e))?.into(),
+        };
+        let stdin = match pipes.input {
+            true => Stdio::piped(),
+            false => Stdio::null(),
+        };
+        ssh.stdin(stdin).stdout(stdout).stderr(far);
+        // A killed floe must not leave an ssh that goes on waiting: not every server hears that nobody reads any more.
+        crate::sys::process::die_with_parent(&mut ssh);
+        let mut child = ssh.spawn().map_err(|e| fail(&e))?;
+        drop(ssh); // and with it our ends of the child's pipes
+        let stdin = child.stdin.take();
+        if let Some(stdin) = &stdin {
+            rustix::fs::fcntl_setfl(stdin, OFlags::NONBLOCK).map_err(|e| fail(&e))?;
+        }
+        Ok(Session {
+            stdin,
+            stdout: child.stdout.take(),
+            stderr: Some(stderr.into()),
+            child,
+            part: Vec::new(),
+            marks: VecDeque::new(),
+            listener,
+            told: Told::default(),
+        })
+    }
+}
+
+/// Who hears what the board says, and who may call the work off.
+pub struct Listener {
+    /// Set to end the session.
+    pub stop: Arc<AtomicBool>,
+    /// Gets each line of the board's stderr that is not for the program.
+    pub hear: Box<dyn FnMut(&str) + Send>,
+}
+
+/// What the board's stderr told.
+#[derive(Debug, Default)]
+pub struct Told {
+    /// Lines that are one JSON object: floe's reports.
+    pub reports: Vec<String>,
+    /// The last line that was no report.
+    pub last: String,
+    /// A line of sudo's, which did not want to.
+    pub sudo: bool,
+}
+
+/// A running command. Dropping it ends ssh.
+pub struct Session {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    stdout: Option<ChildStdout>,
+    stderr: Option<File>,
+    /// The line of stderr that is not complete yet.
+    part: Vec<u8>,
+    marks: VecDeque<String>,
+    listener: Listener,
+    told: Told,
+}
+
+/// What a wait is for, besides stderr.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum For {
+    Stdout,
+    Stdin,
+    Stderr,
+}
+
+impl Session {
+    /// Waits a moment at most, and takes what stderr has; true when what is wanted is ready.
+    fn wait(&mut self, wanted: For) -> std::io::Result<bool> {
+        if self.listener.stop.load(Ordering::Relaxed) {
+            return Err(stopped());
+        }
+        let mut fds = Vec::with_capacity(2);
+        let other = match wanted {
+            For::Stdout => self.stdout.as_ref().map(|s| PollFd::new(s, PollFlags::IN)),
+            For::Stdin => self.stdin.as_ref().map(|s| PollFd::new(s, PollFlags::OUT)),
+            For::Stderr => None,
+        };
+        fds.extend(self.stderr.as_ref().map(|s| PollFd::new(s, PollFlags::IN)));
+        fds.extend(other);
+        match poll(&mut fds, Some(&PAUSE)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        let is_ready = |fd: Option<&PollFd<'_>>| fd.is_some_and(|fd| !fd.revents().is_empty());
+        let stderr_is_open = self.stderr.is_some();
+        let heard = stderr_is_open && is_ready(fds.first());
+        let ready = is_ready(fds.get(usize::from(stderr_is_open)));
+        if heard {
+            self.hear();
+        }
+        Ok(ready)
+    }
+
+    /// One read of stderr; its lines go where they belong.
+    fn hear(&mut self) {
+        let Some(stderr) = &mut self.stderr else {
+            return;
+        };
+        let mut buffer = [0; 4096];
+        let count = stderr.read(&mut buffer).unwrap_or(0);
+        for byte in buffer.iter().take(count) {
+            if *byte == b'\n' || self.part.len() >= MAX_LINE {
+                self.line();
+            } else {
+                self.part.push(*byte);
+            }
+        }
+        if count == 0 {
+            self.stderr = None;
+            if !self.part.is_empty() {
+                self.line();
+            }
+        }
+    }
+
+    fn line(&mut self) {
+        let text = String::from_utf8_lossy(&self.part);
+        let text = text.trim_end_matches('\r');
+        if let Some(mark) = text.strip_prefix(MARK) {
+            self.marks.push_back(clean(mark));
+        } else if text.starts_with("{\"") && text.ends_with('}') {
+            self.told.reports.push(text.to_owned());
+        } else if !text.is_empty() {
+            let text = clean(text);
+            let said = text.strip_prefix("floe: ").unwrap_or(&text);
+            self.told.sudo |= said.starts_with("sudo: ");
+            (self.listener.hear)(said);
+            self.told.last = said.to_owned();
+        }
+        self.part.clear();
+    }
+
+    /// The next line for the program (see [`MARK`]); an error when the command ends without one.
+    pub fn mark(&mut self) -> std::io::Result<String> {
+        loop {
+            if let Some(mark) = self.marks.pop_front() {
+                return Ok(mark);
+            }
+            if self.stderr.is_none() || self.child.try_wait()?.is_some() {
+                self.drain();
+                let ended = std::io::ErrorKind::UnexpectedEof;
+                return self.marks.pop_front().ok_or(ended.into());
+            }
+            self.wait(For::Stderr)?;
+        }
+    }
+
+    /// Takes what is left of stderr without waiting: a master connection of ssh may hold it open for long.
+    fn drain(&mut self) {
+        // Bounded, in case somebody goes on writing.
+        for _ in 0..1024 {
+            let Some(stderr) = &self.stderr else { return };
+            let mut fds = [PollFd::new(stderr, PollFlags::IN)];
+            match poll(&mut fds, Some(&Timespec::default())) {
+                Ok(ready) if ready > 0 => self.hear(),
+                _ => break,
+            }
+        }
+        if !self.part.is_empty() {
+            self.line();
+        }
+        self.stderr = None;
+    }
+
+    /// The end of the command's stdin.
+    pub fn close_stdin(&mut self) {
+        self.stdin = None;
+    }
+
+    /// Waits for ssh's end; what is left on stdout is not looked at.
+    pub fn end(mut self) -> Result<Ended> {
+        self.stdin = None;
+        self.stdout = None;
+        loop {
+            match self.child.try_wait() {
+                Ok(Some(status)) => {
+                    self.drain();
+                    return Ok(Ended {
+                        code: status.code(),
+                        told: std::mem::take(&mut self.told),
+                    });
+                }
+                // Nothing more to hear: it ends any moment.
+                Ok(None) if self.stderr.is_none() => std::thread::sleep(Duration::from_millis(5)),
+                Ok(None) => {
+                    self.wait(For::Stderr)
+                        .map_err(|e| Error::failed(format_args!("ssh: {e}")))?;
+                }
+                Err(e) => return Err(Error::failed(format_args!("ssh: wait: {e}"))),
+            }
+            if self.listener.stop.load(Ordering::Relaxed) {
+                return Err(Error::failed("interrupted"));
+            }
+        }
+    }
+}
+
+/// The error of a session that was called off: not the kind that readers take for "try again".
+fn stopped() -> std::io::Error {
+    std::io::Error::new(
+        std::io::ErrorKind::ConnectionAborted,
+        crate::error::Fault::short("interrupted"),
+    )
+}
+
+/// The command's stdout.
+impl Read for Session {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        while !self.wait(For::Stdout)? {}
+        match &mut self.stdout {
+            Some(stdout) => stdout.read(buffer),
+            None => Ok(0),
+        }
+    }
+}
+
+/// The command's stdin.
+impl Write for Session {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        loop {
+            while !self.wait(For::Stdin)? {}
+            let Some(stdin) = &mut self.stdin else {
+                return Ok(0);
+            };
+            match stdin.write(bytes) {
+                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}
+                result => return result,
+            }
+        }
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// ssh does not outlive what it worked for: asked first, so that it can give the terminal its echo back, then killed.
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.stdin = None;
+        self.stdout = None;
+        if !matches!(self.child.try_wait(), Ok(None)) {
+            return;
+        }
+        if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
+            let _ = kill_process(pid, Signal::TERM);
+        }
+        let start = Instant::now();
+        while matches!(self.child.try_wait(), Ok(None)) && start.elapsed() < GRACE {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// How a command ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// The exit code; `None` when a signal ended ssh.
+    pub code: Option<i32>,
+    /// What stderr told meanwhile.
+    pub told: Told,
+}
+
+impl Ended {
+    /// An error unless the exit code was 0, with the board's own last words and what helps.
+    pub fn check(&self, host: &Host) -> Result<()> {
+        let exit = match self.code {
+            Some(0) => return Ok(()),
+            Some(2) => Exit::Usage,
+            Some(3) => Exit::Corrupt,
+            Some(4) => Exit::Refused,
+            _ => Exit::Failed,
+        };
+        let said = &self.told.last;
+        let host = &host.shown;
+        let line = match self.code {
+            _ if self.told.sudo => format!(
+                "{host}: {said}; floe gives sudo no password: allow it there with NOPASSWD in sudoers, or log in as root"
+            ),
+            Some(127 | 126) => format!(
+                "{host}: cannot run floe there (exit {}): {said}; --send brings it along, --floe PATH names where it is",
+                self.code.unwrap_or_default()
+            ),
+            Some(SSH_FAILED) if said.is_empty() => format!("{host}: ssh: the connection failed"),
+            Some(SSH_FAILED) => format!("{host}: ssh: {said}"),
+            Some(code) if said.is_empty() => format!("{host}: exit {code}"),
+            Some(code) => format!("{host}: {said} (exit {code})"),
+            None => format!("{host}: ssh was killed"),
+        };
+        Err(Error::Message(exit, line))
+    }
+}
+
+/// Text of another machine for a terminal of ours: no control characters.
+pub fn clean(text: &str) -> String {
+    let plain = |c: char| if c.is_control() { '?' } else { c };
+    text.chars().map(plain).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_form_of_a_host_is_understood() {
+        let host = |text| Host::parse(text).unwrap();
+        let parts = |text| {
+            let host = host(text);
+            (host.user, host.name, host.port)
+        };
+        assert_eq!(parts("board"), (None, "board".into(), None));
+        assert_eq!(
+            parts("me@b:2222"),
+            (Some("me".into()), "b".into(), Some(2222))
+        );
+        assert_eq!(
+            parts("ssh://admin@[fd00::7]:22"),
+            (Some("admin".into()), "fd00::7".into(), Some(22))
+        );
+        assert_eq!(parts("[fe80::1%eth0]"), (None, "fe80::1%eth0".into(), None));
+        assert_eq!(parts("ssh://b/"), (None, "b".into(), None));
+        assert_eq!(host("root@[fd00::7]:22").shown, "[fd00::7]:22");
+        assert_eq!(host("root@[fd00::7]:22").file_stem(), "fd00__7_22");
+        assert_eq!(host("me@b").file_stem(), "b");
+        for wrong in [
+            "",
+            "-oProxyCommand=x",
+            "me@-x",
+            "-l@b",
+            "b:",
+            "b:0",
+            "b:x",
+            "b:70000",
+            "fd00::7",
+            "[fd00::7",
+            "[fd00::7]22",
+            "a b",
+            "b;c",
+            "$(x)@b",
+            "b/../c",
+            "ssh://",
+            "@b",
+            "b\n",
+        ] {
+            assert!(Host::parse(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_shell_reads_back_exactly_what_was_quoted() {
+        let words = [
+            "plain",
+            "",
+            "a b",
+            "it's",
+            "''",
+            "$(reboot)`x`",
+            "\\",
+            "a\nb",
+            "*",
+            "~",
+            "-n",
+            "a=b",
+            "#x",
+            "ü!",
+        ];
+        let mut line = OsString::from("printf '%s\\0'");
+        for word in words {
+            quote(&mut line, OsStr::new(word));
+        }
+        for shell in [&["sh"][..], &["busybox", "ash"], &["bash"]] {
+            let Ok(out) = Command::new(shell[0])
+                .args(&shell[1..])
+                .arg("-c")
+                .arg(&line)
+                .output()
+            else {
+                continue;
+            };
+            let text = String::from_utf8(out.stdout).unwrap();
+            let found: Vec<&str> = text.trim_end_matches('\0').split('\0').collect();
+            assert_eq!(found, words, "{shell:?}");
+        }
+    }
+}

@@ -1,0 +1,312 @@
+//! `floe push`, `pull --kept`, `pull --send` and `pull --clone`, on the boards of `boards`.
+
+use crate::boards::{Lab, Server, Setup};
+use crate::common::{self, Limit, LoopDevice, Scratch};
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+fn one(server: Server, before: &str) -> Result<Lab, String> {
+    let mut lab = Lab::new()?;
+    lab.add(Setup {
+        server,
+        before,
+        ..Setup::default()
+    })?;
+    lab.wait_until_up();
+    Ok(lab)
+}
+
+macro_rules! require_one {
+    ($server:expr, $before:expr) => {
+        match one($server, $before) {
+            Ok(lab) => lab,
+            Err(missing) => {
+                common::skip(&missing);
+                return;
+            }
+        }
+    };
+}
+
+/// An image of the board's filesystem, made here.
+fn image(lab: &Lab) -> std::path::PathBuf {
+    let path = lab.join("data.img.gz");
+    let mut floe = common::floe().expect("required before");
+    let data = lab.boards[0].data.dir();
+    common::run(
+        floe.arg("dump").arg(data).arg("-o").arg(&path),
+        Limit::secs(60),
+    )
+    .expect_code(0);
+    path
+}
+
+fn empty_device(scratch: &Scratch, mib: u64) -> LoopDevice {
+    let path = scratch.join("target");
+    fs::File::create(&path)
+        .and_then(|file| file.set_len(mib << 20))
+        .expect("file");
+    LoopDevice::attach(&path, 512)
+}
+
+fn push(lab: &Lab, file: &Path, words: &[&str]) -> common::Run {
+    common::run(
+        lab.floe("push").arg(file).arg("10.77.0.1").args(words),
+        Limit::secs(60),
+    )
+}
+
+#[test]
+fn push_restores_on_the_board_with_the_refusals_of_restore() {
+    drop(require_floe!());
+    for server in [Server::OpenSsh, Server::Dropbear] {
+        let lab = require_one!(server, "");
+        let file = image(&lab);
+        let scratch = Scratch::new();
+        let target = empty_device(&scratch, 8);
+        let device = target.path().to_string_lossy().into_owned();
+        let run = push(&lab, &file, &[&device, "--verify"]).expect_code(0);
+        assert!(run.stderr_text().contains("read back and equal"), "{run}");
+        common::shell(&format!("e2fsck -fn {device}"), Limit::secs(60)).expect_code(0);
+        // It holds something now; and what is mounted is refused there as it is here.
+        let run = push(&lab, &file, &[&device]).expect_code(4);
+        assert!(
+            run.stderr_text().contains("--overwrite writes over it"),
+            "{run}"
+        );
+        let mounted = lab.boards[0].data.device().to_string_lossy().into_owned();
+        let run = push(&lab, &file, &[&mounted, "--overwrite"]).expect_code(4);
+        assert!(run.stderr_text().contains("nothing was written"), "{run}");
+        push(&lab, &file, &[&device, "--overwrite"]).expect_code(0);
+        // A broken file is found here, before the board is asked.
+        let broken = lab.join("broken.img.gz");
+        let mut bytes = fs::read(&file).expect("image");
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        fs::write(&broken, &bytes).expect("broken");
+        let run = push(&lab, &broken, &[&device, "--overwrite"]).expect_code(3);
+        assert!(run.stderr_text().contains("nothing was sent"), "{run}");
+        // A raw image, packed by ssh.
+        let raw = lab.join("data.img");
+        common::shell(
+            &format!("gzip -dc '{}' > '{}'", file.display(), raw.display()),
+            Limit::secs(60),
+        )
+        .expect_code(0);
+        push(&lab, &raw, &[&device, "--overwrite"]).expect_code(0);
+        common::shell(
+            &format!("cmp '{}' {device}", raw.display()),
+            Limit::secs(60),
+        )
+        .expect_code(0);
+    }
+}
+
+#[test]
+fn a_snapshot_goes_into_the_boards_store_and_comes_back_the_same() {
+    drop(require_floe!());
+    // /etc/floe.conf is the board's own: an empty /etc over the machine's.
+    let before = "cp /etc/passwd /etc/shells /run; mount -t tmpfs tmpfs /etc; cp /run/passwd /run/shells /etc; \
+        mkdir /run/store; echo 'store = /run/store' > /etc/floe.conf";
+    for server in [Server::OpenSsh, Server::Dropbear] {
+        let lab = require_one!(server, before);
+        let zip = lab.join("board.zip");
+        let pulled = |words: &[&str], to: &Path| {
+            common::run(
+                lab.floe("pull")
+                    .arg("10.77.0.1")
+                    .args(words)
+                    .arg("-o")
+                    .arg(to),
+                Limit::secs(60),
+            )
+        };
+        pulled(&["--create", "data=/mnt", "--comment", "it's a test"], &zip).expect_code(0);
+        let run = pulled(&["--kept", "latest"], &lab.join("none.zip")).expect_code(1);
+        assert!(
+            run.stderr_text().contains("has no snapshot 'latest'"),
+            "{run}"
+        );
+        assert!(!lab.join("none.zip").exists());
+        let run = push(&lab, &zip, &["--store"]).expect_code(0);
+        assert!(run.stderr_text().contains("kept as /run/store/"), "{run}");
+        push(&lab, &zip, &["--store"]).expect_code(0);
+        let mut list = lab.boards[0].command("sh");
+        let list = common::run(
+            list.args(["-c", "cd /run/store && stat -c '%a %n' * .floe.lock"]),
+            Limit::secs(20),
+        );
+        let text = list.stdout_text();
+        let names: Vec<&str> = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("600 "))
+            .collect();
+        assert_eq!(names.len(), 2, "{list}");
+        assert!(names[1].ends_with("Z-0002.zip"), "{list}");
+        for name in [names[0], "latest"] {
+            let back = lab.join("back.zip");
+            pulled(&["--kept", name], &back).expect_code(0);
+            assert_eq!(
+                fs::read(&back).expect("back"),
+                fs::read(&zip).expect("zip"),
+                "{name}"
+            );
+        }
+        // A damaged one in the store is found on its way, and an older file here stays.
+        let mut damage = lab.boards[0].command("sh");
+        let damage = damage.args([
+            "-c",
+            "cd /run/store && printf X | dd of=$(ls | tail -1) bs=1 seek=3000 conv=notrunc",
+        ]);
+        common::run(damage, Limit::secs(20)).expect_code(0);
+        let run = pulled(&["--kept", names[1]], &lab.join("back.zip")).expect_code(1);
+        assert_eq!(
+            fs::read(lab.join("back.zip")).expect("back"),
+            fs::read(&zip).expect("zip"),
+            "{run}"
+        );
+        let run = push(&lab, &image(&lab), &["--store"]).expect_code(4);
+        assert!(run.stderr_text().contains("is no snapshot"), "{run}");
+    }
+}
+
+/// A board without floe, whose own shell is busybox ash, with these places mounted noexec.
+fn bare(noexec: &str) -> String {
+    format!(
+        "rm /run/bin/floe; mount --bind \"$(command -v busybox)\" \"$(readlink -f /bin/sh)\"; \
+         sed 's|:[^:]*/ash$|:/bin/sh|' /etc/passwd > /run/passwd; mount --bind /run/passwd /etc/passwd; echo /bin/sh > /etc/shells; \
+         mkdir -p /dev/shm; mount -t tmpfs tmpfs /dev/shm; mount -t tmpfs tmpfs /var/tmp; \
+         for place in {noexec}; do mount --bind $place $place; mount -o remount,bind,noexec $place; done"
+    )
+}
+
+/// What `--send` may have left on a board.
+fn left_over(lab: &Lab) -> String {
+    let mut find = lab.boards[0].command("sh");
+    let find = find.args([
+        "-c",
+        "ls -d /run/.floe* /dev/shm/.floe* /tmp/.floe* /var/tmp/.floe* ~/.floe* 2>/dev/null; true",
+    ]);
+    let home = lab.join("home");
+    common::run(find.env("HOME", home), Limit::secs(20)).stdout_text()
+}
+
+fn sending(lab: &Lab, binaries: &Path, more: &[&str]) -> Command {
+    let mut pull = lab.floe("pull");
+    pull.args(["10.77.0.1", "--dump", "/mnt", "--send", "--binaries"])
+        .arg(binaries)
+        .args(more);
+    pull
+}
+
+#[test]
+fn floe_is_brought_along_checked_run_and_nothing_is_left() {
+    drop(require_floe!());
+    let arch = common::floe_arch().expect("arch");
+    for server in [Server::OpenSsh, Server::Dropbear] {
+        for (noexec, works) in [
+            ("", true),
+            ("/run /dev/shm /tmp", true),
+            ("/run /dev/shm /tmp /var/tmp", false),
+        ] {
+            let lab = require_one!(server, &bare(noexec));
+            let dist = lab.join("dist");
+            fs::create_dir(&dist).expect("dist");
+            let run = common::run(&mut sending(&lab, &dist, &["-o", "-"]), Limit::secs(60))
+                .expect_code(1);
+            assert!(run.stderr_text().contains("--binaries"), "{run}");
+            fs::copy(lab.join("floe"), dist.join(format!("floe-{arch}"))).expect("floe");
+            let file = lab.join("x.img.gz");
+            let mut pull = sending(&lab, &dist, &["-o"]);
+            let run = common::run(pull.arg(&file), Limit::secs(60));
+            assert_eq!(left_over(&lab), "", "{run}");
+            if works {
+                assert_eq!(run.code, Some(0), "{run}");
+                let shown = file.display();
+                common::shell(&format!("gzip -t '{shown}'"), Limit::secs(60)).expect_code(0);
+            } else {
+                assert_eq!(run.code, Some(1), "{run}");
+                assert!(
+                    run.stderr_text()
+                        .contains("/var/tmp: nothing may be run there"),
+                    "{run}"
+                );
+                assert!(!file.exists());
+            }
+        }
+    }
+}
+
+#[test]
+fn an_interrupted_send_leaves_nothing_on_the_board() {
+    drop(require_floe!());
+    let arch = common::floe_arch().expect("arch");
+    let lab = require_one!(Server::OpenSsh, &bare(""));
+    let dist = lab.join("dist");
+    fs::create_dir(&dist).expect("dist");
+    let path = dist.join(format!("floe-{arch}"));
+    fs::copy(lab.join("floe"), &path).expect("floe");
+    // Larger, so that there is time: what stands behind an ELF file does not matter to it.
+    fs::OpenOptions::new()
+        .write(true)
+        .open(&path)
+        .and_then(|file| file.set_len(60 << 20))
+        .expect("larger");
+    for victim in ["INT", "KILL"] {
+        let mut pull = sending(&lab, &dist, &["-o", "-"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("floe");
+        let end = Instant::now() + Duration::from_secs(20);
+        while left_over(&lab).is_empty() {
+            assert!(Instant::now() < end, "the place never appeared");
+            thread::sleep(Duration::from_millis(10));
+        }
+        common::signal(pull.id(), victim);
+        assert!(common::wait_for(&mut pull, Duration::from_secs(10)).is_some());
+        let end = Instant::now() + Duration::from_secs(10);
+        while !left_over(&lab).is_empty() {
+            assert!(
+                Instant::now() < end,
+                "left after {victim}: {}",
+                left_over(&lab)
+            );
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+    common::assert_not_frozen(lab.boards[0].data.dir(), "after an interrupted send");
+}
+
+#[test]
+fn sudo_that_wants_a_password_is_named_with_the_way_out() {
+    drop(require_floe!());
+    // What stands in for sudo: it refuses as sudo does without a password, or runs what it is given.
+    let before = "mkdir /run/sbin; printf '#!/bin/sh\\n[ \"$1 $2\" = \"-n --\" ] || exit 9\\n[ -e /run/nopasswd ] || { echo \"sudo: a password is required\" >&2; exit 1; }\\n\
+        shift 2; exec \"$@\"\\n' > /run/sbin/sudo; chmod 755 /run/sbin/sudo; export PATH=/run/sbin:$PATH";
+    let before = format!("{before}; mount --bind /run/sbin /usr/local/sbin");
+    let lab = require_one!(Server::OpenSsh, &before);
+    let pull = || {
+        let mut pull = lab.floe("pull");
+        pull.args(["10.77.0.1", "--sudo", "--dump", "/mnt", "-o", "-"]);
+        pull
+    };
+    let run = common::run(&mut pull(), Limit::secs(60)).expect_code(1);
+    let text = run.stderr_text();
+    if text.contains("not found") {
+        return common::skip("a PATH of sshd that has /usr/local/sbin");
+    }
+    assert!(
+        text.contains("a password is required") && text.contains("NOPASSWD"),
+        "{run}"
+    );
+    common::run(
+        lab.boards[0].command("touch").arg("/run/nopasswd"),
+        Limit::secs(20),
+    )
+    .expect_code(0);
+    common::run(&mut pull(), Limit::secs(60)).expect_code(0);
+}
