@@ -32,6 +32,8 @@ pub const PAUSE: Timespec = Timespec {
 const GRACE: Duration = Duration::from_secs(2);
 /// Longest line of the board's stderr, in bytes: the report of 64 entries fits.
 const MAX_LINE: usize = 64 * 1024;
+/// Most lines for the program that are kept.
+const MAX_KEPT: usize = 16;
 /// What a line begins with that is meant for us and for nobody's eyes.
 pub const MARK: &str = "floe-send: ";
 /// ssh's own exit code when the connection failed.
@@ -252,8 +254,6 @@ pub struct Told {
     pub reports: Vec<String>,
     /// The last line that was no report.
     pub last: String,
-    /// A line of sudo's, which did not want to.
-    pub sudo: bool,
 }
 
 /// A running command. Dropping it ends ssh.
@@ -331,13 +331,17 @@ impl Session {
         let text = String::from_utf8_lossy(&self.part);
         let text = text.trim_end_matches('\r');
         if let Some(mark) = text.strip_prefix(MARK) {
-            self.marks.push_back(clean(mark));
+            // Nobody waits for more than a few: a board that floods us fills no memory.
+            if self.marks.len() < MAX_KEPT {
+                self.marks.push_back(clean(mark));
+            }
         } else if text.starts_with("{\"") && text.ends_with('}') {
-            self.told.reports.push(text.to_owned());
+            if self.told.reports.len() < MAX_KEPT {
+                self.told.reports.push(text.to_owned());
+            }
         } else if !text.is_empty() {
             let text = clean(text);
             let said = text.strip_prefix("floe: ").unwrap_or(&text);
-            self.told.sudo |= said.starts_with("sudo: ");
             (self.listener.hear)(said);
             self.told.last = said.to_owned();
         }
@@ -490,7 +494,7 @@ impl Ended {
         let said = &self.told.last;
         let host = &host.shown;
         let line = match self.code {
-            _ if self.told.sudo => format!(
+            Some(1) if said.starts_with("sudo: ") => format!(
                 "{host}: {said}; floe gives sudo no password: allow it there with NOPASSWD in sudoers, or log in as root"
             ),
             Some(127 | 126) => format!(
@@ -498,6 +502,7 @@ impl Ended {
                 self.code.unwrap_or_default()
             ),
             Some(SSH_FAILED) if said.is_empty() => format!("{host}: ssh: the connection failed"),
+            Some(SSH_FAILED) if said.starts_with("ssh: ") => format!("{host}: {said}"),
             Some(SSH_FAILED) => format!("{host}: ssh: {said}"),
             Some(code) if said.is_empty() => format!("{host}: exit {code}"),
             Some(code) => format!("{host}: {said} (exit {code})"),

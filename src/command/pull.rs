@@ -48,6 +48,7 @@ const HANDED_ON: &[(&str, bool)] = &[
     ("--pairs", true),
     ("--overwrite", false),
     ("--verify", false),
+    ("--skip-free", false),
     ("--grow", false),
     ("--new-uuid", false),
     ("--as-primary", false),

@@ -188,14 +188,17 @@ pub fn exit_now(code: u8) -> ! {
     unsafe { _exit(c_int::from(code)) }
 }
 
-/// Has a child die by SIGTERM when the thread that starts it ends, killed or not (prctl(2), PR_SET_PDEATHSIG).
+/// Has a child die by SIGTERM when the thread that starts it ends, killed or not (prctl(2), PR_SET_PDEATHSIG), and lets it be
+/// interrupted: the signals that we block would stay blocked in it.
 pub fn die_with_parent(command: &mut std::process::Command) {
     use std::os::unix::process::CommandExt;
-    let ask = || {
+    let none = set_of(&[]);
+    let ask = move || {
+        change_mask(SIG_SETMASK, &none);
         let signal = rustix::process::Signal::TERM;
         rustix::process::set_parent_process_death_signal(Some(signal)).map_err(Into::into)
     };
-    // SAFETY: between fork and exec only one system call is made, without memory or locks.
+    // SAFETY: between fork and exec only two system calls are made, without memory or locks.
     unsafe { command.pre_exec(ask) };
 }
 

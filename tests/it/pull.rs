@@ -266,6 +266,57 @@ fn noise_before_the_stream_is_quoted_and_nothing_is_kept() {
 }
 
 #[test]
+fn what_only_the_length_the_sha256_the_report_or_the_exit_code_shows_is_noticed() {
+    drop(require_floe!());
+    let mut lab = require_lab!();
+    // Each passes every check inside the stream.
+    let wrappers = [
+        ("\"$F\" \"$@\"; printf '\\0\\0\\0'", "bytes were sent"),
+        (
+            "\"$F\" \"$@\" | { dd bs=1 count=4; dd bs=1 count=1 of=/dev/null; printf X; cat; } 2> /dev/null",
+            "SHA-256",
+        ),
+        ("\"$F\" \"$@\" 2> /dev/null", "report"),
+        ("\"$F\" \"$@\"; exit 7", "exit 7"),
+    ];
+    let floe = lab.join("floe");
+    for (number, (script, _)) in wrappers.iter().enumerate() {
+        let wrapper = lab.join(format!("wrapper{number}"));
+        let text = format!("#!/bin/sh\nF='{}'\n{script}\n", floe.display());
+        fs::write(&wrapper, text).expect("wrapper");
+        let before = format!(
+            "cp '{}' /run/bin/w; chmod 755 /run/bin/w; mv /run/bin/w /run/bin/floe",
+            wrapper.display()
+        );
+        let before = before.as_str();
+        require_board!(
+            lab,
+            Setup {
+                before,
+                ..Setup::default()
+            }
+        );
+    }
+    lab.wait_until_up();
+    let out = lab.join("out");
+    fs::create_dir(&out).expect("out");
+    let mut pull = lab.floe("pull");
+    for board in &lab.boards {
+        pull.arg(&board.address);
+    }
+    pull.args(["--dump", "/mnt", "-o"]).arg(&out);
+    let run = common::run(&mut pull, Limit::secs(60)).expect_code(1);
+    assert_eq!(names(&out), Vec::<String>::new(), "{run}");
+    let text = run.stderr_text();
+    for (board, (_, why)) in lab.boards.iter().zip(wrappers) {
+        let mut rows = text
+            .lines()
+            .filter(|line| line.starts_with(&format!("{} ", board.address)));
+        assert!(rows.any(|row| row.contains(why)), "{why}: {run}");
+    }
+}
+
+#[test]
 fn a_name_full_of_shell_signs_reaches_the_board_as_it_is() {
     drop(require_floe!());
     let lab = require_two!(8);

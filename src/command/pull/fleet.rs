@@ -22,6 +22,9 @@ const STACK_BYTES: usize = 512 * 1024;
 /// How often the lines of a terminal are drawn anew.
 const PAUSE: Duration = Duration::from_millis(200);
 
+/// How long the threads may take to clean up after a signal.
+const PATIENCE: Duration = Duration::from_secs(6);
+
 /// What is done with one board.
 pub type Job = dyn Fn(&Host, &Board) -> Result<Arrived> + Send + Sync;
 
@@ -266,16 +269,24 @@ impl<'a> View<'a> {
         signals: &Signals,
         stop: &AtomicBool,
     ) -> Option<i32> {
-        let mut interrupted = None;
+        let mut interrupted: Option<(i32, Instant)> = None;
         loop {
             if let Some(number) = signals.take() {
-                interrupted = Some(number);
+                interrupted = interrupted.or(Some((number, Instant::now())));
                 stop.store(true, Ordering::Relaxed);
+            }
+            // A thread that cannot end (a disk that hangs) does not hold up the end of the process for ever.
+            if let Some((number, since)) = interrupted
+                && since.elapsed() > PATIENCE
+            {
+                return Some(number);
             }
             match told.recv_timeout(PAUSE) {
                 Ok(event) => self.event(event, interrupted.is_some()),
                 Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return interrupted,
+                Err(RecvTimeoutError::Disconnected) => {
+                    return interrupted.map(|(number, _)| number);
+                }
             }
             self.draw();
         }
@@ -337,7 +348,7 @@ impl<'a> View<'a> {
             let bytes = bytes.load(Ordering::Relaxed);
             let rate = bytes / since.elapsed().as_secs().max(1);
             let line = match bytes {
-                0 => format!("floe: {}: {}", host.shown, Span(since.elapsed())),
+                0 => format!("floe: {}: at work, {}", host.shown, Span(since.elapsed())),
                 _ => format!("floe: {}: {}, {}/s", host.shown, Bytes(bytes), Bytes(rate)),
             };
             text.extend(line.chars().take(columns.saturating_sub(1)));
