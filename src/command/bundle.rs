@@ -17,7 +17,7 @@ use crate::json;
 use crate::snapshot::{
     CHECKSUMS, CHECKSUMS_SHA256, Checksum, Checksums, SNAPSHOT, Snapshot, check_sha256_line,
 };
-use crate::stream::input::Input;
+use crate::stream::input::{Input, Source};
 use crate::stream::unzip::{Body, Directory, Unzip};
 use crate::stream::zip::{Entry, Sums};
 use crate::units::{to_u64, to_usize};
@@ -174,7 +174,7 @@ impl Catalog {
     }
 
     /// The unpacked bytes of an entry, as something to read.
-    pub fn reader(&self, path: &str) -> Result<Box<dyn Read + Send>> {
+    pub fn reader(&self, path: &str) -> Result<Box<dyn Source>> {
         let fail = |fault| entry_error(&self.subject, path, fault);
         let entry = self
             .directory
@@ -284,6 +284,12 @@ impl Read for EntryReader {
                 .map_err(std::io::Error::other)?;
         }
         Ok(count)
+    }
+}
+
+impl Source for EntryReader {
+    fn take_zeros(&mut self, unit: u64) -> u64 {
+        self.body.take_zeros(unit)
     }
 }
 
@@ -442,6 +448,14 @@ impl Bundle {
             self.settle()?;
         }
         Ok(count)
+    }
+
+    /// Takes zeros of the current entry that come next: a multiple of `unit`, or 0.
+    pub fn take_zeros(&mut self, unit: u64) -> u64 {
+        match self.unzip.body() {
+            Some(body) if !self.ahead => body.take_zeros(unit),
+            _ => 0,
+        }
     }
 
     /// Behind the last byte of an entry: its checksums, and the beginning of what follows.

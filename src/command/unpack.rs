@@ -27,7 +27,7 @@ use crate::report::{self, Bytes, ReportFile, Span};
 use crate::snapshot::{self, BOOT, Snapshot, TABLE, image_path};
 use crate::stream::copy::Progress;
 use crate::stream::image::ImageReader;
-use crate::stream::input::Input;
+use crate::stream::input::{Input, Source};
 use crate::stream::target::Target;
 use crate::units::Extent;
 
@@ -378,7 +378,7 @@ fn unpack(
     }
     let mut done = Vec::new();
     for errand in errands {
-        let reader: Box<dyn Read + Send> = match &origin {
+        let reader: Box<dyn Source> = match &origin {
             Origin::File(catalog) => catalog.reader(&errand.path)?,
             Origin::Pipe(bundle) => {
                 advance(bundle, &errand.path)?;
@@ -430,9 +430,16 @@ impl Read for PipeReader {
     }
 }
 
+impl Source for PipeReader {
+    fn take_zeros(&mut self, unit: u64) -> u64 {
+        let mut bundle = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        bundle.take_zeros(unit)
+    }
+}
+
 fn one(
     errand: Errand,
-    reader: Box<dyn Read + Send>,
+    reader: Box<dyn Source>,
     verify: bool,
     (subject, file): (&str, &std::fs::File),
 ) -> Result<(&'static str, Done)> {
@@ -441,7 +448,7 @@ fn one(
     let file = file
         .try_clone()
         .map_err(|e| Error::failed(format_args!("{subject}: dup: {e}")))?;
-    let input = Input::reader(reader).map_err(fail)?;
+    let input = Input::source(reader).map_err(fail)?;
     let reader = ImageReader::raw(input).map_err(fail)?;
     let image = Image::head_of(subject, file, reader)?;
     let (facts, reader) = image.into_parts();

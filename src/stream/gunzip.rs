@@ -5,8 +5,8 @@
 
 use crate::crc;
 use crate::error::Fault;
-use crate::stream::inflate::Inflate;
-use crate::stream::input::Input;
+use crate::stream::inflate::{Inflate, LOOK_BYTES};
+use crate::stream::input::{Input, at_most};
 use crate::units::to_u64;
 
 /// The two bytes every member begins with.
@@ -46,6 +46,8 @@ pub struct Gunzip {
     /// Bytes of the inflater's last step that were not handed out yet.
     held: Vec<u8>,
     held_start: usize,
+    /// Zeros that were not handed out yet; they come after `held`.
+    zeros: u64,
 }
 
 impl Gunzip {
@@ -60,6 +62,7 @@ impl Gunzip {
             total_crc: 0,
             held: Vec::with_capacity(64 * 1024),
             held_start: 0,
+            zeros: 0,
         })
     }
 
@@ -85,6 +88,13 @@ impl Gunzip {
                 done += count;
                 continue;
             }
+            if self.zeros > 0 {
+                let count = at_most(self.zeros, rest.len());
+                rest.get_mut(..count).unwrap_or_default().fill(0);
+                self.zeros -= to_u64(count);
+                done += count;
+                continue;
+            }
             match self.state {
                 State::Header => self.header(input)?,
                 State::Body => done += self.body(input, rest)?,
@@ -95,10 +105,20 @@ impl Gunzip {
         Ok(done)
     }
 
+    /// Takes the zeros that come next, where they are known to be many: a multiple of `unit`, or 0.
+    pub fn take_zeros(&mut self, unit: u64) -> u64 {
+        if self.held_start < self.held.len() || unit == 0 {
+            return 0;
+        }
+        let count = self.zeros - self.zeros % unit;
+        self.zeros -= count;
+        count
+    }
+
     /// One step of the inflater: into `out` what fits, the rest is held.
     fn body(&mut self, input: &mut Input<'_>, out: &mut [u8]) -> Result<usize, Fault> {
         let offset = input.offset();
-        let bytes = input.fill()?;
+        let bytes = input.peek(LOOK_BYTES)?;
         if bytes.is_empty() {
             return Err(ends_early(offset));
         }
@@ -108,6 +128,11 @@ impl Gunzip {
             .map_err(|fault| placed(fault, offset))?;
         self.member_crc = crc::crc32(self.member_crc, step.output);
         self.member_bytes = self.member_bytes.saturating_add(to_u64(step.output.len()));
+        if step.zeros > 0 {
+            self.zeros = step.zeros;
+            self.member_crc = crc::combine(self.member_crc, crc::zeros(step.zeros), step.zeros);
+            self.member_bytes = self.member_bytes.saturating_add(step.zeros);
+        }
         let count = give(step.output, out);
         self.held.clear();
         self.held_start = 0;

@@ -231,12 +231,12 @@ impl<'a> ImageReader<'a> {
         Piece::Zeros(zeros)
     }
 
-    /// Takes a hole of a raw file as zeros; false where there is none.
+    /// Takes a hole of a raw file, or zeros that need no inflating; false where there is none.
     fn skip_hole(&mut self) -> Result<bool, Fault> {
-        if self.gunzip.is_some() {
-            return Ok(false);
-        }
-        let hole = self.input.skip_hole(GRANULE_BYTES)?;
+        let hole = match &mut self.gunzip {
+            Some(gunzip) => gunzip.take_zeros(GRANULE_BYTES),
+            None => self.input.skip_hole(GRANULE_BYTES)?,
+        };
         self.pending_zeros = self.pending_zeros.saturating_add(hole);
         Ok(hole > 0)
     }

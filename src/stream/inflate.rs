@@ -1,15 +1,25 @@
 //! Inflate (RFC 1951) in fixed memory: miniz_oxide's core over one 64 KiB window, allocated once.
 //!
 //! The window is the output: each step gives the bytes that were just written there, and they stay valid until the next step.
+//!
+//! Free space is what images are full of, and our own encoder writes it as one block of which every zero byte stands for 1032
+//! zeros (see `zeros`). Where such a block begins, on a byte, between two blocks, is the only place where it is looked for; from
+//! there on zero bytes are counted instead of inflated. Any other byte, and any other encoder's block, goes the ordinary way.
 
 use miniz_oxide::inflate::TINFLStatus;
 use miniz_oxide::inflate::core::{DecompressorOxide, decompress, inflate_flags};
 
+use super::input::is_zero;
+use super::zeros;
 use crate::error::Fault;
 use crate::sys::memory::Pages;
+use crate::units::to_u64;
 
 /// Window in bytes: a power of two, twice the 32 KiB that matches may reach back, so that steps are not too small.
 const WINDOW_BYTES: usize = 64 * 1024;
+
+/// So many bytes of input a step should see where there are so many: the beginning of a zero run is recognised only whole.
+pub const LOOK_BYTES: usize = 64;
 
 /// What one step did.
 #[derive(Debug)]
@@ -18,6 +28,8 @@ pub struct Step<'a> {
     pub consumed: usize,
     /// Bytes that came out.
     pub output: &'a [u8],
+    /// Zeros that came out instead.
+    pub zeros: u64,
     /// The last block ended: what follows in the input is not deflate any more.
     pub ended: bool,
 }
@@ -27,15 +39,35 @@ pub struct Inflate {
     core: Box<DecompressorOxide>,
     window: Pages,
     position: usize,
+    /// What a zero run begins with.
+    head: heapless::Vec<u8, LOOK_BYTES>,
+    run: Run,
+}
+
+/// Where in a zero run of ours the stream is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Run {
+    /// Elsewhere.
+    No,
+    /// Between two blocks, on a byte.
+    Maybe,
+    /// This many bytes of its head are still to be inflated.
+    Head(usize),
+    /// Behind the head, with nothing but zero bytes since.
+    Zeros,
 }
 
 impl Inflate {
     /// Ready for a stream. All memory is allocated here.
     pub fn new() -> Result<Self, Fault> {
+        let (bytes, count) = zeros::head();
+        let head = bytes.get(..count).unwrap_or_default();
         Ok(Self {
             core: Box::default(),
             window: Pages::new(WINDOW_BYTES).map_err(|e| Fault::io("mmap", e))?,
             position: 0,
+            head: heapless::Vec::from_slice(head).unwrap_or_default(),
+            run: Run::Maybe,
         })
     }
 
@@ -44,25 +76,76 @@ impl Inflate {
         self.core.init();
         self.window.fill(0);
         self.position = 0;
+        self.run = Run::Maybe;
     }
 
-    /// Takes what it can from `input` (not empty) and gives what came out; a step that neither takes nor gives nor ends does not
-    /// happen.
+    /// Takes what it can from `input` (not empty) and gives what came out; steps that neither take nor give nor end do not
+    /// repeat for ever.
     pub fn step(&mut self, input: &[u8]) -> Result<Step<'_>, Fault> {
+        let mut input = input;
+        if self.run == Run::Maybe {
+            self.run = match input.starts_with(&self.head) && !self.head.is_empty() {
+                true => Run::Head(self.head.len()),
+                false => Run::No,
+            };
+        }
+        match self.run {
+            Run::Head(left) => input = input.get(..left).unwrap_or(input),
+            Run::Zeros => {
+                let count = leading_zeros(input);
+                if count > 0 {
+                    return Ok(self.skip(count));
+                }
+                self.run = Run::No;
+            }
+            Run::No | Run::Maybe => {}
+        }
+        self.inflate(input)
+    }
+
+    /// `count` zero bytes of a run. The decoder would come back to the state it is in, with a window full of zeros.
+    fn skip(&mut self, count: usize) -> Step<'_> {
+        self.window.fill(0);
+        self.position = 0;
+        Step {
+            consumed: count,
+            output: &[],
+            zeros: to_u64(count).saturating_mul(zeros::BYTES_A_ZERO),
+            ended: false,
+        }
+    }
+
+    fn inflate(&mut self, input: &[u8]) -> Result<Step<'_>, Fault> {
         let start = self.position;
         let (status, consumed, produced) = decompress(
             &mut self.core,
             input,
             &mut self.window,
             start,
-            inflate_flags::TINFL_FLAG_HAS_MORE_INPUT,
+            inflate_flags::TINFL_FLAG_HAS_MORE_INPUT
+                | inflate_flags::TINFL_FLAG_STOP_ON_BLOCK_BOUNDARY,
         );
-        let ended = match status {
-            TINFLStatus::Done => true,
-            TINFLStatus::NeedsMoreInput | TINFLStatus::HasMoreOutput => false,
-            _ => return Err(Fault::corrupt("deflate data")),
-        };
-        if consumed == 0 && produced == 0 && !ended {
+        let mut moved = consumed > 0 || produced > 0;
+        match status {
+            TINFLStatus::Done => moved = true,
+            TINFLStatus::BlockBoundary => {
+                // A block takes at least ten bits, and less than a byte is held: this does not go on for ever.
+                moved = true;
+                let state = self.core.block_boundary_state();
+                let on_a_byte = state.is_some_and(|state| state.num_bits == 0);
+                self.run = if on_a_byte { Run::Maybe } else { Run::No };
+            }
+            TINFLStatus::NeedsMoreInput | TINFLStatus::HasMoreOutput => {
+                if let Run::Head(left) = self.run {
+                    self.run = match left.saturating_sub(consumed) {
+                        0 => Run::Zeros,
+                        left => Run::Head(left),
+                    };
+                }
+            }
+            _ => moved = false,
+        }
+        if !moved {
             return Err(Fault::corrupt("deflate data"));
         }
         let end = start.saturating_add(produced);
@@ -70,9 +153,18 @@ impl Inflate {
         Ok(Step {
             consumed,
             output: self.window.get(start..end).unwrap_or_default(),
-            ended,
+            zeros: 0,
+            ended: status == TINFLStatus::Done,
         })
     }
+}
+
+/// How many bytes at the front are zero.
+fn leading_zeros(bytes: &[u8]) -> usize {
+    let blocks = bytes.chunks_exact(4096);
+    let whole = blocks.take_while(|block| is_zero(block)).count() * 4096;
+    let rest = bytes.get(whole..).unwrap_or_default();
+    whole + rest.iter().take_while(|byte| **byte == 0).count()
 }
 
 #[cfg(test)]
@@ -91,6 +183,7 @@ mod tests {
             let mut rest = packed.as_slice();
             loop {
                 let step = inflate.step(&rest[..rest.len().min(cut)]).unwrap();
+                assert_eq!(step.zeros, 0);
                 out.extend_from_slice(step.output);
                 rest = &rest[step.consumed..];
                 if step.ended {
@@ -99,6 +192,65 @@ mod tests {
             }
             assert!(rest.is_empty());
             assert!(out == data);
+        }
+    }
+
+    /// Everything that comes out, and how many of the bytes came as zeros.
+    fn inflated(packed: &[u8], cut: usize) -> (Vec<u8>, u64) {
+        let mut inflate = Inflate::new().unwrap();
+        let (mut out, mut rest, mut skipped) = (Vec::new(), packed, 0);
+        loop {
+            let step = inflate.step(&rest[..rest.len().min(cut)]).unwrap();
+            out.extend_from_slice(step.output);
+            out.resize(out.len() + crate::units::to_usize(step.zeros), 0);
+            skipped += step.zeros;
+            rest = &rest[step.consumed..];
+            if step.ended {
+                assert!(rest.is_empty());
+                return (out, skipped);
+            }
+        }
+    }
+
+    #[test]
+    fn our_own_zero_runs_are_counted_and_everything_around_them_is_the_same() {
+        let noise: Vec<u8> = (0..70_000u32)
+            .flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes())
+            .collect();
+        let mut deflater = super::super::deflate::Deflater::new(6);
+        let (mut stream, mut raw) = (Vec::new(), Vec::new());
+        // Runs of many lengths between data of lengths that bring every place of the window to a boundary; data that
+        // looks like the head of a run, stored and inside a block; zeros that were packed in the ordinary way.
+        let fake = zeros::ZeroRun::new(1 << 20).unwrap();
+        let fake = [fake.head(), &[0; 900], fake.tail()].concat();
+        for turn in 0..60u32 {
+            let length = 1024 + u64::from(turn * turn) * 3907;
+            let run = zeros::ZeroRun::new(length).unwrap();
+            stream.extend_from_slice(run.head());
+            stream.resize(stream.len() + crate::units::to_usize(run.zero_bytes()), 0);
+            stream.extend_from_slice(run.tail());
+            raw.resize(raw.len() + crate::units::to_usize(length), 0);
+            let count = crate::units::to_usize(u64::from(turn * 1091));
+            for data in [&noise[..count], &fake, &raw[raw.len() - 1000..].to_vec()] {
+                let mut out = vec![0; crate::stream::deflate::bound(data.len())];
+                let packed = deflater.encode(data, &mut out).unwrap();
+                stream.extend_from_slice(&out[..packed]);
+                raw.extend_from_slice(data);
+            }
+            let stored = u16::try_from(fake.len()).unwrap();
+            stream.push(0);
+            stream.extend(stored.to_le_bytes());
+            stream.extend((!stored).to_le_bytes());
+            stream.extend_from_slice(&fake);
+            raw.extend_from_slice(&fake);
+        }
+        stream.extend(crate::stream::deflate::FINAL_BLOCK);
+        assert!(miniz_oxide::inflate::decompress_to_vec(&stream).unwrap() == raw);
+        for cut in [1usize, 70, 1000, 65_536, stream.len()] {
+            let (out, skipped) = inflated(&stream, cut);
+            assert!(out == raw, "{cut}");
+            // A byte at a time nothing is recognised; else all but heads and tails.
+            assert!((cut == 1) == (skipped == 0), "{cut}: {skipped}");
         }
     }
 

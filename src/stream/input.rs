@@ -15,9 +15,16 @@ use crate::units::{to_u64, to_usize};
 /// Size of the buffer in bytes.
 const BUFFER_BYTES: usize = 128 * 1024;
 
+/// A reader that may know of zeros without making them.
+pub trait Source: Read + Send {
+    /// Takes the zeros that come next where they are known to be many: a multiple of `unit`, or 0.
+    fn take_zeros(&mut self, unit: u64) -> u64;
+}
+
 enum Origin<'a> {
     File(File),
     Reader(Box<dyn Read + Send + 'a>),
+    Source(Box<dyn Source + 'a>),
 }
 
 /// Something read forwards through one buffer.
@@ -54,6 +61,11 @@ impl<'a> Input<'a> {
     /// Any reader (bytes in memory for tests).
     pub fn reader(reader: impl Read + Send + 'a) -> Result<Self, Fault> {
         Self::with(Origin::Reader(Box::new(reader)), None)
+    }
+
+    /// A reader of ours.
+    pub fn source(source: Box<dyn Source + 'a>) -> Result<Self, Fault> {
+        Self::with(Origin::Source(source), None)
     }
 
     /// Offset of the next byte that has not been consumed.
@@ -144,6 +156,14 @@ impl<'a> Input<'a> {
     /// Steps over a hole of at least `unit` bytes of a regular file (in multiples of `unit`) and gives its length; 0 where
     /// there is none, or the input does not know.
     pub fn skip_hole(&mut self, unit: u64) -> Result<u64, Fault> {
+        if let Origin::Source(source) = &mut self.origin {
+            if self.start != self.end || self.ended {
+                return Ok(0);
+            }
+            let zeros = source.take_zeros(unit);
+            self.read_bytes = self.read_bytes.saturating_add(zeros);
+            return Ok(zeros);
+        }
         let (Origin::File(file), Some(length)) = (&self.origin, self.length_bytes) else {
             return Ok(0);
         };
@@ -170,6 +190,7 @@ fn read(origin: &mut Origin<'_>, space: &mut [u8], offset: u64) -> Result<usize,
         let result = match origin {
             Origin::File(file) => file.read(space),
             Origin::Reader(reader) => reader.read(space),
+            Origin::Source(source) => source.read(space),
         };
         match result {
             Ok(count) => return Ok(count.min(space.len())),

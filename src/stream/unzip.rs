@@ -9,8 +9,8 @@
 
 use sha2::{Digest, Sha256};
 
-use super::inflate::Inflate;
-use super::input::Input;
+use super::inflate::{Inflate, LOOK_BYTES};
+use super::input::{Input, at_most};
 use super::zip::{
     Central, EXTRA_ZIP64, End, End64, Entry, Local, Locator, MAX_DIRECTORY, MAX_ENTRIES, MAX_NAME,
     Method, Record, Sums, WIDE, Writer, check_name,
@@ -49,6 +49,8 @@ pub struct Body {
     /// Bytes of the inflater's last step that were not handed out yet.
     held: Vec<u8>,
     held_start: usize,
+    /// Zeros that were not handed out yet; they come after `held`.
+    zeros: u64,
     sha256: Option<Sha256>,
 }
 
@@ -68,6 +70,7 @@ impl Body {
             },
             held: Vec::with_capacity(if deflated { 64 * 1024 } else { 0 }),
             held_start: 0,
+            zeros: 0,
             sha256: None,
         })
     }
@@ -109,6 +112,11 @@ impl Body {
                 let count = give(held, rest);
                 self.held_start += count;
                 done += count;
+            } else if self.zeros > 0 {
+                let count = at_most(self.zeros, rest.len());
+                rest.get_mut(..count).unwrap_or_default().fill(0);
+                self.zeros -= to_u64(count);
+                done += count;
             } else if self.ended {
                 break;
             } else {
@@ -121,7 +129,7 @@ impl Body {
                 return Err(corrupt("more data than the size says", input.offset()));
             }
         }
-        if self.ended && self.held_start == self.held.len() && self.sums.raw_bytes != expected {
+        if self.is_done() && self.sums.raw_bytes != expected {
             return Err(corrupt("less data than the size says", input.offset()));
         }
         Ok(done)
@@ -129,7 +137,17 @@ impl Body {
 
     /// Whether everything was read.
     pub fn is_done(&self) -> bool {
-        self.ended && self.held_start == self.held.len()
+        self.ended && self.held_start == self.held.len() && self.zeros == 0
+    }
+
+    /// Takes the zeros that come next, where they are known to be many: a multiple of `unit`, or 0.
+    pub fn take_zeros(&mut self, unit: u64) -> u64 {
+        if self.held_start < self.held.len() || unit == 0 {
+            return 0;
+        }
+        let count = self.zeros - self.zeros % unit;
+        self.zeros -= count;
+        count
     }
 
     fn copy(&mut self, input: &mut Input<'_>, out: &mut [u8]) -> Result<usize, Fault> {
@@ -155,7 +173,7 @@ impl Body {
     /// One step of the inflater: into `out` what fits, the rest is held.
     fn step(&mut self, input: &mut Input<'_>, out: &mut [u8]) -> Result<usize, Fault> {
         let offset = input.offset();
-        let mut bytes = input.fill()?;
+        let mut bytes = input.peek(LOOK_BYTES)?;
         if let Some(stored) = self.stored_bytes {
             let left = to_usize(stored.saturating_sub(self.sums.stored_bytes));
             bytes = bytes.get(..left).unwrap_or(bytes);
@@ -174,6 +192,11 @@ impl Body {
         self.sums.crc32 = crc::crc32(self.sums.crc32, step.output);
         self.ended = step.ended;
         let (consumed, raw) = (step.consumed, step.output.len());
+        if step.zeros > 0 {
+            self.zeros = step.zeros;
+            self.sums.crc32 = crc::combine(self.sums.crc32, crc::zeros(step.zeros), step.zeros);
+            self.sums.raw_bytes = self.sums.raw_bytes.saturating_add(step.zeros);
+        }
         if let Some(sha256) = &mut self.sha256 {
             sha256.update(bytes.get(..consumed).unwrap_or_default());
         }

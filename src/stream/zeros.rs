@@ -59,14 +59,16 @@ const LITERAL: (u32, u32) = (0b01, 2);
 const END: (u32, u32) = (0b11, 2);
 const MATCH_BYTES: u64 = 258;
 
+/// What one zero byte behind the [`head`](ZeroRun::head) inflates to: four matches.
+pub const BYTES_A_ZERO: u64 = 4 * MATCH_BYTES;
+
 impl ZeroRun {
     /// Encodes `length_bytes` zeros; `None` below [`MIN_RUN_BYTES`].
     pub fn new(length_bytes: u64) -> Option<Self> {
         if length_bytes < MIN_RUN_BYTES {
             return None;
         }
-        let mut head = block_header();
-        head.push(LITERAL.0, LITERAL.1);
+        let mut head = common_head();
         let matches = (length_bytes - 1) / MATCH_BYTES;
         let rest = u32::try_from((length_bytes - 1) % MATCH_BYTES).unwrap_or(0);
         // A match is two zero bits: first what completes the head's last byte, then whole bytes, then the rest in the tail.
@@ -110,6 +112,19 @@ impl ZeroRun {
     pub fn tail(&self) -> &[u8] {
         self.tail.whole_bytes()
     }
+}
+
+/// What every run begins with, before the bits of its matches. The last byte is filled with zero bits: matches, too.
+fn common_head() -> Bits {
+    let mut head = block_header();
+    head.push(LITERAL.0, LITERAL.1);
+    head
+}
+
+/// The whole bytes every run begins with ([`MIN_RUN_BYTES`] is enough to fill the last one).
+pub fn head() -> ([u8; BITS_BYTES], usize) {
+    let head = common_head();
+    (head.bytes, head.count.div_ceil(8))
 }
 
 /// The header of the dynamic block, code lengths included.
@@ -188,6 +203,10 @@ mod tests {
             assert!(out.iter().all(|byte| *byte == 0));
         }
         assert!(ZeroRun::new(MIN_RUN_BYTES - 1).is_none());
+        let (bytes, count) = head();
+        for length in [MIN_RUN_BYTES, 65_536] {
+            assert_eq!(&bytes[..count], ZeroRun::new(length).unwrap().head());
+        }
     }
 
     #[test]
