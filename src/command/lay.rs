@@ -4,9 +4,11 @@
 //! half-written one. The table comes last of all.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::image::Head;
 use super::partitions;
+use super::restore::Phase;
 use super::target::{Chosen, old_tail};
 use crate::device::{Device, DeviceKind, ReadAt, WriteAt};
 use crate::error::{Error, Fault, Result};
@@ -19,6 +21,8 @@ use crate::units::{Extent, to_usize};
 pub struct Laid {
     /// Its node.
     pub path: PathBuf,
+    /// How far its table is.
+    pub phase: Arc<Phase>,
     target: Target,
     table: Table,
     /// The beginning of the disk, as recorded.
@@ -64,6 +68,7 @@ impl Laid {
         let target = Target::new(device).map_err(fail)?;
         Ok(Self {
             path,
+            phase: Arc::default(),
             target,
             table,
             beginning,
@@ -104,6 +109,7 @@ impl Laid {
 
     /// Zeroes what lies before the first partition, and an old backup table.
     pub fn wipe(&mut self) -> Result<()> {
+        self.phase.set(Phase::WRITING);
         let first = self.table.partitions.iter().map(|p| p.extent.offset).min();
         let length_bytes = first
             .unwrap_or(0)
@@ -151,6 +157,7 @@ impl Laid {
         result.map_err(|fault| self.fail(fault))?;
         self.target.sync().map_err(|fault| self.fail(fault))?;
         self.target.drop_cache().map_err(|fault| self.fail(fault))?;
+        self.phase.set(Phase::COMPLETE);
         let device = self.target.device();
         let mut notes = Vec::new();
         if device.kind() == DeviceKind::Block {

@@ -73,7 +73,9 @@ pub fn run(
             (bundle.subject.clone(), bundle.snapshot.clone())
         }
     };
-    check_machine(&subject, &found, options.force)?;
+    if !options.force {
+        check_machine(&subject, &found, &Host::look())?;
+    }
     let pairs = pairs(options, &subject, &found)?;
     let progress = Arc::new(Progress::default());
     let disk = match &options.disk {
@@ -88,7 +90,7 @@ pub fn run(
         ));
     }
     let (errands, laid) = errands(options, chosen, disk, &origin, &found, &progress)?;
-    let states = states_of(&errands);
+    let states = states_of(&errands, laid.as_ref());
     let verify = options.verify;
     let name = subject.clone();
     let work = move || unpack(origin, errands, laid, verify, (&name, &file));
@@ -120,13 +122,12 @@ fn origin(opened: Opened) -> Result<Origin> {
 }
 
 /// A snapshot of another kind of machine hardly runs here.
-fn check_machine(subject: &str, snapshot: &Snapshot, force: bool) -> Result<()> {
-    let here = Host::look();
+fn check_machine(subject: &str, snapshot: &Snapshot, here: &Host) -> Result<()> {
     for (what, theirs, ours) in [
         ("architecture", &snapshot.architecture, &here.architecture),
         ("board model", &snapshot.board, &here.board),
     ] {
-        if !force && !theirs.is_empty() && !ours.is_empty() && theirs != ours {
+        if !theirs.is_empty() && !ours.is_empty() && theirs != ours {
             return Err(Error::refused(format_args!(
                 "{subject}: is of another {what}: {theirs}, here it is {ours}; nothing was written; --force restores it all the same"
             )));
@@ -326,16 +327,18 @@ fn errands(
     Ok((errands, laid))
 }
 
-/// The state of every target, for messages.
-struct States(Vec<(String, Arc<Shared>)>);
+/// The state of every target, and of a disk that is laid anew, for messages.
+struct States {
+    targets: Vec<(String, Arc<Shared>)>,
+    disk: Option<(String, Arc<Phase>)>,
+}
 
-fn states_of(errands: &[Errand]) -> States {
-    States(
-        errands
-            .iter()
-            .map(|errand| (errand.shown.clone(), Arc::clone(&errand.shared)))
-            .collect(),
-    )
+fn states_of(errands: &[Errand], laid: Option<&Laid>) -> States {
+    let target = |errand: &Errand| (errand.shown.clone(), Arc::clone(&errand.shared));
+    States {
+        targets: errands.iter().map(target).collect(),
+        disk: laid.map(|laid| (laid.path.display().to_string(), Arc::clone(&laid.phase))),
+    }
 }
 
 impl States {
@@ -345,17 +348,27 @@ impl States {
             Phase::COMPLETE => format!("{shown}: complete"),
             _ => format!("{shown}: {}", shared.phase.state()),
         };
-        let all: Vec<String> = self.0.iter().map(words).collect();
+        let mut all: Vec<String> = self.targets.iter().map(words).collect();
+        if let Some((shown, phase)) = &self.disk {
+            all.push(match phase.get() {
+                Phase::UNTOUCHED => format!("{shown}: not touched"),
+                Phase::COMPLETE => format!("{shown}: its partition table is complete"),
+                _ => format!("{shown}: has no partition table yet, and is not usable"),
+            });
+        }
         all.join("; ")
     }
 
     /// After the first write a refusal is 1; and the state of the other targets is told too.
     fn explain(&self, error: Error, quiet: bool) -> Error {
-        let touched = self
-            .0
-            .iter()
-            .any(|(_, shared)| shared.phase.get() != Phase::UNTOUCHED);
-        if self.0.len() > 1 && touched && !quiet && !matches!(error, Error::Signal(_)) {
+        let begun = |phase: &Phase| phase.get() != Phase::UNTOUCHED;
+        let touched = self.targets.iter().any(|(_, shared)| begun(&shared.phase))
+            || self.disk.as_ref().is_some_and(|(_, phase)| begun(phase));
+        if self.targets.len() + usize::from(self.disk.is_some()) > 1
+            && touched
+            && !quiet
+            && !matches!(error, Error::Signal(_))
+        {
             report::line(self.text());
         }
         match error {
@@ -525,4 +538,48 @@ fn finish(
         Span(took)
     ));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_architecture_or_board_is_refused_and_what_is_not_known_is_not_compared() {
+        let here = Host {
+            architecture: "aarch64".into(),
+            board: "Alpha Board".into(),
+            ..Host::default()
+        };
+        for (architecture, board, wrong) in [
+            ("aarch64", "Alpha Board", None),
+            ("aarch64", "", None),
+            ("", "Alpha Board", None),
+            (
+                "armv7l",
+                "Alpha Board",
+                Some("of another architecture: armv7l, here it is aarch64"),
+            ),
+            (
+                "aarch64",
+                "Beta Board",
+                Some("of another board model: Beta Board, here it is Alpha Board"),
+            ),
+        ] {
+            let snapshot = Snapshot {
+                architecture: architecture.into(),
+                board: board.into(),
+                ..Snapshot::default()
+            };
+            match (check_machine("x.zip", &snapshot, &here), wrong) {
+                (Ok(()), None) => {}
+                (Err(Error::Message(Exit::Refused, line)), Some(wrong)) => {
+                    assert!(line.contains(wrong) && line.contains("--force"), "{line}");
+                }
+                (found, _) => panic!("{architecture} {board}: {found:?}"),
+            }
+            let nothing = Host::default();
+            check_machine("x.zip", &snapshot, &nothing).unwrap();
+        }
+    }
 }

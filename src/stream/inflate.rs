@@ -231,7 +231,8 @@ mod tests {
             stream.extend_from_slice(run.tail());
             raw.resize(raw.len() + crate::units::to_usize(length), 0);
             let count = crate::units::to_usize(u64::from(turn * 1091));
-            for data in [&noise[..count], &fake, &raw[raw.len() - 1000..].to_vec()] {
+            let again = raw[raw.len() - 1000..].to_vec();
+            for data in [&noise[..count], &fake, &again] {
                 let mut out = vec![0; crate::stream::deflate::bound(data.len())];
                 let packed = deflater.encode(data, &mut out).unwrap();
                 stream.extend_from_slice(&out[..packed]);

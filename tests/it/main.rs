@@ -33,6 +33,7 @@ mod readme;
 mod restore;
 mod show;
 mod smallfs;
+mod snapshots;
 mod style;
 mod targets;
 mod thaw;
