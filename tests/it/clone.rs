@@ -556,3 +556,38 @@ fn show_says_of_a_standby_what_it_is_and_when_it_was_written() {
     );
     assert!(json.contains("\"last_mounted\":\""), "{json}");
 }
+
+#[test]
+fn a_whole_disk_goes_onto_a_larger_one_with_its_backup_table_at_the_end() {
+    drop(require_floe!());
+    require!(
+        common::is_root() && common::have("sfdisk") && common::have("partx"),
+        "root, sfdisk and partx"
+    );
+    let scratch = Scratch::new();
+    let source = device(&scratch, "disk", 80, 0);
+    let node = source.path().to_string_lossy().into_owned();
+    let part = PathBuf::from(format!("{node}p1"));
+    let table = b"label: gpt\nstart=1MiB, size=64MiB, name=root\n";
+    let mut sfdisk = Command::new("sfdisk");
+    sfdisk.args(["-q", "--no-reread", "--no-tell-kernel", &node]);
+    common::run_with_input(&mut sfdisk, table, Limit::secs(30)).expect_code(0);
+    if !part.exists() {
+        let _ = Command::new("partx").args(["-a", &node]).output();
+    }
+    require!(part.exists(), "partition nodes");
+    common::output("mkfs.ext4", &["-q", "-F", &part.to_string_lossy()]);
+    let mounted = Mounted::new("ext4", &part, "");
+    common::fill(mounted.dir(), 40);
+    let target = device(&scratch, "target", 96, 0xa5);
+    let files = common::tree(mounted.dir());
+    clone(&[&pair(source.path(), target.path()), "--verify"]).expect_code(0);
+    drop(mounted);
+    let copy = scratch.join("target");
+    let checked = common::output("sfdisk", &["--verify", &copy.to_string_lossy()]);
+    assert!(checked.contains("No errors detected"), "{checked}");
+    drop(target);
+    let inside = format!("offset={MIB},sizelimit={}", 64 * MIB);
+    let mounted = Mounted::new("ext4", &copy, &inside);
+    common::assert_same_tree(&files, &common::tree(mounted.dir()));
+}

@@ -208,15 +208,25 @@ fn in_the_window_the_heap_is_not_touched() {
     );
     let fs = require_some!(large(), "ext4");
     let trace = fs.scratch().join("trace");
-    for args in [&["-z", "gzip"][..], &["-z", "none"]] {
+    let standby = common::Scratch::new();
+    let file = standby.join("standby");
+    fs::File::create(&file)
+        .and_then(|file| file.set_len(96 << 20))
+        .expect("standby");
+    let standby = common::LoopDevice::attach(&file, 512);
+    let source = fs.dir().display().to_string();
+    let pair = format!("{source}={}", standby.path().display());
+    for args in [
+        &["dump", "-z", "gzip", &source][..],
+        &["dump", "-z", "none", &source],
+        &["clone", "--verify", &pair],
+    ] {
         let mut strace = Command::new("strace");
         strace
             .args(["-f", "-qq", "-o"])
             .arg(&trace)
             .arg(&example)
-            .arg("dump")
             .args(args)
-            .arg(fs.dir())
             .stdin(Stdio::null());
         common::run(&mut strace, Limit::secs(120)).expect_code(0);
         let text = fs::read_to_string(&trace).expect("trace");
@@ -229,5 +239,10 @@ fn in_the_window_the_heap_is_not_touched() {
             .filter(|line| line.contains("HEAP"))
             .collect();
         assert!(inside.is_empty(), "{args:?}: {inside:#?}");
+        let opened: Vec<String> = window(&trace)
+            .into_iter()
+            .filter(|line| line.contains("open"))
+            .collect();
+        assert!(opened.is_empty(), "{args:?}: {opened:#?}");
     }
 }

@@ -59,6 +59,7 @@ pub struct Copy {
     /// What was read, for `--verify`.
     pub sums: Option<Sums>,
     failed: AtomicUsize,
+    shares_medium: bool,
 }
 
 /// Whether what is written is remembered.
@@ -76,6 +77,7 @@ impl Copy {
         let mut homes = Vec::new();
         let mut onto = Vec::new();
         let mut chunk = 0u64;
+        let shares_medium = targets.iter().any(|standby| standby.shares_medium);
         for (index, (source, standby)) in sources.iter().zip(targets).enumerate() {
             let mut offset = 0u64;
             for piece in &source.pieces {
@@ -96,6 +98,7 @@ impl Copy {
             homes,
             sums: wants.verify.then(|| Sums::new(chunk)),
             failed: AtomicUsize::new(0),
+            shares_medium,
         })))
     }
 
@@ -258,6 +261,10 @@ impl Place for Copy {
         }
         let offset = home.offset.saturating_add(offset);
         self.on(home.target, |onto| onto.put(offset, bytes))
+    }
+
+    fn shares_medium(&self) -> bool {
+        self.shares_medium
     }
 
     fn failed(&self) -> &str {

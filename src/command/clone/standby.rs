@@ -20,6 +20,8 @@ pub struct Standby {
     pub name: String,
     /// Open for writing.
     pub device: Device,
+    /// Whether it lies, at the bottom, where the source does.
+    pub shares_medium: bool,
     /// What is zeroed first, so that nothing old is recognised: its beginning, and an old table at its end.
     pub wiped: [Option<Extent>; 2],
 }
@@ -167,8 +169,11 @@ fn open(
         offset: 0,
         length_bytes: to_u64(HEAD_BYTES).min(device.size_bytes()),
     };
+    let below = |dev| system.under(dev).unwrap_or_default();
+    let from = source.dev.map(below).unwrap_or_default();
     Ok(Standby {
         name,
+        shares_medium: below(dev).iter().any(|at| from.contains(at)),
         wiped: [Some(head), old_tail(&device)],
         device,
     })

@@ -16,6 +16,8 @@ pub trait Place: Sync {
     fn begin(&self) -> Result<(), Fault>;
     /// Bytes of a part of the plan, from `offset` in it on: a multiple of a chunk. The memory begins at a page.
     fn place(&self, part: usize, offset: u64, bytes: &[u8]) -> Result<(), Fault>;
+    /// Whether writing and reading are on one medium, so that each slows the other down.
+    fn shares_medium(&self) -> bool;
     /// What messages call the target that failed.
     fn failed(&self) -> &str;
 }
@@ -24,16 +26,22 @@ impl Core {
     fn all_placed(&self) -> bool {
         self.all_read() && self.spans.is_empty() && self.placers_busy == 0
     }
+
+    /// On one medium reading goes first, because the freeze lasts as long: writes wait until all is read or the slots run out.
+    fn is_crowded(&self, jobs: usize) -> bool {
+        self.all_read() || self.slots_free.len() <= jobs
+    }
 }
 
 impl Shared {
     pub(super) fn placer(&self, places: &dyn Place) {
+        let waits = places.shares_medium();
         let mut core = self.lock();
         loop {
             if core.problem.is_some() || (core.all_read() && core.spans.is_empty()) {
                 return;
             }
-            let next = match core.begun {
+            let next = match core.begun && (core.is_crowded(self.settings.jobs) || !waits) {
                 true => core.spans.pop_front(),
                 false => None,
             };

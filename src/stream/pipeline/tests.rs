@@ -168,6 +168,9 @@ fn slots_ahead_take_a_quarter_of_the_spool_and_none_where_it_is_off() {
         fn place(&self, _: usize, _: u64, _: &[u8]) -> Result<(), Fault> {
             Ok(())
         }
+        fn shares_medium(&self) -> bool {
+            false
+        }
         fn failed(&self) -> &str {
             ""
         }
@@ -274,6 +277,7 @@ struct Memory {
     begun: AtomicU64,
     bytes: Mutex<Vec<u8>>,
     fails_at: Option<u64>,
+    shares_medium: bool,
 }
 
 impl Place for Memory {
@@ -291,6 +295,10 @@ impl Place for Memory {
         let start = to_usize(offset);
         self.bytes.lock().unwrap()[start..start + bytes.len()].copy_from_slice(bytes);
         Ok(())
+    }
+
+    fn shares_medium(&self) -> bool {
+        self.shares_medium
     }
 
     fn failed(&self) -> &str {
@@ -334,12 +342,13 @@ fn copy(
 #[test]
 fn a_copy_places_every_used_block_once_begun_and_ends_only_when_permitted() {
     let mut seed = 11;
-    for sizes in [(1, 0), (4, 0), (3, 8 << 20)] {
+    for sizes in [(1, 0), (4, 0), (3, 2 << 20), (3, 64 << 20)] {
         let (path, map, expected) = source(&mut seed, 7000);
         let memory: &'static Memory = Box::leak(Box::new(Memory {
             begun: AtomicU64::new(0),
             bytes: Mutex::new(vec![0; expected.len()]),
             fails_at: None,
+            shares_medium: sizes.1 > 0,
         }));
         let state = copy(map, &path, memory, sizes);
         std::fs::remove_file(&path).unwrap();
@@ -356,6 +365,7 @@ fn a_target_that_fails_stops_a_copy_with_its_place() {
         begun: AtomicU64::new(0),
         bytes: Mutex::new(vec![0; expected.len()]),
         fails_at: Some(3 << 20),
+        shares_medium: true,
     }));
     let state = copy(map, &path, memory, (2, 0));
     std::fs::remove_file(&path).unwrap();
