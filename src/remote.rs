@@ -501,7 +501,9 @@ impl Ended {
                 "{host}: cannot run floe there (exit {}): {said}; --send brings it along, --floe PATH names where it is",
                 self.code.unwrap_or_default()
             ),
-            Some(SSH_FAILED) if said.is_empty() => format!("{host}: ssh: the connection failed"),
+            Some(SSH_FAILED) if said.is_empty() => {
+                format!("{host}: ssh: the connection failed, or was lost")
+            }
             Some(SSH_FAILED) if said.starts_with("ssh: ") => format!("{host}: {said}"),
             Some(SSH_FAILED) => format!("{host}: ssh: {said}"),
             Some(code) if said.is_empty() => format!("{host}: exit {code}"),

@@ -298,7 +298,13 @@ impl Lab {
         let link = format!(
             "ip link add {name} type veth peer name eth0 netns {pid} && ip link set {name} master br0 && ip link set {name} up"
         );
-        common::run(self.on_host("sh").args(["-c", &link]), Limit::secs(20)).expect_code(0);
+        let run = common::run(self.on_host("sh").args(["-c", &link]), Limit::secs(20));
+        if run.code != Some(0) {
+            return Err(format!(
+                "veth between namespaces ({})",
+                run.stderr_text().trim()
+            ));
+        }
         self.boards.push(board);
         Ok(())
     }

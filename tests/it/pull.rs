@@ -469,30 +469,25 @@ fn the_board_thaws_whatever_dies() {
     }
 }
 
-#[test]
-fn an_interrupted_pull_leaves_no_file_behind() {
-    drop(require_floe!());
-    let mut lab = require_lab!();
-    // Sends the beginning, and then nothing.
+/// A pull from a board that sends the beginning of its image and then nothing more; gives it when that has come.
+fn silent(lab: &mut Lab, more: &[&str]) -> Result<std::process::Child, String> {
     let before = format!(
         "rm /run/bin/floe; printf '#!/bin/sh\\n\"%s/floe\" \"$@\" | {{ head -c 50000; exec sleep 100; }}\\n' '{}' > /run/bin/floe; chmod 755 /run/bin/floe",
         lab.join("").display()
     );
-    require_board!(
-        lab,
-        Setup {
-            before: &before,
-            ..Setup::default()
-        }
-    );
+    lab.add(Setup {
+        before: &before,
+        ..Setup::default()
+    })?;
     lab.wait_until_up();
     let out = lab.join("out");
     fs::create_dir(&out).expect("out");
-    let mut pull = lab
+    let pull = lab
         .floe("pull")
         .args(["10.77.0.1", "--dump", "/mnt", "-o"])
         .arg(&out)
-        .stderr(Stdio::null())
+        .args(more)
+        .stderr(Stdio::piped())
         .spawn()
         .expect("floe");
     let part = out.join("10.77.0.1.img.gz.part");
@@ -501,12 +496,44 @@ fn an_interrupted_pull_leaves_no_file_behind() {
         assert!(Instant::now() < end, "the stream never came");
         thread::sleep(Duration::from_millis(20));
     }
+    Ok(pull)
+}
+
+#[test]
+fn an_interrupted_pull_leaves_no_file_behind() {
+    drop(require_floe!());
+    let mut lab = require_lab!();
+    let mut pull = require_some!(silent(&mut lab, &[]).ok(), "namespaces with a veth");
     common::signal(pull.id(), "INT");
     let status = common::wait_for(&mut pull, Duration::from_secs(10)).expect("ends");
     assert_eq!(
         std::os::unix::process::ExitStatusExt::signal(&status),
         Some(2)
     );
-    assert_eq!(names(&out), Vec::<String>::new());
+    assert_eq!(names(&lab.join("out")), Vec::<String>::new());
     assert_eq!(lab.host_pids(), Vec::<u32>::new());
+}
+
+#[test]
+fn a_connection_that_went_silent_ends_by_the_keepalives_of_ssh() {
+    drop(require_floe!());
+    let mut lab = require_lab!();
+    let options = [
+        "--ssh-option",
+        "-oServerAliveInterval=1",
+        "--ssh-option",
+        "-oServerAliveCountMax=2",
+        "--ssh-option",
+        "-oLogLevel=INFO",
+    ];
+    let silent = silent(&mut lab, &options).ok();
+    let mut pull = require_some!(silent, "namespaces with a veth");
+    lab.cable(0, "down");
+    let status = common::wait_for(&mut pull, Duration::from_secs(15)).expect("ends");
+    let mut text = String::new();
+    let mut stderr = pull.stderr.take().expect("piped");
+    std::io::Read::read_to_string(&mut stderr, &mut text).expect("stderr");
+    assert_eq!(status.code(), Some(1), "{text}");
+    assert!(text.contains("not responding"), "{text}");
+    assert_eq!(names(&lab.join("out")), Vec::<String>::new());
 }
