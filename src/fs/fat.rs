@@ -323,6 +323,37 @@ fn probe(device: &dyn ReadAt) -> Result<Option<Identity>, Fault> {
     }))
 }
 
+/// Where FAT32 keeps the number of the sector with the copy of its boot sector (BPB_BkBootSec).
+const BACKUP_SECTOR: usize = 0x32;
+
+/// See [`crate::fs::identity::change`].
+pub(super) fn change_serial(
+    device: &dyn ReadAt,
+    uuid: &[u8; 16],
+    write: &mut super::identity::Write<'_>,
+) -> Result<(), Fault> {
+    let bad = Fault::corrupt("boot sector");
+    let bytes = read_array::<512>(device, 0)?.ok_or(bad)?;
+    let volume = Volume::parse(&bytes).ok_or(bad)?;
+    if volume.serial.is_none() {
+        return Err(Fault::refused("it has no serial number"));
+    }
+    let serial = uuid.first_chunk::<4>().ok_or(bad)?;
+    let (place, backup) = match volume.width {
+        Width::Bits32 => (0x43, le::<u16>(&bytes, BACKUP_SECTOR).ok_or(bad)?),
+        _ => (0x27, 0),
+    };
+    let backup_offset = u64::from(backup) * u64::from(volume.sector_bytes);
+    let inside = !matches!(backup, 0 | 0xffff) && backup_offset < volume.table.offset;
+    if inside && let Some(copy) = read_array::<512>(device, backup_offset)? {
+        // Only a copy of this boot sector.
+        if copy.get(place..place + 4) == bytes.get(place..place + 4) {
+            write(backup_offset.saturating_add(to_u64(place)), serial)?;
+        }
+    }
+    write(to_u64(place), serial)
+}
+
 /// Used bytes as FSInfo counts them: a hint for people, never for the map.
 fn used_by_info(device: &dyn ReadAt, volume: &Volume) -> Result<Option<u64>, Fault> {
     if matches!(volume.info_sector, 0 | 0xffff) {

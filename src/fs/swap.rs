@@ -30,6 +30,9 @@ const SUSPENDED: [&[u8]; 5] = [
     &[0xed, 0xc3, 0x02, 0xe9, 0x98, 0x56, 0xe5, 0x0c],
 ];
 
+/// Where the uuid stands.
+const UUID_OFFSET: u64 = 1024 + 0x0c;
+
 layout! {
     /// The header behind the boot block, at 1024. Its maker's byte order holds for the two numbers.
     le struct Header: 48 {
@@ -91,6 +94,21 @@ fn probe(device: &dyn ReadAt) -> Result<Option<Identity>, Fault> {
         superblock: header_page(&area),
         devices: 1,
     }))
+}
+
+/// See [`crate::fs::identity::change`].
+pub(super) fn change_uuid(
+    device: &dyn ReadAt,
+    uuid: &[u8; 16],
+    write: &mut super::identity::Write<'_>,
+) -> Result<(), Fault> {
+    let area = read(device)?.ok_or(Fault::corrupt("swap header"))?;
+    if area.suspended {
+        return Err(Fault::refused(
+            "swap holds the memory of a suspended system",
+        ));
+    }
+    write(UUID_OFFSET, uuid)
 }
 
 fn header_page(area: &Area) -> Extent {

@@ -23,6 +23,7 @@ mod f2fs;
 mod grow;
 mod guard;
 mod guard_dump;
+mod identity;
 mod maps;
 mod mender;
 mod mounts;

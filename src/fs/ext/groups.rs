@@ -106,7 +106,8 @@ impl Geometry {
             .div_ceil(1 << self.cluster_log2)
     }
 
-    fn has_super(&self, group: u32) -> bool {
+    /// Whether a copy of the superblock stands at the group's start.
+    pub fn has_super(&self, group: u32) -> bool {
         match self.backups {
             Backups::All => true,
             Backups::Two(groups) => group == 0 || groups.contains(&group),

@@ -13,6 +13,7 @@
 //! | `bitmap`, `blocks` | bitmaps as runs; from bitmaps to map |
 //! | `inode`, `tree`, `inodes` | an inode, its blocks, and all of them |
 //! | `journal` | the internal journal |
+//! | `uuid` | a new uuid for a copy |
 //! | `witness` | what any change would change |
 //! | `window` | memory: read-ahead within the walk's scratch |
 //!
@@ -29,6 +30,7 @@ mod superblock;
 #[cfg(test)]
 mod tests;
 mod tree;
+mod uuid;
 mod window;
 mod witness;
 
@@ -39,6 +41,7 @@ use blocks::Tables;
 use inodes::Pass;
 use journal::Journal;
 use superblock::{Geometry, OFFSET_BYTES, Raw, feature};
+pub use uuid::change_uuid;
 use window::Buffers;
 
 /// The reader's row in the table.

@@ -18,10 +18,12 @@ mod log;
 mod superblock;
 #[cfg(test)]
 mod tests;
+mod uuid;
 
 use self::group::Group;
 use self::log::Log;
 use self::superblock::Superblock;
+pub use self::uuid::{can_change_uuid, change_uuid};
 use crate::device::ReadAt;
 use crate::error::{Fault, FaultKind};
 use crate::fs::map::UsedMap;

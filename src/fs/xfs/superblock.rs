@@ -43,7 +43,8 @@ crate::layout! {
 
 /// "XFSB".
 pub const MAGIC: u32 = 0x5846_5342;
-const CRC_OFFSET: usize = 0xe0;
+/// Where `sb_crc` stands.
+pub const CRC_OFFSET: usize = 0xe0;
 
 const VERSION_MASK: u16 = 0x000f;
 const VERSION_SHARED: u16 = 0x0200;

@@ -1,0 +1,216 @@
+//! A new uuid through the meta_uuid feature: the superblock of every allocation group says the new one, and keeps the old one for
+//! the metadata, which goes on bearing it. The log's records name the filesystem, too: their headers and checksums are made anew.
+
+use super::superblock::{CRC_OFFSET, SECTOR_BYTES_MAX, Superblock, checksum_holds, read};
+use crate::crc::crc32c_raw;
+use crate::device::ReadAt;
+use crate::error::Fault;
+use crate::fs::identity::Write;
+use crate::layout::be;
+use crate::units::{Extent, to_usize};
+
+/// Where the fields stand.
+const UUID: usize = 0x20;
+const INCOMPAT: usize = 0xd8;
+const META_UUID: usize = 0xf8;
+/// `XFS_SB_FEAT_INCOMPAT_META_UUID`.
+const INCOMPAT_META_UUID: u32 = 0x04;
+
+/// The log counts in these.
+const BASIC: u64 = 512;
+const RECORD_MAGIC: u32 = 0xfeed_babe;
+/// Fields of `struct xlog_rec_header`: version, length of the data, checksum, uuid, size of the in-core buffer.
+const RECORD_VERSION: usize = 0x08;
+const RECORD_LENGTH: usize = 0x0c;
+const RECORD_CRC: usize = 0x20;
+const RECORD_UUID: usize = 0x130;
+const RECORD_SIZE: usize = 0x140;
+/// The header that the checksum covers: 328 bytes, 324 where 64-bit numbers are aligned to four bytes.
+const RECORD_HEADERS: [usize; 2] = [328, 324];
+/// `struct xlog_rec_ext_header`.
+const EXTENDED_BYTES: usize = 260;
+/// Data that one header block covers.
+const COVERS: u32 = 32 * 1024;
+/// Largest record.
+const RECORD_MAX: u32 = 256 * 1024;
+/// Read at a time.
+const PIECE_BLOCKS: u64 = 64;
+
+/// Whether the format allows it.
+pub fn can_change_uuid(device: &dyn ReadAt) -> Result<Superblock, Fault> {
+    let found = read(device)?.ok_or(Fault::corrupt("superblock"))?;
+    if !found.geometry.checksums {
+        return Err(Fault::refused(
+            "its metadata is known by the uuid (version 4); xfs_admin -U on the unmounted copy changes it",
+        ));
+    }
+    match found.doubt {
+        Some(doubt) => Err(doubt),
+        None => Ok(found),
+    }
+}
+
+/// See [`crate::fs::identity::change`]. The log must be clean: in a dirty one a superblock with the old uuid waits for recovery.
+pub fn change_uuid(
+    device: &dyn ReadAt,
+    uuid: &[u8; 16],
+    write: &mut Write<'_>,
+) -> Result<(), Fault> {
+    let found = can_change_uuid(device)?;
+    let geometry = found.geometry;
+    let mut buffer = vec![0; crate::fs::SCRATCH_BYTES];
+    super::log::Log::new(device, &geometry).prove_clean(&mut buffer)?;
+    let log = Log {
+        device,
+        place: geometry.log,
+        old: found.disk.sb_uuid,
+        new: *uuid,
+    };
+    log.change(write)?;
+    let length = to_usize(u64::from(geometry.sector_bytes));
+    let group_bytes = u64::from(geometry.ag_blocks) * geometry.block.bytes64();
+    let mut sector = [0u8; SECTOR_BYTES_MAX];
+    for group in (0..geometry.ag_count).rev() {
+        let offset = u64::from(group) * group_bytes;
+        let bytes = sector
+            .get_mut(..length)
+            .ok_or(Fault::corrupt("sector size"))?;
+        device.read_at(offset, bytes)?;
+        let same = bytes.get(UUID..UUID + 16) == Some(&found.disk.sb_uuid);
+        if !same || !checksum_holds(bytes, CRC_OFFSET) {
+            return Err(Fault::corrupt("superblock of an allocation group").at(offset, 512));
+        }
+        let features = be::<u32>(bytes, INCOMPAT).unwrap_or(0);
+        if features & INCOMPAT_META_UUID == 0 {
+            put(bytes, META_UUID, &found.disk.sb_uuid);
+            put(
+                bytes,
+                INCOMPAT,
+                &(features | INCOMPAT_META_UUID).to_be_bytes(),
+            );
+        }
+        put(bytes, UUID, uuid);
+        put(bytes, CRC_OFFSET, &[0; 4]);
+        let crc = !crc32c_raw(u32::MAX, bytes);
+        put(bytes, CRC_OFFSET, &crc.to_le_bytes());
+        write(offset, bytes)?;
+    }
+    Ok(())
+}
+
+fn put(bytes: &mut [u8], at: usize, field: &[u8]) {
+    if let Some(place) = bytes.get_mut(at..at + field.len()) {
+        place.copy_from_slice(field);
+    }
+}
+
+/// The log, whose records are changed one by one.
+struct Log<'a> {
+    device: &'a dyn ReadAt,
+    place: Extent,
+    old: [u8; 16],
+    new: [u8; 16],
+}
+
+impl Log<'_> {
+    fn blocks(&self) -> u64 {
+        self.place.length_bytes / BASIC
+    }
+
+    /// Goes through every basic block: records of earlier rounds stand in it as well, and recovery may look at any of them.
+    fn change(&self, write: &mut Write<'_>) -> Result<(), Fault> {
+        let mut piece = [0u8; 64 * 512];
+        let mut block = 0;
+        while block < self.blocks() {
+            let count = (self.blocks() - block).min(PIECE_BLOCKS);
+            let bytes = piece
+                .get_mut(..to_usize(count * BASIC))
+                .ok_or(Fault::refused("scratch memory"))?;
+            self.device.read_at(self.offset(block), bytes)?;
+            for (number, header) in (block..).zip(bytes.chunks_exact(to_usize(BASIC))) {
+                let ours = be::<u32>(header, 0) == Some(RECORD_MAGIC)
+                    && header.get(RECORD_UUID..RECORD_UUID + 16) == Some(&self.old);
+                if let Some(header) = header.first_chunk::<512>().filter(|_| ours) {
+                    self.change_record(number, *header, write)?;
+                }
+            }
+            block += count;
+        }
+        Ok(())
+    }
+
+    /// Offset of a basic block, counted on beyond the end: the log is a ring.
+    fn offset(&self, block: u64) -> u64 {
+        let blocks = self.blocks().max(1);
+        self.place.offset + block % blocks * BASIC
+    }
+
+    fn change_record(
+        &self,
+        block: u64,
+        mut header: [u8; 512],
+        write: &mut Write<'_>,
+    ) -> Result<(), Fault> {
+        let stored = crate::layout::le::<u32>(&header, RECORD_CRC).unwrap_or(0);
+        put(&mut header, RECORD_CRC, &[0; 4]);
+        let mut covered = None;
+        if stored != 0 {
+            for length in RECORD_HEADERS {
+                let crc = self.checksum(block, &header, length)?;
+                if crc == Some(stored) {
+                    covered = Some(length);
+                }
+            }
+            if covered.is_none() {
+                // Half overwritten by a later round: recovery does not believe it either.
+                return Ok(());
+            }
+        }
+        put(&mut header, RECORD_UUID, &self.new);
+        if let Some(length) = covered {
+            let crc = self.checksum(block, &header, length)?.unwrap_or(0);
+            put(&mut header, RECORD_CRC, &crc.to_le_bytes());
+        }
+        write(self.offset(block), &header)
+    }
+
+    /// Over the header, what extends it, and the data; `None` for a record that cannot be.
+    fn checksum(
+        &self,
+        block: u64,
+        header: &[u8; 512],
+        covered: usize,
+    ) -> Result<Option<u32>, Fault> {
+        let word = |at| be::<u32>(header, at).unwrap_or(0);
+        let (length, size) = (word(RECORD_LENGTH), word(RECORD_SIZE));
+        if length > RECORD_MAX || size > RECORD_MAX {
+            return Ok(None);
+        }
+        let is_long = word(RECORD_VERSION) & 2 != 0;
+        let header_blocks = match is_long && size > COVERS {
+            true => u64::from(size.div_ceil(COVERS)),
+            false => 1,
+        };
+        let extended = match is_long {
+            true => u64::from(length.div_ceil(COVERS)),
+            false => 1,
+        };
+        let mut crc = crc32c_raw(u32::MAX, header.get(..covered).unwrap_or_default());
+        let mut bytes = [0u8; 512];
+        for number in 1..extended.min(header_blocks) {
+            self.device
+                .read_at(self.offset(block + number), &mut bytes)?;
+            crc = crc32c_raw(crc, bytes.get(..EXTENDED_BYTES).unwrap_or_default());
+        }
+        let mut left = to_usize(u64::from(length));
+        let mut at = block + header_blocks;
+        while left > 0 {
+            self.device.read_at(self.offset(at), &mut bytes)?;
+            let count = left.min(bytes.len());
+            crc = crc32c_raw(crc, bytes.get(..count).unwrap_or_default());
+            left -= count;
+            at += 1;
+        }
+        Ok(Some(!crc))
+    }
+}
