@@ -208,6 +208,14 @@ impl Device {
         Ok(File::from(fd))
     }
 
+    /// Lets go of what it is open on, for an owner that is never dropped: every access fails from now on.
+    pub fn release(&mut self) -> Result<(), Fault> {
+        let fail = |errno| Fault::io("close", errno);
+        let flags = rustix::pipe::PipeFlags::CLOEXEC;
+        let (nothing, _) = rustix::pipe::pipe_with(flags).map_err(fail)?;
+        rustix::io::dup3(&nothing, &mut self.fd, rustix::io::DupFlags::CLOEXEC).map_err(fail)
+    }
+
     /// Turns O_DIRECT off for good (a device that accepts the flag and then refuses the read).
     pub fn use_page_cache(&mut self) -> Result<(), Fault> {
         let flags = rustix::fs::fcntl_getfl(&self.fd).map_err(|e| Fault::io("F_GETFL", e))?;

@@ -155,6 +155,25 @@ Targets:
       --overwrite       a target of the command line may hold a filesystem or a partition table
       --verify          read everything back from the medium and compare it with what was read, before the superblocks are written
       --skip-free       do not zero ranges that nothing owns: fast on slow cards, but what was there before stays on the medium
+      --grow            afterwards grow the copies (ext2/3/4, XFS, btrfs) to the ends of their partitions
+      --new-uuid        afterwards give the copies uuids of their own, where that is a matter of the superblock: ext4 without
+                        metadata_csum or with metadata_csum_seed, XFS, FAT, swap; others are refused
+Another medium:
+      --media WHICH     usb, sd, mmc, nvme or disk: the one that this system does not run from; or /dev/X. The TARGET of a pair is a
+                        role, boot, root, config or data: the partition of that name
+      --partition       lay the medium out anew (what it holds needs --overwrite), print the table, and write it last of all
+      --table HOW       gpt (default) or mbr
+      --boot-size SIZE --root-size SIZE --config-size SIZE --data-size SIZE --swap-size SIZE
+                        a bare number is megabytes. Defaults: boot as its source, config a tenth of the medium, data none, swap a
+                        third of the memory (none below 128 MB), root the rest. Data gets a filesystem by the system's mkfs
+      --as-primary      the medium boots in place of this one: boot code, the area in front of the first partition, the identifiers
+                        of disk and partitions come along
+
+      --factory         instead of the running system the factory snapshot that is kept (create --factory), and what the rescue
+                        snapshot holds, except /: pairs find their entry by the SOURCE it was made from. Not with --new-uuid
+
+  floe clone /=root /config=config /boot=boot --media usb --partition --as-primary
+
 What is read:
       --whole           every block, free ones too
       --require-map     refuse instead of reading everything when the used blocks cannot be told for certain

@@ -10,30 +10,35 @@
 //! target looks empty, neither old nor new. The order of the steps is in [`clone`]; what they do is in the files beside this one.
 
 mod copy;
+mod factory;
 mod finish;
-mod pairs;
+pub mod pairs;
 mod standby;
 
 use std::ffi::OsStr;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use self::copy::{Copy, Wants};
 use self::finish::{Finish, Finished};
 use self::pairs::Pair;
+use self::standby::Standby;
 use super::capture::{self, Capture, Counters, Engine, Figures};
+use super::medium::{self, Medium, Role, Wanted, partitions_named};
 use super::memory::Spool;
 use super::prepare::{self, Prepared};
 use super::restore::supervise;
 use super::taking::{self, Taking, Told, held_words, millis, prepare_all, weakest};
 use super::target::Overwrite;
+use super::{grow, renew};
 use crate::cli::{Args, Common, Item};
 use crate::error::{Error, Exit, Result};
-use crate::mounts::System;
+use crate::mounts::{DevId, System};
 use crate::report::{self, Bytes, JsonObject, Progress, Span};
 use crate::stream::pipeline::{Encoding, Outlet, Settings};
+use crate::units::Extent;
 
 /// Writes in flight where `--jobs` does not say: they wait for the medium, not for a CPU.
 const WRITES: usize = 4;
@@ -46,9 +51,22 @@ pub struct Options {
     file: Option<PathBuf>,
     overwrite: Overwrite,
     wants: Wants,
+    medium: Wanted,
+    after: After,
+    /// `--factory`: what is kept instead of what runs.
+    factory: bool,
     spool: Spool,
     taking: Taking,
     common: Common,
+}
+
+/// What is done to a copy when it is complete.
+#[derive(Clone, Copy, Debug, Default)]
+struct After {
+    /// `--grow`.
+    grow: bool,
+    /// `--new-uuid`.
+    new_uuid: bool,
 }
 
 /// Parses the arguments after `clone`.
@@ -61,6 +79,9 @@ pub fn parse(mut args: Args) -> Result<Options> {
             verify: false,
             skip_free: false,
         },
+        medium: Wanted::default(),
+        after: After::default(),
+        factory: false,
         spool: Spool::Auto,
         taking: Taking::default(),
         common: Common::default(),
@@ -77,6 +98,17 @@ pub fn parse(mut args: Args) -> Result<Options> {
         ));
     }
     options.taking.check("clone")?;
+    options.medium.check()?;
+    if options.medium.as_primary && options.after.new_uuid {
+        return Err(Error::usage(
+            "clone: --as-primary keeps the identifiers, and --new-uuid changes them",
+        ));
+    }
+    if options.factory && options.after.new_uuid {
+        return Err(Error::usage(
+            "clone: --factory and --new-uuid do not go together: what is kept comes back as it was",
+        ));
+    }
     options.common = args.common;
     Ok(options)
 }
@@ -87,8 +119,12 @@ fn option(options: &mut Options, args: &mut Args, name: &str) -> Result<()> {
         "--overwrite" => options.overwrite = Overwrite::Allowed,
         "--verify" => options.wants.verify = true,
         "--skip-free" => options.wants.skip_free = true,
+        "--grow" => options.after.grow = true,
+        "--factory" => options.factory = true,
+        "--new-uuid" => options.after.new_uuid = true,
         "--spool" => options.spool = args.parsed(Spool::parse, "a size, auto or off")?,
         _ if options.taking.option(args, name)? => {}
+        _ if options.medium.option(args, name)? => {}
         _ => return Err(args.unknown(name)),
     }
     Ok(())
@@ -97,9 +133,20 @@ fn option(options: &mut Options, args: &mut Args, name: &str) -> Result<()> {
 /// Runs the verb.
 pub fn run(options: Options) -> Result<()> {
     let start = Instant::now();
+    if options.factory {
+        return factory::run(&options, &typed(&options)?);
+    }
     taking::tell(&options.common, None, &mut || {
         Ok(Box::new(clone(&options, start)?))
     })
+}
+
+/// The pairs of the command line, or of a file.
+fn typed(options: &Options) -> Result<Vec<Pair>> {
+    match options.pairs.is_empty() {
+        true => pairs::read(options.file.as_deref()),
+        false => Ok(options.pairs.clone()),
+    }
 }
 
 /// What one pair became.
@@ -239,10 +286,7 @@ impl Told for Done {
 /// The verb, step by step.
 fn clone(options: &Options, start: Instant) -> Result<Done> {
     let quiet = options.common.quiet;
-    let typed = match options.pairs.is_empty() {
-        true => pairs::read(options.file.as_deref())?,
-        false => options.pairs.clone(),
-    };
+    let typed = typed(options)?;
     let system = System::look()?;
     let names: Vec<(&str, &OsStr)> = typed
         .iter()
@@ -254,11 +298,15 @@ fn clone(options: &Options, start: Instant) -> Result<Done> {
         })
         .collect();
     let mut sources = prepare_all(&system, &names, options.taking.wishes, quiet)?;
-    let targets = standby::find(&system, &typed, &mut sources, options.overwrite)?;
+    let (targets, medium) = targets(&system, options, &typed, &mut sources)?;
+    let copies = copies(options.after, &sources, &targets)?;
+    if let Some(medium) = medium.as_ref().filter(|_| !quiet) {
+        medium.print();
+    }
     let running_root = system.running_root();
     let mut archived = describe(&sources, &targets);
     let consistent = weakest(&sources);
-    let copy = Copy::new(&sources, targets, options.wants)?;
+    let copy = Copy::new(&sources, targets, medium, options.wants)?;
     if !quiet {
         for pair in &archived {
             report::line(format_args!("Copying {} to {} …", pair.source, pair.target));
@@ -269,6 +317,7 @@ fn clone(options: &Options, start: Instant) -> Result<Done> {
         Ok(done) => done,
         Err(error) => return Err(left(error, copy)),
     };
+    let more = complete(options.after, copies, copy)?;
     for (index, one) in archived.iter_mut().enumerate() {
         if let Some(outcome) = figures.outcomes.get(index) {
             one.map = outcome.coverage.name();
@@ -290,10 +339,111 @@ fn clone(options: &Options, start: Instant) -> Result<Done> {
         total: start.elapsed(),
     };
     if !quiet {
-        finished.notes.iter().for_each(report::line);
+        finished.notes.iter().chain(&more).for_each(report::line);
         done.notes().iter().for_each(report::line);
     }
     Ok(done)
+}
+
+/// The targets, checked: devices, partitions of a medium by their names, or places on a disk that is laid out anew.
+fn targets(
+    system: &System,
+    options: &Options,
+    pairs: &[Pair],
+    sources: &mut [Prepared],
+) -> Result<(Vec<Standby>, Option<Medium>)> {
+    let wanted = &options.medium;
+    if wanted.media.is_none() {
+        let found = standby::find(system, pairs, sources, options.overwrite)?;
+        return Ok((found, None));
+    }
+    if !wanted.partition {
+        let pairs = partitions_named(system, wanted, pairs)?;
+        let found = standby::find(system, &pairs, sources, options.overwrite)?;
+        return Ok((found, None));
+    }
+    let mut roles = Vec::new();
+    let mut from = Vec::new();
+    for (pair, source) in pairs.iter().zip(&*sources) {
+        let role = Role::parse(&pair.target)?;
+        roles.push(role);
+        from.push(medium::Source {
+            role,
+            name: source.name.clone(),
+            filesystem: source.filesystem.into(),
+            size_bytes: source
+                .identity
+                .as_ref()
+                .filter(|found| found.size_bytes > 0 && !source.mounted.is_empty())
+                .map_or(source.size_bytes, |found| found.size_bytes),
+            dev: source.dev,
+        });
+    }
+    let medium = Medium::plan(system, wanted, &from, options.overwrite)?;
+    let found = standby::on_medium(&medium, &roles, sources)?;
+    Ok((found, Some(medium)))
+}
+
+/// Where a copy will be found when it is complete.
+struct Place {
+    name: String,
+    dev: DevId,
+    range: Option<Extent>,
+}
+
+/// What is done to the copies afterwards is checked before the first write.
+fn copies(after: After, sources: &[Prepared], targets: &[Standby]) -> Result<Vec<Place>> {
+    let mut places = Vec::new();
+    for (source, target) in sources.iter().zip(targets) {
+        let dev = DevId::from_raw(target.device.rdev());
+        let identity = source.identity.as_ref();
+        if after.grow {
+            let uuid = identity.map_or("", |found| &found.uuid);
+            grow::check(target.name.as_ref(), Some(dev), source.filesystem, uuid)?;
+        }
+        if let Some(opened) = source.devices.first().filter(|_| after.new_uuid) {
+            let kind = identity.map(|found| found.kind);
+            renew::check(&source.name, &opened.device, kind)?;
+        }
+        places.push(Place {
+            name: target.name.clone(),
+            dev,
+            range: target.range,
+        });
+    }
+    Ok(places)
+}
+
+/// The rest of a medium, and what was asked to be done to the copies; gives notes.
+fn complete(after: After, copies: Vec<Place>, copy: &Copy) -> Result<Vec<String>> {
+    let mut notes = Vec::new();
+    let mut held = copy.medium.lock().unwrap_or_else(PoisonError::into_inner);
+    let medium = held.take();
+    if medium.is_some() || after.grow || after.new_uuid {
+        copy.release()?;
+    }
+    if let Some(medium) = medium {
+        notes.extend(medium.finish()?);
+    }
+    for place in copies.iter().filter(|_| after.grow || after.new_uuid) {
+        let name = place.name.as_str();
+        let dev = match place.range {
+            Some(range) => Medium::dev_of(place.dev, range),
+            None => Some(place.dev),
+        };
+        let dev = dev.ok_or_else(|| {
+            Error::failed(format_args!(
+                "{name}: the copy is complete, but the kernel shows no such partition, so that nothing more could be done to it"
+            ))
+        })?;
+        if after.new_uuid {
+            notes.push(format!("{name}: {}", renew::renew(name.as_ref(), dev)?));
+        }
+        if after.grow {
+            notes.push(format!("{name}: {}", grow::grow(name.as_ref(), dev)?));
+        }
+    }
+    Ok(notes)
 }
 
 /// Freezes, copies, thaws, and finishes the targets.
@@ -366,7 +516,7 @@ fn left(error: Error, copy: &Copy) -> Error {
 }
 
 /// What is known before anything is read.
-fn describe(sources: &[Prepared], targets: &[standby::Standby]) -> Vec<Archived> {
+fn describe(sources: &[Prepared], targets: &[Standby]) -> Vec<Archived> {
     let pairs = sources.iter().zip(targets);
     pairs
         .map(|(source, target)| Archived {

@@ -6,8 +6,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use crate::command::target::Chosen;
-use crate::device::{Access, Device, DeviceKind, ReadAt};
+use crate::device::{Access, Device, ReadAt};
 use crate::error::{Error, Exit, Fault, Result};
 use crate::fs::{self, Identity, Kind};
 use crate::layout::{be, le};
@@ -21,12 +20,7 @@ const XFS_GROUP_MIN: u64 = 64;
 const BTRFS_SUPER: u64 = 64 << 10;
 
 /// Whether a filesystem of this name and uuid can grow on this target; before the first write. Gives the device.
-pub fn check(target: &Chosen, filesystem: &str, uuid: &str) -> Result<DevId> {
-    let (Chosen::New(shown) | Chosen::Existing(shown, _)) = target;
-    let device = match target {
-        Chosen::Existing(_, device) if device.kind() == DeviceKind::Block => Some(device.rdev()),
-        _ => None,
-    };
+pub fn check(shown: &Path, device: Option<DevId>, filesystem: &str, uuid: &str) -> Result<DevId> {
     let name = shown.display();
     let why = match (device, filesystem) {
         (None, _) => "needs a block device as the target",
@@ -42,7 +36,7 @@ pub fn check(target: &Chosen, filesystem: &str, uuid: &str) -> Result<DevId> {
             "{name}: --grow {why}; nothing was written"
         )));
     }
-    let dev = DevId::from_raw(device.unwrap_or(0));
+    let dev = device.unwrap_or(DevId::new(0, 0));
     let roots = Roots::default();
     let others = match filesystem {
         "btrfs" => roots.btrfs_devices(uuid),

@@ -17,7 +17,7 @@ use super::partitions;
 use super::renew::random_guid;
 use super::target::{Chosen, Overwrite, cannot, old_tail};
 use crate::device::{Access, Device, ReadAt, WriteAt};
-use crate::error::{Error, Fault, Result};
+use crate::error::{Error, Exit, Fault, Result};
 use crate::mounts::{DevId, Roots, System};
 use crate::ptable::{Guid, NewPartition, NewTable, PartitionType, Piece, Scheme};
 use crate::report::{self, Bytes};
@@ -58,6 +58,7 @@ pub struct Medium {
     /// Its node.
     pub path: PathBuf,
     dev: DevId,
+    scheme: Scheme,
     target: Target,
     wiped: [Option<Extent>; 2],
     slots: Vec<Slot>,
@@ -133,6 +134,7 @@ impl Medium {
         Ok(Self {
             path,
             dev,
+            scheme,
             wiped: [Some(head), old_tail(&device)],
             target: Target::new(device).map_err(fail)?,
             slots,
@@ -142,6 +144,13 @@ impl Medium {
         })
     }
 
+    /// The partitions with their numbers: the fourth of an MBR with more is the first logical one, 5.
+    fn numbered(&self) -> impl Iterator<Item = (u32, &Slot)> {
+        let skip = u32::from(self.scheme == Scheme::Mbr && self.slots.len() > 4);
+        let number = move |at: u32| if at > 3 { at + skip } else { at };
+        (1u32..).map(number).zip(&self.slots)
+    }
+
     /// Prints what will be written.
     pub fn print(&self) {
         let shown = self.path.display();
@@ -149,7 +158,7 @@ impl Medium {
             "{shown}: {} in all, new partition table:",
             Bytes(self.target.size_bytes())
         ));
-        for (number, slot) in (1u32..).zip(&self.slots) {
+        for (number, slot) in self.numbered() {
             report::line(format_args!(
                 "{}: {} at {}, {}: {}",
                 node(&self.path, number).display(),
@@ -167,8 +176,7 @@ impl Medium {
     /// The disk opened once more, the place on it where a role is written, and what messages call that.
     pub fn place(&self, role: Role) -> Result<(Device, Extent, String)> {
         let fail = |fault| Error::fault(self.path.display(), fault).leaving(NOTHING);
-        let mut numbered = (1u32..).zip(&self.slots);
-        let found = numbered.find(|(_, slot)| slot.role == Some(role));
+        let found = self.numbered().find(|(_, slot)| slot.role == Some(role));
         let (number, slot) = found.ok_or_else(|| fail(Fault::refused("no such partition")))?;
         let device = self.target.device();
         let file = device.duplicate().map_err(fail)?;
@@ -189,15 +197,16 @@ impl Medium {
     pub fn finish(mut self) -> Result<Vec<String>> {
         let shown = self.path.display().to_string();
         let not_yet = "the partition table was not written: the medium is not usable";
-        self.write()
-            .map_err(|fault| Error::fault(&shown, fault).leaving(not_yet))?;
+        self.write().map_err(|fault| {
+            Error::fault(&shown, fault)
+                .with_exit(Exit::Failed)
+                .leaving(not_yet)
+        })?;
         let note = partitions::refresh(self.target.device());
         drop(self.target);
-        let number = (1u32..)
-            .zip(&self.slots)
-            .find(|(_, slot)| slot.role == Some(Role::Data));
-        if let (Some(mkfs), Some((number, slot))) = (&self.mkfs, number) {
-            make_data(mkfs, self.dev, number, slot.extent)
+        let data = self.slots.iter().find(|slot| slot.role == Some(Role::Data));
+        if let (Some(mkfs), Some(slot)) = (&self.mkfs, data) {
+            make_data(mkfs, self.dev, slot.extent)
                 .map_err(|error| error.leaving("everything else on the medium is complete"))?;
         }
         Ok(note.into_iter().collect())
@@ -243,11 +252,6 @@ impl Medium {
             .iter()
             .find(|part| part.start_bytes == extent.offset)?;
         Some(found.dev)
-    }
-
-    /// The disk's number.
-    pub fn dev(&self) -> DevId {
-        self.dev
     }
 }
 
@@ -391,24 +395,24 @@ fn mkfs(sources: &[Source]) -> Result<PathBuf> {
         .filter(|kind| matches!(*kind, "ext2" | "ext3" | "xfs" | "btrfs" | "f2fs"))
         .unwrap_or("ext4");
     let name = format!("mkfs.{kind}");
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let usual = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(PathBuf::from);
-    let mut all = std::env::split_paths(&path).chain(usual);
+    let usual = || "/usr/sbin:/sbin:/usr/bin:/bin".into();
+    let path = std::env::var_os("PATH").unwrap_or_else(usual);
+    let mut all = std::env::split_paths(&path);
     all.find_map(|folder| Some(folder.join(&name)).filter(|file| file.is_file()))
         .ok_or_else(|| {
             Error::refused(format_args!(
-                "{name}: is not installed, and the data partition needs it; {NOTHING}; install it, or leave out --data-size"
+                "{name}: is not in PATH, and the data partition needs it; {NOTHING}; install it, or leave out --data-size"
             ))
         })
 }
 
-fn make_data(mkfs: &Path, disk: DevId, number: u32, extent: Extent) -> Result<()> {
+fn make_data(mkfs: &Path, disk: DevId, extent: Extent) -> Result<()> {
     let shown = mkfs.display();
     let roots = Roots::default();
     let node = Medium::dev_of(disk, extent).and_then(|dev| roots.node(dev, &[]));
     let node = node.ok_or_else(|| {
         Error::failed(format_args!(
-            "{shown}: partition {number} has no node in /dev, so that its filesystem was not made"
+            "{shown}: the data partition has no node in /dev, so that its filesystem was not made"
         ))
     })?;
     let name = mkfs.file_name().unwrap_or_default().to_string_lossy();

@@ -182,7 +182,7 @@ pub fn run(options: Options) -> Result<()> {
     let nothing = |error: Error| error.leaving("nothing was written");
     let opened = Opened::open(&options.image).map_err(nothing)?;
     if opened.format == Format::Zip {
-        return unpack::run(&options, opened, report.as_mut(), start);
+        return unpack::run(&options, opened, Vec::new(), report.as_mut(), start);
     }
     let target = match options.targets.as_slice() {
         [target] if options.disk.is_none() && !options.force => target.clone(),
@@ -216,7 +216,8 @@ pub fn run(options: Options) -> Result<()> {
     let grown = match options.grow {
         true => {
             let uuid = content.identity.as_ref().map_or("", |found| &found.uuid);
-            Some(grow::check(&chosen, content.name(), uuid)?)
+            let (shown, dev) = chosen.named();
+            Some(grow::check(shown, dev, content.name(), uuid)?)
         }
         false => None,
     };

@@ -63,6 +63,17 @@ impl Chosen {
         Ok(Self::Existing(named.shown, device))
     }
 
+    /// Its path, and its number where it is a block device.
+    pub fn named(&self) -> (&Path, Option<DevId>) {
+        match self {
+            Self::New(path) => (path, None),
+            Self::Existing(path, device) => {
+                let is_block = device.kind() == DeviceKind::Block;
+                (path, is_block.then(|| DevId::from_raw(device.rdev())))
+            }
+        }
+    }
+
     /// Refuses a device smaller than the image, where that is known.
     pub fn check_size(&self, image_bytes: u64) -> Result<()> {
         let Self::Existing(path, device) = self else {

@@ -55,10 +55,23 @@ struct Errand {
     shared: Arc<Shared>,
 }
 
-/// Runs the verb for an archive.
+/// A place on a disk that is laid out anew, for an entry.
+pub struct Place {
+    /// The entry's name.
+    pub name: String,
+    /// What messages call it.
+    pub shown: String,
+    /// The disk.
+    pub device: Device,
+    /// Where on it.
+    pub range: Extent,
+}
+
+/// Runs the verb for an archive. Entries with a place go there, besides those that the options name.
 pub fn run(
     options: &Options,
     opened: Opened,
+    places: Vec<Place>,
     report: Option<&mut ReportFile>,
     start: Instant,
 ) -> Result<()> {
@@ -89,7 +102,7 @@ pub fn run(
             "{subject}: comes through a pipe: that all of it is right is known only at its end, after the targets were written"
         ));
     }
-    let (errands, laid) = errands(options, chosen, disk, &origin, &found, &progress)?;
+    let (errands, laid) = errands(options, chosen, (disk, places), &origin, &found, &progress)?;
     let states = states_of(&errands, laid.as_ref());
     let verify = options.verify;
     let name = subject.clone();
@@ -122,7 +135,7 @@ fn origin(opened: Opened) -> Result<Origin> {
 }
 
 /// A snapshot of another kind of machine hardly runs here.
-fn check_machine(subject: &str, snapshot: &Snapshot, here: &Host) -> Result<()> {
+pub fn check_machine(subject: &str, snapshot: &Snapshot, here: &Host) -> Result<()> {
     for (what, theirs, ours) in [
         ("architecture", &snapshot.architecture, &here.architecture),
         ("board model", &snapshot.board, &here.board),
@@ -272,7 +285,7 @@ impl Disk {
 fn errands(
     options: &Options,
     chosen: Vec<(String, Chosen)>,
-    disk: Option<Disk>,
+    (disk, mut places): (Option<Disk>, Vec<Place>),
     origin: &Origin,
     snapshot: &Snapshot,
     progress: &Arc<Progress>,
@@ -287,19 +300,26 @@ fn errands(
         let own = chosen.iter_mut().find(|(name, _)| *name == image.name);
         let own = own.and_then(|(_, chosen)| chosen.take());
         let grown = match &own {
-            Some(own) if options.grow => Some(grow::check(own, &image.filesystem, &image.uuid)?),
+            Some(own) if options.grow => {
+                let (shown, dev) = own.named();
+                Some(grow::check(shown, dev, &image.filesystem, &image.uuid)?)
+            }
             _ => None,
         };
-        let (path, device, range) = match (own, &laid) {
-            (Some(own), _) => {
+        let place = places.iter().position(|place| place.name == image.name);
+        let place = place.map(|at| places.swap_remove(at));
+        let is_placed = place.is_some();
+        let (path, device, range) = match (place, own, &laid) {
+            (Some(place), _, _) => (place.shown.into(), place.device, Some(place.range)),
+            (None, Some(own), _) => {
                 let (path, device) = own.into_device()?;
                 (path, device, None)
             }
-            (None, Some(laid)) => {
+            (None, None, Some(laid)) => {
                 let (device, range) = laid.partition(image)?;
                 (laid.path.clone(), device, Some(range))
             }
-            (None, None) => continue,
+            (None, None, None) => continue,
         };
         let left = match range {
             None => restore::left_alone(options, &path, &device)?,
@@ -312,6 +332,7 @@ fn errands(
             size_bytes: image.size_bytes,
             shown: match range {
                 None => shown,
+                Some(_) if is_placed => shown,
                 Some(_) => format!("{shown} partition {}", image.partition_number),
             },
             device,

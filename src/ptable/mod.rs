@@ -286,6 +286,17 @@ pub fn allocate(
     disk_bytes: u64,
     lengths: &[Length],
 ) -> Result<Vec<Extent>, Fault> {
+    allocate_from(scheme, sector_bytes, disk_bytes, 0, lengths)
+}
+
+/// The same behind the first `first_bytes` of the disk (rounded up to [`ALIGN_BYTES`]; at least one of these is kept free anyway).
+pub fn allocate_from(
+    scheme: Scheme,
+    sector_bytes: u32,
+    disk_bytes: u64,
+    first_bytes: u64,
+    lengths: &[Length],
+) -> Result<Vec<Extent>, Fault> {
     let small = Fault::refused("the partitions do not fit the disk");
     let sector = sector_of(sector_bytes, disk_bytes)?;
     let end = match scheme {
@@ -295,7 +306,8 @@ pub fn allocate(
     };
     let end = round_down(end, ALIGN_BYTES);
     let front = |index: usize| mbr::link_bytes(scheme, lengths.len(), index);
-    let mut taken = ALIGN_BYTES;
+    let first = round_up(first_bytes.max(1), ALIGN_BYTES).ok_or(small)?;
+    let mut taken = first;
     let mut rests = 0u32;
     for (index, length) in lengths.iter().enumerate() {
         let bytes = match *length {
@@ -314,7 +326,7 @@ pub fn allocate(
     if rests > 1 || (rests == 1 && rest == 0) || lengths.len() > MAX_NEW {
         return Err(small);
     }
-    let mut offset = ALIGN_BYTES;
+    let mut offset = first;
     let mut extents = Vec::with_capacity(lengths.len());
     for (index, length) in lengths.iter().enumerate() {
         let length_bytes = match *length {

@@ -95,6 +95,11 @@ impl Target {
         &self.device
     }
 
+    /// See [`Device::release`].
+    pub fn release(&mut self) -> Result<(), Fault> {
+        self.device.release()
+    }
+
     fn is_block(&self) -> bool {
         self.device.kind() == DeviceKind::Block
     }

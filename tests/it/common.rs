@@ -377,7 +377,8 @@ impl LoopDevice {
         made
     }
 
-    /// Partitions that somebody told the kernel of outlive `losetup -d`, and would be the next file's.
+    /// Partitions that somebody told the kernel of outlive `losetup -d`, and would be the next file's. So may nodes that no
+    /// partition has any more: the kernel makes none of its own where one of that name stands.
     fn forget_partitions(&self) {
         let name = self.device.file_name().unwrap().to_string_lossy();
         let inside = fs::read_dir(format!("/sys/block/{name}")).into_iter();
@@ -388,6 +389,12 @@ impl LoopDevice {
                 .arg(&self.device)
                 .stderr(Stdio::null())
                 .status();
+        }
+        for number in 1..10 {
+            let part = format!("{name}p{number}");
+            if !Path::new(&format!("/sys/block/{name}/{part}")).exists() {
+                let _ = fs::remove_file(format!("/dev/{part}"));
+            }
         }
     }
 

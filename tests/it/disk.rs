@@ -8,14 +8,14 @@ use std::process::Command;
 use crate::common::{self, Limit, LoopDevice, Mounted, Random, Scratch};
 
 /// A loop disk with a table and partition nodes; they go away with it.
-struct Disk {
-    device: LoopDevice,
-    image: PathBuf,
-    scratch: Scratch,
+pub struct Disk {
+    pub device: LoopDevice,
+    pub image: PathBuf,
+    pub scratch: Scratch,
 }
 
 impl Disk {
-    fn make(mib: u64, script: &str, sector: u32) -> Result<Disk, String> {
+    pub fn make(mib: u64, script: &str, sector: u32) -> Result<Disk, String> {
         for tool in ["sfdisk", "partx", "mkfs.vfat", "mke2fs"] {
             if !common::have(tool) {
                 return Err(tool.to_owned());
@@ -52,11 +52,11 @@ impl Disk {
         }
     }
 
-    fn part(&self, number: u32) -> PathBuf {
+    pub fn part(&self, number: u32) -> PathBuf {
         PathBuf::from(format!("{}p{number}", self.device.path().display()))
     }
 
-    fn part_text(&self, number: u32) -> String {
+    pub fn part_text(&self, number: u32) -> String {
         self.part(number).to_string_lossy().into_owned()
     }
 }

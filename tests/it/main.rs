@@ -25,6 +25,7 @@ mod guard;
 mod guard_dump;
 mod identity;
 mod maps;
+mod medium;
 mod mender;
 mod mounts;
 mod ptable;

@@ -7,11 +7,11 @@ use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock};
 
 use super::standby::Standby;
+use crate::command::medium::Medium;
 use crate::command::prepare::Prepared;
 use crate::command::restore::Phase;
 use crate::command::skip::LeftAlone;
 use crate::crc;
-use crate::device::ReadAt;
 use crate::error::{Error, Fault, Result};
 use crate::stream::pipeline::Place;
 use crate::stream::plan::{CHUNK_BYTES, Cursor, Plan, Span};
@@ -56,6 +56,8 @@ pub struct Copy {
     /// One for each image, in order.
     pub onto: Vec<Onto>,
     homes: Vec<Home>,
+    /// The disk that is laid out anew, if any.
+    pub medium: Mutex<Option<Medium>>,
     /// What was read, for `--verify`.
     pub sums: Option<Sums>,
     failed: AtomicUsize,
@@ -73,7 +75,12 @@ pub struct Wants {
 
 impl Copy {
     /// For sources that are ready, and a target for each. Allocates everything; writes nothing.
-    pub fn new(sources: &[Prepared], targets: Vec<Standby>, wants: Wants) -> Result<&'static Self> {
+    pub fn new(
+        sources: &[Prepared],
+        targets: Vec<Standby>,
+        medium: Option<Medium>,
+        wants: Wants,
+    ) -> Result<&'static Self> {
         let mut homes = Vec::new();
         let mut onto = Vec::new();
         let mut chunk = 0u64;
@@ -96,6 +103,7 @@ impl Copy {
         Ok(Box::leak(Box::new(Self {
             onto,
             homes,
+            medium: Mutex::new(medium),
             sums: wants.verify.then(|| Sums::new(chunk)),
             failed: AtomicUsize::new(0),
             shares_medium,
@@ -174,6 +182,17 @@ impl Copy {
         all.any(|onto| onto.phase.get() != Phase::UNTOUCHED)
     }
 
+    /// Lets go of every target: what follows opens them anew.
+    pub fn release(&self) -> Result<()> {
+        for onto in &self.onto {
+            let mut target = onto.target.write().unwrap_or_else(PoisonError::into_inner);
+            target
+                .release()
+                .map_err(|fault| Error::fault(&onto.name, fault))?;
+        }
+        Ok(())
+    }
+
     fn on<T>(
         &self,
         index: usize,
@@ -187,13 +206,17 @@ impl Copy {
 
 impl Onto {
     fn new(standby: Standby, size_bytes: u64, skip_free: bool) -> std::result::Result<Self, Fault> {
+        let target = match standby.range {
+            Some(range) => Target::within(standby.device, range)?,
+            None => Target::new(standby.device)?,
+        };
         let left = match skip_free {
-            true => Some(LeftAlone::new(standby.device.size_bytes())?),
+            true => Some(LeftAlone::new(target.size_bytes())?),
             false => None,
         };
         Ok(Self {
             name: standby.name,
-            target: RwLock::new(Target::new(standby.device)?),
+            target: RwLock::new(target),
             head: Mutex::new(Pages::new(to_usize(CHUNK_BYTES)).map_err(|e| Fault::io("mmap", e))?),
             head_bytes: to_usize(size_bytes.min(CHUNK_BYTES)),
             size_bytes,
@@ -247,6 +270,14 @@ impl Onto {
 
 impl Place for Copy {
     fn begin(&self) -> std::result::Result<(), Fault> {
+        let mut medium = self.medium.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(medium) = medium.as_mut() {
+            // From here on a refusal is a failure.
+            if let Some(first) = self.onto.first() {
+                first.phase.set(Phase::WRITING);
+            }
+            medium.wipe()?;
+        }
         for index in 0..self.onto.len() {
             self.on(index, Onto::wipe)?;
         }

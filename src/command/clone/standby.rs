@@ -2,6 +2,7 @@
 
 use crate::command::clone::pairs::Pair;
 use crate::command::image::HEAD_BYTES;
+use crate::command::medium::{Medium, Role};
 use crate::command::prepare::Prepared;
 use crate::command::target::{Chosen, Overwrite, cannot, old_tail};
 use crate::device::{Access, Device, ReadAt};
@@ -22,6 +23,8 @@ pub struct Standby {
     pub device: Device,
     /// Whether it lies, at the bottom, where the source does.
     pub shares_medium: bool,
+    /// Its place, on a disk that is laid out anew.
+    pub range: Option<Extent>,
     /// What is zeroed first, so that nothing old is recognised: its beginning, and an old table at its end.
     pub wiped: [Option<Extent>; 2],
 }
@@ -148,18 +151,7 @@ fn open(
     let device = system.roots().open_device(dev, Access::WriteHeld);
     let device = device.map_err(|fault| cannot(&target.shown, fault))?;
     cut_to_filesystem(source, device.size_bytes());
-    let sector = u64::from(device.sector_bytes());
-    let from = source.devices.first();
-    let from = from.map_or(sector, |opened| u64::from(opened.device.sector_bytes()));
-    if sector > from && !any_sector(source, sector) {
-        return Err(refused(
-            &target,
-            format_args!(
-                "has sectors of {sector} bytes, and what is on {} is made for {from}",
-                source.name
-            ),
-        ));
-    }
+    check_sectors(&target, &device, source)?;
     let name = target.shown.display().to_string();
     let chosen = Chosen::Existing(target.shown, device);
     chosen.check_size(source.size_bytes)?;
@@ -176,7 +168,56 @@ fn open(
         shares_medium: below(dev).iter().any(|at| from.contains(at)),
         wiped: [Some(head), old_tail(&device)],
         device,
+        range: None,
     })
+}
+
+/// A filesystem that counts in sectors of its device works on no device with larger ones.
+fn check_sectors(target: &Named, device: &Device, source: &Prepared) -> Result<()> {
+    let sector = u64::from(device.sector_bytes());
+    let from = source.devices.first();
+    let from = from.map_or(sector, |opened| u64::from(opened.device.sector_bytes()));
+    if sector > from && !any_sector(source, sector) {
+        return Err(refused(
+            target,
+            format_args!(
+                "has sectors of {sector} bytes, and what is on {} is made for {from}",
+                source.name
+            ),
+        ));
+    }
+    Ok(())
+}
+
+/// Partitions of a disk that is laid out anew, one for each source, in order.
+pub fn on_medium(
+    medium: &Medium,
+    roles: &[Role],
+    sources: &mut [Prepared],
+) -> Result<Vec<Standby>> {
+    let mut found = Vec::new();
+    for (role, source) in roles.iter().zip(sources) {
+        let (device, range, name) = medium.place(*role)?;
+        let target = Named {
+            shown: name.clone().into(),
+            dev: None,
+        };
+        cut_to_filesystem(source, range.length_bytes);
+        check_sectors(&target, &device, source)?;
+        let head = Extent {
+            offset: 0,
+            length_bytes: to_u64(HEAD_BYTES).min(range.length_bytes),
+        };
+        found.push(Standby {
+            name,
+            device,
+            range: Some(range),
+            // The medium is never the disk that holds a source.
+            shares_medium: false,
+            wiped: [Some(head), None],
+        });
+    }
+    Ok(found)
 }
 
 /// Filesystems that keep no sector size, in blocks that are sectors of the target at least.

@@ -1,10 +1,10 @@
 //! Which disk `--media` means: the one of its kind that this system does not run from, or the one that is named.
 
-use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
 use super::NOTHING;
 use super::sizes::{Role, Wanted};
+use crate::command::clone::pairs::Pair;
 use crate::error::{Error, Result};
 use crate::mounts::{DevId, Media, System};
 use crate::report::Bytes;
@@ -105,18 +105,14 @@ fn find(system: &System, wanted: &Wanted, sources: &[DevId]) -> Result<(PathBuf,
 }
 
 /// `--media` without `--partition`: the partitions that bear the names of the roles.
-pub fn partitions_named(
-    system: &System,
-    wanted: &Wanted,
-    names: &[&OsStr],
-) -> Result<Vec<OsString>> {
+pub fn partitions_named(system: &System, wanted: &Wanted, pairs: &[Pair]) -> Result<Vec<Pair>> {
     let (path, dev) = find(system, wanted, &[])?;
     let shown = path.display();
     let table = system.read_table(dev);
     let known = system.roots().partitions_of(dev);
     let mut found = Vec::new();
-    for name in names {
-        let role = Role::parse(name)?;
+    for pair in pairs {
+        let role = Role::parse(&pair.target)?;
         let entry = table.as_ref().and_then(|table| table.by_name(role.name()));
         let part = entry.and_then(|entry| {
             known
@@ -129,7 +125,10 @@ pub fn partitions_named(
                 role.name()
             ))
         })?;
-        found.push(system.roots().shown(part.dev).into_os_string());
+        found.push(Pair {
+            target: system.roots().shown(part.dev).into_os_string(),
+            ..pair.clone()
+        });
     }
     Ok(found)
 }

@@ -1,0 +1,264 @@
+//! `clone --factory`: the kept factory snapshot instead of the running system, and with it the configuration of the kept rescue
+//! snapshot: what that holds, except `/`, comes from there.
+//!
+//! A pair finds its entry by the SOURCE that it was made from. Both snapshots, every checksum and every target are checked before
+//! the first write; nothing is frozen.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use super::pairs::Pair;
+use super::{Medium, Options, Role, partitions_named};
+use crate::command::bundle::Catalog;
+use crate::command::image::Opened;
+use crate::command::medium::Source;
+use crate::command::target::{Chosen, Overwrite};
+use crate::command::unpack::{self, Place};
+use crate::command::{grow, host, restore, store};
+use crate::error::{Error, Exit, Result};
+use crate::mounts::{DevId, System};
+use crate::report::{self, JsonObject, ReportFile};
+use crate::snapshot::{Image, image_path};
+use crate::units::Extent;
+
+/// A kept snapshot and what is taken from it.
+struct Kept {
+    path: PathBuf,
+    catalog: Catalog,
+    parts: Vec<(Image, Pair)>,
+}
+
+/// Runs the verb with what is kept.
+pub fn run(options: &Options, pairs: &[Pair]) -> Result<()> {
+    let start = Instant::now();
+    let report = options.common.report.as_deref();
+    let mut report = report.map(ReportFile::open).transpose()?;
+    let system = System::look()?;
+    let media = &options.medium;
+    let named;
+    let pairs = match media.media.is_some() && !media.partition {
+        true => {
+            named = partitions_named(&system, media, pairs)?;
+            &named
+        }
+        false => pairs,
+    };
+    let mut kept = find(pairs)?;
+    let mut medium = None;
+    let here = host::Host::look();
+    for one in &kept {
+        unpack::check_machine(
+            &one.path.display().to_string(),
+            &one.catalog.snapshot,
+            &here,
+        )?;
+    }
+    let mut grown = Vec::new();
+    if media.partition {
+        let found = Medium::plan(&system, media, &sources(&system, &kept)?, options.overwrite)?;
+        medium = Some(found);
+    } else {
+        for one in &kept {
+            check_targets(options, one)?;
+        }
+    }
+    for one in &kept {
+        for (image, _) in &one.parts {
+            let nothing = |error: Error| error.leaving("nothing was written");
+            one.catalog
+                .check_bytes(&image_path(&image.name))
+                .map_err(nothing)?;
+        }
+    }
+    if let Some(medium) = &mut medium {
+        if !options.common.quiet {
+            medium.print();
+        }
+        let shown = medium.path.display().to_string();
+        medium
+            .wipe()
+            .map_err(|fault| Error::fault(shown, fault).with_exit(Exit::Failed))?;
+    }
+    for one in &mut kept {
+        write(options, one, medium.as_ref(), &mut grown, start)?;
+    }
+    if let Some(medium) = medium {
+        medium.finish()?.iter().for_each(report::line);
+    }
+    for (name, disk, range) in grown {
+        if let Some(dev) = Medium::dev_of(disk, range) {
+            report::line(format_args!("{name}: {}", grow::grow(name.as_ref(), dev)?));
+        }
+    }
+    let names: Vec<String> = pairs
+        .iter()
+        .map(|pair| pair.source.display().to_string())
+        .collect();
+    if let Some(file) = &mut report {
+        let from: Vec<String> = kept
+            .iter()
+            .map(|one| one.path.display().to_string())
+            .collect();
+        let mut object = JsonObject::new();
+        object
+            .str("snapshots", &from.join(" "))
+            .str("archived", &names.join(" "));
+        file.write(&object)?;
+    }
+    if !options.common.quiet {
+        report::line(format_args!(
+            "The following filesystems were archived: {}",
+            names.join(" ")
+        ));
+    }
+    Ok(())
+}
+
+/// The newest factory and rescue snapshots of the store, and which entry each pair means.
+fn find(pairs: &[Pair]) -> Result<Vec<Kept>> {
+    let refused = |why: &str| Error::refused(format_args!("--factory: {why}; nothing was written"));
+    let folder = host::store()?.ok_or_else(|| {
+        refused("no 'store = DIR' in /etc/floe.conf says where snapshots are kept")
+    })?;
+    let all = store::snapshots(&folder)?;
+    let newest = |is_rescue: bool| {
+        all.iter().rev().find_map(|(_, path)| {
+            let catalog = Catalog::open(path).ok()?;
+            let snapshot = &catalog.snapshot;
+            let fits = match is_rescue {
+                true => snapshot.rescue,
+                false => snapshot.factory,
+            };
+            fits.then(|| Kept {
+                path: path.clone(),
+                catalog,
+                parts: Vec::new(),
+            })
+        })
+    };
+    let mut factory = newest(false).ok_or_else(|| {
+        refused(&format!(
+            "no complete factory snapshot is kept in {}; floe create --factory makes one",
+            folder.display()
+        ))
+    })?;
+    let mut rescue = newest(true);
+    for pair in pairs {
+        let made_from = |kept: &Kept| {
+            let mut images = kept.catalog.snapshot.images.iter();
+            images
+                .find(|image| pair.source == image.source.as_str())
+                .cloned()
+        };
+        let saved = rescue.as_mut().filter(|_| pair.source != "/");
+        if let Some((kept, image)) =
+            saved.and_then(|kept| made_from(kept).map(|image| (kept, image)))
+        {
+            kept.parts.push((image, pair.clone()));
+            continue;
+        }
+        let image = made_from(&factory).ok_or_else(|| {
+            refused(&format!(
+                "{} has no entry that was made from {}",
+                factory.path.display(),
+                pair.source.display()
+            ))
+        })?;
+        factory.parts.push((image, pair.clone()));
+    }
+    let mut kept = vec![factory];
+    kept.extend(rescue);
+    kept.retain(|one| !one.parts.is_empty());
+    Ok(kept)
+}
+
+/// What the medium has to have room for.
+fn sources(system: &System, kept: &[Kept]) -> Result<Vec<Source>> {
+    let mut found = Vec::new();
+    for (image, pair) in kept.iter().flat_map(|one| &one.parts) {
+        let device = system.target(image.device.as_ref()).ok();
+        found.push(Source {
+            role: Role::parse(&pair.target)?,
+            name: image.source.clone(),
+            filesystem: image.filesystem.clone(),
+            size_bytes: image.size_bytes,
+            dev: device.and_then(|device| device.dev),
+        });
+    }
+    Ok(found)
+}
+
+fn check_targets(options: &Options, kept: &Kept) -> Result<()> {
+    let file = open(&kept.path)?;
+    for (image, pair) in &kept.parts {
+        let chosen = Chosen::find(&pair.target, &file)?;
+        chosen.check_size(image.size_bytes)?;
+        chosen.check_content(match pair.declared {
+            true => Overwrite::Allowed,
+            false => options.overwrite,
+        })?;
+        if options.after.grow {
+            let (shown, dev) = chosen.named();
+            grow::check(shown, dev, &image.filesystem, &image.uuid)?;
+        }
+    }
+    Ok(())
+}
+
+fn open(path: &Path) -> Result<File> {
+    File::open(path)
+        .map_err(|error| Error::failed(format_args!("{}: open: {error}", path.display())))
+}
+
+/// Writes what comes from one snapshot.
+fn write(
+    options: &Options,
+    kept: &mut Kept,
+    medium: Option<&Medium>,
+    grown: &mut Vec<(String, DevId, Extent)>,
+    start: Instant,
+) -> Result<()> {
+    let mut places = Vec::new();
+    let mut targets = Vec::new();
+    for (image, pair) in &kept.parts {
+        if !options.common.quiet {
+            report::line(format_args!(
+                "Copying {} of {} to {} …",
+                image.source,
+                kept.path.display(),
+                pair.target.display()
+            ));
+        }
+        let Some(medium) = medium else {
+            let mut target = std::ffi::OsString::from(&image.name);
+            target.push("=");
+            target.push(&pair.target);
+            targets.push(target);
+            continue;
+        };
+        let (device, range, shown) = medium.place(Role::parse(&pair.target)?)?;
+        if options.after.grow {
+            grown.push((shown.clone(), DevId::from_raw(device.rdev()), range));
+        }
+        places.push(Place {
+            name: image.name.clone(),
+            shown,
+            device,
+            range,
+        });
+    }
+    let options = restore::Options {
+        image: kept.path.clone().into_os_string(),
+        targets,
+        overwrite: Overwrite::Allowed,
+        verify: options.wants.verify,
+        skip_free: options.wants.skip_free,
+        force: false,
+        grow: options.after.grow && medium.is_none(),
+        disk: None,
+        common: options.common.clone(),
+    };
+    let opened = Opened::open(&options.image)?;
+    unpack::run(&options, opened, places, None, start)
+}
