@@ -381,6 +381,7 @@ impl Bundle {
 
     /// The archive's name of the next image or disk entry; what was left of the one before is skipped. `None` at the end, when
     /// the checksums of everything were right.
+    #[allow(clippy::should_implement_trait)] // it fails, and says where
     pub fn next(&mut self) -> Result<Option<String>> {
         let mut skipped = vec![0; 256 * 1024];
         while !self.ahead {

@@ -1,7 +1,7 @@
 //! The verbs, one file each; only here layers are joined.
 
 mod artifact;
-mod bundle;
+pub mod bundle;
 pub mod capture;
 mod clone;
 mod create;

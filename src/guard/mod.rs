@@ -1,7 +1,7 @@
 //! The guardian: a process that freezes and thaws on floe's behalf, so that no way of dying leaves a filesystem frozen.
 //!
 //! # Who is there
-//! *floe* (M, `freeze.rs`) forks the *guardian* (G, `keeper.rs`) while it has one thread and all descriptors of the
+//! *floe* (M, `freeze`) forks the *guardian* (G, `keeper.rs`) while it has one thread and all descriptors of the
 //! filesystems are open. G has a main thread, which only waits, decides and beats, and one *worker* for each filesystem.
 //! Between them lie one shared page (the board, `sys::shared`) and two pipes, which carry no facts: a byte means "look at
 //! the board", end of file means "the other process is wholly gone" (a descriptor table dies with its last thread).
@@ -62,7 +62,7 @@
 //! thaw; the readers compare superblocks for that.
 //!
 //! # While frozen
-//! No code here or in `freeze.rs` opens a file, starts a process, uses the heap or writes to stderr between the first
+//! No code here or in `freeze` opens a file, starts a process, uses the heap or writes to stderr between the first
 //! FIFREEZE and the last FITHAW.
 
 mod cgroup;

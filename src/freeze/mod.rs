@@ -5,6 +5,9 @@
 //!
 //! Never freezes or thaws anything itself, with one exception: when the guardian is dead or hangs, it takes over.
 
+mod signals;
+mod watchdog;
+
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -24,55 +27,13 @@ use crate::sys::process::{self, Fork};
 use crate::sys::shared::{Board, Slot};
 
 pub use crate::guard::{Limits, Method, Remount, Target};
+pub use signals::Signals;
+pub use watchdog::shorter_hardware_watchdog;
 
 /// How long a thaw may take before floe stops waiting for it (the guardian goes on), in microseconds.
 const THAW_WAIT_US: u64 = 60_000_000;
 /// How often floe looks at the board when nothing wakes it.
 const LOOK: Duration = Duration::from_millis(100);
-
-/// The fatal signals, blocked and readable: SIGINT, SIGTERM, SIGHUP, except those that were ignored when floe started.
-#[derive(Debug)]
-pub struct Signals {
-    fd: OwnedFd,
-}
-
-impl Signals {
-    /// Blocks them in this thread and in those it starts later; call it before any other thread exists.
-    pub fn block() -> Result<Self> {
-        process::remember_threads();
-        let fatal = [process::SIGINT, process::SIGTERM, process::SIGHUP];
-        process::block(&fatal);
-        // Under nohup SIGHUP is ignored; but a signal that is blocked would reach the descriptor nevertheless.
-        let wanted: Vec<i32> = fatal
-            .into_iter()
-            .filter(|number| !process::is_ignored(*number))
-            .collect();
-        let fd = process::signal_fd(&wanted).map_err(|errno| {
-            Error::failed(format_args!(
-                "signals: signalfd: {}",
-                ErrnoText(errno.raw_os_error())
-            ))
-        })?;
-        Ok(Self { fd })
-    }
-
-    /// Readable when [`Self::take`] has something to give.
-    pub fn fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
-    }
-
-    /// A fatal signal that has arrived. Thaw, then return [`Error::Signal`].
-    pub fn take(&self) -> Option<i32> {
-        process::take_signal(&self.fd)
-    }
-}
-
-/// Nothing is frozen any more: a process that waits in a write to stderr can be interrupted again.
-impl Drop for Signals {
-    fn drop(&mut self) {
-        process::unblock(&[process::SIGINT, process::SIGTERM, process::SIGHUP]);
-    }
-}
 
 /// Why nothing is frozen.
 #[derive(Debug)]
@@ -670,31 +631,6 @@ fn cannot_freeze(target: &Target, errno: i32) -> Error {
     )
 }
 
-/// The hardware watchdog that resets the board before `limit` is over, if one is running: its name and timeout in seconds.
-/// To be warned of before the freeze.
-pub fn shorter_hardware_watchdog(limit: Duration) -> Option<(String, u64)> {
-    shorter_watchdog_in("/sys/class/watchdog", limit)
-}
-
-fn shorter_watchdog_in(class: &str, limit: Duration) -> Option<(String, u64)> {
-    let mut shortest: Option<(String, u64)> = None;
-    for entry in std::fs::read_dir(class).ok()?.flatten().take(64) {
-        let read = |file: &str| std::fs::read_to_string(entry.path().join(file)).ok();
-        // Without CONFIG_WATCHDOG_SYSFS there is no `state` to read; then we do not know, and say nothing.
-        if read("state").is_none_or(|state| state.trim() != "active") {
-            continue;
-        }
-        let Some(seconds) = read("timeout").and_then(|text| text.trim().parse::<u64>().ok()) else {
-            continue;
-        };
-        if seconds < limit.as_secs() && shortest.as_ref().is_none_or(|(_, least)| seconds < *least)
-        {
-            shortest = Some((entry.file_name().to_string_lossy().into_owned(), seconds));
-        }
-    }
-    shortest
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -711,24 +647,5 @@ mod tests {
         for states in [&[Thawing, Freezing][..], &[Frozen, Syncing]] {
             assert!(!only_stuck(states.iter().copied()), "{states:?}");
         }
-    }
-
-    #[test]
-    fn only_a_running_hardware_watchdog_below_the_limit_is_named() {
-        let dir = std::env::temp_dir().join(format!("floe-watchdogs-{}", std::process::id()));
-        for (name, state, timeout) in [
-            ("watchdog0", "inactive", 5),
-            ("watchdog1", "active", 60),
-            ("watchdog2", "active", 300),
-        ] {
-            std::fs::create_dir_all(dir.join(name)).unwrap();
-            std::fs::write(dir.join(name).join("state"), state).unwrap();
-            std::fs::write(dir.join(name).join("timeout"), format!("{timeout}\n")).unwrap();
-        }
-        let class = dir.to_str().unwrap();
-        let found = shorter_watchdog_in(class, Duration::from_secs(120));
-        assert_eq!(found, Some(("watchdog1".into(), 60)));
-        assert_eq!(shorter_watchdog_in(class, Duration::from_secs(30)), None);
-        std::fs::remove_dir_all(dir).unwrap();
     }
 }
