@@ -31,7 +31,7 @@ const STATES: [(&str, bool); 6] = [
 ];
 
 /// As typed.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Labels {
     /// `-n/--artifact-name`.
     pub name: String,

@@ -33,6 +33,7 @@ mod target;
 mod thaw;
 mod unpack;
 mod verify;
+mod wrap;
 
 use std::ffi::OsString;
 
