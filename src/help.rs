@@ -316,6 +316,9 @@ What:
       --clone PAIR…     floe clone on the board, which sends nothing but its lines
                         Options of those verbs are handed on: --level --whole --require-map --live --stall --max-freeze --wait-sink
                         --spool --comment --factory --rescue --disk, and those of clone
+      --artifact -n NAME -t DEVICE_TYPE…
+                        with --dump: straight into a Mender artifact, DIR/HOST[_PORT].mender; with the options of floe artifact,
+                        but --level is the one on the board
 Where to:
   -o, --output DIR      a folder (default: this one); with one board a FILE, or - for stdout
   -P, --parallel N      so many boards at a time (default 4)

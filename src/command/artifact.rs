@@ -18,7 +18,6 @@ use super::bundle::Catalog;
 use super::dump::leaves_holes;
 use super::image::{self, Image, Opened};
 use super::labels::array;
-use super::memory::jobs;
 use super::restore::supervise;
 use super::taking::{Told, millis, tell};
 use super::wrap::{Figures, Maker, What, Writer};
@@ -62,7 +61,7 @@ pub fn parse(mut args: Args) -> Result<Options> {
     }
     let image = image.ok_or_else(|| args.missing("the IMAGE"))?;
     what.labels.check(&args)?;
-    what.jobs = jobs(args.common.jobs);
+    what.set_jobs(&args.common);
     Ok(Options {
         image,
         entry,
@@ -92,7 +91,7 @@ fn make(options: &Options, start: Instant) -> Result<Done> {
             "stdout: is a terminal; nothing was written; redirect it, or give -o FILE",
         ));
     }
-    let scripts = options.what.labels.read_scripts()?;
+    let scripts = options.what.labels.read_scripts()?.into();
     let image = open(&options.image, options.entry.as_deref())?;
     let mut part = match &options.output {
         Some(path) => Some(part_file(path, &image.file)?),
@@ -278,7 +277,7 @@ impl Facts {
 }
 
 /// Seconds since 1970.
-fn now() -> u64 {
+pub fn now() -> u64 {
     SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .map_or(0, |time| time.as_secs())

@@ -3,6 +3,7 @@
 //! What runs there is floe with its ordinary verbs; its report comes on stderr of the same connection. Nothing gets its name here
 //! before [`stream`] has checked all of it. Nothing is decided by what a board says, but whether its stream is good.
 
+mod artifact;
 pub(super) mod fleet;
 pub(super) mod reach;
 mod send;
@@ -14,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
+use self::artifact::{Recipe, Wanted};
 use self::fleet::Board;
 use self::reach::Reach;
 use self::stream::{Arrived, Sink, Stream, ToFile, ToStdout};
@@ -102,6 +104,7 @@ pub struct Options {
     parallel: usize,
     reach: Reach,
     handed_on: Vec<OsString>,
+    artifact: Option<Recipe>,
     common: Common,
 }
 
@@ -114,6 +117,7 @@ pub fn parse(mut args: Args) -> Result<Options> {
     let mut parallel = PARALLEL;
     let mut reach = Reach::default();
     let mut handed_on = Vec::new();
+    let mut artifact = Wanted::default();
     while let Some(item) = args.next_item()? {
         match item {
             // No host has a = in it, and every pair has.
@@ -130,6 +134,7 @@ pub fn parse(mut args: Args) -> Result<Options> {
                 }
                 _ if hand_on(HANDED_ON, &mut handed_on, &mut args, &name)? => {}
                 _ if reach.option(&mut args, &name)? => {}
+                _ if artifact.option(&name, &mut args)? => {}
                 _ => return Err(args.unknown(&name)),
             },
         }
@@ -154,6 +159,10 @@ pub fn parse(mut args: Args) -> Result<Options> {
     if hosts.is_empty() {
         return Err(args.missing("the HOST"));
     }
+    let artifact = artifact.check(&args, output.as_deref())?;
+    if artifact.is_some() && !matches!(work, Work::Dump(_)) {
+        return Err(wrong("--artifact is for --dump"));
+    }
     Ok(Options {
         hosts,
         work,
@@ -161,6 +170,7 @@ pub fn parse(mut args: Args) -> Result<Options> {
         parallel,
         reach,
         handed_on,
+        artifact,
         common: args.common,
     })
 }
@@ -267,7 +277,14 @@ fn place(options: &Options) -> Result<Place> {
 
 impl Place {
     /// The sink for this board, and its name.
-    fn open(&self, host: &Host, ending: &str, board: &Board) -> Result<(Box<dyn Sink>, String)> {
+    fn open(
+        &self,
+        host: &Host,
+        ending: &str,
+        board: &Board,
+        artifact: Option<&Recipe>,
+    ) -> Result<(Box<dyn Sink>, String)> {
+        let ending = artifact.map_or(ending, |_| ".mender");
         let path = match self {
             Self::Stdout => {
                 let stop = Arc::clone(&board.stop);
@@ -277,7 +294,11 @@ impl Place {
             Self::Folder(folder) => folder.join(host.file_stem() + ending),
         };
         let shown = path.display().to_string();
-        Ok((Box::new(ToFile::create(&path)?), shown))
+        let sink: Box<dyn Sink> = match artifact {
+            Some(recipe) => recipe.sink(&path, &host.file_stem())?,
+            None => Box::new(ToFile::create(&path)?),
+        };
+        Ok((sink, shown))
     }
 }
 
@@ -294,8 +315,12 @@ pub fn run(options: Options) -> Result<()> {
         parallel,
         reach,
         handed_on,
+        mut artifact,
         ..
     } = options;
+    if let Some(recipe) = &mut artifact {
+        recipe.read_scripts()?;
+    }
     let words = words(&work, &handed_on, common.quiet);
     let streams = work.stream().is_some();
     let job = move |host: &Host, board: &Board| -> Result<Arrived> {
@@ -306,7 +331,7 @@ pub fn run(options: Options) -> Result<()> {
         };
         pipes.stream = true;
         pipes.compress = Some(false);
-        let (sink, path) = place.open(host, work.ending(), board)?;
+        let (sink, path) = place.open(host, work.ending(), board, artifact.as_ref())?;
         let session = reach.start(host, &words, pipes, board)?;
         let bytes = Arc::clone(&board.bytes);
         let mut arrived = stream::receive(host, session, stream, sink, bytes)?;

@@ -20,7 +20,7 @@ use super::dump::{self, leaves_holes};
 use super::labels::{Labels, Script};
 use super::memory::jobs;
 use super::taking;
-use crate::cli::Args;
+use crate::cli::{Args, Common};
 use crate::crc;
 use crate::error::{Error, Exit, Fault, Result};
 use crate::report::hex;
@@ -57,6 +57,11 @@ impl Default for What {
 }
 
 impl What {
+    /// As many workers as the common options say.
+    pub fn set_jobs(&mut self, common: &Common) {
+        self.jobs = jobs(common.jobs);
+    }
+
     /// Takes `option` if it says what the artifact is to be.
     pub fn option(&mut self, option: &str, args: &mut Args) -> Result<bool> {
         match option {
@@ -90,7 +95,7 @@ pub struct Maker {
     /// What it is to be.
     pub what: What,
     /// Its state scripts.
-    pub scripts: Vec<Script>,
+    pub scripts: Arc<[Script]>,
     /// The payload's name in it.
     pub payload: String,
     /// The payload's time, seconds since 1970.
@@ -352,7 +357,7 @@ mod tests {
                     level,
                     ..What::default()
                 },
-                scripts: Vec::new(),
+                scripts: Arc::default(),
                 payload: "rootfs.img".into(),
                 modified: 1,
                 shown: "x".into(),

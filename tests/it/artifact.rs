@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 
 use floe::json::{self, Value};
 
+use crate::boards::{Lab, Server, Setup};
 use crate::common::{self, Limit, Run, Scratch};
 
 /// An ext4 image with something in it; made without mounting.
@@ -408,4 +409,59 @@ fn sizes_beyond_8_gib_are_written_and_read() {
         .expect_code(0)
         .stdout_text();
     assert!(told.contains("size:     8589935104"), "{told}");
+}
+
+#[test]
+fn a_pull_becomes_an_artifact_and_the_image_is_nowhere_on_the_host() {
+    require_tools!();
+    drop(require_floe!());
+    let mut lab = match Lab::new() {
+        Ok(lab) => lab,
+        Err(missing) => return common::skip(&missing),
+    };
+    for server in [Server::OpenSsh, Server::Dropbear] {
+        let setup = Setup {
+            server,
+            mib: 16,
+            ..Setup::default()
+        };
+        if let Err(missing) = lab.add(setup) {
+            return common::skip(&missing);
+        }
+    }
+    lab.wait_until_up();
+    let out = lab.join("out");
+    fs::create_dir(&out).expect("out");
+    let options = ["--artifact", "-n", "golden", "-t", "board", "-o"];
+    let mut pull = lab.floe("pull");
+    pull.args(["10.77.0.1", "10.77.0.2", "--dump", "/mnt"]);
+    common::run(pull.args(options).arg(&out), Limit::secs(90)).expect_code(0);
+    for board in ["10.77.0.1", "10.77.0.2"] {
+        let artifact = out.join(format!("{board}.mender"));
+        mender_artifact(&["validate", &artifact.to_string_lossy()]).expect_code(0);
+        let image = lab.join("image");
+        fs::write(
+            &image,
+            &members(&artifact)[&format!("data/0000:{board}.img")],
+        )
+        .expect("image");
+        common::output("e2fsck", &["-fn", &image.to_string_lossy()]);
+    }
+    assert_eq!(fs::read_dir(&out).expect("out").count(), 2);
+    // What fails leaves no artifact, and what makes no sense asks no board.
+    let file = lab.join("x.mender");
+    let mut pull = lab.floe("pull");
+    pull.args(["10.77.0.1", "--dump", "/no/such"]);
+    common::run(pull.args(options).arg(&file), Limit::secs(60)).expect_code(1);
+    assert!(!file.exists() && !lab.join("x.mender.part").exists());
+    let bad: [&[&str]; 4] = [
+        &["--artifact", "-t", "b"],
+        &["-n", "a", "-t", "b"],
+        &["--artifact", "-n", "a", "-t", "b", "-o", "-"],
+        &["--artifact", "-n", "a", "-t", "b", "--kept", "latest"],
+    ];
+    for line in bad {
+        let mut pull = lab.floe("pull");
+        common::run(pull.arg("10.77.0.1").args(line), Limit::secs(20)).expect_code(2);
+    }
 }
