@@ -1,7 +1,6 @@
 # The power is cut in the middle of a clone, ten times: after each, the original is as it was, and the medium shows neither a
 # partition table nor a filesystem, so that the same command goes on without --overwrite; the last one is left to end, and is right.
 #: archs x86_64 aarch64 armv7
-#: select aarch64
 #: modules ext4
 #: tools
 #: disk a 96M mkfs.ext4 -q -F
