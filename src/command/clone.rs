@@ -380,6 +380,9 @@ fn targets(
         });
     }
     let medium = Medium::plan(system, wanted, &from, options.overwrite)?;
+    if options.after.grow || options.after.new_uuid {
+        medium.check_nodes()?;
+    }
     let found = standby::on_medium(&medium, &roles, sources)?;
     Ok((found, Some(medium)))
 }

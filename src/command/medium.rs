@@ -131,6 +131,9 @@ impl Medium {
             offset: 0,
             length_bytes: first.unwrap_or(0).max(1 << 20).min(device.size_bytes()),
         };
+        if mkfs.is_some() {
+            check_nodes(system.roots(), dev)?;
+        }
         Ok(Self {
             path,
             dev,
@@ -142,6 +145,11 @@ impl Medium {
             boot,
             mkfs,
         })
+    }
+
+    /// Refuses a disk whose partitions the kernel will not show, for what is done to them afterwards.
+    pub fn check_nodes(&self) -> Result<()> {
+        check_nodes(&Roots::default(), self.dev)
     }
 
     /// The partitions with their numbers: the fourth of an MBR with more is the first logical one, 5.
@@ -252,6 +260,16 @@ impl Medium {
             .iter()
             .find(|part| part.start_bytes == extent.offset)?;
         Some(found.dev)
+    }
+}
+
+fn check_nodes(roots: &Roots, dev: DevId) -> Result<()> {
+    match partitions::has_partitions(roots, dev) {
+        true => Ok(()),
+        false => Err(Error::refused(format_args!(
+            "{}: is a loop device without partitions, which have to appear; {NOTHING}; attach it with losetup -P",
+            roots.shown(dev).display()
+        ))),
     }
 }
 

@@ -2,6 +2,9 @@
 //!
 //! BLKRRPART first; what the kernel did not find then (it may have no parser for the table, or none for this disk) is added one
 //! by one, and what is left of an older table is taken away. Never writes to the disk, and never takes away what is in use.
+//!
+//! Nothing is added to a loop device that was attached without partitions (no `losetup -P`): the kernel takes away at its end only
+//! what such a device is said to have, so that they would stay, and be the next file's.
 
 use rustix::io::Errno;
 
@@ -29,8 +32,9 @@ pub fn refresh(device: &Device) -> Option<String> {
             let _ = ioctl::blkrrpart(device.as_fd());
         }
     }
+    let adds = has_partitions(&roots, disk);
     let known = roots.partitions_of(disk);
-    for wanted in &table.partitions {
+    for wanted in table.partitions.iter().filter(|_| adds) {
         let is_there = |part: &Partition| {
             part.start_bytes == wanted.extent.offset && part.number == wanted.number
         };
@@ -44,6 +48,11 @@ pub fn refresh(device: &Device) -> Option<String> {
     Some(format!(
         "the kernel did not take partition {number} of the new table ({errno}): 'partx -u' or a reboot makes its partitions appear"
     ))
+}
+
+/// Whether the disk may have partitions: all but loop devices that were attached without.
+pub fn has_partitions(roots: &Roots, disk: DevId) -> bool {
+    roots.attribute(disk, "loop/partscan").as_deref() != Some("0")
 }
 
 fn is_listed(table: &Table, known: &Partition) -> bool {

@@ -365,11 +365,14 @@ impl LoopDevice {
     #[track_caller]
     pub fn attach(file: &Path, sector_size: u32) -> LoopDevice {
         let sector = sector_size.to_string();
+        Self::attach_with(file, &["--sector-size", &sector])
+    }
+
+    /// With these options of `losetup`; `-P`: it may have partitions, which go away with it.
+    #[track_caller]
+    pub fn attach_with(file: &Path, options: &[&str]) -> LoopDevice {
         let file = file.to_string_lossy();
-        let out = output(
-            "losetup",
-            &["-f", "--show", "--sector-size", &sector, &file],
-        );
+        let out = output("losetup", &[&["-f", "--show"], options, &[&file]].concat());
         let made = LoopDevice {
             device: PathBuf::from(out.trim()),
         };

@@ -24,7 +24,7 @@ impl Medium {
             .and_then(|file| file.set_len(mib << 20))
             .expect("image");
         Medium {
-            device: LoopDevice::attach(&image, 512),
+            device: LoopDevice::attach_with(&image, &["-P"]),
             image,
             scratch,
         }
@@ -328,6 +328,10 @@ fn copies_get_a_uuid_of_their_own_and_grow() {
 fn what_is_wrong_is_one_line_and_the_medium_stays_as_it_was() {
     let root = source!("ext4", 48);
     let medium = Medium::blank(120);
+    let plain = fs::File::create(medium.scratch.join("plain"));
+    plain
+        .and_then(|file| file.set_len(120 << 20))
+        .expect("file");
     let clone = |words: &[&str]| {
         let mut floe = common::floe().expect("floe");
         floe.arg("clone").args(words);
@@ -383,6 +387,16 @@ fn what_is_wrong_is_one_line_and_the_medium_stays_as_it_was() {
         "is a role",
         &medium,
     );
+    // What happens to partitions afterwards needs them, and a loop device without -P has none.
+    let plain = LoopDevice::attach(&medium.scratch.join("plain"), 512);
+    for more in [&["--data-size", "20"][..], &["--new-uuid"], &["--grow"]] {
+        let mut words = vec![as_root.as_str(), "--media"];
+        let onto = plain.path().to_string_lossy();
+        words.extend([&*onto, "--partition", "--swap-size", "0"]);
+        words.extend(more);
+        refused(clone(&words), 4, "losetup -P", &medium);
+    }
+    drop(plain);
     // No mkfs, and a data partition wanted.
     let mut floe = common::floe().expect("floe");
     floe.env("PATH", "/nowhere")
