@@ -9,7 +9,7 @@
 use miniz_oxide::inflate::TINFLStatus;
 use miniz_oxide::inflate::core::{DecompressorOxide, decompress, inflate_flags};
 
-use super::input::is_zero;
+use super::input::{at_most, is_zero};
 use super::zeros;
 use crate::error::Fault;
 use crate::sys::memory::Pages;
@@ -103,14 +103,21 @@ impl Inflate {
         self.inflate(input)
     }
 
-    /// `count` zero bytes of a run. The decoder would come back to the state it is in, with a window full of zeros.
+    /// `count` zero bytes of a run. The decoder would come back to the state it is in, with so many more zeros in the window: after
+    /// a short run what stood there before can still be reached.
     fn skip(&mut self, count: usize) -> Step<'_> {
-        self.window.fill(0);
-        self.position = 0;
+        let zeros = to_u64(count).saturating_mul(zeros::BYTES_A_ZERO);
+        let (old, new) = self.window.split_at_mut(self.position);
+        let length = at_most(zeros, WINDOW_BYTES);
+        let at_end = length.min(new.len());
+        new.iter_mut().take(at_end).for_each(|byte| *byte = 0);
+        let from_start = old.iter_mut().take(length - at_end);
+        from_start.for_each(|byte| *byte = 0);
+        self.position = (self.position + length) % WINDOW_BYTES;
         Step {
             consumed: count,
             output: &[],
-            zeros: to_u64(count).saturating_mul(zeros::BYTES_A_ZERO),
+            zeros,
             ended: false,
         }
     }
@@ -252,6 +259,46 @@ mod tests {
             assert!(out == raw, "{cut}");
             // A byte at a time nothing is recognised; else all but heads and tails.
             assert!((cut == 1) == (skipped == 0), "{cut}: {skipped}");
+        }
+    }
+
+    #[test]
+    fn behind_a_short_run_what_stood_before_it_can_still_be_reached() {
+        for length in [1024u64, 3000, 20_000, 31_000, 40_000, 200_000] {
+            let data: Vec<u8> = (0..40_000u32)
+                .flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes())
+                .collect();
+            let mut stream = Vec::new();
+            for piece in data.chunks(65_535) {
+                let stored = u16::try_from(piece.len()).unwrap();
+                stream.push(0);
+                stream.extend(stored.to_le_bytes());
+                stream.extend((!stored).to_le_bytes());
+                stream.extend_from_slice(piece);
+            }
+            let run = zeros::ZeroRun::new(length).unwrap();
+            stream.extend_from_slice(run.head());
+            stream.resize(stream.len() + crate::units::to_usize(run.zero_bytes()), 0);
+            stream.extend_from_slice(run.tail());
+            // A last block with fixed codes: 258 bytes from 32768 back (length code 285, distance code 29 with 13 extra bits).
+            let mut bits = 0u64;
+            let mut count = 0;
+            for (value, width) in [
+                (1u64, 1),
+                (1, 2),
+                (0b1010_0011, 8), // 285 is 11000101, first bit lowest
+                (0b10111, 5),     // 29 is 11101
+                (0x1fff, 13),
+                (0, 7),
+            ] {
+                bits |= value << count;
+                count += width;
+            }
+            stream.extend_from_slice(&bits.to_le_bytes()[..5]);
+            let expected = miniz_oxide::inflate::decompress_to_vec(&stream).unwrap();
+            let (out, skipped) = inflated(&stream, stream.len());
+            assert!(out == expected, "{length}");
+            assert_eq!(skipped > 0, run.zero_bytes() > 0, "{length}");
         }
     }
 
