@@ -23,7 +23,7 @@ use super::taking::{Told, millis, tell};
 use super::wrap::{Figures, Maker, What, Writer};
 use crate::cli::{Args, Common, Item};
 use crate::error::{Error, Fault, Result};
-use crate::report::{Bytes, JsonObject, Span, hex};
+use crate::report::{self, Bytes, JsonObject, Span, hex};
 use crate::snapshot::image_path;
 use crate::stream::copy::{BUFFER_BYTES, Ended, Progress};
 use crate::stream::image::{Format, GRANULE_BYTES, ImageReader, Piece};
@@ -85,6 +85,9 @@ fn make(options: &Options, start: Instant) -> Result<Done> {
         Some(path) => path.display().to_string(),
         None => "stdout".into(),
     };
+    if options.output.is_none() {
+        report::check_stdout()?;
+    }
     let is_terminal = rustix::termios::isatty(rustix::stdio::stdout());
     if options.output.is_none() && is_terminal {
         return Err(Error::refused(

@@ -131,6 +131,7 @@ pub fn sums_of(path: &Path) -> Result<(u64, String)> {
 
 /// `latest` is the newest that is complete; otherwise the name of one as `floe list` prints it.
 fn get(name: &str) -> Result<(PathBuf, Sums)> {
+    report::check_stdout()?;
     let folder = folder()?;
     let found = match name {
         "latest" => {

@@ -267,6 +267,7 @@ fn place(options: &Options) -> Result<Place> {
     if path != Path::new("-") {
         return Ok(Place::File(path.clone()));
     }
+    report::check_stdout()?;
     match rustix::termios::isatty(rustix::stdio::stdout()) {
         true => Err(Error::refused(
             "stdout: is a terminal; nothing was pulled; redirect it or pipe it, or give -o DIR or -o FILE",
@@ -374,18 +375,20 @@ pub fn run(options: Options) -> Result<()> {
 fn talk(host: &Host, session: Session) -> Result<Arrived> {
     let ended = session.end()?;
     ended.check(host)?;
+    // An exit code of 0 alone may be that of something else: a forced command, a wrapper.
     let report = ended.told.reports.last().cloned().unwrap_or_default();
-    let parsed = json::parse(report.as_bytes()).ok();
-    let number = |key| parsed.as_ref()?.get(key)?.number();
+    let parsed = json::parse(report.as_bytes()).map_err(|_| {
+        Error::failed(format_args!(
+            "{}: the report of floe there is missing; do not rely on its targets",
+            host.shown
+        ))
+    })?;
+    let number = |key| parsed.get(key)?.number();
     Ok(Arrived {
         stream_bytes: number("written_bytes").unwrap_or(0),
         size_bytes: number("size_bytes").unwrap_or(0),
         frozen_ms: number("frozen_ms"),
-        report: if parsed.is_some() {
-            report
-        } else {
-            String::new()
-        },
+        report,
         ..Arrived::default()
     })
 }

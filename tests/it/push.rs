@@ -361,3 +361,23 @@ fn sudo_that_wants_a_password_is_named_with_the_way_out() {
     .expect_code(0);
     common::run(&mut pull(), Limit::secs(60)).expect_code(0);
 }
+
+#[test]
+fn an_exit_code_without_a_report_is_no_clone() {
+    let mut floe = require_floe!();
+    let scratch = common::Scratch::new();
+    // What a forced command, or something else that is called floe there, may answer.
+    let ssh = scratch.join("ssh");
+    fs::write(&ssh, "#!/bin/sh\necho hello\nexit 0\n").expect("ssh");
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    fs::set_permissions(&ssh, mode).expect("ssh");
+    let path = std::env::var("PATH").unwrap_or_default();
+    floe.env("PATH", format!("{}:{path}", scratch.path().display()));
+    floe.args(["pull", "board", "--clone", "/mnt=/dev/sdz9"]);
+    let run = common::run(&mut floe, Limit::secs(30)).expect_code(1);
+    let text = run.stderr_text();
+    assert!(
+        text.contains("the report of floe there is missing"),
+        "{run}"
+    );
+}

@@ -187,6 +187,7 @@ fn a_closed_stdout_is_an_error_and_not_a_stream_into_nothing() {
         format!("dump --compress none '{image}'"),
         format!("create a='{image}' -o -"),
         format!("show '{image}'"),
+        format!("artifact '{image}' -n a -t b"),
         "--help".into(),
     ] {
         for closed in [">&-", ">&- 2>&1 <&-", "2>&1 >&- <&-"] {
@@ -199,6 +200,11 @@ fn a_closed_stdout_is_an_error_and_not_a_stream_into_nothing() {
         let open = format!("{floe} {words} > /dev/null");
         common::shell(&open, Limit::secs(30)).expect_code(0);
     }
+    let run = common::shell(
+        &format!("{floe} pull 127.0.0.1:1 -o - >&-"),
+        Limit::secs(30),
+    );
+    assert!(run.stderr_text().contains("stdout: is closed"), "{run}");
     let file = scratch.join("out.gz");
     let words = format!("{floe} dump -q '{image}' -o '{}' >&-", file.display());
     common::shell(&words, Limit::secs(30)).expect_code(0);
