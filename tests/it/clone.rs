@@ -591,3 +591,39 @@ fn a_whole_disk_goes_onto_a_larger_one_with_its_backup_table_at_the_end() {
     let mounted = Mounted::new("ext4", &copy, &inside);
     common::assert_same_tree(&files, &common::tree(mounted.dir()));
 }
+
+#[test]
+fn the_factory_and_the_rescue_snapshot_never_go_to_the_same_target() {
+    drop(require_floe!());
+    let one = require_source!(16, 1);
+    let two = require_source!(16, 1);
+    let scratch = Scratch::new();
+    let store = scratch.join("store");
+    fs::create_dir(&store).expect("store");
+    for (source, class) in [(&one, "--factory"), (&two, "--rescue")] {
+        let mut floe = require_floe!();
+        floe.arg("create")
+            .arg(format!("fs={}", source.dir().display()))
+            .args([class, "-o"])
+            .arg(&store);
+        common::run(&mut floe, Limit::secs(60)).expect_code(0);
+    }
+    let target = device(&scratch, "target", 24, 0xa5);
+    let file = scratch.join("target");
+    let before = common::hash_file(&file);
+    let name = target.path().file_name().expect("name").to_string_lossy();
+    let other = PathBuf::from(format!("/dev/./{name}"));
+    // An /etc of its own, with the store in it.
+    let words = "mount --make-rprivate / && mount -t tmpfs tmpfs /etc && echo \"store = $0\" > /etc/floe.conf && exec \"$@\"";
+    let mut run = Command::new("unshare");
+    run.args(["-m", "sh", "-c", words]).arg(&store);
+    run.arg(require_floe!().get_program());
+    run.args(["clone", "--factory"])
+        .arg(pair(one.dir(), target.path()))
+        .arg(pair(two.dir(), &other));
+    let run = common::run(&mut run, Limit::secs(60)).expect_code(4);
+    let text = run.stderr_text();
+    assert!(text.contains("nothing was written"), "{run}");
+    assert_eq!(text.lines().count(), 1, "{run}");
+    assert_eq!(common::hash_file(&file), before);
+}

@@ -57,10 +57,15 @@ pub fn run(options: &Options, pairs: &[Pair]) -> Result<()> {
     let mut grown = Vec::new();
     if media.partition {
         let found = Medium::plan(&system, media, &sources(&system, &kept)?, options.overwrite)?;
+        if options.after.grow {
+            found.check_nodes()?;
+        }
         medium = Some(found);
     } else {
+        // All are held until the last is checked: the two snapshots must not go to the same place.
+        let mut held = Vec::new();
         for one in &kept {
-            check_targets(options, one)?;
+            check_targets(options, one, &mut held)?;
         }
     }
     for one in &kept {
@@ -80,8 +85,15 @@ pub fn run(options: &Options, pairs: &[Pair]) -> Result<()> {
             .wipe()
             .map_err(|fault| Error::fault(shown, fault).with_exit(Exit::Failed))?;
     }
+    let mut begun = medium.is_some();
     for one in &mut kept {
-        write(options, one, medium.as_ref(), &mut grown, start)?;
+        // After the first write a refusal is 1, never 4.
+        let error = |error: Error| match error {
+            Error::Message(Exit::Refused, line) if begun => Error::Message(Exit::Failed, line),
+            other => other,
+        };
+        write(options, one, medium.as_ref(), &mut grown, start).map_err(error)?;
+        begun = true;
     }
     if let Some(medium) = medium {
         medium.finish()?.iter().for_each(report::line);
@@ -189,10 +201,18 @@ fn sources(system: &System, kept: &[Kept]) -> Result<Vec<Source>> {
     Ok(found)
 }
 
-fn check_targets(options: &Options, kept: &Kept) -> Result<()> {
+fn check_targets(options: &Options, kept: &Kept, held: &mut Vec<Chosen>) -> Result<()> {
     let file = open(&kept.path)?;
     for (image, pair) in &kept.parts {
         let chosen = Chosen::find(&pair.target, &file)?;
+        let same = |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        let own = same(chosen.named().0);
+        if held.iter().any(|other| same(other.named().0) == own) {
+            return Err(Error::refused(format_args!(
+                "{}: is the target of two pairs; nothing was written",
+                own.display()
+            )));
+        }
         chosen.check_size(image.size_bytes)?;
         chosen.check_content(match pair.declared {
             true => Overwrite::Allowed,
@@ -202,6 +222,7 @@ fn check_targets(options: &Options, kept: &Kept) -> Result<()> {
             let (shown, dev) = chosen.named();
             grow::check(shown, dev, &image.filesystem, &image.uuid)?;
         }
+        held.push(chosen);
     }
     Ok(())
 }

@@ -113,7 +113,15 @@ pub fn partitions_named(system: &System, wanted: &Wanted, pairs: &[Pair]) -> Res
     let mut found = Vec::new();
     for pair in pairs {
         let role = Role::parse(&pair.target)?;
-        let entry = table.as_ref().and_then(|table| table.by_name(role.name()));
+        let all = table.iter().flat_map(|table| &table.partitions);
+        let mut named = all.filter(|part| part.name == role.name());
+        let entry = named.next();
+        if named.next().is_some() {
+            return Err(Error::refused(format_args!(
+                "{shown}: has several partitions named {}; {NOTHING}; name the device itself as the TARGET",
+                role.name()
+            )));
+        }
         let part = entry.and_then(|entry| {
             known
                 .iter()
