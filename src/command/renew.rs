@@ -29,14 +29,18 @@ pub fn check(name: &str, source: &dyn ReadAt, kind: Option<Kind>) -> Result<()> 
 
 /// Changes the uuid of what is on the device; gives a note with the new one.
 pub fn renew(shown: &Path, dev: DevId) -> Result<String> {
-    steps(dev).map_err(|fault| {
+    let mut begun = false;
+    steps(dev, &mut begun).map_err(|fault| {
         Error::fault(shown.display(), fault)
             .with_exit(Exit::Failed)
-            .leaving("the target is complete, but bears the uuid of its source")
+            .leaving(match begun {
+                true => "its uuid is half changed: the target is not usable",
+                false => "the target is complete, but bears the uuid of its source",
+            })
     })
 }
 
-fn steps(dev: DevId) -> std::result::Result<String, Fault> {
+fn steps(dev: DevId, begun: &mut bool) -> std::result::Result<String, Fault> {
     let roots = Roots::default();
     let look = |access| {
         let device = roots.open_device(dev, access)?;
@@ -51,6 +55,7 @@ fn steps(dev: DevId) -> std::result::Result<String, Fault> {
     let (device, identity) = look(Access::WriteHeld)?;
     let uuid = random()?;
     fs::identity::change(&device, identity.kind, &uuid, &mut |offset, bytes| {
+        *begun = true;
         write(&device, offset, bytes)
     })?;
     rustix::fs::fsync(device.as_fd()).map_err(|errno| Fault::io("fsync", errno))?;

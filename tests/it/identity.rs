@@ -180,6 +180,21 @@ fn xfs_keeps_its_metadata_and_its_log_under_a_new_uuid() {
     let fault = change(&copy).expect_err("dirty");
     assert!(fault.to_string().contains("log is dirty"), "{fault}");
     source.unmount();
+    // Nothing is changed where not everything can be: a damaged superblock of another group.
+    fs::copy(source.image(), &copy).expect("copy");
+    let file = fs::File::options().read(true).write(true).open(&copy);
+    let file = file.expect("open");
+    let number = |offset| {
+        let mut bytes = [0; 4];
+        file.read_exact_at(&mut bytes, offset).expect("read");
+        u64::from(u32::from_be_bytes(bytes))
+    };
+    let group_bytes = number(0x54) * number(4);
+    file.write_all_at(b"!", group_bytes + 0x70).expect("write");
+    let before = common::hash_file(&copy);
+    let fault = change(&copy).expect_err("damaged");
+    assert!(fault.to_string().contains("allocation group"), "{fault}");
+    assert_eq!(common::hash_file(&copy), before);
     fs::copy(source.image(), &copy).expect("copy");
     let old = uuid_of(&copy);
     for _ in 0..2 {

@@ -58,6 +58,8 @@ pub fn change_uuid(
 ) -> Result<(), Fault> {
     let found = can_change_uuid(device)?;
     let geometry = found.geometry;
+    // A log and a superblock of two names cannot be mounted: all of it must be fit to be changed before any of it is.
+    superblocks(device, &found, uuid, &mut |_, _| Ok(()))?;
     let mut buffer = vec![0; crate::fs::SCRATCH_BYTES];
     super::log::Log::new(device, &geometry).prove_clean(&mut buffer)?;
     let log = Log {
@@ -66,7 +68,19 @@ pub fn change_uuid(
         old: found.disk.sb_uuid,
         new: *uuid,
     };
+    log.change(&mut |_, _| Ok(()))?;
     log.change(write)?;
+    superblocks(device, &found, uuid, write)
+}
+
+/// Those of all allocation groups, the first one last.
+fn superblocks(
+    device: &dyn ReadAt,
+    found: &Superblock,
+    uuid: &[u8; 16],
+    write: &mut Write<'_>,
+) -> Result<(), Fault> {
+    let geometry = &found.geometry;
     let length = to_usize(u64::from(geometry.sector_bytes));
     let group_bytes = u64::from(geometry.ag_blocks) * geometry.block.bytes64();
     let mut sector = [0u8; SECTOR_BYTES_MAX];
