@@ -167,6 +167,7 @@ struct Archived {
 struct Done {
     archived: Vec<Archived>,
     wants: Wants,
+    new_uuid: bool,
     consistent: &'static str,
     running_root: Vec<PathBuf>,
     figures: Figures,
@@ -201,8 +202,12 @@ impl Done {
             true => String::new(),
             false => format!("the running root is on {}; ", roots.join(" ")),
         };
+        let uuids = match self.new_uuid {
+            true => "but for their uuids",
+            false => "labels and uuids too",
+        };
         lines.push(format!(
-            "note: {root}active and standby are identical now, labels and uuids too: which of them boots next is the bootloader's to choose (fw_setenv, RAUC, Mender)"
+            "note: {root}active and standby are identical now, {uuids}: which of them boots next is the bootloader's to choose (fw_setenv, RAUC, Mender)"
         ));
         lines
     }
@@ -333,6 +338,7 @@ fn clone(options: &Options, start: Instant) -> Result<Done> {
     let done = Done {
         archived,
         wants: options.wants,
+        new_uuid: options.after.new_uuid,
         consistent,
         running_root,
         figures,
