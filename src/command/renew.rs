@@ -1,7 +1,7 @@
 //! `--new-uuid`: a copy that was just written gets a uuid of its own, where that is a matter of the superblock.
 //!
-//! Whether it is, is asked of the source before the first write to any target. An XFS is mounted once before, where nobody sees it,
-//! so that its log is empty. Never touches a device that anybody else holds.
+//! Whether it is, is asked of the source before the first write to any target. An XFS, and an ext4 whose journal is not empty, is
+//! mounted once before, where nobody sees it: what is replayed later would bring the old uuid back. Never touches a device that anybody else holds.
 
 use std::path::Path;
 
@@ -48,9 +48,11 @@ fn steps(dev: DevId, begun: &mut bool) -> std::result::Result<String, Fault> {
         Ok((device, identity))
     };
     let (device, before) = look(Access::Read)?;
+    let replay = fs::identity::needs_replay(&device, before.kind)?;
     drop(device);
-    if before.kind == Kind::Xfs {
-        drop(roots.mount_hidden(dev, "xfs", Some(c"nouuid"))?);
+    if replay {
+        let beside_original = (before.kind == Kind::Xfs).then_some(c"nouuid");
+        drop(roots.mount_hidden(dev, before.kind.name(), beside_original)?);
     }
     let (device, identity) = look(Access::WriteHeld)?;
     let uuid = random()?;

@@ -38,3 +38,12 @@ pub fn can_change(device: &dyn ReadAt, kind: Kind) -> Result<(), Fault> {
         _ => change(device, kind, &[0x5a; 16], &mut |_, _| Ok(())),
     }
 }
+
+/// Whether a journal or log has to be replayed first, by mounting it: it holds the old uuid, and would bring it back.
+pub fn needs_replay(device: &dyn ReadAt, kind: Kind) -> Result<bool, Fault> {
+    match kind {
+        Kind::Xfs => Ok(true),
+        Kind::Ext3 | Kind::Ext4 => ext::needs_recovery(device),
+        _ => Ok(false),
+    }
+}

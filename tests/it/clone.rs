@@ -627,3 +627,40 @@ fn the_factory_and_the_rescue_snapshot_never_go_to_the_same_target() {
     assert_eq!(text.lines().count(), 1, "{run}");
     assert_eq!(common::hash_file(&file), before);
 }
+
+#[test]
+fn a_new_uuid_is_not_undone_by_the_journal_of_a_source_that_lost_power() {
+    let made = LoopFs::make(Spec {
+        mkfs: &["-O", "metadata_csum_seed"],
+        mib: 48,
+        ..Spec::default()
+    });
+    let made = match made {
+        Ok(made) => made,
+        Err(missing) => return common::skip(&missing),
+    };
+    let scratch = Scratch::new();
+    // As after a power cut: what is on the disk while it is mounted, the journal not replayed.
+    made.fill(4);
+    let file = made.dir().join("last");
+    fs::write(&file, "words").unwrap();
+    fs::File::open(&file).unwrap().sync_all().unwrap();
+    let cut = scratch.join("cut");
+    fs::copy(made.image(), &cut).unwrap();
+    let source = LoopDevice::attach(&cut, 512);
+    let target = device(&scratch, "target", 48, 0);
+    let words = pair(source.path(), target.path());
+    let run = clone(&[&words, "--new-uuid"]).expect_code(0);
+    let text = run.stderr_text();
+    let found = text.split("its uuid is ").nth(1).expect("a new uuid");
+    let uuid = found.split(' ').next().unwrap().to_owned();
+    let point = scratch.join("mnt");
+    fs::create_dir(&point).unwrap();
+    let shown = target.path().to_string_lossy().into_owned();
+    common::output("mount", &[&shown, &point.to_string_lossy()]);
+    let words = fs::read_to_string(point.join("last"));
+    common::output("umount", &[&point.to_string_lossy()]);
+    assert_eq!(words.unwrap(), "words");
+    let out = common::output("dumpe2fs", &["-h", &shown]);
+    assert!(out.contains(&uuid), "{uuid} in {out}");
+}

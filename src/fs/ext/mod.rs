@@ -41,7 +41,7 @@ use blocks::Tables;
 use inodes::Pass;
 use journal::Journal;
 use superblock::{Geometry, OFFSET_BYTES, Raw, feature};
-pub use uuid::change_uuid;
+pub use uuid::{change_uuid, needs_recovery};
 use window::Buffers;
 
 /// The reader's row in the table.

@@ -12,6 +12,14 @@ const CHECKSUM: usize = 0x3fc;
 /// `stable_inodes`: encryption keys are derived from the uuid.
 const COMPAT_STABLE_INODES: u32 = 0x800;
 
+/// Whether the journal holds what the filesystem's blocks do not (EXT4_FEATURE_INCOMPAT_RECOVER).
+pub fn needs_recovery(device: &dyn ReadAt) -> Result<bool, Fault> {
+    let mut bytes = [0u8; 1024];
+    device.read_at(OFFSET_BYTES, &mut bytes)?;
+    let raw = Raw::recognise(&bytes).ok_or(Fault::corrupt("superblock"))?;
+    Ok(raw.has_incompat(f::INCOMPAT_RECOVER))
+}
+
 /// See [`crate::fs::identity::change`].
 pub fn change_uuid(
     device: &dyn ReadAt,
