@@ -617,7 +617,8 @@ fn the_factory_and_the_rescue_snapshot_never_go_to_the_same_target() {
     let words = "mount --make-rprivate / && mount -t tmpfs tmpfs /etc && echo \"store = $0\" > /etc/floe.conf && exec \"$@\"";
     let mut run = Command::new("unshare");
     run.args(["-m", "sh", "-c", words]).arg(&store);
-    run.arg(require_floe!().get_program());
+    let floe = require_floe!();
+    run.arg(floe.get_program()).args(floe.get_args()); // the runner, where there is one, comes first
     run.args(["clone", "--factory"])
         .arg(pair(one.dir(), target.path()))
         .arg(pair(two.dir(), &other));
