@@ -64,7 +64,10 @@ pub fn parse(mut args: Args) -> Result<Options> {
             Item::Value(value) if source.is_none() => source = Some(value),
             Item::Value(value) => return Err(args.surplus(&value)),
             Item::Option(name) => match name.as_str() {
-                "-o" | "--output" => options.output = Some(args.path()?),
+                // As everywhere, `-` is stdout; a file of that name is ./-.
+                "-o" | "--output" => {
+                    options.output = Some(args.path()?).filter(|path| path.as_os_str() != "-");
+                }
                 "-z" | "--compress" => options.raw = args.parsed(compression, "gzip or none")?,
                 "--sha256" => options.sha256 = true,
                 name if options.taking.option(&mut args, name)? => {}

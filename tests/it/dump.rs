@@ -700,3 +700,18 @@ fn bad_command_lines_are_exit_2_and_touch_nothing() {
         assert_eq!(run.stderr_text().lines().count(), 1, "{run}");
     }
 }
+
+#[test]
+fn a_dash_as_output_is_stdout_and_no_file() {
+    let fs = filled!(Spec {
+        mib: 16,
+        ..Spec::default()
+    });
+    let scratch = Scratch::new();
+    let mut floe = require_floe!();
+    floe.args(["dump", "-q", &text(fs.dir()), "-o", "-"])
+        .current_dir(scratch.path());
+    let run = common::run(&mut floe, Limit::secs(60)).expect_code(0);
+    assert!(run.stdout.starts_with(&[0x1f, 0x8b]), "{run}");
+    assert!(!scratch.join("-").exists());
+}
