@@ -14,7 +14,7 @@
 //! ```
 //!
 //! # The map of the code
-//! Modules may use those above them in this list and never those below; `tests/it/style.rs` holds that.
+//! Modules may use those above them in this list and never those below; `tests/it/house/style.rs` holds that.
 //!
 //! | module | what it is |
 //! | --- | --- |

@@ -1,6 +1,6 @@
 //! The reader over images written byte by byte here: 1 KiB blocks, three groups of 256, every group with a superblock copy.
 //!
-//! What mke2fs never makes stands here: lies, overlaps, cycles. Real images are in tests/it/ext.rs.
+//! What mke2fs never makes stands here: lies, overlaps, cycles. Real images are in tests/it/format/ext.rs.
 
 use super::checksum::Checksums;
 use super::superblock::{Backups, Geometry, Raw};

@@ -47,7 +47,7 @@ macro_rules! require_some {
         match $value {
             Some(value) => value,
             None => {
-                $crate::common::skip($what);
+                $crate::support::common::skip($what);
                 return;
             }
         }
@@ -59,7 +59,7 @@ macro_rules! require_some {
 macro_rules! require {
     ($condition:expr, $what:expr) => {
         if !$condition {
-            $crate::common::skip($what);
+            $crate::support::common::skip($what);
             return;
         }
     };
@@ -69,7 +69,7 @@ macro_rules! require {
 macro_rules! require_floe {
     () => {
         require_some!(
-            $crate::common::floe(),
+            $crate::support::common::floe(),
             "FLOE_BIN, the executable under test (tests/run sets it)"
         )
     };

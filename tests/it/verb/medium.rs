@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::common::{self, Limit, LoopDevice, LoopFs, Mounted, Random, Run, Scratch, Spec};
-use crate::disk::Disk;
+use crate::verb::disk::Disk;
 
 /// A blank loop disk, whose partition nodes go away with it.
 struct Medium {

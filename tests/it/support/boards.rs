@@ -380,10 +380,10 @@ impl Drop for Lab {
 #[allow(unused_macros)]
 macro_rules! require_lab {
     () => {
-        match $crate::boards::Lab::new() {
+        match $crate::support::boards::Lab::new() {
             Ok(lab) => lab,
             Err(missing) => {
-                $crate::common::skip(&missing);
+                $crate::support::common::skip(&missing);
                 return;
             }
         }
@@ -395,7 +395,7 @@ macro_rules! require_lab {
 macro_rules! require_board {
     ($lab:expr, $setup:expr) => {
         if let Err(missing) = $lab.add($setup) {
-            $crate::common::skip(&missing);
+            $crate::support::common::skip(&missing);
             return;
         }
     };

@@ -197,7 +197,7 @@ fn window(trace: &Path) -> Vec<String> {
 
 #[test]
 fn in_the_window_the_heap_is_not_touched() {
-    // `examples/heap_traced` is floe with an allocator that makes each call visible to strace.
+    // `tests/helpers/heap_traced.rs` is floe with an allocator that makes each call visible to strace.
     require!(
         common::have("strace") && common::runner().is_none(),
         "strace, no runner"

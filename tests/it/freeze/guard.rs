@@ -1,4 +1,4 @@
-//! Promise 1 by the guardian's own driver (`examples/guard_driver.rs`): whoever dies, stops or hangs, whenever, nothing
+//! Promise 1 by the guardian's own driver (`tests/helpers/guard_driver.rs`): whoever dies, stops or hangs, whenever, nothing
 //! stays frozen; and what somebody else froze stays as it is.
 //!
 //! Each test freezes loop filesystems of its own. `LoopFs` thaws what a failing test leaves.

@@ -1,6 +1,6 @@
 //! floe with an allocator that shows every call to strace: a write of "HEAP" to a descriptor that does not exist.
 //!
-//! For `tests/it/dump_window.rs` only: it proves that nothing is allocated or freed between FIFREEZE and FITHAW.
+//! For `tests/it/freeze/dump_window.rs` only: it proves that nothing is allocated or freed between FIFREEZE and FITHAW.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 

@@ -1,0 +1,10 @@
+//! Formats before the tools that own them: used maps, identities, partition tables, archives.
+
+mod btrfs;
+mod ext;
+mod f2fs;
+mod identity;
+mod ptable;
+mod smallfs;
+mod xfs;
+mod zip;

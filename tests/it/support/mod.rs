@@ -1,0 +1,7 @@
+//! What the tests share: the executable, loop devices and filesystems, boards to reach by ssh, and maps against the truth.
+
+#[macro_use]
+pub mod common;
+#[macro_use]
+pub mod boards;
+pub mod maps;

@@ -1,0 +1,19 @@
+//! What each verb does, refuses and says.
+
+mod artifact;
+mod basics;
+mod clone;
+mod create;
+pub mod disk;
+mod dump;
+mod grow;
+mod medium;
+mod mender;
+mod pull;
+mod push;
+mod restore;
+mod show;
+mod snapshots;
+mod targets;
+mod thaw;
+mod verify;
