@@ -197,7 +197,9 @@ struct Shared {
     settings: Settings,
     devices: Vec<Device>,
     plan: OnceLock<Plan>,
-    slots: Vec<RwLock<Pages>>,
+    /// Parts of one mapping, however many: the kernel counts mappings (vm.max_map_count), and a process that has thousands is
+    /// slow to start and to end.
+    slots: Vec<RwLock<&'static mut [u8]>>,
     cells: Cells,
     core: Mutex<Core>,
     can_read: Condvar,
@@ -280,14 +282,20 @@ impl Pipeline {
         // A record for every 64 KiB of spool: less compressible data fills the cells first.
         let ring = to_usize((wanted * to_u64(CELL_BYTES) / 65_536).clamp(256, 131_072));
         let memory = |errno| Fault::io("allocate", errno);
+        let slot_bytes = to_usize(SPAN_BYTES);
+        let mapping = slots
+            .checked_mul(slot_bytes)
+            .ok_or(Fault::io("allocate", rustix::io::Errno::NOMEM))
+            .and_then(|length| Pages::new(length).map_err(memory))?;
         let shared: &'static Shared = Box::leak(Box::new(Shared {
             settings,
             devices,
             plan: OnceLock::new(),
-            slots: (0..slots)
-                .map(|_| Pages::new(to_usize(SPAN_BYTES)).map(RwLock::new))
-                .collect::<Result<_, _>>()
-                .map_err(memory)?,
+            slots: mapping
+                .leak()
+                .chunks_exact_mut(slot_bytes)
+                .map(RwLock::new)
+                .collect(),
             cells: Cells::new(cells).map_err(memory)?,
             core: Mutex::new(Core {
                 cursor: Cursor::default(),

@@ -44,6 +44,14 @@ impl Pages {
         self.start
     }
 
+    /// The whole mapping, for the rest of the process's life: what threads share that may outlive everything else.
+    pub fn leak(self) -> &'static mut [u8] {
+        let pages = std::mem::ManuallyDrop::new(self);
+        // SAFETY: as in `deref_mut`; the value that owned the mapping is gone and never unmaps it, so the borrow is unique
+        // and may last for ever.
+        unsafe { std::slice::from_raw_parts_mut(pages.start, pages.length) }
+    }
+
     /// Never true: a mapping has at least one byte.
     pub fn is_empty(&self) -> bool {
         self.length == 0
@@ -85,5 +93,16 @@ mod tests {
         assert_eq!(pages[9_999], 7);
         assert_eq!(pages.len(), 10_000);
         assert!(!pages.is_empty());
+    }
+
+    #[test]
+    fn a_leaked_mapping_keeps_its_bytes_and_stays_mapped() {
+        let mut pages = Pages::new(3 * 4096).unwrap();
+        pages[4096] = 9;
+        let bytes = pages.leak();
+        assert_eq!(bytes.len(), 3 * 4096);
+        let (first, rest) = bytes.split_at_mut(4096);
+        first.fill(1);
+        assert_eq!((rest[0], rest[4096], first[0]), (9, 0, 1));
     }
 }

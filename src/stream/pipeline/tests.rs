@@ -374,3 +374,29 @@ fn a_target_that_fails_stops_a_copy_with_its_place() {
     };
     assert!(fault.offset.is_some_and(|at| at >= 3 << 20));
 }
+
+#[test]
+fn all_slots_ahead_are_parts_of_one_mapping() {
+    let meter: &'static Count = Box::leak(Box::default());
+    let (_reader, writer) = std::io::pipe().unwrap();
+    let output = Output::new(OwnedFd::from(writer), meter, true);
+    let emit = Box::new(RawEmitter::new(output, false, Arc::default()));
+    let wanted = settings(2, Encoding::Raw, 256 << 20);
+    let pipeline = Pipeline::new(wanted, Vec::new(), Outlet::Stream(emit), meter).unwrap();
+    let slots = &pipeline.shared.slots;
+    assert_eq!(slots.len(), 3 + 128);
+    let place = |slot: &RwLock<&'static mut [u8]>| {
+        let slot = slot.read().unwrap();
+        assert_eq!(
+            (to_u64(slot.len()), slot.as_ptr().align_offset(4096)),
+            (SPAN_BYTES, 0)
+        );
+        slot.as_ptr().addr()
+    };
+    assert!(
+        slots
+            .windows(2)
+            .all(|pair| place(&pair[0]) + to_usize(SPAN_BYTES) == place(&pair[1]))
+    );
+    pipeline.abandon(Problem::ClosedPipe);
+}
