@@ -26,6 +26,7 @@
 //! | [`fs`] | filesystems as bytes: probe, walk (used map), witness; no files, threads, printing, heap |
 //! | [`ptable`] | partition tables as bytes |
 //! | [`mounts`] | who mounts a device, who holds it, what lies on what |
+//! | [`trace`] | which parts of a disk were written: a private tracefs instance, and marks |
 //! | [`stream`] | chunks, deflate, spool, gzip, zip, targets; knows no filesystem's inside |
 //! | [`guard`], [`freeze`] | the guardian process and its protocol; the `Frozen` token |
 //! | [`report`], [`help`], [`cli`] | lines, JSON, progress; help texts; the command line |
@@ -69,6 +70,7 @@ pub mod snapshot;
 pub mod stream;
 #[allow(unsafe_code)]
 pub mod sys;
+pub mod trace;
 pub mod units;
 pub mod utc;
 

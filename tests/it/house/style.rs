@@ -11,6 +11,7 @@ const LAYERS: &[&[&str]] = &[
     &["fs"],
     &["ptable"],
     &["mounts"],
+    &["trace"],
     &["stream"],
     &["guard", "freeze"],
     &["report", "help", "cli"],

@@ -1,0 +1,180 @@
+//! Which chunks of the watched ranges were written: one bit for each, set by who reads the trace, cleared by who reads the disk.
+//!
+//! All memory is there from the start. The order that makes it sound: a bit is cleared *before* its chunk is read, and set
+//! *after* a write to it has ended; so a write that the read may have missed leaves the bit set, and a mark too many costs a
+//! read, never an image.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use crate::units::{BlockSize, Extent, to_u64, to_usize};
+
+const WORD_BITS: u64 = 32;
+
+/// The marks of all watched ranges, in the order in which they were given.
+#[derive(Debug)]
+pub struct Marks {
+    ranges: Vec<Range>,
+    chunk: BlockSize,
+    /// Writes that were seen, each as often as the kernel spoke of it.
+    events: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Range {
+    words: Vec<AtomicU32>,
+    length_bytes: u64,
+    chunks: u64,
+}
+
+impl Marks {
+    /// Nothing marked, for ranges of these lengths; `None` when they do not fit memory.
+    pub fn new(lengths_bytes: impl Iterator<Item = u64>, chunk: BlockSize) -> Option<Self> {
+        let range = |length_bytes: u64| {
+            let chunks = length_bytes.div_ceil(chunk.bytes64());
+            let words = usize::try_from(chunks.div_ceil(WORD_BITS)).ok()?;
+            Some(Range {
+                words: (0..words).map(|_| AtomicU32::new(0)).collect(),
+                length_bytes,
+                chunks,
+            })
+        };
+        Some(Self {
+            ranges: lengths_bytes.map(range).collect::<Option<_>>()?,
+            chunk,
+            events: AtomicU64::new(0),
+        })
+    }
+
+    /// How many chunks a range has.
+    pub fn chunks(&self, range: usize) -> u64 {
+        self.ranges.get(range).map_or(0, |range| range.chunks)
+    }
+
+    /// Writes seen so far to any of the ranges; one write counts more than once (queued, completed).
+    pub fn events(&self) -> u64 {
+        self.events.load(Ordering::SeqCst)
+    }
+
+    /// Whether a chunk is marked. What is not there counts as marked.
+    pub fn is_set(&self, range: usize, chunk: u64) -> bool {
+        self.word(range, chunk)
+            .is_none_or(|(word, bit)| word.load(Ordering::SeqCst) & bit != 0)
+    }
+
+    /// Clears a mark, and says whether it was set. To be called before the chunk is read.
+    pub fn take(&self, range: usize, chunk: u64) -> bool {
+        self.word(range, chunk)
+            .is_none_or(|(word, bit)| word.fetch_and(!bit, Ordering::SeqCst) & bit != 0)
+    }
+
+    /// Marks a chunk (who took a mark and could not read the chunk gives it back).
+    pub fn set(&self, range: usize, chunk: u64) {
+        if let Some((word, bit)) = self.word(range, chunk) {
+            word.fetch_or(bit, Ordering::SeqCst);
+        }
+    }
+
+    /// The first marked chunk of a range from `from` on.
+    pub fn next_set(&self, range: usize, from: u64) -> Option<u64> {
+        let found = self.ranges.get(range)?;
+        let mut at = from;
+        while at < found.chunks {
+            let word = found.words.get(to_usize(at / WORD_BITS))?;
+            let left = word.load(Ordering::SeqCst) >> (at % WORD_BITS);
+            if left != 0 {
+                return Some(at + u64::from(left.trailing_zeros()));
+            }
+            at = (at / WORD_BITS + 1) * WORD_BITS;
+        }
+        None
+    }
+
+    /// How many chunks of a range are marked.
+    pub fn count(&self, range: usize) -> u64 {
+        let words = self.ranges.get(range).map(|range| &range.words);
+        let ones = |word: &AtomicU32| u64::from(word.load(Ordering::SeqCst).count_ones());
+        words.into_iter().flatten().map(ones).sum()
+    }
+
+    /// Marks every chunk that `extent`, in bytes of the range, touches.
+    pub fn set_extent(&self, range: usize, extent: Extent) {
+        let Some((first, end)) = self.touched(range, extent) else {
+            return;
+        };
+        for chunk in first..end {
+            self.set(range, chunk);
+        }
+    }
+
+    /// The chunks that an extent touches: first, and one past the last. `None` when it lies outside or is empty.
+    pub fn touched(&self, range: usize, extent: Extent) -> Option<(u64, u64)> {
+        let extent = extent.clipped(self.ranges.get(range)?.length_bytes);
+        (!extent.is_empty()).then(|| {
+            let end = extent.end().div_ceil(self.chunk.bytes64());
+            (self.chunk.blocks_in(extent.offset), end)
+        })
+    }
+
+    /// Counts a write that was seen.
+    pub fn count_event(&self) {
+        self.events.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn word(&self, range: usize, chunk: u64) -> Option<(&AtomicU32, u32)> {
+        let range = self.ranges.get(range)?;
+        let word = range.words.get(to_usize(chunk / WORD_BITS))?;
+        (chunk < range.chunks).then_some((word, 1 << (chunk % WORD_BITS)))
+    }
+
+    /// Bytes that the marks of `length_bytes` take.
+    pub fn memory_bytes(length_bytes: u64, chunk: BlockSize) -> u64 {
+        let words = length_bytes.div_ceil(chunk.bytes64()).div_ceil(WORD_BITS);
+        words.saturating_mul(to_u64(size_of::<AtomicU32>()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn marks() -> Marks {
+        let chunk = BlockSize::from_bytes(128 << 10).unwrap();
+        Marks::new([(100 << 17) + 1, 5].into_iter(), chunk).unwrap()
+    }
+
+    #[test]
+    fn a_taken_mark_is_gone_until_it_is_set_again() {
+        let marks = marks();
+        assert_eq!((marks.chunks(0), marks.chunks(1)), (101, 1));
+        marks.set(0, 64);
+        assert!(marks.is_set(0, 64) && !marks.is_set(0, 63));
+        assert!(marks.take(0, 64) && !marks.take(0, 64));
+        assert_eq!(marks.count(0), 0);
+    }
+
+    #[test]
+    fn what_is_not_there_counts_as_written() {
+        let marks = marks();
+        assert!(marks.is_set(0, 101) && marks.take(2, 0));
+        marks.set(0, 101); // within the last word, past the last chunk
+        assert_eq!(marks.next_set(0, 0), None);
+    }
+
+    #[test]
+    fn extents_are_rounded_outwards_and_clipped() {
+        let marks = marks();
+        let extent = |offset, length| Extent::new(offset, length).unwrap();
+        marks.set_extent(0, extent((31 << 17) + 131_071, 2));
+        marks.set_extent(0, extent(100 << 17, 1 << 40));
+        marks.set_extent(0, extent(5 << 17, 0));
+        marks.set_extent(1, extent(5, 1));
+        let mut found = Vec::new();
+        let mut at = 0;
+        while let Some(chunk) = marks.next_set(0, at) {
+            found.push(chunk);
+            at = chunk + 1;
+        }
+        assert_eq!(found, [31, 32, 100]);
+        assert_eq!((marks.count(0), marks.count(1)), (3, 0));
+    }
+}
