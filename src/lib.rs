@@ -7,7 +7,7 @@
 //! ```text
 //!            mounts ─► prepare: what is it, what holds it still, what must be frozen
 //!                          │
-//!   guardian (a process) ◄─┤ fork, before any thread              ┌► survey: walk ─► used map ─┐
+//!   guardian (a process) ◄─┤ start, before any buffer             ┌► survey: walk ─► used map ─┐
 //!     freezes, watches,    │                                      │                           ▼
 //!     thaws whatever ◄──── capture (supervisor: signals, events) ─┴── plan ─► readers ─► workers ─► emitter ─► sink
 //!     happens                 freeze ─► survey ─► read ─► look again ─► thaw ─► end of stream
@@ -76,6 +76,7 @@ pub mod utc;
 
 /// Runs the program with its name and its arguments and gives the exit code; dies by a signal where the run did.
 pub fn main(arguments: Vec<std::ffi::OsString>) -> std::process::ExitCode {
+    freeze::serve_if_guardian(&arguments);
     let code = match command::run(arguments) {
         Ok(()) => 0,
         Err(error) => report::end(error),

@@ -1,39 +1,39 @@
-//! Freezing, as floe sees it: lock and fork, freeze, [`Frozen`], thaw. The other side, and the protocol, are in `guard`.
+//! Freezing, as floe sees it: lock and start, freeze, [`Frozen`], thaw. The other side, and the protocol, are in `guard`.
 //!
-//! Order of use: [`Signals::block`], then [`Guardian::start`] (both while the process has one thread), then buffers and
-//! threads, then [`Guardian::freeze`], and [`Frozen::check`] at least every half second until [`Frozen::thaw`].
+//! Order of use: [`Signals::block`] while the process has one thread, [`Guardian::start`], buffers and threads (in either order,
+//! but see there), then [`Guardian::freeze`], and [`Frozen::check`] at least every half second until [`Frozen::thaw`];
+//! [`Frozen::release`] instead gives the guardian back, to freeze again.
 //!
 //! Never freezes or thaws anything itself, with one exception: when the guardian is dead or hangs, it takes over.
 
+mod launch;
+mod lock;
 mod signals;
 mod watchdog;
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::FlockOperation;
 use rustix::io::Errno;
-use rustix::pipe::PipeFlags;
-use rustix::process::{Pid, Signal, WaitOptions};
+use rustix::process::{Signal, WaitOptions};
 
 use crate::error::{ErrnoText, Error, Exit, Result};
 use crate::guard::{
-    BEAT_LATE_US, Cgroups, Charge, Fired, Order, Phase, State, TARGETS_MAX, THAW_TURN_US, claim,
-    now_us, serve,
+    BEAT_LATE_US, Cgroups, Fired, Order, Phase, State, TARGETS_MAX, THAW_TURN_US, claim, now_us,
 };
-use crate::sys::process::{self, Fork};
 use crate::sys::shared::{Board, Slot};
+use launch::{Link, Reply, Wanted, launch};
 
-pub use crate::guard::{Limits, Method, Remount, Target};
+pub use crate::guard::{Form, Leftover, Limits, Method, Remount, Target, serve_if_guardian};
+pub use launch::{Standing, standing};
 pub use signals::Signals;
 pub use watchdog::shorter_hardware_watchdog;
 
 /// How long a thaw may take before floe stops waiting for it (the guardian goes on), in microseconds.
 const THAW_WAIT_US: u64 = 60_000_000;
-/// How often floe looks at the board when nothing wakes it.
-const LOOK: Duration = Duration::from_millis(100);
+/// How long a guardian whose descriptors are closed may take to be wholly gone, in microseconds.
+const LAST_BREATH_US: u64 = 100_000;
 
 /// Why nothing is frozen.
 #[derive(Debug)]
@@ -97,13 +97,10 @@ pub struct Window {
 /// A guardian that waits, with nothing frozen. Dropping it ends it.
 #[derive(Debug)]
 pub struct Guardian {
-    board: &'static Board,
+    link: Link,
     slots: &'static [Slot],
     targets: Vec<Target>,
     limits: Limits,
-    pid: Pid,
-    orders: OwnedFd,
-    replies: OwnedFd,
     cgroups: Cgroups,
     /// It was collected, or is known to be gone.
     gone: bool,
@@ -123,9 +120,20 @@ pub struct Frozen {
 }
 
 impl Guardian {
-    /// Takes the locks and forks the guardian for these filesystems (top of the stack first). Only for a process with one
-    /// thread; every descriptor that the guardian needs must be in `targets`.
+    /// Takes the locks and starts the guardian for these filesystems (top of the stack first). Every descriptor that the
+    /// guardian needs must be in `targets`. A process with threads may call it, too, but then has no way to go on where no copy of
+    /// the executable can be executed (under an emulator, say).
     pub fn start(targets: Vec<Target>, limits: Limits) -> Result<Self> {
+        Self::start_with(targets, limits, Vec::new())
+    }
+
+    /// The same; and when floe is gone, the guardian removes these after the last thaw. Who lets the guardian end
+    /// ([`Frozen::thaw`], or dropping it) must have removed them before.
+    pub fn start_with(
+        targets: Vec<Target>,
+        limits: Limits,
+        leftovers: Vec<Leftover>,
+    ) -> Result<Self> {
         if targets.is_empty() || targets.len() > TARGETS_MAX {
             let line = format_args!(
                 "guardian: {} filesystems: from 1 to {TARGETS_MAX} can be frozen together",
@@ -133,90 +141,45 @@ impl Guardian {
             );
             return Err(Error::refused(line));
         }
-        for target in &targets {
-            lock(target)?;
-        }
-        let cannot = |what: &str, errno: Errno| {
-            Error::failed(format_args!(
-                "guardian: {what}: {}",
-                ErrnoText(errno.raw_os_error())
-            ))
-        };
-        let board = Board::map().map_err(|errno| cannot("shared memory", errno))?;
-        let slots = board.slots.get(..targets.len()).unwrap_or_default();
-        let flags = PipeFlags::CLOEXEC | PipeFlags::NONBLOCK;
-        let (their_orders, orders) =
-            rustix::pipe::pipe_with(flags).map_err(|errno| cannot("pipe", errno))?;
-        let (replies, their_replies) =
-            rustix::pipe::pipe_with(flags).map_err(|errno| cannot("pipe", errno))?;
+        let lock = lock::take(&targets)?;
         let cgroups = Cgroups::find();
-        // An ignored SIGCHLD would have the kernel collect the guardian, and its number might be somebody else's next.
-        process::restore_default(process::SIGCHLD);
-        let parent = rustix::process::getpid();
-        match process::fork_single_threaded().map_err(|errno| cannot("fork", errno))? {
-            Fork::Child => serve(Charge {
-                targets,
-                limits,
-                board,
-                orders: their_orders,
-                replies: their_replies,
-                parent,
-                cgroups,
-            }),
-            Fork::Parent(pid) => {
-                drop((their_orders, their_replies));
-                let mut guardian = Self {
-                    board,
-                    slots,
-                    targets,
-                    limits,
-                    pid,
-                    orders,
-                    replies,
-                    cgroups,
-                    gone: false,
-                    left: false,
-                    taken_over: false,
-                    suspected_us: None,
-                };
-                guardian.await_ready()?;
-                Ok(guardian)
-            }
-        }
-    }
-
-    /// Until it reports READY, at most 10 s.
-    fn await_ready(&mut self) -> Result<()> {
-        let began = now_us();
-        while Phase::of(&self.board.phase) == Phase::Starting {
-            if self.rest(None) == Reply::End || now_us().saturating_sub(began) > 10_000_000 {
-                let errno = self.board.start_errno.load(Ordering::SeqCst);
-                self.end_it();
-                return Err(match errno {
-                    0 => Error::failed("guardian: it did not start; nothing was frozen"),
-                    errno => Error::failed(format_args!("guardian: start: {}", ErrnoText(errno))),
-                });
-            }
-        }
-        Ok(())
+        let (link, targets) = launch(Wanted {
+            targets,
+            limits,
+            leftovers,
+            lock,
+        })?;
+        Ok(Self {
+            slots: link.board.slots.get(..targets.len()).unwrap_or_default(),
+            link,
+            targets,
+            limits,
+            cgroups,
+            gone: false,
+            left: false,
+            taken_over: false,
+            suspected_us: None,
+        })
     }
 
     /// The counters; they may be used before the freeze.
     pub fn progress(&self) -> Progress {
-        Progress { board: self.board }
+        Progress {
+            board: self.link.board,
+        }
     }
 
     /// The guardian's process number, for messages and tests.
     pub fn pid(&self) -> i32 {
-        self.pid.as_raw_nonzero().get()
+        self.link.pid.as_raw_nonzero().get()
     }
 
     /// Freezes everything. On failure nothing is frozen, except that a freeze the kernel is still working on is left to
     /// the guardian, which thaws it as soon as it is complete: so a fatal signal ends the wait at once.
     pub fn freeze(mut self, signals: &Signals) -> std::result::Result<Frozen, Failure> {
-        self.order(Order::Freeze);
+        self.link.order(Order::Freeze);
         loop {
-            match Phase::of(&self.board.phase) {
+            match Phase::of(&self.link.board.phase) {
                 Phase::Frozen => return Ok(Frozen { guardian: self }),
                 Phase::Done => {
                     self.collect();
@@ -229,7 +192,7 @@ impl Guardian {
                 self.abandon();
                 return Err(self.failure());
             }
-            let reply = self.rest(Some(signals));
+            let reply = self.link.rest(Some(signals));
             if let Some(number) = signals.take() {
                 self.abandon();
                 return Err(Failure::Other(Error::Signal(number)));
@@ -269,72 +232,68 @@ impl Guardian {
     }
 
     fn watchdog_fired(&self) -> bool {
-        Fired::of(&self.board.fired) != Fired::No
-    }
-
-    fn order(&self, order: Order) {
-        order.put(&self.board.order);
-        let _ = rustix::io::write(&self.orders, b"!");
-    }
-
-    /// Sleeps until the guardian says something, a signal comes, or it is time to look at the board again.
-    fn rest(&self, signals: Option<&Signals>) -> Reply {
-        let timeout = Timespec::try_from(LOOK).unwrap_or_default();
-        let other = signals.map_or(self.replies.as_fd(), Signals::fd);
-        let mut fds = [
-            PollFd::new(&self.replies, PollFlags::IN),
-            PollFd::from_borrowed_fd(other, PollFlags::IN),
-        ];
-        let _ = poll(&mut fds, Some(&timeout));
-        self.read_replies()
-    }
-
-    fn read_replies(&self) -> Reply {
-        match rustix::io::read(&self.replies, &mut [0_u8; 64]) {
-            Ok(0) => Reply::End,
-            Ok(_) => Reply::Word,
-            Err(_) => Reply::Nothing,
-        }
+        Fired::of(&self.link.board.fired) != Fired::No
     }
 
     /// Whether the guardian has not beaten for so long, SIGCONT included, that it must be replaced.
     fn hangs(&mut self) -> bool {
         let now = now_us();
-        if now.saturating_sub(self.board.beat_us.load(Ordering::SeqCst)) < BEAT_LATE_US {
+        if now.saturating_sub(self.link.board.beat_us.load(Ordering::SeqCst)) < BEAT_LATE_US {
             self.suspected_us = None;
             return false;
         }
         let Some(since) = self.suspected_us else {
             // Perhaps it was stopped, perhaps the whole machine was: give it another second.
-            let _ = rustix::process::kill_process(self.pid, Signal::CONT);
+            let _ = rustix::process::kill_process(self.link.pid, Signal::CONT);
             self.suspected_us = Some(now);
             return false;
         };
         now.saturating_sub(since) >= BEAT_LATE_US
     }
 
-    /// Orders the thaw and waits for it, except for freezes that are still in progress: the guardian stays with those.
+    /// Ends the freeze and the guardian, and waits for it, except for freezes that are still in progress: the guardian stays
+    /// with those.
     fn abandon(&mut self) {
-        self.order(Order::Thaw);
+        if self.end_freeze(Order::Thaw) {
+            self.collect();
+        }
+    }
+
+    /// Orders the thaw and waits for it; whether the guardian is there and has finished.
+    fn end_freeze(&mut self, order: Order) -> bool {
+        self.link.order(order);
         let began = now_us();
-        while Phase::of(&self.board.phase) != Phase::Done {
-            if self.rest(None) == Reply::End || self.hangs() {
-                return self.take_over();
+        loop {
+            match Phase::of(&self.link.board.phase) {
+                Phase::Done => return true,
+                Phase::Ready if order == Order::Release => return true,
+                _ => {}
             }
-            let waited = now_us().saturating_sub(began);
+            if self.link.rest(None) == Reply::End || self.hangs() {
+                self.take_over();
+                return false;
+            }
+            let now = now_us();
+            let waited = now.saturating_sub(began);
+            let silent = now.saturating_sub(self.link.board.beat_us.load(Ordering::SeqCst));
+            if waited > THAW_TURN_US && silent > THAW_TURN_US {
+                // Stopped, perhaps by a debugger, or starved: the filesystems do not wait for that.
+                self.thaw_claimed();
+            }
             let states = self.slots.iter().map(|slot| State::of(&slot.state));
             let only_stuck = only_stuck(states);
             if (only_stuck && waited > THAW_TURN_US) || waited > THAW_WAIT_US {
                 self.left = true;
-                return;
+                return false;
             }
         }
-        self.collect();
     }
 
     /// Waits a second for the end of a guardian that is DONE.
     fn collect(&mut self) {
-        if !self.wait_gone(BEAT_LATE_US) {
+        if self.wait_gone(BEAT_LATE_US) {
+            self.cgroups.sweep();
+        } else {
             self.end_it();
         }
     }
@@ -343,30 +302,40 @@ impl Guardian {
     /// SIGKILL ends it before it is continued, and then it does.
     fn end_it(&mut self) {
         if !self.is_gone() {
-            let _ = rustix::process::kill_process(self.pid, Signal::KILL);
+            let _ = rustix::process::kill_process(self.link.pid, Signal::KILL);
         }
-        if self.wait_gone(BEAT_LATE_US) {
-            self.cgroups.remove(self.pid);
-        }
+        self.wait_gone(BEAT_LATE_US);
+        self.cgroups.sweep();
         self.left = true;
     }
 
-    /// Whether the guardian is wholly gone within this time.
+    /// Whether the guardian is gone within this time. Who collects it may be somebody else who does not (a debugger): when its
+    /// pipe has ended it is as good as gone.
     fn wait_gone(&mut self, limit_us: u64) -> bool {
         let began = now_us();
-        while !self.is_gone() {
-            if now_us().saturating_sub(began) >= limit_us {
+        let mut ended_us = None;
+        loop {
+            if self.is_gone() {
+                return true;
+            }
+            let now = now_us();
+            if ended_us.is_none() && self.link.read_replies() == Reply::End {
+                ended_us = Some(now);
+            }
+            if ended_us.is_some_and(|ended| now.saturating_sub(ended) >= LAST_BREATH_US) {
+                return true;
+            }
+            if now.saturating_sub(began) >= limit_us {
                 return false;
             }
             std::thread::sleep(Duration::from_millis(2));
         }
-        true
     }
 
     fn is_gone(&mut self) -> bool {
         if !self.gone {
             // ECHILD: somebody collected it for us.
-            let answer = rustix::process::waitpid(Some(self.pid), WaitOptions::NOHANG);
+            let answer = rustix::process::waitpid(Some(self.link.pid), WaitOptions::NOHANG);
             self.gone = !matches!(answer, Ok(None) | Err(Errno::INTR));
         }
         self.gone
@@ -379,32 +348,52 @@ impl Guardian {
         }
         self.taken_over = true;
         if !self.is_gone() {
-            let _ = rustix::process::kill_process(self.pid, Signal::KILL);
+            let _ = rustix::process::kill_process(self.link.pid, Signal::KILL);
         }
+        self.thaw_claimed();
+        self.thaw_interrupted();
+        self.link.board.ended_us.store(now_us(), Ordering::SeqCst);
+        self.end_it();
+    }
+
+    /// Thaws, in the reverse order, what nobody else has begun to thaw.
+    fn thaw_claimed(&self) {
         for (slot, target) in self.slots.iter().zip(&self.targets).rev() {
             if claim(slot, State::Frozen, State::Thawing) {
                 thaw_here(slot, target);
             }
         }
-        // It was inside a call, which a killed process still completes; only then is there something to thaw, or not.
-        let in_a_call =
-            |slot: &Slot| matches!(State::of(&slot.state), State::Freezing | State::Thawing);
-        if self.slots.iter().any(in_a_call) {
-            self.wait_gone(u64::MAX);
+    }
+
+    /// Thaws what a killed guardian was freezing or thawing. The kernel still completes its call, and only then is there
+    /// something to thaw, or not; its pipe ends after that. Until then a thaw that succeeds is as good.
+    fn thaw_interrupted(&self) {
+        loop {
+            let ended = self.link.read_replies() == Reply::End;
+            let mut all = true;
             for (slot, target) in self.slots.iter().zip(&self.targets).rev() {
-                if in_a_call(slot) || State::of(&slot.state) == State::Frozen {
-                    thaw_here(slot, target);
+                match State::of(&slot.state) {
+                    State::Freezing | State::Thawing if ended => thaw_here(slot, target),
+                    State::Freezing | State::Thawing => match target.thaw() {
+                        Ok(()) => State::Thawed.put(&slot.state),
+                        Err(_) => all = false,
+                    },
+                    // It froze since we looked.
+                    State::Frozen => thaw_here(slot, target),
+                    _ => {}
                 }
             }
+            if ended || all {
+                return;
+            }
+            let _ = self.link.rest(None);
         }
-        self.board.ended_us.store(now_us(), Ordering::SeqCst);
-        self.end_it();
     }
 
     /// Milliseconds from the first freeze to the last thaw, or to now.
     fn window_ms(&self) -> u64 {
-        let began = self.board.began_us.load(Ordering::SeqCst);
-        let ended = match self.board.ended_us.load(Ordering::SeqCst) {
+        let began = self.link.board.began_us.load(Ordering::SeqCst);
+        let ended = match self.link.board.ended_us.load(Ordering::SeqCst) {
             0 => now_us(),
             ended => ended,
         };
@@ -435,7 +424,7 @@ impl Guardian {
 
     fn fired_error(&self) -> Error {
         let (names, ms) = (self.names(), self.window_ms());
-        match Fired::of(&self.board.fired) {
+        match Fired::of(&self.link.board.fired) {
             Fired::Stall => Error::failed(format_args!(
                 "{names}: watchdog: no byte read or taken for {}; thawed after {ms} ms; a larger --spool or --stall lets a slow sink recover",
                 Period(self.limits.stall)
@@ -484,15 +473,6 @@ impl Drop for Guardian {
     }
 }
 
-/// What came through the pipe.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Reply {
-    Nothing,
-    Word,
-    /// The guardian is gone.
-    End,
-}
-
 impl Frozen {
     /// The counters that keep the watchdog calm.
     pub fn progress(&self) -> Progress {
@@ -501,7 +481,7 @@ impl Frozen {
 
     /// Readable when there is news: call [`Self::check`].
     pub fn event_fd(&self) -> BorrowedFd<'_> {
-        self.guardian.replies.as_fd()
+        self.guardian.link.replies.as_fd()
     }
 
     /// Fails when the freeze has ended: the watchdog fired, or the guardian died or hung (then it thaws here and now).
@@ -509,7 +489,7 @@ impl Frozen {
     /// unless it fails.
     pub fn check(&mut self) -> Result<()> {
         let guardian = &mut self.guardian;
-        let reply = guardian.read_replies();
+        let reply = guardian.link.read_replies();
         if guardian.watchdog_fired() {
             guardian.abandon();
             return Err(guardian.fired_error());
@@ -521,14 +501,22 @@ impl Frozen {
         Ok(())
     }
 
-    /// Thaws everything. `Ok` proves that each target was frozen from [`Guardian::freeze`] on until now, but for somebody
-    /// who both thawed and froze it again in between.
-    pub fn thaw(mut self) -> Result<Window> {
+    /// Thaws everything and ends the guardian. `Ok` proves that each target was frozen from [`Guardian::freeze`] on until now, but
+    /// for somebody who both thawed and froze it again in between.
+    pub fn thaw(self) -> Result<Window> {
+        self.release_by(Order::Thaw).map(|(window, _)| window)
+    }
+
+    /// The same, and gives the guardian back, which may freeze again.
+    pub fn release(self) -> Result<(Window, Guardian)> {
+        self.release_by(Order::Release)
+    }
+
+    fn release_by(mut self, order: Order) -> Result<(Window, Guardian)> {
         let guardian = &mut self.guardian;
-        if guardian.taken_over {
-            return Err(guardian.lost());
+        if !guardian.taken_over && guardian.end_freeze(order) && order == Order::Thaw {
+            guardian.collect();
         }
-        guardian.abandon();
         if guardian.taken_over {
             return Err(guardian.lost());
         }
@@ -538,20 +526,19 @@ impl Frozen {
         if let Some(error) = guardian.thaw_error() {
             return Err(error);
         }
-        if guardian.left
-            || guardian
-                .slots
-                .iter()
-                .any(|slot| State::of(&slot.state) != State::Thawed)
-        {
+        let states = guardian.slots.iter().map(|slot| State::of(&slot.state));
+        let wanted = match order {
+            Order::Release => State::Idle,
+            _ => State::Thawed,
+        };
+        if states.into_iter().any(|state| state != wanted) {
             return Err(Error::failed(format_args!(
                 "{}: thaw: it does not complete",
                 guardian.names()
             )));
         }
-        Ok(Window {
-            frozen_ms: guardian.window_ms(),
-        })
+        let frozen_ms = guardian.window_ms();
+        Ok((Window { frozen_ms }, self.guardian))
     }
 }
 
@@ -587,19 +574,6 @@ fn thaw_here(slot: &Slot, target: &Target) {
             .store(errno.raw_os_error(), Ordering::SeqCst);
     }
     State::Thawed.put(&slot.state);
-}
-
-/// One floe a filesystem: two would each see the other's freeze as a stranger's.
-fn lock(target: &Target) -> Result<()> {
-    match rustix::fs::flock(&target.fd, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(()),
-        Err(Errno::WOULDBLOCK) => Err(Error::refused(format_args!(
-            "{}: another floe is at work on it (or a program that holds a lock on its root directory); nothing was frozen",
-            target.name
-        ))),
-        // A descriptor or filesystem without locks: the freeze itself still refuses a second one.
-        Err(_) => Ok(()),
-    }
 }
 
 fn cannot_freeze(target: &Target, errno: i32) -> Error {

@@ -8,37 +8,50 @@ use std::thread::Thread;
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
+use rustix::mm::MlockAllFlags;
 use rustix::process::{Pid, Signal};
 
 use super::worker::Worker;
-use super::{Cgroups, Fired, Limits, Order, Phase, State, THAW_TURN_US, Target, micros, now_us};
+use super::{
+    Cgroups, Fired, Form, Group, Leftover, Limits, NAME, Order, Phase, State, THAW_TURN_US, Target,
+    micros, now_us,
+};
 use crate::sys::process;
 use crate::sys::shared::{Board, Slot};
 
-/// Tells us that floe's main thread died. Nothing else sends it.
-const PARENT_DIED: i32 = process::SIGUSR2;
+/// Comes when the thread of floe that started us dies. It is SIGCONT because that also wakes a guardian that somebody stopped.
+/// floe sends it too, to one that does not beat; so it says nothing by itself, and we look ([`Keeper::floe_is_gone`]).
+const PARENT_DIED: i32 = process::SIGCONT;
 /// A worker makes system calls only.
 const WORKER_STACK_BYTES: usize = 64 << 10;
 /// How long we sleep at most while nothing is frozen.
 const IDLE: Duration = Duration::from_millis(250);
 /// The same while something is.
 const BEAT: Duration = Duration::from_millis(50);
+/// How often a leftover is tried to be removed that is still busy, and how long we wait in between: floe's last threads may
+/// be some time in dying.
+const REMOVALS: u32 = 100;
+const REMOVAL_PAUSE: Duration = Duration::from_millis(50);
 
-/// What floe leaves to its guardian at the fork.
+/// What floe leaves to its guardian.
 pub(crate) struct Charge {
     pub targets: Vec<Target>,
     pub limits: Limits,
+    pub leftovers: Vec<Leftover>,
+    /// floe's lock on the filesystems, which lasts as long as either of us.
+    pub lock: Option<OwnedFd>,
     pub board: &'static Board,
     /// floe's bytes; end of file when it is gone.
     pub orders: OwnedFd,
     /// Bytes to floe; non-blocking.
     pub replies: OwnedFd,
     pub parent: Pid,
-    pub cgroups: Cgroups,
+    pub form: Form,
 }
 
-/// The life of the forked child.
+/// The life of the guardian.
 pub(crate) fn serve(charge: Charge) -> ! {
     let board = charge.board;
     match Keeper::prepare(charge) {
@@ -55,6 +68,24 @@ pub(crate) fn serve(charge: Charge) -> ! {
     }
 }
 
+/// Keeps our memory from being paged out: what is needed for a thaw must not have to be read from a disk.
+fn lock_memory(form: Form) {
+    let all = MlockAllFlags::CURRENT | MlockAllFlags::FUTURE;
+    // A copy of the executable lies in memory anyway: it is locked as far as it is used. floe's own file does not.
+    if form != Form::Fork && rustix::mm::mlockall(all | MlockAllFlags::ONFAULT).is_ok() {
+        return;
+    }
+    let _ = rustix::mm::mlockall(all);
+}
+
+/// Whether /proc/PID/stat, as it begins, is that of a process whose main thread has died: the letter after the name in
+/// parentheses (proc_pid_stat(5)), which may hold parentheses itself.
+fn is_dead(stat: &[u8]) -> bool {
+    let name_end = stat.iter().rposition(|byte| *byte == b')');
+    let state = name_end.and_then(|end| stat.get(end + 2));
+    matches!(state, Some(b'Z' | b'X'))
+}
+
 /// What the main thread is doing.
 #[derive(Clone, Copy)]
 enum Step {
@@ -63,6 +94,8 @@ enum Step {
     /// Freezing this filesystem, those before it are frozen.
     Freezing(usize),
     Frozen,
+    /// Thawing, to be idle again.
+    Releasing,
     Ending,
     Done,
 }
@@ -77,6 +110,9 @@ struct Keeper {
     signals: OwnedFd,
     wake: BorrowedFd<'static>,
     parent: Pid,
+    /// floe's /proc/PID/stat.
+    life: Option<OwnedFd>,
+    leftovers: Vec<Leftover>,
     cgroups: Cgroups,
     stall_us: u64,
     max_us: u64,
@@ -93,27 +129,38 @@ impl Keeper {
     fn prepare(charge: Charge) -> Result<Self, Errno> {
         process::block_all();
         rustix::process::set_parent_process_death_signal(Signal::from_named_raw(PARENT_DIED))?;
+        let mut keep = vec![0, 2, charge.orders.as_raw_fd(), charge.replies.as_raw_fd()];
+        keep.extend(charge.targets.iter().map(|target| target.fd.as_raw_fd()));
+        keep.extend(charge.leftovers.iter().map(|it| it.directory.as_raw_fd()));
+        keep.extend(charge.lock.iter().map(AsRawFd::as_raw_fd));
+        if charge.form == Form::Fork {
+            // floe's standard input is none of our business; a charge is.
+            keep.swap_remove(0);
+        }
+        process::close_others(&keep);
+        // Never dropped: it is floe's lock as much as ours.
+        std::mem::forget(charge.lock);
         let signals = process::signal_fd(&[PARENT_DIED])?;
         let wake: &'static OwnedFd = Box::leak(Box::new(eventfd(
             0,
             EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK,
         )?));
-        let mut keep = vec![
-            2,
-            charge.orders.as_raw_fd(),
-            charge.replies.as_raw_fd(),
-            signals.as_raw_fd(),
-            wake.as_raw_fd(),
-        ];
-        keep.extend(charge.targets.iter().map(|target| target.fd.as_raw_fd()));
-        process::close_others(&keep);
+        let life = format!("/proc/{}/stat", charge.parent.as_raw_nonzero());
+        let life = rustix::fs::open(life, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
         // Each of these makes us harder to kill; none is worth giving up for.
         let _ = rustix::process::setsid();
         let _ = rustix::process::chdir("/");
-        let _ = rustix::thread::set_name(c"floe-guard");
+        let _ = rustix::thread::set_name(c"thaw-guard");
         let _ = rustix::process::setpriority_process(None, -20);
         let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
-        charge.cgroups.enter();
+        let mut cgroups = Cgroups::find();
+        match cgroups.enter(charge.parent) {
+            true => Group::Own,
+            false => Group::Shared,
+        }
+        .put(&charge.board.group);
+        // The workers' stacks are locked and there from the start.
+        let _ = rustix::mm::mlockall(MlockAllFlags::FUTURE);
         let targets: &'static [Target] = Vec::leak(charge.targets);
         let slots = charge
             .board
@@ -128,14 +175,13 @@ impl Keeper {
                 wake: wake.as_fd(),
             };
             let thread = std::thread::Builder::new()
-                .name("floe-guard".into())
+                .name(NAME.into())
                 .stack_size(WORKER_STACK_BYTES)
                 .spawn(move || -> () { worker.run() })
                 .map_err(|_| Errno::AGAIN)?;
             workers.push(thread.thread().clone());
         }
-        let all = rustix::mm::MlockAllFlags::CURRENT | rustix::mm::MlockAllFlags::FUTURE;
-        let _ = rustix::mm::mlockall(all);
+        lock_memory(charge.form);
         Ok(Self {
             board: charge.board,
             slots,
@@ -146,7 +192,9 @@ impl Keeper {
             signals,
             wake: wake.as_fd(),
             parent: charge.parent,
-            cgroups: charge.cgroups,
+            life: life.ok(),
+            leftovers: charge.leftovers,
+            cgroups,
             stall_us: micros(charge.limits.stall),
             max_us: micros(charge.limits.max_freeze),
             moved: (0, 0),
@@ -166,10 +214,25 @@ impl Keeper {
             self.advance();
         }
         self.announce(Phase::Done);
-        if self.orphan && self.board.began_us.load(Ordering::SeqCst) != 0 {
+        if self.orphan {
             self.say_what_happened();
+            self.remove_leftovers();
         }
-        self.cgroups.leave(rustix::process::getpid());
+        self.cgroups.leave();
+    }
+
+    /// Removes what floe would have removed.
+    fn remove_leftovers(&self) {
+        for leftover in &self.leftovers {
+            let name = leftover.name.as_c_str();
+            for _ in 0..REMOVALS {
+                match rustix::fs::unlinkat(&leftover.directory, name, AtFlags::REMOVEDIR) {
+                    Err(Errno::BUSY | Errno::NOTEMPTY | Errno::INTR) => {}
+                    _ => break,
+                }
+                std::thread::sleep(REMOVAL_PAUSE);
+            }
+        }
     }
 
     fn beat(&self) {
@@ -199,11 +262,27 @@ impl Keeper {
         let count = if self.orphan { 2 } else { 3 };
         let _ = poll(fds.get_mut(..count).unwrap_or_default(), Some(&timeout));
         let _ = rustix::io::read(self.wake, &mut [0_u8; 8]);
-        let signalled = process::take_signal(&self.signals).is_some();
+        let _ = process::take_signal(&self.signals);
         let ended =
             !self.orphan && matches!(rustix::io::read(&self.orders, &mut [0_u8; 64]), Ok(0));
-        if signalled || ended || rustix::process::getppid() != Some(self.parent) {
+        if ended || self.floe_is_gone() {
             self.orphan = true;
+        }
+    }
+
+    /// Whether floe has died, be it that one of its threads still hangs in a call, so that its descriptors are not closed: then
+    /// its main thread is a zombie.
+    fn floe_is_gone(&self) -> bool {
+        if rustix::process::getppid() != Some(self.parent) {
+            return true;
+        }
+        let mut text = [0; 64];
+        let Some(life) = &self.life else {
+            return false;
+        };
+        match rustix::io::pread(life, &mut text, 0) {
+            Ok(count) => is_dead(text.get(..count).unwrap_or_default()),
+            Err(errno) => errno == Errno::SRCH,
         }
     }
 
@@ -216,10 +295,10 @@ impl Keeper {
         if Order::of(&self.board.order) == Order::Thaw {
             return true;
         }
-        let began = self.board.began_us.load(Ordering::SeqCst);
-        if began == 0 {
+        if !matches!(self.step, Step::Freezing(_) | Step::Frozen) {
             return false;
         }
+        let began = self.board.began_us.load(Ordering::SeqCst);
         let now = now_us();
         let sum = self
             .board
@@ -245,13 +324,17 @@ impl Keeper {
         loop {
             let step = self.step;
             let next = match step {
-                Step::Idle | Step::Syncing | Step::Freezing(_) | Step::Frozen
+                Step::Idle | Step::Syncing | Step::Freezing(_) | Step::Frozen | Step::Releasing
                     if self.must_end() =>
                 {
                     Step::Ending
                 }
                 Step::Idle if Order::of(&self.board.order) == Order::Freeze => {
                     self.announce(Phase::Busy);
+                    for slot in self.slots {
+                        slot.freeze_errno.store(0, Ordering::SeqCst);
+                        slot.thaw_errno.store(0, Ordering::SeqCst);
+                    }
                     (0..self.slots.len()).for_each(|index| self.tell(index, Order::Sync));
                     Step::Syncing
                 }
@@ -263,6 +346,7 @@ impl Keeper {
                 {
                     let now = now_us();
                     self.moved.1 = now;
+                    self.board.ended_us.store(0, Ordering::SeqCst);
                     self.board.began_us.store(now, Ordering::SeqCst);
                     self.tell(0, Order::Freeze);
                     Step::Freezing(0)
@@ -271,6 +355,15 @@ impl Keeper {
                     Some(next) => next,
                     None => return,
                 },
+                Step::Frozen if Order::of(&self.board.order) == Order::Release => {
+                    self.announce(Phase::Busy);
+                    Step::Releasing
+                }
+                Step::Releasing if self.thaw_in_turn() => {
+                    self.board.ended_us.store(now_us(), Ordering::SeqCst);
+                    self.start_over();
+                    Step::Idle
+                }
                 Step::Ending if self.thaw_in_turn() => {
                     self.board.ended_us.store(now_us(), Ordering::SeqCst);
                     Step::Done
@@ -295,6 +388,20 @@ impl Keeper {
             State::Failed => Some(Step::Ending),
             _ => None,
         }
+    }
+
+    /// Makes ready for another freeze. What the thaws said stays on the board.
+    fn start_over(&mut self) {
+        for slot in self.slots {
+            Order::None.put(&slot.order);
+            State::Idle.put(&slot.state);
+        }
+        self.rush = false;
+        // Not if floe has given another order by now.
+        let order = &self.board.order;
+        let (from, to) = (Order::Release as u32, Order::None as u32);
+        let _ = order.compare_exchange(from, to, Ordering::SeqCst, Ordering::SeqCst);
+        self.announce(Phase::Ready);
     }
 
     fn tell(&self, index: usize, order: Order) {
@@ -362,5 +469,19 @@ impl Keeper {
                     .unwrap_or_default(),
             );
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_dead_when_its_state_says_so_whatever_its_name() {
+        assert!(is_dead(b"4194304 (floe) Z 1 4194304"));
+        assert!(is_dead(b"7 (a) Z 1) X 1 7"));
+        assert!(!is_dead(b"7 (a) Z 1) D 1 7"));
+        assert!(!is_dead(b"7 (floe) S 1 7 7"));
+        assert!(!is_dead(b""));
     }
 }

@@ -1,10 +1,14 @@
 //! The guardian: a process that freezes and thaws on floe's behalf, so that no way of dying leaves a filesystem frozen.
 //!
 //! # Who is there
-//! *floe* (M, `freeze`) forks the *guardian* (G, `keeper.rs`) while it has one thread and all descriptors of the
-//! filesystems are open. G has a main thread, which only waits, decides and beats, and one *worker* for each filesystem.
-//! Between them lie one shared page (the board, `sys::shared`) and two pipes, which carry no facts: a byte means "look at
-//! the board", end of file means "the other process is wholly gone" (a descriptor table dies with its last thread).
+//! *floe* (M, `freeze`) starts the *guardian* (G, `keeper.rs`) when all descriptors of the filesystems are open. G has a main
+//! thread, which only waits, decides and beats, and one *worker* for each filesystem. Between them lie one shared page (the board,
+//! `sys::shared`) and two pipes, which carry no facts: a byte means "look at the board", end of file means "the other process is
+//! wholly gone" (a descriptor table dies with its last thread).
+//!
+//! G is another executable: a sealed copy of ours in memory (`copy.rs`), with a name, a comm, an inode, a session and a process
+//! group of its own, so that what ends floe by any of these does not end G. It learns what it needs from a file that it inherits
+//! (`handover.rs`). Where no copy can be executed, as under an emulator, it is a fork, and the report says so.
 //!
 //! # The one rule
 //! **A worker is the only one that ever freezes its filesystem, and whoever moves a slot from FROZEN to THAWING by
@@ -24,20 +28,24 @@
 //! `thaw_errno` (EINVAL: somebody else thawed it in between, the image is worthless). SKIPPED, FAILED, THAWED are final.
 //! A read-only remount (for what cannot freeze) goes through the same states.
 //!
-//! Phase of G: STARTING → READY → BUSY → FROZEN → BUSY → DONE. Order of M: NONE → FREEZE → THAW (THAW from anywhere).
+//! Phase of G: STARTING → READY → BUSY → FROZEN → BUSY → DONE, or READY again. Order of M: NONE → FREEZE → THAW (THAW from
+//! anywhere), or RELEASE, which G makes NONE: then every slot is IDLE again before G says READY.
 //!
 //! # The course of things
-//! 1. M takes a lock (flock on the root directory, shared with G by the fork; a second floe is refused), forks G, waits for
-//!    READY: own session, own cgroup where possible, signals blocked, memory locked, OOM-exempt, workers waiting, every
-//!    descriptor closed that it does not need (stdout too: a reader of the pipe must see M's end).
+//! 1. M takes a lock (`freeze::lock`, which G inherits; a second floe is refused), starts G, waits for READY: own session, own
+//!    cgroup where possible, signals blocked, memory locked, OOM-exempt, workers waiting, every descriptor closed that it does not
+//!    need (stdout too: a reader of the pipe must see M's end). It may then wait for as long as M likes: no limit counts before the
+//!    first FIFREEZE.
 //! 2. M orders FREEZE. All workers `syncfs` at once, so that the freeze is short. Then they freeze one after the other.
 //! 3. All FROZEN: M reads. G looks every 50 ms at the counters (`Progress`), the clock, and M.
 //! 4. M orders THAW; G's workers thaw in reverse order; each waits for the one before, but only 300 ms: then all that
 //!    remain thaw at once, so that a device that hangs (or an order that was wrong) holds up nobody else. A worker still
-//!    in FREEZING is not waited for at all; it thaws when its call returns.
-//! 5. All slots final: DONE. G leaves its cgroup, says one line if M is gone, and exits; M collects it.
+//!    in FREEZING is not waited for at all; it thaws when its call returns. While G does not beat, M thaws what is FROZEN itself.
+//! 5. All slots final: DONE. If M is gone, G says one line and removes what M left behind (`Leftover`). It leaves its cgroup and
+//!    exits; M collects it. After RELEASE instead: back to 2.
 //!
-//! G goes to 4 by itself, whatever it is doing, when M is gone (end of file, parent-death signal, another parent), or when
+//! G goes to 4 by itself, whatever it is doing, when M is gone (end of file, another parent, or M's main thread a zombie; the
+//! parent-death signal only wakes G, even a stopped one, because it is SIGCONT), or when
 //! the watchdog fires (`stall` without progress, `max_freeze` in all, both from the first call of FIFREEZE); the reason is
 //! on the board before the first thaw, so that M can never take a thawed source for a frozen one.
 //!
@@ -47,13 +55,15 @@
 //! | M before FREEZE was ordered | G exits; nothing was frozen |
 //! | M, syncing | workers finish `syncfs` and skip |
 //! | M, a worker inside FIFREEZE (perhaps for minutes, behind a writer held inside write()) | frozen ones are thawed at once, that one as soon as its call returns |
-//! | M, frozen (SIGKILL, panic, OOM, group kill) | G thaws: within milliseconds of end of file or the parent-death signal, which comes when M's main thread dies even if another is stuck in state D |
+//! | M, frozen (SIGKILL, panic, OOM, group kill, a kill by name) | G thaws: within milliseconds of end of file or the parent-death signal, which comes when M's main thread dies even if another is stuck in state D |
 //! | M, thawing or later | G finishes what it does |
 //! | M gets a fatal signal | it orders THAW, waits for DONE, dies by it; a worker stuck in FIFREEZE is left to G, which stays behind |
 //! | M stopped, stuck or frozen in its cgroup | the watchdog fires |
 //! | G killed or crashed, no call in progress | M sees end of file and takes over: claims every FROZEN slot and thaws it, fails |
-//! | G killed inside FIFREEZE or FITHAW | M claims the FROZEN slots at once, waits until G is wholly gone (a killed process still completes the call), then thaws FREEZING and THAWING slots; EINVAL is then no fault: it never froze, or G had thawed it |
+//! | G killed inside FIFREEZE or FITHAW | M claims the FROZEN slots at once, then tries to thaw FREEZING and THAWING slots until the pipe ends (a killed process still completes the call, and closes its descriptors after that), and once more; EINVAL is then no fault: it never froze, or G had thawed it. It does not wait for G to be collected: who traces G may never do that |
 //! | G stopped, or not beating for 1 s | M sends SIGCONT, a second later SIGKILL and takes over as above |
+//! | G stopped, then M killed | the parent-death signal continues G |
+//! | G held by a debugger, then M killed | thawed when the debugger lets go or ends |
 //! | both stopped | nothing can be done until one is continued; then the line above or the watchdog |
 //! | both killed (every cgroup, `kill -9 -1`) | stays frozen: `floe thaw`, SysRq-j |
 //!
@@ -66,11 +76,13 @@
 //! FIFREEZE and the last FITHAW.
 
 mod cgroup;
+mod copy;
+mod handover;
 mod keeper;
 mod worker;
 
 use std::ffi::CString;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -79,6 +91,10 @@ use rustix::io::{Errno, Result};
 use rustix::mount::MountFlags;
 
 pub(crate) use cgroup::Cgroups;
+pub use copy::Form;
+pub(crate) use copy::{NAME, path_of};
+pub(crate) use handover::Words;
+pub use handover::serve_if_guardian;
 pub(crate) use keeper::{Charge, serve};
 
 use crate::sys::ioctl::{fifreeze, fithaw};
@@ -102,6 +118,16 @@ pub struct Target {
     pub name: String,
     /// How it is held still.
     pub method: Method,
+}
+
+/// A directory that must not outlive floe: the guardian removes it when floe is gone, after the last thaw. It must be empty by
+/// then but for what the kernel removes along, as in tracefs.
+#[derive(Debug)]
+pub struct Leftover {
+    /// The directory it lies in.
+    pub directory: OwnedFd,
+    /// Its name there.
+    pub name: CString,
 }
 
 /// How a filesystem is held still.
@@ -160,12 +186,23 @@ impl Remount {
                 }
             }
         }
+        let data = CString::new(data).unwrap_or_default();
+        Self::handed_over(fd, mount | atime, superblock, data)
+    }
+
+    /// From its words.
+    pub(crate) fn handed_over(
+        fd: &OwnedFd,
+        mount: MountFlags,
+        superblock: MountFlags,
+        data: CString,
+    ) -> Self {
         Self {
             // The magic link leads to this very mount, also when another one covers it; the number is the same in G.
-            path: CString::new(format!("/proc/self/fd/{}", fd.as_raw_fd())).unwrap_or_default(),
-            mount: mount | atime,
+            path: CString::new(path_of(fd)).unwrap_or_default(),
+            mount,
             superblock,
-            data: CString::new(data).unwrap_or_default(),
+            data,
         }
     }
 
@@ -266,8 +303,10 @@ words!(
         Sync = 1,
         /// Freeze.
         Freeze = 2,
-        /// Thaw, or never freeze.
-        Thaw = 3,
+        /// Thaw, and be ready to freeze again (of the guardian only).
+        Release = 3,
+        /// Thaw, or never freeze, and end.
+        Thaw = 4,
     }
 );
 
@@ -284,6 +323,18 @@ words!(
         Frozen = 3,
         /// Nothing is frozen any more; no further freeze will come.
         Done = 4,
+    }
+);
+
+words!(
+    /// Whether a kill of floe's control group takes the guardian along.
+    Group {
+        /// Not known yet.
+        Unknown = 0,
+        /// It does not.
+        Own = 1,
+        /// It may.
+        Shared = 2,
     }
 );
 

@@ -28,7 +28,9 @@ impl Worker {
     /// Serves orders for ever: a thread that ended would return memory while other filesystems are still frozen.
     pub(super) fn run(&self) -> ! {
         loop {
-            let done = match (Order::of(&self.slot.order), State::of(&self.slot.state)) {
+            // The state first: the main thread resets the order before the state, and an old order must not meet a new state.
+            let state = State::of(&self.slot.state);
+            let done = match (Order::of(&self.slot.order), state) {
                 (Order::Thaw, State::Frozen) => self.thaw(),
                 (Order::Thaw, state @ (State::Idle | State::Synced)) => {
                     claim(self.slot, state, State::Skipped)

@@ -115,49 +115,63 @@ pub(super) fn private_node<T>(
     dev: DevId,
     open: impl Fn(&Path) -> Result<T, Fault>,
 ) -> Result<T, Fault> {
-    match detached_node(dev, &open) {
+    let make = |directory: &Path| node_in(directory, dev, &open);
+    match on_detached_tmpfs(&make) {
         // Kernels before 5.2, or a filter in front of the new calls.
-        Err(fault) if fault.what == "fsopen" => attached_node(dev, &open),
+        Err(fault) if fault.what == "fsopen" => on_attached_tmpfs(&make),
+        other => other,
+    }
+}
+
+fn node_in<T>(
+    directory: &Path,
+    dev: DevId,
+    open: &impl Fn(&Path) -> Result<T, Fault>,
+) -> Result<T, Fault> {
+    let path = directory.join("node");
+    rustix::fs::mknodat(CWD, &path, FileType::BlockDevice, Mode::RUSR, dev.raw())
+        .map_err(|errno| Fault::io("mknod", errno))?;
+    open(&path)
+}
+
+/// A new file of this name, readable, writable and executable, on a tmpfs that is mounted nowhere.
+pub fn private_file(name: &str) -> Result<OwnedFd, Fault> {
+    let make = |directory: &Path| {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        rustix::fs::open(directory.join(name), flags, Mode::RWXU)
+            .map_err(|errno| Fault::io("open on a private tmpfs", errno))
+    };
+    match on_detached_tmpfs(&make) {
+        Err(fault) if fault.what == "fsopen" => on_attached_tmpfs(&make),
         other => other,
     }
 }
 
 /// On a tmpfs that is mounted nowhere: there is nothing to unmount, and nothing that a kill could leave behind.
-fn detached_node<T>(dev: DevId, open: &impl Fn(&Path) -> Result<T, Fault>) -> Result<T, Fault> {
+fn on_detached_tmpfs<T>(make: &impl Fn(&Path) -> Result<T, Fault>) -> Result<T, Fault> {
     let new = |errno| Fault::io("fsopen", errno);
     let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).map_err(new)?;
     fsconfig_create(context.as_fd()).map_err(new)?;
     let flags = FsMountFlags::FSMOUNT_CLOEXEC;
     let tree = fsmount(context.as_fd(), flags, MountAttrFlags::empty()).map_err(new)?;
-    let name = Path::new("node");
-    rustix::fs::mknodat(&tree, name, FileType::BlockDevice, Mode::RUSR, dev.raw())
-        .map_err(|errno| Fault::io("mknod", errno))?;
-    open(&PathBuf::from(format!(
-        "/proc/self/fd/{}/node",
+    make(&PathBuf::from(format!(
+        "/proc/self/fd/{}",
         tree.as_raw_fd()
     )))
 }
 
 /// On a tmpfs mounted on a new directory for the moment.
-fn attached_node<T>(dev: DevId, open: &impl Fn(&Path) -> Result<T, Fault>) -> Result<T, Fault> {
+fn on_attached_tmpfs<T>(make: &impl Fn(&Path) -> Result<T, Fault>) -> Result<T, Fault> {
     let directory = new_directory()?;
-    let result = mount(
-        "tmpfs",
-        &directory,
-        "tmpfs",
-        MountFlags::NOSUID | MountFlags::NOEXEC,
-        Some(c"mode=0700,size=64k"),
-    )
-    .map_err(|errno| Fault::io("mount of a private tmpfs", errno))
-    .and_then(|()| {
-        let path = directory.join("node");
-        let result = rustix::fs::mknodat(CWD, &path, FileType::BlockDevice, Mode::RUSR, dev.raw())
-            .map_err(|errno| Fault::io("mknod", errno))
-            .and_then(|()| open(&path));
-        // Lazily: the descriptor that was opened keeps the tmpfs, out of everybody's sight.
-        let _ = unmount(&directory, UnmountFlags::DETACH);
-        result
-    });
+    let mode = Some(c"mode=0700,size=4m");
+    let result = mount("tmpfs", &directory, "tmpfs", MountFlags::NOSUID, mode)
+        .map_err(|errno| Fault::io("mount of a private tmpfs", errno))
+        .and_then(|()| {
+            let result = make(&directory);
+            // Lazily: the descriptor that was opened keeps the tmpfs, out of everybody's sight.
+            let _ = unmount(&directory, UnmountFlags::DETACH);
+            result
+        });
     let _ = std::fs::remove_dir(&directory);
     result
 }
@@ -277,7 +291,8 @@ mod tests {
             Device::open(path, Access::Read)
         };
         // The old way is tried by itself; the new one falls back to it where the kernel, or an emulator, lacks the calls.
-        for device in [private_node(dev, open), attached_node(dev, &open)] {
+        let old = on_attached_tmpfs(&|directory: &Path| node_in(directory, dev, &open));
+        for device in [private_node(dev, open), old] {
             assert_eq!(DevId::from_raw(device.unwrap().rdev()), dev);
         }
         let left = format!(".floe.{}.", std::process::id());

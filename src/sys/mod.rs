@@ -5,6 +5,7 @@ pub mod dm;
 pub mod fiemap;
 pub mod identity;
 pub mod ioctl;
+pub mod lock;
 pub mod memory;
 pub mod process;
 pub mod resize;

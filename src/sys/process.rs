@@ -1,10 +1,10 @@
-//! Processes and signals: what rustix leaves to libc. Fork, signal masks, signalfd, dying by a signal.
+//! Processes and signals: what rustix leaves to libc. Fork, signal masks, signalfd, descriptors across exec, dying by a signal.
 
 use core::ffi::c_int;
-use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use rustix::io::{Errno, Result};
+use rustix::io::{Errno, FdFlags, Result};
 use rustix::process::Pid;
 
 // Declarations of libc (POSIX signal(3p), raise(3p), fork(3p), _exit(3p), close(3p), pthread_sigmask(3p), sigaddset(3p);
@@ -50,6 +50,8 @@ pub const SIGUSR2: i32 = 12;
 pub const SIGTERM: i32 = 15;
 /// SIGCHLD.
 pub const SIGCHLD: i32 = 17;
+/// SIGCONT.
+pub const SIGCONT: i32 = 18;
 
 fn set_of(numbers: &[i32]) -> SignalSet {
     let mut set = SignalSet([0; 128]);
@@ -202,8 +204,39 @@ pub fn die_with_parent(command: &mut std::process::Command) {
     unsafe { command.pre_exec(ask) };
 }
 
-/// Closes every descriptor of this process except these. For a forked child that will never return to code which owns
-/// one of the others. Without /proc the first 4096 are tried.
+/// Makes a command a process apart: it leads a session of its own, blocks every signal from its first instruction on, and keeps
+/// these descriptors, with their numbers, which must stay open until it was started.
+pub fn stand_apart(command: &mut std::process::Command, kept: Vec<RawFd>) {
+    use std::os::unix::process::CommandExt;
+    let ask = move || {
+        block_all();
+        // Fails only for the leader of a process group, which a new child is not.
+        let _ = rustix::process::setsid();
+        for fd in &kept {
+            // SAFETY: the caller promises that the descriptor is open.
+            let fd = unsafe { BorrowedFd::borrow_raw(*fd) };
+            rustix::io::fcntl_setfd(fd, FdFlags::empty())?;
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec only system calls are made, without locks and without taking or giving back memory.
+    unsafe { command.pre_exec(ask) };
+}
+
+/// Takes a descriptor that was inherited under this number, and keeps it from being inherited further.
+pub fn adopt(number: RawFd) -> Result<OwnedFd> {
+    if number < 0 {
+        return Err(Errno::BADF);
+    }
+    // SAFETY: only looked at and marked, and the number is not that of "no descriptor"; one that is not open gives EBADF.
+    let fd = unsafe { BorrowedFd::borrow_raw(number) };
+    rustix::io::fcntl_setfd(fd, FdFlags::CLOEXEC)?;
+    // SAFETY: it is open, and was left to us by who started this process: nothing here owns it yet.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Closes every descriptor of this process except these. For a process that will never return to code which owns one of the
+/// others. Without /proc the first 4096 are tried.
 pub fn close_others(keep: &[RawFd]) {
     let mut open: Vec<RawFd> = Vec::new();
     match std::fs::read_dir("/proc/self/fd") {
@@ -240,6 +273,12 @@ mod tests {
         })
         .join()
         .unwrap();
+    }
+
+    #[test]
+    fn what_is_not_open_is_not_adopted() {
+        assert_eq!(adopt(-1).err(), Some(Errno::BADF));
+        assert_eq!(adopt(1 << 20).err(), Some(Errno::BADF));
     }
 
     #[test]

@@ -1,13 +1,14 @@
-//! One page of atomics that floe and its guardian share across the fork: the blackboard of `guard`'s protocol.
+//! One page of atomics that floe and its guardian share: the blackboard of `guard`'s protocol.
 //!
 //! It exists because a pipe can be full or closed, and its reader late; a word in memory is always there, also after its
 //! writer was killed. All zeros is its valid first state. It is never unmapped, so a reference to it is `'static` and may be
 //! used from any thread without counting anything.
 
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64};
 
-use rustix::io::Result;
-use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
+use rustix::io::{Errno, Result};
+use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous};
 
 /// The most filesystems one guardian keeps.
 pub const SLOTS: usize = 64;
@@ -38,6 +39,8 @@ pub struct Board {
     pub fired: AtomicU32,
     /// The errno of what kept the guardian from starting.
     pub start_errno: AtomicI32,
+    /// Whether the guardian left floe's control groups (`guard::Group`).
+    pub group: AtomicU32,
     /// When the guardian was last awake: CLOCK_MONOTONIC, microseconds.
     pub beat_us: AtomicU64,
     /// When the first freeze was called; 0 before.
@@ -66,6 +69,28 @@ impl Board {
         }?;
         // SAFETY: the mapping is page-aligned, large enough, zeroed by the kernel (valid for atomics), never unmapped, and
         // both processes access it through atomics alone.
+        Ok(unsafe { &*start.cast::<Self>() })
+    }
+
+    /// Maps the first bytes of a file in memory, which is to be at least as long as a board and zero when it is new.
+    pub fn map_file(file: impl AsFd) -> Result<&'static Self> {
+        let length = rustix::fs::fstat(&file)?.st_size;
+        if !usize::try_from(length).is_ok_and(|length| length >= size_of::<Self>()) {
+            return Err(Errno::INVAL);
+        }
+        // SAFETY: a new mapping at an address the kernel chooses aliases nothing.
+        let start = unsafe {
+            mmap(
+                std::ptr::null_mut(),
+                size_of::<Self>(),
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::SHARED,
+                file,
+                0,
+            )
+        }?;
+        // SAFETY: the mapping is page-aligned, lies within the file (which nobody else knows and neither process shortens), and any
+        // bytes are valid atomics; never unmapped, and accessed through atomics alone.
         Ok(unsafe { &*start.cast::<Self>() })
     }
 }

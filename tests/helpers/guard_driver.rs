@@ -15,6 +15,7 @@ use floe::error::{Error, Result};
 use floe::freeze::{Frozen, Guardian, Limits, Method, Remount, Signals, Target};
 
 fn main() -> ExitCode {
+    floe::freeze::serve_if_guardian(&std::env::args_os().collect::<Vec<_>>());
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match run(&arguments) {
         Ok(()) => ExitCode::SUCCESS,

@@ -130,6 +130,30 @@ pub fn floe_arch() -> Option<&'static str> {
     }
 }
 
+// ---- the guardian -----------------------------------------------------------------------------------------------------
+
+/// The processes that keep a descriptor on the filesystem of this directory and call themselves guardian.
+pub fn guardians_of(dir: &Path) -> Vec<u32> {
+    let dev = fs::metadata(dir).expect("stat").dev();
+    let mut found = Vec::new();
+    for process in fs::read_dir("/proc").expect("/proc").flatten() {
+        let name = process.file_name();
+        let Some(number) = name.to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        let comm = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+        if comm != "thaw-guard\n" {
+            continue;
+        }
+        let open = fs::read_dir(process.path().join("fd"));
+        let mut open = open.into_iter().flatten().flatten();
+        if open.any(|fd| fs::metadata(fd.path()).is_ok_and(|known| known.dev() == dev)) {
+            found.push(number);
+        }
+    }
+    found
+}
+
 // ---- running with a time limit --------------------------------------------------------------------------------------
 
 /// How long a command may take. Under a runner it is four times that: emulation is slow, the promise is not about it.

@@ -1,0 +1,53 @@
+//! One floe a filesystem: two would each see the other's freeze as a stranger's.
+//!
+//! The lock is a byte of a file that only root can open for writing, at the place that the filesystem's number gives: whoever
+//! could hold it could end floe as well. A lock on the filesystem's own root directory would be anybody's who can open that. It
+//! belongs to the open file, which the guardian inherits, and so lasts as long as either of them.
+
+use std::os::fd::OwnedFd;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::error::{Error, Result};
+use crate::guard::Target;
+use crate::sys::{identity, lock};
+
+/// Files that are there wherever /proc is, mode 0200; opening them does nothing, and nothing is ever written to them. The first
+/// one that can be opened is used: it is the same one for all who share this /proc.
+const PLACES: [&str; 2] = ["/proc/sysrq-trigger", "/proc/1/clear_refs"];
+
+/// The lock on all of these; `None` where there is nothing to hold one by: the freeze itself still refuses a second one.
+pub(super) fn take(targets: &[Target]) -> Result<Option<OwnedFd>> {
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let open = |place: &&str| rustix::fs::open(*place, flags, Mode::empty()).ok();
+    let Some(file) = PLACES.iter().find_map(open) else {
+        return Ok(None);
+    };
+    for target in targets {
+        match lock::byte(&file, number(target)) {
+            Ok(()) => {}
+            Err(Errno::AGAIN | Errno::ACCESS) => {
+                return Err(Error::refused(format_args!(
+                    "{}: another floe is at work on it; nothing was frozen",
+                    target.name
+                )));
+            }
+            // An emulator or a filter without these locks.
+            Err(_) => return Ok(None),
+        }
+    }
+    Ok(Some(file))
+}
+
+/// A number of the filesystem: that of its device; of a btrfs, whose subvolumes each have one, the beginning of its fsid.
+fn number(target: &Target) -> i64 {
+    let bytes = match identity::btrfs_info(&target.fd) {
+        Ok(info) => info.fsid.first_chunk().copied().unwrap_or_default(),
+        Err(_) => rustix::fs::fstat(&target.fd)
+            .map_or(0, |stat| stat.st_dev)
+            .to_ne_bytes(),
+    };
+    // The last place of a file is not lockable, and none is negative.
+    i64::from_ne_bytes(bytes) & (i64::MAX >> 1)
+}
