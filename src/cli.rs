@@ -73,8 +73,8 @@ impl Args {
                     self.common.jobs =
                         Some(jobs.ok_or_else(|| self.bad("a number from 1 to 256"))?);
                 }
-                "-h" | "--help" => return Err(Error::Answer(help::verb(self.verb))),
-                "--version" => return Err(Error::Answer(help::version())),
+                "-h" | "--help" => return Err(Error::answer(help::verb(self.verb))),
+                "--version" => return Err(Error::answer(help::version())),
                 _ => return Ok(Some(Item::Option(name))),
             }
         }

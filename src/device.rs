@@ -45,7 +45,7 @@ impl ReadAt for [u8] {
         let part = usize::try_from(offset)
             .ok()
             .and_then(|start| self.get(start..)?.get(..buffer.len()))
-            .ok_or(Fault::short("read past the end").at(offset, length))?;
+            .ok_or_else(|| Fault::short("read past the end").at(offset, length))?;
         buffer.copy_from_slice(part);
         Ok(())
     }
@@ -156,7 +156,7 @@ impl Device {
                 let sector = u32::try_from(sector)
                     .ok()
                     .filter(|s| s.is_power_of_two())
-                    .ok_or(Fault::refused("sector size"))?;
+                    .ok_or_else(|| Fault::refused("sector size"))?;
                 (DeviceKind::Block, size, sector)
             }
             FileType::RegularFile => {
@@ -316,7 +316,7 @@ impl WriteAt for Device {
         for part in bytes.chunks(BOUNCE_BYTES) {
             let piece = bounce
                 .get_mut(..part.len())
-                .ok_or(Fault::refused("bounce"))?;
+                .ok_or_else(|| Fault::refused("bounce"))?;
             piece.copy_from_slice(part);
             self.write_aligned(position, piece)?;
             position = position.saturating_add(to_u64(part.len()));
@@ -345,6 +345,6 @@ mod tests {
             assert_eq!(buffer, data[start..start + length]);
         }
         let fault = device.read_at(200_000, &mut [0; 2]).unwrap_err();
-        assert_eq!(fault.offset, Some(200_000));
+        assert_eq!(fault.offset(), Some(200_000));
     }
 }

@@ -1,10 +1,13 @@
 //! What can go wrong, and the exit code it becomes.
 //!
 //! Two types. [`Fault`] is small, `Copy` and made without the heap, so that code running while a filesystem is frozen can
-//! return it: it says what, where and with which numbers. [`Error`] is the line a person reads; the verbs make it from a
-//! fault once they know the subject. Neither ever stands for a mere warning: an `Error` always ends in a non-zero exit.
+//! return it: it says what, where and with which numbers. [`Error`] is the line a person reads, its exit code, and the state the
+//! user is left in; the verbs make it from a fault once they know the subject. Neither ever stands for a mere warning: an `Error`
+//! always ends in a non-zero exit. Both are handles, since they travel up through most functions of the program.
 
 use std::fmt;
+use std::num::NonZeroU32;
+use std::sync::{Mutex, PoisonError};
 
 /// The exit codes of the contract.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,78 +47,224 @@ pub enum FaultKind {
     Refused,
 }
 
-/// A failure with its place and numbers; `Copy`, and made without the heap.
+/// What a [`Fault`] stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Fault {
-    /// The class, which decides the exit code.
-    pub kind: FaultKind,
-    /// What was being done or what is wrong, e.g. `read` or `group descriptor checksum`.
-    pub what: &'static str,
-    /// Byte offset on the device or in the stream, where one is known.
-    pub offset: Option<u64>,
-    /// Length in bytes of the access, where one is known.
-    pub length_bytes: Option<u64>,
-    /// A numbered thing, e.g. `("group", 17)` or `("inode", 12)`.
-    pub unit: Option<(&'static str, u64)>,
-    /// The raw errno of the failed system call.
-    pub errno: Option<i32>,
+struct Details {
+    /// Which fault the entry belongs to; entries are used again.
+    number: u32,
+    what: Option<&'static str>,
+    offset: Option<u64>,
+    length_bytes: Option<u64>,
+    unit: Option<(&'static str, u64)>,
+    errno: Option<i32>,
 }
 
+impl Details {
+    /// All zeros, so that the table needs no room in the executable.
+    const NONE: Self = Self {
+        number: 0,
+        what: None,
+        offset: None,
+        length_bytes: None,
+        unit: None,
+        errno: None,
+    };
+
+    fn words(&self) -> &'static str {
+        self.what
+            .unwrap_or("an earlier fault, whose details gave way to later ones")
+    }
+}
+
+/// Entries of the table of faults, in memory that nothing touches before the first fault. Our unit tests read thousands of broken
+/// filesystems in one process.
+const ENTRIES: u32 = if cfg!(test) { 1 << 17 } else { 1024 };
+
+/// The details of all faults. They live here and not in the faults, because a fault travels up through every `?` of the program,
+/// and moving 90 bytes each time costs an eighth of the executable. The first half is never used again, so that the first
+/// doubt about a filesystem keeps its words however many follow.
+struct Table {
+    next: u32,
+    entries: [Details; ENTRIES as usize],
+}
+
+static TABLE: Mutex<Table> = Mutex::new(Table::EMPTY);
+
+impl Table {
+    const EMPTY: Self = Self {
+        next: 0,
+        entries: [Details::NONE; ENTRIES as usize],
+    };
+
+    /// Where the details of the fault with this number stand.
+    const fn place(number: u32) -> usize {
+        const FIRST: u32 = ENTRIES / 2;
+        let place = match number < FIRST {
+            true => number,
+            false => FIRST + (number - FIRST) % FIRST,
+        };
+        place as usize
+    }
+
+    /// The kind is part of the handle, so that the exit code is right whatever became of the details.
+    fn keep(&mut self, kind: FaultKind, mut details: Details) -> Fault {
+        let number = self.next;
+        self.next = number.wrapping_add(1) & (u32::MAX >> 3);
+        details.number = number;
+        if let Some(entry) = self.entries.get_mut(Self::place(number)) {
+            *entry = details;
+        }
+        Fault(NonZeroU32::MIN.saturating_add(number << 2 | kind as u32))
+    }
+
+    fn find(&self, fault: Fault) -> Details {
+        let number = (fault.0.get() - 1) >> 2;
+        match self.entries.get(Self::place(number)) {
+            Some(entry) if entry.number == number => *entry,
+            _ => Details::NONE,
+        }
+    }
+}
+
+/// A failure with its place and numbers; `Copy`, four bytes, and made without the heap.
+#[derive(Clone, Copy)]
+pub struct Fault(NonZeroU32);
+
 impl Fault {
-    const fn new(kind: FaultKind, what: &'static str) -> Self {
-        Self {
+    #[cold]
+    #[inline(never)]
+    fn keep(kind: FaultKind, details: Details) -> Self {
+        let mut table = TABLE.lock().unwrap_or_else(PoisonError::into_inner);
+        table.keep(kind, details)
+    }
+
+    #[inline(never)]
+    fn details(self) -> Details {
+        let table = TABLE.lock().unwrap_or_else(PoisonError::into_inner);
+        table.find(self)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn new(kind: FaultKind, what: &'static str) -> Self {
+        Self::keep(
             kind,
-            what,
-            offset: None,
-            length_bytes: None,
-            unit: None,
-            errno: None,
+            Details {
+                what: Some(what),
+                ..Details::NONE
+            },
+        )
+    }
+
+    /// The class, which decides the exit code.
+    pub fn kind(self) -> FaultKind {
+        match (self.0.get() - 1) & 3 {
+            0 => FaultKind::Io,
+            1 => FaultKind::Corrupt,
+            2 => FaultKind::Unsupported,
+            _ => FaultKind::Refused,
         }
     }
 
+    /// What was being done or what is wrong, e.g. `read` or `group descriptor checksum`.
+    pub fn what(self) -> &'static str {
+        self.details().words()
+    }
+
+    /// Byte offset on the device or in the stream, where one is known.
+    pub fn offset(self) -> Option<u64> {
+        self.details().offset
+    }
+
+    /// A numbered thing, e.g. `("group", 17)` or `("inode", 12)`.
+    pub fn unit(self) -> Option<(&'static str, u64)> {
+        self.details().unit
+    }
+
+    /// The raw errno of the failed system call.
+    pub fn errno(self) -> Option<i32> {
+        self.details().errno
+    }
+
     /// A failed system call.
-    pub const fn io(what: &'static str, errno: rustix::io::Errno) -> Self {
-        let mut fault = Self::new(FaultKind::Io, what);
-        fault.errno = Some(errno.raw_os_error());
-        fault
+    #[cold]
+    #[inline(never)]
+    pub fn io(what: &'static str, errno: rustix::io::Errno) -> Self {
+        let errno = Some(errno.raw_os_error());
+        Self::keep(
+            FaultKind::Io,
+            Details {
+                what: Some(what),
+                errno,
+                ..Details::NONE
+            },
+        )
     }
 
     /// A source or stream that ended before it should.
-    pub const fn short(what: &'static str) -> Self {
+    pub fn short(what: &'static str) -> Self {
         Self::new(FaultKind::Io, what)
     }
 
     /// Bytes that break their specification.
-    pub const fn corrupt(what: &'static str) -> Self {
+    pub fn corrupt(what: &'static str) -> Self {
         Self::new(FaultKind::Corrupt, what)
     }
 
     /// A valid thing that is not ours to handle.
-    pub const fn unsupported(what: &'static str) -> Self {
+    pub fn unsupported(what: &'static str) -> Self {
         Self::new(FaultKind::Unsupported, what)
     }
 
     /// A refusal by policy.
-    pub const fn refused(what: &'static str) -> Self {
+    pub fn refused(what: &'static str) -> Self {
         Self::new(FaultKind::Refused, what)
     }
 
+    /// The same fault of another class.
+    #[must_use]
+    pub fn with_kind(self, kind: FaultKind) -> Self {
+        Self::keep(kind, self.details())
+    }
+
+    /// The same fault with another errno.
+    #[must_use]
+    pub fn with_errno(self, errno: Option<i32>) -> Self {
+        let details = self.details();
+        Self::keep(self.kind(), Details { errno, ..details })
+    }
+
+    /// The same fault at another offset.
+    #[must_use]
+    pub fn with_offset(self, offset: Option<u64>) -> Self {
+        let details = self.details();
+        Self::keep(self.kind(), Details { offset, ..details })
+    }
+
     /// Adds the place: offset and length in bytes.
-    pub const fn at(mut self, offset: u64, length_bytes: u64) -> Self {
-        self.offset = Some(offset);
-        self.length_bytes = Some(length_bytes);
-        self
+    #[cold]
+    #[inline(never)]
+    #[must_use]
+    pub fn at(self, offset: u64, length_bytes: u64) -> Self {
+        let mut details = self.details();
+        details.offset = Some(offset);
+        details.length_bytes = Some(length_bytes);
+        Self::keep(self.kind(), details)
     }
 
     /// Adds the numbered thing it happened in.
-    pub const fn in_unit(mut self, name: &'static str, number: u64) -> Self {
-        self.unit = Some((name, number));
-        self
+    #[cold]
+    #[inline(never)]
+    #[must_use]
+    pub fn in_unit(self, name: &'static str, number: u64) -> Self {
+        let mut details = self.details();
+        details.unit = Some((name, number));
+        Self::keep(self.kind(), details)
     }
 
     /// The exit code this fault leads to when nothing was written yet.
-    pub const fn exit(&self) -> Exit {
-        match self.kind {
+    pub fn exit(&self) -> Exit {
+        match self.kind() {
             FaultKind::Io => Exit::Failed,
             FaultKind::Corrupt => Exit::Corrupt,
             FaultKind::Unsupported | FaultKind::Refused => Exit::Refused,
@@ -124,23 +273,42 @@ impl Fault {
 
     /// True for a failed system call with this errno.
     pub fn is_errno(&self, errno: rustix::io::Errno) -> bool {
-        self.errno == Some(errno.raw_os_error())
+        self.errno() == Some(errno.raw_os_error())
+    }
+}
+
+impl PartialEq for Fault {
+    fn eq(&self, other: &Self) -> bool {
+        let details = |fault: &Self| Details {
+            number: 0,
+            ..fault.details()
+        };
+        self.kind() == other.kind() && details(self) == details(other)
+    }
+}
+
+impl Eq for Fault {}
+
+impl fmt::Debug for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}: {self}", self.kind())
     }
 }
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.what)?;
-        if let Some((name, number)) = self.unit {
+        let details = self.details();
+        f.write_str(details.words())?;
+        if let Some((name, number)) = details.unit {
             write!(f, " in {name} {number}")?;
         }
-        if let Some(length) = self.length_bytes {
+        if let Some(length) = details.length_bytes {
             write!(f, " of {length} bytes")?;
         }
-        if let Some(offset) = self.offset {
+        if let Some(offset) = details.offset {
             write!(f, " at {offset:#x}")?;
         }
-        if let Some(errno) = self.errno {
+        if let Some(errno) = details.errno {
             write!(f, ": {}", ErrnoText(errno))?;
         }
         Ok(())
@@ -163,10 +331,17 @@ impl fmt::Display for ErrnoText {
 
 /// How a run ends when it does not end in success.
 #[derive(Debug)]
-pub enum Error {
-    /// One line for a person and an exit code. The line is `SUBJECT: WHAT: WHY` without the leading `floe: `.
-    Message(Exit, String),
-    /// Exit with this code and without a word (a closed pipe; `verify` that has printed its finding itself).
+pub enum Ending {
+    /// One line for a person and an exit code.
+    Message {
+        /// The exit code.
+        exit: Exit,
+        /// `SUBJECT: WHAT: WHY` without the leading `floe: `.
+        line: String,
+        /// What state the user is left in; empty where that is not known yet.
+        state: String,
+    },
+    /// Exit with this code and without a word (`verify` that has printed its finding itself).
     Silent(Exit),
     /// `--help` or `--version`: this text goes to stdout, and the exit code is 0.
     Answer(String),
@@ -174,61 +349,161 @@ pub enum Error {
     Signal(i32),
 }
 
+/// Why a run did not end in success: one pointer, because it travels up through every `?` of the verbs.
+#[derive(Debug)]
+pub struct Error(Box<Ending>);
+
 /// The result of everything a verb does.
 pub type Result<T> = std::result::Result<T, Error>;
+
+/// What a refusal leaves, unless it says otherwise.
+pub const NOTHING_WRITTEN: &str = "nothing was written";
+
+#[cold]
+#[inline(never)]
+fn message(exit: Exit, line: &dyn fmt::Display) -> Error {
+    Error(Box::new(Ending::Message {
+        exit,
+        line: line.to_string(),
+        state: String::new(),
+    }))
+}
 
 impl Error {
     /// The environment failed (exit 1).
     pub fn failed(line: impl fmt::Display) -> Self {
-        Self::Message(Exit::Failed, line.to_string())
+        message(Exit::Failed, &line)
     }
 
     /// A bad command line (exit 2).
     pub fn usage(line: impl fmt::Display) -> Self {
-        Self::Message(Exit::Usage, line.to_string())
+        message(Exit::Usage, &line)
     }
 
     /// Corrupt, truncated or foreign input (exit 3).
     pub fn corrupt(line: impl fmt::Display) -> Self {
-        Self::Message(Exit::Corrupt, line.to_string())
+        message(Exit::Corrupt, &line)
     }
 
     /// Understood and refused (exit 4).
     pub fn refused(line: impl fmt::Display) -> Self {
-        Self::Message(Exit::Refused, line.to_string())
+        message(Exit::Refused, &line)
+    }
+
+    /// With the exit code of something else.
+    pub fn with(exit: Exit, line: impl fmt::Display) -> Self {
+        message(exit, &line)
     }
 
     /// A fault and its subject: `SUBJECT: FAULT`.
     pub fn fault(subject: impl fmt::Display, fault: Fault) -> Self {
-        Self::Message(fault.exit(), format!("{subject}: {fault}"))
+        message(fault.exit(), &format_args!("{subject}: {fault}"))
     }
 
-    /// The same line with another exit code: after the first write a refusal is 1, never 4.
-    #[must_use]
-    pub fn with_exit(self, exit: Exit) -> Self {
-        match self {
-            Self::Message(_, line) => Self::Message(exit, line),
-            Self::Silent(_) => Self::Silent(exit),
-            other => other,
+    /// Without a word.
+    #[cold]
+    pub fn silent(exit: Exit) -> Self {
+        Self(Box::new(Ending::Silent(exit)))
+    }
+
+    /// A text that was asked for.
+    #[cold]
+    pub fn answer(text: String) -> Self {
+        Self(Box::new(Ending::Answer(text)))
+    }
+
+    /// The death by a signal.
+    #[cold]
+    pub fn signal(number: i32) -> Self {
+        Self(Box::new(Ending::Signal(number)))
+    }
+
+    /// How the run ends.
+    pub fn ending(&self) -> &Ending {
+        &self.0
+    }
+
+    /// How the run ends, taken out.
+    pub fn into_ending(self) -> Ending {
+        *self.0
+    }
+
+    /// The exit code, unless a signal is the reason or an answer was asked for.
+    pub fn exit(&self) -> Option<Exit> {
+        match *self.0 {
+            Ending::Message { exit, .. } | Ending::Silent(exit) => Some(exit),
+            Ending::Answer(_) | Ending::Signal(_) => None,
         }
     }
 
-    /// The same error with `; STATE` appended: what state the user is left in.
+    /// Whether a signal is the reason.
+    pub fn is_signal(&self) -> bool {
+        matches!(*self.0, Ending::Signal(_))
+    }
+
+    /// The same line with another exit code.
+    #[cold]
+    #[inline(never)]
     #[must_use]
-    pub fn leaving(self, state: &str) -> Self {
-        match self {
-            Self::Message(exit, line) => Self::Message(exit, format!("{line}; {state}")),
-            other => other,
+    pub fn with_exit(mut self, exit: Exit) -> Self {
+        if let Ending::Message { exit: old, .. } | Ending::Silent(old) = &mut *self.0 {
+            *old = exit;
         }
+        self
+    }
+
+    /// Says what state the user is left in. Who knew it first, where it happened, knew it best: a later word changes nothing.
+    #[cold]
+    #[inline(never)]
+    #[must_use]
+    pub fn leaving(mut self, what: &str) -> Self {
+        if let Ending::Message { state, .. } = &mut *self.0
+            && state.is_empty()
+        {
+            what.clone_into(state);
+        }
+        self
+    }
+
+    /// At the end of a verb that writes: a refusal that says no state left nothing behind, since after the first write it would
+    /// be a failure ([`Error::begun`]).
+    #[must_use]
+    pub fn refused_at_first(self) -> Self {
+        match *self.0 {
+            Ending::Message {
+                exit: Exit::Refused,
+                ..
+            } => self.leaving(NOTHING_WRITTEN),
+            _ => self,
+        }
+    }
+
+    /// After the first write: a refusal is a failure then, and the state that is left is this one, whatever was said before;
+    /// empty: it has been said.
+    #[cold]
+    #[inline(never)]
+    #[must_use]
+    pub fn begun(mut self, what: &str) -> Self {
+        if let Ending::Message { exit, state, .. } = &mut *self.0 {
+            if *exit == Exit::Refused {
+                *exit = Exit::Failed;
+            }
+            if !what.is_empty() {
+                what.clone_into(state);
+            }
+        }
+        self
     }
 }
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Message(_, line) | Self::Answer(line) => f.write_str(line),
-            Self::Silent(exit) => write!(f, "exit {}", exit.code()),
-            Self::Signal(number) => write!(f, "signal {number}"),
+        match &*self.0 {
+            Ending::Message { line, state, .. } if state.is_empty() => f.write_str(line),
+            Ending::Message { line, state, .. } => write!(f, "{line}; {state}"),
+            Ending::Answer(line) => f.write_str(line),
+            Ending::Silent(exit) => write!(f, "exit {}", exit.code()),
+            Ending::Signal(number) => write!(f, "signal {number}"),
         }
     }
 }
@@ -250,5 +525,44 @@ mod tests {
         let fault = Fault::corrupt("bitmap checksum").in_unit("group", 17);
         assert_eq!(fault.to_string(), "bitmap checksum in group 17");
         assert_eq!(fault.exit(), Exit::Corrupt);
+    }
+
+    #[test]
+    fn a_fault_outlives_its_details_with_the_right_exit_code_and_never_with_another_s_words() {
+        static LOCAL: Mutex<Table> = Mutex::new(Table::EMPTY);
+        let mut table = LOCAL.lock().unwrap();
+        let details = |what| Details {
+            what: Some(what),
+            ..Details::NONE
+        };
+        let first = table.keep(FaultKind::Corrupt, details("first"));
+        let mut last = first;
+        let mut old = first;
+        for number in 0..3 * ENTRIES {
+            last = table.keep(FaultKind::Io, details("another"));
+            if number == ENTRIES {
+                old = table.keep(FaultKind::Refused, details("one of many"));
+            }
+        }
+        assert_eq!((old.exit(), last.exit()), (Exit::Refused, Exit::Failed));
+        assert_eq!(table.find(first).what, Some("first"));
+        assert_eq!(table.find(last).what, Some("another"));
+        assert_eq!(table.find(old), Details::NONE);
+    }
+
+    #[test]
+    fn the_first_state_counts_until_something_was_written() {
+        let error = Error::refused("a: is mounted").leaving(NOTHING_WRITTEN);
+        let error = error.leaving("something else");
+        assert_eq!(error.to_string(), "a: is mounted; nothing was written");
+        let error = error.begun("a has no image");
+        assert_eq!(error.to_string(), "a: is mounted; a has no image");
+        assert!(matches!(
+            error.ending(),
+            Ending::Message {
+                exit: Exit::Failed,
+                ..
+            }
+        ));
     }
 }

@@ -84,7 +84,7 @@ pub fn parse(bytes: &[u8]) -> Result<Value, Fault> {
     }
     let text = core::str::from_utf8(bytes).map_err(|e| {
         let mut fault = Fault::corrupt("JSON is not UTF-8");
-        fault.offset = Some(to_u64(e.valid_up_to()));
+        fault = fault.with_offset(Some(to_u64(e.valid_up_to())));
         fault
     })?;
     let mut parser = Parser {
@@ -109,7 +109,7 @@ struct Parser<'a> {
 impl Parser<'_> {
     fn bad(&self, what: &'static str) -> Fault {
         let mut fault = Fault::corrupt(what);
-        fault.offset = Some(to_u64(self.at));
+        fault = fault.with_offset(Some(to_u64(self.at)));
         fault
     }
 
@@ -210,7 +210,7 @@ impl Parser<'_> {
             let plain = self.rest();
             let end = plain
                 .find(|letter: char| letter == '"' || letter == '\\' || letter < ' ')
-                .ok_or(self.bad("JSON string"))?;
+                .ok_or_else(|| self.bad("JSON string"))?;
             out.push_str(plain.get(..end).unwrap_or_default());
             self.at += end;
             if self.take("\"") {
@@ -224,7 +224,7 @@ impl Parser<'_> {
     }
 
     fn escape(&mut self) -> Result<char, Fault> {
-        let letter = self.peek().ok_or(self.bad("JSON escape"))?;
+        let letter = self.peek().ok_or_else(|| self.bad("JSON escape"))?;
         self.at += 1;
         Ok(match letter {
             b'"' | b'\\' | b'/' => char::from(letter),
@@ -252,7 +252,7 @@ impl Parser<'_> {
         char::decode_utf16(units.into_iter().take(count))
             .next()
             .and_then(Result::ok)
-            .ok_or(self.bad("JSON escape"))
+            .ok_or_else(|| self.bad("JSON escape"))
     }
 
     fn hex(&mut self) -> Result<u16, Fault> {
@@ -261,7 +261,7 @@ impl Parser<'_> {
             .get(..4)
             .filter(|digits| digits.bytes().all(|byte| byte.is_ascii_hexdigit()))
             .and_then(|digits| u16::from_str_radix(digits, 16).ok())
-            .ok_or(self.bad("JSON escape"))?;
+            .ok_or_else(|| self.bad("JSON escape"))?;
         self.at += 4;
         Ok(digits)
     }

@@ -19,6 +19,7 @@
 //! | module | what it is |
 //! | --- | --- |
 //! | [`error`] | `Fault` (small, no heap) and `Error` (a line and an exit code) |
+//! | [`threads`] | threads and queues that are compiled once |
 //! | [`units`], [`layout`], [`crc`] | offsets and extents; on-disk structures as tables; CRC-32 and CRC-32C |
 //! | [`json`], [`utc`] | a small strict JSON reader; dates without time zones |
 //! | [`sys`] | the only place that may say `unsafe`: one file for each kernel or libc concept |
@@ -70,6 +71,7 @@ pub mod snapshot;
 pub mod stream;
 #[allow(unsafe_code)]
 pub mod sys;
+pub mod threads;
 pub mod trace;
 pub mod units;
 pub mod utc;

@@ -510,7 +510,7 @@ impl Ended {
             Some(code) => format!("{host}: {said} (exit {code})"),
             None => format!("{host}: ssh was killed"),
         };
-        Err(Error::Message(exit, line))
+        Err(Error::with(exit, line))
     }
 }
 

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::error::{Error, Exit, Result};
+use crate::error::{Ending, Error, Exit, Result};
 
 /// Writes one line `floe: LINE` to stderr with a single write; failures are ignored, because there is nowhere to report them.
 pub fn line(line: impl fmt::Display) {
@@ -23,7 +23,7 @@ pub fn line(line: impl fmt::Display) {
 pub fn check_stdout() -> Result<()> {
     match crate::sys::start::has_stdout() {
         true => Ok(()),
-        false => Err(Error::failed("stdout: is closed; nothing was done")),
+        false => Err(Error::failed("stdout: is closed").leaving("nothing was done")),
     }
 }
 
@@ -37,7 +37,7 @@ pub fn print(text: &str) -> Result<()> {
     {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {
-            Err(Error::Silent(Exit::Failed))
+            Err(Error::silent(Exit::Failed))
         }
         Err(error) => Err(Error::failed(format_args!("stdout: write: {error}"))),
     }
@@ -45,17 +45,17 @@ pub fn print(text: &str) -> Result<()> {
 
 /// Says how a run ended and gives its exit code.
 pub fn end(error: Error) -> u8 {
-    match error {
-        Error::Message(exit, text) => {
-            line(text);
+    match error.ending() {
+        Ending::Message { exit, .. } => {
+            line(&error);
             exit.code()
         }
-        Error::Silent(exit) => exit.code(),
-        Error::Answer(text) => match print(&text) {
+        Ending::Silent(exit) => exit.code(),
+        Ending::Answer(text) => match print(text) {
             Ok(()) => 0,
             Err(error) => end(error),
         },
-        Error::Signal(number) => crate::sys::process::die_by(number),
+        Ending::Signal(number) => crate::sys::process::die_by(*number),
     }
 }
 

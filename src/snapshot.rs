@@ -403,14 +403,14 @@ fn size(value: &Value, key: &str) -> Result<Option<u64>, Fault> {
 }
 
 fn needed(value: &Value, key: &str) -> Result<u64, Fault> {
-    size(value, key)?.ok_or(Fault::corrupt("size missing in the snapshot's metadata"))
+    size(value, key)?.ok_or_else(|| Fault::corrupt("size missing in the snapshot's metadata"))
 }
 
 fn array<'a>(value: &'a Value, key: &str) -> Result<&'a [Value], Fault> {
     value
         .get(key)
         .and_then(Value::list)
-        .ok_or(Fault::corrupt("entries of the snapshot"))
+        .ok_or_else(|| Fault::corrupt("entries of the snapshot"))
 }
 
 fn list(objects: &[String]) -> String {
@@ -515,11 +515,11 @@ mod tests {
         assert_eq!(Snapshot::from_json(more.as_bytes()).unwrap(), sample());
         let newer = text.replacen("\"format\":1", "\"format\":2", 1);
         let fault = Snapshot::from_json(newer.as_bytes()).unwrap_err();
-        assert_eq!(fault.kind, FaultKind::Refused);
+        assert_eq!(fault.kind(), FaultKind::Refused);
         for bad in ["\"format\":0", "\"format\":\"1\"", "\"other\":1"] {
             let text = text.replacen("\"format\":1", bad, 1);
             let fault = Snapshot::from_json(text.as_bytes()).unwrap_err();
-            assert_eq!(fault.kind, FaultKind::Corrupt);
+            assert_eq!(fault.kind(), FaultKind::Corrupt);
         }
     }
 
@@ -543,7 +543,7 @@ mod tests {
             assert!(text.contains(from), "{from}");
             let spoiled = text.replacen(from, to, 1);
             let fault = Snapshot::from_json(spoiled.as_bytes()).unwrap_err();
-            assert_eq!(fault.kind, FaultKind::Corrupt, "{to}");
+            assert_eq!(fault.kind(), FaultKind::Corrupt, "{to}");
         }
         let long = text.replacen("armv7", &"x".repeat(MAX_TEXT + 1), 1);
         assert!(Snapshot::from_json(long.as_bytes()).is_err());

@@ -91,7 +91,7 @@ fn make(options: &Options, start: Instant) -> Result<Done> {
     let is_terminal = rustix::termios::isatty(rustix::stdio::stdout());
     if options.output.is_none() && is_terminal {
         return Err(Error::refused(
-            "stdout: is a terminal; nothing was written; redirect it, or give -o FILE",
+            "stdout: is a terminal; redirect it, or give -o FILE",
         ));
     }
     let scripts = options.what.labels.read_scripts()?.into();
@@ -193,7 +193,7 @@ fn part_file(path: &Path, image: &File) -> Result<PartFile> {
     };
     if std::fs::metadata(path).is_ok_and(same) {
         return Err(Error::refused(format_args!(
-            "{}: is the image itself; nothing was written",
+            "{}: is the image itself",
             path.display()
         )));
     }
@@ -206,16 +206,14 @@ fn open(path: &OsStr, entry: Option<&str>) -> Result<Image> {
     if opened.format != Format::Zip {
         if entry.is_some() {
             return Err(Error::refused(format_args!(
-                "{}: is an image, --entry is for snapshots; nothing was written",
+                "{}: is an image, --entry is for snapshots",
                 opened.subject
             )));
         }
         return Image::read(opened);
     }
     if path == "-" {
-        return Err(Error::refused(
-            "stdin: is a snapshot; nothing was written; give it as a file",
-        ));
+        return Err(Error::refused("stdin: is a snapshot; give it as a file"));
     }
     let catalog = Catalog::open(Path::new(path))?;
     let names: Vec<&str> = catalog
@@ -229,7 +227,7 @@ fn open(path: &OsStr, entry: Option<&str>) -> Result<Image> {
         (None, [only]) => only,
         _ => {
             return Err(Error::refused(format_args!(
-                "{}: is a snapshot of {}; nothing was written; name one with --entry",
+                "{}: is a snapshot of {}; name one with --entry",
                 opened.subject,
                 names.join(", ")
             )));
@@ -249,7 +247,7 @@ fn second(options: &Options, image: &Image) -> Result<Image> {
         .unwrap_or(FileType::Unknown);
     if options.image == "-" || !matches!(kind, FileType::RegularFile | FileType::BlockDevice) {
         return Err(Error::refused(
-            "stdout: is a pipe, and so is the image; nothing was written; an artifact begins with the image's checksum, which is known at its end: give -o FILE, or the image as a file",
+            "stdout: is a pipe, and so is the image; an artifact begins with the image's checksum, which is known at its end: give -o FILE, or the image as a file",
         ));
     }
     open(&options.image, options.entry.as_deref())

@@ -28,7 +28,7 @@ const MAX_DISK_BYTES: u64 = 64 << 20;
 /// The line for a fault in an entry of a snapshot.
 pub fn entry_error(subject: &str, path: &str, fault: Fault) -> Error {
     let error = Error::fault(format_args!("{subject}: {path}"), fault);
-    match fault.kind {
+    match fault.kind() {
         FaultKind::Unsupported => error.with_exit(Exit::Corrupt),
         _ => error,
     }
@@ -179,7 +179,7 @@ impl Catalog {
         let entry = self
             .directory
             .find(path)
-            .ok_or(Fault::corrupt("is missing"))
+            .ok_or_else(|| Fault::corrupt("is missing"))
             .map_err(fail)?;
         let mut body = Body::of(entry).map_err(fail)?;
         Body::expect(&mut body, entry.sums.raw_bytes);
@@ -213,7 +213,7 @@ impl Catalog {
 
 fn corrupt(what: &'static str, offset: u64) -> Fault {
     let mut fault = Fault::corrupt(what);
-    fault.offset = Some(offset);
+    fault = fault.with_offset(Some(offset));
     fault
 }
 
@@ -272,8 +272,9 @@ impl Read for EntryReader {
         let place = self.entry.data_offset();
         let moved = |mut fault: Fault| {
             // What is wrong in the section is told by its place in the file.
-            if fault.kind == FaultKind::Corrupt {
-                fault.offset = fault.offset.map(|offset| offset.saturating_add(place));
+            if fault.kind() == FaultKind::Corrupt {
+                fault =
+                    fault.with_offset(fault.offset().map(|offset| offset.saturating_add(place)));
             }
             std::io::Error::other(fault)
         };
@@ -413,7 +414,7 @@ impl Bundle {
         let offset = self.input.offset();
         let path = self.paths.get(self.at).cloned().unwrap_or_default();
         let entry = self.unzip.entries().last();
-        let entry = entry.ok_or(corrupt("is missing", offset))?;
+        let entry = entry.ok_or_else(|| corrupt("is missing", offset))?;
         if entry.name != path.as_str() {
             return Err(corrupt(
                 "expected here, but another entry stands in its place",
@@ -443,7 +444,7 @@ impl Bundle {
         let body = self
             .unzip
             .body()
-            .ok_or(Fault::corrupt("entry without data"))?;
+            .ok_or_else(|| Fault::corrupt("entry without data"))?;
         let count = body.read(&mut self.input, out)?;
         if count < out.len() {
             self.settle()?;
@@ -464,7 +465,7 @@ impl Bundle {
         let body = self
             .unzip
             .body()
-            .ok_or(Fault::corrupt("entry without data"))?;
+            .ok_or_else(|| Fault::corrupt("entry without data"))?;
         let found = (body.sums(), body.sha256().unwrap_or_default());
         let more = self.unzip.next(&mut self.input)?.is_some();
         self.found.push(found);
@@ -483,7 +484,7 @@ impl Bundle {
         let body = self
             .unzip
             .body()
-            .ok_or(Fault::corrupt("entry without data"))?;
+            .ok_or_else(|| Fault::corrupt("entry without data"))?;
         Body::expect(body, size);
         body.hash();
         let mut bytes = vec![0; to_usize(size)];

@@ -14,7 +14,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::prepare::{Prepared, Reading, Wishes};
 use super::survey::{Errand, Step, Surveyor, Trouble};
-use crate::error::{Error, Exit, Fault, Result};
+use crate::error::{Error, Exit, Fault, NOTHING_WRITTEN, Result};
 use crate::freeze::{Frozen, Guardian, Limits, Method, Progress as Beat, Signals, Target};
 use crate::fs::{Coverage, UsedMap};
 use crate::report::{self, Bytes, Progress};
@@ -190,7 +190,7 @@ impl Draft {
             let is_gap = matches!(piece.reading, Reading::Gap);
             if wishes.require_map && map.is_none() && !is_gap {
                 return Err(Error::refused(format_args!(
-                    "{}: {}: no used-block map for what is on it; nothing was written",
+                    "{}: {}: no used-block map for what is on it",
                     prepared.name, prepared.shown
                 )));
             }
@@ -264,21 +264,21 @@ impl Capture {
         let start = Instant::now();
         loop {
             if let Some(number) = self.signals.take() {
-                return Err(Error::Signal(number));
+                return Err(Error::signal(number));
             }
             if let Some(problem) = self.pipeline.state().problem {
                 return Err(self.problem(problem));
             }
             if crate::stream::output::reader_is_gone(sink) {
-                return Err(Error::Silent(Exit::Failed));
+                return Err(Error::silent(Exit::Failed));
             }
             match crate::stream::output::unread_bytes(sink) {
                 Some(0) | None => return Ok(()),
                 Some(_) if start.elapsed() > limit => {
                     return Err(Error::refused(format_args!(
-                        "stdout: the reader has not taken the first bytes within {} s; nothing was frozen; give it longer with --wait-sink, or look whether it waits for a password",
+                        "stdout: the reader has not taken the first bytes within {} s; give it longer with --wait-sink, or look whether it waits for a password",
                         limit.as_secs()
-                    )));
+                    )).leaving("nothing was frozen"));
                 }
                 Some(_) => {}
             }
@@ -317,7 +317,7 @@ impl Capture {
         self.surveyor.order(Step::Survey);
         loop {
             if let Some(number) = self.signals.take() {
-                return Err(Error::Signal(number));
+                return Err(Error::signal(number));
             }
             if let Some(frozen) = frozen.as_mut() {
                 frozen.check()?;
@@ -400,7 +400,7 @@ impl Capture {
         };
         let output = self.places.map_or("output", Place::failed);
         match problem {
-            Problem::ClosedPipe => Error::Silent(Exit::Failed),
+            Problem::ClosedPipe => Error::silent(Exit::Failed),
             Problem::Read(device, fault) => {
                 left(Error::fault(self.device_name(device), fault).with_exit(Exit::Failed))
             }
@@ -414,7 +414,7 @@ impl Capture {
     fn trouble(&self, trouble: Trouble, step: Step) -> Error {
         let error = Error::fault(self.device_name(trouble.device), trouble.fault);
         if step == Step::Surveyed && trouble.fault.exit() == Exit::Refused {
-            return error.leaving("nothing was written");
+            return error.leaving(NOTHING_WRITTEN);
         }
         let error = error.with_exit(Exit::Failed);
         match self.places {

@@ -34,7 +34,7 @@ use super::taking::{self, Taking, Told, held_words, millis, prepare_all, weakest
 use super::target::Overwrite;
 use super::{grow, renew};
 use crate::cli::{Args, Common, Item};
-use crate::error::{Error, Exit, Result};
+use crate::error::{Error, NOTHING_WRITTEN, Result};
 use crate::mounts::{DevId, System};
 use crate::report::{self, Bytes, JsonObject, Progress, Span};
 use crate::stream::pipeline::{Encoding, Outlet, Settings};
@@ -487,7 +487,7 @@ fn write(
     let capture = Capture::new(sources, engine, wishes)?;
     let pipeline = capture.pipeline();
     let figures = capture.run().inspect_err(|error| {
-        if matches!(error, Error::Signal(_)) {
+        if error.is_signal() {
             report::line(format_args!("interrupted; {}", copy.state()));
         }
     })?;
@@ -513,14 +513,9 @@ fn write(
 
 /// After the first write a refusal is 1, never 4, and every message says what state the targets are in.
 fn left(error: Error, copy: &Copy) -> Error {
-    match error {
-        Error::Message(_, line) if copy.is_begun() => {
-            Error::Message(Exit::Failed, line).leaving(&copy.state())
-        }
-        Error::Message(exit, line) if !line.contains("nothing was") => {
-            Error::Message(exit, line).leaving("nothing was written")
-        }
-        other => other,
+    match copy.is_begun() {
+        true => error.begun(&copy.state()),
+        false => error.leaving(NOTHING_WRITTEN),
     }
 }
 

@@ -3,12 +3,12 @@
 //! `snapshot.json` goes out before anything freezes; checksums and the archive's directory only after a good thaw, so a
 //! snapshot that was cut short has neither.
 
+use crate::threads::{RecvTimeoutError, channel};
 use std::ffi::{OsStr, OsString};
 use std::io::IsTerminal;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -251,10 +251,11 @@ fn place(options: &Options) -> Result<Place> {
     }
     match &place {
         Place::Stdout if std::io::stdout().is_terminal() => Err(Error::refused(
-            "stdout: is a terminal; nothing was frozen; redirect it or pipe it, or give -o DIR or -o FILE",
-        )),
+            "stdout: is a terminal; redirect it or pipe it, or give -o DIR or -o FILE",
+        )
+        .leaving("nothing was frozen")),
         Place::Folder(folder) if !folder.is_dir() => Err(Error::refused(format_args!(
-            "{}: is not a folder; nothing was written",
+            "{}: is not a folder",
             folder.display()
         ))),
         Place::Stdout | Place::File(_) if options.keep.is_some() => Err(Error::usage(
@@ -496,7 +497,7 @@ fn ending(
         let told = told.lock().unwrap_or_else(PoisonError::into_inner);
         let figures = told
             .as_ref()
-            .ok_or(Fault::refused("an end before the thaw"))?;
+            .ok_or_else(|| Fault::refused("an end before the thaw"))?;
         let fronts = written.len().saturating_sub(figures.outcomes.len());
         let maps = std::iter::repeat_n(None, fronts).chain(
             figures
@@ -560,32 +561,33 @@ fn begin(begin: Begin<'_>) -> Result<ZipEmitter> {
         limit,
         shown,
     } = begin;
-    std::thread::Builder::new()
-        .name("floe-front".into())
-        .stack_size(256 * 1024)
-        .spawn(move || {
+    crate::threads::start(
+        "floe-front",
+        256 * 1024,
+        Box::new(move || {
             let _ = send.send(ZipEmitter::new(
                 output, time_s, &front, images, ending, totals,
             ));
-        })
-        .map_err(|e| Error::failed(format_args!("floe: start a thread: {e}")))?;
+        }),
+    )
+    .map_err(|e| Error::failed(format_args!("floe: start a thread: {e}")))?;
     let start = Instant::now();
     loop {
         if let Some(number) = signals.take() {
-            return Err(Error::Signal(number));
+            return Err(Error::signal(number));
         }
         match receive.recv_timeout(Duration::from_millis(50)) {
             Ok(Ok(emitter)) => return Ok(emitter),
             Ok(Err(problem)) => return Err(taking::early(shown, problem)),
             Err(RecvTimeoutError::Timeout) if start.elapsed() > limit => {
                 return Err(Error::refused(format_args!(
-                    "{shown}: the reader has not taken the first bytes within {} s; nothing was frozen; give it longer with --wait-sink",
+                    "{shown}: the reader has not taken the first bytes within {} s; give it longer with --wait-sink",
                     limit.as_secs()
-                )));
+                )).leaving("nothing was frozen"));
             }
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => {
-                return Err(Error::failed("floe: a thread died; nothing was frozen"));
+                return Err(Error::failed("floe: a thread died").leaving("nothing was frozen"));
             }
         }
     }

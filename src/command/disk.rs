@@ -53,7 +53,7 @@ pub fn take(system: &System, name: &OsStr, quiet: bool) -> Result<Taken> {
     let table = ptable::read(&device, device.sector_bytes()).map_err(fail)?;
     let table = table.ok_or_else(|| {
         Error::refused(format_args!(
-            "{shown}: has no partition table; nothing was written; --disk names a whole disk"
+            "{shown}: has no partition table; --disk names a whole disk"
         ))
     })?;
     check(&shown, &table)?;
@@ -97,14 +97,14 @@ pub fn take(system: &System, name: &OsStr, quiet: bool) -> Result<Taken> {
 fn check(shown: &str, table: &Table) -> Result<()> {
     if let Some(doubt) = table.doubt {
         return Err(Error::refused(format_args!(
-            "{shown}: partition table: {doubt}; nothing was written; dump the whole disk instead"
+            "{shown}: partition table: {doubt}; dump the whole disk instead"
         )));
     }
     let logical =
         table.scheme == Scheme::Mbr && table.partitions.iter().any(|p| p.number >= FIRST_LOGICAL);
     if logical {
         return Err(Error::refused(format_args!(
-            "{shown}: has logical partitions, whose table is spread over the disk; nothing was written; dump the whole disk instead"
+            "{shown}: has logical partitions, whose table is spread over the disk; dump the whole disk instead"
         )));
     }
     Ok(())
@@ -128,5 +128,5 @@ fn length(device: &Device, table: &Table) -> std::result::Result<u64, Fault> {
         .and_then(|start| start.checked_add(count.checked_mul(size)?))
         .and_then(|end| end.checked_next_multiple_of(sector))
         .filter(|end| *end <= MAX_BOOT_BYTES && *end <= device.size_bytes());
-    end.ok_or(Fault::unsupported("place of the partition entries"))
+    end.ok_or_else(|| Fault::unsupported("place of the partition entries"))
 }

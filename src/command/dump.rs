@@ -240,8 +240,9 @@ fn check_stdout() -> Result<()> {
     let stdout = rustix::stdio::stdout();
     if rustix::termios::isatty(stdout) {
         return Err(Error::refused(
-            "stdout: is a terminal; nothing was frozen; redirect it or pipe it, or give -o FILE",
-        ));
+            "stdout: is a terminal; redirect it or pipe it, or give -o FILE",
+        )
+        .leaving("nothing was frozen"));
     }
     rustix::fs::fstat(stdout)
         .map(drop)
@@ -263,9 +264,10 @@ fn refuse_own_device(system: &System, sink: &OwnedFd, source: Option<DevId>) -> 
         _ => false,
     };
     if own {
-        return Err(Error::refused(
-            "stdout: is the device that is read, or lies below it; nothing was frozen",
-        ));
+        return Err(
+            Error::refused("stdout: is the device that is read, or lies below it")
+                .leaving("nothing was frozen"),
+        );
     }
     Ok(())
 }
@@ -304,13 +306,14 @@ fn wait_writable(sink: &OwnedFd, limit: Duration, signals: &Signals) -> Result<(
     };
     let ready = rustix::event::poll(&mut fds, Some(&limit_spec));
     if let Some(number) = signals.take() {
-        return Err(Error::Signal(number));
+        return Err(Error::signal(number));
     }
     match ready {
         Ok(0) => Err(Error::refused(format_args!(
-            "stdout: takes no byte within {} s; nothing was frozen; give it longer with --wait-sink",
+            "stdout: takes no byte within {} s; give it longer with --wait-sink",
             limit.as_secs()
-        ))),
+        ))
+        .leaving("nothing was frozen")),
         _ => Ok(()),
     }
 }

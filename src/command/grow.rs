@@ -32,9 +32,7 @@ pub fn check(shown: &Path, device: Option<DevId>, filesystem: &str, uuid: &str) 
         _ => "grows ext2, ext3, ext4, XFS and btrfs only",
     };
     if !why.is_empty() {
-        return Err(Error::refused(format_args!(
-            "{name}: --grow {why}; nothing was written"
-        )));
+        return Err(Error::refused(format_args!("{name}: --grow {why}")));
     }
     let dev = device.unwrap_or(DevId::new(0, 0));
     let roots = Roots::default();
@@ -46,7 +44,7 @@ pub fn check(shown: &Path, device: Option<DevId>, filesystem: &str, uuid: &str) 
         None => Ok(dev),
         // The kernel knows a btrfs by its uuid alone.
         Some(other) => Err(Error::refused(format_args!(
-            "{name}: --grow: the btrfs with this uuid is mounted from {} and would be grown instead; nothing was written; umount that first, or leave out --grow",
+            "{name}: --grow: the btrfs with this uuid is mounted from {} and would be grown instead; umount that first, or leave out --grow",
             roots.shown(*other).display()
         ))),
     }
@@ -76,7 +74,8 @@ fn steps(shown: &Path, dev: DevId) -> Result<String> {
     let roots = Roots::default();
     let look = || {
         let device = roots.open_device(dev, Access::Read)?;
-        let identity = fs::probe(&device)?.ok_or(Fault::corrupt("no filesystem to grow"))?;
+        let identity =
+            fs::probe(&device)?.ok_or_else(|| Fault::corrupt("no filesystem to grow"))?;
         Ok((device, identity))
     };
     let (device, before) = look().map_err(fail)?;

@@ -32,7 +32,7 @@ pub fn write(
 ) -> Result<(), Fault> {
     let (first, rest) = head
         .split_at_mut_checked(last)
-        .ok_or(Fault::refused("length of the head"))?;
+        .ok_or_else(|| Fault::refused("length of the head"))?;
     target.write(to_u64(last), rest, length.saturating_sub(last))?;
     target.sync()?;
     target.write(0, first, last.min(length))?;

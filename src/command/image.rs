@@ -232,7 +232,7 @@ pub fn check_end(subject: &str, content: &Content, ended: &Ended) -> Result<()> 
 /// The line for a fault of the image itself: what is not ours to read is exit 3, like what is corrupt.
 pub fn image_error(subject: &str, fault: Fault) -> Error {
     let error = Error::fault(subject, fault);
-    match fault.kind {
+    match fault.kind() {
         FaultKind::Unsupported => error.with_exit(Exit::Corrupt),
         _ => error,
     }
@@ -253,7 +253,7 @@ fn open(path: &OsStr) -> Result<(String, File)> {
     let subject = OsString::from(path).display().to_string();
     let file = File::open(path).map_err(|error| {
         let mut fault = Fault::short("open");
-        fault.errno = error.raw_os_error();
+        fault = fault.with_errno(error.raw_os_error());
         Error::fault(&subject, fault)
     })?;
     let meta = file

@@ -85,9 +85,7 @@ pub fn run(options: Options) -> Result<()> {
 
 fn folder() -> Result<PathBuf> {
     host::store()?.ok_or_else(|| {
-        Error::refused(
-            "/etc/floe.conf: has no line 'store = DIR': no snapshots are kept here; nothing was written",
-        )
+        Error::refused("/etc/floe.conf: has no line 'store = DIR': no snapshots are kept here")
     })
 }
 
@@ -145,9 +143,10 @@ fn get(name: &str) -> Result<(PathBuf, Sums)> {
     };
     let (_, path) = found.ok_or_else(|| {
         Error::refused(format_args!(
-            "{}: has no snapshot '{name}'; nothing was sent; floe list shows what there is",
+            "{}: has no snapshot '{name}'; floe list shows what there is",
             folder.display()
         ))
+        .leaving("nothing was sent")
     })?;
     let shown = path.display().to_string();
     let file = File::open(&path).map_err(|e| Error::failed(format_args!("{shown}: open: {e}")))?;
@@ -159,7 +158,7 @@ fn get(name: &str) -> Result<(PathBuf, Sums)> {
 
 fn written(result: std::io::Result<()>) -> Result<()> {
     result.map_err(|e| match e.kind() {
-        std::io::ErrorKind::BrokenPipe => Error::Silent(Exit::Failed),
+        std::io::ErrorKind::BrokenPipe => Error::silent(Exit::Failed),
         _ => Error::failed(format_args!("stdout: write: {e}")),
     })
 }
@@ -173,11 +172,12 @@ fn put(options: &Options) -> Result<(PathBuf, Sums)> {
     let sums = copy(stdin, "stdin", |bytes| file.write(bytes))?;
     if sums.length_bytes != options.length_bytes || sums.sha256 != options.sha256 {
         return Err(Error::corrupt(format_args!(
-            "{}: {} bytes came of {}, or others than were sent; nothing was kept",
+            "{}: {} bytes came of {}, or others than were sent",
             path.display(),
             sums.length_bytes,
             options.length_bytes
-        )));
+        ))
+        .leaving("nothing was kept"));
     }
     file.close()?;
     Ok((path, sums))

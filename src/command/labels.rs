@@ -113,7 +113,7 @@ impl Labels {
             file.take(left + 1).read_to_end(&mut bytes).map_err(fail)?;
             left = left.checked_sub(to_u64(bytes.len())).ok_or_else(|| {
                 Error::refused(format_args!(
-                    "{}: the scripts are longer than 16 MiB together; nothing was written",
+                    "{}: the scripts are longer than 16 MiB together",
                     path.display()
                 ))
             })?;

@@ -91,13 +91,13 @@ impl Laid {
             .find(|p| u64::from(p.number) == number);
         let Some(place) = place else {
             return Err(Error::refused(format_args!(
-                "{}: was not on the recorded disk; nothing was written; name its target too: {}=TARGET",
+                "{}: was not on the recorded disk; name its target too: {}=TARGET",
                 image.name, image.name
             )));
         };
         if place.extent.length_bytes < image.size_bytes {
             return Err(Error::refused(format_args!(
-                "{}: does not fit its partition {number}; nothing was written",
+                "{}: does not fit its partition {number}",
                 image.name
             )));
         }
@@ -149,7 +149,7 @@ impl Laid {
             }
             let (first, rest) = beginning
                 .split_at_checked(sector)
-                .ok_or(Fault::corrupt("length of the recorded table"))?;
+                .ok_or_else(|| Fault::corrupt("length of the recorded table"))?;
             device.write_at(crate::units::to_u64(sector), rest)?;
             rustix::fs::fsync(device.as_fd()).map_err(|e| Fault::io("fsync", e))?;
             device.write_at(0, first)

@@ -17,15 +17,12 @@ use super::partitions;
 use super::renew::random_guid;
 use super::target::{Chosen, Overwrite, cannot, old_tail};
 use crate::device::{Access, Device, ReadAt, WriteAt};
-use crate::error::{Error, Exit, Fault, Result};
+use crate::error::{Error, Exit, Fault, NOTHING_WRITTEN, Result};
 use crate::mounts::{DevId, Roots, System};
 use crate::ptable::{Guid, NewPartition, NewTable, PartitionType, Piece, Scheme};
 use crate::report::{self, Bytes};
 use crate::stream::target::Target;
 use crate::units::{Extent, to_usize};
-
-/// The state every refusal ends with.
-const NOTHING: &str = "nothing was written";
 
 /// What is copied into a role.
 #[derive(Clone, Debug)]
@@ -79,7 +76,7 @@ impl Medium {
         let from: Vec<DevId> = sources.iter().filter_map(|source| source.dev).collect();
         let (path, dev) = choose::disk(system, wanted, &from)?;
         let shown = path.display().to_string();
-        let fail = |fault| Error::fault(&shown, fault).leaving(NOTHING);
+        let fail = |fault| Error::fault(&shown, fault).leaving(NOTHING_WRITTEN);
         let device = system.roots().open_device(dev, Access::WriteHeld);
         let device = device.map_err(|fault| cannot(&path, fault))?;
         let chosen = Chosen::Existing(path.clone(), device);
@@ -93,7 +90,7 @@ impl Medium {
             (None, boot) => boot.as_ref().map_or(Scheme::Gpt, Boot::scheme),
             (Some(scheme), Some(boot)) if scheme != boot.scheme() => {
                 return Err(Error::refused(format_args!(
-                    "{shown}: --as-primary keeps the identifiers of the original's {} table; {NOTHING}; leave out --table",
+                    "{shown}: --as-primary keeps the identifiers of the original's {} table; leave out --table",
                     boot.scheme().name()
                 )));
             }
@@ -105,7 +102,7 @@ impl Medium {
                 .iter()
                 .fold(0u64, |sum, (_, bytes)| sum.saturating_add(bytes.unwrap_or(0)));
             Error::refused(format_args!(
-                "{shown}: {fault}: they take {} without the rest, it has {}; {NOTHING}; smaller sizes (--swap-size 0) may help",
+                "{shown}: {fault}: they take {} without the rest, it has {}; smaller sizes (--swap-size 0) may help",
                 Bytes(sum),
                 Bytes(device.size_bytes())
             ))
@@ -183,7 +180,7 @@ impl Medium {
 
     /// The disk opened once more, the place on it where a role is written, and what messages call that.
     pub fn place(&self, role: Role) -> Result<(Device, Extent, String)> {
-        let fail = |fault| Error::fault(self.path.display(), fault).leaving(NOTHING);
+        let fail = |fault| Error::fault(self.path.display(), fault).leaving(NOTHING_WRITTEN);
         let found = self.numbered().find(|(_, slot)| slot.role == Some(role));
         let (number, slot) = found.ok_or_else(|| fail(Fault::refused("no such partition")))?;
         let device = self.target.device();
@@ -267,7 +264,7 @@ fn check_nodes(roots: &Roots, dev: DevId) -> Result<()> {
     match partitions::has_partitions(roots, dev) {
         true => Ok(()),
         false => Err(Error::refused(format_args!(
-            "{}: is a loop device without partitions, which have to appear; {NOTHING}; attach it with losetup -P",
+            "{}: is a loop device without partitions, which have to appear; attach it with losetup -P",
             roots.shown(dev).display()
         ))),
     }
@@ -363,7 +360,7 @@ fn fits(shown: &str, extent: Extent, source: Option<&Source>) -> Result<()> {
     match source {
         Some(source) if source.size_bytes > extent.length_bytes => {
             Err(Error::refused(format_args!(
-                "{shown}: the {} partition would have {} ({} bytes), {} needs {} ({} bytes); {NOTHING}",
+                "{shown}: the {} partition would have {} ({} bytes), {} needs {} ({} bytes)",
                 source.role.name(),
                 Bytes(extent.length_bytes),
                 extent.length_bytes,
@@ -419,7 +416,7 @@ fn mkfs(sources: &[Source]) -> Result<PathBuf> {
     all.find_map(|folder| Some(folder.join(&name)).filter(|file| file.is_file()))
         .ok_or_else(|| {
             Error::refused(format_args!(
-                "{name}: is not in PATH, and the data partition needs it; {NOTHING}; install it, or leave out --data-size"
+                "{name}: is not in PATH, and the data partition needs it; install it, or leave out --data-size"
             ))
         })
 }

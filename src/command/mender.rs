@@ -68,7 +68,7 @@ fn parse(words: &[&str], arguments: Vec<OsString>) -> Result<Asked> {
                 "--source" | "--fs-path" => options.source = args.value()?,
                 "-C" | "--compression" => options.raw = compression(&args.text()?)?,
                 "-d" | "--data" => data = Some(args.path()?),
-                "-v" => return Err(Error::Answer(help::version())),
+                "-v" => return Err(Error::answer(help::version())),
                 "-l" | "--log-level" | "-L" | "--log-file" | "-c" | "--config" | "-b"
                 | "--fallback-config" | "-E" | "--trusted-certs" => drop(args.value()?),
                 "--no-syslog" | "--skipverify" => {}
@@ -77,7 +77,7 @@ fn parse(words: &[&str], arguments: Vec<OsString>) -> Result<Asked> {
         }
     }
     if expected.next().is_some() {
-        return Err(Error::Answer(help::verb("mender")));
+        return Err(Error::answer(help::verb("mender")));
     }
     options.common = args.common;
     options.common.progress |= !options.common.quiet;
@@ -120,10 +120,10 @@ fn check_data(source: &OsStr, data: Option<&Path>) -> Result<()> {
             return Ok(());
         }
         Err(error) => {
-            return Err(Error::failed(format_args!(
-                "{}: stat: {error}; nothing was frozen",
-                folder.display()
-            )));
+            return Err(
+                Error::failed(format_args!("{}: stat: {error}", folder.display()))
+                    .leaving("nothing was frozen"),
+            );
         }
     };
     // What cannot be looked at here is the dump's to judge.
@@ -138,9 +138,9 @@ fn check_data(source: &OsStr, data: Option<&Path>) -> Result<()> {
         return Ok(());
     }
     Err(Error::refused(format_args!(
-        "{}: Mender's data, the device's own keys among it, lies on the filesystem that is to be dumped; nothing was frozen; give it a partition of its own, with a link to it, or name with --data where it is",
+        "{}: Mender's data, the device's own keys among it, lies on the filesystem that is to be dumped; give it a partition of its own, with a link to it, or name with --data where it is",
         folder.display()
-    )))
+    )).leaving("nothing was frozen"))
 }
 
 #[cfg(test)]
@@ -187,8 +187,12 @@ mod tests {
             ("mender", "snapshot dump --no-such"),
         ] {
             let error = asked(name, line).unwrap_err();
-            assert!(matches!(error, Error::Message(Exit::Usage, _)), "{line}");
+            assert_eq!(error.exit(), Some(Exit::Usage), "{line}");
         }
-        assert!(matches!(asked("mender", "snapshot"), Err(Error::Answer(_))));
+        let answer = asked("mender", "snapshot").unwrap_err();
+        assert!(matches!(
+            answer.into_ending(),
+            crate::error::Ending::Answer(_)
+        ));
     }
 }

@@ -52,9 +52,9 @@ pub fn run(arguments: Vec<OsString>) -> Result<()> {
         .next()
         .ok_or_else(|| Error::usage("no verb given; see floe --help"))?;
     let args = |verb| Args::new(verb, lexopt::Parser::from_args(arguments));
-    match verb.to_str() {
-        Some("-h" | "--help" | "help") => Err(Error::Answer(help::overview())),
-        Some("-V" | "--version" | "version") => Err(Error::Answer(help::version())),
+    let done = match verb.to_str() {
+        Some("-h" | "--help" | "help") => Err(Error::answer(help::overview())),
+        Some("-V" | "--version" | "version") => Err(Error::answer(help::version())),
         Some("dump") => dump::run(dump::parse(args("dump"))?),
         Some("restore") => restore::run(restore::parse(args("restore"))?),
         Some("clone") => clone::run(clone::parse(args("clone"))?),
@@ -71,5 +71,10 @@ pub fn run(arguments: Vec<OsString>) -> Result<()> {
             "unknown verb '{}'; see floe --help",
             verb.display()
         ))),
+    };
+    // A refusal comes before the first write; what only looks has nothing to write.
+    match verb.to_str() {
+        Some("show" | "verify" | "list") => done,
+        _ => done.map_err(Error::refused_at_first),
     }
 }

@@ -137,7 +137,7 @@ pub fn prepare(system: &System, name: &std::ffi::OsStr, wishes: Wishes) -> Resul
     let moving = source.moving.clone();
     if let (Some(why), false) = (&moving, wishes.live) {
         return Err(Error::refused(format_args!(
-            "{name}: {shown} changes even below a frozen filesystem: {why}; nothing was written; wait until that is over, or --live for an image that may not be consistent"
+            "{name}: {shown} changes even below a frozen filesystem: {why}; wait until that is over, or --live for an image that may not be consistent"
         )));
     }
     let mut prepared = Prepared {
@@ -301,7 +301,7 @@ fn refuse_swap(stacked: &Stacked, wishes: Wishes, prepared: &Prepared) -> Result
         return Ok(());
     }
     Err(Error::refused(format_args!(
-        "{}: holds swap that is in use and cannot be held still; nothing was written; swapoff it first, or --live",
+        "{}: holds swap that is in use and cannot be held still; swapoff it first, or --live",
         prepared.name
     )))
 }

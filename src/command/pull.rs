@@ -254,15 +254,17 @@ fn place(options: &Options) -> Result<Place> {
     if path.as_os_str().as_bytes().ends_with(b"/") || path.is_dir() {
         return match path.is_dir() {
             true => Ok(Place::Folder(path.clone())),
-            false => Err(Error::refused(format_args!(
-                "{shown}: is not a folder; nothing was pulled; make it first"
-            ))),
+            false => Err(
+                Error::refused(format_args!("{shown}: is not a folder; make it first"))
+                    .leaving("nothing was pulled"),
+            ),
         };
     }
     if options.hosts.len() > 1 {
         return Err(Error::refused(format_args!(
-            "{shown}: is not a folder; nothing was pulled; several boards need -o DIR"
-        )));
+            "{shown}: is not a folder; several boards need -o DIR"
+        ))
+        .leaving("nothing was pulled"));
     }
     if path != Path::new("-") {
         return Ok(Place::File(path.clone()));
@@ -270,8 +272,9 @@ fn place(options: &Options) -> Result<Place> {
     report::check_stdout()?;
     match rustix::termios::isatty(rustix::stdio::stdout()) {
         true => Err(Error::refused(
-            "stdout: is a terminal; nothing was pulled; redirect it or pipe it, or give -o DIR or -o FILE",
-        )),
+            "stdout: is a terminal; redirect it or pipe it, or give -o DIR or -o FILE",
+        )
+        .leaving("nothing was pulled")),
         false => Ok(Place::Stdout),
     }
 }

@@ -139,9 +139,10 @@ fn words(options: &Options, good: &Good) -> Result<Vec<OsString>> {
     if options.store {
         if good.format != Format::Zip {
             return Err(Error::refused(format_args!(
-                "{}: is no snapshot; nothing was sent; only snapshots are kept in a store",
+                "{}: is no snapshot; only snapshots are kept in a store",
                 options.file.display()
-            )));
+            ))
+            .leaving("nothing was sent"));
         }
         let (length, sha256) = kept::sums_of(options.file.as_ref())?;
         let (host, time) = &good.made;

@@ -16,12 +16,12 @@ use crate::units::{round_down, round_up, to_u64, to_usize};
 pub fn check(name: &str, source: &dyn ReadAt, kind: Option<Kind>) -> Result<()> {
     let kind = kind.ok_or_else(|| {
         Error::refused(format_args!(
-            "{name}: --new-uuid: no known filesystem is there; nothing was written"
+            "{name}: --new-uuid: no known filesystem is there"
         ))
     })?;
     fs::identity::can_change(source, kind).map_err(|fault| {
         Error::refused(format_args!(
-            "{name}: --new-uuid: {} cannot get another uuid: {fault}; nothing was written",
+            "{name}: --new-uuid: {} cannot get another uuid: {fault}",
             kind.name()
         ))
     })
@@ -44,7 +44,8 @@ fn steps(dev: DevId, begun: &mut bool) -> std::result::Result<String, Fault> {
     let roots = Roots::default();
     let look = |access| {
         let device = roots.open_device(dev, access)?;
-        let identity = fs::probe(&device)?.ok_or(Fault::corrupt("no filesystem is there"))?;
+        let identity =
+            fs::probe(&device)?.ok_or_else(|| Fault::corrupt("no filesystem is there"))?;
         Ok((device, identity))
     };
     let (device, before) = look(Access::Read)?;
@@ -75,7 +76,8 @@ fn write(device: &Device, offset: u64, bytes: &[u8]) -> std::result::Result<(), 
     let start = round_down(offset, sector);
     let inside = to_usize(offset - start);
     let end = inside.saturating_add(bytes.len());
-    let length = round_up(to_u64(end), sector).ok_or(Fault::refused("length of a write"))?;
+    let length =
+        round_up(to_u64(end), sector).ok_or_else(|| Fault::refused("length of a write"))?;
     let mut whole = vec![0; to_usize(length)];
     device.read_at(start, &mut whole)?;
     if let Some(place) = whole.get_mut(inside..end) {

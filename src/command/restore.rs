@@ -4,10 +4,10 @@
 //! is flushed (and read back, where asked for); the head goes out last, its superblock at the very end. So a target that was
 //! interrupted shows neither the old filesystem nor the new one.
 
+use crate::threads::{RecvTimeoutError, channel};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::mpsc::{TryRecvError, channel};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -23,7 +23,7 @@ use crate::command::skip::{self, LeftAlone};
 use crate::command::target::{Chosen, Overwrite, old_tail};
 use crate::command::unpack;
 use crate::device::{Device, DeviceKind, ReadAt};
-use crate::error::{Error, Exit, Fault, Result};
+use crate::error::{Error, Fault, NOTHING_WRITTEN, Result};
 use crate::freeze::Signals;
 use crate::report::{self, Bytes, JsonObject, ReportFile, Span};
 use crate::snapshot::MAX_IMAGES;
@@ -156,7 +156,7 @@ fn check_sectors(content: &image::Content, path: &Path, device: &Device) -> Resu
         return Ok(());
     }
     Err(Error::refused(format_args!(
-        "{}: has sectors of {} bytes, and the image's partition table counts in {}: no kernel would find its partitions; nothing was written; restore the partitions one by one",
+        "{}: has sectors of {} bytes, and the image's partition table counts in {}: no kernel would find its partitions; restore the partitions one by one",
         path.display(),
         device.sector_bytes(),
         table.sector_bytes
@@ -179,7 +179,7 @@ pub fn run(options: Options) -> Result<()> {
             second.display()
         )));
     }
-    let nothing = |error: Error| error.leaving("nothing was written");
+    let nothing = |error: Error| error.leaving(NOTHING_WRITTEN);
     let opened = Opened::open(&options.image).map_err(nothing)?;
     if opened.format == Format::Zip {
         return unpack::run(&options, opened, Vec::new(), report.as_mut(), start);
@@ -208,7 +208,7 @@ pub fn run(options: Options) -> Result<()> {
             input_bytes: 0,
         };
         image::check_end(&opened.subject, &opened.content, &ended)
-            .map_err(|e| e.leaving("nothing was written"))?;
+            .map_err(|e| e.leaving(NOTHING_WRITTEN))?;
     }
     chosen.check_size(known.max(least).max(to_u64(opened.head().len())))?;
     chosen.check_content(options.overwrite)?;
@@ -318,7 +318,7 @@ pub(super) fn left_alone(
     }
     let left = LeftAlone::new(device.size_bytes());
     left.map(Some)
-        .map_err(|fault| Error::fault(path.display(), fault).leaving("nothing was written"))
+        .map_err(|fault| Error::fault(path.display(), fault).leaving(NOTHING_WRITTEN))
 }
 
 /// Runs `work` in a thread of its own and waits for it, with progress and signals meanwhile. A signal ends the process at
@@ -338,14 +338,15 @@ pub(super) fn supervise<T: Send + 'static>(
     let (over, running) =
         rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(|errno| fail("pipe", errno.into()))?;
     let (send, receive) = channel();
-    std::thread::Builder::new()
-        .name("write".into())
-        .stack_size(256 * 1024)
-        .spawn(move || {
+    crate::threads::start(
+        "write",
+        256 * 1024,
+        Box::new(move || {
             let _ = send.send(work());
             drop(running); // the waiting thread sees the end of the pipe
-        })
-        .map_err(|error| fail("start a thread", error))?;
+        }),
+    )
+    .map_err(|error| fail("start a thread", error))?;
     let mut line = report::Progress::new(common.quiet, common.progress);
     let start = Instant::now();
     loop {
@@ -358,14 +359,14 @@ pub(super) fn supervise<T: Send + 'static>(
             progress.stop.store(true, Ordering::Relaxed);
             line.clear();
             report::line(format_args!("{name}: interrupted; {}", state()));
-            return Err(Error::Signal(number));
+            return Err(Error::signal(number));
         }
         match receive.try_recv() {
             Ok(result) => {
                 line.clear();
                 return result;
             }
-            Err(TryRecvError::Empty) => {
+            Err(RecvTimeoutError::Timeout) => {
                 let done = progress.done_bytes.load(Ordering::Relaxed);
                 let read = progress.input_bytes.load(Ordering::Relaxed);
                 let percent = Percent(input_length.map(|length| (read, length)));
@@ -375,7 +376,7 @@ pub(super) fn supervise<T: Send + 'static>(
                     format_args!("{name}: {}{}, {}/s", Bytes(done), percent, Bytes(rate)),
                 );
             }
-            Err(TryRecvError::Disconnected) => {
+            Err(RecvTimeoutError::Disconnected) => {
                 let error = Error::failed(format_args!("{name}: the writing thread died"));
                 return Err(error.leaving(&state()));
             }
@@ -417,11 +418,11 @@ impl Job {
     /// After the first write a refusal is 1, never 4; and every message says what state the target is in.
     fn after_first_write(&self, error: Error) -> Error {
         let written = self.shared.phase.0.load(Ordering::SeqCst) != Phase::UNTOUCHED;
-        let error = match error {
-            Error::Message(Exit::Refused, line) if written => Error::Message(Exit::Failed, line),
-            other => other,
-        };
-        error.leaving(self.shared.phase.state())
+        let state = self.shared.phase.state();
+        match written {
+            true => error.begun(state),
+            false => error.leaving(state),
+        }
     }
 
     fn steps(&mut self, reader: ImageReader<'static>, mut target: Target) -> Result<Done> {

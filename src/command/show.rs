@@ -163,7 +163,7 @@ fn packed(path: &Path) -> Result<Option<Format>> {
         .and_then(|file| file.take(6).read_to_end(&mut first))
         .map_err(|error| {
             let mut fault = Fault::short("read");
-            fault.errno = error.raw_os_error();
+            fault = fault.with_errno(error.raw_os_error());
             Error::fault(&subject, fault)
         })?;
     let format = Format::recognise(&first).map_err(|fault| image_error(&subject, fault))?;
@@ -189,7 +189,7 @@ fn walk(device: &Device, identity: &Identity) -> std::result::Result<Option<Dump
     let verdict = match fs::walk(identity, Still::Unmounted, &mut walk, &mut map) {
         Ok(verdict) => verdict,
         // What cannot be dumped alone (an external journal, several devices) can still be shown.
-        Err(fault) if fault.kind != crate::error::FaultKind::Io => fs::Verdict::whole(fault),
+        Err(fault) if fault.kind() != crate::error::FaultKind::Io => fs::Verdict::whole(fault),
         Err(fault) => return Err(fault),
     };
     if verdict.coverage == Coverage::Whole {

@@ -24,7 +24,7 @@ impl LeftAlone {
     pub fn new(size_bytes: u64) -> Result<Self, Fault> {
         let map = BlockSize::from_bytes(GRANULE_BYTES)
             .and_then(|granule| UsedMap::new(size_bytes, granule))
-            .ok_or(Fault::refused("size of the target"))?;
+            .ok_or_else(|| Fault::refused("size of the target"))?;
         Ok(Self { map })
     }
 
@@ -94,7 +94,7 @@ impl ReadAt for View<'_> {
         }
         while !rest.is_empty() {
             let extent = Extent::new(offset, crate::units::to_u64(rest.len()))
-                .ok_or(Fault::short("read past the end"))?;
+                .ok_or_else(|| Fault::short("read past the end"))?;
             let hole = self.left.first_in(extent);
             let (length, is_hole) = match hole {
                 Some(hole) if hole.offset == offset => (hole.length_bytes, true),
@@ -197,7 +197,7 @@ fn owned_blocks(
     match fs::walk(identity, Still::Unmounted, &mut walk, &mut map) {
         Ok(verdict) if verdict.coverage == Coverage::Whole => Ok(None),
         Ok(_) => Ok(Some(map)),
-        Err(fault) if fault.kind != FaultKind::Io => Ok(None),
+        Err(fault) if fault.kind() != FaultKind::Io => Ok(None),
         Err(fault) => Err(fault),
     }
 }

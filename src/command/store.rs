@@ -101,7 +101,7 @@ impl Store {
             }
         }
         Err(Error::refused(format_args!(
-            "{}: the lock changes hands all the time; nothing was written",
+            "{}: the lock changes hands all the time",
             folder.display()
         )))
     }
@@ -248,7 +248,7 @@ fn refused(folder: &Path, content: &str) -> Error {
         None => "another process".into(),
     };
     Error::refused(format_args!(
-        "{}: {who} is making a snapshot there; nothing was written; wait until it is done",
+        "{}: {who} is making a snapshot there; wait until it is done",
         folder.display()
     ))
 }

@@ -143,14 +143,15 @@ impl Surveyor {
         }));
         let mut scratch = vec![0u8; SCRATCH_BYTES];
         let mut swaps = Swaps::open();
-        std::thread::Builder::new()
-            .name("floe-survey".into())
-            .stack_size(STACK_BYTES)
-            .spawn(move || {
+        crate::threads::start(
+            "floe-survey",
+            STACK_BYTES,
+            Box::new(move || {
                 surveyor.started.one();
                 surveyor.run(pipeline, &mut swaps, &mut scratch);
-            })
-            .map_err(|e| Error::failed(format_args!("floe: start a thread: {e}")))?;
+            }),
+        )
+        .map_err(|e| Error::failed(format_args!("floe: start a thread: {e}")))?;
         surveyor.started.wait_for(1);
         Ok(surveyor)
     }
@@ -308,10 +309,13 @@ impl ReadAt for View {
 }
 
 /// An errand that leads nowhere must stop the run, not pass for one that found nothing wrong.
-const ASTRAY: Trouble = Trouble {
-    device: 0,
-    fault: Fault::short("survey of a part that is not in the plan"),
-};
+#[allow(non_snake_case)]
+fn ASTRAY() -> Trouble {
+    Trouble {
+        device: 0,
+        fault: Fault::short("survey of a part that is not in the plan"),
+    }
+}
 
 /// Where a device is read through the page cache, what that holds may be older than the freeze.
 fn flush_caches(devices: &[Device]) -> Option<Trouble> {
@@ -341,20 +345,20 @@ fn survey(
     }
     for errand in errands {
         let Some(part) = plan.parts_mut().get_mut(errand.part) else {
-            return Some(ASTRAY);
+            return Some(ASTRAY());
         };
         let device = part.device;
         let trouble = |fault| Some(Trouble { device, fault });
         let Some(view) = devices.view(part) else {
-            return Some(ASTRAY);
+            return Some(ASTRAY());
         };
         if let Err(fault) = survey_one(errand, part, &view, swaps, scratch) {
             return trouble(fault);
         }
         if require_map && errand.verdict.coverage == Coverage::Whole {
             let doubt = errand.verdict.doubt;
-            let mut fault = doubt.unwrap_or(Fault::refused("no used-block map"));
-            fault.kind = FaultKind::Refused;
+            let mut fault = doubt.unwrap_or_else(|| Fault::refused("no used-block map"));
+            fault = fault.with_kind(FaultKind::Refused);
             return trouble(fault);
         }
     }
@@ -436,10 +440,10 @@ fn check(
             continue;
         }
         let Some(part) = plan.and_then(|plan| plan.parts().get(errand.part)) else {
-            return Some(ASTRAY);
+            return Some(ASTRAY());
         };
         let Some(view) = devices.view(part) else {
-            return Some(ASTRAY);
+            return Some(ASTRAY());
         };
         let mut walk = Walk::new(&view, scratch);
         let fault = match fs::witness(&errand.identity, &mut walk) {

@@ -108,7 +108,7 @@ pub(super) fn level(text: &str) -> Option<u8> {
 /// A stream that failed at its first bytes, before anything was frozen.
 pub fn early(shown: &str, problem: Problem) -> Error {
     match problem {
-        Problem::ClosedPipe => Error::Silent(Exit::Failed),
+        Problem::ClosedPipe => Error::silent(Exit::Failed),
         Problem::Write(fault) | Problem::Read(_, fault) | Problem::Internal(fault) => {
             Error::fault(shown, fault).leaving("nothing was frozen")
         }
@@ -182,7 +182,7 @@ pub fn prepare_all(
         for ((known_name, _), known) in named.iter().zip(&sources) {
             if same(system, known, &prepared) {
                 return Err(Error::refused(format_args!(
-                    "{name}: {} holds the same as {known_name}; nothing was written; name each filesystem once, or the disk alone",
+                    "{name}: {} holds the same as {known_name}; name each filesystem once, or the disk alone",
                     prepared.shown
                 )));
             }

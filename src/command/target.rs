@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use crate::command::image::Content;
 use crate::device::{Access, Device, DeviceKind, ReadAt};
-use crate::error::{Error, Exit, Fault, FaultKind, Result};
+use crate::error::{Error, Exit, Fault, FaultKind, NOTHING_WRITTEN, Result};
 use crate::fs::Kind;
 use crate::mounts::{DevId, Named, System};
 use crate::report::Bytes;
@@ -18,9 +18,6 @@ use crate::units::{Extent, round_down};
 
 /// Signature of a GPT header.
 const GPT_SIGNATURE: &[u8; 8] = b"EFI PART";
-
-/// The state every message here ends with.
-const NOTHING: &str = "nothing was written";
 
 /// Whether a target that holds something may be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,11 +46,13 @@ impl Chosen {
             return new_file(path);
         }
         let system = System::look()?;
-        let named = system.target(name).map_err(|e| e.leaving(NOTHING))?;
+        let named = system
+            .target(name)
+            .map_err(|e| e.leaving(NOTHING_WRITTEN))?;
         let shown = named.shown.as_path();
         same_as_image(&system, &named, image)?;
         if let Some(found) = system.uses_of(&named)?.first() {
-            return Err(Error::refused(found).leaving(NOTHING));
+            return Err(Error::refused(found).leaving(NOTHING_WRITTEN));
         }
         let device = match named.dev {
             Some(dev) => system.roots().hold(dev, Access::WriteHeld),
@@ -83,7 +82,7 @@ impl Chosen {
             return Ok(());
         }
         Err(Error::refused(format_args!(
-            "{}: is too small: it has {} ({} bytes), the image needs {} ({image_bytes} bytes); nothing was written",
+            "{}: is too small: it has {} ({} bytes), the image needs {} ({image_bytes} bytes)",
             path.display(),
             Bytes(device.size_bytes()),
             device.size_bytes(),
@@ -101,9 +100,9 @@ impl Chosen {
         }
         let name = path.display();
         let content = match Content::probe(device) {
-            Err(fault) if fault.kind == FaultKind::Corrupt => {
+            Err(fault) if fault.kind() == FaultKind::Corrupt => {
                 return Err(Error::refused(format_args!(
-                    "{name}: holds something damaged ({fault}); {NOTHING}; --overwrite writes over it"
+                    "{name}: holds something damaged ({fault}); --overwrite writes over it"
                 )));
             }
             other => other.map_err(|fault| Error::fault(&name, fault))?,
@@ -124,7 +123,7 @@ impl Chosen {
             (None, None) => return Ok(()),
         };
         Err(Error::refused(format_args!(
-            "{name}: {holds}; nothing was written; --overwrite writes over it"
+            "{name}: {holds}; --overwrite writes over it"
         )))
     }
 
@@ -157,7 +156,7 @@ fn new_file(path: &Path) -> Result<Chosen> {
     });
     if missing || path.file_name().is_none() {
         return Err(Error::refused(format_args!(
-            "{}: does not exist; nothing was written",
+            "{}: does not exist",
             path.display()
         )));
     }
@@ -195,7 +194,7 @@ fn same_as_image(system: &System, target: &Named, image: &File) -> Result<()> {
         return Ok(());
     }
     Err(Error::refused(format_args!(
-        "{}: is the image itself, or holds it; {NOTHING}",
+        "{}: is the image itself, or holds it",
         target.shown.display()
     )))
 }
@@ -205,16 +204,16 @@ pub(super) fn cannot(path: &Path, fault: Fault) -> Error {
     let name = path.display();
     if fault.is_errno(Errno::BUSY) {
         return Error::refused(format_args!(
-            "{name}: is in use by another program; close that first; nothing was written"
+            "{name}: is in use by another program; close that first"
         ));
     }
     if fault.is_errno(Errno::ROFS) || fault.is_errno(Errno::TXTBSY) {
         return Error::fault(name, fault)
             .with_exit(Exit::Refused)
-            .leaving("nothing was written");
+            .leaving(NOTHING_WRITTEN);
     }
-    let error = Error::fault(name, fault).leaving("nothing was written");
-    match fault.kind {
+    let error = Error::fault(name, fault).leaving(NOTHING_WRITTEN);
+    match fault.kind() {
         FaultKind::Corrupt => error.with_exit(Exit::Refused),
         _ => error,
     }

@@ -6,11 +6,11 @@
 //!
 //! Never freezes, and in `--all` never touches ReiserFS, whose thaw may deadlock when something has synced meanwhile.
 
+use crate::threads::{RecvTimeoutError, channel};
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FileType, Mode, OFlags};
@@ -18,7 +18,7 @@ use rustix::io::Errno;
 
 use crate::cli::{Args, Item};
 use crate::device::Access;
-use crate::error::{Error, Exit, Fault, Result};
+use crate::error::{Error, Fault, Result};
 use crate::mounts::{DevId, Mount, System};
 use crate::report;
 use crate::sys::ioctl::fithaw;
@@ -64,10 +64,14 @@ fn thaw(places: Vec<Place>, all: bool) -> Result<usize> {
     let mut waiting: Vec<String> = places.iter().map(|place| place.name.clone()).collect();
     for place in places {
         let sender = sender.clone();
-        std::thread::spawn(move || {
-            let answer = fithaw(&place.fd);
-            let _ = sender.send((place.name, answer));
-        });
+        let _ = crate::threads::start(
+            "thaw",
+            128 * 1024,
+            Box::new(move || {
+                let answer = fithaw(&place.fd);
+                let _ = sender.send((place.name, answer));
+            }),
+        );
     }
     drop(sender);
     let (mut thawed, mut failure) = (0, None);
@@ -85,10 +89,10 @@ fn thaw(places: Vec<Place>, all: bool) -> Result<usize> {
                     Err(Errno::INVAL) => {}
                     Err(Errno::OPNOTSUPP | Errno::NOTTY) if all => {}
                     Err(errno) => {
-                        failure = Some(Error::Message(
-                            Exit::Failed,
-                            format!("{name}: {}", Fault::io("thaw", errno)),
-                        ));
+                        failure = Some(Error::failed(format_args!(
+                            "{name}: {}",
+                            Fault::io("thaw", errno)
+                        )));
                     }
                 }
             }
@@ -185,9 +189,10 @@ fn unmounted(system: &System, dev: DevId, shown: &Path) -> Result<Option<Place>>
         }
     }
     Err(Error::refused(format_args!(
-        "{}: is in use, but not by a filesystem; nothing was thawed",
+        "{}: is in use, but not by a filesystem",
         shown.display()
-    )))
+    ))
+    .leaving("nothing was thawed"))
 }
 
 /// One place for each filesystem on a block device that anybody has mounted, and for those left frozen without a mount.

@@ -21,7 +21,7 @@ use super::restore::{self, Done, Job, Options, Phase, Shared};
 use super::skip::LeftAlone;
 use super::target::Chosen;
 use crate::device::Device;
-use crate::error::{Error, Exit, Fault, Result};
+use crate::error::{Error, Fault, NOTHING_WRITTEN, Result};
 use crate::mounts::DevId;
 use crate::report::{self, Bytes, ReportFile, Span};
 use crate::snapshot::{self, BOOT, Snapshot, TABLE, image_path};
@@ -75,7 +75,7 @@ pub fn run(
     report: Option<&mut ReportFile>,
     start: Instant,
 ) -> Result<()> {
-    let nothing = |error: Error| error.leaving("nothing was written");
+    let nothing = |error: Error| error.leaving(NOTHING_WRITTEN);
     let file = opened.file.try_clone();
     let file = file.map_err(|e| Error::failed(format_args!("{}: dup: {e}", opened.subject)))?;
     let origin = origin(opened).map_err(nothing)?;
@@ -142,7 +142,7 @@ pub fn check_machine(subject: &str, snapshot: &Snapshot, here: &Host) -> Result<
     ] {
         if !theirs.is_empty() && !ours.is_empty() && theirs != ours {
             return Err(Error::refused(format_args!(
-                "{subject}: is of another {what}: {theirs}, here it is {ours}; nothing was written; --force restores it all the same"
+                "{subject}: is of another {what}: {theirs}, here it is {ours}; --force restores it all the same"
             )));
         }
     }
@@ -168,7 +168,7 @@ fn pairs(options: &Options, subject: &str, snapshot: &Snapshot) -> Result<Vec<(S
         if snapshot.image(&pair.0).is_none() {
             let names: Vec<&str> = snapshot.images.iter().map(|i| i.name.as_str()).collect();
             return Err(Error::refused(format_args!(
-                "{subject}: has no entry '{}'; nothing was written; it has {}",
+                "{subject}: has no entry '{}'; it has {}",
                 pair.0,
                 names.join(", ")
             )));
@@ -245,7 +245,7 @@ impl Disk {
     ) -> Result<Self> {
         let facts = found.disk.clone().ok_or_else(|| {
             Error::refused(format_args!(
-                "{subject}: holds no partition table (create --disk keeps one); nothing was written"
+                "{subject}: holds no partition table (create --disk keeps one)"
             ))
         })?;
         let chosen = Chosen::find(name, file)?;
@@ -256,7 +256,7 @@ impl Disk {
 
     /// Reads the recorded table and boot area, and opens the disk.
     fn open(self, origin: &Origin) -> Result<Laid> {
-        let nothing = |error: Error| error.leaving("nothing was written");
+        let nothing = |error: Error| error.leaving(NOTHING_WRITTEN);
         let (table, boot) = match origin {
             Origin::File(catalog) => {
                 let bytes = |path, length| match length {
@@ -388,14 +388,11 @@ impl States {
         if self.targets.len() + usize::from(self.disk.is_some()) > 1
             && touched
             && !quiet
-            && !matches!(error, Error::Signal(_))
+            && !error.is_signal()
         {
             report::line(self.text());
         }
-        match error {
-            Error::Message(Exit::Refused, line) if touched => Error::Message(Exit::Failed, line),
-            other => other,
-        }
+        if touched { error.begun("") } else { error }
     }
 }
 
@@ -594,7 +591,8 @@ mod tests {
             };
             match (check_machine("x.zip", &snapshot, &here), wrong) {
                 (Ok(()), None) => {}
-                (Err(Error::Message(Exit::Refused, line)), Some(wrong)) => {
+                (Err(error), Some(wrong)) => {
+                    let line = error.to_string();
                     assert!(line.contains(wrong) && line.contains("--force"), "{line}");
                 }
                 (found, _) => panic!("{architecture} {board}: {found:?}"),

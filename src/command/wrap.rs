@@ -315,7 +315,7 @@ impl Maker {
 
     fn problem(&self, problem: Problem) -> Error {
         match problem {
-            Problem::ClosedPipe => Error::Silent(Exit::Failed),
+            Problem::ClosedPipe => Error::silent(Exit::Failed),
             Problem::Read(_, fault) | Problem::Write(fault) | Problem::Internal(fault) => {
                 self.output_error(fault)
             }

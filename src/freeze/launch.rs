@@ -147,9 +147,10 @@ pub(super) fn launch(wanted: Wanted) -> Result<(Link, Vec<Target>)> {
                 other => other,
             };
             Err(Error::failed(format_args!(
-                "guardian: it did not start: {}; nothing was frozen",
+                "guardian: it did not start: {}",
                 ErrnoText(errno.raw_os_error())
-            )))
+            ))
+            .leaving("nothing was frozen"))
         }
     }
 }

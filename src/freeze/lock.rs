@@ -29,9 +29,10 @@ pub(super) fn take(targets: &[Target]) -> Result<Option<OwnedFd>> {
             Ok(()) => {}
             Err(Errno::AGAIN | Errno::ACCESS) => {
                 return Err(Error::refused(format_args!(
-                    "{}: another floe is at work on it; nothing was frozen",
+                    "{}: another floe is at work on it",
                     target.name
-                )));
+                ))
+                .leaving("nothing was frozen"));
             }
             // An emulator or a filter without these locks.
             Err(_) => return Ok(None),

@@ -18,7 +18,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 use rustix::process::{Signal, WaitOptions};
 
-use crate::error::{ErrnoText, Error, Exit, Result};
+use crate::error::{ErrnoText, Error, Exit, NOTHING_WRITTEN, Result};
 use crate::guard::{
     BEAT_LATE_US, Cgroups, Fired, Order, Phase, State, TARGETS_MAX, THAW_TURN_US, claim, now_us,
 };
@@ -195,7 +195,7 @@ impl Guardian {
             let reply = self.link.rest(Some(signals));
             if let Some(number) = signals.take() {
                 self.abandon();
-                return Err(Failure::Other(Error::Signal(number)));
+                return Err(Failure::Other(Error::signal(number)));
             }
             if reply == Reply::End || self.hangs() {
                 self.take_over();
@@ -582,12 +582,12 @@ fn cannot_freeze(target: &Target, errno: i32) -> Error {
     let exit = match Errno::from_raw_os_error(errno) {
         Errno::BUSY if matches!(target.method, Method::ReadOnly(_)) => {
             return Error::refused(format_args!(
-                "{name}: cannot be remounted read-only: files are open for writing; nothing was written"
+                "{name}: cannot be remounted read-only: files are open for writing"
             ));
         }
         Errno::BUSY => {
             return Error::refused(format_args!(
-                "{name}: already frozen by somebody else, which is left as it is (floe thaw ends it); nothing was written"
+                "{name}: already frozen by somebody else, which is left as it is (floe thaw ends it)"
             ));
         }
         Errno::PERM | Errno::ACCESS | Errno::IO => Exit::Failed,
@@ -596,13 +596,8 @@ fn cannot_freeze(target: &Target, errno: i32) -> Error {
             Exit::Refused
         }
     };
-    Error::Message(
-        exit,
-        format!(
-            "{name}: cannot freeze: {}; nothing was written{help}",
-            ErrnoText(errno)
-        ),
-    )
+    let why = ErrnoText(errno);
+    Error::with(exit, format_args!("{name}: cannot freeze: {why}{help}")).leaving(NOTHING_WRITTEN)
 }
 
 #[cfg(test)]

@@ -191,6 +191,6 @@ mod tests {
         let mut disk = image(1 << 20);
         disk[1024 + 0x56] = 1;
         let fault = walked(&disk).0.unwrap_err();
-        assert_eq!(fault.kind, crate::error::FaultKind::Refused);
+        assert_eq!(fault.kind(), crate::error::FaultKind::Refused);
     }
 }

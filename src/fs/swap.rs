@@ -102,7 +102,7 @@ pub(super) fn change_uuid(
     uuid: &[u8; 16],
     write: &mut super::identity::Write<'_>,
 ) -> Result<(), Fault> {
-    let area = read(device)?.ok_or(Fault::corrupt("swap header"))?;
+    let area = read(device)?.ok_or_else(|| Fault::corrupt("swap header"))?;
     if area.suspended {
         return Err(Fault::refused(
             "swap holds the memory of a suspended system",

@@ -44,7 +44,7 @@ impl Form {
                 made => made,
             },
             Self::Tmpfs => crate::mounts::private_file(NAME)
-                .map_err(|fault| fault.errno.map_or(Errno::IO, Errno::from_raw_os_error)),
+                .map_err(|fault| fault.errno().map_or(Errno::IO, Errno::from_raw_os_error)),
             Self::Fork => Err(Errno::NOSYS),
         }
     }

@@ -118,7 +118,7 @@ pub(super) fn private_node<T>(
     let make = |directory: &Path| node_in(directory, dev, &open);
     match on_detached_tmpfs(&make) {
         // Kernels before 5.2, or a filter in front of the new calls.
-        Err(fault) if fault.what == "fsopen" => on_attached_tmpfs(&make),
+        Err(fault) if fault.what() == "fsopen" => on_attached_tmpfs(&make),
         other => other,
     }
 }
@@ -142,7 +142,7 @@ pub fn private_file(name: &str) -> Result<OwnedFd, Fault> {
             .map_err(|errno| Fault::io("open on a private tmpfs", errno))
     };
     match on_detached_tmpfs(&make) {
-        Err(fault) if fault.what == "fsopen" => on_attached_tmpfs(&make),
+        Err(fault) if fault.what() == "fsopen" => on_attached_tmpfs(&make),
         other => other,
     }
 }

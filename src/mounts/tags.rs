@@ -218,7 +218,7 @@ pub(super) fn is_image(device: &Device) -> std::result::Result<bool, Fault> {
     match ptable::read_image(device) {
         // A damaged table is a disk's, too: to be read whole.
         Ok(found) => Ok(found.is_some()),
-        Err(fault) if fault.kind == FaultKind::Io => Err(fault),
+        Err(fault) if fault.kind() == FaultKind::Io => Err(fault),
         Err(_) => Ok(true),
     }
 }

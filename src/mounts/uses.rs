@@ -12,7 +12,7 @@ use rustix::fs::{FileType, Stat};
 use rustix::io::Errno;
 
 use crate::device::Access;
-use crate::error::{Error, Fault, Result};
+use crate::error::{Error, Fault, NOTHING_WRITTEN, Result};
 use crate::mounts::resolve::open_mount;
 use crate::mounts::table::unescape;
 use crate::mounts::{DevId, Layer, Mount, Namespace, Roots, System, Table, tags};
@@ -188,7 +188,7 @@ impl System {
             FileType::RegularFile => None,
             _ => {
                 return Err(Error::refused(format_args!(
-                    "{}: is neither a block device nor a regular file; nothing was written",
+                    "{}: is neither a block device nor a regular file",
                     shown.display()
                 )));
             }
@@ -444,7 +444,7 @@ fn stat_target(path: &Path) -> Result<Stat> {
         } else {
             crate::error::Exit::Failed
         };
-        error.with_exit(exit).leaving("nothing was written")
+        error.with_exit(exit).leaving(NOTHING_WRITTEN)
     })
 }
 

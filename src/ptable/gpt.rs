@@ -76,7 +76,7 @@ pub(super) fn has_header(device: &dyn ReadAt, sector_bytes: u32) -> Result<bool,
 fn read_copy(device: &dyn ReadAt, sector: u64, lba: u64) -> Result<Copy, Fault> {
     let offset = lba
         .checked_mul(sector)
-        .ok_or(Fault::corrupt("GPT header beyond the disk"))?;
+        .ok_or_else(|| Fault::corrupt("GPT header beyond the disk"))?;
     let inside = |offset: u64, length: u64| {
         offset
             .checked_add(length)
@@ -90,7 +90,7 @@ fn read_copy(device: &dyn ReadAt, sector: u64, lba: u64) -> Result<Copy, Fault> 
     let corrupt = |what| Fault::corrupt(what).at(offset, sector);
     let header = Header::parse(&bytes)
         .filter(|header| header.signature == *SIGNATURE)
-        .ok_or(corrupt("GPT header is missing"))?;
+        .ok_or_else(|| corrupt("GPT header is missing"))?;
     check_header(&header, &bytes, lba).map_err(corrupt)?;
     if u64::from(header.entry_bytes) != ENTRY_BYTES || header.entries > MAX_ENTRIES {
         return Err(Fault::unsupported("GPT entries").at(offset, sector));
@@ -100,7 +100,7 @@ fn read_copy(device: &dyn ReadAt, sector: u64, lba: u64) -> Result<Copy, Fault> 
         .array_lba
         .checked_mul(sector)
         .filter(|place| inside(*place, length))
-        .ok_or(corrupt("GPT entries beyond the disk"))?;
+        .ok_or_else(|| corrupt("GPT entries beyond the disk"))?;
     let mut array = vec![0; to_usize(length)];
     device.read_at(place, &mut array)?;
     if crc32(0, &array) != header.array_crc {

@@ -273,7 +273,7 @@ pub(super) fn build(table: &NewTable<'_>) -> Result<Vec<Piece>, Fault> {
     }
     let primaries = if count > 4 { 3 } else { count };
     for index in 0..primaries {
-        let entry = new_entry(table, index).ok_or(Fault::refused("partition type"))?;
+        let entry = new_entry(table, index).ok_or_else(|| Fault::refused("partition type"))?;
         put(&mut first, index, entry)?;
     }
     let mut pieces = Vec::new();
@@ -322,7 +322,7 @@ fn links(table: &NewTable<'_>, first: usize) -> Result<Vec<(u64, NewEntry)>, Fau
     let sector = u64::from(table.sector_bytes);
     let mut links = Vec::new();
     for index in first..table.partitions.len() {
-        let entry = new_entry(table, index).ok_or(Fault::refused("partition type"))?;
+        let entry = new_entry(table, index).ok_or_else(|| Fault::refused("partition type"))?;
         let before = index
             .checked_sub(1)
             .and_then(|before| new_entry(table, before))

@@ -119,7 +119,7 @@ fn allocation_refuses_what_does_not_fit_and_gives_the_rest_to_one() {
         &[Length::Bytes(u64::MAX)],
     ] {
         let fault = allocate(scheme, 512, 16 * MIB, lengths).unwrap_err();
-        assert_eq!(fault.kind, FaultKind::Refused);
+        assert_eq!(fault.kind(), FaultKind::Refused);
     }
     // More than 2 TiB is more than an MBR of 512-byte sectors can say.
     let huge = allocate(Scheme::Mbr, 512, 3 << 40, &[Length::Rest]).unwrap();
@@ -136,12 +136,12 @@ fn a_damaged_copy_of_the_gpt_is_a_doubt_and_two_are_an_error() {
         bytes[place] ^= 1;
         let table = read(&bytes, 512).unwrap().unwrap();
         assert_eq!(table.partitions.len(), 1);
-        assert_eq!(table.doubt.unwrap().kind, FaultKind::Corrupt, "{place}");
+        assert_eq!(table.doubt.unwrap().kind(), FaultKind::Corrupt, "{place}");
     }
     let mut bytes = good.clone();
     bytes[512] ^= 1;
     bytes[end - 512] ^= 1;
-    assert_eq!(read(&bytes, 512).unwrap_err().kind, FaultKind::Corrupt);
+    assert_eq!(read(&bytes, 512).unwrap_err().kind(), FaultKind::Corrupt);
     // Cut short: the table still says where the image has to end.
     let table = read(&good[..end / 2].to_vec(), 512).unwrap().unwrap();
     assert_eq!(table.end_bytes, size);
@@ -155,7 +155,7 @@ fn the_backup_moves_to_the_end_of_a_larger_disk_and_a_smaller_one_is_refused() {
         let mut bytes = disk(Scheme::Gpt, sector, size, &[Length::Rest]);
         assert_eq!(relocated(&bytes, sector, size), []);
         let fault = gpt::relocate(&bytes, sector, size - MIB).unwrap_err();
-        assert_eq!(fault.kind, FaultKind::Refused);
+        assert_eq!(fault.kind(), FaultKind::Refused);
         let before = read(&bytes, sector).unwrap().unwrap();
         let pieces = relocated(&bytes, sector, larger);
         apply(&pieces, &mut bytes, larger);
@@ -181,7 +181,7 @@ fn overlapping_partitions_and_chains_in_circles_are_doubts() {
     // The second starts in the first.
     bytes[0x1be + 16 + 8..0x1be + 16 + 12].copy_from_slice(&2049u32.to_le_bytes());
     let table = read(&bytes, 512).unwrap().unwrap();
-    assert_eq!(table.doubt.unwrap().what, "overlapping partitions");
+    assert_eq!(table.doubt.unwrap().what(), "overlapping partitions");
 
     let mut bytes = disk(Scheme::Mbr, 512, size, &FIVE);
     let table = read(&bytes, 512).unwrap().unwrap();

@@ -126,7 +126,7 @@ impl ZipEmitter {
         let image = self
             .written
             .get(self.next)
-            .ok_or(Fault::refused("an image without a name"))?;
+            .ok_or_else(|| Fault::refused("an image without a name"))?;
         self.record.clear();
         self.writer.begin(&image.path, &mut self.record)?;
         self.output.write_all(&self.record)?;

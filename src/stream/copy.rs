@@ -5,9 +5,9 @@
 //! in its last message. A writer that fails returns at once: the reader then finds its channel closed and ends too, or, when its
 //! input stalls, ends with the process; nobody joins it.
 
+use crate::threads::{Receiver, Sender, bounded, channel};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 
 use crate::error::Fault;
 use crate::stream::digest::Digest;
@@ -82,21 +82,22 @@ pub struct ReadAhead {
 impl ReadAhead {
     /// Starts reading.
     pub fn start(reader: ImageReader<'static>, progress: Arc<Progress>) -> Result<Self, Fault> {
-        let (send, messages) = sync_channel(2 * BUFFERS);
+        let (send, messages) = bounded(2 * BUFFERS);
         let (spare, empty) = channel();
         for _ in 0..BUFFERS {
             let pages = Pages::new(BUFFER_BYTES).map_err(|e| Fault::io("mmap", e))?;
             let _ = spare.send(pages);
         }
-        std::thread::Builder::new()
-            .name("read".into())
-            .stack_size(STACK_BYTES)
-            .spawn(move || read(reader, &empty, &send, &progress))
-            .map_err(|error| {
-                let mut fault = Fault::short("start a thread");
-                fault.errno = error.raw_os_error();
-                fault
-            })?;
+        crate::threads::start(
+            "read",
+            STACK_BYTES,
+            Box::new(move || read(reader, &empty, &send, &progress)),
+        )
+        .map_err(|error| {
+            let mut fault = Fault::short("start a thread");
+            fault = fault.with_errno(error.raw_os_error());
+            fault
+        })?;
         Ok(Self { messages, spare })
     }
 }
@@ -104,7 +105,7 @@ impl ReadAhead {
 fn read(
     mut reader: ImageReader<'static>,
     empty: &Receiver<Pages>,
-    send: &SyncSender<Message>,
+    send: &Sender<Message>,
     progress: &Progress,
 ) {
     let mut held = None;

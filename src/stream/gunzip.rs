@@ -261,7 +261,7 @@ fn ends_early(offset: u64) -> Fault {
 }
 
 fn placed(mut fault: Fault, offset: u64) -> Fault {
-    fault.offset = Some(offset);
+    fault = fault.with_offset(Some(offset));
     fault
 }
 
@@ -328,8 +328,8 @@ mod tests {
         assert!(gunzip(&stream, 4096).unwrap() == whole);
         stream.push(1);
         let fault = gunzip(&stream, 4096).unwrap_err();
-        assert_eq!(fault.what, "garbage after the gzip stream");
-        assert_eq!(fault.offset, Some(to_u64(stream.len() - 1)));
+        assert_eq!(fault.what(), "garbage after the gzip stream");
+        assert_eq!(fault.offset(), Some(to_u64(stream.len() - 1)));
     }
 
     #[test]
@@ -337,7 +337,7 @@ mod tests {
         let stream = member(&sample(), FLAG_NAME | FLAG_HEADER_CRC, b"name\0");
         for cut in (0..stream.len()).rev().take(40).chain(0..200) {
             let fault = gunzip(&stream[..cut], 65_536).unwrap_err();
-            assert_eq!(fault.kind, crate::error::FaultKind::Corrupt, "{cut}");
+            assert_eq!(fault.kind(), crate::error::FaultKind::Corrupt, "{cut}");
         }
     }
 

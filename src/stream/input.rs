@@ -201,7 +201,7 @@ fn read(origin: &mut Origin<'_>, space: &mut [u8], offset: u64) -> Result<usize,
                     return Err(*fault);
                 }
                 let mut fault = Fault::short("read").at(offset, to_u64(space.len()));
-                fault.errno = error.raw_os_error();
+                fault = fault.with_errno(error.raw_os_error());
                 return Err(fault);
             }
         }

@@ -9,8 +9,8 @@
 //! memory and both channels. **When one dies**: a worker that failed says so in its chunk; the channels of a packer that is dropped
 //! close, and its workers end.
 
+use crate::threads::{Receiver, Sender, channel};
 use std::collections::VecDeque;
-use std::sync::mpsc::{Receiver, Sender, channel};
 
 use super::deflate::{Deflater, FINAL_BLOCK, bound};
 use super::gzip;
@@ -82,10 +82,10 @@ impl Worker {
     fn start(level: u8) -> Result<Self, Fault> {
         let (send, work) = channel::<Chunk>();
         let (done, receive) = channel();
-        std::thread::Builder::new()
-            .name("floe-pack".into())
-            .stack_size(STACK_BYTES)
-            .spawn(move || {
+        crate::threads::start(
+            "floe-pack",
+            STACK_BYTES,
+            Box::new(move || {
                 let mut deflater = Deflater::new(level);
                 while let Ok(mut chunk) = work.recv() {
                     chunk.encode(&mut deflater);
@@ -93,8 +93,9 @@ impl Worker {
                         return;
                     }
                 }
-            })
-            .map_err(|_| Fault::short("start a thread"))?;
+            }),
+        )
+        .map_err(|_| Fault::short("start a thread"))?;
         Ok(Self { send, receive })
     }
 }

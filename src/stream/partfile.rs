@@ -33,12 +33,12 @@ impl PartFile {
         match std::fs::metadata(&target) {
             Ok(meta) if meta.file_type().is_block_device() => {
                 return Err(Error::refused(format_args!(
-                    "{name}: is a device; -o writes files, 'floe restore' writes devices; nothing was written"
+                    "{name}: is a device; -o writes files, 'floe restore' writes devices"
                 )));
             }
             Ok(meta) if !meta.is_file() => {
                 return Err(Error::refused(format_args!(
-                    "{name}: is not a regular file; nothing was written"
+                    "{name}: is not a regular file"
                 )));
             }
             Ok(_) | Err(_) => {}
@@ -93,7 +93,7 @@ impl PartFile {
 fn open(part: &Path, mode: u32) -> Result<File> {
     let busy = || {
         Error::refused(format_args!(
-            "{}: another process is writing it; nothing was written",
+            "{}: another process is writing it",
             part.display()
         ))
     };
@@ -155,7 +155,7 @@ mod tests {
         assert_eq!(std::fs::read(&target).unwrap(), b"abc");
         assert!(matches!(
             PartFile::create(&directory, 0o600),
-            Err(Error::Message(crate::error::Exit::Refused, _))
+            Err(error) if error.exit() == Some(crate::error::Exit::Refused)
         ));
         std::fs::remove_dir_all(&directory).unwrap();
     }
@@ -171,7 +171,7 @@ mod tests {
         drop(file);
         let other = PartFile::create(&target, 0o600).map(drop);
         assert!(
-            matches!(other, Err(Error::Message(crate::error::Exit::Refused, _))),
+            matches!(other, Err(ref error) if error.exit() == Some(crate::error::Exit::Refused)),
             "{other:?}"
         );
         part.finish().unwrap();

@@ -285,7 +285,7 @@ impl Pipeline {
         let slot_bytes = to_usize(SPAN_BYTES);
         let mapping = slots
             .checked_mul(slot_bytes)
-            .ok_or(Fault::io("allocate", rustix::io::Errno::NOMEM))
+            .ok_or_else(|| Fault::io("allocate", rustix::io::Errno::NOMEM))
             .and_then(|length| Pages::new(length).map_err(memory))?;
         let shared: &'static Shared = Box::leak(Box::new(Shared {
             settings,
@@ -326,10 +326,7 @@ impl Pipeline {
             places,
         }));
         let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
-            std::thread::Builder::new()
-                .name(name.into())
-                .stack_size(STACK_BYTES)
-                .spawn(work)
+            crate::threads::start(name, STACK_BYTES, work)
                 .map(drop)
                 .map_err(|_| Fault::short("start a thread"))
         };

@@ -108,7 +108,9 @@ impl Target {
         let end = offset.checked_add(length_bytes);
         let is_fixed = self.is_block() || self.is_range();
         end.filter(|end| !is_fixed || *end <= self.old_bytes)
-            .ok_or(Fault::refused("image is larger than the target").at(offset, length_bytes))
+            .ok_or_else(|| {
+                Fault::refused("image is larger than the target").at(offset, length_bytes)
+            })
     }
 
     /// Writes the first `length` bytes of `buffer` (page-aligned memory) at `offset`, a multiple of the sector size. On a device
@@ -126,7 +128,7 @@ impl Target {
         }
         let bytes = buffer
             .get(..padded)
-            .ok_or(Fault::refused("buffer length"))?;
+            .ok_or_else(|| Fault::refused("buffer length"))?;
         self.device.write_aligned(self.place(offset), bytes)?;
         self.reached = self.reached.max(end);
         self.written_bytes = self.written_bytes.saturating_add(to_u64(length));
@@ -251,7 +253,7 @@ impl Target {
         };
         let space = buffer
             .get_mut(..padded)
-            .ok_or(Fault::refused("buffer length"))?;
+            .ok_or_else(|| Fault::refused("buffer length"))?;
         self.device.read_aligned(self.place(offset), space)
     }
 }

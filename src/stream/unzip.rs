@@ -23,16 +23,16 @@ use crate::units::{to_u64, to_usize};
 
 fn corrupt(what: &'static str, offset: u64) -> Fault {
     let mut fault = Fault::corrupt(what);
-    fault.offset = Some(offset);
+    fault = fault.with_offset(Some(offset));
     fault
 }
 
 /// What the shadow writer refuses, the archive should not have said.
 fn refusal(fault: Fault, offset: u64) -> Fault {
-    if fault.kind == FaultKind::Io {
+    if fault.kind() == FaultKind::Io {
         fault
     } else {
-        corrupt(fault.what, offset)
+        corrupt(fault.what(), offset)
     }
 }
 
@@ -104,7 +104,7 @@ impl Body {
     pub fn read(&mut self, input: &mut Input<'_>, out: &mut [u8]) -> Result<usize, Fault> {
         let expected = self
             .expected
-            .ok_or(Fault::refused("an entry of unknown size"))?;
+            .ok_or_else(|| Fault::refused("an entry of unknown size"))?;
         let mut done = 0usize;
         while let Some(rest) = out.get_mut(done..).filter(|rest| !rest.is_empty()) {
             let held = self.held.get(self.held_start..).unwrap_or_default();
@@ -179,9 +179,9 @@ impl Body {
             bytes = bytes.get(..left).unwrap_or(bytes);
         }
         let inflate = self.inflate.as_mut().filter(|_| !bytes.is_empty());
-        let inflate = inflate.ok_or(corrupt("archive ends early", offset))?;
+        let inflate = inflate.ok_or_else(|| corrupt("archive ends early", offset))?;
         let step = inflate.step(bytes).map_err(|mut fault| {
-            fault.offset = Some(offset);
+            fault = fault.with_offset(Some(offset));
             fault
         })?;
         let count = give(step.output, out);
@@ -274,10 +274,10 @@ impl Unzip {
             .shadow
             .as_mut()
             .filter(|_| head.starts_with(&Central::SIGNATURE))
-            .ok_or(corrupt("neither an entry nor the directory", offset))?;
+            .ok_or_else(|| corrupt("neither an entry nor the directory", offset))?;
         shadow
             .finish(|bytes| same(input, bytes, "central directory"))
-            .map_err(|fault| refusal(fault, fault.offset.unwrap_or(offset)))?;
+            .map_err(|fault| refusal(fault, fault.offset().unwrap_or(offset)))?;
         let offset = input.offset();
         if !input.fill()?.is_empty() {
             return Err(corrupt("bytes after the archive", offset));
@@ -313,7 +313,7 @@ impl Unzip {
     fn begin(&mut self, input: &mut Input<'_>, offset: u64) -> Result<(), Fault> {
         let head = input.peek(Local::SIZE + MAX_NAME)?;
         let bad = corrupt("local header", offset);
-        let local = Local::parse(head).ok_or(corrupt("archive ends early", offset))?;
+        let local = Local::parse(head).ok_or_else(|| corrupt("archive ends early", offset))?;
         let name = name_at(head, Local::SIZE, local.name_bytes, offset)?;
         let method = Method::from_number(local.method).ok_or(bad)?;
         let shadow = self
@@ -351,7 +351,7 @@ fn name_at(
         .get(size..)
         .and_then(|rest| rest.get(..usize::from(length)))
         .and_then(|name| core::str::from_utf8(name).ok())
-        .ok_or(corrupt("name of an entry", offset))?;
+        .ok_or_else(|| corrupt("name of an entry", offset))?;
     check_name(name).map_err(|fault| refusal(fault, offset))
 }
 

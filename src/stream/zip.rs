@@ -343,7 +343,7 @@ impl Writer {
             .entries
             .last_mut()
             .filter(|_| self.streaming)
-            .ok_or(Fault::refused("order of entries"))?;
+            .ok_or_else(|| Fault::refused("order of entries"))?;
         entry.sums = sums;
         Descriptor {
             crc32: sums.crc32,

@@ -111,7 +111,7 @@ fn hold(what: &str, file: PathBuf, mut frozen: Frozen, signals: &Signals) -> Res
         frozen.check()?;
         if let Some(number) = signals.take() {
             drop(frozen);
-            return Err(Error::Signal(number));
+            return Err(Error::signal(number));
         }
     }
 }

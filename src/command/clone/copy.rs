@@ -199,7 +199,7 @@ impl Copy {
         work: impl FnOnce(&Onto) -> std::result::Result<T, Fault>,
     ) -> std::result::Result<T, Fault> {
         let onto = self.onto.get(index);
-        let onto = onto.ok_or(Fault::refused("part without a target"))?;
+        let onto = onto.ok_or_else(|| Fault::refused("part without a target"))?;
         work(onto).inspect_err(|_| self.failed.store(index, Ordering::Relaxed))
     }
 }
@@ -286,7 +286,7 @@ impl Place for Copy {
 
     fn place(&self, part: usize, offset: u64, bytes: &[u8]) -> std::result::Result<(), Fault> {
         let home = self.homes.get(part);
-        let home = home.ok_or(Fault::refused("part without a target"))?;
+        let home = home.ok_or_else(|| Fault::refused("part without a target"))?;
         if let Some(sums) = &self.sums {
             sums.add_all(home.chunk.saturating_add(offset / CHUNK_BYTES), bytes);
         }

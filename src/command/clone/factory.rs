@@ -16,7 +16,7 @@ use crate::command::medium::Source;
 use crate::command::target::{Chosen, Overwrite};
 use crate::command::unpack::{self, Place};
 use crate::command::{grow, host, restore, store};
-use crate::error::{Error, Exit, Result};
+use crate::error::{Error, Exit, NOTHING_WRITTEN, Result};
 use crate::mounts::{DevId, System};
 use crate::report::{self, JsonObject, ReportFile};
 use crate::snapshot::{Image, image_path};
@@ -70,7 +70,7 @@ pub fn run(options: &Options, pairs: &[Pair]) -> Result<()> {
     }
     for one in &kept {
         for (image, _) in &one.parts {
-            let nothing = |error: Error| error.leaving("nothing was written");
+            let nothing = |error: Error| error.leaving(NOTHING_WRITTEN);
             one.catalog
                 .check_bytes(&image_path(&image.name))
                 .map_err(nothing)?;
@@ -88,10 +88,7 @@ pub fn run(options: &Options, pairs: &[Pair]) -> Result<()> {
     let mut begun = medium.is_some();
     for one in &mut kept {
         // After the first write a refusal is 1, never 4.
-        let error = |error: Error| match error {
-            Error::Message(Exit::Refused, line) if begun => Error::Message(Exit::Failed, line),
-            other => other,
-        };
+        let error = |error: Error| if begun { error.begun("") } else { error };
         write(options, one, medium.as_ref(), &mut grown, start).map_err(error)?;
         begun = true;
     }
@@ -129,7 +126,7 @@ pub fn run(options: &Options, pairs: &[Pair]) -> Result<()> {
 
 /// The newest factory and rescue snapshots of the store, and which entry each pair means.
 fn find(pairs: &[Pair]) -> Result<Vec<Kept>> {
-    let refused = |why: &str| Error::refused(format_args!("--factory: {why}; nothing was written"));
+    let refused = |why: &str| Error::refused(format_args!("--factory: {why}"));
     let folder = host::store()?.ok_or_else(|| {
         refused("no 'store = DIR' in /etc/floe.conf says where snapshots are kept")
     })?;
@@ -209,7 +206,7 @@ fn check_targets(options: &Options, kept: &Kept, held: &mut Vec<Chosen>) -> Resu
         let own = same(chosen.named().0);
         if held.iter().any(|other| same(other.named().0) == own) {
             return Err(Error::refused(format_args!(
-                "{}: is the target of two pairs; nothing was written",
+                "{}: is the target of two pairs",
                 own.display()
             )));
         }

@@ -8,7 +8,7 @@ use crate::command::image::{Content, Head};
 use crate::command::restore::Phase;
 use crate::command::{head, partitions, skip};
 use crate::device::DeviceKind;
-use crate::error::{Error, Exit, Result};
+use crate::error::{Error, Result};
 use crate::stream::copy::{self as writing, Failure, Progress, ZeroRuns};
 use crate::stream::pipeline::is_zero;
 use crate::stream::plan::{Plan, SPAN_BYTES};
@@ -38,10 +38,7 @@ pub struct Finished {
 impl Finish {
     /// Does all of it. After the first write a refusal is 1, never 4.
     pub fn run(self) -> Result<Finished> {
-        self.steps().map_err(|error| match error {
-            Error::Message(Exit::Refused, line) => Error::Message(Exit::Failed, line),
-            other => other,
-        })
+        self.steps().map_err(|error| error.begun(""))
     }
 
     fn steps(&self) -> Result<Finished> {

@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use crate::command::host::CONFIG;
-use crate::error::{Error, Result};
+use crate::error::{Error, NOTHING_WRITTEN, Result};
 
 /// Most pairs: the guardian's board has room for a filesystem each.
 pub const MAX_PAIRS: usize = 16;
@@ -76,9 +76,9 @@ pub fn read(file: Option<&Path>) -> Result<Vec<Pair>> {
             )));
         }
         Err(error) => {
-            return Err(Error::failed(format_args!(
-                "{shown}: read: {error}; nothing was written"
-            )));
+            return Err(
+                Error::failed(format_args!("{shown}: read: {error}")).leaving(NOTHING_WRITTEN)
+            );
         }
     };
     let pairs = parse(&text)

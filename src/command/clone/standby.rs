@@ -6,13 +6,10 @@ use crate::command::medium::{Medium, Role};
 use crate::command::prepare::Prepared;
 use crate::command::target::{Chosen, Overwrite, cannot, old_tail};
 use crate::device::{Access, Device, ReadAt};
-use crate::error::{Error, Result};
+use crate::error::{Error, NOTHING_WRITTEN, Result};
 use crate::fs::Kind;
 use crate::mounts::{DevId, Layer, Named, System, Why, is_mirror};
 use crate::units::{Extent, to_u64};
-
-/// The state every message here ends with.
-const NOTHING: &str = "nothing was written";
 
 /// A target that passed every check, held O_EXCL.
 #[derive(Debug)]
@@ -39,13 +36,12 @@ pub fn find(
 ) -> Result<Vec<Standby>> {
     let mut named = Vec::new();
     for pair in pairs {
-        let found = system.target(&pair.target).map_err(|error| match error {
-            Error::Message(_, ref line) if line.ends_with(NOTHING) => error,
-            other => other.leaving(NOTHING),
-        })?;
+        let found = system
+            .target(&pair.target)
+            .map_err(|error| error.leaving(NOTHING_WRITTEN))?;
         let Some(dev) = found.dev else {
             return Err(Error::refused(format_args!(
-                "{}: is a regular file; a clone goes to block devices, and floe dump -o writes files; {NOTHING}",
+                "{}: is a regular file; a clone goes to block devices, and floe dump -o writes files",
                 found.shown.display()
             )));
         };
@@ -78,10 +74,7 @@ pub fn find(
 }
 
 fn refused(target: &Named, why: std::fmt::Arguments<'_>) -> Error {
-    Error::refused(format_args!(
-        "refused: {} {why}; {NOTHING}",
-        target.shown.display()
-    ))
+    Error::refused(format_args!("refused: {} {why}", target.shown.display()))
 }
 
 /// A target by another name: a link, a bind mount's node, /dev/root, a volume on top of it.
@@ -113,7 +106,9 @@ fn apart_from_sources(
 
 /// On a mirror, below something, mounted, the running root, or a source by another name.
 fn check_use(system: &System, target: &Named, dev: DevId, sources: &[Prepared]) -> Result<()> {
-    let below = system.under(dev).map_err(|error| error.leaving(NOTHING))?;
+    let below = system
+        .under(dev)
+        .map_err(|error| error.leaving(NOTHING_WRITTEN))?;
     for at in below {
         if let Layer::Md(level) = system.roots().layer(at)
             && is_mirror(&level)
@@ -136,7 +131,7 @@ fn check_use(system: &System, target: &Named, dev: DevId, sources: &[Prepared]) 
         _ => apart_from_sources(system, target, dev, sources)?,
     }
     match uses.first() {
-        Some(found) => Err(Error::refused(format_args!("refused: {found}; {NOTHING}"))),
+        Some(found) => Err(Error::refused(format_args!("refused: {found}"))),
         None => Ok(()),
     }
 }

@@ -4,9 +4,9 @@
 //!
 //! The area keeps its place, for boot code finds its next stage by sector numbers. Only reads the original.
 
-use super::{NOTHING, Slot, Source, read};
+use super::{Slot, Source, read};
 use crate::device::{Access, Device, ReadAt};
-use crate::error::{Error, Fault, Result};
+use crate::error::{Error, Fault, NOTHING_WRITTEN, Result};
 use crate::fs;
 use crate::layout::le;
 use crate::mounts::System;
@@ -50,22 +50,22 @@ impl Boot {
         let name = root.map_or("clone", |source| source.name.as_str());
         let disk = disk.ok_or_else(|| {
             Error::refused(format_args!(
-                "{name}: --as-primary: is on no partition of a disk; {NOTHING}"
+                "{name}: --as-primary: is on no partition of a disk"
             ))
         })?;
         let shown = system.roots().shown(disk).display().to_string();
-        let fail = |fault| Error::fault(&shown, fault).leaving(NOTHING);
+        let fail = |fault| Error::fault(&shown, fault).leaving(NOTHING_WRITTEN);
         let device = system.roots().open_device(disk, Access::Read);
         let device = device.map_err(fail)?;
         let table = crate::ptable::read(&device, device.sector_bytes()).map_err(fail)?;
         let table = table.filter(|table| table.doubt.is_none()).ok_or_else(|| {
             Error::refused(format_args!(
-                "{shown}: --as-primary: its partition table is missing or damaged; {NOTHING}"
+                "{shown}: --as-primary: its partition table is missing or damaged"
             ))
         })?;
         if device.sector_bytes() != target.sector_bytes() {
             return Err(Error::refused(format_args!(
-                "{shown}: --as-primary: has sectors of {} bytes and the medium of {}: its boot code would not work there; {NOTHING}",
+                "{shown}: --as-primary: has sectors of {} bytes and the medium of {}: its boot code would not work there",
                 device.sector_bytes(),
                 target.sector_bytes()
             )));
@@ -78,7 +78,7 @@ impl Boot {
             .filter(|first| *first <= AREA_MAX)
             .ok_or_else(|| {
                 Error::refused(format_args!(
-                    "{shown}: --as-primary: the partitions begin too far behind its start; {NOTHING}"
+                    "{shown}: --as-primary: the partitions begin too far behind its start"
                 ))
             })?;
         let code = read(&device, 0, u64::from(device.sector_bytes())).map_err(fail)?;
@@ -237,7 +237,7 @@ impl Boot {
                     to_usize((extent.end() - offset).min(crate::units::to_u64(PIECE_BYTES)));
                 let bytes = buffer
                     .get_mut(..count)
-                    .ok_or(Fault::refused("buffer length"))?;
+                    .ok_or_else(|| Fault::refused("buffer length"))?;
                 self.device.read_at(offset, bytes)?;
                 target.write(offset, &mut buffer, count)?;
                 offset = offset.saturating_add(crate::units::to_u64(count));

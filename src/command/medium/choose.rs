@@ -2,10 +2,9 @@
 
 use std::path::PathBuf;
 
-use super::NOTHING;
 use super::sizes::{Role, Wanted};
 use crate::command::clone::pairs::Pair;
-use crate::error::{Error, Result};
+use crate::error::{Error, NOTHING_WRITTEN, Result};
 use crate::mounts::{DevId, Media, System};
 use crate::report::Bytes;
 
@@ -23,17 +22,17 @@ pub fn disk(system: &System, wanted: &Wanted, sources: &[DevId]) -> Result<(Path
     let shown = path.display();
     if let Some(own) = system.roots().disk_of(dev) {
         return Err(Error::refused(format_args!(
-            "{shown}: is a partition of {}; {NOTHING}; --media wants the disk",
+            "{shown}: is a partition of {}; --media wants the disk",
             system.roots().shown(own).display()
         )));
     }
     if sources.iter().any(|source| system.overlaps(dev, *source)) {
         return Err(Error::refused(format_args!(
-            "refused: {shown} holds what is to be copied; {NOTHING}"
+            "refused: {shown} holds what is to be copied"
         )));
     }
     match system.uses(dev).first() {
-        Some(found) => Err(Error::refused(format_args!("refused: {found}; {NOTHING}"))),
+        Some(found) => Err(Error::refused(format_args!("refused: {found}"))),
         None => Ok((path, dev)),
     }
 }
@@ -47,11 +46,13 @@ fn find(system: &System, wanted: &Wanted, sources: &[DevId]) -> Result<(PathBuf,
                 name.display()
             )));
         }
-        let named = system.target(name).map_err(|e| e.leaving(NOTHING))?;
+        let named = system
+            .target(name)
+            .map_err(|e| e.leaving(NOTHING_WRITTEN))?;
         return match named.dev {
             Some(dev) => Ok((named.shown, dev)),
             None => Err(Error::refused(format_args!(
-                "{}: is a file; {NOTHING}; --media wants a disk",
+                "{}: is a file; --media wants a disk",
                 named.shown.display()
             ))),
         };
@@ -95,7 +96,7 @@ fn find(system: &System, wanted: &Wanted, sources: &[DevId]) -> Result<(PathBuf,
     };
     let list: Vec<String> = list.iter().map(words).collect();
     Err(Error::refused(format_args!(
-        "--media {word}: {what}; {NOTHING}; name one: {}",
+        "--media {word}: {what}; name one: {}",
         if list.is_empty() {
             "no disk is here".into()
         } else {
@@ -118,7 +119,7 @@ pub fn partitions_named(system: &System, wanted: &Wanted, pairs: &[Pair]) -> Res
         let entry = named.next();
         if named.next().is_some() {
             return Err(Error::refused(format_args!(
-                "{shown}: has several partitions named {}; {NOTHING}; name the device itself as the TARGET",
+                "{shown}: has several partitions named {}; name the device itself as the TARGET",
                 role.name()
             )));
         }
@@ -129,7 +130,7 @@ pub fn partitions_named(system: &System, wanted: &Wanted, pairs: &[Pair]) -> Res
         });
         let part = part.ok_or_else(|| {
             Error::refused(format_args!(
-                "{shown}: has no partition named {}; {NOTHING}; --partition lays the disk out anew",
+                "{shown}: has no partition named {}; --partition lays the disk out anew",
                 role.name()
             ))
         })?;

@@ -2,7 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 
-use super::{NOTHING, Source};
+use super::Source;
 use crate::cli::{self, Args};
 use crate::error::{Error, Result};
 use crate::ptable::Scheme;
@@ -143,7 +143,7 @@ impl Wanted {
                 && bytes < source.size_bytes
             {
                 return Err(Error::refused(format_args!(
-                    "{shown}: --{}-size: {} is too small, {} needs {} ({} bytes); {NOTHING}",
+                    "{shown}: --{}-size: {} is too small, {} needs {} ({} bytes)",
                     role.name(),
                     Bytes(bytes),
                     source.name,

@@ -3,10 +3,10 @@
 //! The waiting thread alone writes to stderr; the others tell it what to write. A signal calls all of them off; each ends its ssh and
 //! removes its part file, and the waiting thread waits for that.
 
+use crate::threads::{Receiver, RecvTimeoutError, Sender, channel};
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use super::stream::Arrived;
@@ -170,10 +170,7 @@ pub fn run(
             events: events.clone(),
             job: Arc::clone(&job),
         };
-        std::thread::Builder::new()
-            .name("board".into())
-            .stack_size(STACK_BYTES)
-            .spawn(move || worker.run())
+        crate::threads::start("board", STACK_BYTES, Box::new(move || worker.run()))
             .map_err(|e| Error::failed(format_args!("floe: start a thread: {e}")))?;
     }
     drop(events);
@@ -182,7 +179,7 @@ pub fn run(
     view.erase();
     if let Some(number) = interrupted {
         report::line("interrupted; files that are there are complete, others were removed");
-        return Err(Error::Signal(number));
+        return Err(Error::signal(number));
     }
     let View { rows, .. } = view;
     let outcome = |(host, row): (&Host, Row)| Outcome {

@@ -105,9 +105,12 @@ fn steps(
     };
     let features = parts.next().unwrap_or_default();
     let Some(architecture) = architecture(machine, features) else {
-        return Err(Some(Error::refused(format_args!(
-            "{host}: there is no floe for its machine ({machine} {features}); nothing was sent"
-        ))));
+        return Err(Some(
+            Error::refused(format_args!(
+                "{host}: there is no floe for its machine ({machine} {features})"
+            ))
+            .leaving("nothing was sent"),
+        ));
     };
     let path = executable(architecture, folder).map_err(Some)?;
     let bytes = read(&path).map_err(Some)?;

@@ -144,7 +144,7 @@ pub struct ToStdout {
 impl Sink for ToStdout {
     fn packed(&mut self, bytes: &[u8]) -> Result<()> {
         let fail = |what, errno| match errno {
-            Errno::PIPE => Error::Silent(Exit::Failed),
+            Errno::PIPE => Error::silent(Exit::Failed),
             errno => Error::fault("stdout", Fault::io(what, errno)),
         };
         let stdout = rustix::stdio::stdout();
@@ -334,9 +334,9 @@ fn noise(host: &Host, first: &[u8], magic: &[u8]) -> Error {
     let text = String::from_utf8_lossy(first.get(..end.min(200)).unwrap_or_default());
     let text = clean(text.trim().lines().next().unwrap_or_default());
     Error::failed(format_args!(
-        "{}: something wrote \"{text}\" before the stream; nothing was kept; see to it that the login shell there prints nothing when it is given a command",
+        "{}: something wrote \"{text}\" before the stream; see to it that the login shell there prints nothing when it is given a command",
         host.shown
-    ))
+    )).leaving("nothing was kept")
 }
 
 /// The board's report against what came.
@@ -348,7 +348,8 @@ fn compare(
     sha256: String,
 ) -> Result<Arrived> {
     let host = &host.shown;
-    let bad = |what: &str| Error::failed(format_args!("{host}: {what}; nothing was kept"));
+    let bad =
+        |what: &str| Error::failed(format_args!("{host}: {what}")).leaving("nothing was kept");
     let [text] = ended.told.reports.as_slice() else {
         return Err(bad("the report of floe there is missing, or came twice"));
     };

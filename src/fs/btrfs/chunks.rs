@@ -84,7 +84,7 @@ impl Chunk {
                 .and_then(RawStripe::parse)
                 .ok_or(bad("short item"))?;
             if stripe.devid != geometry.device_id || stripe.dev_uuid != geometry.device_uuid {
-                return Err(SEVERAL_DEVICES.in_unit("chunk", logical));
+                return Err(SEVERAL_DEVICES().in_unit("chunk", logical));
             }
             Extent::new(stripe.offset, raw.length)
                 .filter(|extent| extent.end() <= geometry.device_bytes)

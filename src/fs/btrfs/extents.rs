@@ -93,7 +93,7 @@ impl<'a, 's> Marking<'a, 's> {
                         each(self, found, cursor.item()?)?;
                     }
                 }
-                Err(fault) if fault.kind == FaultKind::Corrupt && bad_blocks < BAD_BLOCKS => {
+                Err(fault) if fault.kind() == FaultKind::Corrupt && bad_blocks < BAD_BLOCKS => {
                     // The groups whose items were there will not add up, or will lack their own item.
                     bad_blocks += 1;
                     self.verdict.doubt(fault);

@@ -93,7 +93,7 @@ pub fn walk(
     };
     match outcome {
         Ok(verdict) => Ok(verdict),
-        Err(fault) if matches!(fault.kind, FaultKind::Io | FaultKind::Refused) => Err(fault),
+        Err(fault) if matches!(fault.kind(), FaultKind::Io | FaultKind::Refused) => Err(fault),
         Err(fault) => {
             map.set_all_used();
             Ok(Verdict::whole(fault))
@@ -113,7 +113,7 @@ pub fn witness(identity: &Identity, walk: &mut Walk<'_>) -> Result<(), Fault> {
 
 fn mark(identity: &Identity, walk: &mut Walk<'_>, map: &mut UsedMap) -> Result<Verdict, Fault> {
     let device = walk.device();
-    let superblock = Superblock::read(device)?.ok_or(Fault::corrupt("superblock"))?;
+    let superblock = Superblock::read(device)?.ok_or_else(|| Fault::corrupt("superblock"))?;
     let geometry = superblock.geometry()?;
     let size_bytes = geometry.device_bytes;
     if size_bytes != identity.size_bytes {
@@ -159,7 +159,7 @@ fn mark(identity: &Identity, walk: &mut Walk<'_>, map: &mut UsedMap) -> Result<V
     let mut verdict = marking.verdict;
     match unwritten {
         Ok(_) => {}
-        Err(fault) if fault.kind == FaultKind::Io => return Err(fault),
+        Err(fault) if fault.kind() == FaultKind::Io => return Err(fault),
         Err(fault) => verdict.doubt(fault),
     }
     keep_reserved(&geometry, map);
@@ -175,7 +175,7 @@ fn new_cursor<'s>(
     let bytes = bytes.min(MAX_LEVELS * geometry.node_bytes);
     let (memory, rest) = scratch
         .split_at_mut_checked(bytes)
-        .ok_or(Fault::unsupported("scratch memory"))?;
+        .ok_or_else(|| Fault::unsupported("scratch memory"))?;
     Ok((Cursor::new(memory, geometry), rest))
 }
 
@@ -247,7 +247,7 @@ fn map_chunks<'s>(
         }
     }
     if devices != 1 {
-        return Err(superblock::SEVERAL_DEVICES.in_unit("a chunk tree with devices:", devices));
+        return Err(superblock::SEVERAL_DEVICES().in_unit("a chunk tree with devices:", devices));
     }
     let mapped: u64 = (0..chunks.len())
         .filter_map(|index| chunks.get(index))

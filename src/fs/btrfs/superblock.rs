@@ -136,23 +136,23 @@ impl Superblock {
             .ok()
             .filter(|size| *size <= limit)
             .and_then(|size| self.bytes.get(start..start + size))
-            .ok_or(Fault::corrupt("system chunk array size"))
+            .ok_or_else(|| Fault::corrupt("system chunk array size"))
     }
 
     /// Checks every claim. Refused: several devices. Anything else unknown or wrong means "read everything".
     pub fn geometry(&self) -> Result<Geometry, Fault> {
         let raw = &self.raw;
-        let checksum = self
-            .checksum()
-            .ok_or(Fault::corrupt("superblock checksum").at(COPIES[0], to_u64(SUPER_BYTES)))?;
+        let checksum = self.checksum().ok_or_else(|| {
+            Fault::corrupt("superblock checksum").at(COPIES[0], to_u64(SUPER_BYTES))
+        })?;
         if raw.num_devices > 1 {
-            return Err(SEVERAL_DEVICES.in_unit("a filesystem with devices:", raw.num_devices));
+            return Err(SEVERAL_DEVICES().in_unit("a filesystem with devices:", raw.num_devices));
         }
         self.check_features()?;
         let power = |bytes: u32| bytes.is_power_of_two() && (4096..=65_536).contains(&bytes);
         let sector = BlockSize::from_bytes(u64::from(raw.sectorsize))
             .filter(|_| power(raw.sectorsize))
-            .ok_or(Fault::unsupported("sector size"))?;
+            .ok_or_else(|| Fault::unsupported("sector size"))?;
         if !power(raw.nodesize) || raw.nodesize < raw.sectorsize {
             return Err(Fault::corrupt("node size"));
         }
@@ -209,8 +209,10 @@ impl Superblock {
 }
 
 /// An image of one device of several is no filesystem.
-pub const SEVERAL_DEVICES: Fault =
-    Fault::refused("one device of a btrfs on several cannot be imaged alone");
+#[allow(non_snake_case)]
+pub fn SEVERAL_DEVICES() -> Fault {
+    Fault::refused("one device of a btrfs on several cannot be imaged alone")
+}
 
 /// The copies of the superblock that fit `size_bytes`.
 pub fn copies(size_bytes: u64) -> impl Iterator<Item = Extent> {

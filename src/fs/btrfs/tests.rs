@@ -165,7 +165,7 @@ fn one_device_of_several_is_refused() {
     let mut image = Sparse::fixture();
     image.patch(SUPER, 0x88, &3u64.to_le_bytes());
     let fault = image.outcome().0.unwrap_err();
-    assert_eq!(fault.kind, FaultKind::Refused);
+    assert_eq!(fault.kind(), FaultKind::Refused);
     assert!(
         fault.to_string().contains("cannot be imaged alone"),
         "{fault}"
@@ -173,7 +173,7 @@ fn one_device_of_several_is_refused() {
     // A superblock that says one, while its chunks lie on a device with another id.
     let mut image = Sparse::fixture();
     image.patch(SUPER, 0xc9, &2u64.to_le_bytes());
-    assert_eq!(image.outcome().0.unwrap_err().kind, FaultKind::Refused);
+    assert_eq!(image.outcome().0.unwrap_err().kind(), FaultKind::Refused);
 }
 
 #[test]

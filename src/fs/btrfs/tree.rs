@@ -125,7 +125,7 @@ impl Source<'_> {
             match outcome {
                 Ok(count) => return Ok(count),
                 // A failed read weighs more than a bad copy: the caller stops at it.
-                Err(fault) if fault.kind == FaultKind::Io => first_fault = Some(fault),
+                Err(fault) if fault.kind() == FaultKind::Io => first_fault = Some(fault),
                 Err(fault) => first_fault = first_fault.or(Some(fault)),
             }
         }
@@ -266,9 +266,7 @@ impl<'s> Cursor<'s> {
             .get_mut(start..)
             .and_then(|rest| rest.get_mut(..self.node_bytes))
             .filter(|_| usize::from(level) < MAX_LEVELS)
-            .ok_or(Fault::unsupported(
-                "a tree too tall for the memory of a walk",
-            ))?;
+            .ok_or_else(|| Fault::unsupported("a tree too tall for the memory of a walk"))?;
         let count = source.read(chunks, expected, block)?;
         *self.step(level) = Step {
             next: 0,

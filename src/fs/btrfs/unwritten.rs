@@ -255,7 +255,7 @@ impl<'s> Unwritten<'s> {
                 self.file_root = Some((id, root));
                 Ok(Some(root))
             }
-            Err(fault) if fault.kind == FaultKind::Io => Err(fault),
+            Err(fault) if fault.kind() == FaultKind::Io => Err(fault),
             Err(_) => Ok(None),
         }
     }

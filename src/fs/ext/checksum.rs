@@ -27,7 +27,7 @@ impl Checksums {
             }
             let covered = bytes
                 .get(..0x3fc)
-                .ok_or(Fault::corrupt("superblock length"))?;
+                .ok_or_else(|| Fault::corrupt("superblock length"))?;
             if crc32c_raw(u32::MAX, covered) != raw.s_checksum {
                 return Err(Fault::corrupt("superblock checksum"));
             }

@@ -221,7 +221,7 @@ impl Scan<'_> {
             each: &mut each,
         };
         match visit(inode, context, self.tree) {
-            Err(fault) if fault.kind == FaultKind::Io => Err(fault),
+            Err(fault) if fault.kind() == FaultKind::Io => Err(fault),
             Err(fault) => {
                 self.found.doubt(fault);
                 Ok(())

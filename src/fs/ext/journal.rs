@@ -100,7 +100,7 @@ pub fn find(
     });
     match (visited, first) {
         (Ok(()), Some(superblock)) => Ok(Ok(Some(Journal { inode, superblock }))),
-        (Err(fault), _) if fault.kind == FaultKind::Io => Err(fault),
+        (Err(fault), _) if fault.kind() == FaultKind::Io => Err(fault),
         (Err(fault), _) => Ok(Err(fault)),
         (Ok(()), None) => Ok(Err(bad)),
     }

@@ -258,7 +258,7 @@ impl Geometry {
             raw.s_log_cluster_size
                 .checked_sub(raw.s_log_block_size)
                 .filter(|_| raw.s_log_cluster_size <= 20)
-                .ok_or(Fault::corrupt("cluster size"))?
+                .ok_or_else(|| Fault::corrupt("cluster size"))?
         } else {
             0
         };
@@ -335,7 +335,7 @@ impl Geometry {
         };
         (size.is_power_of_two() && (128..=block.bytes()).contains(&size))
             .then_some(size)
-            .ok_or(Fault::corrupt("inode size"))
+            .ok_or_else(|| Fault::corrupt("inode size"))
     }
 
     fn backups(raw: &Raw) -> Backups {

@@ -143,7 +143,7 @@ impl Walker<'_> {
             _ => return Err(self.bad("more tree blocks than blocks")),
         }
         let place = self.visit.geometry.extent(start, 1);
-        let place = place.ok_or(self.bad("block number"))?;
+        let place = place.ok_or_else(|| self.bad("block number"))?;
         self.visit.device.read_at(place.offset, memory)
     }
 
@@ -155,7 +155,7 @@ impl Walker<'_> {
         end: u64,
         memory: &mut [u8],
     ) -> Result<(), Fault> {
-        let header = Header::parse(node).ok_or(self.bad("extent node"))?;
+        let header = Header::parse(node).ok_or_else(|| self.bad("extent node"))?;
         let room = node.len() / ENTRY_BYTES - 1;
         if header.eh_magic != HEADER_MAGIC
             || header.eh_depth != depth
@@ -169,11 +169,11 @@ impl Walker<'_> {
         let entry = |index: usize| node.get((index + 1) * ENTRY_BYTES..).unwrap_or_default();
         for index in 0..count {
             if depth == 0 {
-                let leaf = Leaf::parse(entry(index)).ok_or(self.bad("extent"))?;
+                let leaf = Leaf::parse(entry(index)).ok_or_else(|| self.bad("extent"))?;
                 self.leaf(leaf, end)?;
                 continue;
             }
-            let this = Index::parse(entry(index)).ok_or(self.bad("extent index"))?;
+            let this = Index::parse(entry(index)).ok_or_else(|| self.bad("extent index"))?;
             let first = u64::from(this.ei_block);
             let next = match Index::parse(entry(index + 1)).filter(|_| index + 1 < count) {
                 Some(next) => u64::from(next.ei_block),
@@ -185,7 +185,7 @@ impl Walker<'_> {
             self.logical = first;
             let start = u64::from(this.ei_leaf_lo) | u64::from(this.ei_leaf_hi) << 32;
             let split = memory.split_at_mut_checked(self.visit.geometry.block_len());
-            let (block, rest) = split.ok_or(self.bad("extent depth"))?;
+            let (block, rest) = split.ok_or_else(|| self.bad("extent depth"))?;
             self.load(start, block)?;
             self.check_node(block)?;
             self.extents(block, depth - 1, next, rest)?;
@@ -216,7 +216,7 @@ impl Walker<'_> {
         let Some(seed) = self.inode.seed else {
             return Ok(());
         };
-        let header = Header::parse(node).ok_or(self.bad("extent node"))?;
+        let header = Header::parse(node).ok_or_else(|| self.bad("extent node"))?;
         let tail = (usize::from(header.eh_max) + 1) * ENTRY_BYTES;
         match (node.get(..tail), le::<u32>(node, tail)) {
             (Some(covered), Some(stored)) if crc32c_raw(seed, covered) == stored => Ok(()),
@@ -241,7 +241,7 @@ impl Walker<'_> {
         let pointers = geometry.block.bytes64() / 4;
         let spans = pointers
             .checked_pow(level)
-            .ok_or(self.bad("indirect level"))?;
+            .ok_or_else(|| self.bad("indirect level"))?;
         if pointer == 0 {
             self.logical += spans;
             return Ok(());
@@ -253,7 +253,7 @@ impl Walker<'_> {
             return self.emit(Usage::Data, logical, Blocks { start, count: 1 });
         }
         let split = memory.split_at_mut_checked(geometry.block_len());
-        let (block, rest) = split.ok_or(self.bad("indirect level"))?;
+        let (block, rest) = split.ok_or_else(|| self.bad("indirect level"))?;
         self.load(start, block)?;
         for child in block.chunks_exact(4) {
             let child = le::<u32>(child, 0).unwrap_or(0);

@@ -16,7 +16,7 @@ const COMPAT_STABLE_INODES: u32 = 0x800;
 pub fn needs_recovery(device: &dyn ReadAt) -> Result<bool, Fault> {
     let mut bytes = [0u8; 1024];
     device.read_at(OFFSET_BYTES, &mut bytes)?;
-    let raw = Raw::recognise(&bytes).ok_or(Fault::corrupt("superblock"))?;
+    let raw = Raw::recognise(&bytes).ok_or_else(|| Fault::corrupt("superblock"))?;
     Ok(raw.has_incompat(f::INCOMPAT_RECOVER))
 }
 
@@ -28,7 +28,7 @@ pub fn change_uuid(
 ) -> Result<(), Fault> {
     let mut bytes = [0u8; 1024];
     device.read_at(OFFSET_BYTES, &mut bytes)?;
-    let raw = Raw::recognise(&bytes).ok_or(Fault::corrupt("superblock"))?;
+    let raw = Raw::recognise(&bytes).ok_or_else(|| Fault::corrupt("superblock"))?;
     let geometry = Geometry::new(&raw, &bytes)?;
     let sums = raw.has_ro_compat(f::RO_COMPAT_METADATA_CSUM);
     if sums && !raw.has_incompat(f::INCOMPAT_CSUM_SEED) {

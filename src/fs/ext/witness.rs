@@ -14,8 +14,9 @@ use crate::units::{Extent, to_u64, to_usize};
 pub fn add(geometry: &Geometry, walk: &mut Walk<'_>) -> Result<(), Fault> {
     let device = walk.device;
     let split = walk.scratch.split_at_mut_checked(BUFFERS_BYTES);
-    let (buffers, rest) = split.ok_or(Fault::refused("scratch memory"))?;
-    let mut buffers = Buffers::split(device, buffers).ok_or(Fault::refused("scratch memory"))?;
+    let (buffers, rest) = split.ok_or_else(|| Fault::refused("scratch memory"))?;
+    let mut buffers =
+        Buffers::split(device, buffers).ok_or_else(|| Fault::refused("scratch memory"))?;
     let mut sum = Sum {
         device,
         memory: rest,
@@ -64,7 +65,7 @@ impl Sum<'_> {
             let length = (extent.end() - offset).min(to_u64(self.memory.len()));
             let piece = self.memory.get_mut(..to_usize(length));
             let piece = piece.filter(|piece| !piece.is_empty());
-            let piece = piece.ok_or(Fault::refused("scratch memory"))?;
+            let piece = piece.ok_or_else(|| Fault::refused("scratch memory"))?;
             self.device.read_at(offset, piece)?;
             self.witness.add(offset, piece);
             offset += length;

@@ -267,7 +267,7 @@ fn checkpoint_block(
 ) -> Result<Option<Checkpoint>, Fault> {
     let bytes = buffer
         .get_mut(..layout.block_length())
-        .ok_or(Fault::refused("scratch memory"))?;
+        .ok_or_else(|| Fault::refused("scratch memory"))?;
     device.read_at(layout.offset(block), bytes)?;
     Ok(parse_checkpoint(bytes))
 }
@@ -406,7 +406,7 @@ fn walk(
     }
     match mark(device, &layout, &pack, (&mut *walk.scratch, &mut *map)) {
         Ok(verdict) => Ok(verdict),
-        Err(fault) if fault.kind == FaultKind::Io => Err(fault),
+        Err(fault) if fault.kind() == FaultKind::Io => Err(fault),
         Err(fault) => {
             map.set_all_used();
             Ok(Verdict::whole(fault))

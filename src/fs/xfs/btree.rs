@@ -168,7 +168,9 @@ impl<'a> Walker<'a> {
             let frame = *self.frame(level)?;
             if level > 0 && frame.next < frame.count {
                 self.frame(level)?.next += 1;
-                let child = self.child(level, frame.next).ok_or(self.corrupt())?;
+                let child = self
+                    .child(level, frame.next)
+                    .ok_or_else(|| self.corrupt())?;
                 level -= 1;
                 self.load(child, level, visit)?;
             } else if level + 1 < levels {
@@ -213,7 +215,7 @@ impl<'a> Walker<'a> {
     }
 
     fn load(&mut self, number: u64, level: usize, visit: &mut Visit<'_>) -> Result<(), Fault> {
-        *self.budget = self.budget.checked_sub(1).ok_or(self.corrupt())?;
+        *self.budget = self.budget.checked_sub(1).ok_or_else(|| self.corrupt())?;
         let place = match self.space {
             Space::Group(ag) => u32::try_from(number)
                 .ok()
@@ -221,7 +223,7 @@ impl<'a> Walker<'a> {
                 .map(|block| (ag, block)),
             Space::Inode(_) => self.geometry.split(number),
         };
-        let (ag, block) = place.ok_or(self.corrupt())?;
+        let (ag, block) = place.ok_or_else(|| self.corrupt())?;
         let offset = self.geometry.offset(ag, block);
         let length = self.geometry.block.bytes64();
         let fault = self.corrupt().at(offset, length);
@@ -230,7 +232,7 @@ impl<'a> Walker<'a> {
             .stack
             .get_mut(start..)
             .and_then(|rest| rest.get_mut(..to_usize(length)))
-            .ok_or(Fault::unsupported("a tree deeper than our memory"))?;
+            .ok_or_else(|| Fault::unsupported("a tree deeper than our memory"))?;
         self.device.read_at(offset, buffer)?;
         let frame = self.check(number, level, offset).ok_or(fault)?;
         *self.frame(level)? = frame;

@@ -132,7 +132,7 @@ impl Group<'_> {
         let length = self.geometry.sector_bytes;
         let sector = buffer
             .get_mut(..to_usize(length.into()))
-            .ok_or(Fault::refused("scratch memory"))?;
+            .ok_or_else(|| Fault::refused("scratch memory"))?;
         let offset = self.geometry.offset(self.ag, 0) + u64::from(number * length);
         self.device.read_at(offset, sector)?;
         Ok(sector)
@@ -153,7 +153,7 @@ impl Group<'_> {
                     && agf.agf_length == self.length()
                     && self.intact(sector, &agf.agf_uuid, AGF_CRC)
             })
-            .ok_or(Fault::corrupt("AGF"))
+            .ok_or_else(|| Fault::corrupt("AGF"))
     }
 
     /// The header of the inode trees, checked.
@@ -167,7 +167,7 @@ impl Group<'_> {
                     && agi.agi_length == self.length()
                     && self.intact(sector, &agi.agi_uuid, AGI_CRC)
             })
-            .ok_or(Fault::corrupt("AGI"))
+            .ok_or_else(|| Fault::corrupt("AGI"))
     }
 
     /// Marks free what is free in this group. After a fault the map says nothing about the group: the caller sets it used.

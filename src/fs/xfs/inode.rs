@@ -123,7 +123,7 @@ impl Mapping {
 
 /// A fault of the bytes is a doubt; a fault of the device ends the walk.
 fn doubt_or_fail(fault: Fault, verdict: &mut Verdict) -> Result<(), Fault> {
-    if fault.kind == FaultKind::Io {
+    if fault.kind() == FaultKind::Io {
         return Err(fault);
     }
     verdict.doubt(fault);

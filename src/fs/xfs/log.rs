@@ -88,7 +88,7 @@ impl<'a> Log<'a> {
         let mut start = [0; 8];
         self.device
             .read_at(self.extent(block, 1).offset, &mut start)?;
-        cycle_of(&start).ok_or(Fault::corrupt("log"))
+        cycle_of(&start).ok_or_else(|| Fault::corrupt("log"))
     }
 
     /// The head by halving: cycle numbers go down by one there (or to zero, in a log that never wrapped).
@@ -194,7 +194,7 @@ impl<'a> Log<'a> {
             let place = self.extent(block, count);
             let bytes = buffer
                 .get_mut(..to_usize(place.length_bytes))
-                .ok_or(Fault::refused("scratch memory"))?;
+                .ok_or_else(|| Fault::refused("scratch memory"))?;
             self.device.read_at(place.offset, bytes)?;
             // From the wrap on, a write would carry the next cycle; at block 0 the wrap is right here.
             let newer = if head.block == 0 || block < head.block {
@@ -216,7 +216,7 @@ impl<'a> Log<'a> {
     pub fn window(&self) -> Result<Option<[Extent; 2]>, Fault> {
         let head = match self.head() {
             Ok(head) => head.block,
-            Err(fault) if fault.kind == crate::error::FaultKind::Io => return Err(fault),
+            Err(fault) if fault.kind() == crate::error::FaultKind::Io => return Err(fault),
             Err(_) => return Ok(None),
         };
         let blocks = self.blocks();

@@ -70,7 +70,7 @@ fn probe(device: &dyn ReadAt) -> Result<Option<Identity>, Fault> {
 
 /// A fault of the bytes makes the verdict `whole`; a fault of the device ends the walk.
 fn whole_or_fail(fault: Fault) -> Result<Verdict, Fault> {
-    if fault.kind == FaultKind::Io {
+    if fault.kind() == FaultKind::Io {
         return Err(fault);
     }
     Ok(Verdict::whole(fault))
@@ -163,7 +163,7 @@ fn mark_free_space(
 ) -> Result<(), Fault> {
     let stack = scratch
         .get_mut(..STACK_BYTES)
-        .ok_or(Fault::refused("scratch memory"))?;
+        .ok_or_else(|| Fault::refused("scratch memory"))?;
     for ag in 0..geometry.ag_count {
         let group = Group {
             geometry,
@@ -173,7 +173,7 @@ fn mark_free_space(
         if let Err(fault) = group.mark_free(stack, findings.map) {
             distrust(&group, fault, findings)?;
         } else if let Err(fault) = group.mark_free_list(stack, findings.map) {
-            if fault.kind == FaultKind::Io {
+            if fault.kind() == FaultKind::Io {
                 return Err(fault);
             }
             findings.verdict.doubt(fault.in_unit("AG", ag.into()));
@@ -188,7 +188,8 @@ fn mark_unwritten(
     scratch: &mut [u8],
     findings: &mut Findings<'_>,
 ) -> Result<(), Fault> {
-    let mut scratch = inode::Scratch::cut(scratch).ok_or(Fault::refused("scratch memory"))?;
+    let mut scratch =
+        inode::Scratch::cut(scratch).ok_or_else(|| Fault::refused("scratch memory"))?;
     for ag in 0..geometry.ag_count {
         let group = Group {
             geometry,
@@ -204,7 +205,7 @@ fn mark_unwritten(
 
 /// The whole group is used from here on.
 fn distrust(group: &Group<'_>, fault: Fault, findings: &mut Findings<'_>) -> Result<(), Fault> {
-    if fault.kind == FaultKind::Io {
+    if fault.kind() == FaultKind::Io {
         return Err(fault);
     }
     findings.doubted.add(group.ag);

@@ -131,7 +131,7 @@ fn a_group_that_contradicts_itself_is_used_and_the_others_are_not() {
         patch(&mut bytes, place, at, value);
         let (verdict, map) = walked(&bytes, Still::Frozen).unwrap();
         assert_eq!(verdict.coverage, Coverage::Partial, "{what}");
-        assert_eq!(verdict.doubt.unwrap().unit, Some(("AG", 0)), "{what}");
+        assert_eq!(verdict.doubt.unwrap().unit(), Some(("AG", 0)), "{what}");
         let next = map.next_used(0, u64::MAX).unwrap();
         assert!(next.length_bytes >= GROUP as u64, "{what}");
         assert!(map.used_bytes() < 24 << 20, "{what}");
@@ -168,7 +168,7 @@ fn a_file_in_free_space_takes_it_back() {
     );
     let (verdict, map) = walked(&bytes, Still::Frozen).unwrap();
     assert_eq!(verdict.coverage, Coverage::Partial);
-    assert_eq!(verdict.doubt.unwrap().unit.unwrap().0, "inode");
+    assert_eq!(verdict.doubt.unwrap().unit().unwrap().0, "inode");
     let place = to_usize(8000 * 1024) + 2 * GROUP;
     assert!(map.is_used(place as u64) && map.is_used(place as u64 + 3 * 1024));
     assert!(!map.is_used(place as u64 + 5 * 1024));
@@ -195,5 +195,5 @@ fn unknown_features_and_a_filesystem_that_needs_repair_are_read_whole() {
     let mut bytes = v5();
     bytes[0x91] ^= 1;
     let (verdict, _) = walked(&bytes, Still::Frozen).unwrap();
-    assert_eq!(verdict.doubt.unwrap().what, "superblock checksum");
+    assert_eq!(verdict.doubt.unwrap().what(), "superblock checksum");
 }

@@ -38,7 +38,7 @@ const PIECE_BLOCKS: u64 = 64;
 
 /// Whether the format allows it.
 pub fn can_change_uuid(device: &dyn ReadAt) -> Result<Superblock, Fault> {
-    let found = read(device)?.ok_or(Fault::corrupt("superblock"))?;
+    let found = read(device)?.ok_or_else(|| Fault::corrupt("superblock"))?;
     if !found.geometry.checksums {
         return Err(Fault::refused(
             "its metadata is known by the uuid (version 4); xfs_admin -U on the unmounted copy changes it",
@@ -88,7 +88,7 @@ fn superblocks(
         let offset = u64::from(group) * group_bytes;
         let bytes = sector
             .get_mut(..length)
-            .ok_or(Fault::corrupt("sector size"))?;
+            .ok_or_else(|| Fault::corrupt("sector size"))?;
         device.read_at(offset, bytes)?;
         let same = bytes.get(UUID..UUID + 16) == Some(&found.disk.sb_uuid);
         if !same || !checksum_holds(bytes, CRC_OFFSET) {
@@ -139,7 +139,7 @@ impl Log<'_> {
             let count = (self.blocks() - block).min(PIECE_BLOCKS);
             let bytes = piece
                 .get_mut(..to_usize(count * BASIC))
-                .ok_or(Fault::refused("scratch memory"))?;
+                .ok_or_else(|| Fault::refused("scratch memory"))?;
             self.device.read_at(self.offset(block), bytes)?;
             for (number, header) in (block..).zip(bytes.chunks_exact(to_usize(BASIC))) {
                 let ours = be::<u32>(header, 0) == Some(RECORD_MAGIC)

@@ -113,7 +113,7 @@ impl Worker {
                 let length = deflater.encode(chunk, &mut self.output)?;
                 self.output
                     .get(..length)
-                    .ok_or(Fault::refused("encoded chunk"))
+                    .ok_or_else(|| Fault::refused("encoded chunk"))
             }
         }
     }

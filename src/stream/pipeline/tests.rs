@@ -234,7 +234,7 @@ fn a_source_that_ends_early_is_a_problem_with_its_offset_and_no_end_of_stream() 
     let Some(Problem::Read(0, fault)) = pipeline.state().problem else {
         panic!("no read problem");
     };
-    assert_eq!(fault.offset, Some(0));
+    assert_eq!(fault.offset(), Some(0));
     assert!(miniz_oxide::inflate::decompress_to_vec(&stream[10..]).is_err());
 }
 
@@ -372,7 +372,7 @@ fn a_target_that_fails_stops_a_copy_with_its_place() {
     let Some(Problem::Write(fault)) = state.problem else {
         panic!("{state:?}");
     };
-    assert!(fault.offset.is_some_and(|at| at >= 3 << 20));
+    assert!(fault.offset().is_some_and(|at| at >= 3 << 20));
 }
 
 #[test]

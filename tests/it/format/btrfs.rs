@@ -546,7 +546,7 @@ fn one_device_of_two_is_refused_by_name() {
     let mut scratch = vec![0; fs::SCRATCH_BYTES];
     let mut walk = Walk::new(&device, &mut scratch);
     let fault = fs::walk(&identity, Still::Unmounted, &mut walk, &mut map).unwrap_err();
-    assert_eq!(fault.kind, floe::error::FaultKind::Refused);
+    assert_eq!(fault.kind(), floe::error::FaultKind::Refused);
     assert!(fault.to_string().contains("btrfs on several"), "{fault}");
     drop((device, fs));
     forget();

@@ -221,8 +221,8 @@ fn several_devices_are_refused_by_name() {
     let fault = maps::try_walk(&image, Still::Unmounted)
         .err()
         .expect("refused");
-    assert_eq!(fault.kind, FaultKind::Refused);
-    assert!(fault.what.contains("several devices"), "{fault}");
+    assert_eq!(fault.kind(), FaultKind::Refused);
+    assert!(fault.what().contains("several devices"), "{fault}");
 }
 
 /// Changes the flags in every block that holds a checkpoint, and its checksum with them.
@@ -287,7 +287,7 @@ fn without_an_unmount_mark_only_our_own_freeze_is_believed() {
     let fault = maps::try_walk(&image, Still::Frozen)
         .err()
         .expect("refused");
-    assert!(fault.what.contains("checkpoint=disable"), "{fault}");
+    assert!(fault.what().contains("checkpoint=disable"), "{fault}");
 }
 
 #[test]

@@ -441,7 +441,7 @@ fn a_copy_of_a_moving_xfs_with_its_dirty_log_is_read_whole() {
         dirty
             .verdict
             .doubt
-            .is_some_and(|fault| fault.what.contains("log"))
+            .is_some_and(|fault| fault.what().contains("log"))
     );
     assert_eq!(dirty.map.used_bytes(), dirty.map.size_bytes());
     // Also right behind an unmount record: the first write of a new mount makes it dirty.
@@ -549,8 +549,8 @@ fn external_logs_and_realtime_sections_are_refused_by_name() {
         let fault = maps::try_walk(&image, Still::Unmounted)
             .err()
             .expect("refused");
-        assert!(fault.what.contains(word), "{fault}");
-        assert_eq!(fault.kind, floe::error::FaultKind::Refused);
+        assert!(fault.what().contains(word), "{fault}");
+        assert_eq!(fault.kind(), floe::error::FaultKind::Refused);
     }
 }
 

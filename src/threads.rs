@@ -1,0 +1,218 @@
+//! Threads and queues of which there is one copy in the executable, whatever they carry.
+//!
+//! std's channels are compiled anew for each type that goes through one, some 10 KB each. What goes through these is far between
+//! (buffers of a megabyte, the end of a thread), so an item is boxed and its type is looked at again on the other side. Queues
+//! allocate: nothing that runs while something is frozen uses them.
+
+use std::any::Any;
+use std::collections::VecDeque;
+use std::marker::PhantomData;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Starts a thread that nobody joins, with a stack of this many bytes.
+#[inline(never)]
+pub fn start(
+    name: &str,
+    stack_bytes: usize,
+    work: Box<dyn FnOnce() + Send>,
+) -> std::io::Result<std::thread::Thread> {
+    let builder = std::thread::Builder::new();
+    let builder = builder.name(name.into()).stack_size(stack_bytes);
+    Ok(builder.spawn(work)?.thread().clone())
+}
+
+type Item = Box<dyn Any + Send>;
+
+struct State {
+    items: VecDeque<Item>,
+    most: usize,
+    senders: usize,
+    has_receiver: bool,
+}
+
+struct Queue {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+/// The other side is gone.
+#[derive(Debug)]
+pub struct Lost;
+
+/// Why nothing came.
+#[derive(Debug, PartialEq, Eq)]
+pub enum RecvTimeoutError {
+    /// Nothing yet.
+    Timeout,
+    /// All senders are gone, and so nothing will come.
+    Disconnected,
+}
+
+impl Queue {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    #[inline(never)]
+    fn push(&self, item: Item) -> Result<(), Lost> {
+        let mut state = self.lock();
+        while state.has_receiver && state.items.len() >= state.most {
+            let waiting = self.changed.wait(state);
+            state = waiting.unwrap_or_else(PoisonError::into_inner);
+        }
+        if !state.has_receiver {
+            return Err(Lost);
+        }
+        state.items.push_back(item);
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    #[inline(never)]
+    fn pop(&self, end: Option<Instant>) -> Result<Item, RecvTimeoutError> {
+        let mut state = self.lock();
+        loop {
+            if let Some(item) = state.items.pop_front() {
+                self.changed.notify_all();
+                return Ok(item);
+            }
+            if state.senders == 0 {
+                return Err(RecvTimeoutError::Disconnected);
+            }
+            // An hour stands for ever: whoever waits without an end asks again.
+            let left = end.map_or(Duration::from_secs(3600), |end| {
+                end.saturating_duration_since(Instant::now())
+            });
+            if left.is_zero() {
+                return Err(RecvTimeoutError::Timeout);
+            }
+            let waiting = self.changed.wait_timeout(state, left);
+            state = waiting.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// What still waits is dropped outside the lock, because it may hold senders and receivers of its own.
+    #[inline(never)]
+    fn leave(&self, is_receiver: bool) {
+        let mut state = self.lock();
+        let mut rest = VecDeque::new();
+        if is_receiver {
+            state.has_receiver = false;
+            std::mem::swap(&mut rest, &mut state.items);
+        } else {
+            state.senders -= 1;
+        }
+        self.changed.notify_all();
+        drop(state);
+        drop(rest);
+    }
+}
+
+/// Puts items into a queue; may be cloned.
+pub struct Sender<T>(Arc<Queue>, PhantomData<fn(T)>);
+
+/// Takes items out of a queue.
+pub struct Receiver<T>(Arc<Queue>, PhantomData<fn() -> T>);
+
+impl<T> Clone for Sender<T> {
+    fn clone(&self) -> Self {
+        self.0.lock().senders += 1;
+        Self(Arc::clone(&self.0), PhantomData)
+    }
+}
+
+impl<T> Drop for Sender<T> {
+    fn drop(&mut self) {
+        self.0.leave(false);
+    }
+}
+
+impl<T> Drop for Receiver<T> {
+    fn drop(&mut self) {
+        self.0.leave(true);
+    }
+}
+
+impl<T: Send + 'static> Sender<T> {
+    /// Puts one in, and waits while a bounded queue is full.
+    pub fn send(&self, item: T) -> Result<(), Lost> {
+        self.0.push(Box::new(item))
+    }
+}
+
+impl<T: Send + 'static> Receiver<T> {
+    fn take(&self, end: Option<Instant>) -> Result<T, RecvTimeoutError> {
+        match self.0.pop(end)?.downcast() {
+            Ok(item) => Ok(*item),
+            // Only `Sender<T>` puts anything in.
+            Err(_) => Err(RecvTimeoutError::Disconnected),
+        }
+    }
+
+    /// Waits for one.
+    pub fn recv(&self) -> Result<T, RecvTimeoutError> {
+        self.take(None)
+    }
+
+    /// Waits so long for one.
+    pub fn recv_timeout(&self, time: Duration) -> Result<T, RecvTimeoutError> {
+        self.take(Some(Instant::now() + time))
+    }
+
+    /// Does not wait.
+    pub fn try_recv(&self) -> Result<T, RecvTimeoutError> {
+        self.recv_timeout(Duration::ZERO)
+    }
+}
+
+/// A queue without a bound.
+pub fn channel<T>() -> (Sender<T>, Receiver<T>) {
+    bounded(usize::MAX)
+}
+
+/// A queue of at most so many items.
+pub fn bounded<T>(most: usize) -> (Sender<T>, Receiver<T>) {
+    let queue = Arc::new(Queue {
+        state: Mutex::new(State {
+            items: VecDeque::new(),
+            most,
+            senders: 1,
+            has_receiver: true,
+        }),
+        changed: Condvar::new(),
+    });
+    (
+        Sender(Arc::clone(&queue), PhantomData),
+        Receiver(queue, PhantomData),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bounded_queue_holds_back_its_sender_and_keeps_the_order() {
+        let (send, receive) = bounded(2);
+        let thread = std::thread::spawn(move || (0..100).all(|item| send.send(item).is_ok()));
+        std::thread::sleep(Duration::from_millis(20));
+        assert!(!thread.is_finished());
+        for item in 0..100 {
+            assert_eq!(receive.recv().unwrap(), item);
+        }
+        assert!(thread.join().unwrap());
+        assert_eq!(receive.recv(), Err(RecvTimeoutError::Disconnected));
+    }
+
+    #[test]
+    fn each_side_learns_that_the_other_is_gone() {
+        let (send, receive) = channel::<Vec<u8>>();
+        let another = send.clone();
+        drop(send);
+        assert_eq!(receive.try_recv(), Err(RecvTimeoutError::Timeout));
+        another.send(vec![1]).unwrap();
+        drop(receive);
+        assert!(another.send(vec![2]).is_err());
+    }
+}
