@@ -220,6 +220,7 @@ fn a_small_archive_is_extracted_by_every_tool_byte_for_byte() {
 }
 
 #[test]
+#[ignore = "a minute of CPU: six tools unpack 4 GiB each (tests/run --full)"]
 fn entries_of_more_than_four_gib_are_read_by_every_tool_that_can() {
     // Gigabytes through our own readers, compiled for this machine: the executable under test plays no part.
     require!(

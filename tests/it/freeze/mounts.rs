@@ -100,7 +100,7 @@ impl Elsewhere {
         let script =
             format!("set -e; {LEAVE_OTHERS_ALONE}; {script}; : > '{ready_text}'; exec sleep 120");
         let child = Command::new("unshare")
-            .args(["-m", "bash", "-c", &script])
+            .args(["-m", "--propagation", "slave", "bash", "-c", &script])
             .stdin(Stdio::null())
             .spawn()
             .expect("unshare");
@@ -451,11 +451,11 @@ fn a_disk_with_a_mounted_partition_keeps_the_mounted_one_and_holds_the_other() {
     assert!(system.overlaps(dev, number(&part)));
     assert!(!system.overlaps(number(&disk.part(2)), number(&part)));
     drop((source, over));
-    // Unused, the disk itself can be held.
-    assert!(matches!(
+    // Unused, the disk itself can be held: as soon as nobody who lists devices has it open.
+    assert!(common::wait_until(Duration::from_secs(20), || matches!(
         resolve(disk.device.path()).unwrap().holding,
         Holding::Unmounted
-    ));
+    )));
 }
 
 #[test]

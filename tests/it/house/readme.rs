@@ -24,7 +24,6 @@ fn recipes() -> Vec<(String, String)> {
 
 const SETUP: &str = r#"
 set -e
-mount --make-rprivate /
 ip addr add 192.0.2.10/24 dev lo && ip link set lo up
 mkdir -p /data /mnt/usb
 mount --bind "$DATA" /data
@@ -153,6 +152,8 @@ fn every_recipe_of_the_readme_works_as_written() {
             Command::new("unshare")
                 .args([
                     "-m",
+                    "--propagation",
+                    "slave",
                     "-n",
                     "busybox",
                     "ash",

@@ -276,7 +276,7 @@ impl Lab {
         let log = fs::File::create(self.join(format!("server{number}.log"))).expect("log");
         let mut command = Command::new("unshare");
         command
-            .args(["-m", "-n", "sh", "-c", &script])
+            .args(["-m", "--propagation", "slave", "-n", "sh", "-c", &script])
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("log"))
             .stderr(log)

@@ -273,17 +273,41 @@ fn read_all(from: &mut impl Read) -> Vec<u8> {
 
 /// Waits for a child's end, at most this long.
 pub fn wait_for(child: &mut Child, limit: Duration) -> Option<std::process::ExitStatus> {
+    use rustix::event::{PollFd, PollFlags, Timespec};
+    use rustix::process::{Pid, PidfdFlags};
     let end = Instant::now() + limit;
-    let mut pause = Duration::from_millis(1);
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+    // Not yet waited for, so the number is still the child's.
+    let pidfd = pid.and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok());
     loop {
         if let Some(status) = child.try_wait().expect("wait") {
             return Some(status);
         }
-        if Instant::now() >= end {
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
             return None;
         }
-        thread::sleep(pause);
-        pause = (pause * 2).min(Duration::from_millis(50));
+        match &pidfd {
+            Some(pidfd) => {
+                let left = Timespec::try_from(left).expect("a limit in days");
+                let _ = rustix::event::poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&left));
+            }
+            None => thread::sleep(Duration::from_millis(5)),
+        }
+    }
+}
+
+/// Waits until this holds, looking every few milliseconds; whether it did within the limit.
+pub fn wait_until(limit: Duration, mut holds: impl FnMut() -> bool) -> bool {
+    let end = Instant::now() + limit;
+    loop {
+        if holds() {
+            return true;
+        }
+        if Instant::now() >= end {
+            return false;
+        }
+        thread::sleep(Duration::from_millis(3));
     }
 }
 
@@ -349,8 +373,17 @@ pub struct Scratch {
 
 impl Scratch {
     pub fn new() -> Scratch {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
         let base = std::env::var_os("FLOE_SCRATCH").map_or_else(std::env::temp_dir, PathBuf::from);
+        Self::below(&base)
+    }
+
+    /// On a disk: for what a filesystem in memory lacks.
+    pub fn on_disk() -> Scratch {
+        Self::below(&std::env::temp_dir())
+    }
+
+    fn below(base: &Path) -> Scratch {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let path = base.join(format!("floe-it.{}.{number}", std::process::id()));
         fs::create_dir(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
@@ -382,6 +415,8 @@ impl Drop for Scratch {
 /// A loop device of the test's own over a file; detached on drop.
 pub struct LoopDevice {
     device: PathBuf,
+    /// What the kernel says lies behind it: by this it is known to be still ours.
+    behind: String,
 }
 
 impl LoopDevice {
@@ -395,22 +430,63 @@ impl LoopDevice {
     /// With these options of `losetup`; `-P`: it may have partitions, which go away with it.
     #[track_caller]
     pub fn attach_with(file: &Path, options: &[&str]) -> LoopDevice {
-        let file = file.to_string_lossy();
-        let out = output("losetup", &[&["-f", "--show"], options, &[&file]].concat());
-        let made = LoopDevice {
-            device: PathBuf::from(out.trim()),
-        };
-        made.forget_partitions();
-        made
+        let shown = file.to_string_lossy();
+        let mut unfit = Vec::new(); // held until one fits, so that the next one is another
+        for attempt in 0..40 {
+            let mut losetup = Command::new("losetup");
+            losetup.args(["-f", "--show"]).args(options).arg(&*shown);
+            let made = run(losetup.stdin(Stdio::null()), Limit::secs(60));
+            // Between finding a free one and taking it somebody else may be quicker.
+            if made.code != Some(0) {
+                let text = made.stderr_text();
+                let raced = text.contains("busy") || text.contains("No such");
+                assert!(raced && attempt < 39, "{made}");
+                thread::sleep(Duration::from_millis(10 + 5 * attempt));
+                continue;
+            }
+            let device = PathBuf::from(made.stdout_text().trim());
+            let behind = behind(&device);
+            let made = LoopDevice { device, behind };
+            made.forget_partitions();
+            // A partition that is still in use somewhere stays, and would be in this test's way.
+            if made.is_whole(file) && !made.has_partitions(options) {
+                return made;
+            }
+            unfit.push(made);
+        }
+        panic!("{shown}: no loop device fits: all have partitions of others");
+    }
+
+    /// As long as its file: nobody detached it in the same instant.
+    fn is_whole(&self, file: &Path) -> bool {
+        let name = self.device.file_name().unwrap();
+        let sectors = fs::read_to_string(Path::new("/sys/block").join(name).join("size"));
+        let sectors = sectors
+            .ok()
+            .and_then(|text| text.trim().parse::<u64>().ok());
+        let length = fs::metadata(file).map_or(0, |meta| meta.len());
+        length < 4096 || sectors.is_some_and(|sectors| sectors != 0)
+    }
+
+    fn has_partitions(&self, options: &[&str]) -> bool {
+        !options.contains(&"-P") && self.partitions() > 0
+    }
+
+    /// Partitions that the kernel knows of.
+    fn partitions(&self) -> usize {
+        let name = self.device.file_name().unwrap().to_string_lossy();
+        let inside = fs::read_dir(format!("/sys/block/{name}")).into_iter();
+        let names = inside.flatten().flatten().map(|entry| entry.file_name());
+        names
+            .filter(|entry| entry.to_string_lossy().starts_with(&*name))
+            .count()
     }
 
     /// Partitions that somebody told the kernel of outlive `losetup -d`, and would be the next file's. So may nodes that no
     /// partition has any more: the kernel makes none of its own where one of that name stands.
     fn forget_partitions(&self) {
         let name = self.device.file_name().unwrap().to_string_lossy();
-        let inside = fs::read_dir(format!("/sys/block/{name}")).into_iter();
-        let mut names = inside.flatten().flatten().map(|entry| entry.file_name());
-        if names.any(|entry| entry.to_string_lossy().starts_with(&*name)) {
+        if self.partitions() > 0 {
             let _ = Command::new("partx")
                 .arg("-d")
                 .arg(&self.device)
@@ -429,20 +505,30 @@ impl LoopDevice {
         &self.device
     }
 
-    /// Waits until nothing holds it: a mount namespace that somebody made meanwhile began with a copy of our mount.
+    /// Waits until nothing holds it: a mount namespace that somebody made meanwhile began with a copy of our mount, and
+    /// whoever lists devices (`losetup`, `blkid`, a floe that searches) has each open for a moment.
     pub fn wait_until_free(&self) {
-        let end = Instant::now() + Duration::from_secs(5);
         let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::EXCL;
-        while Instant::now() < end
-            && rustix::fs::open(&self.device, flags, rustix::fs::Mode::empty()).is_err()
-        {
-            thread::sleep(Duration::from_millis(20));
-        }
+        wait_until(Duration::from_secs(30), || {
+            rustix::fs::open(&self.device, flags, rustix::fs::Mode::empty()).is_ok()
+        });
     }
+}
+
+/// The file behind a loop device, in the kernel's words; a file that was deleted since is the same file.
+fn behind(device: &Path) -> String {
+    let name = device.file_name().unwrap_or_default();
+    let path = Path::new("/sys/block").join(name).join("loop/backing_file");
+    let text = fs::read_to_string(path).unwrap_or_default();
+    text.trim().trim_end_matches(" (deleted)").to_owned()
 }
 
 impl Drop for LoopDevice {
     fn drop(&mut self) {
+        // Detached by the test itself, it may be somebody else's by now.
+        if behind(&self.device) != self.behind {
+            return;
+        }
         self.forget_partitions();
         let _ = Command::new("losetup")
             .arg("-d")

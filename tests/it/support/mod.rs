@@ -5,3 +5,4 @@ pub mod common;
 #[macro_use]
 pub mod boards;
 pub mod maps;
+mod namespace;

@@ -386,6 +386,7 @@ fn a_wrong_command_line_is_exit_2_and_touches_nothing() {
 }
 
 #[test]
+#[ignore = "half a minute of CPU: checksums of 8 GiB (tests/run --full)"]
 fn sizes_beyond_8_gib_are_written_and_read() {
     require_tools!();
     // Checksums of 8 GiB take minutes under emulation.

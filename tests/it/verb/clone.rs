@@ -614,9 +614,10 @@ fn the_factory_and_the_rescue_snapshot_never_go_to_the_same_target() {
     let name = target.path().file_name().expect("name").to_string_lossy();
     let other = PathBuf::from(format!("/dev/./{name}"));
     // An /etc of its own, with the store in it.
-    let words = "mount --make-rprivate / && mount -t tmpfs tmpfs /etc && echo \"store = $0\" > /etc/floe.conf && exec \"$@\"";
+    let words = "mount -t tmpfs tmpfs /etc && echo \"store = $0\" > /etc/floe.conf && exec \"$@\"";
     let mut run = Command::new("unshare");
-    run.args(["-m", "sh", "-c", words]).arg(&store);
+    run.args(["-m", "--propagation", "slave", "sh", "-c", words])
+        .arg(&store);
     let floe = require_floe!();
     run.arg(floe.get_program()).args(floe.get_args()); // the runner, where there is one, comes first
     run.args(["clone", "--factory"])

@@ -67,7 +67,7 @@ impl Sshd {
         );
         fs::write(scratch.join("config"), config).expect("config");
         // Whatever root's entry on this machine is: the private one may log in with a key.
-        let script = "set -e; mount --make-rprivate /; mount -t tmpfs tmpfs /run; mkdir -m 755 /run/sshd
+        let script = "set -e; mount -t tmpfs tmpfs /run; mkdir -m 755 /run/sshd
 mount -t proc proc \"$1/proc\"; mount -t sysfs sysfs \"$1/sys\"; mount -t tmpfs tmpfs \"$1/dev\"
 mknod -m 666 \"$1/dev/null\" c 1 3
 sed 's#^root:.*#root:x:0:0:root:/root:/bin/sh#' /etc/passwd > \"$2/passwd\"; echo 'root:*:19000:0:99999:7:::' > \"$2/shadow\"
@@ -80,7 +80,7 @@ exec \"$3\" -D -e -f \"$2/config\"";
             .ok_or("sshd")?;
         let log = fs::File::create(scratch.join("log")).expect("log");
         let child = Command::new("unshare")
-            .args(["-m", "sh", "-c", script, "sshd"])
+            .args(["-m", "--propagation", "slave", "sh", "-c", script, "sshd"])
             .args([&board.dir().to_string_lossy(), here.as_str(), sshd])
             .stdin(Stdio::null())
             .stdout(Stdio::null())

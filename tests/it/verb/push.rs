@@ -179,7 +179,7 @@ fn bare(noexec: &str) -> String {
         "rm /run/bin/floe; mount --bind \"$(command -v busybox)\" \"$(readlink -f /bin/sh)\"; \
          sed 's|:[^:]*/ash$|:/bin/sh|' /etc/passwd > /run/passwd; mount --bind /run/passwd /etc/passwd; echo /bin/sh > /etc/shells; \
          mkdir -p /dev/shm; mount -t tmpfs tmpfs /dev/shm; mount -t tmpfs tmpfs /var/tmp; \
-         for place in {noexec}; do mount --bind $place $place; mount -o remount,bind,noexec $place; done"
+         for place in {noexec}; do mount --rbind $place $place; mount -o remount,bind,noexec $place; done"
     )
 }
 
