@@ -24,7 +24,9 @@
 //! | [`json`], [`utc`] | a small strict JSON reader; dates without time zones |
 //! | [`sys`] | the only place that may say `unsafe`: one file for each kernel or libc concept |
 //! | [`device`] | `ReadAt`, `WriteAt`, and `Device`: a block device with O_DIRECT, or a file |
+//! | [`overlay`] | what an image says instead of its source |
 //! | [`fs`] | filesystems as bytes: probe, walk (used map), witness; no files, threads, printing, heap |
+//! | [`golden`] | what makes one machine out of many, and how a filesystem shows it |
 //! | [`ptable`] | partition tables as bytes |
 //! | [`mounts`] | who mounts a device, who holds it, what lies on what |
 //! | [`trace`] | which parts of a disk were written: a private tracefs instance, and marks |
@@ -59,11 +61,13 @@ pub mod device;
 pub mod error;
 pub mod freeze;
 pub mod fs;
+pub mod golden;
 mod guard;
 pub mod help;
 pub mod json;
 pub mod layout;
 pub mod mounts;
+pub mod overlay;
 pub mod ptable;
 pub mod remote;
 pub mod report;

@@ -4,6 +4,7 @@
 //! file (or folder) with three functions of the same shape, listed in one table per question below. Doubt about a block always
 //! means *used*: a reader marks free only what it can prove free, and says in its [`Verdict`] how far the proof went.
 
+pub mod files;
 pub mod identity;
 pub mod map;
 

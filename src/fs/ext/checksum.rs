@@ -49,24 +49,36 @@ impl Checksums {
         self != Self::None
     }
 
+    /// The seed of everything, where everything is covered.
+    pub fn seed(self) -> Option<u32> {
+        match self {
+            Self::All(seed) => Some(seed),
+            Self::None | Self::Descriptors(_) => None,
+        }
+    }
+
     /// Whether the descriptor `bytes` (its whole size) of `group` carries the right checksum at 0x1e.
     pub fn descriptor_is_right(self, group: u32, bytes: &[u8]) -> bool {
-        let Some(stored) = crate::layout::le::<u16>(bytes, 0x1e) else {
-            return false;
-        };
-        let (Some(before), Some(after)) = (bytes.get(..0x1e), bytes.get(0x20..)) else {
-            return false;
-        };
+        let stored = crate::layout::le::<u16>(bytes, 0x1e);
+        stored.is_some_and(|stored| {
+            self.of_descriptor(group, bytes)
+                .is_none_or(|sum| sum == stored)
+        })
+    }
+
+    /// The checksum that the descriptor `bytes` of `group` should carry at 0x1e; `None` where there is none.
+    pub fn of_descriptor(self, group: u32, bytes: &[u8]) -> Option<u16> {
+        let (before, after) = (bytes.get(..0x1e)?, bytes.get(0x20..)?);
         match self {
-            Self::None => true,
+            Self::None => None,
             Self::Descriptors(uuid) => {
                 let crc = crc16_raw(crc16_raw(uuid, &group.to_le_bytes()), before);
-                stored == crc16_raw(crc, after)
+                Some(crc16_raw(crc, after))
             }
             Self::All(seed) => {
                 let crc = crc32c_raw(crc32c_raw(seed, &group.to_le_bytes()), before);
                 let crc = crc32c_raw(crc32c_raw(crc, &[0, 0]), after);
-                stored == low_half(crc)
+                Some(low_half(crc))
             }
         }
     }
@@ -76,11 +88,7 @@ impl Checksums {
         let Self::All(seed) = self else {
             return true;
         };
-        let crc = crc32c_raw(seed, bits);
-        match stored {
-            BitmapChecksum::Half(half) => low_half(crc) == half,
-            BitmapChecksum::Whole(whole) => crc == whole,
-        }
+        stored.fits(crc32c_raw(seed, bits))
     }
 
     /// The seed of everything that belongs to one inode; `None` where nothing is checked.
@@ -102,28 +110,46 @@ pub enum BitmapChecksum {
     Whole(u32),
 }
 
+impl BitmapChecksum {
+    /// Whether `crc` is the sum it keeps.
+    pub fn fits(self, crc: u32) -> bool {
+        match self {
+            Self::Half(half) => low_half(crc) == half,
+            Self::Whole(whole) => crc == whole,
+        }
+    }
+}
+
 /// The low 16 bits.
 pub fn low_half(crc: u32) -> u16 {
     let [a, b, ..] = crc.to_le_bytes();
     u16::from_le_bytes([a, b])
 }
 
-/// Whether the inode `bytes` carries the right checksum, computed with its two halves (0x7c, 0x82) taken as zero.
+/// Whether the inode `bytes` carries the right checksum.
 pub fn inode_is_right(seed: u32, bytes: &[u8]) -> Option<bool> {
     let low: u16 = crate::layout::le(bytes, 0x7c)?;
+    match of_inode(seed, bytes)? {
+        (crc, false) => Some(low_half(crc) == low),
+        (crc, true) => {
+            let high: u16 = crate::layout::le(bytes, 0x82)?;
+            Some(crc == u32::from(low) | u32::from(high) << 16)
+        }
+    }
+}
+
+/// The checksum of the inode `bytes`, computed with its two halves (0x7c, 0x82) taken as zero, and whether it has the second one.
+pub fn of_inode(seed: u32, bytes: &[u8]) -> Option<(u32, bool)> {
     let extra: u16 = crate::layout::le(bytes, 0x80).unwrap_or(0);
     let has_high = bytes.len() > 128 && extra >= 4;
     let crc = crc32c_raw(seed, bytes.get(..0x7c)?);
     let crc = crc32c_raw(crc, &[0, 0]);
     if !has_high {
-        let crc = crc32c_raw(crc, bytes.get(0x7e..)?);
-        return Some(low_half(crc) == low);
+        return Some((crc32c_raw(crc, bytes.get(0x7e..)?), false));
     }
-    let high: u16 = crate::layout::le(bytes, 0x82)?;
     let crc = crc32c_raw(crc, bytes.get(0x7e..0x82)?);
     let crc = crc32c_raw(crc, &[0, 0]);
-    let crc = crc32c_raw(crc, bytes.get(0x84..)?);
-    Some(crc == u32::from(low) | u32::from(high) << 16)
+    Some((crc32c_raw(crc, bytes.get(0x84..)?), true))
 }
 
 #[cfg(test)]

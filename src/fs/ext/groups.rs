@@ -163,6 +163,13 @@ impl Geometry {
         self.groups.div_ceil(self.descriptors_per_block())
     }
 
+    /// Where the descriptor of `group` lies, in bytes; `None` outside the filesystem.
+    pub fn descriptor_place(&self, group: u32) -> Option<u64> {
+        let per_block = self.descriptors_per_block();
+        let block = self.extent(self.descriptor_block(group / per_block), 1)?;
+        Some(block.offset + u64::from(group % per_block) * u64::from(self.descriptor_bytes))
+    }
+
     /// Reads and checks the descriptor of `group`: `Err` for an I/O error, `Ok(Err)` for one that cannot be believed.
     pub fn descriptor(
         &self,
@@ -171,9 +178,12 @@ impl Geometry {
     ) -> Result<Result<Descriptor, Fault>, Fault> {
         let per_block = self.descriptors_per_block();
         let index = group / per_block;
-        let bad = Fault::corrupt("group descriptor").in_unit("group", u64::from(group));
-        let Some(block) = self.extent(self.descriptor_block(index), 1) else {
-            return Ok(Err(bad));
+        let bad = || Fault::corrupt("group descriptor").in_unit("group", u64::from(group));
+        let (Some(block), Some(offset)) = (
+            self.extent(self.descriptor_block(index), 1),
+            self.descriptor_place(group),
+        ) else {
+            return Ok(Err(bad()));
         };
         let run_end = if index < self.first_meta_bg {
             let rest = u64::from(self.first_meta_bg - index);
@@ -182,17 +192,22 @@ impl Geometry {
             block.end()
         };
         let bytes = window.get(Wanted {
-            offset: block.offset + u64::from(group % per_block) * u64::from(self.descriptor_bytes),
+            offset,
             length_bytes: to_usize(u64::from(self.descriptor_bytes)),
             ahead_end: run_end,
         })?;
+        Ok(self.parse_descriptor(group, bytes))
+    }
+
+    /// Checks the descriptor of `group`; the fault says why it cannot be believed.
+    pub fn parse_descriptor(&self, group: u32, bytes: &[u8]) -> Result<Descriptor, Fault> {
+        let bad = |what| Fault::corrupt(what).in_unit("group", u64::from(group));
         if !self.checksums.descriptor_is_right(group, bytes) {
-            let fault = Fault::corrupt("group descriptor checksum");
-            return Ok(Err(fault.in_unit("group", u64::from(group))));
+            return Err(bad("group descriptor checksum"));
         }
-        Ok(Descriptor::parse(self, bytes)
+        Descriptor::parse(self, bytes)
             .filter(|descriptor| descriptor.is_placed_well(self, group))
-            .ok_or(bad))
+            .ok_or_else(|| bad("group descriptor"))
     }
 }
 

@@ -5,7 +5,10 @@
 use super::checksum::inode_is_right;
 use super::superblock::Geometry;
 use super::tree::HEADER_MAGIC;
+use super::window::{Buffers, Wanted};
+use crate::error::Fault;
 use crate::layout::le;
+use crate::units::to_usize;
 
 crate::layout! {
     /// `struct ext4_inode`, its first 128 bytes.
@@ -23,9 +26,12 @@ crate::layout! {
     }
 }
 
+const FLAG_ENCRYPT: u32 = 0x800;
 const FLAG_HUGE_FILE: u32 = 0x4_0000;
-const FLAG_EXTENTS: u32 = 0x8_0000;
-const FLAG_INLINE_DATA: u32 = 0x1000_0000;
+pub(super) const FLAG_EXTENTS: u32 = 0x8_0000;
+const FLAG_VERITY: u32 = 0x10_0000;
+pub(super) const FLAG_INLINE_DATA: u32 = 0x1000_0000;
+const FLAG_CASEFOLD: u32 = 0x4000_0000;
 
 const MODE_TYPE: u16 = 0xf000;
 const MODE_DIRECTORY: u16 = 0x4000;
@@ -57,6 +63,59 @@ pub struct Inode {
 }
 
 impl Inode {
+    /// Where inode `number` lies, in bytes: `Ok(Err)` when there is none.
+    pub fn place(
+        geometry: &Geometry,
+        buffers: &mut Buffers<'_>,
+        number: u32,
+    ) -> Result<Result<u64, Fault>, Fault> {
+        let bad = || Fault::corrupt("inode").in_unit("inode", u64::from(number));
+        let Some(index) = number.checked_sub(1) else {
+            return Ok(Err(bad()));
+        };
+        let group = index / geometry.inodes_per_group;
+        if group >= geometry.groups {
+            return Ok(Err(bad()));
+        }
+        let descriptor = match geometry.descriptor(&mut buffers.descriptors, group)? {
+            Ok(descriptor) => descriptor,
+            Err(doubt) => return Ok(Err(doubt)),
+        };
+        let table = geometry.extent(descriptor.inode_table, geometry.table_blocks());
+        let inside = u64::from(index % geometry.inodes_per_group) * u64::from(geometry.inode_bytes);
+        Ok(table.map(|table| table.offset + inside).ok_or_else(bad))
+    }
+
+    /// Reads one inode by its number, with its bytes: `Ok(Err)` when there is none or it cannot be believed.
+    pub fn read_whole<'b>(
+        geometry: &Geometry,
+        buffers: &'b mut Buffers<'_>,
+        number: u32,
+    ) -> Result<Result<(Self, &'b [u8]), Fault>, Fault> {
+        let offset = match Self::place(geometry, buffers, number)? {
+            Ok(offset) => offset,
+            Err(doubt) => return Ok(Err(doubt)),
+        };
+        let bytes = buffers.inodes.get(Wanted {
+            offset,
+            length_bytes: to_usize(u64::from(geometry.inode_bytes)),
+            ahead_end: 0,
+        })?;
+        Ok(Self::parse(geometry, number, bytes)
+            .filter(|inode| inode.is_right)
+            .map(|inode| (inode, bytes))
+            .ok_or_else(|| Fault::corrupt("inode").in_unit("inode", u64::from(number))))
+    }
+
+    /// The same without the bytes.
+    pub fn read(
+        geometry: &Geometry,
+        buffers: &mut Buffers<'_>,
+        number: u32,
+    ) -> Result<Result<Self, Fault>, Fault> {
+        Ok(Self::read_whole(geometry, buffers, number)?.map(|(inode, _)| inode))
+    }
+
     /// Parses the bytes of inode `number`; `None` when they are too few.
     pub fn parse(geometry: &Geometry, number: u32, bytes: &[u8]) -> Option<Self> {
         let raw = Raw::parse(bytes)?;
@@ -111,5 +170,39 @@ impl Inode {
     /// Whether `map` is the root of an extent tree.
     pub fn has_extents(&self) -> bool {
         self.flags & FLAG_EXTENTS != 0
+    }
+    /// Folder.
+    pub fn is_directory(&self) -> bool {
+        self.mode & MODE_TYPE == MODE_DIRECTORY
+    }
+
+    /// Symbolic link.
+    pub fn is_symlink(&self) -> bool {
+        self.mode & MODE_TYPE == MODE_SYMLINK
+    }
+
+    /// Content, names or link are encrypted (fscrypt).
+    pub fn is_encrypted(&self) -> bool {
+        self.flags & FLAG_ENCRYPT != 0
+    }
+
+    /// Content is fixed by a hash tree (fs-verity).
+    pub fn has_verity(&self) -> bool {
+        self.flags & FLAG_VERITY != 0
+    }
+
+    /// A folder whose names are looked up without regard to case.
+    pub fn folds_case(&self) -> bool {
+        self.flags & FLAG_CASEFOLD != 0
+    }
+
+    /// The content lies in `map` and in an attribute inside the inode.
+    pub fn is_inline(&self) -> bool {
+        self.flags & FLAG_INLINE_DATA != 0
+    }
+
+    /// `i_blocks` counts blocks, and not 512 bytes each.
+    pub fn counts_blocks(&self, geometry: &Geometry) -> bool {
+        geometry.has_huge_file && self.flags & FLAG_HUGE_FILE != 0
     }
 }

@@ -7,11 +7,10 @@ use super::groups::Blocks;
 use super::inode::Inode;
 use super::superblock::Geometry;
 use super::tree::{Run, Usage, Visit, visit};
-use super::window::{Buffers, Wanted};
+use super::window::Buffers;
 use crate::crc::crc32c_raw;
 use crate::error::{Fault, FaultKind};
 use crate::fs::UsedMap;
-use crate::units::to_usize;
 
 crate::layout! {
     /// `struct journal_superblock_s`.
@@ -43,39 +42,6 @@ pub struct Journal {
     pub superblock: u64,
 }
 
-/// Reads one inode by its number: `Ok(Err)` when there is none or it cannot be believed.
-pub fn read_inode(
-    geometry: &Geometry,
-    buffers: &mut Buffers<'_>,
-    number: u32,
-) -> Result<Result<Inode, Fault>, Fault> {
-    let bad = Fault::corrupt("inode").in_unit("inode", u64::from(number));
-    let Some(index) = number.checked_sub(1) else {
-        return Ok(Err(bad));
-    };
-    let group = index / geometry.inodes_per_group;
-    if group >= geometry.groups {
-        return Ok(Err(bad));
-    }
-    let descriptor = match geometry.descriptor(&mut buffers.descriptors, group)? {
-        Ok(descriptor) => descriptor,
-        Err(doubt) => return Ok(Err(doubt)),
-    };
-    let table = geometry.extent(descriptor.inode_table, geometry.table_blocks());
-    let Some(table) = table else {
-        return Ok(Err(bad));
-    };
-    let inside = u64::from(index % geometry.inodes_per_group) * u64::from(geometry.inode_bytes);
-    let bytes = buffers.inodes.get(Wanted {
-        offset: table.offset + inside,
-        length_bytes: to_usize(u64::from(geometry.inode_bytes)),
-        ahead_end: 0,
-    })?;
-    Ok(Inode::parse(geometry, number, bytes)
-        .filter(|inode| inode.is_right)
-        .ok_or(bad))
-}
-
 /// Finds the journal: `Ok(Err)` when what should be one cannot be believed.
 pub fn find(
     geometry: &Geometry,
@@ -84,7 +50,7 @@ pub fn find(
     if geometry.journal_inode == 0 {
         return Ok(Ok(None));
     }
-    let inode = match read_inode(geometry, buffers, geometry.journal_inode)? {
+    let inode = match Inode::read(geometry, buffers, geometry.journal_inode)? {
         Ok(inode) => inode,
         Err(doubt) => return Ok(Err(doubt)),
     };

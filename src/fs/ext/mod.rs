@@ -13,15 +13,17 @@
 //! | `bitmap`, `blocks` | bitmaps as runs; from bitmaps to map |
 //! | `inode`, `tree`, `inodes` | an inode, its blocks, and all of them |
 //! | `journal` | the internal journal |
+//! | `empty` | files that come out empty, and files by their names |
 //! | `uuid` | a new uuid for a copy |
 //! | `witness` | what any change would change |
 //! | `window` | memory: read-ahead within the walk's scratch |
 //!
-//! Never writes, never allocates during a walk, never follows a name.
+//! Never writes, never allocates during a walk; a walk never follows a name.
 
 mod bitmap;
 mod blocks;
 mod checksum;
+mod empty;
 mod groups;
 mod inode;
 mod inodes;
@@ -38,6 +40,7 @@ use crate::device::ReadAt;
 use crate::error::Fault;
 use crate::fs::{Identity, Kind, Reader, Still, UsedMap, Verdict, Walk, text, uuid_text};
 use blocks::Tables;
+pub use empty::{empty, look};
 use inodes::Pass;
 use journal::Journal;
 use superblock::{Geometry, OFFSET_BYTES, Raw, feature};

@@ -43,8 +43,11 @@ crate::layout! {
         0x150 s_blocks_count_hi: u32,
         0x158 s_free_blocks_count_hi: u32,
         0x175 s_checksum_type: u8,
+        0x240 s_usr_quota_inum: u32,
+        0x244 s_grp_quota_inum: u32,
         0x24c s_backup_bgs_0: u32,
         0x250 s_backup_bgs_1: u32,
+        0x26c s_prj_quota_inum: u32,
         0x270 s_checksum_seed: u32,
         0x274 s_wtime_hi: u8,
         0x3fc s_checksum: u32,
@@ -91,8 +94,11 @@ pub mod feature {
     pub const RO_COMPAT_SPARSE_SUPER: u32 = 0x1;
     pub const RO_COMPAT_HUGE_FILE: u32 = 0x8;
     pub const RO_COMPAT_GDT_CSUM: u32 = 0x10;
+    pub const RO_COMPAT_QUOTA: u32 = 0x100;
     pub const RO_COMPAT_BIGALLOC: u32 = 0x200;
     pub const RO_COMPAT_METADATA_CSUM: u32 = 0x400;
+    pub const RO_COMPAT_PROJECT: u32 = 0x2000;
+    pub const RO_COMPAT_SHARED_BLOCKS: u32 = 0x4000;
     /// sparse_super large_file btree_dir huge_file gdt_csum dir_nlink extra_isize quota bigalloc metadata_csum readonly project
     /// shared_blocks verity orphan_present. Others (snapshots, replica) may change what a bitmap means, as bigalloc did.
     pub const RO_COMPAT_KNOWN: u32 = 0x1_f77f;

@@ -49,7 +49,7 @@ impl<'w> Window<'w> {
     pub fn get(&mut self, wanted: Wanted) -> Result<&[u8], Fault> {
         let length = wanted.length_bytes;
         let too_long =
-            Fault::corrupt("structure too long").at(wanted.offset, to_u64(wanted.length_bytes));
+            || Fault::corrupt("structure too long").at(wanted.offset, to_u64(wanted.length_bytes));
         let here = wanted
             .offset
             .checked_sub(self.offset)
@@ -61,14 +61,14 @@ impl<'w> Window<'w> {
         let skip = match here {
             Some(skip) => skip,
             None => {
-                self.load(wanted).ok_or(too_long)??;
+                self.load(wanted).ok_or_else(too_long)??;
                 0
             }
         };
         self.buffer
             .get(skip..)
             .and_then(|bytes| bytes.get(..length))
-            .ok_or(too_long)
+            .ok_or_else(too_long)
     }
 
     /// `None` when the window is too small.
