@@ -21,7 +21,7 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use crate::error::Result;
-pub use node::private_file;
+pub use node::{mount_kernel, private_file};
 pub use resolve::{Holding, Mounted, Source, Stacked};
 pub use sysfs::{Layer, Media, Partition};
 pub use table::{Mount, Table};

@@ -30,6 +30,15 @@ const PLACES: &[&str] = &["/run", "/dev/shm", "/tmp", "/dev", "/var/tmp", "/mnt"
 const HOLD_ATTEMPTS: u32 = 21;
 const HOLD_PAUSE: Duration = Duration::from_millis(20);
 
+/// Mounts a filesystem of the kernel's own (tracefs) where nobody sees it; closing the descriptor unmounts it.
+pub fn mount_kernel(filesystem: &str) -> Result<OwnedFd, Fault> {
+    let ways = Ways {
+        read_only: false,
+        flag: None,
+    };
+    mount_hidden(Path::new("none"), filesystem, ways)
+}
+
 impl Roots {
     /// A node for the device that exists: one of the `hints`, or what the kernel calls it. `None` when there is none.
     pub fn node(&self, dev: DevId, hints: &[&Path]) -> Option<PathBuf> {

@@ -97,7 +97,7 @@ impl Marks {
     }
 
     /// Marks every chunk that `extent`, in bytes of the range, touches.
-    pub fn set_extent(&self, range: usize, extent: Extent) {
+    pub(super) fn set_extent(&self, range: usize, extent: Extent) {
         let Some((first, end)) = self.touched(range, extent) else {
             return;
         };
@@ -107,7 +107,7 @@ impl Marks {
     }
 
     /// The chunks that an extent touches: first, and one past the last. `None` when it lies outside or is empty.
-    pub fn touched(&self, range: usize, extent: Extent) -> Option<(u64, u64)> {
+    pub(super) fn touched(&self, range: usize, extent: Extent) -> Option<(u64, u64)> {
         let extent = extent.clipped(self.ranges.get(range)?.length_bytes);
         (!extent.is_empty()).then(|| {
             let end = extent.end().div_ceil(self.chunk.bytes64());
@@ -115,8 +115,15 @@ impl Marks {
         })
     }
 
+    /// How many bytes of a chunk lie in `extent`.
+    pub(super) fn share(&self, chunk: u64, extent: Extent) -> u64 {
+        let begin = chunk.saturating_mul(self.chunk.bytes64());
+        let end = begin.saturating_add(self.chunk.bytes64()).min(extent.end());
+        end.saturating_sub(begin.max(extent.offset))
+    }
+
     /// Counts a write that was seen.
-    pub fn count_event(&self) {
+    pub(super) fn count_event(&self) {
         self.events.fetch_add(1, Ordering::SeqCst);
     }
 

@@ -4,3 +4,4 @@ mod dump_window;
 mod guard;
 mod guard_dump;
 mod mounts;
+mod trace;
