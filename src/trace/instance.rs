@@ -269,7 +269,7 @@ impl Stats {
 /// The folder `instances` of tracefs, mounted for us.
 pub fn instances() -> Result<OwnedFd, Untraced> {
     let root = mount_kernel("tracefs").map_err(|fault| {
-        Untraced(match fault.errno.map(Errno::from_raw_os_error) {
+        Untraced(match fault.errno().map(Errno::from_raw_os_error) {
             Some(Errno::NODEV) => "this kernel has no tracefs".to_owned(),
             _ => format!("tracefs: {fault}"),
         })
