@@ -5,7 +5,7 @@
 //! losing the connection gives a board that hangs; reading every block gives deleted secrets and takes ten times as long.
 //!
 //! ```text
-//!            mounts ─► prepare: what is it, what holds it still, what must be frozen
+//!            mounts ─► source: what is it, what holds it still, what must be frozen
 //!                          │
 //!   guardian (a process) ◄─┤ start, before any buffer             ┌► survey: walk ─► used map ─┐
 //!     freezes, watches,    │                                      │                           ▼
@@ -14,31 +14,39 @@
 //! ```
 //!
 //! # The map of the code
-//! Modules may use those above them in this list and never those below; `tests/it/house/style.rs` holds that.
+//! A room may use those above it in this list and never those below it; `tests/it/house/style.rs` holds that.
 //!
-//! | module | what it is |
+//! | room | what it is |
 //! | --- | --- |
-//! | [`error`] | `Fault` (small, no heap) and `Error` (a line and an exit code) |
+//! | [`error`] | `Fault` (four bytes, no heap) and `Error` (a line, an exit code, the state that is left) |
 //! | [`threads`] | threads and queues that are compiled once |
-//! | [`units`], [`layout`], [`crc`] | offsets and extents; on-disk structures as tables; CRC-32 and CRC-32C |
-//! | [`json`], [`utc`] | a small strict JSON reader; dates without time zones |
+//! | [`units`], [`layout`], [`crc`], [`utc`] | offsets and extents; on-disk structures as tables; checksums; dates |
+//! | [`json`] | a small strict JSON reader |
+//! | [`map`] | one bit a block: the used map |
 //! | [`sys`] | the only place that may say `unsafe`: one file for each kernel or libc concept |
 //! | [`device`] | `ReadAt`, `WriteAt`, and `Device`: a block device with O_DIRECT, or a file |
+//! | [`signals`], [`report`], [`help`], [`cli`] | what a person types and reads; signals that wait to be taken |
 //! | [`overlay`] | what an image says instead of its source |
-//! | [`fs`] | filesystems as bytes: probe, walk (used map), witness; no files, threads, printing, heap |
+//! | [`fs`], [`ptable`] | formats as bytes: probe, walk (used map), witness, growth, uuids; partition tables |
 //! | [`golden`] | what makes one machine out of many, and how a filesystem shows it |
-//! | [`ptable`] | partition tables as bytes |
 //! | [`mounts`] | who mounts a device, who holds it, what lies on what |
 //! | [`trace`] | which parts of a disk were written: a private tracefs instance, and marks |
 //! | [`stream`] | chunks, deflate, spool, gzip, zip, targets; knows no filesystem's inside |
-//! | [`guard`], [`freeze`] | the guardian process and its protocol; the `Frozen` token |
-//! | [`report`], [`help`], [`cli`] | lines, JSON, progress; help texts; the command line |
-//! | [`snapshot`] | what a bundle says about itself |
-//! | [`remote`] | a command on another machine: the ssh child |
-//! | [`command`] | one verb a file; only here layers are joined |
+//! | [`freeze`] | hold still, let go: the guardian process and its protocol (`freeze::guard`), the `Frozen` token |
+//! | [`take`] | from a name to bytes that held still: source, survey, capture |
+//! | [`put`] | onto a target that is whole or visibly empty: checks, writer, head, growth, uuids |
+//! | [`config`] | /etc/floe.conf: the store, and pairs |
+//! | [`snapshot`] | what is kept, and what it says of itself: metadata, archive, store, and back onto targets |
+//! | [`mender`] | Mender's artifact format |
+//! | [`medium`] | a disk laid anew, with roles |
+//! | [`board`] | another machine over ssh |
+//! | [`command`] | parse, order of steps, figures: one verb a file, and no verb uses another |
+//!
+//! Where to look: a used map becomes chunks in `stream/plan.rs`; the superblock is held back in `put/head.rs`; a zip entry is named in
+//! `snapshot/metadata.rs`. A new verb is a file in `command/`, a line in `command/mod.rs`, and its text in `help.rs`.
 //!
 //! # Invariants
-//! 1. The guardian exists before the first FIFREEZE, and every thaw has one owner (`guard`'s page is the protocol).
+//! 1. The guardian exists before the first FIFREEZE, and every thaw has one owner (`freeze/guard`'s page is the protocol).
 //! 2. A stream gets its end (gzip trailer, file name) only after a thaw that proves that nobody else thawed, and after a second
 //!    look at superblock, journal and maps. There is no warning that means failure.
 //! 3. Doubt about a block means used. Only what a reader proves free is left out, and the verdict says how far the proof went.
@@ -54,27 +62,33 @@
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
 
+pub mod board;
 pub mod cli;
 pub mod command;
+pub mod config;
 pub mod crc;
 pub mod device;
 pub mod error;
 pub mod freeze;
 pub mod fs;
 pub mod golden;
-mod guard;
 pub mod help;
 pub mod json;
 pub mod layout;
+pub mod map;
+pub mod medium;
+pub mod mender;
 pub mod mounts;
 pub mod overlay;
 pub mod ptable;
-pub mod remote;
+pub mod put;
 pub mod report;
+pub mod signals;
 pub mod snapshot;
 pub mod stream;
 #[allow(unsafe_code)]
 pub mod sys;
+pub mod take;
 pub mod threads;
 pub mod trace;
 pub mod units;

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use crate::cli::Common;
 use crate::error::{Ending, Error, Exit, Result};
 
 /// Writes one line `floe: LINE` to stderr with a single write; failures are ignored, because there is nowhere to report them.
@@ -296,6 +297,48 @@ fn write_if_ready(bytes: &[u8]) {
     {
         let _ = rustix::io::write(stderr, bytes);
     }
+}
+
+/// What a run has to tell when it went well.
+pub trait Told {
+    /// For `--report`.
+    fn json(&self) -> JsonObject;
+    /// The last line on stderr.
+    fn words(&self) -> String;
+}
+
+/// Runs `work`, writes the report, whatever became of it, and says the last line. `source` is named in the report of a failure.
+pub fn tell(
+    common: &Common,
+    source: Option<&str>,
+    work: &mut dyn FnMut() -> Result<Box<dyn Told>>,
+) -> Result<()> {
+    let report = common.report.as_deref();
+    let mut report = report.map(ReportFile::open).transpose()?;
+    let result = work();
+    if let Some(report) = &mut report {
+        match &result {
+            Ok(done) => report.write(&done.json())?,
+            Err(error) => {
+                let mut object = JsonObject::new();
+                if let Some(source) = source {
+                    object.str("source", source);
+                }
+                object.str("error", &error.to_string());
+                let _ = report.write(&object);
+            }
+        }
+    }
+    let done = result?;
+    if !common.quiet {
+        line(done.words());
+    }
+    Ok(())
+}
+
+/// Milliseconds for a report.
+pub fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

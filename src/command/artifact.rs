@@ -10,26 +10,26 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use rustix::fs::FileType;
 
-use super::bundle::Catalog;
-use super::dump::leaves_holes;
-use super::image::{self, Image, Opened};
-use super::labels::array;
-use super::restore::supervise;
-use super::taking::{Told, millis, tell};
-use super::wrap::{Figures, Maker, What, Writer};
 use crate::cli::{Args, Common, Item};
 use crate::error::{Error, Fault, Result};
+use crate::mender::header::array;
+use crate::mender::header::{now, payload_name};
+use crate::mender::writer::{Figures, Maker, What, Writer};
+use crate::put::image::{self, Image, Opened};
+use crate::put::job::supervise;
 use crate::report::{self, Bytes, JsonObject, Span, hex};
+use crate::report::{Told, millis, tell};
+use crate::snapshot::archive::Catalog;
 use crate::snapshot::image_path;
 use crate::stream::copy::{BUFFER_BYTES, Ended, Progress};
 use crate::stream::image::{Format, GRANULE_BYTES, ImageReader, Piece};
 use crate::stream::input::{Input, is_zero};
+use crate::stream::output::leaves_holes;
 use crate::stream::partfile::PartFile;
-use crate::stream::tar;
 use crate::sys::memory::Pages;
 use crate::units::{to_u64, to_usize};
 
@@ -275,25 +275,6 @@ impl Facts {
             modified: modified.unwrap_or_else(now),
         }
     }
-}
-
-/// Seconds since 1970.
-pub fn now() -> u64 {
-    SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .map_or(0, |time| time.as_secs())
-}
-
-/// The payload's name: the image's own without `.gz`, where Mender's tools take it.
-pub fn payload_name(path: &OsStr) -> String {
-    let name = Path::new(path).file_name().and_then(OsStr::to_str);
-    let name = name.map_or("", |name| name.strip_suffix(".gz").unwrap_or(name));
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.,".contains(&byte);
-    let good = name.bytes().all(plain) && !name.starts_with(['.', '-']);
-    if good && !name.is_empty() && name.len() <= tar::MAX_NAME {
-        return name.into();
-    }
-    "rootfs.img".into()
 }
 
 /// All of the image into the artifact.

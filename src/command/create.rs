@@ -3,6 +3,8 @@
 //! `snapshot.json` goes out before anything freezes; checksums and the archive's directory only after a good thaw, so a
 //! snapshot that was cut short has neither.
 
+use crate::config;
+use crate::config::pairs::split_pair;
 use crate::threads::{RecvTimeoutError, channel};
 use std::ffi::{OsStr, OsString};
 use std::io::IsTerminal;
@@ -12,23 +14,25 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::capture::{self, Capture, Counters, Engine, Figures};
-use super::host::{self, Host};
-use super::prepare::{self, Prepared};
-use super::store::Store;
-use super::taking::{self, Streaming, Taking, Told};
-use super::{bundle, disk};
 use crate::cli::{Args, Common, Item};
 use crate::error::{Error, Fault, Result};
-use crate::freeze::Signals;
 use crate::fs::Coverage;
 use crate::mounts::System;
+use crate::report::Told;
 use crate::report::{self, Bytes, JsonObject, Progress, Span};
+use crate::signals::Signals;
+use crate::snapshot::archive;
+use crate::snapshot::machine::{self, Host};
+use crate::snapshot::recorded;
+use crate::snapshot::store::Store;
 use crate::snapshot::{self, Checksum, Checksums, Image, Snapshot};
 use crate::stream::archive::{Ending, Text, Written, ZipEmitter};
 use crate::stream::output::{Output, TotalsCell};
 use crate::stream::partfile::PartFile;
 use crate::stream::pipeline::Outlet;
+use crate::take::capture::{self, Capture, Counters, Engine, Figures};
+use crate::take::options::{self, Streaming, Taking};
+use crate::take::source::{self, Prepared};
 
 /// Mode of a snapshot's file: it carries credentials.
 const MODE: u32 = 0o600;
@@ -116,15 +120,6 @@ fn add_pair(pairs: &mut Vec<(String, OsString)>, value: &OsStr) -> Result<()> {
     Ok(())
 }
 
-/// `NAME=REST` at the first `=`; `None` where a half is missing or NAME is not text.
-pub fn split_pair(value: &OsStr) -> Option<(String, OsString)> {
-    let bytes = value.as_bytes();
-    let middle = bytes.iter().position(|byte| *byte == b'=')?;
-    let name = std::str::from_utf8(bytes.get(..middle)?).ok()?;
-    let rest = bytes.get(middle + 1..).filter(|rest| !rest.is_empty())?;
-    Some((name.to_owned(), OsStr::from_bytes(rest).to_owned()))
-}
-
 fn keep(text: &str) -> Option<usize> {
     text.parse().ok().filter(|count| (1..=9999).contains(count))
 }
@@ -136,7 +131,7 @@ fn comment(text: &str) -> Option<String> {
 /// Runs the verb.
 pub fn run(options: Options) -> Result<()> {
     let start = Instant::now();
-    taking::tell(&options.common, None, &mut || {
+    report::tell(&options.common, None, &mut || {
         Ok(Box::new(create(&options, start)?))
     })
 }
@@ -197,7 +192,7 @@ impl Told for Done {
             .u64("read_bytes", self.figures.read_bytes)
             .u64("written_bytes", self.written_bytes)
             .u64("frozen_ms", self.figures.frozen_ms)
-            .u64("total_ms", taking::millis(self.total))
+            .u64("total_ms", report::millis(self.total))
             .str("consistent", &self.checksums.consistent);
         object
     }
@@ -209,7 +204,7 @@ impl Told for Done {
             .iter()
             .map(|image| image.name.as_str())
             .collect();
-        let held = taking::held_words(&self.checksums.consistent, self.figures.frozen_ms);
+        let held = options::held_words(&self.checksums.consistent, self.figures.frozen_ms);
         let retired = match self.retired.len() {
             0 => String::new(),
             count => format!(", {count} older removed"),
@@ -241,7 +236,7 @@ fn place(options: &Options) -> Result<Place> {
             Place::Folder(path.clone())
         }
         Some(path) => Place::File(path.clone()),
-        None => match host::store()? {
+        None => match config::store()? {
             Some(folder) => Place::Folder(folder),
             None => Place::Stdout,
         },
@@ -318,9 +313,9 @@ fn create(options: &Options, start: Instant) -> Result<Done> {
         .iter()
         .map(|(name, source)| (name.as_str(), source.as_os_str()))
         .collect();
-    let mut sources = taking::prepare_all(&system, &named, options.taking.wishes, quiet)?;
+    let mut sources = options::prepare_all(&system, &named, options.taking.wishes, quiet)?;
     let disk = match &options.disk {
-        Some(name) => Some(disk::take(&system, name, quiet)?),
+        Some(name) => Some(recorded::take(&system, name, quiet)?),
         None => None,
     };
     let snapshot = describe(&system, options, &sources, disk.as_ref());
@@ -334,7 +329,7 @@ fn create(options: &Options, start: Instant) -> Result<Done> {
         .iter_mut()
         .flat_map(|prepared| std::mem::take(&mut prepared.mounted))
         .collect();
-    let targets = prepare::targets(&system, mounted, options.taking.wishes)?;
+    let targets = source::targets(&system, mounted, options.taking.wishes)?;
     let (signals, guardian) = capture::guard(targets, options.taking.limits, quiet)?;
     let counters = Counters::leak(guardian.as_ref().map(crate::freeze::Guardian::progress));
     let totals = TotalsCell::default();
@@ -346,7 +341,7 @@ fn create(options: &Options, start: Instant) -> Result<Done> {
         images: paths(&snapshot),
         time_s: snapshot.time_s,
         ending: ending(
-            taking::weakest(&sources),
+            options::weakest(&sources),
             Arc::clone(&told),
             Arc::clone(&known),
         ),
@@ -374,7 +369,7 @@ fn create(options: &Options, start: Instant) -> Result<Done> {
         part.finish()?;
     }
     let retired = match (&store, options.keep) {
-        (Some(store), Some(keep)) => store.retire(&snapshot.host, keep, bundle::class)?,
+        (Some(store), Some(keep)) => store.retire(&snapshot.host, keep, archive::class)?,
         _ => Vec::new(),
     };
     let written_bytes = totals
@@ -397,12 +392,12 @@ fn describe(
     system: &System,
     options: &Options,
     sources: &[Prepared],
-    disk: Option<&disk::Taken>,
+    disk: Option<&recorded::Taken>,
 ) -> Snapshot {
     let host = Host::look();
     Snapshot {
         floe: env!("CARGO_PKG_VERSION").into(),
-        time_s: host::now_s(),
+        time_s: machine::now_s(),
         host: host.name,
         architecture: host.architecture,
         board: host.board,
@@ -421,7 +416,12 @@ fn describe(
     }
 }
 
-fn image(system: &System, name: &str, prepared: &Prepared, disk: Option<&disk::Taken>) -> Image {
+fn image(
+    system: &System,
+    name: &str,
+    prepared: &Prepared,
+    disk: Option<&recorded::Taken>,
+) -> Image {
     let identity = prepared.identity.as_ref();
     let partition = prepared.dev.and_then(|dev| system.partition_entry(dev));
     let mounted = prepared.mounted.first();
@@ -469,7 +469,7 @@ fn paths(snapshot: &Snapshot) -> Vec<String> {
 }
 
 /// What stands before the images.
-fn front(snapshot: &Snapshot, disk: Option<disk::Taken>) -> Vec<Text> {
+fn front(snapshot: &Snapshot, disk: Option<recorded::Taken>) -> Vec<Text> {
     let mut front = vec![Text {
         path: snapshot::SNAPSHOT.into(),
         bytes: snapshot.to_json().into_bytes(),
@@ -578,7 +578,7 @@ fn begin(begin: Begin<'_>) -> Result<ZipEmitter> {
         }
         match receive.recv_timeout(Duration::from_millis(50)) {
             Ok(Ok(emitter)) => return Ok(emitter),
-            Ok(Err(problem)) => return Err(taking::early(shown, problem)),
+            Ok(Err(problem)) => return Err(options::early(shown, problem)),
             Err(RecvTimeoutError::Timeout) if start.elapsed() > limit => {
                 return Err(Error::refused(format_args!(
                     "{shown}: the reader has not taken the first bytes within {} s; give it longer with --wait-sink",

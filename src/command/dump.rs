@@ -6,20 +6,22 @@ use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FileType, OFlags, SeekFrom};
+use rustix::fs::FileType;
 
-use super::capture::{self, Capture, Counters, Engine, Figures};
-use super::prepare;
-use super::taking::{self, Streaming, Taking, Told};
 use crate::cli::{Args, Common, Item};
 use crate::error::{Error, Fault, Result};
-use crate::freeze::Signals;
 use crate::fs::Coverage;
 use crate::mounts::{DevId, System};
+use crate::report::Told;
 use crate::report::{self, Bytes, JsonObject, Progress, Span, hex};
+use crate::signals::Signals;
+use crate::stream::output::leaves_holes;
 use crate::stream::output::{GzipEmitter, Output, RawEmitter, Totals, TotalsCell};
 use crate::stream::partfile::PartFile;
 use crate::stream::pipeline::{Emit, Outlet};
+use crate::take::capture::{self, Capture, Counters, Engine, Figures};
+use crate::take::options::{self, Streaming, Taking};
+use crate::take::source;
 
 /// What was typed.
 #[derive(Debug)]
@@ -68,7 +70,9 @@ pub fn parse(mut args: Args) -> Result<Options> {
                 "-o" | "--output" => {
                     options.output = Some(args.path()?).filter(|path| path.as_os_str() != "-");
                 }
-                "-z" | "--compress" => options.raw = args.parsed(compression, "gzip or none")?,
+                "-z" | "--compress" => {
+                    options.raw = args.parsed(options::compression, "gzip or none")?
+                }
                 "--sha256" => options.sha256 = true,
                 name if options.taking.option(&mut args, name)? => {}
                 name if options.streaming.option(&mut args, name)? => {}
@@ -82,19 +86,10 @@ pub fn parse(mut args: Args) -> Result<Options> {
     Ok(options)
 }
 
-/// True for `none`.
-pub(super) fn compression(text: &str) -> Option<bool> {
-    match text {
-        "gzip" => Some(false),
-        "none" => Some(true),
-        _ => None,
-    }
-}
-
 /// Runs the verb.
 pub fn run(options: Options) -> Result<()> {
     let start = Instant::now();
-    taking::tell(
+    report::tell(
         &options.common,
         Some(&options.source.to_string_lossy()),
         &mut || Ok(Box::new(dump(&options, start)?)),
@@ -142,7 +137,7 @@ impl Told for Done {
             .u64("read_bytes", self.figures.read_bytes)
             .u64("written_bytes", self.totals.written_bytes)
             .u64("frozen_ms", self.figures.frozen_ms)
-            .u64("total_ms", taking::millis(self.total))
+            .u64("total_ms", report::millis(self.total))
             .str("crc32", &format!("{:08x}", self.totals.crc32));
         match self.totals.sha256 {
             Some(hash) => object.str("sha256", &hex(&hash)),
@@ -153,7 +148,7 @@ impl Told for Done {
     }
 
     fn words(&self) -> String {
-        let held = taking::held_words(self.consistent, self.figures.frozen_ms);
+        let held = options::held_words(self.consistent, self.figures.frozen_ms);
         let why = match self.figures.outcomes.first().and_then(|o| o.doubt) {
             Some(doubt) => format!(" (map {}: {doubt})", self.coverage().name()),
             None => String::new(),
@@ -178,7 +173,7 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
         check_stdout()?;
     }
     let system = System::look()?;
-    let mut prepared = prepare::prepare(&system, &options.source, wishes)?;
+    let mut prepared = source::prepare(&system, &options.source, wishes)?;
     if !quiet {
         prepared.notes.iter().for_each(report::line);
     }
@@ -197,7 +192,7 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
 
     // One thread until here: the guardian is forked now.
     let mounted = std::mem::take(&mut prepared.mounted);
-    let targets = prepare::targets(&system, mounted, wishes)?;
+    let targets = source::targets(&system, mounted, wishes)?;
     let (signals, guardian) = capture::guard(targets, options.taking.limits, quiet)?;
     let counters = Counters::leak(guardian.as_ref().map(crate::freeze::Guardian::progress));
     let totals = TotalsCell::default();
@@ -289,7 +284,7 @@ fn emitter(
     let output = Output::new(sink, counters, true);
     match GzipEmitter::new(output, totals) {
         Ok(emitter) => Ok(Box::new(emitter)),
-        Err(problem) => Err(taking::early("stdout", problem)),
+        Err(problem) => Err(options::early("stdout", problem)),
     }
 }
 
@@ -316,17 +311,4 @@ fn wait_writable(sink: &OwnedFd, limit: Duration, signals: &Signals) -> Result<(
         .leaving("nothing was frozen")),
         _ => Ok(()),
     }
-}
-
-/// Whether zeros may become holes: a regular file that ends where we begin, and is not opened for appending.
-pub(super) fn leaves_holes(sink: &OwnedFd) -> bool {
-    let Ok(stat) = rustix::fs::fstat(sink) else {
-        return false;
-    };
-    let append = rustix::fs::fcntl_getfl(sink).map_or(true, |flags| flags.contains(OFlags::APPEND));
-    let position = rustix::fs::seek(sink, SeekFrom::Current(0));
-    FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
-        && !append
-        && position
-            .is_ok_and(|position| u64::try_from(stat.st_size).is_ok_and(|size| size <= position))
 }

@@ -5,20 +5,18 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{Read, Write};
-use std::path::{Path, PathBuf};
+use std::io::Write;
+use std::path::PathBuf;
 use std::time::Instant;
 
-use sha2::{Digest, Sha256};
-
-use super::bundle;
-use super::host;
-use super::pull::stream::ToFile;
-use super::store::{self, Class, Store};
+use crate::board::receive::ToFile;
 use crate::cli::{self, Args, Common, Item};
+use crate::config;
 use crate::error::{Error, Exit, Result};
-use crate::report::{self, JsonObject, ReportFile, hex};
-use crate::units::to_u64;
+use crate::report::{self, JsonObject, ReportFile};
+use crate::snapshot::archive;
+use crate::snapshot::store::{self, Class, Store};
+use crate::snapshot::sums::{Sums, copy};
 
 /// What was asked for.
 pub struct Options {
@@ -84,47 +82,9 @@ pub fn run(options: Options) -> Result<()> {
 }
 
 fn folder() -> Result<PathBuf> {
-    host::store()?.ok_or_else(|| {
+    config::store()?.ok_or_else(|| {
         Error::refused("/etc/floe.conf: has no line 'store = DIR': no snapshots are kept here")
     })
-}
-
-struct Sums {
-    length_bytes: u64,
-    sha256: String,
-}
-
-/// Gives everything to `to`, and what it was.
-fn copy(mut from: impl Read, shown: &str, mut to: impl FnMut(&[u8]) -> Result<()>) -> Result<Sums> {
-    let mut hash = Sha256::new();
-    let mut length_bytes = 0u64;
-    let mut buffer = vec![0; 64 * 1024];
-    loop {
-        let count = match from.read(&mut buffer) {
-            Ok(count) => count,
-            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
-            Err(e) => return Err(Error::failed(format_args!("{shown}: read: {e}"))),
-        };
-        let bytes = buffer.get(..count).unwrap_or_default();
-        if bytes.is_empty() {
-            break;
-        }
-        hash.update(bytes);
-        length_bytes = length_bytes.saturating_add(to_u64(count));
-        to(bytes)?;
-    }
-    Ok(Sums {
-        length_bytes,
-        sha256: hex(&hash.finalize()),
-    })
-}
-
-/// Length and SHA-256 of a file.
-pub fn sums_of(path: &Path) -> Result<(u64, String)> {
-    let shown = path.display().to_string();
-    let file = File::open(path).map_err(|e| Error::failed(format_args!("{shown}: open: {e}")))?;
-    let sums = copy(file, &shown, |_| Ok(()))?;
-    Ok((sums.length_bytes, sums.sha256))
 }
 
 /// `latest` is the newest that is complete; otherwise the name of one as `floe list` prints it.
@@ -134,7 +94,7 @@ fn get(name: &str) -> Result<(PathBuf, Sums)> {
     let found = match name {
         "latest" => {
             let mut newest = store::snapshots(&folder)?.into_iter().rev();
-            newest.find(|(_, path)| bundle::class(path) != Class::Broken)
+            newest.find(|(_, path)| archive::class(path) != Class::Broken)
         }
         name => {
             let mut all = store::snapshots(&folder)?.into_iter();

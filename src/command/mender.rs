@@ -11,8 +11,8 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use super::dump::{self, Options};
 use crate::cli::{Args, Item};
+use crate::command::dump::{self, Options};
 use crate::error::{Error, Exit, Result};
 use crate::help;
 

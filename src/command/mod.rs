@@ -1,39 +1,18 @@
 //! The verbs, one file each; only here layers are joined.
 
 mod artifact;
-pub mod bundle;
-pub mod capture;
 mod clone;
 mod create;
-mod disk;
 pub mod dump;
-mod grow;
-mod head;
-mod host;
-mod image;
 mod kept;
-mod labels;
-mod lay;
 mod list;
-mod medium;
-mod memory;
 mod mender;
-mod partitions;
-pub mod prepare;
 pub mod pull;
 mod push;
-mod renew;
 mod restore;
 mod show;
-mod skip;
-mod store;
-pub mod survey;
-pub mod taking;
-mod target;
 mod thaw;
-mod unpack;
 mod verify;
-mod wrap;
 
 use std::ffi::OsString;
 

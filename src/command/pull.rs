@@ -3,26 +3,20 @@
 //! What runs there is floe with its ordinary verbs; its report comes on stderr of the same connection. Nothing gets its name here
 //! before [`stream`] has checked all of it. Nothing is decided by what a board says, but whether its stream is good.
 
-mod artifact;
-pub(super) mod fleet;
-pub(super) mod reach;
-mod send;
-pub(super) mod stream;
-
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use self::artifact::{Recipe, Wanted};
-use self::fleet::Board;
-use self::reach::Reach;
-use self::stream::{Arrived, Sink, Stream, ToFile, ToStdout};
+use crate::board::artifact::{Recipe, Wanted};
+use crate::board::fleet::{self, Board};
+use crate::board::reach::{self, Reach};
+use crate::board::receive::{self, Arrived, Sink, Stream, ToFile, ToStdout};
+use crate::board::ssh::{Host, Pipes, Session};
 use crate::cli::{Args, Common, Item};
 use crate::error::{Error, Exit, Result};
 use crate::json;
-use crate::remote::{Host, Pipes, Session};
 use crate::report::{self, Bytes, ReportFile, Span};
 
 /// Most boards of one run.
@@ -132,7 +126,7 @@ pub fn parse(mut args: Args) -> Result<Options> {
                 "-P" | "--parallel" => {
                     parallel = args.parsed(fleet::parallel, "a number from 1 to 256")?;
                 }
-                _ if hand_on(HANDED_ON, &mut handed_on, &mut args, &name)? => {}
+                _ if reach::hand_on(HANDED_ON, &mut handed_on, &mut args, &name)? => {}
                 _ if reach.option(&mut args, &name)? => {}
                 _ if artifact.option(&name, &mut args)? => {}
                 _ => return Err(args.unknown(&name)),
@@ -173,23 +167,6 @@ pub fn parse(mut args: Args) -> Result<Options> {
         artifact,
         common: args.common,
     })
-}
-
-/// Keeps an option that is in `table` for the board, with its value.
-pub(super) fn hand_on(
-    table: &[(&str, bool)],
-    words: &mut Vec<OsString>,
-    args: &mut Args,
-    name: &str,
-) -> Result<bool> {
-    let Some((_, has_value)) = table.iter().find(|(known, _)| *known == name) else {
-        return Ok(false);
-    };
-    words.push(name.into());
-    if *has_value {
-        words.push(args.value()?);
-    }
-    Ok(true)
 }
 
 /// A HOST, or `@FILE` with one on each line.
@@ -338,7 +315,7 @@ pub fn run(options: Options) -> Result<()> {
         let (sink, path) = place.open(host, work.ending(), board, artifact.as_ref())?;
         let session = reach.start(host, &words, pipes, board)?;
         let bytes = Arc::clone(&board.bytes);
-        let mut arrived = stream::receive(host, session, stream, sink, bytes)?;
+        let mut arrived = receive::receive(host, session, stream, sink, bytes)?;
         arrived.path = path;
         Ok(arrived)
     };

@@ -9,19 +9,18 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use super::bundle::Bundle;
-use super::image::{self, Image, Opened};
-use super::kept;
-use super::pull::fleet::{self, Board};
-use super::pull::reach::Reach;
-use super::pull::stream::Arrived;
-use super::verify;
+use crate::board::fleet::{self, Board};
+use crate::board::reach::{self, Reach};
+use crate::board::receive::Arrived;
+use crate::board::ssh::{Host, Pipes};
 use crate::cli::{Args, Common, Item};
 use crate::error::{Error, Result};
 use crate::json::{self, Value};
-use crate::remote::{Host, Pipes};
+use crate::put::image::{self, Image, Opened};
 use crate::report::{self, Bytes, ReportFile, Span};
 use crate::snapshot::MAX_IMAGES;
+use crate::snapshot::archive::Bundle;
+use crate::snapshot::sums::sums_of;
 use crate::stream::copy::{BUFFER_BYTES, Ended};
 use crate::stream::image::Format;
 use crate::units::to_u64;
@@ -59,7 +58,7 @@ pub fn parse(mut args: Args) -> Result<Options> {
             Item::Value(value) => return Err(args.surplus(&value)),
             Item::Option(name) => match name.as_str() {
                 "--store" => store = true,
-                _ if super::pull::hand_on(HANDED_ON, &mut handed_on, &mut args, &name)? => {}
+                _ if reach::hand_on(HANDED_ON, &mut handed_on, &mut args, &name)? => {}
                 _ if reach.option(&mut args, &name)? => {}
                 _ => return Err(args.unknown(&name)),
             },
@@ -124,7 +123,7 @@ fn check(file: &OsString) -> Result<Good> {
         });
     }
     let mut found = Image::read(opened).map_err(nothing)?;
-    let ended = verify::read_all(&mut found).map_err(nothing)?;
+    let ended = image::read_all(&mut found).map_err(nothing)?;
     image::check_end(&found.subject, &found.content, &ended).map_err(nothing)?;
     Ok(Good {
         format,
@@ -144,7 +143,7 @@ fn words(options: &Options, good: &Good) -> Result<Vec<OsString>> {
             ))
             .leaving("nothing was sent"));
         }
-        let (length, sha256) = kept::sums_of(options.file.as_ref())?;
+        let (length, sha256) = sums_of(options.file.as_ref())?;
         let (host, time) = &good.made;
         let (length, time) = (length.to_string(), time.to_string());
         words.extend(["kept", "put", "--report", "-"].map(OsString::from));
@@ -247,7 +246,7 @@ fn push(
     let kept = report.get("path").and_then(Value::text);
     Ok(Arrived {
         path: match kept.filter(|_| options.store) {
-            Some(path) => format!("kept as {}", crate::remote::clean(path)),
+            Some(path) => format!("kept as {}", crate::board::ssh::clean(path)),
             None => "restored".into(),
         },
         stream_bytes: sent_bytes,

@@ -9,13 +9,13 @@ use std::io::Read;
 use std::path::Path;
 
 use crate::cli::{Args, Common, Item};
-use crate::command::image::{Content, Image, image_error};
-use crate::command::list::Kept;
 use crate::device::{Device, ReadAt};
 use crate::error::{Error, Fault, Result};
 use crate::fs::{self, Coverage, Identity, Kind, Still, UsedMap, Walk};
 use crate::mounts::{Holding, Source, System};
+use crate::put::image::{Content, Image, image_error};
 use crate::report::{self, Bytes, JsonObject, ReportFile, json_string};
+use crate::snapshot::kept::Kept;
 use crate::stream::image::Format;
 use crate::units::BlockSize;
 use crate::utc::Utc;

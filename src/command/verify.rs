@@ -3,13 +3,12 @@
 use std::ffi::OsString;
 
 use crate::cli::{Args, Common, Item};
-use crate::command::bundle::Bundle;
-use crate::command::image::{self, Image, Opened};
-use crate::error::{Fault, Result};
+use crate::error::Result;
+use crate::put::image::{self, Image, Opened};
 use crate::report::{self, Bytes, JsonObject, ReportFile};
+use crate::snapshot::archive::Bundle;
 use crate::stream::copy::{BUFFER_BYTES, Ended};
-use crate::stream::image::{Format, Piece};
-use crate::sys::memory::Pages;
+use crate::stream::image::Format;
 use crate::units::to_u64;
 
 /// What was asked for.
@@ -44,7 +43,7 @@ pub fn run(options: Options) -> Result<()> {
         return snapshot(opened, &options, report.as_mut(), start);
     }
     let mut found = Image::read(opened)?;
-    let ended = read_all(&mut found)?;
+    let ended = image::read_all(&mut found)?;
     image::check_end(&found.subject, &found.content, &ended)?;
     let total_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
     if let Some(file) = &mut report {
@@ -104,19 +103,6 @@ fn snapshot(
         Bytes(size_bytes),
         Bytes(read_bytes),
     ))
-}
-
-/// Reads all of an image, and so checks it.
-pub(super) fn read_all(found: &mut Image) -> Result<Ended> {
-    let fail = |fault| image::image_error(&found.subject, fault);
-    let mut buffer = Pages::new(BUFFER_BYTES).map_err(|e| fail(Fault::io("mmap", e)))?;
-    // Each turn takes at least one granule of the input, or is the last.
-    while found.reader.next(&mut buffer).map_err(fail)? != Piece::End {}
-    Ok(Ended {
-        size_bytes: found.reader.offset(),
-        crc32: found.reader.crc32(),
-        input_bytes: found.reader.input_bytes(),
-    })
 }
 
 fn line(found: &Image, ended: &Ended) -> String {

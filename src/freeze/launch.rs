@@ -11,12 +11,12 @@ use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, Signal, WaitOptions};
 
-use super::Signals;
 use crate::error::{ErrnoText, Error, Result};
-use crate::guard::{
+use crate::freeze::guard::{
     Charge, Form, Group, Leftover, Limits, NAME, Order, Phase, Target, Words, now_us, path_of,
     serve,
 };
+use crate::signals::Signals;
 use crate::sys::process::{self, Fork};
 use crate::sys::shared::Board;
 

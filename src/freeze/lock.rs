@@ -10,7 +10,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
-use crate::guard::Target;
+use crate::freeze::guard::Target;
 use crate::sys::{identity, lock};
 
 /// Files that are there wherever /proc is, mode 0200; opening them does nothing, and nothing is ever written to them. The first

@@ -6,9 +6,9 @@
 //!
 //! Never freezes or thaws anything itself, with one exception: when the guardian is dead or hangs, it takes over.
 
+mod guard;
 mod launch;
 mod lock;
-mod signals;
 mod watchdog;
 
 use std::os::fd::{AsFd, BorrowedFd};
@@ -19,15 +19,15 @@ use rustix::io::Errno;
 use rustix::process::{Signal, WaitOptions};
 
 use crate::error::{ErrnoText, Error, Exit, NOTHING_WRITTEN, Result};
-use crate::guard::{
+use crate::signals::Signals;
+use crate::sys::shared::{Board, Slot};
+use guard::{
     BEAT_LATE_US, Cgroups, Fired, Order, Phase, State, TARGETS_MAX, THAW_TURN_US, claim, now_us,
 };
-use crate::sys::shared::{Board, Slot};
 use launch::{Link, Reply, Wanted, launch};
 
-pub use crate::guard::{Form, Leftover, Limits, Method, Remount, Target, serve_if_guardian};
+pub use guard::{Form, Leftover, Limits, Method, Remount, Target, serve_if_guardian};
 pub use launch::{Standing, standing};
-pub use signals::Signals;
 pub use watchdog::shorter_hardware_watchdog;
 
 /// How long a thaw may take before floe stops waiting for it (the guardian goes on), in microseconds.

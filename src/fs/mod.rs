@@ -6,7 +6,6 @@
 
 pub mod files;
 pub mod identity;
-pub mod map;
 
 mod btrfs;
 mod erofs;
@@ -22,8 +21,8 @@ use heapless::String;
 
 use crate::device::ReadAt;
 use crate::error::Fault;
+pub use crate::map::UsedMap;
 use crate::units::{to_u64, to_usize};
-pub use map::UsedMap;
 
 /// Memory a walk may use, in bytes: the largest block of any reader several times over.
 pub const SCRATCH_BYTES: usize = 768 * 1024;

@@ -340,6 +340,20 @@ pub fn reader_is_gone(fd: impl AsFd) -> bool {
             .is_some_and(|fd| fd.revents().contains(PollFlags::ERR))
 }
 
+/// Whether zeros may become holes: a regular file that ends where we begin, and is not opened for appending.
+pub(crate) fn leaves_holes(sink: &OwnedFd) -> bool {
+    let Ok(stat) = rustix::fs::fstat(sink) else {
+        return false;
+    };
+    let append = rustix::fs::fcntl_getfl(sink)
+        .map_or(true, |flags| flags.contains(rustix::fs::OFlags::APPEND));
+    let position = rustix::fs::seek(sink, SeekFrom::Current(0));
+    FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
+        && !append
+        && position
+            .is_ok_and(|position| u64::try_from(stat.st_size).is_ok_and(|size| size <= position))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

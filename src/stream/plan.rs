@@ -4,7 +4,7 @@
 //! call sequence brings into a slot: consecutive chunks that hold used blocks. Wholly free chunks become zero runs that cost
 //! nothing. Planning allocates only in the constructors, never while it runs.
 
-use crate::fs::map::UsedMap;
+use crate::map::UsedMap;
 use crate::units::{Extent, round_down};
 
 /// Raw bytes of one chunk, the unit that is encoded alone.

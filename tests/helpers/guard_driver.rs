@@ -12,7 +12,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use floe::error::{Error, Result};
-use floe::freeze::{Frozen, Guardian, Limits, Method, Remount, Signals, Target};
+use floe::freeze::{Frozen, Guardian, Limits, Method, Remount, Target};
+use floe::signals::Signals;
 
 fn main() -> ExitCode {
     floe::freeze::serve_if_guardian(&std::env::args_os().collect::<Vec<_>>());

@@ -6,17 +6,17 @@
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock};
 
-use super::standby::Standby;
-use crate::command::medium::Medium;
-use crate::command::prepare::Prepared;
-use crate::command::restore::Phase;
-use crate::command::skip::LeftAlone;
+use crate::command::clone::standby::Standby;
 use crate::crc;
 use crate::error::{Error, Fault, Result};
+use crate::medium::Medium;
+use crate::put::free::LeftAlone;
+use crate::put::job::Phase;
 use crate::stream::pipeline::Place;
 use crate::stream::plan::{CHUNK_BYTES, Cursor, Plan, Span};
 use crate::stream::target::Target;
 use crate::sys::memory::Pages;
+use crate::take::source::Prepared;
 use crate::units::{Extent, to_u64, to_usize};
 
 /// Most checksums that are kept: 4 MiB of memory, a chunk each up to 128 GiB.

@@ -8,17 +8,24 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use super::pairs::Pair;
-use super::{Medium, Options, Role, partitions_named};
-use crate::command::bundle::Catalog;
-use crate::command::image::Opened;
-use crate::command::medium::Source;
-use crate::command::target::{Chosen, Overwrite};
-use crate::command::unpack::{self, Place};
-use crate::command::{grow, host, restore, store};
+use crate::command::clone::Options;
+use crate::config;
+use crate::config::pairs::Pair;
 use crate::error::{Error, Exit, NOTHING_WRITTEN, Result};
+use crate::medium::Medium;
+use crate::medium::Role;
+use crate::medium::Source;
+use crate::medium::partitions_named;
 use crate::mounts::{DevId, System};
+use crate::put::grow;
+use crate::put::image::Opened;
+use crate::put::job;
+use crate::put::target::{Chosen, Overwrite};
 use crate::report::{self, JsonObject, ReportFile};
+use crate::snapshot::archive::Catalog;
+use crate::snapshot::machine;
+use crate::snapshot::store;
+use crate::snapshot::unpack::{self, Place};
 use crate::snapshot::{Image, image_path};
 use crate::units::Extent;
 
@@ -46,7 +53,7 @@ pub fn run(options: &Options, pairs: &[Pair]) -> Result<()> {
     };
     let mut kept = find(pairs)?;
     let mut medium = None;
-    let here = host::Host::look();
+    let here = machine::Host::look();
     for one in &kept {
         unpack::check_machine(
             &one.path.display().to_string(),
@@ -127,7 +134,7 @@ pub fn run(options: &Options, pairs: &[Pair]) -> Result<()> {
 /// The newest factory and rescue snapshots of the store, and which entry each pair means.
 fn find(pairs: &[Pair]) -> Result<Vec<Kept>> {
     let refused = |why: &str| Error::refused(format_args!("--factory: {why}"));
-    let folder = host::store()?.ok_or_else(|| {
+    let folder = config::store()?.ok_or_else(|| {
         refused("no 'store = DIR' in /etc/floe.conf says where snapshots are kept")
     })?;
     let all = store::snapshots(&folder)?;
@@ -266,7 +273,7 @@ fn write(
             range,
         });
     }
-    let options = restore::Options {
+    let options = job::Options {
         image: kept.path.clone().into_os_string(),
         targets,
         overwrite: Overwrite::Allowed,

@@ -3,12 +3,14 @@
 
 use std::sync::{Arc, PoisonError};
 
-use super::copy::{Copy, Onto, Sums};
-use crate::command::image::{Content, Head};
-use crate::command::restore::Phase;
-use crate::command::{head, partitions, skip};
+use crate::command::clone::copy::{Copy, Onto, Sums};
 use crate::device::DeviceKind;
 use crate::error::{Error, Result};
+use crate::put::free;
+use crate::put::head;
+use crate::put::image::{Content, Head};
+use crate::put::job::Phase;
+use crate::put::rescan;
 use crate::stream::copy::{self as writing, Failure, Progress, ZeroRuns};
 use crate::stream::pipeline::is_zero;
 use crate::stream::plan::{Plan, SPAN_BYTES};
@@ -94,7 +96,7 @@ impl Finish {
         let mut target = onto.target.write().unwrap_or_else(PoisonError::into_inner);
         let head = onto.head.lock().unwrap_or_else(PoisonError::into_inner);
         let head = head.get(..onto.head_bytes).unwrap_or_default();
-        skip::settle(
+        free::settle(
             &mut target,
             &content(onto, head)?,
             head,
@@ -216,7 +218,7 @@ impl Finish {
         target.drop_cache().map_err(fail)?;
         onto.phase.set(Phase::COMPLETE);
         if content.table.is_some() && target.device().kind() == DeviceKind::Block {
-            notes.extend(partitions::refresh(target.device()));
+            notes.extend(rescan::refresh(target.device()));
         }
         let name = |note| format!("{}: {note}", onto.name);
         Ok(notes.into_iter().map(name).collect())

@@ -1,14 +1,15 @@
 //! The targets of a clone: every check on every one of them, before the first write to any. Opens and looks; writes nothing.
 
-use crate::command::clone::pairs::Pair;
-use crate::command::image::HEAD_BYTES;
-use crate::command::medium::{Medium, Role};
-use crate::command::prepare::Prepared;
-use crate::command::target::{Chosen, Overwrite, cannot, old_tail};
+use crate::config::pairs::Pair;
 use crate::device::{Access, Device, ReadAt};
 use crate::error::{Error, NOTHING_WRITTEN, Result};
 use crate::fs::Kind;
+use crate::medium::Medium;
+use crate::medium::Role;
 use crate::mounts::{DevId, Layer, Named, System, Why, is_mirror};
+use crate::put::image::HEAD_BYTES;
+use crate::put::target::{Chosen, Overwrite, cannot, old_tail};
+use crate::take::source::Prepared;
 use crate::units::{Extent, to_u64};
 
 /// A target that passed every check, held O_EXCL.

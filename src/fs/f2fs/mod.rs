@@ -18,9 +18,9 @@ mod tests;
 use crate::crc::crc32;
 use crate::device::ReadAt;
 use crate::error::{Fault, FaultKind};
-use crate::fs::map::UsedMap;
 use crate::fs::{Identity, Kind, Reader, Still, Verdict, Walk, uuid_text};
 use crate::layout::le;
+use crate::map::UsedMap;
 use crate::units::{BlockSize, Extent, to_u64, to_usize};
 
 /// The reader's row in the table.

@@ -8,8 +8,8 @@ use super::btree::{Block, FREE_BY_BLOCK, FREE_BY_SIZE, Shape, Space, Walker};
 use super::superblock::{Geometry, SECTOR_BYTES_MAX, checksum_holds};
 use crate::device::ReadAt;
 use crate::error::Fault;
-use crate::fs::map::UsedMap;
 use crate::layout::be;
+use crate::map::UsedMap;
 use crate::units::{Extent, to_usize};
 
 crate::layout! {

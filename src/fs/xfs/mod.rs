@@ -26,8 +26,8 @@ use self::superblock::Superblock;
 pub use self::uuid::{can_change_uuid, change_uuid};
 use crate::device::ReadAt;
 use crate::error::{Fault, FaultKind};
-use crate::fs::map::UsedMap;
 use crate::fs::{Identity, Kind, Reader, Still, Verdict, Walk, text, uuid_text};
+use crate::map::UsedMap;
 use crate::units::{Extent, to_usize};
 
 /// The reader's row in the table.

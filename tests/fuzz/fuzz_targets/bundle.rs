@@ -1,7 +1,7 @@
 //! Whole snapshots: the stream reader and the one that begins at the central directory, which must agree.
 #![no_main]
 
-use floe::command::bundle::{Bundle, Catalog};
+use floe::snapshot::archive::{Bundle, Catalog};
 use floe::device::{Access, Device};
 use floe::stream::input::Input;
 

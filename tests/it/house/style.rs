@@ -6,27 +6,33 @@ use std::path::{Path, PathBuf};
 const LAYERS: &[&[&str]] = &[
     &["error"],
     &["threads"],
-    &["units", "layout", "crc", "json", "utc"],
+    &["units", "layout", "crc", "utc"],
+    &["json"],
+    &["map"],
     &["sys"],
     &["device"],
+    &["signals", "report", "help", "cli"],
     &["overlay"],
-    &["fs"],
+    &["fs", "ptable"],
     &["golden"],
-    &["ptable"],
     &["mounts"],
     &["trace"],
     &["stream"],
-    &["guard", "freeze"],
-    &["report", "help", "cli"],
+    &["freeze"],
+    &["take"],
+    &["put"],
+    &["config"],
     &["snapshot"],
-    &["remote"],
+    &["mender"],
+    &["medium"],
+    &["board"],
     &["command"],
 ];
 
-/// What may look up one step, and why.
-const EXCEPTIONS: &[(&str, &str)] = &[
-    // The texts that `--help` prints.
-    ("cli", "help"),
+/// Which verb uses another, and why.
+const VERBS: &[(&str, &str)] = &[
+    // Mender's names for dump.
+    ("mender", "dump"),
 ];
 
 fn root() -> &'static Path {
@@ -83,9 +89,78 @@ fn layer(module: &str) -> Option<usize> {
     LAYERS.iter().position(|names| names.contains(&module))
 }
 
+/// What a file names of the crate: the room and, in `command`, the verb. `super::` is followed up the tree.
+fn uses(path: &Path) -> Vec<(String, Option<String>)> {
+    let inside = path.strip_prefix(root().join("src")).unwrap();
+    let mut own: Vec<String> = inside
+        .with_extension("")
+        .components()
+        .map(|part| part.as_os_str().to_str().unwrap().to_owned())
+        .collect();
+    if own.last().is_some_and(|last| last == "mod") {
+        own.pop();
+    }
+    let code = code(path);
+    let mut found = Vec::new();
+    for (at, _) in code
+        .match_indices("crate::")
+        .chain(code.match_indices("super::"))
+    {
+        // `super::super::` counts once, from its beginning.
+        if code[..at].ends_with("super::") || code[..at].ends_with("::") {
+            continue;
+        }
+        let mut rest = &code[at..];
+        let mut place = own.clone();
+        if let Some(after) = rest.strip_prefix("crate::") {
+            (place, rest) = (Vec::new(), after);
+        }
+        while let Some(after) = rest.strip_prefix("super::") {
+            place.pop();
+            rest = after;
+        }
+        let word = |text: &str| -> String {
+            let name = |c: &char| c.is_alphanumeric() || *c == '_';
+            text.chars().take_while(name).collect()
+        };
+        // `crate::{a, b}` and `super::{a, b}` name several.
+        let names: Vec<&str> = match rest.strip_prefix('{') {
+            Some(list) => list[..list.find('}').unwrap_or(0)].split(',').collect(),
+            None => vec![rest],
+        };
+        for name in names {
+            let name = name.trim();
+            let mut whole = place.clone();
+            whole.push(word(name));
+            if let Some(next) = name[word(name).len()..].strip_prefix("::") {
+                whole.push(word(next));
+            }
+            found.push((whole[0].clone(), whole.get(1).cloned()));
+        }
+    }
+    found
+}
+
+/// `dump` for `src/command/dump.rs` and for everything in `src/command/dump/`.
+fn verb_of(path: &Path) -> Option<String> {
+    let inside = path.strip_prefix(root().join("src/command")).ok()?;
+    let first = inside.components().next()?.as_os_str().to_str()?;
+    let verb = first.trim_end_matches(".rs");
+    (verb != "mod").then(|| verb.to_owned())
+}
+
+/// Every verb that has a file.
+fn verbs() -> Vec<String> {
+    sources("src/command")
+        .iter()
+        .filter_map(|path| verb_of(path))
+        .collect()
+}
+
 #[test]
 fn modules_use_only_those_below_them() {
     let mut wrong = Vec::new();
+    let verbs = verbs();
     for path in sources("src").iter().filter(|path| !is_test_file(path)) {
         let from = module(path);
         let Some(own) = layer(&from) else {
@@ -95,16 +170,20 @@ fn modules_use_only_those_below_them() {
             );
             continue;
         };
-        for piece in code(path).split("crate::").skip(1) {
-            let to: String = piece
-                .chars()
-                .take_while(|c| c.is_alphanumeric() || *c == '_')
-                .collect();
+        for (to, verb) in uses(path) {
             if let Some(other) = layer(&to)
                 && other > own
-                && !EXCEPTIONS.contains(&(from.as_str(), to.as_str()))
             {
                 wrong.push(format!("{}: uses {to}", path.display()));
+            }
+            let own_verb = verb_of(path);
+            if to == "command"
+                && let (Some(own), Some(verb)) = (own_verb, verb)
+                && own != verb
+                && verbs.contains(&verb)
+                && !VERBS.contains(&(own.as_str(), verb.as_str()))
+            {
+                wrong.push(format!("{}: the verb {verb}", path.display()));
             }
         }
     }

@@ -1,0 +1,115 @@
+//! `pull --artifact`: each board's image straight into a Mender artifact; the image is nowhere on the host in between.
+
+use std::ffi::OsStr;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::board::receive::{Arrived, Sink};
+use crate::cli::Args;
+use crate::error::{Error, Result};
+use crate::mender::header::Script;
+use crate::mender::header::{now, payload_name};
+use crate::mender::writer::{Maker, What, Writer};
+use crate::stream::partfile::PartFile;
+
+/// What the command line says about artifacts.
+#[derive(Debug, Default)]
+pub struct Wanted {
+    what: What,
+    asked: bool,
+    /// An option that means nothing without `--artifact`.
+    label: Option<String>,
+}
+
+impl Wanted {
+    /// Takes the option if it is one of these.
+    pub fn option(&mut self, name: &str, args: &mut Args) -> Result<bool> {
+        if name == "--artifact" {
+            self.asked = true;
+            return Ok(true);
+        }
+        let taken = self.what.option(name, args)?;
+        if taken {
+            self.label = Some(name.to_owned());
+        }
+        Ok(taken)
+    }
+
+    /// After the last option: how artifacts are made, if they are wanted.
+    pub fn check(mut self, args: &Args, output: Option<&Path>) -> Result<Option<Recipe>> {
+        match self.label {
+            Some(name) if !self.asked => return Err(args.unknown(&name)),
+            _ if !self.asked => return Ok(None),
+            _ => {}
+        }
+        self.what.labels.check(args)?;
+        if output == Some(Path::new("-")) {
+            return Err(Error::usage(
+                "pull: --artifact needs a file that can be written over: -o FILE or -o DIR",
+            ));
+        }
+        self.what.set_jobs(&args.common);
+        Ok(Some(Recipe {
+            what: self.what,
+            scripts: Arc::default(),
+        }))
+    }
+}
+
+/// How the artifact of every board is made.
+#[derive(Clone, Debug)]
+pub struct Recipe {
+    what: What,
+    scripts: Arc<[Script]>,
+}
+
+impl Recipe {
+    /// Reads the state scripts, before any board is asked.
+    pub fn read_scripts(&mut self) -> Result<()> {
+        self.scripts = self.what.labels.read_scripts()?.into();
+        Ok(())
+    }
+
+    /// A sink for the image of the board whose files are called `stem`.
+    pub fn sink(&self, path: &Path, stem: &str) -> Result<Box<dyn Sink>> {
+        let mut part = PartFile::create(path, 0o600)?;
+        let shown = path.display().to_string();
+        let fd = part
+            .take_fd()
+            .ok_or_else(|| Error::failed(format_args!("{shown}: not open")))?;
+        let maker = Maker {
+            what: self.what.clone(),
+            scripts: Arc::clone(&self.scripts),
+            payload: payload_name(OsStr::new(&format!("{stem}.img"))),
+            modified: now(),
+            shown,
+        };
+        let writer = Writer::over(Arc::new(maker), fd)?;
+        Ok(Box::new(ToArtifact { part, writer }))
+    }
+}
+
+/// An artifact that gets its name when it is complete.
+struct ToArtifact {
+    part: PartFile,
+    writer: Writer,
+}
+
+impl Sink for ToArtifact {
+    fn packed(&mut self, _bytes: &[u8]) -> Result<()> {
+        Ok(())
+    }
+
+    fn data(&mut self, bytes: &[u8]) -> Result<()> {
+        self.writer.data(bytes)
+    }
+
+    fn zeros(&mut self, count: u64) -> Result<()> {
+        self.writer.zeros(count)
+    }
+
+    fn finish(self: Box<Self>, _: &Arrived) -> Result<()> {
+        self.writer.end()?;
+        self.part.finish()
+    }
+}

@@ -1,0 +1,375 @@
+//! Many boards: so many at a time, each with a thread of its own, and what a person sees of them meanwhile and at the end.
+//!
+//! The waiting thread alone writes to stderr; the others tell it what to write. A signal calls all of them off; each ends its ssh and
+//! removes its part file, and the waiting thread waits for that.
+
+use crate::threads::{Receiver, RecvTimeoutError, Sender, channel};
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::board::receive::Arrived;
+use crate::board::ssh::{Host, Listener};
+use crate::cli::Common;
+use crate::error::{Error, Result};
+use crate::report::{self, Bytes, JsonObject, Span};
+use crate::signals::Signals;
+use crate::units::{to_u64, to_usize};
+
+/// Stack of a board's thread, in bytes.
+const STACK_BYTES: usize = 512 * 1024;
+/// How often the lines of a terminal are drawn anew.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// How long the threads may take to clean up after a signal.
+const PATIENCE: Duration = Duration::from_secs(6);
+
+/// What is done with one board.
+pub type Job = dyn Fn(&Host, &Board) -> Result<Arrived> + Send + Sync;
+
+/// One board, as its thread knows it.
+pub struct Board {
+    index: usize,
+    events: Sender<Event>,
+    /// Set when the work is called off.
+    pub stop: Arc<AtomicBool>,
+    /// Bytes of the stream so far.
+    pub bytes: Arc<AtomicU64>,
+}
+
+impl Board {
+    /// For the session: what the board says is told to the waiting thread.
+    pub fn listener(&self) -> Listener {
+        let (index, events) = (self.index, self.events.clone());
+        Listener {
+            stop: Arc::clone(&self.stop),
+            hear: Box::new(move |line| {
+                let _ = events.send(Event::Line(index, line.to_owned()));
+            }),
+        }
+    }
+}
+
+enum Event {
+    Started(usize, Arc<AtomicU64>),
+    Line(usize, String),
+    Done(usize, Result<Arrived>),
+}
+
+/// What became of a board.
+pub struct Outcome {
+    /// Which one.
+    pub host: Host,
+    /// What it sent, or why not.
+    pub result: Result<Arrived>,
+    took: Duration,
+}
+
+impl Outcome {
+    fn object(&self) -> String {
+        let mut object = JsonObject::new();
+        object.str("board", &self.host.shown);
+        match &self.result {
+            Ok(arrived) => {
+                object
+                    .str("result", "done")
+                    .str("path", &arrived.path)
+                    .u64("size_bytes", arrived.size_bytes)
+                    .u64("stream_bytes", arrived.stream_bytes)
+                    .str("sha256", &arrived.sha256);
+                match arrived.frozen_ms {
+                    Some(frozen_ms) => object.u64("frozen_ms", frozen_ms),
+                    None => object.null("frozen_ms"),
+                };
+            }
+            Err(error) => {
+                object
+                    .str("result", "failed")
+                    .str("error", &error.to_string());
+            }
+        }
+        object.u64("total_ms", milliseconds(self.took));
+        if let Ok(arrived) = &self.result
+            && !arrived.report.is_empty()
+        {
+            object.raw("report", &arrived.report);
+        }
+        object.finish()
+    }
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The report of all boards.
+pub fn report_of(outcomes: &[Outcome], start: Instant) -> JsonObject {
+    let failed = outcomes.iter().filter(|one| one.result.is_err()).count();
+    let boards: Vec<String> = outcomes.iter().map(Outcome::object).collect();
+    let mut object = JsonObject::new();
+    object
+        .raw("boards", &format!("[{}]", boards.join(",")))
+        .u64("failed", to_u64(failed))
+        .u64("total_ms", milliseconds(start.elapsed()));
+    object
+}
+
+/// The table at the end: board, result, size, frozen, time, and why not.
+pub fn table(outcomes: &[Outcome]) -> String {
+    let names = outcomes.iter().map(|one| one.host.shown.chars().count());
+    let width = names.max().unwrap_or(0).max(5);
+    let mut text = format!(
+        "{:width$}  {:7} {:>10} {:>10} {:>10}\n",
+        "board", "result", "size", "frozen", "time"
+    );
+    for one in outcomes {
+        let time = Span(one.took).to_string();
+        let name = &one.host.shown;
+        let (result, size, frozen, why) = match &one.result {
+            Ok(arrived) => (
+                "done",
+                Bytes(arrived.stream_bytes).to_string(),
+                arrived.frozen_ms.map_or("-".into(), |frozen_ms| {
+                    Span(Duration::from_millis(frozen_ms)).to_string()
+                }),
+                String::new(),
+            ),
+            Err(error) => {
+                let error = error.to_string();
+                let why = error.strip_prefix(name.as_str()).unwrap_or(&error);
+                let why = why.strip_prefix(": ").unwrap_or(why);
+                ("failed", "-".into(), "-".into(), format!("  {why}"))
+            }
+        };
+        let _ = writeln!(
+            text,
+            "{name:width$}  {result:7} {size:>10} {frozen:>10} {time:>10}{why}"
+        );
+    }
+    text
+}
+
+/// Does `job` for all of them, `parallel` at a time, and gives what became of each, in the order of `hosts`.
+pub fn run(
+    hosts: Vec<Host>,
+    parallel: usize,
+    common: &Common,
+    job: Arc<Job>,
+) -> Result<Vec<Outcome>> {
+    let signals = Signals::block()?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let next = Arc::new(AtomicUsize::new(0));
+    let hosts: Arc<[Host]> = hosts.into();
+    let (events, told) = channel();
+    for _ in 0..parallel.min(hosts.len()) {
+        let worker = Worker {
+            hosts: Arc::clone(&hosts),
+            next: Arc::clone(&next),
+            stop: Arc::clone(&stop),
+            events: events.clone(),
+            job: Arc::clone(&job),
+        };
+        crate::threads::start("board", STACK_BYTES, Box::new(move || worker.run()))
+            .map_err(|e| Error::failed(format_args!("floe: start a thread: {e}")))?;
+    }
+    drop(events);
+    let mut view = View::new(&hosts, common);
+    let interrupted = view.follow(&told, &signals, &stop);
+    view.erase();
+    if let Some(number) = interrupted {
+        report::line("interrupted; files that are there are complete, others were removed");
+        return Err(Error::signal(number));
+    }
+    let View { rows, .. } = view;
+    let outcome = |(host, row): (&Host, Row)| Outcome {
+        host: host.clone(),
+        result: row.result.unwrap_or_else(|| {
+            Err(Error::failed(format_args!(
+                "{}: its thread died",
+                host.shown
+            )))
+        }),
+        took: row.took,
+    };
+    Ok(hosts.iter().zip(rows).map(outcome).collect())
+}
+
+struct Worker {
+    hosts: Arc<[Host]>,
+    next: Arc<AtomicUsize>,
+    stop: Arc<AtomicBool>,
+    events: Sender<Event>,
+    job: Arc<Job>,
+}
+
+impl Worker {
+    fn run(self) {
+        // Each turn takes a host that nobody else takes.
+        while !self.stop.load(Ordering::Relaxed) {
+            let index = self.next.fetch_add(1, Ordering::Relaxed);
+            let Some(host) = self.hosts.get(index) else {
+                return;
+            };
+            let board = Board {
+                index,
+                events: self.events.clone(),
+                stop: Arc::clone(&self.stop),
+                bytes: Arc::default(),
+            };
+            let started = Event::Started(index, Arc::clone(&board.bytes));
+            let _ = self.events.send(started);
+            let result = (self.job)(host, &board);
+            let _ = self.events.send(Event::Done(index, result));
+        }
+    }
+}
+
+/// One board, as the waiting thread knows it.
+#[derive(Default)]
+struct Row {
+    /// While it works: since when, and its counter.
+    working: Option<(Instant, Arc<AtomicU64>)>,
+    /// The last thing it said: shown when something follows, because at the end it may be the reason.
+    said: Option<String>,
+    result: Option<Result<Arrived>>,
+    took: Duration,
+}
+
+/// What is seen on stderr.
+struct View<'a> {
+    hosts: &'a [Host],
+    rows: Vec<Row>,
+    progress: bool,
+    terminal: bool,
+    drawn: usize,
+    last: Instant,
+}
+
+impl<'a> View<'a> {
+    fn new(hosts: &'a [Host], common: &Common) -> Self {
+        let terminal = rustix::termios::isatty(rustix::stdio::stderr());
+        Self {
+            hosts,
+            rows: hosts.iter().map(|_| Row::default()).collect(),
+            progress: !common.quiet && (common.progress || terminal),
+            terminal,
+            drawn: 0,
+            last: Instant::now(),
+        }
+    }
+
+    /// Until all threads have ended; gives the signal that called them off.
+    fn follow(
+        &mut self,
+        told: &Receiver<Event>,
+        signals: &Signals,
+        stop: &AtomicBool,
+    ) -> Option<i32> {
+        let mut interrupted: Option<(i32, Instant)> = None;
+        loop {
+            if let Some(number) = signals.take() {
+                interrupted = interrupted.or(Some((number, Instant::now())));
+                stop.store(true, Ordering::Relaxed);
+            }
+            // A thread that cannot end (a disk that hangs) does not hold up the end of the process for ever.
+            if let Some((number, since)) = interrupted
+                && since.elapsed() > PATIENCE
+            {
+                return Some(number);
+            }
+            match told.recv_timeout(PAUSE) {
+                Ok(event) => self.event(event, interrupted.is_some()),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => {
+                    return interrupted.map(|(number, _)| number);
+                }
+            }
+            self.draw();
+        }
+    }
+
+    fn event(&mut self, event: Event, silent: bool) {
+        let (Event::Started(index, _) | Event::Line(index, _) | Event::Done(index, _)) = &event;
+        let Some(row) = self.rows.get_mut(*index) else {
+            return;
+        };
+        let index = *index;
+        let earlier = match event {
+            Event::Started(_, bytes) => {
+                row.working = Some((Instant::now(), bytes));
+                None
+            }
+            Event::Line(_, line) => row.said.replace(line),
+            Event::Done(_, result) => {
+                row.took = row.working.take().map_or(Duration::ZERO, |w| w.0.elapsed());
+                let said = row.said.take().filter(|said| match &result {
+                    Ok(_) => true,
+                    Err(error) => !error.to_string().contains(said.as_str()),
+                });
+                row.result = Some(result);
+                said
+            }
+        };
+        let host = self.hosts.get(index);
+        if let (Some(line), Some(host), false) = (earlier, host, silent) {
+            self.erase();
+            report::line(format_args!("{}: {line}", host.shown));
+        }
+    }
+
+    /// A line for each board that works: drawn anew on a terminal, now and then elsewhere.
+    fn draw(&mut self) {
+        let pause = if self.terminal { PAUSE } else { PAUSE * 25 };
+        let is_gone = self.terminal && self.drawn == 0;
+        if !self.progress || (self.last.elapsed() < pause && !is_gone) {
+            return;
+        }
+        self.erase();
+        self.last = Instant::now();
+        let size = rustix::termios::tcgetwinsize(rustix::stdio::stderr());
+        let (lines, columns) = match size {
+            Ok(size) if self.terminal && size.ws_row > 2 => {
+                (usize::from(size.ws_row) - 2, usize::from(size.ws_col))
+            }
+            _ => (usize::MAX, 100),
+        };
+        let mut text = String::new();
+        for (host, row) in self.hosts.iter().zip(&self.rows) {
+            let Some((since, bytes)) = &row.working else {
+                continue;
+            };
+            if self.drawn >= lines {
+                break;
+            }
+            let bytes = bytes.load(Ordering::Relaxed);
+            let rate = bytes / since.elapsed().as_secs().max(1);
+            let line = match bytes {
+                0 => format!("floe: {}: at work, {}", host.shown, Span(since.elapsed())),
+                _ => format!("floe: {}: {}, {}/s", host.shown, Bytes(bytes), Bytes(rate)),
+            };
+            text.extend(line.chars().take(columns.saturating_sub(1)));
+            text.push('\n');
+            self.drawn += 1;
+        }
+        let _ = std::io::Write::write_all(&mut std::io::stderr(), text.as_bytes());
+        if !self.terminal {
+            self.drawn = 0;
+        }
+    }
+
+    /// Takes the drawn lines away.
+    fn erase(&mut self) {
+        if self.drawn > 0 {
+            let text = format!("\x1b[{}A\r\x1b[J", self.drawn);
+            let _ = std::io::Write::write_all(&mut std::io::stderr(), text.as_bytes());
+            self.drawn = 0;
+        }
+    }
+}
+
+/// A number of boards at a time.
+pub fn parallel(text: &str) -> Option<usize> {
+    let number = crate::cli::number(text).map(to_usize)?;
+    (1..=256).contains(&number).then_some(number)
+}

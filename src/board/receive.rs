@@ -1,0 +1,388 @@
+//! A stream that comes from a board: everything is checked on its way, and only then its sink may call it good.
+//!
+//! Checked are the board's exit status, the length and SHA-256 of the stream against the board's own report (which comes on stderr
+//! of the same connection), and what is inside: gzip's checksum, the image's length and CRC, a snapshot's checksums. What stands
+//! before the stream (a banner, the output of a start-up file) is an error that quotes it.
+
+use std::io::Read;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use sha2::{Digest, Sha256};
+
+use crate::board::ssh::{Ended, Host, PAUSE, Session, clean};
+use crate::error::{Error, Exit, Fault, Result};
+use crate::json::{self, Value};
+use crate::report::hex;
+use crate::snapshot::archive::Bundle;
+use crate::stream::copy::BUFFER_BYTES;
+use crate::stream::gunzip;
+use crate::stream::image::{ImageReader, Piece};
+use crate::stream::input::Input;
+use crate::stream::partfile::PartFile;
+use crate::sys::memory::Pages;
+use crate::units::to_u64;
+
+/// What the board sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stream {
+    /// An image, packed with gzip (`floe dump`).
+    Image,
+    /// A snapshot (`floe create`, or one that was kept).
+    Snapshot,
+}
+
+impl Stream {
+    /// What its first bytes are.
+    const fn magic(self) -> &'static [u8] {
+        match self {
+            Self::Image => &gunzip::MAGIC,
+            Self::Snapshot => b"PK\x03\x04",
+        }
+    }
+}
+
+/// Where a stream goes. Dropped without [`Self::finish`], it leaves nothing behind.
+pub trait Sink: Send {
+    /// The next bytes as the board sent them.
+    fn packed(&mut self, bytes: &[u8]) -> Result<()>;
+
+    /// Of an image: its next bytes, unpacked.
+    fn data(&mut self, _bytes: &[u8]) -> Result<()> {
+        Ok(())
+    }
+
+    /// Of an image: so many zero bytes come next.
+    fn zeros(&mut self, _count: u64) -> Result<()> {
+        Ok(())
+    }
+
+    /// All of it has come, and every check was passed: flush it and give it its name.
+    fn finish(self: Box<Self>, arrived: &Arrived) -> Result<()>;
+}
+
+/// A stream that has arrived and was checked.
+#[derive(Clone, Debug, Default)]
+pub struct Arrived {
+    /// Where it is now.
+    pub path: String,
+    /// Length of the stream in bytes.
+    pub stream_bytes: u64,
+    /// Length of the image in bytes, or of all images.
+    pub size_bytes: u64,
+    /// SHA-256 of the stream, in hexadecimal.
+    pub sha256: String,
+    /// How long the board's filesystems were frozen, where it said so.
+    pub frozen_ms: Option<u64>,
+    /// The board's report: one JSON object.
+    pub report: String,
+}
+
+/// A file that gets its name when it is complete.
+pub struct ToFile {
+    part: PartFile,
+    file: std::fs::File,
+}
+
+impl ToFile {
+    /// Creates the part file, for its owner only: images hold keys and passwords.
+    pub fn create(path: &Path) -> Result<Self> {
+        let mut part = PartFile::create(path, 0o600)?;
+        let fd = part
+            .take_fd()
+            .ok_or_else(|| Error::failed(format_args!("{}: not open", path.display())))?;
+        // What an interrupted run left may have been readable for others.
+        rustix::fs::fchmod(&fd, rustix::fs::Mode::from_raw_mode(0o600))
+            .map_err(|errno| Error::fault(path.display(), Fault::io("chmod", errno)))?;
+        Ok(Self {
+            part,
+            file: fd.into(),
+        })
+    }
+}
+
+impl ToFile {
+    /// Writes to the part file.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        let result = std::io::Write::write_all(&mut self.file, bytes);
+        result.map_err(|e| self.error("write", &e))
+    }
+
+    /// Flushes it and gives it its name.
+    pub fn close(self) -> Result<()> {
+        self.file.sync_all().map_err(|e| self.error("fsync", &e))?;
+        self.part.finish()
+    }
+
+    fn error(&self, what: &str, error: &std::io::Error) -> Error {
+        Error::failed(format_args!(
+            "{}: {what}: {error}",
+            self.part.target().display()
+        ))
+    }
+}
+
+impl Sink for ToFile {
+    fn packed(&mut self, bytes: &[u8]) -> Result<()> {
+        self.write(bytes)
+    }
+
+    fn finish(self: Box<Self>, _: &Arrived) -> Result<()> {
+        self.close()
+    }
+}
+
+/// stdout: whoever reads it learns from the exit code whether it was good.
+pub struct ToStdout {
+    /// Set when the work is called off: a reader that takes nothing must not hold that up.
+    pub stop: Arc<AtomicBool>,
+}
+
+impl Sink for ToStdout {
+    fn packed(&mut self, bytes: &[u8]) -> Result<()> {
+        let fail = |what, errno| match errno {
+            Errno::PIPE => Error::silent(Exit::Failed),
+            errno => Error::fault("stdout", Fault::io(what, errno)),
+        };
+        let stdout = rustix::stdio::stdout();
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            if self.stop.load(Ordering::Relaxed) {
+                return Err(Error::failed("interrupted"));
+            }
+            let mut fds = [PollFd::new(&stdout, PollFlags::OUT)];
+            match poll(&mut fds, Some(&PAUSE)) {
+                Ok(0) | Err(Errno::INTR) => continue,
+                Ok(_) => {}
+                Err(errno) => return Err(fail("poll", errno)),
+            }
+            // What a pipe that is ready takes without waiting (PIPE_BUF, pipe(7)).
+            let part = rest.get(..rest.len().min(4096)).unwrap_or_default();
+            match rustix::io::write(stdout, part) {
+                Ok(count) => rest = rest.get(count..).unwrap_or_default(),
+                Err(Errno::INTR | Errno::AGAIN) => {}
+                Err(errno) => return Err(fail("write", errno)),
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(self: Box<Self>, _: &Arrived) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// The session's stdout, on its way to the sink.
+struct Tee {
+    session: Session,
+    sink: Box<dyn Sink>,
+    hash: Sha256,
+    length_bytes: u64,
+    progress: Arc<AtomicU64>,
+    /// What the sink had to say; the reader in between only knows faults.
+    failed: Option<Error>,
+    ended: bool,
+}
+
+impl Tee {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let count = self.session.read(buffer)?;
+        let bytes = buffer.get(..count).unwrap_or_default();
+        self.ended = count == 0;
+        self.hash.update(bytes);
+        self.length_bytes = self.length_bytes.saturating_add(to_u64(count));
+        self.progress.store(self.length_bytes, Ordering::Relaxed);
+        let taken = self.sink.packed(bytes);
+        self.keep(taken).map_err(std::io::Error::other)?;
+        Ok(count)
+    }
+
+    fn keep(&mut self, result: Result<()>) -> std::result::Result<(), Fault> {
+        result.map_err(|error| {
+            self.failed = Some(error);
+            Fault::short("write")
+        })
+    }
+}
+
+/// The reader that the unpacking side owns.
+#[derive(Clone)]
+struct Shared(Arc<Mutex<Tee>>);
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Tee> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Read for Shared {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        self.lock().read(buffer)
+    }
+}
+
+/// What was found inside.
+struct Inside {
+    size_bytes: u64,
+    /// Of an image.
+    crc32: Option<u32>,
+}
+
+/// Takes all of the stream, checks it, and has the sink finish it. `progress` counts the bytes.
+pub fn receive(
+    host: &Host,
+    session: Session,
+    stream: Stream,
+    sink: Box<dyn Sink>,
+    progress: Arc<AtomicU64>,
+) -> Result<Arrived> {
+    let shared = Shared(Arc::new(Mutex::new(Tee {
+        session,
+        sink,
+        hash: Sha256::new(),
+        length_bytes: 0,
+        progress,
+        failed: None,
+        ended: false,
+    })));
+    let mut inside = unpack(host, &shared, stream);
+    if inside.is_ok()
+        && let Err(fault) = drain(&shared)
+    {
+        inside = Err(Error::fault(&host.shown, fault));
+    }
+    let lost = || Error::failed(format_args!("{}: the reader is still in use", host.shown));
+    let tee = Arc::try_unwrap(shared.0).map_err(|_| lost())?;
+    let tee = tee.into_inner().unwrap_or_else(PoisonError::into_inner);
+    if let Some(error) = tee.failed {
+        return Err(error);
+    }
+    if !tee.ended {
+        // It goes on, and is wrong already: dropping the session ends it.
+        return Err(inside.err().unwrap_or_else(lost));
+    }
+    let ended = tee.session.end()?;
+    ended.check(host)?;
+    let inside = inside?;
+    let sha256 = hex(&tee.hash.finalize());
+    let arrived = compare(host, &ended, &inside, tee.length_bytes, sha256)?;
+    tee.sink.finish(&arrived)?;
+    Ok(arrived)
+}
+
+/// Reads to the stream's end; there should be nothing, and what there is shows in the length.
+fn drain(shared: &Shared) -> std::result::Result<(), Fault> {
+    let mut buffer = [0; 4096];
+    while !shared.lock().ended {
+        let count = shared.lock().read(&mut buffer);
+        count.map_err(|_| Fault::short("read of the end of the stream"))?;
+    }
+    Ok(())
+}
+
+fn unpack(host: &Host, shared: &Shared, stream: Stream) -> Result<Inside> {
+    let fail = |fault| Error::fault(&host.shown, fault);
+    let mut input = Input::reader(shared.clone()).map_err(fail)?;
+    let magic = stream.magic();
+    let first = input.peek(magic.len()).map_err(fail)?;
+    if first.is_empty() {
+        return Err(Error::failed(format_args!("{}: sent nothing", host.shown)));
+    }
+    if !first.starts_with(magic) {
+        return Err(noise(host, first, magic));
+    }
+    match stream {
+        Stream::Snapshot => {
+            let mut bundle = Bundle::open(&host.shown, input)?;
+            while bundle.next()?.is_some() {}
+            Ok(Inside {
+                size_bytes: bundle.size_bytes(),
+                crc32: None,
+            })
+        }
+        Stream::Image => {
+            let mut reader = ImageReader::new(input).map_err(fail)?;
+            let mut buffer = Pages::new(BUFFER_BYTES).map_err(|e| fail(Fault::io("mmap", e)))?;
+            // Each turn takes at least one granule of the input, or is the last.
+            loop {
+                let piece = reader.next(&mut buffer).map_err(fail)?;
+                let mut tee = shared.lock();
+                let taken = match piece {
+                    Piece::Data(count) => tee.sink.data(buffer.get(..count).unwrap_or_default()),
+                    Piece::Zeros(count) => tee.sink.zeros(count),
+                    Piece::End => break,
+                };
+                tee.keep(taken).map_err(fail)?;
+            }
+            Ok(Inside {
+                size_bytes: reader.offset(),
+                crc32: Some(reader.crc32()),
+            })
+        }
+    }
+}
+
+/// What came instead of the stream, up to where the stream begins.
+fn noise(host: &Host, first: &[u8], magic: &[u8]) -> Error {
+    let end = first
+        .windows(magic.len())
+        .position(|window| window == magic)
+        .unwrap_or(first.len());
+    let text = String::from_utf8_lossy(first.get(..end.min(200)).unwrap_or_default());
+    let text = clean(text.trim().lines().next().unwrap_or_default());
+    Error::failed(format_args!(
+        "{}: something wrote \"{text}\" before the stream; see to it that the login shell there prints nothing when it is given a command",
+        host.shown
+    )).leaving("nothing was kept")
+}
+
+/// The board's report against what came.
+fn compare(
+    host: &Host,
+    ended: &Ended,
+    inside: &Inside,
+    stream_bytes: u64,
+    sha256: String,
+) -> Result<Arrived> {
+    let host = &host.shown;
+    let bad =
+        |what: &str| Error::failed(format_args!("{host}: {what}")).leaving("nothing was kept");
+    let [text] = ended.told.reports.as_slice() else {
+        return Err(bad("the report of floe there is missing, or came twice"));
+    };
+    let report = json::parse(text.as_bytes())
+        .map_err(|fault| bad(&format!("the report of floe there: {fault}")))?;
+    let number = |key| report.get(key).and_then(Value::number);
+    let written = number("written_bytes").ok_or_else(|| bad("the report has no written_bytes"))?;
+    if written != stream_bytes {
+        return Err(bad(&format!(
+            "{written} bytes were sent, and {stream_bytes} came"
+        )));
+    }
+    let said = report.get("sha256").and_then(Value::text);
+    if said.is_none() && inside.crc32.is_some() {
+        return Err(bad("the report has no sha256"));
+    }
+    if said.is_some_and(|said| said != sha256) {
+        return Err(bad("the SHA-256 of what came is not that of what was sent"));
+    }
+    if let Some(crc32) = inside.crc32 {
+        let crc32 = format!("{crc32:08x}");
+        let same = report.get("crc32").and_then(Value::text) == Some(&crc32)
+            && number("size_bytes") == Some(inside.size_bytes);
+        if !same {
+            return Err(bad("the image is not the one that the report describes"));
+        }
+    }
+    Ok(Arrived {
+        path: String::new(),
+        stream_bytes,
+        size_bytes: inside.size_bytes,
+        sha256,
+        frozen_ms: number("frozen_ms"),
+        report: text.clone(),
+    })
+}

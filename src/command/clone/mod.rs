@@ -1,0 +1,544 @@
+//! `floe clone`: active filesystems onto standby devices, live.
+//!
+//! ```text
+//!  pairs ─► prepare sources ─► check every target ─► freeze ─► survey ─► wipe heads, read ═► write ─► look again ─► thaw
+//!                                                                                                                    │
+//!           archived ◄─ first superblocks ◄─ compare (--verify) ◄─ flush ◄─ zero what is free ◄──────────────────────┘
+//! ```
+//!
+//! Everything up to the freeze writes nothing, so a refusal leaves every target as it was. From the first write to the last a
+//! target looks empty, neither old nor new. The order of the steps is in [`clone`]; what they do is in the files beside this one.
+
+mod copy;
+mod factory;
+mod finish;
+mod standby;
+
+use std::ffi::OsStr;
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use self::copy::{Copy, Wants};
+use self::finish::{Finish, Finished};
+use self::standby::Standby;
+use crate::cli::{Args, Common, Item};
+use crate::config::pairs::{self, Pair};
+use crate::error::{Error, NOTHING_WRITTEN, Result};
+use crate::medium;
+use crate::medium::Medium;
+use crate::medium::Role;
+use crate::medium::Wanted;
+use crate::medium::partitions_named;
+use crate::mounts::{DevId, System};
+use crate::put::grow;
+use crate::put::job::supervise;
+use crate::put::target::Overwrite;
+use crate::put::uuid;
+use crate::report::{self, Bytes, JsonObject, Progress, Span};
+use crate::report::{Told, millis};
+use crate::stream::pipeline::{Encoding, Outlet, Settings};
+use crate::take::capture::{self, Capture, Counters, Engine, Figures};
+use crate::take::memory::Spool;
+use crate::take::options::{Taking, held_words, prepare_all, weakest};
+use crate::take::source::{self, Prepared};
+use crate::units::Extent;
+
+/// Writes in flight where `--jobs` does not say: they wait for the medium, not for a CPU.
+const WRITES: usize = 4;
+
+/// What was typed.
+#[derive(Debug)]
+pub struct Options {
+    pairs: Vec<Pair>,
+    /// `--pairs`: where the pairs are read from; the configuration where neither is given.
+    file: Option<PathBuf>,
+    overwrite: Overwrite,
+    wants: Wants,
+    medium: Wanted,
+    after: After,
+    /// `--factory`: what is kept instead of what runs.
+    factory: bool,
+    spool: Spool,
+    taking: Taking,
+    common: Common,
+}
+
+/// What is done to a copy when it is complete.
+#[derive(Clone, Copy, Debug, Default)]
+struct After {
+    /// `--grow`.
+    grow: bool,
+    /// `--new-uuid`.
+    new_uuid: bool,
+}
+
+/// Parses the arguments after `clone`.
+pub fn parse(mut args: Args) -> Result<Options> {
+    let mut options = Options {
+        pairs: Vec::new(),
+        file: None,
+        overwrite: Overwrite::Refused,
+        wants: Wants {
+            verify: false,
+            skip_free: false,
+        },
+        medium: Wanted::default(),
+        after: After::default(),
+        factory: false,
+        spool: Spool::Auto,
+        taking: Taking::default(),
+        common: Common::default(),
+    };
+    while let Some(item) = args.next_item()? {
+        match item {
+            Item::Value(value) => pairs::add(&mut options.pairs, &value)?,
+            Item::Option(name) => option(&mut options, &mut args, &name)?,
+        }
+    }
+    if options.file.is_some() && !options.pairs.is_empty() {
+        return Err(Error::usage(
+            "clone: pairs on the command line and --pairs exclude each other",
+        ));
+    }
+    options.taking.check("clone")?;
+    options.medium.check()?;
+    if options.medium.as_primary && options.after.new_uuid {
+        return Err(Error::usage(
+            "clone: --as-primary keeps the identifiers, and --new-uuid changes them",
+        ));
+    }
+    if options.factory && options.after.new_uuid {
+        return Err(Error::usage(
+            "clone: --factory and --new-uuid do not go together: what is kept comes back as it was",
+        ));
+    }
+    options.common = args.common;
+    Ok(options)
+}
+
+fn option(options: &mut Options, args: &mut Args, name: &str) -> Result<()> {
+    match name {
+        "--pairs" => options.file = Some(args.path()?),
+        "--overwrite" => options.overwrite = Overwrite::Allowed,
+        "--verify" => options.wants.verify = true,
+        "--skip-free" => options.wants.skip_free = true,
+        "--grow" => options.after.grow = true,
+        "--factory" => options.factory = true,
+        "--new-uuid" => options.after.new_uuid = true,
+        "--spool" => options.spool = args.parsed(Spool::parse, "a size, auto or off")?,
+        _ if options.taking.option(args, name)? => {}
+        _ if options.medium.option(args, name)? => {}
+        _ => return Err(args.unknown(name)),
+    }
+    Ok(())
+}
+
+/// Runs the verb.
+pub fn run(options: Options) -> Result<()> {
+    let start = Instant::now();
+    if options.factory {
+        return factory::run(&options, &typed(&options)?);
+    }
+    report::tell(&options.common, None, &mut || {
+        Ok(Box::new(clone(&options, start)?))
+    })
+}
+
+/// The pairs of the command line, or of a file.
+fn typed(options: &Options) -> Result<Vec<Pair>> {
+    match options.pairs.is_empty() {
+        true => pairs::read(options.file.as_deref()),
+        false => Ok(options.pairs.clone()),
+    }
+}
+
+/// What one pair became.
+struct Archived {
+    source: String,
+    device: String,
+    target: String,
+    filesystem: &'static str,
+    map: &'static str,
+    size_bytes: u64,
+    used_bytes: u64,
+    written_bytes: u64,
+    zeroed_bytes: u64,
+    skipped_bytes: u64,
+}
+
+/// Everything the report says.
+struct Done {
+    archived: Vec<Archived>,
+    wants: Wants,
+    new_uuid: bool,
+    consistent: &'static str,
+    running_root: Vec<PathBuf>,
+    figures: Figures,
+    total: Duration,
+}
+
+impl Done {
+    fn sum(&self, of: fn(&Archived) -> u64) -> u64 {
+        let values = self.archived.iter().map(of);
+        values.fold(0, u64::saturating_add)
+    }
+
+    /// The lines before the last one.
+    fn notes(&self) -> Vec<String> {
+        let mut lines: Vec<String> = self
+            .archived
+            .iter()
+            .map(|one| one.words(self.wants))
+            .collect();
+        lines.push(format!(
+            "{} read, {}, {} in all",
+            Bytes(self.figures.read_bytes),
+            held_words(self.consistent, self.figures.frozen_ms),
+            Span(self.total)
+        ));
+        let roots: Vec<String> = self
+            .running_root
+            .iter()
+            .map(|path| path.display().to_string())
+            .collect();
+        let root = match roots.is_empty() {
+            true => String::new(),
+            false => format!("the running root is on {}; ", roots.join(" ")),
+        };
+        let uuids = match self.new_uuid {
+            true => "but for their uuids",
+            false => "labels and uuids too",
+        };
+        lines.push(format!(
+            "note: {root}active and standby are identical now, {uuids}: which of them boots next is the bootloader's to choose (fw_setenv, RAUC, Mender)"
+        ));
+        lines
+    }
+}
+
+impl Archived {
+    fn words(&self, wants: Wants) -> String {
+        let verified = match wants.verify {
+            true => ", read back and equal",
+            false => "",
+        };
+        let skipped = match wants.skip_free {
+            true => format!(", {} free and left as it was", Bytes(self.skipped_bytes)),
+            false => String::new(),
+        };
+        format!(
+            "{} to {}: {} {}, {} used, {} written, {} zeroed{skipped}{verified}",
+            self.source,
+            self.target,
+            self.filesystem,
+            Bytes(self.size_bytes),
+            Bytes(self.used_bytes),
+            Bytes(self.written_bytes),
+            Bytes(self.zeroed_bytes),
+        )
+    }
+
+    fn json(&self) -> String {
+        let mut object = JsonObject::new();
+        object
+            .str("source", &self.source)
+            .str("device", &self.device)
+            .str("target", &self.target)
+            .str("filesystem", self.filesystem)
+            .str("map", self.map)
+            .u64("size_bytes", self.size_bytes)
+            .u64("used_bytes", self.used_bytes)
+            .u64("written_bytes", self.written_bytes)
+            .u64("zeroed_bytes", self.zeroed_bytes)
+            .u64("skipped_bytes", self.skipped_bytes);
+        object.finish()
+    }
+}
+
+impl Told for Done {
+    fn json(&self) -> JsonObject {
+        let pairs: Vec<String> = self.archived.iter().map(Archived::json).collect();
+        let mut object = JsonObject::new();
+        object
+            .raw("pairs", &format!("[{}]", pairs.join(",")))
+            .u64("size_bytes", self.sum(|one| one.size_bytes))
+            .u64("used_bytes", self.sum(|one| one.used_bytes))
+            .u64("read_bytes", self.figures.read_bytes)
+            .u64("written_bytes", self.sum(|one| one.written_bytes))
+            .u64("zeroed_bytes", self.sum(|one| one.zeroed_bytes))
+            .u64("frozen_ms", self.figures.frozen_ms)
+            .u64("total_ms", millis(self.total))
+            .str("consistent", self.consistent)
+            .bool("skipped_free", self.wants.skip_free)
+            .bool("verified", self.wants.verify);
+        match self.running_root.first() {
+            Some(root) => object.str("running_root", &root.to_string_lossy()),
+            None => object.null("running_root"),
+        };
+        object
+    }
+
+    fn words(&self) -> String {
+        let names: Vec<&str> = self
+            .archived
+            .iter()
+            .map(|one| one.source.as_str())
+            .collect();
+        format!(
+            "The following filesystems were archived: {}",
+            names.join(" ")
+        )
+    }
+}
+
+/// The verb, step by step.
+fn clone(options: &Options, start: Instant) -> Result<Done> {
+    let quiet = options.common.quiet;
+    let typed = typed(options)?;
+    let system = System::look()?;
+    let names: Vec<(&str, &OsStr)> = typed
+        .iter()
+        .map(|pair| {
+            (
+                pair.source.to_str().unwrap_or("source"),
+                pair.source.as_os_str(),
+            )
+        })
+        .collect();
+    let mut sources = prepare_all(&system, &names, options.taking.wishes, quiet)?;
+    let (targets, medium) = targets(&system, options, &typed, &mut sources)?;
+    let copies = copies(options.after, &sources, &targets)?;
+    if let Some(medium) = medium.as_ref().filter(|_| !quiet) {
+        medium.print();
+    }
+    let running_root = system.running_root();
+    let mut archived = describe(&sources, &targets);
+    let consistent = weakest(&sources);
+    let copy = Copy::new(&sources, targets, medium, options.wants)?;
+    if !quiet {
+        for pair in &archived {
+            report::line(format_args!("Copying {} to {} …", pair.source, pair.target));
+        }
+    }
+
+    let (figures, finished) = match write(&system, options, sources, copy) {
+        Ok(done) => done,
+        Err(error) => return Err(left(error, copy)),
+    };
+    let more = complete(options.after, copies, copy)?;
+    for (index, one) in archived.iter_mut().enumerate() {
+        if let Some(outcome) = figures.outcomes.get(index) {
+            one.map = outcome.coverage.name();
+            one.used_bytes = outcome.used_bytes;
+        }
+        if let Some((zeroed, skipped)) = finished.figures.get(index) {
+            (one.zeroed_bytes, one.skipped_bytes) = (*zeroed, *skipped);
+        }
+        if let Some(onto) = copy.onto.get(index) {
+            one.written_bytes = onto.written.load(Ordering::Relaxed);
+        }
+    }
+    let done = Done {
+        archived,
+        wants: options.wants,
+        new_uuid: options.after.new_uuid,
+        consistent,
+        running_root,
+        figures,
+        total: start.elapsed(),
+    };
+    if !quiet {
+        finished.notes.iter().chain(&more).for_each(report::line);
+        done.notes().iter().for_each(report::line);
+    }
+    Ok(done)
+}
+
+/// The targets, checked: devices, partitions of a medium by their names, or places on a disk that is laid out anew.
+fn targets(
+    system: &System,
+    options: &Options,
+    pairs: &[Pair],
+    sources: &mut [Prepared],
+) -> Result<(Vec<Standby>, Option<Medium>)> {
+    let wanted = &options.medium;
+    if wanted.media.is_none() {
+        let found = standby::find(system, pairs, sources, options.overwrite)?;
+        return Ok((found, None));
+    }
+    if !wanted.partition {
+        let pairs = partitions_named(system, wanted, pairs)?;
+        let found = standby::find(system, &pairs, sources, options.overwrite)?;
+        return Ok((found, None));
+    }
+    let mut roles = Vec::new();
+    let mut from = Vec::new();
+    for (pair, source) in pairs.iter().zip(&*sources) {
+        let role = Role::parse(&pair.target)?;
+        roles.push(role);
+        from.push(medium::Source {
+            role,
+            name: source.name.clone(),
+            filesystem: source.filesystem.into(),
+            size_bytes: source
+                .identity
+                .as_ref()
+                .filter(|found| found.size_bytes > 0 && !source.mounted.is_empty())
+                .map_or(source.size_bytes, |found| found.size_bytes),
+            dev: source.dev,
+        });
+    }
+    let medium = Medium::plan(system, wanted, &from, options.overwrite)?;
+    if options.after.grow || options.after.new_uuid {
+        medium.check_nodes()?;
+    }
+    let found = standby::on_medium(&medium, &roles, sources)?;
+    Ok((found, Some(medium)))
+}
+
+/// Where a copy will be found when it is complete.
+struct Place {
+    name: String,
+    dev: DevId,
+    range: Option<Extent>,
+}
+
+/// What is done to the copies afterwards is checked before the first write.
+fn copies(after: After, sources: &[Prepared], targets: &[Standby]) -> Result<Vec<Place>> {
+    let mut places = Vec::new();
+    for (source, target) in sources.iter().zip(targets) {
+        let dev = DevId::from_raw(target.device.rdev());
+        let identity = source.identity.as_ref();
+        if after.grow {
+            let uuid = identity.map_or("", |found| &found.uuid);
+            grow::check(target.name.as_ref(), Some(dev), source.filesystem, uuid)?;
+        }
+        if let Some(opened) = source.devices.first().filter(|_| after.new_uuid) {
+            let kind = identity.map(|found| found.kind);
+            uuid::check(&source.name, &opened.device, kind)?;
+        }
+        places.push(Place {
+            name: target.name.clone(),
+            dev,
+            range: target.range,
+        });
+    }
+    Ok(places)
+}
+
+/// The rest of a medium, and what was asked to be done to the copies; gives notes.
+fn complete(after: After, copies: Vec<Place>, copy: &Copy) -> Result<Vec<String>> {
+    let mut notes = Vec::new();
+    let mut held = copy.medium.lock().unwrap_or_else(PoisonError::into_inner);
+    let medium = held.take();
+    if medium.is_some() || after.grow || after.new_uuid {
+        copy.release()?;
+    }
+    if let Some(medium) = medium {
+        notes.extend(medium.finish()?);
+    }
+    for place in copies.iter().filter(|_| after.grow || after.new_uuid) {
+        let name = place.name.as_str();
+        let dev = match place.range {
+            Some(range) => Medium::dev_of(place.dev, range),
+            None => Some(place.dev),
+        };
+        let dev = dev.ok_or_else(|| {
+            Error::failed(format_args!(
+                "{name}: the copy is complete, but the kernel shows no such partition, so that nothing more could be done to it"
+            ))
+        })?;
+        if after.new_uuid {
+            notes.push(format!("{name}: {}", uuid::renew(name.as_ref(), dev)?));
+        }
+        if after.grow {
+            notes.push(format!("{name}: {}", grow::grow(name.as_ref(), dev)?));
+        }
+    }
+    Ok(notes)
+}
+
+/// Freezes, copies, thaws, and finishes the targets.
+fn write(
+    system: &System,
+    options: &Options,
+    mut sources: Vec<Prepared>,
+    copy: &'static Copy,
+) -> Result<(Figures, Finished)> {
+    // One thread until here: the guardian is forked now.
+    let mounted = sources
+        .iter_mut()
+        .flat_map(|prepared| std::mem::take(&mut prepared.mounted))
+        .collect();
+    let wishes = options.taking.wishes;
+    let guarded = source::targets(system, mounted, wishes)?;
+    let quiet = options.common.quiet;
+    let (signals, guardian) = capture::guard(guarded, options.taking.limits, quiet)?;
+    let counters = Counters::leak(guardian.as_ref().map(crate::freeze::Guardian::progress));
+    let engine = Engine {
+        guardian,
+        signals,
+        counters,
+        sink: Outlet::Places(copy),
+        settings: Settings {
+            jobs: options.common.jobs.unwrap_or(WRITES),
+            encoding: Encoding::Raw,
+            spool_bytes: options.spool.bytes(),
+        },
+        progress: Progress::new(quiet, options.common.progress),
+    };
+    let capture = Capture::new(sources, engine, wishes)?;
+    let pipeline = capture.pipeline();
+    let figures = capture.run().inspect_err(|error| {
+        if error.is_signal() {
+            report::line(format_args!("interrupted; {}", copy.state()));
+        }
+    })?;
+    let plan = pipeline
+        .plan()
+        .ok_or_else(|| Error::failed("floe: internal: no plan"))?;
+    let progress = Arc::default();
+    let finish = Finish {
+        copy,
+        plan,
+        progress: Arc::clone(&progress),
+    };
+    let finished = supervise(
+        &options.common,
+        &progress,
+        &|| copy.state(),
+        "finishing",
+        None,
+        move || finish.run(),
+    )?;
+    Ok((figures, finished))
+}
+
+/// After the first write a refusal is 1, never 4, and every message says what state the targets are in.
+fn left(error: Error, copy: &Copy) -> Error {
+    match copy.is_begun() {
+        true => error.begun(&copy.state()),
+        false => error.leaving(NOTHING_WRITTEN),
+    }
+}
+
+/// What is known before anything is read.
+fn describe(sources: &[Prepared], targets: &[Standby]) -> Vec<Archived> {
+    let pairs = sources.iter().zip(targets);
+    pairs
+        .map(|(source, target)| Archived {
+            source: source.name.clone(),
+            device: source.shown.clone(),
+            target: target.name.clone(),
+            filesystem: source.filesystem,
+            map: "",
+            size_bytes: source.size_bytes,
+            used_bytes: 0,
+            written_bytes: 0,
+            zeroed_bytes: 0,
+            skipped_bytes: 0,
+        })
+        .collect()
+}

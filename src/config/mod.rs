@@ -1,0 +1,55 @@
+//! `/etc/floe.conf`: where snapshots are kept, and the pairs of a clone.
+
+pub mod pairs;
+
+use std::path::PathBuf;
+
+use crate::error::{Error, Result};
+
+/// The configuration file.
+pub const CONFIG: &str = "/etc/floe.conf";
+
+/// `store = DIR` of /etc/floe.conf: where snapshots are kept.
+pub fn store() -> Result<Option<PathBuf>> {
+    match std::fs::read_to_string(CONFIG) {
+        Ok(text) => store_in(&text).map_err(|line| {
+            Error::usage(format_args!(
+                "{CONFIG}: line {line}: store must name a folder from /"
+            ))
+        }),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::failed(format_args!("{CONFIG}: read: {error}"))),
+    }
+}
+
+/// The last `store` line counts; other lines are not ours. `Err` is the number of a line that is wrong.
+fn store_in(text: &str) -> std::result::Result<Option<PathBuf>, usize> {
+    let mut store = None;
+    for (number, line) in (1usize..).zip(text.lines()) {
+        let Some((key, value)) = line.split_once('=') else {
+            continue;
+        };
+        if key.trim() == "store" {
+            let folder = PathBuf::from(value.trim());
+            store = Some(folder).filter(|folder| folder.is_absolute());
+            if store.is_none() {
+                return Err(number);
+            }
+        }
+    }
+    Ok(store)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_store_is_found_among_other_lines() {
+        let text = "# kept\n/=/dev/mmcblk0p3\n store = /data/snapshots \n";
+        assert_eq!(store_in(text), Ok(Some("/data/snapshots".into())));
+        assert_eq!(store_in("/config=PARTLABEL=b\n#store = /x\n"), Ok(None));
+        assert_eq!(store_in("\nstore = relative\n"), Err(2));
+        assert_eq!(store_in("store=\n"), Err(1));
+    }
+}

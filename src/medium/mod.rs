@@ -1,0 +1,482 @@
+//! `--media` and `--partition`: another disk as the target of a clone, laid out anew with the roles boot, root, config, data, swap.
+//!
+//! Order: [`Medium::plan`] finds the disk and checks everything, and writes nothing; [`Medium::wipe`] takes away what stands there;
+//! the roles are written through the disk itself, so that nobody meets a half-written one; [`Medium::finish`] writes the rest, and
+//! the sector that makes the table valid at the very end. So a medium that was interrupted shows neither the old nor the new.
+
+mod boot;
+mod choose;
+mod roles;
+
+use std::path::{Path, PathBuf};
+
+use self::boot::Boot;
+pub use self::choose::partitions_named;
+pub use self::roles::{Role, Wanted};
+use crate::device::{Access, Device, ReadAt, WriteAt};
+use crate::error::{Error, Exit, Fault, NOTHING_WRITTEN, Result};
+use crate::mounts::{DevId, Roots, System};
+use crate::ptable::{Guid, NewPartition, NewTable, PartitionType, Piece, Scheme};
+use crate::put::rescan;
+use crate::put::target::{Chosen, Overwrite, cannot, old_tail};
+use crate::put::uuid::random_guid;
+use crate::report::{self, Bytes};
+use crate::stream::target::Target;
+use crate::units::{Extent, to_usize};
+
+/// What is copied into a role.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// Where it goes.
+    pub role: Role,
+    /// What the user called it.
+    pub name: String,
+    /// Its filesystem's name.
+    pub filesystem: String,
+    /// Bytes that the partition must have.
+    pub size_bytes: u64,
+    /// Its device.
+    pub dev: Option<DevId>,
+}
+
+/// A partition of the new table.
+struct Slot {
+    role: Option<Role>,
+    extent: Extent,
+    kind: PartitionType,
+    uuid: Guid,
+    name: String,
+    attributes: u64,
+    what: String,
+}
+
+/// A disk that is laid out anew.
+pub struct Medium {
+    /// Its node.
+    pub path: PathBuf,
+    dev: DevId,
+    scheme: Scheme,
+    target: Target,
+    wiped: [Option<Extent>; 2],
+    slots: Vec<Slot>,
+    pieces: Vec<Piece>,
+    boot: Option<Boot>,
+    /// The program that makes the data partition's filesystem.
+    mkfs: Option<PathBuf>,
+}
+
+impl Medium {
+    /// Finds the disk and lays it out; every check is made here.
+    pub fn plan(
+        system: &System,
+        wanted: &Wanted,
+        sources: &[Source],
+        overwrite: Overwrite,
+    ) -> Result<Self> {
+        let from: Vec<DevId> = sources.iter().filter_map(|source| source.dev).collect();
+        let (path, dev) = choose::disk(system, wanted, &from)?;
+        let shown = path.display().to_string();
+        let fail = |fault| Error::fault(&shown, fault).leaving(NOTHING_WRITTEN);
+        let device = system.roots().open_device(dev, Access::WriteHeld);
+        let device = device.map_err(|fault| cannot(&path, fault))?;
+        let chosen = Chosen::Existing(path.clone(), device);
+        chosen.check_content(overwrite)?;
+        let (path, device) = chosen.into_device()?;
+        let boot = match wanted.as_primary {
+            true => Some(Boot::of(system, sources, &device)?),
+            false => None,
+        };
+        let scheme = match (wanted.scheme, &boot) {
+            (None, boot) => boot.as_ref().map_or(Scheme::Gpt, Boot::scheme),
+            (Some(scheme), Some(boot)) if scheme != boot.scheme() => {
+                return Err(Error::refused(format_args!(
+                    "{shown}: --as-primary keeps the identifiers of the original's {} table; leave out --table",
+                    boot.scheme().name()
+                )));
+            }
+            (Some(scheme), _) => scheme,
+        };
+        let lengths = wanted.lengths(sources, device.size_bytes(), &shown)?;
+        let places = places(scheme, &device, boot.as_ref(), &lengths).map_err(|fault| {
+            let sum = lengths
+                .iter()
+                .fold(0u64, |sum, (_, bytes)| sum.saturating_add(bytes.unwrap_or(0)));
+            Error::refused(format_args!(
+                "{shown}: {fault}: they take {} without the rest, it has {}; smaller sizes (--swap-size 0) may help",
+                Bytes(sum),
+                Bytes(device.size_bytes())
+            ))
+        })?;
+        let mut slots = boot.as_ref().map_or_else(Vec::new, Boot::kept);
+        for ((role, _), extent) in lengths.iter().zip(places) {
+            let source = sources.iter().find(|source| source.role == *role);
+            slots.push(slot(*role, extent, source, scheme, boot.as_ref()).map_err(fail)?);
+            fits(&shown, extent, source)?;
+        }
+        let mkfs = match slots.iter().any(|slot| slot.role == Some(Role::Data))
+            && !sources.iter().any(|source| source.role == Role::Data)
+        {
+            true => Some(mkfs(sources)?),
+            false => None,
+        };
+        let mut pieces = table(scheme, &device, &slots, boot.as_ref()).map_err(fail)?;
+        if let Some(boot) = &boot {
+            boot.put_code(&mut pieces);
+        }
+        let first = slots.iter().map(|slot| slot.extent.offset).min();
+        let head = Extent {
+            offset: 0,
+            length_bytes: first.unwrap_or(0).max(1 << 20).min(device.size_bytes()),
+        };
+        if mkfs.is_some() {
+            check_nodes(system.roots(), dev)?;
+        }
+        Ok(Self {
+            path,
+            dev,
+            scheme,
+            wiped: [Some(head), old_tail(&device)],
+            target: Target::new(device).map_err(fail)?,
+            slots,
+            pieces,
+            boot,
+            mkfs,
+        })
+    }
+
+    /// Refuses a disk whose partitions the kernel will not show, for what is done to them afterwards.
+    pub fn check_nodes(&self) -> Result<()> {
+        check_nodes(&Roots::default(), self.dev)
+    }
+
+    /// The partitions with their numbers: the fourth of an MBR with more is the first logical one, 5.
+    fn numbered(&self) -> impl Iterator<Item = (u32, &Slot)> {
+        let skip = u32::from(self.scheme == Scheme::Mbr && self.slots.len() > 4);
+        let number = move |at: u32| if at > 3 { at + skip } else { at };
+        (1u32..).map(number).zip(&self.slots)
+    }
+
+    /// Prints what will be written.
+    pub fn print(&self) {
+        let shown = self.path.display();
+        report::line(format_args!(
+            "{shown}: {} in all, new partition table:",
+            Bytes(self.target.size_bytes())
+        ));
+        for (number, slot) in self.numbered() {
+            report::line(format_args!(
+                "{}: {} at {}, {}: {}",
+                node(&self.path, number).display(),
+                Bytes(slot.extent.length_bytes),
+                Bytes(slot.extent.offset),
+                slot.name,
+                slot.what
+            ));
+        }
+        for note in self.boot.iter().flat_map(|boot| boot.notes(&self.slots)) {
+            report::line(format_args!("{shown}: {note}"));
+        }
+    }
+
+    /// The disk opened once more, the place on it where a role is written, and what messages call that.
+    pub fn place(&self, role: Role) -> Result<(Device, Extent, String)> {
+        let fail = |fault| Error::fault(self.path.display(), fault).leaving(NOTHING_WRITTEN);
+        let found = self.numbered().find(|(_, slot)| slot.role == Some(role));
+        let (number, slot) = found.ok_or_else(|| fail(Fault::refused("no such partition")))?;
+        let device = self.target.device();
+        let file = device.duplicate().map_err(fail)?;
+        let device = Device::from_fd(file.into(), device.is_direct()).map_err(fail)?;
+        let name = node(&self.path, number).display().to_string();
+        Ok((device, slot.extent, name))
+    }
+
+    /// Zeroes the beginning of the disk and an old table at its end. Without the heap: it may run while something is frozen.
+    pub fn wipe(&mut self) -> std::result::Result<(), Fault> {
+        for extent in self.wiped.into_iter().flatten() {
+            zero(&mut self.target, extent)?;
+        }
+        self.target.sync()
+    }
+
+    /// Writes swap, boot area and table, has the kernel show the partitions, and makes the data filesystem; gives notes.
+    pub fn finish(mut self) -> Result<Vec<String>> {
+        let shown = self.path.display().to_string();
+        let not_yet = "the partition table was not written: the medium is not usable";
+        self.write().map_err(|fault| {
+            Error::fault(&shown, fault)
+                .with_exit(Exit::Failed)
+                .leaving(not_yet)
+        })?;
+        let note = rescan::refresh(self.target.device());
+        drop(self.target);
+        let data = self.slots.iter().find(|slot| slot.role == Some(Role::Data));
+        if let (Some(mkfs), Some(slot)) = (&self.mkfs, data) {
+            make_data(mkfs, self.dev, slot.extent)
+                .map_err(|error| error.leaving("everything else on the medium is complete"))?;
+        }
+        Ok(note.into_iter().collect())
+    }
+
+    fn write(&mut self) -> std::result::Result<(), Fault> {
+        if let Some(slot) = self.slots.iter().find(|slot| slot.role == Some(Role::Swap)) {
+            let extent = slot.extent;
+            let header = swap_header(extent.length_bytes)?;
+            self.target.device().write_at(extent.offset, &header)?;
+        }
+        if let Some(slot) = self.slots.iter().find(|slot| slot.role == Some(Role::Data)) {
+            // Nothing old is to be recognised until mkfs has run.
+            let head = slot.extent.length_bytes.min(1 << 20);
+            if self.mkfs.is_some() {
+                let extent = Extent {
+                    offset: slot.extent.offset,
+                    length_bytes: head,
+                };
+                zero(&mut self.target, extent)?;
+            }
+        }
+        if let Some(boot) = &self.boot {
+            boot.copy_area(&mut self.target)?;
+        }
+        let device = self.target.device();
+        let sync = || rustix::fs::fsync(device.as_fd()).map_err(|e| Fault::io("fsync", e));
+        sync()?;
+        for piece in &self.pieces {
+            if piece.offset == 0 {
+                sync()?;
+            }
+            device.write_at(piece.offset, &piece.bytes)?;
+        }
+        sync()?;
+        self.target.drop_cache()
+    }
+
+    /// The device of a role, after [`Self::finish`].
+    pub fn dev_of(disk: DevId, extent: Extent) -> Option<DevId> {
+        let known = Roots::default().partitions_of(disk);
+        let found = known
+            .iter()
+            .find(|part| part.start_bytes == extent.offset)?;
+        Some(found.dev)
+    }
+}
+
+fn check_nodes(roots: &Roots, dev: DevId) -> Result<()> {
+    match rescan::has_partitions(roots, dev) {
+        true => Ok(()),
+        false => Err(Error::refused(format_args!(
+            "{}: is a loop device without partitions, which have to appear; attach it with losetup -P",
+            roots.shown(dev).display()
+        ))),
+    }
+}
+
+fn zero(target: &mut Target, extent: Extent) -> std::result::Result<(), Fault> {
+    let mut rest = extent;
+    while !rest.is_empty() {
+        rest = target.zero_step(rest)?;
+    }
+    Ok(())
+}
+
+/// `/dev/sdb` and 1: `/dev/sdb1`; `/dev/mmcblk0` and 1: `/dev/mmcblk0p1`.
+fn node(disk: &Path, number: u32) -> PathBuf {
+    let mut name = disk.as_os_str().to_owned();
+    if name
+        .as_encoded_bytes()
+        .last()
+        .is_some_and(u8::is_ascii_digit)
+    {
+        name.push("p");
+    }
+    name.push(number.to_string());
+    PathBuf::from(name)
+}
+
+/// Where the roles lie; behind the boot area, where one is taken along.
+fn places(
+    scheme: Scheme,
+    device: &Device,
+    boot: Option<&Boot>,
+    lengths: &[(Role, Option<u64>)],
+) -> std::result::Result<Vec<Extent>, Fault> {
+    let wanted: Vec<crate::ptable::Length> = lengths
+        .iter()
+        .map(|(_, bytes)| match bytes {
+            Some(bytes) => crate::ptable::Length::Bytes(*bytes),
+            None => crate::ptable::Length::Rest,
+        })
+        .collect();
+    let first = boot.map_or(0, Boot::end);
+    crate::ptable::allocate_from(
+        scheme,
+        device.sector_bytes(),
+        device.size_bytes(),
+        first,
+        &wanted,
+    )
+}
+
+fn slot(
+    role: Role,
+    extent: Extent,
+    source: Option<&Source>,
+    scheme: Scheme,
+    boot: Option<&Boot>,
+) -> std::result::Result<Slot, Fault> {
+    let is_fat = source.is_some_and(|source| source.filesystem == "vfat");
+    let kind = match (scheme, role) {
+        (Scheme::Gpt, Role::Swap) => PartitionType::Guid(Guid::SWAP),
+        (Scheme::Gpt, Role::Boot) if is_fat => PartitionType::Guid(Guid::EFI),
+        (Scheme::Gpt, _) if is_fat => PartitionType::Guid(Guid::BASIC_DATA),
+        (Scheme::Gpt, _) => PartitionType::Guid(Guid::LINUX),
+        (Scheme::Mbr, Role::Swap) => PartitionType::Byte(0x82),
+        (Scheme::Mbr, _) if is_fat => PartitionType::Byte(0x0c),
+        (Scheme::Mbr, _) => PartitionType::Byte(0x83),
+    };
+    let what = match (role, source) {
+        (_, Some(source)) => format!("{} ({})", source.name, source.filesystem),
+        (Role::Swap, None) => "swap".into(),
+        (_, None) => "a new filesystem".into(),
+    };
+    let mut slot = Slot {
+        role: Some(role),
+        extent,
+        kind,
+        uuid: random_guid()?,
+        name: role.name().into(),
+        attributes: 0,
+        what,
+    };
+    if scheme == Scheme::Mbr && role == Role::Boot {
+        slot.attributes = 0x80;
+    }
+    if let Some((boot, source)) = boot.zip(source) {
+        boot.identify(&mut slot, source);
+    }
+    Ok(slot)
+}
+
+fn fits(shown: &str, extent: Extent, source: Option<&Source>) -> Result<()> {
+    match source {
+        Some(source) if source.size_bytes > extent.length_bytes => {
+            Err(Error::refused(format_args!(
+                "{shown}: the {} partition would have {} ({} bytes), {} needs {} ({} bytes)",
+                source.role.name(),
+                Bytes(extent.length_bytes),
+                extent.length_bytes,
+                source.name,
+                Bytes(source.size_bytes),
+                source.size_bytes
+            )))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn table(
+    scheme: Scheme,
+    device: &Device,
+    slots: &[Slot],
+    boot: Option<&Boot>,
+) -> std::result::Result<Vec<Piece>, Fault> {
+    let partitions: Vec<NewPartition<'_>> = slots
+        .iter()
+        .map(|slot| NewPartition {
+            extent: slot.extent,
+            kind: slot.kind,
+            uuid: slot.uuid,
+            name: &slot.name,
+            attributes: slot.attributes,
+        })
+        .collect();
+    NewTable {
+        scheme,
+        sector_bytes: device.sector_bytes(),
+        disk_bytes: device.size_bytes(),
+        disk_id: match boot.and_then(Boot::disk_id) {
+            Some(id) => id,
+            None => random_guid()?,
+        },
+        partitions: &partitions,
+    }
+    .build()
+}
+
+/// The system's mkfs for a filesystem as the root's, or ext4.
+fn mkfs(sources: &[Source]) -> Result<PathBuf> {
+    let root = sources.iter().find(|source| source.role == Role::Root);
+    let kind = root
+        .map(|root| root.filesystem.as_str())
+        .filter(|kind| matches!(*kind, "ext2" | "ext3" | "xfs" | "btrfs" | "f2fs"))
+        .unwrap_or("ext4");
+    let name = format!("mkfs.{kind}");
+    let usual = || "/usr/sbin:/sbin:/usr/bin:/bin".into();
+    let path = std::env::var_os("PATH").unwrap_or_else(usual);
+    let mut all = std::env::split_paths(&path);
+    all.find_map(|folder| Some(folder.join(&name)).filter(|file| file.is_file()))
+        .ok_or_else(|| {
+            Error::refused(format_args!(
+                "{name}: is not in PATH, and the data partition needs it; install it, or leave out --data-size"
+            ))
+        })
+}
+
+fn make_data(mkfs: &Path, disk: DevId, extent: Extent) -> Result<()> {
+    let shown = mkfs.display();
+    let roots = Roots::default();
+    let node = Medium::dev_of(disk, extent).and_then(|dev| roots.node(dev, &[]));
+    let node = node.ok_or_else(|| {
+        Error::failed(format_args!(
+            "{shown}: the data partition has no node in /dev, so that its filesystem was not made"
+        ))
+    })?;
+    let name = mkfs.file_name().unwrap_or_default().to_string_lossy();
+    let force: &[&str] = match name.strip_prefix("mkfs.") {
+        Some("xfs" | "btrfs") => &["-q", "-f", "-L", "data"],
+        Some("f2fs") => &["-q", "-f", "-l", "data"],
+        _ => &["-q", "-F", "-L", "data"],
+    };
+    let run = std::process::Command::new(mkfs)
+        .args(force)
+        .arg(&node)
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::null())
+        .status();
+    match run {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(Error::failed(format_args!(
+            "{shown}: {}: failed ({status})",
+            node.display()
+        ))),
+        Err(error) => Err(Error::failed(format_args!("{shown}: start: {error}"))),
+    }
+}
+
+/// The first page of a swap area of this length (union swap_header in include/linux/swap.h), for this machine's page size.
+fn swap_header(length_bytes: u64) -> std::result::Result<Vec<u8>, Fault> {
+    let page = rustix::param::page_size();
+    let pages = length_bytes / crate::units::to_u64(page);
+    let last = u32::try_from(pages.saturating_sub(1)).unwrap_or(u32::MAX - 1);
+    let mut bytes = vec![0; page];
+    let uuid = crate::put::uuid::random()?;
+    let fields: [(usize, &[u8]); 5] = [
+        (1024, &1u32.to_ne_bytes()),
+        (1028, &last.to_ne_bytes()),
+        (1036, &uuid),
+        (1052, b"swap"),
+        (page - 10, b"SWAPSPACE2"),
+    ];
+    for (at, field) in fields {
+        if let Some(place) = bytes.get_mut(at..at + field.len()) {
+            place.copy_from_slice(field);
+        }
+    }
+    Ok(bytes)
+}
+
+/// Reads a range of a disk in one piece.
+fn read(device: &Device, offset: u64, length: u64) -> std::result::Result<Vec<u8>, Fault> {
+    let mut bytes = vec![0; to_usize(length)];
+    device.read_at(offset, &mut bytes)?;
+    Ok(bytes)
+}

@@ -1,0 +1,245 @@
+//! A target that may be written: every check of `restore` before the first write. What fails here is exit 4, and nothing was
+//! written anywhere.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FileType, Mode, OFlags, SeekFrom, Stat};
+use rustix::io::Errno;
+
+use crate::device::{Access, Device, DeviceKind, ReadAt};
+use crate::error::{Error, Exit, Fault, FaultKind, NOTHING_WRITTEN, Result};
+use crate::fs::Kind;
+use crate::mounts::{DevId, Named, System};
+use crate::put::image::Content;
+use crate::report::Bytes;
+use crate::units::{Extent, round_down};
+
+/// Signature of a GPT header.
+const GPT_SIGNATURE: &[u8; 8] = b"EFI PART";
+
+/// Whether a target that holds something may be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Overwrite {
+    /// `--overwrite` was given.
+    Allowed,
+    /// It was not.
+    Refused,
+}
+
+/// A target as named, before it is opened for writing.
+#[derive(Debug)]
+pub enum Chosen {
+    /// A file that is not there yet; its folder is.
+    New(PathBuf),
+    /// A device or file, held open for writing.
+    Existing(PathBuf, Device),
+}
+
+impl Chosen {
+    /// Finds the target (`LABEL=` and its like included), checks that nothing uses it and that `image` is not the same thing,
+    /// and holds it.
+    pub fn find(name: &OsStr, image: &File) -> Result<Self> {
+        let path = Path::new(name);
+        if is_missing(path) && !is_tag(name) {
+            return new_file(path);
+        }
+        let system = System::look()?;
+        let named = system
+            .target(name)
+            .map_err(|e| e.leaving(NOTHING_WRITTEN))?;
+        let shown = named.shown.as_path();
+        same_as_image(&system, &named, image)?;
+        if let Some(found) = system.uses_of(&named)?.first() {
+            return Err(Error::refused(found).leaving(NOTHING_WRITTEN));
+        }
+        let device = match named.dev {
+            Some(dev) => system.roots().hold(dev, Access::WriteHeld),
+            None => Device::open(shown, Access::WriteHeld),
+        };
+        let device = device.map_err(|fault| cannot(shown, fault))?;
+        Ok(Self::Existing(named.shown, device))
+    }
+
+    /// Its path, and its number where it is a block device.
+    pub fn named(&self) -> (&Path, Option<DevId>) {
+        match self {
+            Self::New(path) => (path, None),
+            Self::Existing(path, device) => {
+                let is_block = device.kind() == DeviceKind::Block;
+                (path, is_block.then(|| DevId::from_raw(device.rdev())))
+            }
+        }
+    }
+
+    /// Refuses a device smaller than the image, where that is known.
+    pub fn check_size(&self, image_bytes: u64) -> Result<()> {
+        let Self::Existing(path, device) = self else {
+            return Ok(());
+        };
+        if device.kind() == DeviceKind::File || device.size_bytes() >= image_bytes {
+            return Ok(());
+        }
+        Err(Error::refused(format_args!(
+            "{}: is too small: it has {} ({} bytes), the image needs {} ({image_bytes} bytes)",
+            path.display(),
+            Bytes(device.size_bytes()),
+            device.size_bytes(),
+            Bytes(image_bytes),
+        )))
+    }
+
+    /// Refuses to write over something, unless that was asked for.
+    pub fn check_content(&self, overwrite: Overwrite) -> Result<()> {
+        let Self::Existing(path, device) = self else {
+            return Ok(());
+        };
+        if overwrite == Overwrite::Allowed {
+            return Ok(());
+        }
+        let name = path.display();
+        let content = match Content::probe(device) {
+            Err(fault) if fault.kind() == FaultKind::Corrupt => {
+                return Err(Error::refused(format_args!(
+                    "{name}: holds something damaged ({fault}); --overwrite writes over it"
+                )));
+            }
+            other => other.map_err(|fault| Error::fault(&name, fault))?,
+        };
+        let holds = match (&content.identity, &content.table) {
+            (Some(found), _) if found.label.is_empty() => {
+                format!("holds a filesystem ({})", content.name())
+            }
+            (Some(found), _) => {
+                format!(
+                    "holds a filesystem ({}, label {})",
+                    content.name(),
+                    found.label
+                )
+            }
+            (None, Some(_)) => format!("holds a partition table ({})", content.name()),
+            (None, None) if has_data(device) => "is a file with something in it".into(),
+            (None, None) => return Ok(()),
+        };
+        Err(Error::refused(format_args!(
+            "{name}: {holds}; --overwrite writes over it"
+        )))
+    }
+
+    /// The device to write to; a new file is made now.
+    pub fn into_device(self) -> Result<(PathBuf, Device)> {
+        let path = match self {
+            Self::Existing(path, device) => return Ok((path, device)),
+            Self::New(path) => path,
+        };
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let mode = Mode::from_bits_truncate(0o666);
+        let device = rustix::fs::open(&path, flags, mode)
+            .map_err(|errno| Fault::io("create", errno))
+            .and_then(|fd| Device::from_fd(fd, false))
+            .map_err(|fault| Error::fault(path.display(), fault))?;
+        Ok((path, device))
+    }
+}
+
+fn new_file(path: &Path) -> Result<Chosen> {
+    let parent = match path.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+        Some(parent) => parent,
+        None => Path::new("/"),
+    };
+    // A missing node below /dev is a device that is not there, and a file in its place would fill the memory.
+    let folder = std::fs::canonicalize(parent);
+    let missing = folder.map_or(true, |folder| {
+        folder.starts_with("/dev") || !folder.is_dir()
+    });
+    if missing || path.file_name().is_none() {
+        return Err(Error::refused(format_args!(
+            "{}: does not exist",
+            path.display()
+        )));
+    }
+    Ok(Chosen::New(path.to_owned()))
+}
+
+fn is_tag(name: &OsStr) -> bool {
+    let tags = ["LABEL=", "UUID=", "PARTLABEL=", "PARTUUID="];
+    tags.iter()
+        .any(|tag| name.as_encoded_bytes().starts_with(tag.as_bytes()))
+}
+
+fn is_missing(path: &Path) -> bool {
+    std::fs::metadata(path).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
+}
+
+/// The same file, the same device, or one that lies on the other: a partition and its disk, a loop device and its file.
+fn same_as_image(system: &System, target: &Named, image: &File) -> Result<()> {
+    let stat = rustix::fs::fstat(image).map_err(|e| Error::fault("image", Fault::io("stat", e)))?;
+    let image_dev = (FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice)
+        .then(|| DevId::from_raw(stat.st_rdev));
+    let target_stat = || rustix::fs::stat(&target.shown).ok();
+    let over = |file: &Stat, dev| {
+        let mut loops = system.loops_over(file).into_iter();
+        loops.any(|upper| system.overlaps(upper, dev))
+    };
+    let same = match (image_dev, target.dev) {
+        (Some(image), Some(target)) => system.overlaps(image, target),
+        (None, None) => target_stat()
+            .is_some_and(|found| (found.st_dev, found.st_ino) == (stat.st_dev, stat.st_ino)),
+        (None, Some(target)) => over(&stat, target),
+        (Some(image), None) => target_stat().is_some_and(|found| over(&found, image)),
+    };
+    if !same {
+        return Ok(());
+    }
+    Err(Error::refused(format_args!(
+        "{}: is the image itself, or holds it",
+        target.shown.display()
+    )))
+}
+
+/// Why a target could not be opened for writing.
+pub(crate) fn cannot(path: &Path, fault: Fault) -> Error {
+    let name = path.display();
+    if fault.is_errno(Errno::BUSY) {
+        return Error::refused(format_args!(
+            "{name}: is in use by another program; close that first"
+        ));
+    }
+    if fault.is_errno(Errno::ROFS) || fault.is_errno(Errno::TXTBSY) {
+        return Error::fault(name, fault)
+            .with_exit(Exit::Refused)
+            .leaving(NOTHING_WRITTEN);
+    }
+    let error = Error::fault(name, fault).leaving(NOTHING_WRITTEN);
+    match fault.kind() {
+        FaultKind::Corrupt => error.with_exit(Exit::Refused),
+        _ => error,
+    }
+}
+
+/// Whether a regular file holds anything but a hole.
+fn has_data(device: &Device) -> bool {
+    device.kind() == DeviceKind::File
+        && device.size_bytes() > 0
+        && rustix::fs::seek(device.as_fd(), SeekFrom::Data(0)) != Err(Errno::NXIO)
+}
+
+/// What stands at the end of a device and would bring the old content back: a backup GPT, an md or second NILFS2 superblock.
+pub fn old_tail(device: &Device) -> Option<Extent> {
+    let sector = u64::from(device.sector_bytes());
+    let last = device.size_bytes().checked_sub(sector)?;
+    let mut signature = [0u8; 8];
+    device.read_at(last, &mut signature).ok()?;
+    if &signature != GPT_SIGNATURE {
+        // So have members of old md arrays and NILFS2 (their second superblock): in the last 128 KiB.
+        let found = crate::fs::probe(device).ok()??;
+        let at_end = matches!(found.kind, Kind::MdMember | Kind::Nilfs2);
+        let start = round_down(device.size_bytes().saturating_sub(128 * 1024), sector);
+        return Extent::new(start, device.size_bytes() - start).filter(|_| at_end);
+    }
+    // The header's sector and the 16 KiB of entries before it (UEFI 5.3.1).
+    let length = sector.checked_add(16 * 1024)?;
+    Extent::new(device.size_bytes().checked_sub(length)?, length)
+}

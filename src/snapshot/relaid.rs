@@ -1,0 +1,177 @@
+//! An empty disk that gets the partition table and boot area of a snapshot, with its entries written into the partitions.
+//!
+//! The partitions are written through the disk itself, at the places the table states, so that no other program meets a
+//! half-written one. The table comes last of all.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::device::{Device, DeviceKind, ReadAt, WriteAt};
+use crate::error::{Error, Fault, Result};
+use crate::ptable::{self, Piece, Scheme, Table};
+use crate::put::image::Head;
+use crate::put::job::Phase;
+use crate::put::rescan;
+use crate::put::target::{Chosen, old_tail};
+use crate::snapshot::{Disk, Image};
+use crate::stream::target::Target;
+use crate::units::{Extent, to_usize};
+
+/// A disk that is laid out anew.
+pub struct Laid {
+    /// Its node.
+    pub path: PathBuf,
+    /// How far its table is.
+    pub phase: Arc<Phase>,
+    target: Target,
+    table: Table,
+    /// The beginning of the disk, as recorded.
+    beginning: Vec<u8>,
+    boot: Vec<u8>,
+    pieces: Vec<Piece>,
+}
+
+impl Laid {
+    /// Opens the disk and computes what will be written; writes nothing, except that a file gets its size.
+    pub fn new(chosen: Chosen, facts: Disk, beginning: Vec<u8>, boot: Vec<u8>) -> Result<Self> {
+        let (path, device) = chosen.into_device()?;
+        let shown = path.display().to_string();
+        let fail = |fault| Error::fault(&shown, fault);
+        let sector = u32::try_from(facts.sector_bytes).unwrap_or(0);
+        let is_block = device.kind() == DeviceKind::Block;
+        if is_block && device.sector_bytes() != sector {
+            return Err(Error::refused(format_args!(
+                "{shown}: has sectors of {} bytes, the recorded table is for {sector}",
+                device.sector_bytes()
+            )));
+        }
+        let device = match is_block {
+            true => device,
+            false => sized(device, facts.size_bytes).map_err(fail)?,
+        };
+        let broken = || Error::corrupt("disk/table.bin: is not a partition table");
+        let table = ptable::read(&Head(&beginning), sector)
+            .map_err(|fault| Error::fault("disk/table.bin", fault))?
+            .ok_or_else(broken)?;
+        let pieces = match table.scheme {
+            Scheme::Gpt => {
+                ptable::gpt::lay(&Head(&beginning), sector, device.size_bytes()).map_err(fail)?
+            }
+            Scheme::Mbr => Vec::new(),
+        };
+        let end = table.partitions.iter().map(|p| p.extent.end()).max();
+        if end.is_some_and(|end| end > device.size_bytes()) {
+            return Err(Error::refused(format_args!(
+                "{shown}: is too small for the recorded partitions"
+            )));
+        }
+        let target = Target::new(device).map_err(fail)?;
+        Ok(Self {
+            path,
+            phase: Arc::default(),
+            target,
+            table,
+            beginning,
+            boot,
+            pieces,
+        })
+    }
+
+    fn fail(&self, fault: Fault) -> Error {
+        Error::fault(self.path.display(), fault)
+    }
+
+    /// The disk opened once more, and the place on it where an entry belongs.
+    pub fn partition(&self, image: &Image) -> Result<(Device, Extent)> {
+        let number = image.partition_number;
+        let place = self
+            .table
+            .partitions
+            .iter()
+            .find(|p| u64::from(p.number) == number);
+        let Some(place) = place else {
+            return Err(Error::refused(format_args!(
+                "{}: was not on the recorded disk; name its target too: {}=TARGET",
+                image.name, image.name
+            )));
+        };
+        if place.extent.length_bytes < image.size_bytes {
+            return Err(Error::refused(format_args!(
+                "{}: does not fit its partition {number}",
+                image.name
+            )));
+        }
+        let device = self.target.device();
+        let file = device.duplicate().map_err(|fault| self.fail(fault))?;
+        let device = Device::from_fd(file.into(), device.is_direct());
+        Ok((device.map_err(|fault| self.fail(fault))?, place.extent))
+    }
+
+    /// Zeroes what lies before the first partition, and an old backup table.
+    pub fn wipe(&mut self) -> Result<()> {
+        self.phase.set(Phase::WRITING);
+        let first = self.table.partitions.iter().map(|p| p.extent.offset).min();
+        let length_bytes = first
+            .unwrap_or(0)
+            .max(1 << 20)
+            .min(self.target.device().size_bytes());
+        let old_backup = old_tail(self.target.device());
+        let head = Extent {
+            offset: 0,
+            length_bytes,
+        };
+        for extent in [Some(head), old_backup].into_iter().flatten() {
+            let mut rest = extent;
+            while !rest.is_empty() {
+                rest = self
+                    .target
+                    .zero_step(rest)
+                    .map_err(|fault| self.fail(fault))?;
+            }
+        }
+        self.target.sync().map_err(|fault| self.fail(fault))
+    }
+
+    /// Writes boot area and table, the first sector at the very end; gives notes.
+    pub fn finish(mut self) -> Result<Vec<String>> {
+        let sector = to_usize(u64::from(self.table.sector_bytes));
+        let mut beginning = std::mem::take(&mut self.beginning);
+        let table_bytes = crate::units::to_u64(beginning.len());
+        let device = self.target.device();
+        let result = device.write_at(table_bytes, &self.boot).and_then(|()| {
+            for piece in &self.pieces {
+                let start = to_usize(piece.offset);
+                let end = start.saturating_add(piece.bytes.len());
+                match beginning.get_mut(start..end) {
+                    Some(part) => part.copy_from_slice(&piece.bytes),
+                    None => device.write_at(piece.offset, &piece.bytes)?,
+                }
+            }
+            let (first, rest) = beginning
+                .split_at_checked(sector)
+                .ok_or_else(|| Fault::corrupt("length of the recorded table"))?;
+            device.write_at(crate::units::to_u64(sector), rest)?;
+            rustix::fs::fsync(device.as_fd()).map_err(|e| Fault::io("fsync", e))?;
+            device.write_at(0, first)
+        });
+        result.map_err(|fault| self.fail(fault))?;
+        self.target.sync().map_err(|fault| self.fail(fault))?;
+        self.target.drop_cache().map_err(|fault| self.fail(fault))?;
+        self.phase.set(Phase::COMPLETE);
+        let device = self.target.device();
+        let mut notes = Vec::new();
+        if device.kind() == DeviceKind::Block {
+            notes.extend(rescan::refresh(device));
+        }
+        Ok(notes)
+    }
+}
+
+/// A file as large as the recorded disk.
+fn sized(device: Device, size_bytes: u64) -> std::result::Result<Device, Fault> {
+    if device.size_bytes() >= size_bytes {
+        return Ok(device);
+    }
+    rustix::fs::ftruncate(device.as_fd(), size_bytes).map_err(|e| Fault::io("ftruncate", e))?;
+    Device::from_fd(device.duplicate()?.into(), false)
+}

@@ -1,0 +1,608 @@
+//! `floe restore` of a snapshot: named entries onto their targets, or everything onto an empty disk with the recorded table.
+//!
+//! Order: what the snapshot says of itself is judged; every target is checked and held; of a file all checksums are checked
+//! without unpacking; only then the first byte is written. From a pipe an entry's CRC is known before its superblock is
+//! written, the rest only at the end.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::io::Read;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use crate::config::pairs::split_pair;
+use crate::device::Device;
+use crate::error::{Error, Fault, NOTHING_WRITTEN, Result};
+use crate::mounts::DevId;
+use crate::put::free::LeftAlone;
+use crate::put::grow;
+use crate::put::image::{Image, Opened};
+use crate::put::job::{self, Done, Job, Options, Phase, Shared};
+use crate::put::target::Chosen;
+use crate::report::{self, Bytes, ReportFile, Span};
+use crate::snapshot::archive::{Bundle, Catalog};
+use crate::snapshot::machine::Host;
+use crate::snapshot::relaid::Laid;
+use crate::snapshot::{self, BOOT, Snapshot, TABLE, image_path};
+use crate::stream::copy::Progress;
+use crate::stream::image::ImageReader;
+use crate::stream::input::{Input, Source};
+use crate::stream::target::Target;
+use crate::units::Extent;
+
+/// Where the entries come from.
+enum Origin {
+    /// A file, all of it checked beforehand.
+    File(Box<Catalog>),
+    /// A pipe, read once.
+    Pipe(Arc<Mutex<Bundle>>),
+}
+
+/// One entry and where it goes.
+struct Errand {
+    name: String,
+    path: String,
+    size_bytes: u64,
+    /// What messages call the target.
+    shown: String,
+    device: Device,
+    /// The partition's place on a disk that is laid anew.
+    range: Option<Extent>,
+    left: Option<LeftAlone>,
+    /// The device to grow on afterwards.
+    grow: Option<(PathBuf, DevId)>,
+    shared: Arc<Shared>,
+}
+
+/// A place on a disk that is laid out anew, for an entry.
+pub struct Place {
+    /// The entry's name.
+    pub name: String,
+    /// What messages call it.
+    pub shown: String,
+    /// The disk.
+    pub device: Device,
+    /// Where on it.
+    pub range: Extent,
+}
+
+/// Runs the verb for an archive. Entries with a place go there, besides those that the options name.
+pub fn run(
+    options: &Options,
+    opened: Opened,
+    places: Vec<Place>,
+    report: Option<&mut ReportFile>,
+    start: Instant,
+) -> Result<()> {
+    let nothing = |error: Error| error.leaving(NOTHING_WRITTEN);
+    let file = opened.file.try_clone();
+    let file = file.map_err(|e| Error::failed(format_args!("{}: dup: {e}", opened.subject)))?;
+    let origin = origin(opened).map_err(nothing)?;
+    let (subject, found) = match &origin {
+        Origin::File(catalog) => (catalog.subject.clone(), catalog.snapshot.clone()),
+        Origin::Pipe(bundle) => {
+            let bundle = bundle.lock().unwrap_or_else(PoisonError::into_inner);
+            (bundle.subject.clone(), bundle.snapshot.clone())
+        }
+    };
+    if !options.force {
+        check_machine(&subject, &found, &Host::look())?;
+    }
+    let pairs = pairs(options, &subject, &found)?;
+    let progress = Arc::new(Progress::default());
+    let disk = match &options.disk {
+        Some(name) => Some(Disk::choose(name, options, &subject, &found, &file)?),
+        None => None,
+    };
+    let chosen = choose(options, &pairs, &found, &file)?;
+    let input_length = check_bytes(&origin, &found, &pairs, disk.is_some()).map_err(nothing)?;
+    if input_length.is_none() && !options.common.quiet {
+        report::line(format_args!(
+            "{subject}: comes through a pipe: that all of it is right is known only at its end, after the targets were written"
+        ));
+    }
+    let (errands, laid) = errands(options, chosen, (disk, places), &origin, &found, &progress)?;
+    let states = states_of(&errands, laid.as_ref());
+    let verify = options.verify;
+    let name = subject.clone();
+    let work = move || unpack(origin, errands, laid, verify, (&name, &file));
+    let done = job::supervise(
+        &options.common,
+        &progress,
+        &|| states.text(),
+        &subject,
+        input_length,
+        work,
+    )
+    .map_err(|error| states.explain(error, options.common.quiet))?;
+    finish(options, &subject, &done, report, start)
+}
+
+fn origin(opened: Opened) -> Result<Origin> {
+    let regular = opened.file.metadata().is_ok_and(|meta| meta.is_file());
+    if regular && opened.input.length_bytes().is_some() {
+        let fd = rustix::io::fcntl_dupfd_cloexec(&opened.file, 3)
+            .map_err(|e| Error::fault(&opened.subject, Fault::io("dup", e)))?;
+        let device = Device::from_fd(fd, false).map_err(|f| Error::fault(&opened.subject, f))?;
+        return Ok(Origin::File(Box::new(Catalog::read(
+            &opened.subject,
+            device,
+        )?)));
+    }
+    let bundle = Bundle::open(&opened.subject, opened.input)?;
+    Ok(Origin::Pipe(Arc::new(Mutex::new(bundle))))
+}
+
+/// A snapshot of another kind of machine hardly runs here.
+pub fn check_machine(subject: &str, snapshot: &Snapshot, here: &Host) -> Result<()> {
+    for (what, theirs, ours) in [
+        ("architecture", &snapshot.architecture, &here.architecture),
+        ("board model", &snapshot.board, &here.board),
+    ] {
+        if !theirs.is_empty() && !ours.is_empty() && theirs != ours {
+            return Err(Error::refused(format_args!(
+                "{subject}: is of another {what}: {theirs}, here it is {ours}; --force restores it all the same"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// The NAME=TARGET of the command line.
+fn pairs(options: &Options, subject: &str, snapshot: &Snapshot) -> Result<Vec<(String, OsString)>> {
+    let mut pairs: Vec<(String, OsString)> = Vec::new();
+    for value in &options.targets {
+        let pair = split_pair(value).ok_or_else(|| {
+            Error::usage(format_args!(
+                "restore: {subject} is a snapshot: '{}' is not NAME=TARGET",
+                value.display()
+            ))
+        })?;
+        if pairs.iter().any(|(name, _)| *name == pair.0) {
+            return Err(Error::usage(format_args!(
+                "restore: '{}' is named twice",
+                pair.0
+            )));
+        }
+        if snapshot.image(&pair.0).is_none() {
+            let names: Vec<&str> = snapshot.images.iter().map(|i| i.name.as_str()).collect();
+            return Err(Error::refused(format_args!(
+                "{subject}: has no entry '{}'; it has {}",
+                pair.0,
+                names.join(", ")
+            )));
+        }
+        pairs.push(pair);
+    }
+    Ok(pairs)
+}
+
+/// Checks and holds every target.
+fn choose(
+    options: &Options,
+    pairs: &[(String, OsString)],
+    snapshot: &Snapshot,
+    file: &std::fs::File,
+) -> Result<Vec<(String, Chosen)>> {
+    let mut seen = BTreeSet::new();
+    for (_, target) in pairs {
+        let path = std::fs::canonicalize(target).unwrap_or_else(|_| PathBuf::from(target));
+        if !seen.insert(path) {
+            return Err(Error::usage(format_args!(
+                "restore: '{}' is named twice",
+                target.display()
+            )));
+        }
+    }
+    let mut chosen = Vec::new();
+    for (name, target) in pairs {
+        let found = Chosen::find(target, file)?;
+        found.check_size(snapshot.image(name).map_or(0, |image| image.size_bytes))?;
+        found.check_content(options.overwrite)?;
+        chosen.push((name.clone(), found));
+    }
+    Ok(chosen)
+}
+
+/// Of a file: the checksums of what will be written; gives the bytes there are to read, `None` for a pipe.
+fn check_bytes(
+    origin: &Origin,
+    snapshot: &Snapshot,
+    pairs: &[(String, OsString)],
+    everything: bool,
+) -> Result<Option<u64>> {
+    let Origin::File(catalog) = origin else {
+        return Ok(None);
+    };
+    let mut bytes = 0u64;
+    for path in snapshot.paths() {
+        let Some(checksum) = catalog.checksums.find(&path) else {
+            continue;
+        };
+        let name = snapshot::image_name(&path);
+        if everything || name.is_none_or(|name| pairs.iter().any(|(wanted, _)| wanted == name)) {
+            catalog.check_bytes(&path)?;
+            bytes = bytes.saturating_add(checksum.size_bytes);
+        }
+    }
+    Ok(Some(bytes))
+}
+
+/// An empty disk that gets the recorded table.
+struct Disk {
+    chosen: Chosen,
+    facts: snapshot::Disk,
+}
+
+impl Disk {
+    fn choose(
+        name: &std::ffi::OsStr,
+        options: &Options,
+        subject: &str,
+        found: &Snapshot,
+        file: &std::fs::File,
+    ) -> Result<Self> {
+        let facts = found.disk.clone().ok_or_else(|| {
+            Error::refused(format_args!(
+                "{subject}: holds no partition table (create --disk keeps one)"
+            ))
+        })?;
+        let chosen = Chosen::find(name, file)?;
+        chosen.check_size(facts.size_bytes)?;
+        chosen.check_content(options.overwrite)?;
+        Ok(Self { chosen, facts })
+    }
+
+    /// Reads the recorded table and boot area, and opens the disk.
+    fn open(self, origin: &Origin) -> Result<Laid> {
+        let nothing = |error: Error| error.leaving(NOTHING_WRITTEN);
+        let (table, boot) = match origin {
+            Origin::File(catalog) => {
+                let bytes = |path, length| match length {
+                    0 => Ok(Vec::new()),
+                    _ => catalog.bytes(path),
+                };
+                (
+                    bytes(TABLE, self.facts.table_bytes).map_err(nothing)?,
+                    bytes(BOOT, self.facts.boot_bytes).map_err(nothing)?,
+                )
+            }
+            Origin::Pipe(bundle) => {
+                let mut bundle = bundle.lock().unwrap_or_else(PoisonError::into_inner);
+                let table = bundle
+                    .small(TABLE, self.facts.table_bytes)
+                    .map_err(nothing)?;
+                let boot = bundle.small(BOOT, self.facts.boot_bytes).map_err(nothing)?;
+                (table, boot)
+            }
+        };
+        Laid::new(self.chosen, self.facts, table, boot).map_err(nothing)
+    }
+}
+
+/// From the checked targets to what has to be done, in the order of the archive; files that are not there yet are made.
+fn errands(
+    options: &Options,
+    chosen: Vec<(String, Chosen)>,
+    (disk, mut places): (Option<Disk>, Vec<Place>),
+    origin: &Origin,
+    snapshot: &Snapshot,
+    progress: &Arc<Progress>,
+) -> Result<(Vec<Errand>, Option<Laid>)> {
+    let laid = disk.map(|disk| disk.open(origin)).transpose()?;
+    let mut chosen: Vec<(String, Option<Chosen>)> = chosen
+        .into_iter()
+        .map(|(name, chosen)| (name, Some(chosen)))
+        .collect();
+    let mut errands = Vec::new();
+    for image in &snapshot.images {
+        let own = chosen.iter_mut().find(|(name, _)| *name == image.name);
+        let own = own.and_then(|(_, chosen)| chosen.take());
+        let grown = match &own {
+            Some(own) if options.grow => {
+                let (shown, dev) = own.named();
+                Some(grow::check(shown, dev, &image.filesystem, &image.uuid)?)
+            }
+            _ => None,
+        };
+        let place = places.iter().position(|place| place.name == image.name);
+        let place = place.map(|at| places.swap_remove(at));
+        let is_placed = place.is_some();
+        let (path, device, range) = match (place, own, &laid) {
+            (Some(place), _, _) => (place.shown.into(), place.device, Some(place.range)),
+            (None, Some(own), _) => {
+                let (path, device) = own.into_device()?;
+                (path, device, None)
+            }
+            (None, None, Some(laid)) => {
+                let (device, range) = laid.partition(image)?;
+                (laid.path.clone(), device, Some(range))
+            }
+            (None, None, None) => continue,
+        };
+        let left = match range {
+            None => job::left_alone(options, &path, &device)?,
+            Some(_) => None,
+        };
+        let shown = path.display().to_string();
+        errands.push(Errand {
+            name: image.name.clone(),
+            path: image_path(&image.name),
+            size_bytes: image.size_bytes,
+            shown: match range {
+                None => shown,
+                Some(_) if is_placed => shown,
+                Some(_) => format!("{shown} partition {}", image.partition_number),
+            },
+            device,
+            range,
+            left,
+            grow: grown.map(|dev| (path.clone(), dev)),
+            shared: Arc::new(Shared {
+                progress: Arc::clone(progress),
+                phase: Phase::default(),
+            }),
+        });
+    }
+    Ok((errands, laid))
+}
+
+/// The state of every target, and of a disk that is laid anew, for messages.
+struct States {
+    targets: Vec<(String, Arc<Shared>)>,
+    disk: Option<(String, Arc<Phase>)>,
+}
+
+fn states_of(errands: &[Errand], laid: Option<&Laid>) -> States {
+    let target = |errand: &Errand| (errand.shown.clone(), Arc::clone(&errand.shared));
+    States {
+        targets: errands.iter().map(target).collect(),
+        disk: laid.map(|laid| (laid.path.display().to_string(), Arc::clone(&laid.phase))),
+    }
+}
+
+impl States {
+    fn text(&self) -> String {
+        let words = |(shown, shared): &(String, Arc<Shared>)| match shared.phase.get() {
+            Phase::UNTOUCHED => format!("{shown}: not touched"),
+            Phase::COMPLETE => format!("{shown}: complete"),
+            _ => format!("{shown}: {}", shared.phase.state()),
+        };
+        let mut all: Vec<String> = self.targets.iter().map(words).collect();
+        if let Some((shown, phase)) = &self.disk {
+            all.push(match phase.get() {
+                Phase::UNTOUCHED => format!("{shown}: not touched"),
+                Phase::COMPLETE => format!("{shown}: its partition table is complete"),
+                _ => format!("{shown}: has no partition table yet, and is not usable"),
+            });
+        }
+        all.join("; ")
+    }
+
+    /// After the first write a refusal is 1; and the state of the other targets is told too.
+    fn explain(&self, error: Error, quiet: bool) -> Error {
+        let begun = |phase: &Phase| phase.get() != Phase::UNTOUCHED;
+        let touched = self.targets.iter().any(|(_, shared)| begun(&shared.phase))
+            || self.disk.as_ref().is_some_and(|(_, phase)| begun(phase));
+        if self.targets.len() + usize::from(self.disk.is_some()) > 1
+            && touched
+            && !quiet
+            && !error.is_signal()
+        {
+            report::line(self.text());
+        }
+        if touched { error.begun("") } else { error }
+    }
+}
+
+/// The working thread: every entry in the order of the archive.
+fn unpack(
+    origin: Origin,
+    errands: Vec<Errand>,
+    mut laid: Option<Laid>,
+    verify: bool,
+    (subject, file): (&str, &std::fs::File),
+) -> Result<Vec<(String, &'static str, Done)>> {
+    if let Some(laid) = &mut laid {
+        laid.wipe()?;
+    }
+    let mut done = Vec::new();
+    for errand in errands {
+        let reader: Box<dyn Source> = match &origin {
+            Origin::File(catalog) => catalog.reader(&errand.path)?,
+            Origin::Pipe(bundle) => {
+                advance(bundle, &errand.path)?;
+                Box::new(PipeReader(Arc::clone(bundle)))
+            }
+        };
+        let name = errand.name.clone();
+        let (filesystem, one) = one(errand, reader, verify, (subject, file))?;
+        done.push((name, filesystem, one));
+    }
+    if let Origin::Pipe(bundle) = &origin {
+        let mut bundle = bundle.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut rest = Ok(Some(String::new()));
+        while matches!(rest, Ok(Some(_))) {
+            rest = bundle.next();
+        }
+        rest.map_err(|e| e.leaving("the targets were written and must not be used"))?;
+    }
+    if let Some(laid) = laid {
+        let notes = laid.finish()?;
+        if let Some((_, _, last)) = done.last_mut() {
+            last.notes.extend(notes);
+        }
+    }
+    Ok(done)
+}
+
+/// Skips to an entry.
+fn advance(bundle: &Mutex<Bundle>, path: &str) -> Result<()> {
+    let mut bundle = bundle.lock().unwrap_or_else(PoisonError::into_inner);
+    loop {
+        match bundle.next()? {
+            Some(next) if next == path => return Ok(()),
+            Some(_) => {}
+            None => {
+                let fault = Fault::corrupt("is missing");
+                return Err(crate::snapshot::archive::entry_error(
+                    &bundle.subject,
+                    path,
+                    fault,
+                ));
+            }
+        }
+    }
+}
+
+struct PipeReader(Arc<Mutex<Bundle>>);
+
+impl Read for PipeReader {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let mut bundle = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        bundle.read(buffer).map_err(std::io::Error::other)
+    }
+}
+
+impl Source for PipeReader {
+    fn take_zeros(&mut self, unit: u64) -> u64 {
+        let mut bundle = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        bundle.take_zeros(unit)
+    }
+}
+
+fn one(
+    errand: Errand,
+    reader: Box<dyn Source>,
+    verify: bool,
+    (subject, file): (&str, &std::fs::File),
+) -> Result<(&'static str, Done)> {
+    let fail = |fault| Error::fault(&errand.shown, fault);
+    let subject = format!("{subject}: {}", errand.path);
+    let file = file
+        .try_clone()
+        .map_err(|e| Error::failed(format_args!("{subject}: dup: {e}")))?;
+    let input = Input::source(reader).map_err(fail)?;
+    let reader = ImageReader::raw(input).map_err(fail)?;
+    let image = Image::head_of(subject, file, reader)?;
+    let (facts, reader) = image.into_parts();
+    if errand.size_bytes < facts.content.least_bytes() {
+        return Err(Error::corrupt(format_args!(
+            "{}: has {} bytes, but what is in it says {}",
+            facts.subject,
+            errand.size_bytes,
+            facts.content.least_bytes()
+        )));
+    }
+    let filesystem = facts.content.name();
+    let target = match errand.range {
+        Some(range) => Target::within(errand.device, range),
+        None => Target::new(errand.device),
+    }
+    .map_err(fail)?;
+    let grow = errand.grow;
+    let job = Job {
+        name: errand.shown.clone(),
+        verify,
+        left: errand.left,
+        facts,
+        shared: errand.shared,
+    };
+    let mut done = job.run(reader, target)?;
+    if let Some((path, dev)) = grow {
+        done.notes.push(grow::grow(&path, dev)?);
+    }
+    Ok((filesystem, done))
+}
+
+fn finish(
+    options: &Options,
+    subject: &str,
+    done: &[(String, &'static str, Done)],
+    report: Option<&mut ReportFile>,
+    start: Instant,
+) -> Result<()> {
+    let took = start.elapsed();
+    if let Some(file) = report {
+        let entries: Vec<String> = done
+            .iter()
+            .map(|(name, filesystem, done)| {
+                let mut object = job::figures(options, done, filesystem, took);
+                object.str("name", name);
+                object.finish()
+            })
+            .collect();
+        let mut object = report::JsonObject::new();
+        object
+            .str("path", subject)
+            .raw("entries", &format!("[{}]", entries.join(",")))
+            .u64(
+                "total_ms",
+                u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+            );
+        file.write(&object)?;
+    }
+    if options.common.quiet {
+        return Ok(());
+    }
+    for (_, filesystem, done) in done {
+        job::last_line(options, done, filesystem, took);
+    }
+    let names: Vec<&str> = done.iter().map(|(name, _, _)| name.as_str()).collect();
+    let bytes = done.iter().fold(0u64, |sum, (_, _, done)| {
+        sum.saturating_add(done.written_bytes)
+    });
+    report::line(format_args!(
+        "{subject}: restored {}, {} written, in {}",
+        names.join(" "),
+        Bytes(bytes),
+        Span(took)
+    ));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_architecture_or_board_is_refused_and_what_is_not_known_is_not_compared() {
+        let here = Host {
+            architecture: "aarch64".into(),
+            board: "Alpha Board".into(),
+            ..Host::default()
+        };
+        for (architecture, board, wrong) in [
+            ("aarch64", "Alpha Board", None),
+            ("aarch64", "", None),
+            ("", "Alpha Board", None),
+            (
+                "armv7l",
+                "Alpha Board",
+                Some("of another architecture: armv7l, here it is aarch64"),
+            ),
+            (
+                "aarch64",
+                "Beta Board",
+                Some("of another board model: Beta Board, here it is Alpha Board"),
+            ),
+        ] {
+            let snapshot = Snapshot {
+                architecture: architecture.into(),
+                board: board.into(),
+                ..Snapshot::default()
+            };
+            match (check_machine("x.zip", &snapshot, &here), wrong) {
+                (Ok(()), None) => {}
+                (Err(error), Some(wrong)) => {
+                    let line = error.to_string();
+                    assert!(line.contains(wrong) && line.contains("--force"), "{line}");
+                }
+                (found, _) => panic!("{architecture} {board}: {found:?}"),
+            }
+            let nothing = Host::default();
+            check_machine("x.zip", &snapshot, &nothing).unwrap();
+        }
+    }
+}

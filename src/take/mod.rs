@@ -1,0 +1,8 @@
+//! From a name to bytes that held still: what a source is, what freezes it, which of its blocks are read, and the one run that
+//! `dump`, `create` and `clone` share.
+
+pub mod capture;
+pub mod memory;
+pub mod options;
+pub mod source;
+pub mod survey;

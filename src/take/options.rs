@@ -1,0 +1,193 @@
+//! What the verbs that take images of running filesystems (`dump`, `create`, `clone`) share: the options that say how a source is
+//! read and held, those that say how a stream goes out, and how such a run is reported.
+//!
+//! Nothing here touches the system before the whole command line was understood.
+
+use std::ffi::OsStr;
+use std::time::Duration;
+
+use crate::cli::{Args, Common};
+use crate::error::{Error, Exit, Result};
+use crate::freeze::Limits;
+use crate::fs::Still;
+use crate::mounts::System;
+use crate::report::{self, Span};
+use crate::stream::pipeline::{Encoding, Problem, Settings};
+use crate::take::memory::{Spool, jobs};
+use crate::take::source::{self, Prepared, Wishes};
+
+/// How sources are read and held still.
+#[derive(Debug, Default)]
+pub struct Taking {
+    /// `--live`, `--whole` and `--require-map`.
+    pub wishes: Wishes,
+    /// `--stall` and `--max-freeze`.
+    pub limits: Limits,
+}
+
+impl Taking {
+    /// Takes option `name` with its value; `false`: it is none of these.
+    pub fn option(&mut self, args: &mut Args, name: &str) -> Result<bool> {
+        match name {
+            "--whole" => self.wishes.whole = true,
+            "--require-map" => self.wishes.require_map = true,
+            "--live" => self.wishes.live = true,
+            "--stall" => self.limits.stall = args.time()?,
+            "--max-freeze" => self.limits.max_freeze = args.time()?,
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// After the last option: what does not go together.
+    pub fn check(&self, verb: &str) -> Result<()> {
+        if self.wishes.whole && self.wishes.require_map {
+            return Err(Error::usage(format_args!(
+                "{verb}: --whole and --require-map exclude each other"
+            )));
+        }
+        if self.limits.stall.is_zero() || self.limits.max_freeze.is_zero() {
+            return Err(Error::usage(format_args!(
+                "{verb}: --stall and --max-freeze must not be zero"
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// How a stream is made and waited for.
+#[derive(Debug)]
+pub struct Streaming {
+    /// `--level`.
+    pub level: u8,
+    /// `--wait-sink`.
+    pub wait_sink: Duration,
+    /// `--spool`.
+    pub spool: Spool,
+}
+
+impl Default for Streaming {
+    fn default() -> Self {
+        Self {
+            level: 1,
+            wait_sink: Duration::from_secs(60),
+            spool: Spool::Auto,
+        }
+    }
+}
+
+impl Streaming {
+    /// Takes option `name` with its value; `false`: it is none of these.
+    pub fn option(&mut self, args: &mut Args, name: &str) -> Result<bool> {
+        match name {
+            "--level" => self.level = args.parsed(level, "a level from 1 to 9")?,
+            "--wait-sink" => self.wait_sink = args.time()?,
+            "--spool" => self.spool = args.parsed(Spool::parse, "a size, auto or off")?,
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// What the pipeline is made of; `raw`: without deflate.
+    pub fn settings(&self, common: &Common, raw: bool) -> Settings {
+        Settings {
+            jobs: jobs(common.jobs),
+            encoding: match raw {
+                true => Encoding::Raw,
+                false => Encoding::Deflate(self.level),
+            },
+            spool_bytes: self.spool.bytes(),
+        }
+    }
+}
+
+pub(crate) fn level(text: &str) -> Option<u8> {
+    text.parse().ok().filter(|level| (1..=9).contains(level))
+}
+
+/// A stream that failed at its first bytes, before anything was frozen.
+pub fn early(shown: &str, problem: Problem) -> Error {
+    match problem {
+        Problem::ClosedPipe => Error::silent(Exit::Failed),
+        Problem::Write(fault) | Problem::Read(_, fault) | Problem::Internal(fault) => {
+            Error::fault(shown, fault).leaving("nothing was frozen")
+        }
+    }
+}
+
+/// How the sources were held, in words: `consistent` is the report's word for it.
+pub fn held_words(consistent: &str, frozen_ms: u64) -> String {
+    let held = Span(Duration::from_millis(frozen_ms));
+    match consistent {
+        "live" => "LIVE: read while it may have changed, not consistent".into(),
+        "readonly" if frozen_ms > 0 => format!("read-only for {held}"),
+        "readonly" => "read-only".into(),
+        _ if frozen_ms > 0 => format!("frozen {held}"),
+        other => other.into(),
+    }
+}
+
+/// Prepares several sources, each with the name it has in messages; refuses those that share a filesystem.
+pub fn prepare_all(
+    system: &System,
+    named: &[(&str, &OsStr)],
+    wishes: Wishes,
+    quiet: bool,
+) -> Result<Vec<Prepared>> {
+    let mut sources: Vec<Prepared> = Vec::new();
+    for (name, source) in named {
+        let prepared = source::prepare(system, source, wishes)?;
+        for ((known_name, _), known) in named.iter().zip(&sources) {
+            if same(system, known, &prepared) {
+                return Err(Error::refused(format_args!(
+                    "{name}: {} holds the same as {known_name}; name each filesystem once, or the disk alone",
+                    prepared.shown
+                )));
+            }
+        }
+        if !quiet {
+            prepared.notes.iter().for_each(report::line);
+        }
+        sources.push(prepared);
+    }
+    Ok(sources)
+}
+
+/// The same device, a disk and its partition, or the same filesystem of several devices.
+fn same(system: &System, one: &Prepared, other: &Prepared) -> bool {
+    let shared = one.mounted.iter().any(|a| {
+        let mut others = other.mounted.iter();
+        others.any(|b| a.devices.iter().any(|dev| b.devices.contains(dev)))
+    });
+    let disk = |prepared: &Prepared| prepared.dev.and_then(|dev| system.roots().disk_of(dev));
+    let nested = match (one.dev, other.dev) {
+        (Some(a), Some(b)) => a == b || disk(one) == Some(b) || disk(other) == Some(a),
+        _ => false,
+    };
+    shared || nested
+}
+
+/// The report's word for how all of them were held still: the weakest of them.
+pub fn weakest(sources: &[Prepared]) -> &'static str {
+    let rank = |still: Still| match still {
+        Still::Unmounted => 0,
+        Still::Frozen => 1,
+        Still::ReadOnly => 2,
+        Still::Moving => 3,
+    };
+    let stills = sources.iter().map(|prepared| prepared.still);
+    source::consistent(
+        stills
+            .max_by_key(|still| rank(*still))
+            .unwrap_or(Still::Moving),
+    )
+}
+
+/// True for `none`.
+pub(crate) fn compression(text: &str) -> Option<bool> {
+    match text {
+        "gzip" => Some(false),
+        "none" => Some(true),
+        _ => None,
+    }
+}

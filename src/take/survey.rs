@@ -1,0 +1,519 @@
+//! The surveyor: a thread that walks the filesystems in the frozen window, starts the pipeline with the filled maps, and looks again
+//! before the thaw. A thread of its own, so that the supervisor answers a signal at once even while a large map is read.
+//!
+//! Allocates everything before the freeze; the walk, the start and the second look use no heap.
+
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+use rustix::event::{EventfdFlags, eventfd};
+
+use crate::device::{Device, DeviceKind, ReadAt};
+use crate::error::{Error, Fault, FaultKind, Result};
+use crate::fs::{self, Coverage, Identity, SCRATCH_BYTES, Still, UsedMap, Verdict, Walk, Witness};
+use crate::stream::pipeline::{Pipeline, Started};
+use crate::stream::plan::{Content, Part, Plan};
+use crate::sys::ioctl::blkflsbuf;
+use crate::take::capture::Counters;
+use crate::take::source::{Slice, SwapContent};
+use crate::units::{Extent, to_u64};
+
+/// Stack of the thread in bytes; touched as needed.
+const STACK_BYTES: usize = 512 * 1024;
+
+/// A piece whose filesystem is walked in the frozen window.
+pub struct Errand {
+    /// Index in the plan's parts.
+    pub part: usize,
+    /// Index of the image it belongs to.
+    pub image: usize,
+    /// What was on it before the freeze; afterwards, what is on it.
+    pub identity: Identity,
+    /// What holds it still.
+    pub still: Still,
+    /// Active swap files in it.
+    pub swap: SwapContent,
+    /// What the walk found.
+    pub verdict: Verdict,
+    witness: Witness,
+}
+
+impl Errand {
+    /// For one part.
+    pub fn new(
+        part: usize,
+        image: usize,
+        identity: Identity,
+        still: Still,
+        swap: SwapContent,
+    ) -> Self {
+        Self {
+            part,
+            image,
+            identity,
+            still,
+            swap,
+            verdict: Verdict::USED,
+            witness: Witness::default(),
+        }
+    }
+}
+
+/// What the surveyor is to do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Nothing.
+    Wait,
+    /// Walk, then start the pipeline.
+    Survey,
+    /// Walked.
+    Surveyed,
+    /// Look again at what a write would have changed.
+    Check,
+    /// Nothing has changed.
+    Checked,
+}
+
+impl Step {
+    /// What an order becomes when it has been carried out.
+    const fn done(self) -> Self {
+        match self {
+            Self::Survey => Self::Surveyed,
+            Self::Check => Self::Checked,
+            other => other,
+        }
+    }
+}
+
+/// Why a survey stopped the run; made without the heap.
+#[derive(Clone, Copy, Debug)]
+pub struct Trouble {
+    /// Index of the device.
+    pub device: usize,
+    /// What went wrong.
+    pub fault: Fault,
+}
+
+struct Desk {
+    step: Step,
+    plan: Option<Plan>,
+    errands: Vec<Errand>,
+    trouble: Option<Trouble>,
+}
+
+/// The surveyor's side of the run; leaked, because its thread may never return.
+pub struct Surveyor {
+    desk: Mutex<Desk>,
+    go: Condvar,
+    event: OwnedFd,
+    require_map: bool,
+    counters: &'static Counters,
+    started: Started,
+}
+
+impl Surveyor {
+    fn lock(&self) -> MutexGuard<'_, Desk> {
+        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Allocates everything and starts the thread, which waits for [`Self::order`].
+    pub fn start(
+        plan: Plan,
+        errands: Vec<Errand>,
+        pipeline: &'static Pipeline,
+        counters: &'static Counters,
+        require_map: bool,
+    ) -> Result<&'static Self> {
+        let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(|errno| Error::fault("floe", Fault::io("eventfd", errno)))?;
+        let surveyor: &'static Self = Box::leak(Box::new(Self {
+            desk: Mutex::new(Desk {
+                step: Step::Wait,
+                plan: Some(plan),
+                errands,
+                trouble: None,
+            }),
+            go: Condvar::new(),
+            event,
+            require_map,
+            counters,
+            started: Started::default(),
+        }));
+        let mut scratch = vec![0u8; SCRATCH_BYTES];
+        let mut swaps = Swaps::open();
+        crate::threads::start(
+            "floe-survey",
+            STACK_BYTES,
+            Box::new(move || {
+                surveyor.started.one();
+                surveyor.run(pipeline, &mut swaps, &mut scratch);
+            }),
+        )
+        .map_err(|e| Error::failed(format_args!("floe: start a thread: {e}")))?;
+        surveyor.started.wait_for(1);
+        Ok(surveyor)
+    }
+
+    /// Readable when [`Self::state`] may have changed.
+    pub fn event(&self) -> BorrowedFd<'_> {
+        self.event.as_fd()
+    }
+
+    /// Clears the event and says how far it is.
+    pub fn state(&self) -> (Step, Option<Trouble>) {
+        let _ = rustix::io::read(&self.event, &mut [0; 8]);
+        let desk = self.lock();
+        (desk.step, desk.trouble)
+    }
+
+    /// The verdicts, by image.
+    pub fn verdicts(&self) -> Vec<(usize, Verdict)> {
+        self.lock()
+            .errands
+            .iter()
+            .map(|errand| (errand.image, errand.verdict))
+            .collect()
+    }
+
+    /// Sets it to work.
+    pub fn order(&self, step: Step) {
+        self.lock().step = step;
+        self.go.notify_all();
+    }
+
+    fn run(&self, pipeline: &Pipeline, swaps: &mut Swaps, scratch: &mut [u8]) {
+        loop {
+            let mut desk = self.lock();
+            while !matches!(desk.step, Step::Survey | Step::Check) {
+                desk = self.go.wait(desk).unwrap_or_else(PoisonError::into_inner);
+            }
+            let step = desk.step;
+            let mut errands = std::mem::take(&mut desk.errands);
+            let mut plan = desk.plan.take();
+            drop(desk);
+            let metered = Metered {
+                devices: pipeline.devices(),
+                counters: self.counters,
+            };
+            let trouble = match (&mut plan, step) {
+                (Some(plan), Step::Survey) => {
+                    swaps.read();
+                    survey(
+                        plan,
+                        &mut errands,
+                        &metered,
+                        swaps,
+                        scratch,
+                        self.require_map,
+                    )
+                }
+                _ => check(pipeline.plan(), &errands, &metered, scratch),
+            };
+            if let (Some(plan), None) = (plan, trouble) {
+                pipeline.start(plan);
+            }
+            let mut desk = self.lock();
+            desk.errands = errands;
+            desk.trouble = trouble;
+            // A small source may be read, and the check ordered, before we are here: that order must not be lost.
+            if desk.step == step {
+                desk.step = step.done();
+            }
+            drop(desk);
+            let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
+        }
+    }
+}
+
+/// /proc/swaps, opened before the freeze and read after it into memory that is there already.
+struct Swaps {
+    file: Option<File>,
+    text: Vec<u8>,
+    length: usize,
+}
+
+impl Swaps {
+    fn open() -> Self {
+        Self {
+            file: File::open("/proc/swaps").ok(),
+            text: vec![0; 16 * 1024],
+            length: 0,
+        }
+    }
+
+    fn read(&mut self) {
+        self.length = 0;
+        while let (Some(file), Some(rest)) = (&self.file, self.text.get_mut(self.length..))
+            && !rest.is_empty()
+            && let Ok(count @ 1..) = file.read_at(rest, to_u64(self.length))
+        {
+            self.length = self.length.saturating_add(count);
+        }
+    }
+
+    /// Whether every name begins a line.
+    fn list_all(&self, names: &[Vec<u8>]) -> bool {
+        let text = self.text.get(..self.length).unwrap_or_default();
+        let listed = |name: &Vec<u8>| {
+            text.split(|byte| *byte == b'\n').any(|line| {
+                let rest = line.strip_prefix(name.as_slice());
+                rest.is_some_and(|rest| matches!(rest.first(), Some(b' ' | b'\t')))
+            })
+        };
+        names.iter().all(listed)
+    }
+}
+
+/// The devices, with every read counted as a sign of life: a large map on a slow card is no stall.
+struct Metered {
+    devices: &'static [Device],
+    counters: &'static Counters,
+}
+
+/// The range of a device that a part is.
+struct View {
+    device: &'static Device,
+    offset: u64,
+    length_bytes: u64,
+    counters: &'static Counters,
+}
+
+impl Metered {
+    fn view(&self, part: &Part) -> Option<View> {
+        Some(View {
+            device: self.devices.get(part.device)?,
+            offset: part.device_offset,
+            length_bytes: part.length_bytes,
+            counters: self.counters,
+        })
+    }
+}
+
+impl ReadAt for View {
+    fn size_bytes(&self) -> u64 {
+        self.length_bytes
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> std::result::Result<(), Fault> {
+        let slice = Slice {
+            device: self.device,
+            offset: self.offset,
+            length_bytes: self.length_bytes,
+        };
+        slice.read_at(offset, buffer)?;
+        self.counters.alive(to_u64(buffer.len()));
+        Ok(())
+    }
+}
+
+/// An errand that leads nowhere must stop the run, not pass for one that found nothing wrong.
+#[allow(non_snake_case)]
+fn ASTRAY() -> Trouble {
+    Trouble {
+        device: 0,
+        fault: Fault::short("survey of a part that is not in the plan"),
+    }
+}
+
+/// Where a device is read through the page cache, what that holds may be older than the freeze.
+fn flush_caches(devices: &[Device]) -> Option<Trouble> {
+    for (device, opened) in devices.iter().enumerate() {
+        if !opened.is_direct()
+            && opened.kind() == DeviceKind::Block
+            && let Err(errno) = blkflsbuf(opened.as_fd())
+        {
+            let fault = Fault::io("BLKFLSBUF", errno);
+            return Some(Trouble { device, fault });
+        }
+    }
+    None
+}
+
+/// Walks every errand's filesystem and fills its map. In the frozen window: no heap.
+fn survey(
+    plan: &mut Plan,
+    errands: &mut [Errand],
+    devices: &Metered,
+    swaps: &Swaps,
+    scratch: &mut [u8],
+    require_map: bool,
+) -> Option<Trouble> {
+    if let Some(trouble) = flush_caches(devices.devices) {
+        return Some(trouble);
+    }
+    for errand in errands {
+        let Some(part) = plan.parts_mut().get_mut(errand.part) else {
+            return Some(ASTRAY());
+        };
+        let device = part.device;
+        let trouble = |fault| Some(Trouble { device, fault });
+        let Some(view) = devices.view(part) else {
+            return Some(ASTRAY());
+        };
+        if let Err(fault) = survey_one(errand, part, &view, swaps, scratch) {
+            return trouble(fault);
+        }
+        if require_map && errand.verdict.coverage == Coverage::Whole {
+            let doubt = errand.verdict.doubt;
+            let mut fault = doubt.unwrap_or_else(|| Fault::refused("no used-block map"));
+            fault = fault.with_kind(FaultKind::Refused);
+            return trouble(fault);
+        }
+    }
+    None
+}
+
+fn survey_one(
+    errand: &mut Errand,
+    part: &mut Part,
+    view: &View,
+    swaps: &Swaps,
+    scratch: &mut [u8],
+) -> std::result::Result<(), Fault> {
+    // The superblock was read before the freeze to size the map: it must still be the same filesystem, of the same size.
+    let now = fs::probe(view)?.filter(|now| {
+        now.kind == errand.identity.kind
+            && now.size_bytes == errand.identity.size_bytes
+            && now.block_bytes == errand.identity.block_bytes
+            && now.uuid == errand.identity.uuid
+    });
+    let Some(now) = now else {
+        return Err(Fault::short(
+            "the filesystem changed its kind, size or uuid while the dump began; run it again",
+        ));
+    };
+    errand.identity = now;
+    if let Content::Used(map) = &mut part.content {
+        fill_map(errand, map, view, swaps, scratch)?;
+    } else {
+        errand.verdict.coverage = Coverage::Whole;
+    }
+    let mut walk = Walk::new(view, scratch);
+    errand.witness = fs::witness(&errand.identity, &mut walk)?;
+    Ok(())
+}
+
+fn fill_map(
+    errand: &mut Errand,
+    map: &mut UsedMap,
+    view: &View,
+    swaps: &Swaps,
+    scratch: &mut [u8],
+) -> std::result::Result<(), Fault> {
+    let mut walk = Walk::new(view, scratch);
+    errand.verdict = fs::walk(&errand.identity, errand.still, &mut walk, map)?;
+    let end = errand.identity.size_bytes;
+    if errand.verdict.coverage == Coverage::Whole {
+        map.set_all_used();
+    } else if let Some(rest) = map.size_bytes().checked_sub(end)
+        && end > 0
+    {
+        // The filesystem may be smaller than its partition: nothing owns what lies behind it, unless something known does.
+        match fs::behind(view, end)? {
+            Some(what) => errand.verdict.doubt(Fault::unsupported(what)),
+            None => map.set_free(Extent {
+                offset: end,
+                length_bytes: rest,
+            }),
+        }
+    }
+    // A swap file that was switched off meanwhile may be gone, and its blocks somebody else's.
+    if swaps.list_all(&errand.swap.names) {
+        for extent in &errand.swap.extents {
+            map.set_free(*extent);
+        }
+    }
+    Ok(())
+}
+
+/// Looks again at what a write would have changed.
+fn check(
+    plan: Option<&Plan>,
+    errands: &[Errand],
+    devices: &Metered,
+    scratch: &mut [u8],
+) -> Option<Trouble> {
+    for errand in errands {
+        if errand.still == Still::Moving {
+            continue;
+        }
+        let Some(part) = plan.and_then(|plan| plan.parts().get(errand.part)) else {
+            return Some(ASTRAY());
+        };
+        let Some(view) = devices.view(part) else {
+            return Some(ASTRAY());
+        };
+        let mut walk = Walk::new(&view, scratch);
+        let fault = match fs::witness(&errand.identity, &mut walk) {
+            Ok(witness) if witness == errand.witness => continue,
+            Ok(_) => Fault::short("changed while it was read: somebody thawed it or wrote to it"),
+            Err(fault) => fault,
+        };
+        return Some(Trouble {
+            device: part.device,
+            fault,
+        });
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A surveyor without errands over a pipeline without devices.
+    fn surveyor() -> &'static Surveyor {
+        use crate::stream::pipeline::{Emit, Encoded, Encoding, Outlet, Problem, Settings};
+        struct Nothing;
+        impl Emit for Nothing {
+            fn data(&mut self, _: &Encoded<'_>) -> std::result::Result<(), Problem> {
+                Ok(())
+            }
+            fn zeros(&mut self, _: u64) -> std::result::Result<(), Problem> {
+                Ok(())
+            }
+            fn end_image(&mut self, _: usize) -> std::result::Result<(), Problem> {
+                Ok(())
+            }
+            fn finish(&mut self) -> std::result::Result<(), Problem> {
+                Ok(())
+            }
+        }
+        let settings = Settings {
+            jobs: 1,
+            encoding: Encoding::Raw,
+            spool_bytes: 0,
+        };
+        let counters = Counters::leak(None);
+        let pipeline = Pipeline::new(
+            settings,
+            Vec::new(),
+            Outlet::Stream(Box::new(Nothing)),
+            counters,
+        )
+        .unwrap();
+        let plan = Plan::new(vec![Vec::new()]);
+        let pipeline = Box::leak(Box::new(pipeline));
+        Surveyor::start(plan, Vec::new(), pipeline, counters, false).unwrap()
+    }
+
+    #[test]
+    fn a_check_ordered_before_the_survey_has_answered_is_not_lost() {
+        for _ in 0..20 {
+            let surveyor = surveyor();
+            surveyor.order(Step::Survey);
+            // As early as the supervisor could: the plan has been taken, the answer may not have been given yet.
+            while surveyor.lock().plan.is_some() {
+                std::thread::yield_now();
+            }
+            surveyor.order(Step::Check);
+            let began = std::time::Instant::now();
+            while surveyor.state().0 != Step::Checked {
+                assert!(began.elapsed().as_secs() < 20, "{:?}", surveyor.state());
+                std::thread::yield_now();
+            }
+        }
+    }
+}
