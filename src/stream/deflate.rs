@@ -2,6 +2,9 @@
 //!
 //! So chunks are encoded on any core in any order and concatenated; the stream is ended once by [`FINAL_BLOCK`].
 
+use std::hint::black_box;
+
+use deflate1::Encoder;
 use miniz_oxide::deflate::core::{
     CompressorOxide, TDEFLFlush, TDEFLStatus, compress, create_comp_flags_from_zip_params,
 };
@@ -18,41 +21,53 @@ const WINDOW_BITS: i32 = -15;
 pub const fn bound(raw_bytes: usize) -> usize {
     raw_bytes + raw_bytes / 1024 + 64
 }
+const _: () = assert!(deflate1::bound(1 << 17) <= bound(1 << 17) && deflate1::bound(0) <= bound(0));
 
+type Encode = fn(&mut Encoder, &[u8], &mut [u8]) -> Option<usize>;
 type Compress =
     fn(&mut CompressorOxide, &[u8], &mut [u8], TDEFLFlush) -> (TDEFLStatus, usize, usize);
 
-/// An encoder with its state (about 320 KB), made once for each worker.
-pub struct Deflater {
-    state: Box<CompressorOxide>,
-    /// Called through a pointer that the optimiser cannot see through: inlined here, the inner loops of the encoder would be
-    /// compiled for size, as this crate is, and not for speed, as theirs is.
-    compress: Compress,
+/// An encoder with its state (200 to 320 KB), made once for each worker. It is called through a pointer that the optimiser cannot see through:
+/// inlined here, its inner loops would be compiled for size, as this crate is, and not for speed, as theirs are.
+pub enum Deflater {
+    /// Level 1: our own.
+    Fast(Box<Encoder>, Encode),
+    /// Levels 2 to 9.
+    Dense(Box<CompressorOxide>, Compress),
 }
 
 impl Deflater {
     /// For `level` 1 to 9. Allocates; [`Self::encode`] does not.
     pub fn new(level: u8) -> Self {
-        let flags = create_comp_flags_from_zip_params(i32::from(level), WINDOW_BITS, 0);
-        Self {
-            state: Box::new(CompressorOxide::new(flags)),
-            compress: std::hint::black_box(compress as Compress),
+        if level <= 1 {
+            return Self::Fast(Box::default(), black_box(Encoder::encode as Encode));
         }
+        let flags = create_comp_flags_from_zip_params(i32::from(level), WINDOW_BITS, 0);
+        Self::Dense(
+            Box::new(CompressorOxide::new(flags)),
+            black_box(compress as Compress),
+        )
     }
 
     /// Encodes `input` into `output`, which must have [`bound`] bytes of room; gives the number of bytes written.
     pub fn encode(&mut self, input: &[u8], output: &mut [u8]) -> Result<usize, Fault> {
-        self.state.reset();
+        let too_small = Fault::refused("deflate output larger than its bound");
+        let (state, compress) = match self {
+            Self::Fast(encoder, encode) => {
+                return encode(encoder, input, output).ok_or(too_small);
+            }
+            Self::Dense(state, compress) => (state, compress),
+        };
+        state.reset();
         let (mut read, mut written) = (0usize, 0usize);
         loop {
             let rest = input.get(read..).unwrap_or_default();
             let room = output.get_mut(written..).unwrap_or_default();
             if room.is_empty() {
-                return Err(Fault::refused("deflate output larger than its bound"));
+                return Err(too_small);
             }
             let room_bytes = room.len();
-            let (status, taken, given) =
-                (self.compress)(&mut self.state, rest, room, TDEFLFlush::Sync);
+            let (status, taken, given) = compress(state, rest, room, TDEFLFlush::Sync);
             read = read.saturating_add(taken);
             written = written.saturating_add(given);
             match status {
@@ -107,5 +122,23 @@ mod tests {
                 raw
             );
         }
+    }
+
+    #[test]
+    fn level_1_gives_the_same_bytes_on_every_architecture() {
+        let mut deflater = Deflater::new(1);
+        let chunk: Vec<u8> = (0..131_072u32)
+            .map(|n| match n / 5000 % 3 {
+                0 => n.wrapping_mul(0x9e37_79b1).to_be_bytes()[n as usize % 2],
+                1 => b"freeze, and let it flow. "[(n.wrapping_mul(n) >> 7) as usize % 25],
+                _ => (n % 700 / 3).to_le_bytes()[0],
+            })
+            .collect();
+        let mut out = vec![0; bound(chunk.len())];
+        let count = deflater.encode(&chunk, &mut out).unwrap();
+        assert_eq!(
+            (count, crate::crc::crc32(0, &out[..count])),
+            (54_179, 2_586_445_245)
+        );
     }
 }

@@ -222,9 +222,23 @@ fn unsafe_stands_only_under_sys_and_says_why() {
 }
 
 #[test]
+fn our_other_crates_forbid_unsafe_altogether() {
+    for krate in std::fs::read_dir(root().join("crates")).unwrap() {
+        let page = krate.unwrap().path().join("src/lib.rs");
+        let text = std::fs::read_to_string(&page).unwrap();
+        assert!(
+            text.contains("\n#![forbid(unsafe_code)]\n"),
+            "{}",
+            page.display()
+        );
+    }
+}
+
+#[test]
 fn no_panic_is_written_outside_tests() {
     let mut found = Vec::new();
-    for path in sources("src").iter().filter(|path| !is_test_file(path)) {
+    let all = [sources("src"), sources("crates")].concat();
+    for path in all.iter().filter(|path| !is_test_file(path)) {
         let code = code(path);
         for word in [
             ".unwrap()",
@@ -244,7 +258,7 @@ fn no_panic_is_written_outside_tests() {
 
 #[test]
 fn every_file_says_what_it_is() {
-    for folder in ["src", "tests/it"] {
+    for folder in ["src", "crates", "tests/it"] {
         for path in sources(folder) {
             let text = std::fs::read_to_string(&path).unwrap();
             assert!(
