@@ -1,23 +1,47 @@
 //! What a person or a script reads: lines on stderr, progress, the last line of a run, the JSON report.
 //!
 //! Never panics on a closed or full stderr, and never writes to it while a filesystem is frozen (callers hold lines back), except
-//! progress to a terminal, which is dropped rather than waited for.
+//! progress to a terminal, which is dropped rather than waited for. And no reader of stderr holds up a signal: see [`stderr`].
 
 use std::fmt::{self, Write as _};
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 
 use crate::cli::Common;
 use crate::error::{Ending, Error, Exit, Result};
 
+/// What is written at once: as much as a pipe takes without waiting when it takes anything (PIPE_BUF, pipe(7)).
+const PIECE_BYTES: usize = 4096;
+
 /// Writes one line `floe: LINE` to stderr with a single write; failures are ignored, because there is nowhere to report them.
 pub fn line(line: impl fmt::Display) {
     let text = format!("floe: {line}\n");
-    let _ = std::io::stderr().write_all(text.as_bytes());
+    let _ = stderr(text.as_bytes());
+}
+
+/// Writes to stderr. It waits for a reader that is slow, but not when a fatal signal has come, or comes: then what nobody takes is
+/// not written. Everything but progress that is written to stderr goes through here.
+pub fn stderr(text: &[u8]) -> std::io::Result<()> {
+    let to = rustix::stdio::stderr();
+    let mut rest = text;
+    while !rest.is_empty() {
+        if !crate::signals::can_write(to) {
+            return Err(std::io::ErrorKind::Interrupted.into());
+        }
+        let piece = rest.get(..PIECE_BYTES).unwrap_or(rest);
+        match rustix::io::write(to, piece) {
+            Ok(count) => rest = rest.get(count..).unwrap_or_default(),
+            Err(Errno::INTR | Errno::AGAIN) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(())
 }
 
 /// An error where the program was started without a standard output: what is written there would be lost without a word.
@@ -210,7 +234,7 @@ impl ReportFile {
         let text = format!("{}\n", object.finish());
         let result = match &mut self.file {
             Some(file) => file.write_all(text.as_bytes()),
-            None => std::io::stderr().write_all(text.as_bytes()),
+            None => stderr(text.as_bytes()),
         };
         result.map_err(|e| Error::failed(format_args!("{}: write of the report: {e}", self.name)))
     }
@@ -307,6 +331,16 @@ pub trait Told {
     fn words(&self) -> String;
 }
 
+/// What every report of this run says besides.
+static FACTS: Mutex<Vec<(&'static str, &'static str)>> = Mutex::new(Vec::new());
+
+/// Puts a word into the report of this run, whichever verb writes it; of two for one key the later stays.
+pub fn fact(key: &'static str, word: &'static str) {
+    let mut facts = FACTS.lock().unwrap_or_else(PoisonError::into_inner);
+    facts.retain(|(known, _)| *known != key);
+    facts.push((key, word));
+}
+
 /// Runs `work`, writes the report, whatever became of it, and says the last line. `source` is named in the report of a failure.
 pub fn tell(
     common: &Common,
@@ -318,7 +352,14 @@ pub fn tell(
     let result = work();
     if let Some(report) = &mut report {
         match &result {
-            Ok(done) => report.write(&done.json())?,
+            Ok(done) => {
+                let mut object = done.json();
+                let facts = FACTS.lock().unwrap_or_else(PoisonError::into_inner);
+                for (key, word) in facts.iter() {
+                    object.str(key, word);
+                }
+                report.write(&object)?;
+            }
             Err(error) => {
                 let mut object = JsonObject::new();
                 if let Some(source) = source {

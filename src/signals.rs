@@ -3,14 +3,31 @@
 //! Blocked from before the guardian exists until nothing is frozen any more; never handled in a handler.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::error::{ErrnoText, Error, Result};
 use crate::sys::process;
 
+/// The descriptor that gives them: made once, and never closed, so that every thread may look at it.
+static FATAL: OnceLock<OwnedFd> = OnceLock::new();
+/// Whether they are blocked now.
+static BLOCKED: AtomicBool = AtomicBool::new(false);
+/// Whether one has been taken: the run is ending.
+static TAKEN: AtomicBool = AtomicBool::new(false);
+
+/// How often a writer looks whether another thread has taken a signal.
+const LOOK: Duration = Duration::from_millis(100);
+/// How long the last words of a run that a signal ends may take, each.
+const LAST_WORDS: Duration = Duration::from_millis(200);
+
 /// The fatal signals, blocked and readable: SIGINT, SIGTERM, SIGHUP, except those that were ignored when floe started.
 #[derive(Debug)]
 pub struct Signals {
-    fd: OwnedFd,
+    fd: &'static OwnedFd,
 }
 
 impl Signals {
@@ -19,6 +36,10 @@ impl Signals {
         process::remember_threads();
         let fatal = [process::SIGINT, process::SIGTERM, process::SIGHUP];
         process::block(&fatal);
+        BLOCKED.store(true, Ordering::SeqCst);
+        if let Some(fd) = FATAL.get() {
+            return Ok(Self { fd });
+        }
         // Under nohup SIGHUP is ignored; but a signal that is blocked would reach the descriptor nevertheless.
         let wanted: Vec<i32> = fatal
             .into_iter()
@@ -30,7 +51,9 @@ impl Signals {
                 ErrnoText(errno.raw_os_error())
             ))
         })?;
-        Ok(Self { fd })
+        Ok(Self {
+            fd: FATAL.get_or_init(|| fd),
+        })
     }
 
     /// Readable when [`Self::take`] has something to give.
@@ -40,13 +63,51 @@ impl Signals {
 
     /// A fatal signal that has arrived. Thaw, then return [`Error::Signal`].
     pub fn take(&self) -> Option<i32> {
-        process::take_signal(&self.fd)
+        let number = process::take_signal(self.fd);
+        if number.is_some() {
+            TAKEN.store(true, Ordering::SeqCst);
+        }
+        number
     }
 }
 
-/// Nothing is frozen any more: a process that waits in a write to stderr can be interrupted again.
+/// Nothing is frozen any more: a process that waits can be interrupted again.
 impl Drop for Signals {
     fn drop(&mut self) {
+        BLOCKED.store(false, Ordering::SeqCst);
         process::unblock(&[process::SIGINT, process::SIGTERM, process::SIGHUP]);
+    }
+}
+
+/// Waits until something can be written to `to` without waiting, but no longer than until a fatal signal comes: then whether it
+/// can be written within a moment. Whoever writes for people asks this first, so that nobody's stderr holds up a signal.
+pub fn can_write(to: BorrowedFd<'_>) -> bool {
+    loop {
+        let ending = TAKEN.load(Ordering::SeqCst);
+        let fatal = match (ending, FATAL.get()) {
+            (false, Some(fd)) if BLOCKED.load(Ordering::SeqCst) => fd.as_fd(),
+            _ => to,
+        };
+        let mut fds = [
+            PollFd::from_borrowed_fd(to, PollFlags::OUT),
+            PollFd::from_borrowed_fd(fatal, PollFlags::IN),
+        ];
+        let limit = if ending { LAST_WORDS } else { LOOK };
+        let answer = poll(
+            &mut fds,
+            Some(&Timespec::try_from(limit).unwrap_or_default()),
+        );
+        let [to_ready, signal] = fds.map(|fd| fd.revents());
+        // A broken pipe or a closed descriptor is told by the write.
+        if to_ready.intersects(PollFlags::OUT | PollFlags::ERR | PollFlags::NVAL) {
+            return true;
+        }
+        if ending {
+            return false;
+        }
+        if answer.is_ok() && signal.contains(PollFlags::IN) {
+            // It stays where it is: who supervises the run takes it.
+            TAKEN.store(true, Ordering::SeqCst);
+        }
     }
 }

@@ -352,7 +352,7 @@ impl<'a> View<'a> {
             text.push('\n');
             self.drawn += 1;
         }
-        let _ = std::io::Write::write_all(&mut std::io::stderr(), text.as_bytes());
+        let _ = report::stderr(text.as_bytes());
         if !self.terminal {
             self.drawn = 0;
         }
@@ -362,7 +362,7 @@ impl<'a> View<'a> {
     fn erase(&mut self) {
         if self.drawn > 0 {
             let text = format!("\x1b[{}A\r\x1b[J", self.drawn);
-            let _ = std::io::Write::write_all(&mut std::io::stderr(), text.as_bytes());
+            let _ = report::stderr(text.as_bytes());
             self.drawn = 0;
         }
     }

@@ -340,7 +340,7 @@ pub fn run(options: Options) -> Result<()> {
     let failed = outcomes.iter().filter(|one| one.result.is_err()).count();
     if !common.quiet || failed > 0 {
         let table = fleet::table(&outcomes);
-        let _ = std::io::Write::write_all(&mut std::io::stderr(), table.as_bytes());
+        let _ = report::stderr(table.as_bytes());
     }
     match failed {
         0 => Ok(()),

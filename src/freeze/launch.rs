@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -16,6 +16,7 @@ use crate::freeze::guard::{
     Charge, Form, Group, Leftover, Limits, NAME, Order, Phase, Target, Words, now_us, path_of,
     serve,
 };
+use crate::report;
 use crate::signals::Signals;
 use crate::sys::process::{self, Fork};
 use crate::sys::shared::Board;
@@ -88,31 +89,6 @@ impl Link {
     }
 }
 
-/// How the guardian of this process stands, for the report.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Standing {
-    /// What it was started from.
-    pub form: Form,
-    /// Whether it left every control group that could be killed together with floe.
-    pub own_group: bool,
-}
-
-/// The [`Standing`] of the last guardian: 0, or 1 and more.
-static STANDING: AtomicU32 = AtomicU32::new(0);
-
-/// How the last guardian of this process stood; `None` where there was none.
-pub fn standing() -> Option<Standing> {
-    let code = STANDING.load(Ordering::Relaxed);
-    let form = match code & 3 {
-        0 => return None,
-        1 => Form::Memory,
-        2 => Form::Tmpfs,
-        _ => Form::Fork,
-    };
-    let own_group = code & 4 != 0;
-    Some(Standing { form, own_group })
-}
-
 /// What a guardian is to have.
 pub(super) struct Wanted {
     pub targets: Vec<Target>,
@@ -155,17 +131,14 @@ pub(super) fn launch(wanted: Wanted) -> Result<(Link, Vec<Target>)> {
     }
 }
 
+/// For the report.
 fn note(form: Form, board: &Board) {
-    let form = match form {
-        Form::Memory => 1,
-        Form::Tmpfs => 2,
-        Form::Fork => 3,
-    };
+    report::fact("guardian", form.word());
     let group = match Group::of(&board.group) {
-        Group::Own => 4,
-        Group::Unknown | Group::Shared => 0,
+        Group::Own => "own",
+        Group::Unknown | Group::Shared => "shared",
     };
-    STANDING.store(form | group, Ordering::Relaxed);
+    report::fact("guardian_group", group);
 }
 
 /// Two ends of two pipes: ours, and the guardian's.

@@ -22,12 +22,12 @@ use crate::error::{ErrnoText, Error, Exit, NOTHING_WRITTEN, Result};
 use crate::signals::Signals;
 use crate::sys::shared::{Board, Slot};
 use guard::{
-    BEAT_LATE_US, Cgroups, Fired, Order, Phase, State, TARGETS_MAX, THAW_TURN_US, claim, now_us,
+    BEAT_LATE_US, Cgroups, Fired, Group, Order, Phase, State, TARGETS_MAX, THAW_TURN_US, claim,
+    now_us,
 };
 use launch::{Link, Reply, Wanted, launch};
 
 pub use guard::{Form, Leftover, Limits, Method, Remount, Target, serve_if_guardian};
-pub use launch::{Standing, standing};
 pub use watchdog::shorter_hardware_watchdog;
 
 /// How long a thaw may take before floe stops waiting for it (the guardian goes on), in microseconds.
@@ -167,6 +167,11 @@ impl Guardian {
         Progress {
             board: self.link.board,
         }
+    }
+
+    /// Whether it has left every control group that could be killed together with floe.
+    pub fn is_apart(&self) -> bool {
+        Group::of(&self.link.board.group) == Group::Own
     }
 
     /// The guardian's process number, for messages and tests.

@@ -172,7 +172,7 @@ fn on_detached_tmpfs<T>(make: &impl Fn(&Path) -> Result<T, Fault>) -> Result<T, 
 /// On a tmpfs mounted on a new directory for the moment.
 fn on_attached_tmpfs<T>(make: &impl Fn(&Path) -> Result<T, Fault>) -> Result<T, Fault> {
     let directory = new_directory()?;
-    let mode = Some(c"mode=0700,size=4m");
+    let mode = Some(c"mode=0700");
     let result = mount("tmpfs", &directory, "tmpfs", MountFlags::NOSUID, mode)
         .map_err(|errno| Fault::io("mount of a private tmpfs", errno))
         .and_then(|()| {

@@ -29,17 +29,28 @@ unsafe extern "C" {
 const OFD_SETLK: c_int = 37;
 /// `F_WRLCK`.
 const WRITE_LOCK: i16 = 1;
+/// `F_UNLCK`.
+const UNLOCK: i16 = 2;
 /// `SEEK_SET`.
 const SEEK_SET: i16 = 0;
 
 /// Locks the byte at `place`, exclusively and without waiting; `AGAIN` when another open file has it. The file must be open for
 /// writing. The byte need not exist.
 pub fn byte(file: impl AsFd, place: i64) -> Result<()> {
+    set(file, WRITE_LOCK, place, 1)
+}
+
+/// Gives up every lock of this open file, whoever else has it.
+pub fn release(file: impl AsFd) -> Result<()> {
+    set(file, UNLOCK, 0, 0)
+}
+
+fn set(file: impl AsFd, kind: i16, start: i64, length: i64) -> Result<()> {
     let request = Flock {
-        kind: WRITE_LOCK,
+        kind,
         whence: SEEK_SET,
-        start: place,
-        length: 1,
+        start,
+        length,
         pid: 0,
     };
     // SAFETY: the kernel reads one struct flock through the pointer, which lives for the call.
@@ -72,6 +83,9 @@ mod tests {
         assert_eq!(byte(&two, far), Err(Errno::AGAIN));
         drop(copy);
         byte(&two, far).unwrap();
+        let three = open();
+        release(&two).unwrap();
+        byte(&three, far).unwrap();
         let _ = std::fs::remove_file(path);
     }
 }

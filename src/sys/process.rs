@@ -235,7 +235,14 @@ pub fn adopt(number: RawFd) -> Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-/// Closes every descriptor of this process except these. For a process that will never return to code which owns one of the
+/// Gives the calling thread a table of descriptors of its own, a copy of the one it shared (unshare(2), CLONE_FILES). What other
+/// threads open or close from now on it does not see: only for a thread that uses nothing but what is open already.
+pub fn own_descriptors() -> Result<()> {
+    // SAFETY: as the caller promises, no number that another thread opens later is used in this one.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::FILES) }
+}
+
+/// Closes every descriptor of this process (of this thread, where it has its own) except these. For a process that will never return to code which owns one of the
 /// others. Without /proc the first 4096 are tried.
 pub fn close_others(keep: &[RawFd]) {
     let mut open: Vec<RawFd> = Vec::new();

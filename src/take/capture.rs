@@ -78,8 +78,7 @@ impl Meter for Counters {
 }
 
 /// Says what is to be said beforehand, blocks the signals, and starts a guardian for `targets`, where there is anything to
-/// freeze. In this order: a full stderr may hold up the lines for ever, and a signal must end that. Call it while the process
-/// has one thread.
+/// freeze. Call it while the process has one thread.
 pub fn guard(
     targets: Vec<Target>,
     limits: Limits,
@@ -106,6 +105,15 @@ pub fn guard(
         true => None,
         false => Some(Guardian::start(targets, limits)?),
     };
+    if !quiet
+        && guardian
+            .as_ref()
+            .is_some_and(|guardian| !guardian.is_apart())
+    {
+        report::line(
+            "note: the guardian has no control group of its own here: a kill of the whole group takes it along, and what is frozen then stays so (floe thaw ends that)",
+        );
+    }
     Ok((signals, guardian))
 }
 

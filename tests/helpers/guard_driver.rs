@@ -4,15 +4,17 @@
 //! `hold` (check and make progress until a signal comes), `idle` (check, no progress), `trickle` (a byte a second),
 //! `deaf` (neither check nor progress, signals ignored), `second` (hold for a second), `stuck` (hold,
 //! with a thread that writes to the first directory and so hangs in state D), `once`, `loop` (once again and
-//! again), `readonly` (hold, by a read-only remount). Lines on stdout: `ready PID`, `frozen`, `thawed MS`. Exit codes as floe's.
+//! again), `readonly` (hold, by a read-only remount), `again` (three times, with a pause longer than the stall time in between; then
+//! hold), `threads` (hold, started while other threads run). `FLOE_LEFTOVER` names a directory that the guardian is to remove. Lines on stdout: `ready PID`, `frozen`, `thawed MS`. Exit codes as floe's.
 
+use std::ffi::CString;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use floe::error::{Error, Result};
-use floe::freeze::{Frozen, Guardian, Limits, Method, Remount, Target};
+use floe::freeze::{Frozen, Guardian, Leftover, Limits, Method, Remount, Target};
 use floe::signals::Signals;
 
 fn main() -> ExitCode {
@@ -51,8 +53,24 @@ fn once(what: &str, limits: Limits, dirs: &[String], signals: &Signals) -> Resul
         .iter()
         .map(|dir| target(what, dir))
         .collect::<Result<Vec<_>>>()?;
-    let guardian = Guardian::start(targets, limits)?;
+    if what == "threads" {
+        std::thread::spawn(|| {
+            loop {
+                std::hint::black_box(vec![0_u8; 4096]);
+            }
+        });
+    }
+    let mut guardian = Guardian::start_with(targets, limits, leftovers()?)?;
     say(&format!("ready {}", guardian.pid()));
+    if what == "again" {
+        for _ in 0..3 {
+            let frozen = guardian.freeze(signals)?;
+            let (window, released) = frozen.release()?;
+            guardian = released;
+            say(&format!("released {}", window.frozen_ms));
+            std::thread::sleep(limits.stall * 2);
+        }
+    }
     let frozen = guardian.freeze(signals)?;
     say("frozen");
     let file = Path::new(&dirs[0]).join("file");
@@ -60,6 +78,20 @@ fn once(what: &str, limits: Limits, dirs: &[String], signals: &Signals) -> Resul
     let window = frozen.thaw()?;
     say(&format!("thawed {}", window.frozen_ms));
     Ok(())
+}
+
+fn leftovers() -> Result<Vec<Leftover>> {
+    let Some(path) = std::env::var_os("FLOE_LEFTOVER").map(PathBuf::from) else {
+        return Ok(Vec::new());
+    };
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(Error::usage("FLOE_LEFTOVER"));
+    };
+    let folder = std::fs::File::open(folder).map_err(Error::failed)?;
+    Ok(vec![Leftover {
+        directory: folder.into(),
+        name: CString::new(name.as_encoded_bytes()).map_err(Error::failed)?,
+    }])
 }
 
 fn target(what: &str, dir: &str) -> Result<Target> {
@@ -104,8 +136,10 @@ fn hold(what: &str, file: PathBuf, mut frozen: Frozen, signals: &Signals) -> Res
         if what == "second" && round == 50 {
             return Ok(frozen);
         }
-        if matches!(what, "hold" | "second" | "stuck" | "readonly")
-            || (what == "trickle" && round.is_multiple_of(50))
+        if matches!(
+            what,
+            "hold" | "second" | "stuck" | "readonly" | "again" | "threads"
+        ) || (what == "trickle" && round.is_multiple_of(50))
         {
             progress.add_taken(1);
         }

@@ -13,13 +13,14 @@ use rustix::io::Errno;
 use rustix::mm::MlockAllFlags;
 use rustix::process::{Pid, Signal};
 
-use super::worker::Worker;
+use super::worker::{Worker, all_apart};
 use super::{
     Cgroups, Fired, Form, Group, Leftover, Limits, NAME, Order, Phase, State, THAW_TURN_US, Target,
     micros, now_us,
 };
-use crate::sys::process;
 use crate::sys::shared::{Board, Slot};
+use crate::sys::{lock, process};
+use crate::threads;
 
 /// Comes when the thread of floe that started us dies. It is SIGCONT because that also wakes a guardian that somebody stopped.
 /// floe sends it too, to one that does not beat; so it says nothing by itself, and we look ([`Keeper::floe_is_gone`]).
@@ -113,6 +114,7 @@ struct Keeper {
     /// floe's /proc/PID/stat.
     life: Option<OwnedFd>,
     leftovers: Vec<Leftover>,
+    lock: Option<OwnedFd>,
     cgroups: Cgroups,
     stall_us: u64,
     max_us: u64,
@@ -138,15 +140,13 @@ impl Keeper {
             keep.swap_remove(0);
         }
         process::close_others(&keep);
-        // Never dropped: it is floe's lock as much as ours.
-        std::mem::forget(charge.lock);
         let signals = process::signal_fd(&[PARENT_DIED])?;
         let wake: &'static OwnedFd = Box::leak(Box::new(eventfd(
             0,
             EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK,
         )?));
         let life = format!("/proc/{}/stat", charge.parent.as_raw_nonzero());
-        let life = rustix::fs::open(life, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+        let life = rustix::fs::open(life, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok();
         // Each of these makes us harder to kill; none is worth giving up for.
         let _ = rustix::process::setsid();
         let _ = rustix::process::chdir("/");
@@ -174,12 +174,15 @@ impl Keeper {
                 target,
                 wake: wake.as_fd(),
             };
-            let thread = std::thread::Builder::new()
-                .name(NAME.into())
-                .stack_size(WORKER_STACK_BYTES)
-                .spawn(move || -> () { worker.run() })
-                .map_err(|_| Errno::AGAIN)?;
-            workers.push(thread.thread().clone());
+            let work = Box::new(move || -> () { worker.run() });
+            let thread = threads::start(NAME, WORKER_STACK_BYTES, work);
+            workers.push(thread.map_err(|_| Errno::AGAIN)?);
+        }
+        if all_apart(workers.len()) {
+            let ours = [signals.as_raw_fd(), wake.as_raw_fd()];
+            keep.retain(|fd| !targets.iter().any(|target| target.fd.as_raw_fd() == *fd));
+            keep.extend(ours.into_iter().chain(life.iter().map(AsRawFd::as_raw_fd)));
+            process::close_others(&keep);
         }
         lock_memory(charge.form);
         Ok(Self {
@@ -192,8 +195,9 @@ impl Keeper {
             signals,
             wake: wake.as_fd(),
             parent: charge.parent,
-            life: life.ok(),
+            life,
             leftovers: charge.leftovers,
+            lock: charge.lock,
             cgroups,
             stall_us: micros(charge.limits.stall),
             max_us: micros(charge.limits.max_freeze),
@@ -215,6 +219,8 @@ impl Keeper {
         }
         self.announce(Phase::Done);
         if self.orphan {
+            // The next floe need not wait for what is still to be done.
+            let _ = self.lock.as_ref().map(lock::release);
             self.say_what_happened();
             self.remove_leftovers();
         }

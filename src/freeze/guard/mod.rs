@@ -82,7 +82,7 @@ mod keeper;
 mod worker;
 
 use std::ffi::CString;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -198,8 +198,10 @@ impl Remount {
         data: CString,
     ) -> Self {
         Self {
-            // The magic link leads to this very mount, also when another one covers it; the number is the same in G.
-            path: CString::new(path_of(fd)).unwrap_or_default(),
+            // The magic link leads to this very mount, also when another one covers it; the number is the same in G, where
+            // only the worker has it open.
+            path: CString::new(format!("/proc/thread-self/fd/{}", fd.as_raw_fd()))
+                .unwrap_or_default(),
             mount,
             superblock,
             data,

@@ -2,19 +2,38 @@
 //!
 //! It sleeps until its order changes, does what the order says, and wakes the guardian's main thread. It may be inside
 //! FIFREEZE or FITHAW for as long as the kernel likes; nobody waits for it who could not also go on without.
+//!
+//! It has a table of descriptors of its own, where the filesystem's stays open, while the main thread closes it: `fuser -k DIRECTORY`,
+//! which looks at /proc/PID/fd and ends whom it finds, is what people try on a filesystem that hangs, and it shall find floe alone.
 
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use rustix::io::Errno;
 
 use super::{Method, Order, State, Target, claim};
+use crate::sys::process;
 use crate::sys::shared::Slot;
 
 /// f2fs answers EINVAL to FIFREEZE while it has dirty data, and a read-only remount is EBUSY while anybody has a file open
 /// for writing, be it for a moment; so often we sync and ask again.
 const FREEZE_TRIES: u32 = 10;
+
+/// Workers that have started, and those of them that have descriptors of their own.
+static STARTED: AtomicUsize = AtomicUsize::new(0);
+static APART: AtomicUsize = AtomicUsize::new(0);
+
+/// Waits a second at most until so many workers have started; whether all of them have descriptors of their own.
+pub(super) fn all_apart(workers: usize) -> bool {
+    for _ in 0..1000 {
+        if STARTED.load(Ordering::SeqCst) >= workers {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    APART.load(Ordering::SeqCst) >= workers
+}
 
 /// What a worker needs; everything lives as long as the guardian.
 pub(super) struct Worker {
@@ -27,6 +46,10 @@ pub(super) struct Worker {
 impl Worker {
     /// Serves orders for ever: a thread that ended would return memory while other filesystems are still frozen.
     pub(super) fn run(&self) -> ! {
+        if process::own_descriptors().is_ok() {
+            APART.fetch_add(1, Ordering::SeqCst);
+        }
+        STARTED.fetch_add(1, Ordering::SeqCst);
         loop {
             // The state first: the main thread resets the order before the state, and an old order must not meet a new state.
             let state = State::of(&self.slot.state);

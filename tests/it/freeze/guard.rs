@@ -16,10 +16,10 @@ use std::time::{Duration, Instant};
 use crate::common::{self, LoopFs, Mounted, Random, Spec, Writer};
 
 /// No watchdog in this test.
-const NEVER: &str = "600000";
+pub(super) const NEVER: &str = "600000";
 
 /// The driver: `FLOE_DRIVER`, or cargo's own build of the example beside this test.
-fn driver_path() -> Option<PathBuf> {
+pub(super) fn driver_path() -> Option<PathBuf> {
     if let Some(path) = std::env::var_os("FLOE_DRIVER").filter(|value| !value.is_empty()) {
         return Some(path.into());
     }
@@ -33,15 +33,21 @@ fn driver_path() -> Option<PathBuf> {
 
 macro_rules! require_driver {
     () => {{
-        require!(common::is_root(), "root");
+        require!($crate::common::is_root(), "root");
         require_some!(
-            driver_path(),
+            $crate::freeze::guard::driver_path(),
             "guard_driver (cargo build --example guard_driver)"
         )
     }};
 }
 
-fn command(driver: &Path, what: &str, stall_ms: &str, max_ms: &str, dirs: &[&Path]) -> Command {
+pub(super) fn command(
+    driver: &Path,
+    what: &str,
+    stall_ms: &str,
+    max_ms: &str,
+    dirs: &[&Path],
+) -> Command {
     let mut command = match common::runner() {
         None => Command::new(driver),
         Some(runner) => {
@@ -60,15 +66,15 @@ fn command(driver: &Path, what: &str, stall_ms: &str, max_ms: &str, dirs: &[&Pat
 }
 
 /// A running driver, killed on drop.
-struct Driver {
-    child: Child,
+pub(super) struct Driver {
+    pub(super) child: Child,
     lines: Receiver<String>,
     guard: Option<u32>,
 }
 
 impl Driver {
     #[track_caller]
-    fn start(command: &mut Command) -> Driver {
+    pub(super) fn start(command: &mut Command) -> Driver {
         let mut child = command.spawn().expect("the driver starts");
         let stdout = child.stdout.take().expect("piped");
         let (sender, lines) = channel();
@@ -93,7 +99,7 @@ impl Driver {
 
     /// Starts it and waits until everything is frozen.
     #[track_caller]
-    fn frozen(command: &mut Command) -> Driver {
+    pub(super) fn frozen(command: &mut Command) -> Driver {
         let mut driver = Driver::start(command);
         let line = driver.line(10);
         if line.as_deref() != Some("frozen") {
@@ -104,26 +110,26 @@ impl Driver {
 
     /// The guardian's process number.
     #[track_caller]
-    fn guard(&self) -> u32 {
+    pub(super) fn guard(&self) -> u32 {
         self.guard.expect("the driver did not start a guardian")
     }
 
     /// The next line of its stdout; `None` at its end or after so many seconds.
-    fn line(&mut self, secs: u64) -> Option<String> {
+    pub(super) fn line(&mut self, secs: u64) -> Option<String> {
         self.lines.recv_timeout(Duration::from_secs(secs)).ok()
     }
 
-    fn pid(&self) -> u32 {
+    pub(super) fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    fn signal(&self, name: &str) {
+    pub(super) fn signal(&self, name: &str) {
         common::signal(self.pid(), name);
     }
 
     /// How it ended and what it said on stderr.
     #[track_caller]
-    fn end(&mut self, secs: u64) -> (ExitStatus, String) {
+    pub(super) fn end(&mut self, secs: u64) -> (ExitStatus, String) {
         let status = common::wait_for(&mut self.child, Duration::from_secs(secs));
         let status = status.unwrap_or_else(|| panic!("the driver is still there after {secs} s"));
         let mut text = String::new();
@@ -143,7 +149,7 @@ impl Driver {
     }
 
     #[track_caller]
-    fn expect(&mut self, code: i32, words: &str) {
+    pub(super) fn expect(&mut self, code: i32, words: &str) {
         let (status, text) = self.end(15);
         assert_eq!(status.code(), Some(code), "{status:?} {text}");
         assert!(text.contains(words), "{words:?} is not in {text:?}");
@@ -159,7 +165,7 @@ impl Drop for Driver {
     }
 }
 
-fn ext4() -> Option<LoopFs> {
+pub(super) fn ext4() -> Option<LoopFs> {
     LoopFs::make(Spec {
         mib: 32,
         ..Spec::default()
@@ -169,13 +175,13 @@ fn ext4() -> Option<LoopFs> {
 
 macro_rules! require_ext4 {
     () => {
-        require_some!(ext4(), "mkfs.ext4")
+        require_some!($crate::freeze::guard::ext4(), "mkfs.ext4")
     };
 }
 
 /// Waits until no guardian of the filesystem is there any more.
 #[track_caller]
-fn assert_unlocked(dir: &Path, within: Duration) {
+pub(super) fn assert_unlocked(dir: &Path, within: Duration) {
     let began = Instant::now();
     loop {
         let left = common::guardians_of(dir);
@@ -192,13 +198,13 @@ fn assert_unlocked(dir: &Path, within: Duration) {
 
 /// Holds a write to the filesystem in progress (a splice from an empty pipe holds the write side of the freeze lock
 /// while it waits for data), so that FIFREEZE waits, until it is dropped.
-struct HeldWrite {
+pub(super) struct HeldWrite {
     pipe: Option<OwnedFd>,
     thread: Option<thread::JoinHandle<()>>,
 }
 
 impl HeldWrite {
-    fn start(dir: &Path) -> HeldWrite {
+    pub(super) fn start(dir: &Path) -> HeldWrite {
         let (reader, writer) =
             rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).expect("pipe");
         let file = fs::File::create(dir.join("held")).expect("create");

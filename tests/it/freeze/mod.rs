@@ -1,7 +1,11 @@
 //! Who holds what, and that nothing stays frozen whoever dies, stops or hangs.
 
 mod dump_window;
+#[macro_use]
 mod guard;
+mod guard_apart;
 mod guard_dump;
+mod kill_matrix;
+mod last_words;
 mod mounts;
 mod trace;

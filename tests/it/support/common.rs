@@ -145,8 +145,13 @@ pub fn guardians_of(dir: &Path) -> Vec<u32> {
         if comm != "thaw-guard\n" {
             continue;
         }
-        let open = fs::read_dir(process.path().join("fd"));
-        let mut open = open.into_iter().flatten().flatten();
+        // Its threads have descriptors of their own.
+        let threads = fs::read_dir(process.path().join("task"));
+        let threads = threads.into_iter().flatten().flatten();
+        let mut open = threads
+            .flat_map(|thread| fs::read_dir(thread.path().join("fd")))
+            .flatten()
+            .flatten();
         if open.any(|fd| fs::metadata(fd.path()).is_ok_and(|known| known.dev() == dev)) {
             found.push(number);
         }

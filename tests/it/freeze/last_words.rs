@@ -1,0 +1,118 @@
+//! No line for people holds up a signal: a stderr that nobody reads is full, and floe ends all the same.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use super::guard::HeldWrite;
+use crate::common::{self, LoopFs, Scratch, Spec};
+
+/// A pipe that is full; the reading end must live on.
+fn full_pipe() -> (std::io::PipeReader, std::io::PipeWriter) {
+    let (reader, mut writer) = std::io::pipe().expect("pipe");
+    let flags = rustix::fs::fcntl_getfl(&writer).expect("flags");
+    rustix::fs::fcntl_setfl(&writer, flags | rustix::fs::OFlags::NONBLOCK).expect("flags");
+    for size in [4096, 1] {
+        while writer.write(&vec![b'.'; size]).is_ok() {}
+    }
+    rustix::fs::fcntl_setfl(&writer, flags).expect("flags");
+    (reader, writer)
+}
+
+/// One signal, and it dies by that within a second or two.
+#[track_caller]
+fn assert_ends_by_one_signal(mut child: Child, what: &str) {
+    common::signal(child.id(), "TERM");
+    let status = common::wait_for(&mut child, Duration::from_secs(3));
+    let Some(status) = status else {
+        let _ = child.kill();
+        let _ = child.wait();
+        panic!("{what}: SIGTERM was held up");
+    };
+    assert_eq!(status.signal(), Some(15), "{what}: {status:?}");
+}
+
+#[test]
+fn a_restore_whose_stderr_is_full_dies_by_the_first_signal() {
+    let mut floe = require_floe!();
+    let spec = Spec {
+        mib: 16,
+        ..Spec::default()
+    };
+    let fs = require_some!(LoopFs::make(spec).ok(), "root and mkfs.ext4");
+    let scratch = Scratch::new();
+    let (_reader, stderr) = full_pipe();
+    let mut child = floe
+        .args(["restore", "--quiet", "-"])
+        .arg(scratch.join("target"))
+        .stdin(Stdio::piped())
+        .stderr(stderr)
+        .spawn()
+        .expect("floe");
+    let mut stdin = child.stdin.take().expect("piped");
+    let start = std::fs::read(fs.image()).expect("read");
+    stdin.write_all(&start[..1 << 20]).expect("write");
+    thread::sleep(Duration::from_millis(500));
+    assert_ends_by_one_signal(child, "restore");
+    drop(stdin);
+}
+
+#[test]
+fn a_pull_whose_stderr_is_full_dies_by_the_first_signal() {
+    let mut floe = require_floe!();
+    let scratch = Scratch::new();
+    let ssh = scratch.join("ssh");
+    fs::write(
+        &ssh,
+        "#!/bin/sh\nfor n in 1 2 3 4; do echo line $n >&2; done; exec sleep 60\n",
+    )
+    .expect("write");
+    fs::set_permissions(&ssh, fs::Permissions::from_mode(0o755)).expect("mode");
+    let path = std::env::var("PATH").unwrap_or_default();
+    let (_reader, stderr) = full_pipe();
+    let child = floe
+        .args(["pull", "nowhere", "--dump", "/", "-o"])
+        .arg(scratch.join("image"))
+        .env("PATH", format!("{}:{path}", scratch.path().display()))
+        .stderr(stderr)
+        .spawn()
+        .expect("floe");
+    thread::sleep(Duration::from_millis(700));
+    assert_ends_by_one_signal(child, "pull");
+}
+
+#[test]
+fn a_clone_or_dump_whose_stderr_is_full_dies_by_the_first_signal() {
+    let _ = require_floe!();
+    let spec = Spec {
+        mib: 32,
+        ..Spec::default()
+    };
+    let source = require_some!(LoopFs::make(spec).ok(), "root and mkfs.ext4");
+    let mut target = require_some!(LoopFs::make(spec).ok(), "root and mkfs.ext4");
+    target.unmount();
+    let pair = format!("{}={}", source.dir().display(), target.device().display());
+    let clone: &[&str] = &["clone", "--quiet", "--overwrite", &pair];
+    let dir = source.dir().to_string_lossy();
+    let dump: &[&str] = &["dump", "--quiet", &dir];
+    for words in [clone, dump] {
+        // The freeze waits for this write.
+        let held = HeldWrite::start(source.dir());
+        let (_reader, stderr) = full_pipe();
+        let mut floe: Command = require_floe!();
+        let child = floe
+            .args(words)
+            .stdout(Stdio::null())
+            .stderr(stderr)
+            .spawn()
+            .expect("floe");
+        thread::sleep(Duration::from_millis(700));
+        assert_ends_by_one_signal(child, words[0]);
+        drop(held);
+        common::assert_not_frozen(source.dir(), words[0]);
+    }
+}
