@@ -115,8 +115,8 @@ fn where_no_memory_can_be_executed_the_guardian_runs_from_a_tmpfs_or_is_a_fork()
         assert_unlocked(fs.dir(), Duration::from_secs(1));
     }
     // The kernel's own word against memory that is executed (Linux 6.3; for this process namespace only). Its first process
-    // must not be floe: its end would be everybody's.
-    let script = "echo 2 > /proc/sys/vm/memfd_noexec; \"$0\" \"$@\"; exit $?";
+    // must not be floe, nor end with it: that would be everybody's end.
+    let script = "echo 2 > /proc/sys/vm/memfd_noexec; \"$0\" \"$@\"; sleep 20";
     let words = [
         "unshare",
         "-p",
