@@ -1,5 +1,7 @@
 //! Help text and version: written for somebody who has never seen the program.
 
+pub mod golden;
+
 /// One verb: name, one line for the overview, its whole help.
 pub struct Verb {
     /// The word on the command line.
@@ -88,6 +90,10 @@ What is read:
       --whole           every block, free ones too
       --require-map     refuse instead of reading everything when the used blocks cannot be told for certain
       --live            do not freeze: the image may not be consistent, and is called live
+      --golden          what makes one machine out of many comes out empty: machine-id, ssh and dropbear host keys, random seeds,
+                        DHCP leases, NetworkManager's and Mender's keys, cloud-init's instance, shell histories (ext2/3/4;
+                        floe show --identity lists them)
+      --empty PATH      this file, too; may be given several times, a name may hold *, and DIR/ is every file below
 How long it may stay frozen:
       --stall TIME      thaw and fail when no byte is read or taken for this long (default 30s)
       --max-freeze TIME thaw and fail after this long in all (default 2m)
@@ -178,6 +184,10 @@ What is read:
       --whole           every block, free ones too
       --require-map     refuse instead of reading everything when the used blocks cannot be told for certain
       --live            do not freeze: the copies may not be consistent, and are called live
+      --golden          what makes one machine out of many comes out empty: machine-id, ssh and dropbear host keys, random seeds,
+                        DHCP leases, NetworkManager's and Mender's keys, cloud-init's instance, shell histories (ext2/3/4;
+                        floe show --identity lists them)
+      --empty PATH      this file, too; may be given several times, a name may hold *, and DIR/ is every file below
 How long it may stay frozen:
       --stall TIME      thaw and fail when no byte is read or written for this long (default 30s)
       --max-freeze TIME thaw and fail after this long in all (default 2m)
@@ -215,6 +225,10 @@ What is read:
       --whole           every block, free ones too
       --require-map     refuse instead of reading everything when the used blocks cannot be told for certain
       --live            do not freeze: the images may not be consistent, and are called live
+      --golden          what makes one machine out of many comes out empty: machine-id, ssh and dropbear host keys, random seeds,
+                        DHCP leases, NetworkManager's and Mender's keys, cloud-init's instance, shell histories (ext2/3/4;
+                        floe show --identity lists them)
+      --empty PATH      this file, too; may be given several times, a name may hold *, and DIR/ is every file below
 How long it may stay frozen:
       --stall TIME      thaw and fail when no byte is read or taken for this long (default 30s)
       --max-freeze TIME thaw and fail after this long in all (default 2m)
@@ -243,6 +257,8 @@ filesystem the figures are estimates. Of a gzip image only the beginning is unpa
 
 Options:
       --json            one JSON object with stable keys
+      --identity        instead: the files that make it one machine and not another, with fingerprints, of a mount, or of an
+                        ext filesystem on a device or in an image that is not packed; what --golden empties
 ";
 
 const VERIFY: &str = "\
@@ -314,7 +330,7 @@ What:
                         a snapshot of all of them, frozen together: DIR/HOST[_PORT].zip
       --kept NAME       a snapshot that is kept in the board's store, or 'latest': DIR/HOST[_PORT].zip
       --clone PAIR…     floe clone on the board, which sends nothing but its lines
-                        Options of those verbs are handed on: --level --whole --require-map --live --stall --max-freeze --wait-sink
+                        Options of those verbs are handed on: --golden --empty --level --whole --require-map --live --stall --max-freeze --wait-sink
                         --spool --comment --factory --rescue --disk, and those of clone
       --artifact -n NAME -t DEVICE_TYPE…
                         with --dump: straight into a Mender artifact, DIR/HOST[_PORT].mender; with the options of floe artifact,
@@ -403,8 +419,15 @@ pub fn verb(name: &str) -> String {
     if name == "mender" {
         return MENDER.into();
     }
-    VERBS
-        .iter()
-        .find(|verb| verb.name == name)
-        .map_or_else(overview, |verb| format!("{}{COMMON}", verb.text))
+    let Some(verb) = VERBS.iter().find(|verb| verb.name == name) else {
+        return overview();
+    };
+    let mut out = format!("{}{COMMON}", verb.text);
+    if matches!(name, "dump" | "create" | "clone") {
+        out.push_str("\nWhat --golden empties:\n");
+        for item in golden::LIST {
+            out.push_str(&format!("  {}\n      {}\n", item.path, item.what));
+        }
+    }
+    out
 }

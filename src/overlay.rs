@@ -26,6 +26,8 @@ pub struct Overlay {
     /// In order of part and number.
     pieces: Vec<Piece>,
     bytes: Vec<u8>,
+    /// Slots that were given out.
+    slots: usize,
 }
 
 impl Overlay {
@@ -34,6 +36,7 @@ impl Overlay {
         Self {
             pieces: Vec::with_capacity(limit),
             bytes: vec![0; limit.saturating_mul(PIECE_BYTES)],
+            slots: 0,
         }
     }
 
@@ -75,6 +78,11 @@ impl Overlay {
         })
     }
 
+    /// Forgets every difference of `part`; its memory is not used again.
+    pub fn forget(&mut self, part: usize) {
+        self.pieces.retain(|piece| piece.part != part);
+    }
+
     /// Lays what differs over `buffer`, which was read from `offset` of `part`.
     pub fn apply(&self, part: usize, offset: u64, buffer: &mut [u8]) {
         let extent = Extent {
@@ -109,6 +117,11 @@ impl<'o> Layer<'o> {
             overlay,
             part,
         }
+    }
+
+    /// Which part it is.
+    pub fn part(&self) -> usize {
+        self.part
     }
 
     /// The bytes at `offset` as the image will have them.
@@ -168,18 +181,19 @@ impl<'o> Layer<'o> {
         if let Some(known) = known.filter(|p| (p.part, p.number) == (self.part, number)) {
             return Ok(known.slot);
         }
-        let slot = overlay.pieces.len();
+        let slot = overlay.slots;
         let length = self.source.size_bytes().saturating_sub(start);
         let length = to_usize(length).min(PIECE_BYTES);
         let place = slot * PIECE_BYTES;
         let bytes = overlay.bytes.get_mut(place..place + length);
         let full = || Fault::refused("more to change in the image than there is memory for");
-        if slot == overlay.pieces.capacity() {
+        if overlay.pieces.len() == overlay.pieces.capacity() {
             return Err(full());
         }
         self.source.read_at(start, bytes.ok_or_else(full)?)?;
         let part = self.part;
         overlay.pieces.insert(index, Piece { part, number, slot });
+        overlay.slots += 1;
         Ok(slot)
     }
 

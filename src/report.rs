@@ -200,6 +200,19 @@ pub fn json_string(out: &mut String, value: &str) {
     out.push('"');
 }
 
+/// A JSON list of strings.
+pub fn json_list(values: &[String]) -> String {
+    let mut out = String::from("[");
+    for (index, value) in values.iter().enumerate() {
+        if index > 0 {
+            out.push(',');
+        }
+        json_string(&mut out, value);
+    }
+    out.push(']');
+    out
+}
+
 /// Lowercase hexadecimal.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |mut out, byte| {

@@ -194,6 +194,7 @@ impl Told for Done {
             .u64("frozen_ms", self.figures.frozen_ms)
             .u64("total_ms", report::millis(self.total))
             .str("consistent", &self.checksums.consistent);
+        self.figures.emptied.json(&mut object);
         object
     }
 
@@ -210,13 +211,14 @@ impl Told for Done {
             count => format!(", {count} older removed"),
         };
         format!(
-            "{}: {}: {}, {} used, {} read, {} written, {held}, {} in all{retired}",
+            "{}: {}: {}, {} used, {} read, {} written{}, {held}, {} in all{retired}",
             self.path,
             names.join(" "),
             Bytes(self.sum(|image| image.size_bytes)),
             Bytes(self.used_bytes()),
             Bytes(self.figures.read_bytes),
             Bytes(self.written_bytes),
+            self.figures.emptied.words(),
             Span(self.total)
         )
     }
@@ -318,6 +320,21 @@ fn create(options: &Options, start: Instant) -> Result<Done> {
         Some(name) => Some(recorded::take(&system, name, quiet)?),
         None => None,
     };
+    let mut emptying = options.taking.wanted.emptying(&sources)?;
+    let wishes = options.taking.wishes;
+    let own = match &place {
+        Place::Folder(folder) => Some(folder.clone()),
+        Place::Stdout | Place::File(_) => None,
+    };
+    let kept = config::store()
+        .ok()
+        .flatten()
+        .filter(|kept| own.as_ref() != Some(kept));
+    for folder in own.iter().chain(&kept) {
+        let note =
+            crate::take::emptied::spare_snapshots(&system, folder, &sources, wishes, &mut emptying);
+        note.filter(|_| !quiet).iter().for_each(report::line);
+    }
     let snapshot = describe(&system, options, &sources, disk.as_ref());
     let sink = Sink::open(&place, &snapshot.host, snapshot.time_s)?;
     let waiting = rustix::io::fcntl_dupfd_cloexec(&sink.fd, 3)
@@ -357,6 +374,7 @@ fn create(options: &Options, start: Instant) -> Result<Done> {
         sink: Outlet::Stream(Box::new(emit)),
         settings: options.streaming.settings(&options.common, false),
         progress: Progress::new(quiet, options.common.progress),
+        emptying,
     };
     let mut capture = Capture::new(sources, engine, options.taking.wishes)?;
     if part.is_none() {
@@ -367,6 +385,9 @@ fn create(options: &Options, start: Instant) -> Result<Done> {
     })?;
     if let Some(part) = part {
         part.finish()?;
+    }
+    if !quiet {
+        figures.emptied.notes().iter().for_each(report::line);
     }
     let retired = match (&store, options.keep) {
         (Some(store), Some(keep)) => store.retire(&snapshot.host, keep, archive::class)?,
@@ -395,7 +416,10 @@ fn describe(
     disk: Option<&recorded::Taken>,
 ) -> Snapshot {
     let host = Host::look();
+    let (golden, empty) = options.taking.wanted.metadata();
     Snapshot {
+        golden,
+        empty,
         floe: env!("CARGO_PKG_VERSION").into(),
         time_s: machine::now_s(),
         host: host.name,

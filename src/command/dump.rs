@@ -144,6 +144,7 @@ impl Told for Done {
             None => object.null("sha256"),
         };
         object.str("consistent", self.consistent);
+        self.figures.emptied.json(&mut object);
         object
     }
 
@@ -154,13 +155,14 @@ impl Told for Done {
             None => String::new(),
         };
         format!(
-            "{}: {} {}, {} used, {} read{why}, {} written, {held}, {} in all",
+            "{}: {} {}, {} used, {} read{why}, {} written{}, {held}, {} in all",
             self.source,
             self.filesystem,
             Bytes(self.size_bytes),
             Bytes(self.used_bytes()),
             Bytes(self.figures.read_bytes),
             Bytes(self.totals.written_bytes),
+            self.figures.emptied.words(),
             Span(self.total)
         )
     }
@@ -177,6 +179,10 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
     if !quiet {
         prepared.notes.iter().for_each(report::line);
     }
+    let emptying = options
+        .taking
+        .wanted
+        .emptying(std::slice::from_ref(&prepared))?;
     let mut part = match &options.output {
         Some(path) => Some(PartFile::create(path, 0o600)?),
         None => None,
@@ -207,6 +213,7 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
         sink: Outlet::Stream(emit),
         settings: options.streaming.settings(&options.common, options.raw),
         progress: Progress::new(quiet, options.common.progress),
+        emptying,
     };
     let mut capture = Capture::new(vec![prepared], engine, wishes)?;
     if options.output.is_none() {
@@ -215,6 +222,9 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
     let figures = capture.run()?;
     if let Some(part) = part {
         part.finish()?;
+    }
+    if !quiet {
+        figures.emptied.notes().iter().for_each(report::line);
     }
     let totals = *totals.lock().unwrap_or_else(PoisonError::into_inner);
     Ok(Done {

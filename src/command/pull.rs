@@ -32,6 +32,8 @@ const HANDED_ON: &[(&str, bool)] = &[
     ("--whole", false),
     ("--require-map", false),
     ("--live", false),
+    ("--empty", true),
+    ("--golden", false),
     ("--stall", true),
     ("--max-freeze", true),
     ("--wait-sink", true),

@@ -14,9 +14,10 @@ use crate::error::{Error, Fault, Result};
 use crate::fs::{self, Coverage, Identity, Kind, Still, UsedMap, Walk};
 use crate::mounts::{Holding, Source, System};
 use crate::put::image::{Content, Image, image_error};
-use crate::report::{self, Bytes, JsonObject, ReportFile, json_string};
+use crate::report::{self, Bytes, JsonObject, ReportFile, json_list};
 use crate::snapshot::kept::Kept;
 use crate::stream::image::Format;
+use crate::take::identity::Found;
 use crate::units::BlockSize;
 use crate::utc::Utc;
 
@@ -24,24 +25,27 @@ use crate::utc::Utc;
 pub struct Options {
     path: OsString,
     json: bool,
+    identity: bool,
     common: Common,
 }
 
 /// Reads the command line.
 pub fn parse(mut args: Args) -> Result<Options> {
     let mut path = None;
-    let mut json = false;
+    let (mut json, mut identity) = (false, false);
     while let Some(item) = args.next_item()? {
         match item {
             Item::Value(value) if path.is_none() => path = Some(value),
             Item::Value(value) => return Err(args.surplus(&value)),
             Item::Option(name) if name == "--json" => json = true,
+            Item::Option(name) if name == "--identity" => identity = true,
             Item::Option(name) => return Err(args.unknown(&name)),
         }
     }
     Ok(Options {
         path: path.ok_or_else(|| args.missing("the PATH to show"))?,
         json,
+        identity,
         common: args.common,
     })
 }
@@ -49,6 +53,9 @@ pub fn parse(mut args: Args) -> Result<Options> {
 /// Runs the verb.
 pub fn run(options: Options) -> Result<()> {
     let path = Path::new(&options.path);
+    if options.identity {
+        return identity(&options);
+    }
     if packed(path)? == Some(Format::Zip) {
         let kept = Kept::look(path.to_owned());
         if let Some(error) = kept.unknown() {
@@ -67,6 +74,25 @@ pub fn run(options: Options) -> Result<()> {
         format!("{}\n", facts.object().finish())
     } else {
         facts.text()
+    })
+}
+
+/// `--identity`: what makes it one machine and not another.
+fn identity(options: &Options) -> Result<()> {
+    let path = Path::new(&options.path);
+    if packed(path)?.is_some() {
+        let shown = path.display();
+        return Err(Error::refused(format_args!(
+            "{shown}: is packed; unpack it first: floe restore {shown} [NAME=]FILE, then floe show --identity FILE"
+        )));
+    }
+    let found = Found::look(&options.path)?;
+    if let Some(path) = &options.common.report {
+        ReportFile::open(path)?.write(&found.object())?;
+    }
+    report::print(&match options.json {
+        true => format!("{}\n", found.object().finish()),
+        false => found.text(),
     })
 }
 
@@ -323,16 +349,4 @@ impl Facts {
         }
         out
     }
-}
-
-fn json_list(values: &[String]) -> String {
-    let mut out = String::from("[");
-    for (index, value) in values.iter().enumerate() {
-        if index > 0 {
-            out.push(',');
-        }
-        json_string(&mut out, value);
-    }
-    out.push(']');
-    out
 }

@@ -86,7 +86,11 @@ pub fn fits(pattern: &[u8], name: &[u8]) -> bool {
 /// What is to be emptied in an image, and what was.
 #[derive(Debug, Default)]
 pub struct Emptying {
-    pub(super) patterns: Vec<Pattern>,
+    /// Each with the part of the image it is for; for all of them where there is none.
+    pub(super) patterns: Vec<(Pattern, Option<usize>)>,
+    /// So many of them, from the first, are missed when they name nothing.
+    told: usize,
+    insists: bool,
     /// What came of it.
     pub log: Log,
 }
@@ -104,20 +108,42 @@ pub struct Log {
     pub freed_bytes: u64,
     /// The path that was being looked at: what a refusal is about.
     pub at: Path,
+    /// Why a part was left as it is, where nobody insisted.
+    pub gave_up: Option<Fault>,
 }
 
 impl Emptying {
-    /// Allocates everything.
-    pub fn new(patterns: Vec<Pattern>) -> Self {
-        let names = if patterns.is_empty() { 0 } else { NAMES_BYTES };
-        Self {
-            log: Log {
-                found: vec![0; patterns.len()],
-                names: Vec::with_capacity(names),
-                ..Log::default()
-            },
-            patterns,
+    /// For these patterns; the first `told` of them are missed when they name nothing.
+    pub fn new(patterns: Vec<Pattern>, told: usize) -> Self {
+        let mut emptying = Self::default();
+        for pattern in patterns {
+            emptying.push(pattern, None);
         }
+        emptying.told = told;
+        emptying.insists = !emptying.is_empty();
+        emptying
+    }
+
+    /// Another pattern, for one part only; where it cannot be done, the part stays as it is.
+    pub fn add(&mut self, part: usize, pattern: Pattern) {
+        self.push(pattern, Some(part));
+    }
+
+    fn push(&mut self, pattern: Pattern, part: Option<usize>) {
+        self.patterns.push((pattern, part));
+        self.log.found.push(0);
+        self.log.names.reserve(NAMES_BYTES);
+    }
+
+    /// Whether somebody asked for it, so that an image in which it cannot be done is none.
+    pub fn insists(&self) -> bool {
+        self.insists
+    }
+
+    /// Whether there is anything to do in this part.
+    pub fn concerns(&self, part: usize) -> bool {
+        let mut patterns = self.patterns.iter();
+        patterns.any(|(_, only)| only.is_none_or(|only| only == part))
     }
 
     /// Nothing is to be emptied.
@@ -125,17 +151,12 @@ impl Emptying {
         self.patterns.is_empty()
     }
 
-    /// What is to be emptied.
-    pub fn patterns(&self) -> &[Pattern] {
-        &self.patterns
-    }
-
-    /// Patterns that named no file.
+    /// Patterns that named no file, although they should.
     pub fn without_match(&self) -> impl Iterator<Item = &Pattern> {
-        let pairs = self.patterns.iter().zip(&self.log.found);
+        let pairs = self.patterns.iter().zip(&self.log.found).take(self.told);
         pairs
             .filter(|(_, found)| **found == 0)
-            .map(|(pattern, _)| pattern)
+            .map(|((pattern, _), _)| pattern)
     }
 }
 
@@ -144,6 +165,19 @@ impl Log {
     pub fn names(&self) -> impl Iterator<Item = &[u8]> {
         let names = self.names.split(|byte| *byte == b'\n');
         names.filter(|name| !name.is_empty())
+    }
+
+    /// Where it stands, for [`Self::undo`].
+    pub fn mark(&self) -> (u64, u64, usize) {
+        (self.files, self.freed_bytes, self.names.len())
+    }
+
+    /// What came since `mark` was not done after all, because of `fault`.
+    pub fn undo(&mut self, mark: (u64, u64, usize), fault: Fault) {
+        self.files = mark.0;
+        self.freed_bytes = mark.1;
+        self.names.truncate(mark.2);
+        self.gave_up = Some(fault);
     }
 
     /// `count` files were found for a pattern.

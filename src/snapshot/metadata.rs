@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 
 use crate::error::Fault;
 use crate::json::{self, Value};
-use crate::report::{JsonObject, hex};
+use crate::report::{JsonObject, hex, json_list};
 use crate::utc::Utc;
 
 /// The version that is written; every version up to it is read.
@@ -101,6 +101,10 @@ pub struct Snapshot {
     pub comment: String,
     pub factory: bool,
     pub rescue: bool,
+    /// Made with `--golden`.
+    pub golden: bool,
+    /// The paths of `--empty`.
+    pub empty: Vec<String>,
     pub disk: Option<Disk>,
     /// In the order of the archive.
     pub images: Vec<Image>,
@@ -126,6 +130,10 @@ impl Snapshot {
         object.u64("time_s", self.time_s);
         object.bool("factory", self.factory);
         object.bool("rescue", self.rescue);
+        object.bool("golden", self.golden);
+        if !self.empty.is_empty() {
+            object.raw("empty", &json_list(&self.empty));
+        }
         if let Some(disk) = &self.disk {
             object.raw("disk", &disk.to_json());
         }
@@ -158,6 +166,8 @@ impl Snapshot {
             comment: text(&root, "comment")?,
             factory: flag("factory"),
             rescue: flag("rescue"),
+            golden: flag("golden"),
+            empty: texts(&root, "empty"),
             disk: match root.get("disk") {
                 None | Some(Value::Null) => None,
                 Some(disk) => Some(Disk::from_json(disk)?),
@@ -411,6 +421,16 @@ fn array<'a>(value: &'a Value, key: &str) -> Result<&'a [Value], Fault> {
         .get(key)
         .and_then(Value::list)
         .ok_or_else(|| Fault::corrupt("entries of the snapshot"))
+}
+
+/// The texts of a list; what is not one of them is left out.
+fn texts(value: &Value, key: &str) -> Vec<String> {
+    let list = value.get(key).and_then(Value::list).unwrap_or_default();
+    let texts = list.iter().filter_map(|value| match value {
+        Value::Text(text) if text.len() <= MAX_TEXT => Some(text.clone()),
+        _ => None,
+    });
+    texts.collect()
 }
 
 fn list(objects: &[String]) -> String {

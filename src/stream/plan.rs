@@ -5,6 +5,7 @@
 //! nothing. Planning allocates only in the constructors, never while it runs.
 
 use crate::map::UsedMap;
+use crate::overlay::Overlay;
 use crate::units::{Extent, round_down};
 
 /// Raw bytes of one chunk, the unit that is encoded alone.
@@ -88,6 +89,8 @@ pub struct Plan {
     parts: Vec<Part>,
     /// For each image the index one past its last part.
     ends: Vec<usize>,
+    /// Where the images are to differ from what is read.
+    overlay: Overlay,
 }
 
 impl Plan {
@@ -99,7 +102,28 @@ impl Plan {
             parts.extend(image);
             ends.push(parts.len());
         }
-        Self { parts, ends }
+        Self {
+            parts,
+            ends,
+            overlay: Overlay::default(),
+        }
+    }
+
+    /// With room for differences.
+    #[must_use]
+    pub fn with_overlay(mut self, overlay: Overlay) -> Self {
+        self.overlay = overlay;
+        self
+    }
+
+    /// Where the images differ from what is read: to be laid over every span.
+    pub fn overlay(&self) -> &Overlay {
+        &self.overlay
+    }
+
+    /// One part and the overlay, for who edits it before the plan runs.
+    pub fn edit(&mut self, part: usize) -> Option<(&mut Part, &mut Overlay)> {
+        Some((self.parts.get_mut(part)?, &mut self.overlay))
     }
 
     /// All parts, for readers.

@@ -14,14 +14,17 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::error::{Error, Exit, Fault, NOTHING_WRITTEN, Result};
 use crate::freeze::{Frozen, Guardian, Limits, Method, Progress as Beat, Target};
+use crate::fs::files::Emptying;
 use crate::fs::{Coverage, UsedMap};
+use crate::overlay::{Overlay, PIECE_BYTES};
 use crate::report::{self, Bytes, Progress};
 use crate::signals::Signals;
 use crate::stream::pipeline::{Meter, Outlet, Pipeline, Place, Problem, Settings};
 use crate::stream::plan::{Content, Part, Plan};
+use crate::take::emptied::Emptied;
 use crate::take::source::{Prepared, Reading, Wishes};
 use crate::take::survey::{Errand, Step, Surveyor, Trouble};
-use crate::units::BlockSize;
+use crate::units::{BlockSize, to_u64, to_usize};
 
 /// How long the supervisor sleeps at most: progress and the guardian's heartbeat want a look now and then.
 const LOOK: Duration = Duration::from_millis(200);
@@ -137,6 +140,8 @@ pub struct Figures {
     pub read_bytes: u64,
     /// Length of the frozen window; 0 where nothing was frozen.
     pub frozen_ms: u64,
+    /// Files that came out empty.
+    pub emptied: Emptied,
 }
 
 /// Everything ready to freeze: threads exist and wait, memory is allocated.
@@ -171,6 +176,8 @@ pub struct Engine {
     pub settings: Settings,
     /// Progress on stderr.
     pub progress: Progress,
+    /// Files that are to come out empty.
+    pub emptying: Emptying,
 }
 
 /// The images' parts and what is to be walked, before the pipeline takes the devices.
@@ -227,6 +234,18 @@ impl Draft {
     }
 }
 
+/// Pieces of an overlay in which files are emptied: some thousand inodes, and bitmaps up to a bit for each block, within bounds.
+fn pieces(images: &[Vec<Part>]) -> usize {
+    const LEAST: u64 = 2048;
+    const MOST: u64 = 16 * 1024;
+    let maps = images.iter().flatten().map(|part| match &part.content {
+        Content::Used(map) => map.size_bytes() / u64::from(map.granule().bytes()) / 8,
+        Content::Whole | Content::Zeros => 0,
+    });
+    let bytes = maps.fold(0, u64::saturating_add);
+    to_usize((LEAST + bytes / to_u64(PIECE_BYTES)).min(MOST))
+}
+
 impl Capture {
     /// Allocates everything and starts the threads. One image for each of `sources`, in order.
     pub fn new(sources: Vec<Prepared>, engine: Engine, wishes: Wishes) -> Result<Self> {
@@ -234,6 +253,10 @@ impl Capture {
         for prepared in sources {
             draft.add(prepared, wishes)?;
         }
+        let overlay = match engine.emptying.is_empty() {
+            true => Overlay::default(),
+            false => Overlay::new(pieces(&draft.images)),
+        };
         let places = match &engine.sink {
             Outlet::Stream(_) => None,
             Outlet::Places(places) => Some(*places),
@@ -242,8 +265,9 @@ impl Capture {
             .map_err(|fault| Error::fault("floe", fault))?;
         let pipeline: &'static Pipeline = Box::leak(Box::new(pipeline));
         let surveyor = Surveyor::start(
-            Plan::new(draft.images),
+            Plan::new(draft.images).with_overlay(overlay),
             draft.errands,
+            engine.emptying,
             pipeline,
             engine.counters,
             wishes.require_map,
@@ -421,7 +445,11 @@ impl Capture {
     }
 
     fn trouble(&self, trouble: Trouble, step: Step) -> Error {
-        let error = Error::fault(self.device_name(trouble.device), trouble.fault);
+        let device = self.device_name(trouble.device);
+        let error = match self.surveyor.path_of_trouble() {
+            path if path.is_empty() => Error::fault(device, trouble.fault),
+            path => Error::fault(format_args!("{device}: {path}"), trouble.fault),
+        };
         if step == Step::Surveyed && trouble.fault.exit() == Exit::Refused {
             return error.leaving(NOTHING_WRITTEN);
         }
@@ -462,6 +490,7 @@ impl Capture {
             outcomes: self.images.iter().enumerate().map(outcome).collect(),
             read_bytes: self.counters.read_bytes(),
             frozen_ms,
+            emptied: self.surveyor.emptied(),
         }
     }
 }

@@ -2,6 +2,8 @@
 //! `dump`, `create` and `clone` share.
 
 pub mod capture;
+pub mod emptied;
+pub mod identity;
 pub mod memory;
 pub mod options;
 pub mod source;

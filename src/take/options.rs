@@ -13,6 +13,7 @@ use crate::fs::Still;
 use crate::mounts::System;
 use crate::report::{self, Span};
 use crate::stream::pipeline::{Encoding, Problem, Settings};
+use crate::take::emptied::Wanted;
 use crate::take::memory::{Spool, jobs};
 use crate::take::source::{self, Prepared, Wishes};
 
@@ -23,6 +24,8 @@ pub struct Taking {
     pub wishes: Wishes,
     /// `--stall` and `--max-freeze`.
     pub limits: Limits,
+    /// `--empty` and `--golden`.
+    pub wanted: Wanted,
 }
 
 impl Taking {
@@ -34,7 +37,7 @@ impl Taking {
             "--live" => self.wishes.live = true,
             "--stall" => self.limits.stall = args.time()?,
             "--max-freeze" => self.limits.max_freeze = args.time()?,
-            _ => return Ok(false),
+            _ => return self.wanted.option(args, name),
         }
         Ok(true)
     }
@@ -51,7 +54,7 @@ impl Taking {
                 "{verb}: --stall and --max-freeze must not be zero"
             )));
         }
-        Ok(())
+        self.wanted.check(verb, self.wishes)
     }
 }
 

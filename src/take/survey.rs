@@ -12,11 +12,14 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use crate::device::{Device, DeviceKind, ReadAt};
 use crate::error::{Error, Fault, FaultKind, Result};
+use crate::fs::files::{self, Emptying};
 use crate::fs::{self, Coverage, Identity, SCRATCH_BYTES, Still, UsedMap, Verdict, Walk, Witness};
+use crate::overlay::Layer;
 use crate::stream::pipeline::{Pipeline, Started};
 use crate::stream::plan::{Content, Part, Plan};
 use crate::sys::ioctl::blkflsbuf;
 use crate::take::capture::Counters;
+use crate::take::emptied::Emptied;
 use crate::take::source::{Slice, SwapContent};
 use crate::units::{Extent, to_u64};
 
@@ -100,6 +103,7 @@ struct Desk {
     step: Step,
     plan: Option<Plan>,
     errands: Vec<Errand>,
+    emptying: Emptying,
     trouble: Option<Trouble>,
 }
 
@@ -122,6 +126,7 @@ impl Surveyor {
     pub fn start(
         plan: Plan,
         errands: Vec<Errand>,
+        emptying: Emptying,
         pipeline: &'static Pipeline,
         counters: &'static Counters,
         require_map: bool,
@@ -133,6 +138,7 @@ impl Surveyor {
                 step: Step::Wait,
                 plan: Some(plan),
                 errands,
+                emptying,
                 trouble: None,
             }),
             go: Condvar::new(),
@@ -177,6 +183,16 @@ impl Surveyor {
             .collect()
     }
 
+    /// What was emptied in the images.
+    pub fn emptied(&self) -> Emptied {
+        Emptied::new(&self.lock().emptying)
+    }
+
+    /// The path in a filesystem at which [`Trouble`] arose, where it did so at one.
+    pub fn path_of_trouble(&self) -> String {
+        String::from_utf8_lossy(&self.lock().emptying.log.at).into_owned()
+    }
+
     /// Sets it to work.
     pub fn order(&self, step: Step) {
         self.lock().step = step;
@@ -191,6 +207,7 @@ impl Surveyor {
             }
             let step = desk.step;
             let mut errands = std::mem::take(&mut desk.errands);
+            let mut emptying = std::mem::take(&mut desk.emptying);
             let mut plan = desk.plan.take();
             drop(desk);
             let metered = Metered {
@@ -203,6 +220,7 @@ impl Surveyor {
                     survey(
                         plan,
                         &mut errands,
+                        &mut emptying,
                         &metered,
                         swaps,
                         scratch,
@@ -216,6 +234,7 @@ impl Surveyor {
             }
             let mut desk = self.lock();
             desk.errands = errands;
+            desk.emptying = emptying;
             desk.trouble = trouble;
             // A small source may be read, and the check ordered, before we are here: that order must not be lost.
             if desk.step == step {
@@ -335,6 +354,7 @@ fn flush_caches(devices: &[Device]) -> Option<Trouble> {
 fn survey(
     plan: &mut Plan,
     errands: &mut [Errand],
+    emptying: &mut Emptying,
     devices: &Metered,
     swaps: &Swaps,
     scratch: &mut [u8],
@@ -352,7 +372,9 @@ fn survey(
         let Some(view) = devices.view(part) else {
             return Some(ASTRAY());
         };
-        if let Err(fault) = survey_one(errand, part, &view, swaps, scratch) {
+        let surveyed = survey_one(errand, part, &view, swaps, scratch);
+        let surveyed = surveyed.and_then(|()| empty(errand, plan, emptying, &view, swaps, scratch));
+        if let Err(fault) = surveyed {
             return trouble(fault);
         }
         if require_map && errand.verdict.coverage == Coverage::Whole {
@@ -393,6 +415,57 @@ fn survey_one(
     let mut walk = Walk::new(view, scratch);
     errand.witness = fs::witness(&errand.identity, &mut walk)?;
     Ok(())
+}
+
+/// Has the named files of the filesystem come out empty, once its map is filled.
+fn empty(
+    errand: &mut Errand,
+    plan: &mut Plan,
+    emptying: &mut Emptying,
+    view: &View,
+    swaps: &Swaps,
+    scratch: &mut [u8],
+) -> std::result::Result<(), Fault> {
+    if !emptying.concerns(errand.part) || !files::can_empty(errand.identity.kind) {
+        return Ok(());
+    }
+    let Some((part, overlay)) = plan.edit(errand.part) else {
+        return Err(ASTRAY().fault);
+    };
+    let mark = emptying.log.mark();
+    let mut done = Err(Fault::refused("every block of it is read"));
+    if let Content::Used(map) = &mut part.content {
+        done = match (errand.verdict.coverage, errand.verdict.doubt) {
+            (Coverage::Whole, Some(doubt)) => Err(doubt),
+            _ => {
+                let mut walk = Walk::new(view, scratch);
+                let mut layer = Layer::new(view, overlay, errand.part);
+                let still = errand.still;
+                files::empty(
+                    &errand.identity,
+                    still,
+                    &mut walk,
+                    map,
+                    &mut layer,
+                    emptying,
+                )
+            }
+        };
+        if let Err(fault) = done
+            && !emptying.insists()
+            && fault.kind() != FaultKind::Io
+        {
+            overlay.forget(errand.part);
+            emptying.log.undo(mark, fault);
+            map.set_all_used();
+            return fill_map(errand, map, view, swaps, scratch);
+        }
+    }
+    // The filesystem may be well: it is the wish that cannot be granted.
+    done.map_err(|fault| match fault.kind() {
+        FaultKind::Io => fault,
+        _ => fault.with_kind(FaultKind::Refused),
+    })
 }
 
 fn fill_map(
@@ -496,7 +569,8 @@ mod tests {
         .unwrap();
         let plan = Plan::new(vec![Vec::new()]);
         let pipeline = Box::leak(Box::new(pipeline));
-        Surveyor::start(plan, Vec::new(), pipeline, counters, false).unwrap()
+        let emptying = Emptying::default();
+        Surveyor::start(plan, Vec::new(), emptying, pipeline, counters, false).unwrap()
     }
 
     #[test]

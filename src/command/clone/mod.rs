@@ -26,6 +26,7 @@ use self::standby::Standby;
 use crate::cli::{Args, Common, Item};
 use crate::config::pairs::{self, Pair};
 use crate::error::{Error, NOTHING_WRITTEN, Result};
+use crate::fs::files::Emptying;
 use crate::medium;
 use crate::medium::Medium;
 use crate::medium::Role;
@@ -107,6 +108,11 @@ pub fn parse(mut args: Args) -> Result<Options> {
     if options.medium.as_primary && options.after.new_uuid {
         return Err(Error::usage(
             "clone: --as-primary keeps the identifiers, and --new-uuid changes them",
+        ));
+    }
+    if options.factory && options.taking.wanted.any() {
+        return Err(Error::usage(
+            "clone: --factory and --empty or --golden do not go together: what is kept comes back as it was",
         ));
     }
     if options.factory && options.after.new_uuid {
@@ -191,10 +197,12 @@ impl Done {
             .archived
             .iter()
             .map(|one| one.words(self.wants))
+            .chain(self.figures.emptied.notes())
             .collect();
         lines.push(format!(
-            "{} read, {}, {} in all",
+            "{} read{}, {}, {} in all",
             Bytes(self.figures.read_bytes),
+            self.figures.emptied.words(),
             held_words(self.consistent, self.figures.frozen_ms),
             Span(self.total)
         ));
@@ -273,6 +281,7 @@ impl Told for Done {
             .str("consistent", self.consistent)
             .bool("skipped_free", self.wants.skip_free)
             .bool("verified", self.wants.verify);
+        self.figures.emptied.json(&mut object);
         match self.running_root.first() {
             Some(root) => object.str("running_root", &root.to_string_lossy()),
             None => object.null("running_root"),
@@ -308,6 +317,7 @@ fn clone(options: &Options, start: Instant) -> Result<Done> {
         })
         .collect();
     let mut sources = prepare_all(&system, &names, options.taking.wishes, quiet)?;
+    let emptying = options.taking.wanted.emptying(&sources)?;
     let (targets, medium) = targets(&system, options, &typed, &mut sources)?;
     let copies = copies(options.after, &sources, &targets)?;
     if let Some(medium) = medium.as_ref().filter(|_| !quiet) {
@@ -323,7 +333,7 @@ fn clone(options: &Options, start: Instant) -> Result<Done> {
         }
     }
 
-    let (figures, finished) = match write(&system, options, sources, copy) {
+    let (figures, finished) = match write(&system, options, sources, emptying, copy) {
         Ok(done) => done,
         Err(error) => return Err(left(error, copy)),
     };
@@ -465,6 +475,7 @@ fn write(
     system: &System,
     options: &Options,
     mut sources: Vec<Prepared>,
+    emptying: Emptying,
     copy: &'static Copy,
 ) -> Result<(Figures, Finished)> {
     // One thread until here: the guardian is forked now.
@@ -488,6 +499,7 @@ fn write(
             spool_bytes: options.spool.bytes(),
         },
         progress: Progress::new(quiet, options.common.progress),
+        emptying,
     };
     let capture = Capture::new(sources, engine, wishes)?;
     let pipeline = capture.pipeline();

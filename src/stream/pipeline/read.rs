@@ -119,11 +119,8 @@ impl Shared {
     /// Reads the used extents of a span into its slot and zeroes what lies between them.
     fn read_span(&self, taken: &Taken) -> Result<(), Problem> {
         let internal = Problem::Internal(Fault::refused("span outside its plan"));
-        let part = self
-            .plan
-            .get()
-            .and_then(|plan| plan.parts().get(taken.part))
-            .ok_or(internal)?;
+        let plan = self.plan.get().ok_or(internal)?;
+        let part = plan.parts().get(taken.part).ok_or(internal)?;
         let device = self.devices.get(part.device).ok_or(internal)?;
         let mut slot = self
             .slots
@@ -140,7 +137,9 @@ impl Shared {
                 .map_err(|fault| Problem::Read(part.device, fault))?;
             self.meter.read(to_u64(piece.len()));
             Ok(())
-        })
+        })?;
+        plan.overlay().apply(taken.part, taken.offset, buffer);
+        Ok(())
     }
 }
 

@@ -29,7 +29,9 @@ fn image(device: &dyn ReadAt, patterns: &[&str], path: &Path) -> Result<Emptying
     let patterns = patterns
         .iter()
         .map(|text| Pattern::parse(text.as_bytes()).expect(text));
-    let mut emptying = Emptying::new(patterns.collect());
+    let patterns: Vec<Pattern> = patterns.collect();
+    let count = patterns.len();
+    let mut emptying = Emptying::new(patterns, count);
     let mut overlay = Overlay::new(4096);
     if !emptying.is_empty() {
         let mut layer = Layer::new(device, &mut overlay, 0);
@@ -535,7 +537,7 @@ fn too_much_to_change_is_refused_and_so_is_a_moving_source() {
     let mut overlay = Overlay::new(2);
     for still in [Still::Unmounted, Still::Moving] {
         let mut layer = Layer::new(&device, &mut overlay, 0);
-        let mut emptying = Emptying::new(pattern());
+        let mut emptying = Emptying::new(pattern(), 1);
         let fault = named::empty(
             &identity,
             still,

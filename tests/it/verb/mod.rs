@@ -6,6 +6,7 @@ mod clone;
 mod create;
 pub mod disk;
 mod dump;
+mod golden;
 mod grow;
 mod medium;
 mod mender;

@@ -76,7 +76,11 @@ pub fn empty(
         .get(..end.unwrap_or(mounted.len()))
         .unwrap_or_default();
     let (patterns, log) = (&emptying.patterns, &mut emptying.log);
-    for (index, pattern) in patterns.iter().enumerate() {
+    let part = editor.layer.part();
+    for (index, (pattern, only)) in patterns.iter().enumerate() {
+        if only.is_some_and(|only| only != part) {
+            continue;
+        }
         let ways = [Some(pattern.bytes()), pattern.below(mounted)];
         for path in ways.into_iter().flatten() {
             let mut each =
@@ -168,12 +172,10 @@ impl Editor<'_, '_> {
         let unit = |fault: Fault| fault.in_unit("inode", u64::from(file.number));
         let bad = || unit(Fault::corrupt("inode"));
         if file.is_encrypted() {
-            return Err(unit(Fault::refused("encrypted, so it cannot be emptied:")));
+            return Err(Fault::refused("an encrypted file cannot be emptied"));
         }
         if file.has_verity() {
-            return Err(unit(Fault::refused(
-                "under fs-verity, so it cannot be emptied:",
-            )));
+            return Err(Fault::refused("a file under fs-verity cannot be emptied"));
         }
         let place = Inode::place(geometry, buffers, file.number)??;
         let bytes = block
