@@ -30,9 +30,9 @@ use crate::stream::archive::{Ending, Text, Written, ZipEmitter};
 use crate::stream::output::{Output, TotalsCell};
 use crate::stream::partfile::PartFile;
 use crate::stream::pipeline::Outlet;
-use crate::take::capture::{self, Capture, Counters, Engine, Figures};
+use crate::take::capture::{self, Capture, Engine, Figures};
 use crate::take::options::{self, Streaming, Taking};
-use crate::take::source::{self, Prepared};
+use crate::take::source::Prepared;
 
 /// Mode of a snapshot's file: it carries credentials.
 const MODE: u32 = 0o600;
@@ -342,13 +342,8 @@ fn create(options: &Options, start: Instant) -> Result<Done> {
     let (store, part) = (sink.store, sink.part);
 
     // One thread until here: the guardian is forked now.
-    let mounted = sources
-        .iter_mut()
-        .flat_map(|prepared| std::mem::take(&mut prepared.mounted))
-        .collect();
-    let targets = source::targets(&system, mounted, options.taking.wishes)?;
-    let (signals, guardian) = capture::guard(targets, options.taking.limits, quiet)?;
-    let counters = Counters::leak(guardian.as_ref().map(crate::freeze::Guardian::progress));
+    let ready = capture::ready(&system, &mut sources, &options.taking, quiet)?;
+    let counters = ready.counters;
     let totals = TotalsCell::default();
     let told: Arc<Mutex<Option<Figures>>> = Arc::default();
     let known: Arc<Mutex<Checksums>> = Arc::default();
@@ -363,14 +358,13 @@ fn create(options: &Options, start: Instant) -> Result<Done> {
             Arc::clone(&known),
         ),
         totals: Arc::clone(&totals),
-        signals: &signals,
+        signals: &ready.signals,
         limit: options.streaming.wait_sink,
         shown: &sink.shown,
     })?;
     let engine = Engine {
-        guardian,
-        signals,
-        counters,
+        ready,
+        precopy: true,
         sink: Outlet::Stream(Box::new(emit)),
         settings: options.streaming.settings(&options.common, false),
         progress: Progress::new(quiet, options.common.progress),

@@ -137,6 +137,9 @@ impl Told for Done {
             .u64("read_bytes", self.figures.read_bytes)
             .u64("written_bytes", self.totals.written_bytes)
             .u64("frozen_ms", self.figures.frozen_ms)
+            .str("precopy", self.figures.precopy)
+            .u64("early_bytes", self.figures.rounds.early_bytes)
+            .u64("again_bytes", self.figures.rounds.again_bytes)
             .u64("total_ms", report::millis(self.total))
             .str("crc32", &format!("{:08x}", self.totals.crc32));
         match self.totals.sha256 {
@@ -175,7 +178,7 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
         check_stdout()?;
     }
     let system = System::look()?;
-    let mut prepared = source::prepare(&system, &options.source, wishes)?;
+    let prepared = source::prepare(&system, &options.source, wishes)?;
     if !quiet {
         prepared.notes.iter().for_each(report::line);
     }
@@ -197,25 +200,26 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
         .map_err(|errno| Error::fault("stdout", Fault::io("dup", errno)))?;
 
     // One thread until here: the guardian is forked now.
-    let mounted = std::mem::take(&mut prepared.mounted);
-    let targets = source::targets(&system, mounted, wishes)?;
-    let (signals, guardian) = capture::guard(targets, options.taking.limits, quiet)?;
-    let counters = Counters::leak(guardian.as_ref().map(crate::freeze::Guardian::progress));
+    let mut sources = vec![prepared];
+    let ready = capture::ready(&system, &mut sources, &options.taking, quiet)?;
+    let counters = ready.counters;
     let totals = TotalsCell::default();
-    let emit = emitter(options, sink, counters, &totals, &signals)?;
+    let emit = emitter(options, sink, counters, &totals, &ready.signals)?;
+    let Some(prepared) = sources.first() else {
+        return Err(Error::failed("floe: internal: no source"));
+    };
     let (name, shown) = (prepared.name.clone(), prepared.shown.clone());
     let (filesystem, consistent) = (prepared.filesystem, prepared.consistent());
     let size_bytes = prepared.size_bytes;
     let engine = Engine {
-        guardian,
-        signals,
-        counters,
+        ready,
+        precopy: true,
         sink: Outlet::Stream(emit),
         settings: options.streaming.settings(&options.common, options.raw),
         progress: Progress::new(quiet, options.common.progress),
         emptying,
     };
-    let mut capture = Capture::new(vec![prepared], engine, wishes)?;
+    let mut capture = Capture::new(sources, engine, wishes)?;
     if options.output.is_none() {
         capture.wait_sink(waiting.as_fd(), options.streaming.wait_sink)?;
     }

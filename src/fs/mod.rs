@@ -117,6 +117,9 @@ pub enum Still {
     Unmounted,
     /// The superblock of the mount is read-only, or we remounted it so.
     ReadOnly,
+    /// Mounted and moving, looked at for a hint: what a walk says is checked against a walk of what is frozen, and never believed
+    /// before. So journals and logs, which are never empty then, are no reason to doubt.
+    Glimpse,
     /// It may change at any moment: no map is believed.
     Moving,
 }

@@ -260,6 +260,7 @@ mod tests {
             jobs: 2,
             encoding: Encoding::Deflate(1),
             spool_bytes: 0,
+            precopy: None,
         };
         let pipeline = Pipeline::new(
             settings,

@@ -91,6 +91,8 @@ pub struct Plan {
     ends: Vec<usize>,
     /// Where the images are to differ from what is read.
     overlay: Overlay,
+    /// For each part the number of its first chunk, counted over all parts; and the number of all.
+    chunks: Vec<u64>,
 }
 
 impl Plan {
@@ -102,10 +104,45 @@ impl Plan {
             parts.extend(image);
             ends.push(parts.len());
         }
+        let mut chunks = vec![0];
+        let mut sum = 0u64;
+        for part in &parts {
+            sum = sum.saturating_add(part.length_bytes.div_ceil(CHUNK_BYTES));
+            chunks.push(sum);
+        }
         Self {
             parts,
             ends,
+            chunks,
             overlay: Overlay::default(),
+        }
+    }
+
+    /// How many chunks there are, used or not.
+    pub fn chunks(&self) -> u64 {
+        self.chunks.last().copied().unwrap_or(0)
+    }
+
+    /// The number, over all parts, of the chunk at `offset` of a part.
+    pub fn chunk_at(&self, part: usize, offset: u64) -> u64 {
+        let first = self.chunks.get(part).copied().unwrap_or(u64::MAX);
+        first.saturating_add(offset / CHUNK_BYTES)
+    }
+
+    /// Whether the same blocks of a chunk are used in this plan and in another one of the same parts.
+    pub fn uses_as(&self, other: &Self, part: usize, offset: u64) -> bool {
+        let (Some(one), Some(two)) = (self.parts.get(part), other.parts.get(part)) else {
+            return false;
+        };
+        let limit = offset.saturating_add(CHUNK_BYTES);
+        let mut from = offset;
+        loop {
+            let (a, b) = (one.next_used(from, limit), two.next_used(from, limit));
+            match (a, b) {
+                (None, None) => return true,
+                (Some(a), Some(b)) if a == b => from = a.end(),
+                _ => return false,
+            }
         }
     }
 

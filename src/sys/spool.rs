@@ -223,6 +223,108 @@ impl Cells {
     }
 }
 
+/// What a [`Shelf`] holds at a place.
+#[derive(Debug)]
+pub enum Kept {
+    /// Nothing.
+    Nothing,
+    /// Something is on its way there.
+    Coming,
+    /// A filled chain, and a checksum that goes with it.
+    Chain(Chain, u32),
+    /// What needs no chain: it was zeros, or lies where it belongs.
+    Mark,
+}
+
+const NOTHING: u32 = 0;
+const COMING: u32 = 1;
+const CHAIN: u32 = 2;
+const MARK: u32 = 3;
+
+/// Filled chains by number, in 16 bytes each, of which those never used cost no memory: it owns them as a [`Chain`] owns its cells.
+#[derive(Debug)]
+pub struct Shelf {
+    /// State, first cell, length and checksum.
+    places: Vec<[u32; 4]>,
+}
+
+impl Shelf {
+    /// For so many places.
+    pub fn new(places: usize) -> Self {
+        Self {
+            places: vec![[NOTHING; 4]; places],
+        }
+    }
+
+    fn replace(&mut self, place: usize, with: [u32; 4]) -> Kept {
+        let Some(entry) = self.places.get_mut(place) else {
+            return Kept::Nothing;
+        };
+        let [state, first, length, sum] = std::mem::replace(entry, with);
+        match state {
+            CHAIN => {
+                let length = usize::try_from(length).unwrap_or(usize::MAX);
+                let cells = cells_for(length);
+                let chain = Chain {
+                    first,
+                    cells,
+                    length,
+                };
+                Kept::Chain(chain, sum)
+            }
+            COMING => Kept::Coming,
+            MARK => Kept::Mark,
+            _ => Kept::Nothing,
+        }
+    }
+
+    /// Puts a filled chain there. Gives back what cannot be kept: a place that is not there, a chain with cells to spare.
+    pub fn put(&mut self, place: usize, chain: Chain, sum: u32) -> std::result::Result<(), Chain> {
+        let length = u32::try_from(chain.length);
+        let (Ok(length), true) = (length, chain.cells == cells_for(chain.length)) else {
+            return Err(chain);
+        };
+        if place >= self.places.len() || self.is_chain(place) {
+            return Err(chain);
+        }
+        self.replace(place, [CHAIN, chain.first, length, sum]);
+        Ok(())
+    }
+
+    /// Notes that something is on its way; what was there comes back.
+    pub fn expect(&mut self, place: usize) -> Kept {
+        self.replace(place, [COMING, 0, 0, 0])
+    }
+
+    /// Notes that nothing needs to be kept; what was there comes back.
+    pub fn mark(&mut self, place: usize) -> Kept {
+        self.replace(place, [MARK, 0, 0, 0])
+    }
+
+    /// Takes out what is there.
+    pub fn take(&mut self, place: usize) -> Kept {
+        self.replace(place, [NOTHING; 4])
+    }
+
+    /// Whether something is kept, or on its way.
+    pub fn has(&self, place: usize) -> bool {
+        self.state(place) != NOTHING
+    }
+
+    /// Whether it is on its way.
+    pub fn is_coming(&self, place: usize) -> bool {
+        self.state(place) == COMING
+    }
+
+    fn is_chain(&self, place: usize) -> bool {
+        self.state(place) == CHAIN
+    }
+
+    fn state(&self, place: usize) -> u32 {
+        self.places.get(place).map_or(NOTHING, |entry| entry[0])
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -251,6 +353,37 @@ mod tests {
         assert!(c.is_empty());
         assert_eq!(cells.free(), 39);
         assert!(cells.fill(&mut c, &[0; CELL_BYTES + 1]).is_none());
+    }
+
+    #[test]
+    fn a_shelf_gives_back_each_chain_once_and_as_it_was() {
+        let cells = Cells::new(16).unwrap();
+        let mut shelf = Shelf::new(3);
+        let mut chain = cells.reserve(4).unwrap();
+        cells.fill(&mut chain, &[7; 5000]).unwrap();
+        shelf.expect(1);
+        assert!(shelf.is_coming(1) && shelf.has(1) && !shelf.has(0));
+        shelf.put(1, chain, 99).unwrap();
+        let Kept::Chain(chain, 99) = shelf.take(1) else {
+            panic!("the chain");
+        };
+        assert_eq!(content(&cells, &chain), vec![7; 5000]);
+        assert!(matches!(shelf.take(1), Kept::Nothing));
+        // Not where there is no place, not with cells to spare, not over another one.
+        let chain = shelf.put(3, chain, 0).unwrap_err();
+        let spare = shelf.put(0, cells.reserve(2).unwrap(), 0).unwrap_err();
+        shelf.put(2, chain, 1).unwrap();
+        let mut second = cells.reserve(1).unwrap();
+        cells.fill(&mut second, &[1]).unwrap();
+        let second = shelf.put(2, second, 2).unwrap_err();
+        for chain in [spare, second] {
+            cells.release(chain);
+        }
+        if let Kept::Chain(chain, 1) = shelf.mark(2) {
+            cells.release(chain);
+        }
+        assert!(matches!(shelf.take(2), Kept::Mark));
+        assert_eq!(cells.free(), 16);
     }
 
     #[test]

@@ -13,21 +13,28 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::error::{Error, Exit, Fault, NOTHING_WRITTEN, Result};
-use crate::freeze::{Frozen, Guardian, Limits, Method, Progress as Beat, Target};
+use crate::freeze::{Frozen, Guardian, Leftover, Limits, Method, Progress as Beat, Target};
 use crate::fs::files::Emptying;
 use crate::fs::{Coverage, UsedMap};
+use crate::mounts::System;
 use crate::overlay::{Overlay, PIECE_BYTES};
 use crate::report::{self, Bytes, Progress};
 use crate::signals::Signals;
-use crate::stream::pipeline::{Meter, Outlet, Pipeline, Place, Problem, Settings};
+use crate::stream::pipeline::{Meter, Outlet, Pipeline, Place, Problem, Rounds, Settings};
 use crate::stream::plan::{Content, Part, Plan};
 use crate::take::emptied::Emptied;
-use crate::take::source::{Prepared, Reading, Wishes};
-use crate::take::survey::{Errand, Step, Surveyor, Trouble};
+use crate::take::options::Taking;
+use crate::take::precopy::Watch;
+use crate::take::source::{self, Prepared, Reading, Wishes};
+use crate::take::survey::{Errand, Looks, Plans, Step, Surveyor, Trouble};
 use crate::units::{BlockSize, to_u64, to_usize};
 
 /// How long the supervisor sleeps at most: progress and the guardian's heartbeat want a look now and then.
 const LOOK: Duration = Duration::from_millis(200);
+
+/// How long the trace may take to show everything, before the freeze and under it.
+const EARLY_DRAIN: Duration = Duration::from_secs(5);
+const FROZEN_DRAIN: Duration = Duration::from_millis(300);
 
 /// The counters of a run; forwarded to the guardian when there is one.
 pub struct Counters {
@@ -80,11 +87,46 @@ impl Meter for Counters {
     }
 }
 
+/// Sources that are about to be held still: signals are blocked, and the guardian waits.
+pub struct Ready {
+    /// The signals, blocked.
+    pub signals: Signals,
+    /// The counters that the emitter uses, too.
+    pub counters: &'static Counters,
+    guardian: Option<Guardian>,
+    watch: Option<Watch>,
+}
+
+/// Starts what holds `sources` still: their filesystems in the order in which they freeze, the trace of their devices, the guardian.
+/// Call it while the process has one thread.
+pub fn ready(
+    system: &System,
+    sources: &mut [Prepared],
+    taking: &Taking,
+    quiet: bool,
+) -> Result<Ready> {
+    let mounted = sources
+        .iter_mut()
+        .flat_map(|prepared| std::mem::take(&mut prepared.mounted))
+        .collect();
+    let targets = source::targets(system, mounted, taking.wishes)?;
+    let mut watch = Watch::start(system, sources, &targets, taking.precopy);
+    let leftovers = watch.as_mut().map_or_else(Vec::new, Watch::leftovers);
+    let (signals, guardian) = guard(targets, taking.limits, leftovers, quiet)?;
+    Ok(Ready {
+        signals,
+        counters: Counters::leak(guardian.as_ref().map(Guardian::progress)),
+        guardian,
+        watch,
+    })
+}
+
 /// Says what is to be said beforehand, blocks the signals, and starts a guardian for `targets`, where there is anything to
 /// freeze. Call it while the process has one thread.
-pub fn guard(
+fn guard(
     targets: Vec<Target>,
     limits: Limits,
+    leftovers: Vec<Leftover>,
     quiet: bool,
 ) -> Result<(Signals, Option<Guardian>)> {
     if !quiet && !targets.is_empty() {
@@ -106,7 +148,7 @@ pub fn guard(
     let signals = Signals::block()?;
     let guardian = match targets.is_empty() {
         true => None,
-        false => Some(Guardian::start(targets, limits)?),
+        false => Some(Guardian::start_with(targets, limits, leftovers)?),
     };
     if !quiet
         && guardian
@@ -138,10 +180,14 @@ pub struct Figures {
     pub outcomes: Vec<Outcome>,
     /// Bytes read.
     pub read_bytes: u64,
-    /// Length of the frozen window; 0 where nothing was frozen.
+    /// How long filesystems were frozen, the instant of a trial before included; 0 where nothing was.
     pub frozen_ms: u64,
     /// Files that came out empty.
     pub emptied: Emptied,
+    /// `traced`, `compared` or `off`.
+    pub precopy: &'static str,
+    /// What pre-copy read before the freeze and under it.
+    pub rounds: Rounds,
 }
 
 /// Everything ready to freeze: threads exist and wait, memory is allocated.
@@ -154,6 +200,11 @@ pub struct Capture {
     surveyor: &'static Surveyor,
     counters: &'static Counters,
     guardian: Option<Guardian>,
+    watch: Option<Watch>,
+    /// The report's word for what pre-copy was.
+    precopy: &'static str,
+    /// How long a trial froze.
+    trial_ms: u64,
     signals: Signals,
     progress: Progress,
     /// The targets of a copy, whose state its verb tells.
@@ -164,12 +215,8 @@ pub struct Capture {
 
 /// What [`Capture::new`] puts together, besides the images.
 pub struct Engine {
-    /// The guardian, where something is to be frozen.
-    pub guardian: Option<Guardian>,
-    /// The signals, blocked.
-    pub signals: Signals,
-    /// The counters that the emitter uses too.
-    pub counters: &'static Counters,
+    /// What holds the sources still.
+    pub ready: Ready,
     /// Takes what is read.
     pub sink: Outlet,
     /// Sizes of the pipeline.
@@ -178,12 +225,16 @@ pub struct Engine {
     pub progress: Progress,
     /// Files that are to come out empty.
     pub emptying: Emptying,
+    /// Whether what is read before the freeze can be taken back where it goes.
+    pub precopy: bool,
 }
 
 /// The images' parts and what is to be walked, before the pipeline takes the devices.
 #[derive(Default)]
 struct Draft {
     images: Vec<Vec<Part>>,
+    /// The same once more, for a look before the freeze.
+    early: Vec<Vec<Part>>,
     ranges: Vec<std::ops::Range<usize>>,
     errands: Vec<Errand>,
     devices: Vec<crate::device::Device>,
@@ -192,17 +243,19 @@ struct Draft {
 }
 
 impl Draft {
-    fn add(&mut self, prepared: Prepared, wishes: Wishes) -> Result<()> {
+    fn add(&mut self, prepared: Prepared, wishes: Wishes, early: bool) -> Result<()> {
         let first_device = self.devices.len();
         let first_part = self.parts;
         let image = self.images.len();
-        let mut parts = Vec::new();
+        let (mut parts, mut early_parts) = (Vec::new(), Vec::new());
         for piece in prepared.pieces {
-            let map = match &piece.reading {
+            let new_map = || match &piece.reading {
                 Reading::Map(identity) => BlockSize::from_bytes(u64::from(identity.block_bytes))
                     .and_then(|block| UsedMap::new(piece.length_bytes, block)),
                 Reading::Whole(_) | Reading::Gap => None,
             };
+            let map = new_map();
+            let early_map = if early { new_map() } else { None };
             let is_gap = matches!(piece.reading, Reading::Gap);
             if wishes.require_map && map.is_none() && !is_gap {
                 return Err(Error::refused(format_args!(
@@ -214,15 +267,18 @@ impl Draft {
                 let errand = Errand::new(self.parts, image, *identity, piece.still, piece.swap);
                 self.errands.push(errand);
             }
-            parts.push(Part {
+            let part = |map: Option<UsedMap>| Part {
                 device: first_device + piece.device,
                 device_offset: piece.offset,
                 length_bytes: piece.length_bytes,
                 content: map.map_or(Content::Whole, Content::Used),
-            });
+            };
+            parts.push(part(map));
+            early_parts.push(part(early_map));
             self.parts += 1;
         }
         self.images.push(parts);
+        self.early.push(early_parts);
         self.ranges.push(first_part..self.parts);
         for opened in prepared.devices {
             self.devices.push(opened.device);
@@ -249,9 +305,20 @@ fn pieces(images: &[Vec<Part>]) -> usize {
 impl Capture {
     /// Allocates everything and starts the threads. One image for each of `sources`, in order.
     pub fn new(sources: Vec<Prepared>, engine: Engine, wishes: Wishes) -> Result<Self> {
+        let Ready {
+            signals,
+            counters,
+            guardian,
+            watch,
+        } = engine.ready;
+        let mut settings = engine.settings;
+        // Something must be able to hold what is read early: the targets of a copy, or a spool.
+        let holds = settings.spool_bytes > 0 || matches!(engine.sink, Outlet::Places(_));
+        let watch = watch.filter(|_| holds && engine.precopy);
+        settings.precopy = watch.as_ref().map(Watch::precopy);
         let mut draft = Draft::default();
         for prepared in sources {
-            draft.add(prepared, wishes)?;
+            draft.add(prepared, wishes, watch.is_some())?;
         }
         let overlay = match engine.emptying.is_empty() {
             true => Overlay::default(),
@@ -261,25 +328,34 @@ impl Capture {
             Outlet::Stream(_) => None,
             Outlet::Places(places) => Some(*places),
         };
-        let pipeline = Pipeline::new(engine.settings, draft.devices, engine.sink, engine.counters)
+        let pipeline = Pipeline::new(settings, draft.devices, engine.sink, counters)
             .map_err(|fault| Error::fault("floe", fault))?;
         let pipeline: &'static Pipeline = Box::leak(Box::new(pipeline));
         let surveyor = Surveyor::start(
-            Plan::new(draft.images).with_overlay(overlay),
+            Plans {
+                last: Some(Plan::new(draft.images).with_overlay(overlay)),
+                early: watch.is_some().then(|| Plan::new(draft.early)),
+            },
             draft.errands,
             engine.emptying,
             pipeline,
-            engine.counters,
-            wishes.require_map,
+            Looks {
+                counters,
+                require_map: wishes.require_map,
+                marks: watch.as_ref().and_then(Watch::marks),
+            },
         )?;
         Ok(Self {
             shown: draft.shown,
             images: draft.ranges,
             pipeline,
             surveyor,
-            counters: engine.counters,
-            guardian: engine.guardian,
-            signals: engine.signals,
+            counters,
+            guardian,
+            precopy: "off",
+            watch,
+            trial_ms: 0,
+            signals,
             progress: engine.progress,
             places,
             used_bytes: 0,
@@ -329,6 +405,7 @@ impl Capture {
 
     /// The same; `thawed` gets the figures after the thaw and before the end of the stream, which may carry them.
     pub fn run_telling(mut self, mut thawed: impl FnMut(Figures)) -> Result<Figures> {
+        self.take_early()?;
         let mut frozen = match self.guardian.take() {
             None => None,
             Some(guardian) => Some(guardian.freeze(&self.signals)?),
@@ -340,6 +417,59 @@ impl Capture {
         result
     }
 
+    /// The rounds before the freeze.
+    fn take_early(&mut self) -> Result<()> {
+        let Some(watch) = &mut self.watch else {
+            return Ok(());
+        };
+        if watch.tries()
+            && let Some(guardian) = self.guardian.take()
+        {
+            // It proves that everything can be frozen before anything is read or written, and leaves metadata on the disk that
+            // was only in memory: so the early look sees what the freeze will find.
+            let frozen = guardian.freeze(&self.signals)?;
+            let (window, guardian) = frozen.release()?;
+            self.trial_ms = window.frozen_ms;
+            self.guardian = Some(guardian);
+        }
+        watch.follow();
+        self.surveyor.order(Step::Glimpse);
+        let (mut round, mut took) = (0u32, 0);
+        loop {
+            self.await_round()?;
+            round += 1;
+            let all = self.pipeline.rounds().early_bytes;
+            let Some(watch) = &self.watch else {
+                return Ok(());
+            };
+            if !watch.is_complete(EARLY_DRAIN)
+                || !watch.is_worth_it(round, all - took, self.pipeline.stale_bytes())
+            {
+                return Ok(());
+            }
+            took = all;
+            self.pipeline.again();
+        }
+    }
+
+    /// Until a round is over; signals and problems end the wait.
+    fn await_round(&mut self) -> Result<()> {
+        loop {
+            if let Some(number) = self.signals.take() {
+                return Err(Error::signal(number));
+            }
+            let state = self.pipeline.state();
+            if let Some(problem) = state.problem {
+                return Err(self.problem(problem));
+            }
+            if state.round_over {
+                return Ok(());
+            }
+            self.show(false);
+            self.rest(None);
+        }
+    }
+
     fn supervise(
         &mut self,
         frozen: &mut Option<Frozen>,
@@ -347,7 +477,11 @@ impl Capture {
     ) -> Result<Figures> {
         let mut frozen_ms = 0;
         let (mut checking, mut permitted) = (false, false);
-        self.surveyor.order(Step::Survey);
+        let traced = self.is_traced();
+        if self.watch.is_some() {
+            self.precopy = if traced { "traced" } else { "compared" };
+        }
+        self.surveyor.order(Step::Survey { traced });
         loop {
             if let Some(number) = self.signals.take() {
                 return Err(Error::signal(number));
@@ -367,11 +501,16 @@ impl Capture {
             }
             if state.all_read && !checking {
                 checking = true;
-                self.surveyor.order(Step::Check);
+                let traced = traced && self.is_traced();
+                self.surveyor.order(Step::Check { traced });
             }
             if step == Step::Checked && !permitted {
                 if let Some(frozen) = frozen.take() {
-                    frozen_ms = frozen.thaw()?.frozen_ms;
+                    let (window, guardian) = frozen.release()?;
+                    frozen_ms = window.frozen_ms;
+                    // The trace goes while there still is a guardian that would take it away.
+                    self.watch = None;
+                    drop(guardian);
                 }
                 permitted = true;
                 thawed(self.figures(frozen_ms));
@@ -383,6 +522,12 @@ impl Capture {
             self.show(frozen.is_some());
             self.rest(frozen.as_ref());
         }
+    }
+
+    /// Whether every write up to now is marked. Within the time that the guardian gives between two signs of life.
+    fn is_traced(&self) -> bool {
+        let watch = self.watch.as_ref();
+        watch.is_some_and(|watch| watch.is_complete(FROZEN_DRAIN))
     }
 
     fn rest(&self, frozen: Option<&Frozen>) {
@@ -489,7 +634,9 @@ impl Capture {
         Figures {
             outcomes: self.images.iter().enumerate().map(outcome).collect(),
             read_bytes: self.counters.read_bytes(),
-            frozen_ms,
+            frozen_ms: frozen_ms.saturating_add(self.trial_ms),
+            precopy: self.precopy,
+            rounds: self.pipeline.rounds(),
             emptied: self.surveyor.emptied(),
         }
     }

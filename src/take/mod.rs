@@ -6,5 +6,6 @@ pub mod emptied;
 pub mod identity;
 pub mod memory;
 pub mod options;
+pub mod precopy;
 pub mod source;
 pub mod survey;

@@ -15,6 +15,7 @@ use crate::report::{self, Span};
 use crate::stream::pipeline::{Encoding, Problem, Settings};
 use crate::take::emptied::Wanted;
 use crate::take::memory::{Spool, jobs};
+use crate::take::precopy;
 use crate::take::source::{self, Prepared, Wishes};
 
 /// How sources are read and held still.
@@ -26,6 +27,8 @@ pub struct Taking {
     pub limits: Limits,
     /// `--empty` and `--golden`.
     pub wanted: Wanted,
+    /// `--precopy`.
+    pub precopy: precopy::Wanted,
 }
 
 impl Taking {
@@ -35,6 +38,7 @@ impl Taking {
             "--whole" => self.wishes.whole = true,
             "--require-map" => self.wishes.require_map = true,
             "--live" => self.wishes.live = true,
+            "--precopy" => self.precopy = args.parsed(precopy::Wanted::parse, "auto or off")?,
             "--stall" => self.limits.stall = args.time()?,
             "--max-freeze" => self.limits.max_freeze = args.time()?,
             _ => return self.wanted.option(args, name),
@@ -100,6 +104,7 @@ impl Streaming {
                 false => Encoding::Deflate(self.level),
             },
             spool_bytes: self.spool.bytes(),
+            precopy: None,
         }
     }
 }
@@ -176,7 +181,7 @@ pub fn weakest(sources: &[Prepared]) -> &'static str {
         Still::Unmounted => 0,
         Still::Frozen => 1,
         Still::ReadOnly => 2,
-        Still::Moving => 3,
+        Still::Moving | Still::Glimpse => 3,
     };
     let stills = sources.iter().map(|prepared| prepared.still);
     source::consistent(

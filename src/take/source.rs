@@ -125,7 +125,7 @@ pub fn consistent(still: Still) -> &'static str {
         Still::Frozen => "frozen",
         Still::ReadOnly => "readonly",
         Still::Unmounted => "unmounted",
-        Still::Moving => "live",
+        Still::Moving | Still::Glimpse => "live",
     }
 }
 

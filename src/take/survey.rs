@@ -6,7 +6,7 @@
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use rustix::event::{EventfdFlags, eventfd};
 
@@ -16,11 +16,12 @@ use crate::fs::files::{self, Emptying};
 use crate::fs::{self, Coverage, Identity, SCRATCH_BYTES, Still, UsedMap, Verdict, Walk, Witness};
 use crate::overlay::Layer;
 use crate::stream::pipeline::{Pipeline, Started};
-use crate::stream::plan::{Content, Part, Plan};
+use crate::stream::plan::{CHUNK_BYTES, Content, Part, Plan};
 use crate::sys::ioctl::blkflsbuf;
 use crate::take::capture::Counters;
 use crate::take::emptied::Emptied;
 use crate::take::source::{Slice, SwapContent};
+use crate::trace::Marks;
 use crate::units::{Extent, to_u64};
 
 /// Stack of the thread in bytes; touched as needed.
@@ -69,12 +70,22 @@ impl Errand {
 pub enum Step {
     /// Nothing.
     Wait,
+    /// Walk what moves, for a hint, and begin pre-copy.
+    Glimpse,
+    /// It has begun.
+    Glimpsed,
     /// Walk, then start the pipeline.
-    Survey,
+    Survey {
+        /// Whether every write since the glimpse is marked.
+        traced: bool,
+    },
     /// Walked.
     Surveyed,
     /// Look again at what a write would have changed.
-    Check,
+    Check {
+        /// Whether every write is marked.
+        traced: bool,
+    },
     /// Nothing has changed.
     Checked,
 }
@@ -83,8 +94,9 @@ impl Step {
     /// What an order becomes when it has been carried out.
     const fn done(self) -> Self {
         match self {
-            Self::Survey => Self::Surveyed,
-            Self::Check => Self::Checked,
+            Self::Glimpse => Self::Glimpsed,
+            Self::Survey { .. } => Self::Surveyed,
+            Self::Check { .. } => Self::Checked,
             other => other,
         }
     }
@@ -99,9 +111,27 @@ pub struct Trouble {
     pub fault: Fault,
 }
 
+/// The plans, before their maps are filled.
+pub struct Plans {
+    /// The one that counts.
+    pub last: Option<Plan>,
+    /// The hint of a glimpse; without it there is no pre-copy.
+    pub early: Option<Plan>,
+}
+
+/// How a surveyor looks.
+pub struct Looks {
+    /// Signs of life.
+    pub counters: &'static Counters,
+    /// `--require-map`.
+    pub require_map: bool,
+    /// Where writes are noted.
+    pub marks: Option<Arc<Marks>>,
+}
+
 struct Desk {
     step: Step,
-    plan: Option<Plan>,
+    plans: Plans,
     errands: Vec<Errand>,
     emptying: Emptying,
     trouble: Option<Trouble>,
@@ -112,8 +142,7 @@ pub struct Surveyor {
     desk: Mutex<Desk>,
     go: Condvar,
     event: OwnedFd,
-    require_map: bool,
-    counters: &'static Counters,
+    looks: Looks,
     started: Started,
 }
 
@@ -124,27 +153,25 @@ impl Surveyor {
 
     /// Allocates everything and starts the thread, which waits for [`Self::order`].
     pub fn start(
-        plan: Plan,
+        plans: Plans,
         errands: Vec<Errand>,
         emptying: Emptying,
         pipeline: &'static Pipeline,
-        counters: &'static Counters,
-        require_map: bool,
+        looks: Looks,
     ) -> Result<&'static Self> {
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|errno| Error::fault("floe", Fault::io("eventfd", errno)))?;
         let surveyor: &'static Self = Box::leak(Box::new(Self {
             desk: Mutex::new(Desk {
                 step: Step::Wait,
-                plan: Some(plan),
+                plans,
                 errands,
                 emptying,
                 trouble: None,
             }),
             go: Condvar::new(),
             event,
-            require_map,
-            counters,
+            looks,
             started: Started::default(),
         }));
         let mut scratch = vec![0u8; SCRATCH_BYTES];
@@ -199,39 +226,89 @@ impl Surveyor {
         self.go.notify_all();
     }
 
+    /// Whether the trace saw a write to what was read of something frozen. Swap files are written all the time: what has one is left
+    /// to the second look alone.
+    fn was_written(&self, pipeline: &Pipeline, errands: &[Errand]) -> bool {
+        let (Some(plan), Some(marks)) = (pipeline.plan(), &self.looks.marks) else {
+            return false;
+        };
+        let frozen = errands
+            .iter()
+            .filter(|errand| errand.still == Still::Frozen && errand.swap.extents.is_empty());
+        for errand in frozen {
+            let Some(part) = plan.parts().get(errand.part) else {
+                continue;
+            };
+            let mut from = 0;
+            while let Some(chunk) = marks.next_set(errand.part, from) {
+                let offset = chunk.saturating_mul(CHUNK_BYTES);
+                let end = offset.saturating_add(CHUNK_BYTES);
+                if part.next_used(offset, end).is_some() {
+                    return true;
+                }
+                from = chunk + 1;
+            }
+        }
+        false
+    }
+
     fn run(&self, pipeline: &Pipeline, swaps: &mut Swaps, scratch: &mut [u8]) {
         loop {
             let mut desk = self.lock();
-            while !matches!(desk.step, Step::Survey | Step::Check) {
+            while !matches!(
+                desk.step,
+                Step::Glimpse | Step::Survey { .. } | Step::Check { .. }
+            ) {
                 desk = self.go.wait(desk).unwrap_or_else(PoisonError::into_inner);
             }
             let step = desk.step;
             let mut errands = std::mem::take(&mut desk.errands);
             let mut emptying = std::mem::take(&mut desk.emptying);
-            let mut plan = desk.plan.take();
+            let (plan, has_early) = match step {
+                Step::Glimpse => (desk.plans.early.take(), true),
+                _ => (desk.plans.last.take(), pipeline.has_early()),
+            };
             drop(desk);
             let metered = Metered {
                 devices: pipeline.devices(),
-                counters: self.counters,
+                counters: self.looks.counters,
             };
-            let trouble = match (&mut plan, step) {
-                (Some(plan), Step::Survey) => {
+            let trouble = match (plan, step) {
+                (Some(mut plan), Step::Glimpse) => {
                     swaps.read();
-                    survey(
-                        plan,
+                    glimpse(&mut plan, &mut errands, &metered, swaps, scratch);
+                    pipeline.begin_early(plan);
+                    None
+                }
+                (Some(mut plan), Step::Survey { traced }) => {
+                    swaps.read();
+                    let require_map = self.looks.require_map;
+                    let trouble = survey(
+                        &mut plan,
                         &mut errands,
                         &mut emptying,
                         &metered,
                         swaps,
                         scratch,
-                        self.require_map,
-                    )
+                        require_map,
+                    );
+                    match (trouble, has_early) {
+                        (None, true) => pipeline.start_last(plan, traced),
+                        (None, false) => pipeline.start(plan),
+                        (Some(_), _) => {}
+                    }
+                    trouble
+                }
+                (_, Step::Check { traced: true }) if self.was_written(pipeline, &errands) => {
+                    Some(Trouble {
+                        device: 0,
+                        fault: Fault::short(
+                            "was written to while it was frozen: somebody thawed it or wrote to its device",
+                        ),
+                    })
                 }
                 _ => check(pipeline.plan(), &errands, &metered, scratch),
             };
-            if let (Some(plan), None) = (plan, trouble) {
-                pipeline.start(plan);
-            }
             let mut desk = self.lock();
             desk.errands = errands;
             desk.emptying = emptying;
@@ -348,6 +425,35 @@ fn flush_caches(devices: &[Device]) -> Option<Trouble> {
         }
     }
     None
+}
+
+/// Fills the maps of the early plan with what a walk of something that moves says. Whatever goes wrong means used: it is a hint.
+fn glimpse(
+    plan: &mut Plan,
+    errands: &mut [Errand],
+    devices: &Metered,
+    swaps: &Swaps,
+    scratch: &mut [u8],
+) {
+    for errand in errands {
+        let Some(part) = plan.parts_mut().get_mut(errand.part) else {
+            continue;
+        };
+        let Some(view) = devices.view(part) else {
+            continue;
+        };
+        let Content::Used(map) = &mut part.content else {
+            continue;
+        };
+        let (still, verdict) = (errand.still, errand.verdict);
+        if still != Still::Unmounted {
+            errand.still = Still::Glimpse;
+        }
+        if fill_map(errand, map, &view, swaps, scratch).is_err() {
+            map.set_all_used();
+        }
+        (errand.still, errand.verdict) = (still, verdict);
+    }
 }
 
 /// Walks every errand's filesystem and fills its map. In the frozen window: no heap.
@@ -558,6 +664,7 @@ mod tests {
             jobs: 1,
             encoding: Encoding::Raw,
             spool_bytes: 0,
+            precopy: None,
         };
         let counters = Counters::leak(None);
         let pipeline = Pipeline::new(
@@ -567,22 +674,29 @@ mod tests {
             counters,
         )
         .unwrap();
-        let plan = Plan::new(vec![Vec::new()]);
+        let plans = Plans {
+            last: Some(Plan::new(vec![Vec::new()])),
+            early: None,
+        };
+        let looks = Looks {
+            counters,
+            require_map: false,
+            marks: None,
+        };
         let pipeline = Box::leak(Box::new(pipeline));
-        let emptying = Emptying::default();
-        Surveyor::start(plan, Vec::new(), emptying, pipeline, counters, false).unwrap()
+        Surveyor::start(plans, Vec::new(), Emptying::default(), pipeline, looks).unwrap()
     }
 
     #[test]
     fn a_check_ordered_before_the_survey_has_answered_is_not_lost() {
         for _ in 0..20 {
             let surveyor = surveyor();
-            surveyor.order(Step::Survey);
+            surveyor.order(Step::Survey { traced: false });
             // As early as the supervisor could: the plan has been taken, the answer may not have been given yet.
-            while surveyor.lock().plan.is_some() {
+            while surveyor.lock().plans.last.is_some() {
                 std::thread::yield_now();
             }
-            surveyor.order(Step::Check);
+            surveyor.order(Step::Check { traced: false });
             let began = std::time::Instant::now();
             while surveyor.state().0 != Step::Checked {
                 assert!(began.elapsed().as_secs() < 20, "{:?}", surveyor.state());

@@ -128,7 +128,7 @@ pub struct Tracer {
 
 #[derive(Debug)]
 struct Shared {
-    marks: Marks,
+    marks: Arc<Marks>,
     state: Mutex<State>,
     ended: AtomicBool,
 }
@@ -185,7 +185,7 @@ impl Tracer {
         };
         Ok(Self {
             shared: Arc::new(Shared {
-                marks,
+                marks: Arc::new(marks),
                 state: Mutex::new(state),
                 ended: AtomicBool::new(false),
             }),
@@ -216,6 +216,11 @@ impl Tracer {
     /// The marks; range `n` is the `n`th of what is watched.
     pub fn marks(&self) -> &Marks {
         &self.shared.marks
+    }
+
+    /// The same, for who outlives the trace.
+    pub fn shared_marks(&self) -> Arc<Marks> {
+        Arc::clone(&self.shared.marks)
     }
 
     /// Returns when everything that was written before the call is in the marks, and nothing was lost since the start. A write

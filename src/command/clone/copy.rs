@@ -182,6 +182,17 @@ impl Copy {
         all.any(|onto| onto.phase.get() != Phase::UNTOUCHED)
     }
 
+    /// Whether a chunk may be placed more than once, the last time counting: then it is copied before the freeze, too. What
+    /// `--skip-free` leaves alone must not have been written before; and sums that several chunks share cannot be taken back.
+    pub fn takes_back(&self) -> bool {
+        let skips = |onto: &Onto| {
+            let left = onto.left.lock();
+            left.unwrap_or_else(PoisonError::into_inner).is_some()
+        };
+        let shared = self.sums.as_ref().is_some_and(|sums| sums.shift > 0);
+        !shared && !self.onto.iter().any(skips)
+    }
+
     /// Lets go of every target: what follows opens them anew.
     pub fn release(&self) -> Result<()> {
         for onto in &self.onto {
@@ -340,7 +351,12 @@ impl Sums {
             let place = u32::try_from(number & 0x7fff_ffff).unwrap_or(0);
             let factor = place.wrapping_mul(2).wrapping_add(1);
             if let Some(sum) = self.sums.get(to_usize(number >> self.shift)) {
-                sum.fetch_add(crc::crc32(0, chunk).wrapping_mul(factor), Ordering::Relaxed);
+                let value = crc::crc32(0, chunk).wrapping_mul(factor);
+                match self.shift {
+                    // A chunk that is placed again counts as it was the last time.
+                    0 => sum.store(value, Ordering::Relaxed),
+                    _ => drop(sum.fetch_add(value, Ordering::Relaxed)),
+                }
             }
         }
     }

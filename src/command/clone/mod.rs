@@ -40,10 +40,10 @@ use crate::put::uuid;
 use crate::report::{self, Bytes, JsonObject, Progress, Span};
 use crate::report::{Told, millis};
 use crate::stream::pipeline::{Encoding, Outlet, Settings};
-use crate::take::capture::{self, Capture, Counters, Engine, Figures};
+use crate::take::capture::{self, Capture, Engine, Figures};
 use crate::take::memory::Spool;
 use crate::take::options::{Taking, held_words, prepare_all, weakest};
-use crate::take::source::{self, Prepared};
+use crate::take::source::Prepared;
 use crate::units::Extent;
 
 /// Writes in flight where `--jobs` does not say: they wait for the medium, not for a CPU.
@@ -479,24 +479,18 @@ fn write(
     copy: &'static Copy,
 ) -> Result<(Figures, Finished)> {
     // One thread until here: the guardian is forked now.
-    let mounted = sources
-        .iter_mut()
-        .flat_map(|prepared| std::mem::take(&mut prepared.mounted))
-        .collect();
     let wishes = options.taking.wishes;
-    let guarded = source::targets(system, mounted, wishes)?;
     let quiet = options.common.quiet;
-    let (signals, guardian) = capture::guard(guarded, options.taking.limits, quiet)?;
-    let counters = Counters::leak(guardian.as_ref().map(crate::freeze::Guardian::progress));
+    let ready = capture::ready(system, &mut sources, &options.taking, quiet)?;
     let engine = Engine {
-        guardian,
-        signals,
-        counters,
+        ready,
+        precopy: copy.takes_back(),
         sink: Outlet::Places(copy),
         settings: Settings {
             jobs: options.common.jobs.unwrap_or(WRITES),
             encoding: Encoding::Raw,
             spool_bytes: options.spool.bytes(),
+            precopy: None,
         },
         progress: Progress::new(quiet, options.common.progress),
         emptying,

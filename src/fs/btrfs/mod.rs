@@ -89,7 +89,9 @@ pub fn walk(
 ) -> Result<Verdict, Fault> {
     let outcome = match still {
         Still::Moving => Err(Fault::unsupported("the source is not held still")),
-        Still::Frozen | Still::Unmounted | Still::ReadOnly => mark(identity, walk, map),
+        Still::Frozen | Still::Glimpse | Still::Unmounted | Still::ReadOnly => {
+            mark(identity, walk, map)
+        }
     };
     match outcome {
         Ok(verdict) => Ok(verdict),

@@ -430,7 +430,7 @@ fn doubt(checkpoint: &Checkpoint, still: Still) -> Result<Option<Fault>, Fault> 
     if flags & CP_RESIZING != 0 {
         return Ok(Some(Fault::unsupported("a resize was interrupted")));
     }
-    if still != Still::Frozen && flags & CP_UNMOUNT == 0 {
+    if !matches!(still, Still::Frozen | Still::Glimpse) && flags & CP_UNMOUNT == 0 {
         return Ok(Some(Fault::corrupt(
             "not cleanly unmounted: mount the filesystem once to recover it",
         )));

@@ -95,7 +95,7 @@ fn walk(
     if size > device.size_bytes() || size > map.size_bytes() {
         return Ok(Verdict::whole(Fault::corrupt("filesystem size")));
     }
-    if still != Still::Frozen
+    if !matches!(still, Still::Frozen | Still::Glimpse)
         && let Err(fault) = Log::new(device, &geometry).prove_clean(walk.scratch)
     {
         return whole_or_fail(fault);

@@ -2,7 +2,7 @@
 
 use std::sync::PoisonError;
 
-use super::{Encoding, Job, Problem, Record, Shared};
+use super::{Encoding, Goes, Job, Problem, Record, Shared};
 use crate::crc;
 use crate::error::Fault;
 use crate::stream::deflate::Deflater;
@@ -19,12 +19,27 @@ impl Shared {
                 core = self.wait(&self.can_work, core);
                 continue;
             };
+            core.workers_busy += 1;
             drop(core);
-            let slot = job.slot;
-            let number = job.number;
+            let Job {
+                slot, number, goes, ..
+            } = job;
+            let hash = match goes {
+                Goes::OnShelf { hashed: true } => Some(self.hash_of(&job)),
+                _ => None,
+            };
             let result = self.encode(worker, job);
             core = self.lock();
+            core.workers_busy -= 1;
             match result {
+                Ok(record) if goes != Goes::Out => {
+                    if let Err(problem) = self.keep(&mut core, number, record, hash) {
+                        core.problem.get_or_insert(problem);
+                    }
+                    if core.round_is_over() {
+                        self.announce();
+                    }
+                }
                 Ok(record) => {
                     if let Some(place) = core.slot_of(number) {
                         *place = record;
@@ -40,11 +55,20 @@ impl Shared {
                     core.slots_free.push(slot);
                 }
             }
-            if core.head == number || core.problem.is_some() {
+            if core.head == number || goes != Goes::Out || core.problem.is_some() {
                 self.can_emit.notify_all();
             }
             self.can_read.notify_all();
         }
+    }
+
+    fn hash_of(&self, job: &Job) -> u64 {
+        let slot = self.slots.get(job.slot).map(|slot| slot.read());
+        let slot = slot.map(|slot| slot.unwrap_or_else(PoisonError::into_inner));
+        let chunk = slot
+            .as_ref()
+            .and_then(|slot| slot.get(job.start..job.start + job.length));
+        self.hash(chunk.unwrap_or_default())
     }
 
     /// Encodes one chunk into its chain; an all-zero chunk becomes a zero record and gives its cells back.

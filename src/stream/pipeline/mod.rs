@@ -27,6 +27,7 @@
 
 mod emit;
 mod encode;
+mod hold;
 mod place;
 mod read;
 
@@ -40,6 +41,8 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use self::encode::Worker;
 pub use self::encode::is_zero;
+use self::hold::{Early, Pass};
+pub use self::hold::{Precopy, Round, Rounds};
 pub use self::place::Place;
 use self::read::Taken;
 use super::deflate;
@@ -140,12 +143,14 @@ pub enum Problem {
 }
 
 /// Sizes of a run, chosen before anything freezes.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Settings {
     /// Worker threads; in a copy, writes in flight.
     pub jobs: usize,
     /// What the workers do; nothing in a copy.
     pub encoding: Encoding,
+    /// Whether chunks are taken before the freeze, too, and what watches their devices meanwhile.
+    pub precopy: Option<Precopy>,
     /// Memory beyond the fixed minimum, for encoded bytes that wait for the sink and for raw ones that wait for a worker.
     pub spool_bytes: u64,
 }
@@ -164,14 +169,28 @@ enum Record {
 }
 
 struct Job {
+    /// Of its record; on the shelf, of its chunk.
     number: u64,
+    goes: Goes,
     slot: usize,
     start: usize,
     length: usize,
     chain: Chain,
 }
 
+/// Where an encoded chunk goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Goes {
+    /// Into the ring of records, to be emitted.
+    Out,
+    /// Onto the shelf; with a hash of its content, where that may have to be compared later.
+    OnShelf { hashed: bool },
+}
+
 struct Core {
+    pass: Pass,
+    early: Early,
+    workers_busy: usize,
     cursor: Cursor,
     held: Option<Span>,
     plan_done: bool,
@@ -197,6 +216,10 @@ struct Shared {
     settings: Settings,
     devices: Vec<Device>,
     plan: OnceLock<Plan>,
+    /// What a look before the freeze took for the plan.
+    early_plan: OnceLock<Plan>,
+    /// Cells that the stream needs to go on, and that nothing held may take.
+    minimum_cells: u32,
     /// Parts of one mapping, however many: the kernel counts mappings (vm.max_map_count), and a process that has thousands is
     /// slow to start and to end.
     slots: Vec<RwLock<&'static mut [u8]>>,
@@ -208,6 +231,8 @@ struct Shared {
     event: OwnedFd,
     meter: &'static dyn Meter,
     started: Started,
+    /// Of the hashes.
+    key: std::hash::RandomState,
     /// The sink of a copy.
     places: Option<&'static dyn Place>,
 }
@@ -217,6 +242,8 @@ struct Shared {
 pub struct State {
     /// The last source block is in memory.
     pub all_read: bool,
+    /// A round before the freeze is over: what it took is encoded, or lies where it belongs.
+    pub round_over: bool,
     /// Everything but the end of the stream has been taken by the sink.
     pub drained: bool,
     /// The stream is ended and flushed.
@@ -287,10 +314,16 @@ impl Pipeline {
             .checked_mul(slot_bytes)
             .ok_or_else(|| Fault::io("allocate", rustix::io::Errno::NOMEM))
             .and_then(|length| Pages::new(length).map_err(memory))?;
+        let (jobs, encoding) = (settings.jobs, settings.encoding);
         let shared: &'static Shared = Box::leak(Box::new(Shared {
-            settings,
+            settings: settings.clone(),
             devices,
             plan: OnceLock::new(),
+            early_plan: OnceLock::new(),
+            minimum_cells: match places {
+                None => u32::try_from(minimum_cells(&settings)).unwrap_or(u32::MAX),
+                Some(_) => 0,
+            },
             slots: mapping
                 .leak()
                 .chunks_exact_mut(slot_bytes)
@@ -298,6 +331,9 @@ impl Pipeline {
                 .collect(),
             cells: Cells::new(cells).map_err(memory)?,
             core: Mutex::new(Core {
+                pass: Pass::Wait,
+                early: Early::new(settings.precopy.as_ref()),
+                workers_busy: 0,
                 cursor: Cursor::default(),
                 held: None,
                 plan_done: false,
@@ -323,6 +359,7 @@ impl Pipeline {
                 .map_err(|errno| Fault::io("eventfd", errno))?,
             meter,
             started: Started::default(),
+            key: std::hash::RandomState::new(),
             places,
         }));
         let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
@@ -340,9 +377,9 @@ impl Pipeline {
                 }),
             )?;
         }
-        for _ in 0..settings.jobs {
+        for _ in 0..jobs {
             let mut worker = match places {
-                None => Some(Worker::new(settings.encoding)),
+                None => Some(Worker::new(encoding)),
                 Some(_) => None,
             };
             spawn(
@@ -371,7 +408,7 @@ impl Pipeline {
                 }
             }),
         )?;
-        shared.started.wait_for(READERS + settings.jobs + 1);
+        shared.started.wait_for(READERS + jobs + 1);
         Ok(Self { shared })
     }
 
@@ -383,6 +420,7 @@ impl Pipeline {
     /// Hands over the plan; reading begins at once. Allocates nothing.
     pub fn start(&self, plan: Plan) {
         let _ = self.shared.plan.set(plan);
+        self.shared.lock().pass = Pass::Stream;
         // Taken so that no thread can miss the wake-up between its look at the plan and its wait.
         drop(self.shared.lock());
         self.shared.wake_all();
@@ -403,7 +441,8 @@ impl Pipeline {
         let _ = rustix::io::read(&self.shared.event, &mut [0; 8]);
         let core = self.shared.lock();
         State {
-            all_read: core.all_read(),
+            all_read: core.needs_no_source(),
+            round_over: core.round_is_over(),
             drained: core.drained,
             finished: core.finished,
             problem: core.problem,

@@ -6,7 +6,7 @@
 use std::sync::PoisonError;
 
 use super::read::Taken;
-use super::{Core, Problem, Shared};
+use super::{CHUNK_LENGTH, Core, Pass, Problem, Shared};
 use crate::error::Fault;
 use crate::units::to_u64;
 
@@ -29,7 +29,7 @@ impl Core {
 
     /// On one medium reading goes first, because the freeze lasts as long: writes wait until all is read or the slots run out.
     fn is_crowded(&self, jobs: usize) -> bool {
-        self.all_read() || self.slots_free.len() <= jobs
+        self.all_read() || self.round_is_handed_out() || self.slots_free.len() <= jobs
     }
 }
 
@@ -52,13 +52,21 @@ impl Shared {
             core.placers_busy += 1;
             drop(core);
             let result = self.place_span(places, &taken);
+            let hashes = match taken.held {
+                Some(held) if held.is_early() => Some((held, self.hashes_of(&taken))),
+                _ => None,
+            };
             core = self.lock();
             core.placers_busy -= 1;
+            if let Some((held, hashes)) = hashes {
+                let chunks = taken.length.div_ceil(CHUNK_LENGTH);
+                self.note(&mut core, held, hashes.get(..chunks).unwrap_or_default());
+            }
             core.slots_free.push(taken.slot);
             if let Err(problem) = result {
                 core.problem.get_or_insert(problem);
             }
-            if core.problem.is_some() || core.all_placed() {
+            if core.problem.is_some() || core.all_placed() || core.round_is_over() {
                 self.wake_all();
             }
             self.can_read.notify_one();
@@ -84,7 +92,7 @@ impl Shared {
     /// The thread that is the emitter of a stream: here it begins the copy, and says when all is placed.
     pub(super) fn conduct(&self, places: &dyn Place) {
         let mut core = self.lock();
-        while self.plan.get().is_none() {
+        while matches!(core.pass, Pass::Wait) {
             if core.problem.is_some() {
                 return;
             }

@@ -4,7 +4,8 @@
 
 use std::sync::PoisonError;
 
-use super::{CHUNK_LENGTH, CHUNKS_PER_SLOT, Core, Job, Problem, Record, Shared};
+use super::hold::{ForShelf, FromShelf, Turn};
+use super::{CHUNK_LENGTH, CHUNKS_PER_SLOT, Core, Goes, Job, Pass, Problem, Record, Shared};
 use crate::error::Fault;
 use crate::stream::plan::{Part, Span};
 use crate::sys::spool::{Chain, cells_for};
@@ -16,17 +17,29 @@ pub(super) struct Taken {
     pub(super) part: usize,
     pub(super) offset: u64,
     pub(super) length: usize,
-    first: u64,
-    chains: [Option<Chain>; CHUNKS_PER_SLOT],
+    pub(super) first: u64,
+    pub(super) chains: [Option<Chain>; CHUNKS_PER_SLOT],
+    /// Of a round of pre-copy.
+    pub(super) held: Option<ForShelf>,
 }
 
 impl Shared {
     pub(super) fn reader(&self) {
         while let Some(taken) = self.take_span() {
             let result = self.read_span(&taken);
+            let compared = taken.held.filter(ForShelf::is_compared);
+            let hashes = match (&result, compared) {
+                (Ok(()), Some(_)) => self.hashes_of(&taken),
+                _ => [0; CHUNKS_PER_SLOT],
+            };
             let mut core = self.lock();
             core.readers_busy -= 1;
             match result {
+                Ok(()) if compared.is_some() => {
+                    if let Some(held) = compared {
+                        self.settle(&mut core, taken, held, hashes);
+                    }
+                }
                 Ok(()) if self.places.is_some() => core.spans.push_back(taken),
                 Ok(()) => queue_jobs(&mut core, taken),
                 Err(problem) => {
@@ -45,7 +58,15 @@ impl Shared {
             if core.problem.is_some() || core.plan_done {
                 return None;
             }
-            let Some(plan) = self.plan.get() else {
+            if let Pass::Hold(_) = core.pass {
+                match self.take_round(&mut core) {
+                    Turn::Take(taken) => return Some(taken),
+                    Turn::Again => {}
+                    Turn::Wait => core = self.wait(&self.can_read, core),
+                }
+                continue;
+            }
+            let (Pass::Stream, Some(plan)) = (&core.pass, self.plan.get()) else {
                 core = self.wait(&self.can_read, core);
                 continue;
             };
@@ -66,10 +87,33 @@ impl Shared {
                     part,
                     offset,
                     length_bytes,
-                } => match self.reserve(&mut core, part, offset, to_usize(length_bytes)) {
-                    Some(taken) => return Some(taken),
-                    None => false,
-                },
+                } => {
+                    let rest = |done: u64| {
+                        (done < length_bytes).then(|| Span::Data {
+                            part,
+                            offset: offset + done,
+                            length_bytes: length_bytes - done,
+                        })
+                    };
+                    match self.look_on_shelf(&mut core, plan, (part, offset), length_bytes) {
+                        None => false,
+                        Some(FromShelf::Served(done)) => {
+                            core.held = rest(done);
+                            self.can_emit.notify_all();
+                            continue;
+                        }
+                        Some(FromShelf::Read(length)) => {
+                            match self.reserve(&mut core, part, offset, to_usize(length)) {
+                                Some(taken) => {
+                                    core.held = rest(length);
+                                    self.no_longer_missing(&mut core, taken.length);
+                                    return Some(taken);
+                                }
+                                None => false,
+                            }
+                        }
+                    }
+                }
             };
             if served {
                 self.can_emit.notify_all();
@@ -113,13 +157,18 @@ impl Shared {
             length,
             first,
             chains,
+            held: None,
         })
     }
 
     /// Reads the used extents of a span into its slot and zeroes what lies between them.
     fn read_span(&self, taken: &Taken) -> Result<(), Problem> {
         let internal = Problem::Internal(Fault::refused("span outside its plan"));
-        let plan = self.plan.get().ok_or(internal)?;
+        let plan = match taken.held {
+            Some(held) if held.is_early() => &self.early_plan,
+            _ => &self.plan,
+        };
+        let plan = plan.get().ok_or(internal)?;
         let part = plan.parts().get(taken.part).ok_or(internal)?;
         let device = self.devices.get(part.device).ok_or(internal)?;
         let mut slot = self
@@ -151,8 +200,16 @@ fn queue_jobs(core: &mut Core, taken: Taken) {
     }
     for (index, chain) in taken.chains.into_iter().flatten().enumerate() {
         let start = index * CHUNK_LENGTH;
+        let (first, goes) = match taken.held {
+            None => (taken.first, Goes::Out),
+            Some(held) => {
+                let hashed = held.is_early();
+                (held.first, Goes::OnShelf { hashed })
+            }
+        };
         core.jobs.push_back(Job {
-            number: taken.first + to_u64(index),
+            number: first + to_u64(index),
+            goes,
             slot: taken.slot,
             start,
             length: (taken.length - start).min(CHUNK_LENGTH),

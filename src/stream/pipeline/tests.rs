@@ -126,6 +126,7 @@ fn settings(jobs: usize, encoding: Encoding, spool_bytes: u64) -> Settings {
         jobs,
         encoding,
         spool_bytes,
+        precopy: None,
     }
 }
 

@@ -1,0 +1,185 @@
+//! Pre-copy, as a run sees it: whether there is any, what watches the devices meanwhile, and how far it is believed.
+//!
+//! The rounds themselves are `stream/pipeline/hold.rs`. Here: which ranges are traced, and that a trace which lost anything is not
+//! believed from then on. Where writes cannot be traced, contents are compared under the freeze.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::device::DeviceKind;
+use crate::freeze::{Leftover, Method, Target};
+use crate::mounts::{DevId, System};
+use crate::stream::pipeline;
+use crate::stream::plan::CHUNK_BYTES;
+use crate::take::source::Prepared;
+use crate::trace::{Marks, Tracer, Untraced, Watched};
+use crate::units::BlockSize;
+
+/// `--precopy`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Wanted {
+    /// Wherever something can hold what is read early.
+    #[default]
+    Auto,
+    /// Without a trace; not for people: tests force what kernels without tracefs do.
+    Compared,
+    /// Everything is read in the frozen window.
+    Off,
+}
+
+impl Wanted {
+    /// Parses `auto` or `off`.
+    pub fn parse(text: &str) -> Option<Self> {
+        match text {
+            "auto" => Some(Self::Auto),
+            "compare" => Some(Self::Compared),
+            "off" => Some(Self::Off),
+            _ => None,
+        }
+    }
+}
+
+/// Before the freeze a round more is worth it while it leaves less than this part of what it took.
+const WORTH: u64 = 2;
+/// What is read under the freeze without another round before: half a second of a slow card.
+const LITTLE_BYTES: u64 = 8 << 20;
+/// Rounds before the freeze at most, the first one included.
+const ROUNDS: u32 = 6;
+
+/// What watches the devices of a run.
+pub struct Watch {
+    tracer: Option<Tracer>,
+    /// Everything frozen can be thawed and frozen again without more harm than a short wait: no read-only remount is among it.
+    tries: bool,
+    chunks: u64,
+}
+
+impl Watch {
+    /// `None` where pre-copy is not wanted, or nothing would be frozen. Before the guardian starts.
+    pub fn start(
+        system: &System,
+        sources: &[Prepared],
+        targets: &[Target],
+        wanted: Wanted,
+    ) -> Option<Self> {
+        if wanted == Wanted::Off || targets.is_empty() {
+            return None;
+        }
+        let pieces = || sources.iter().flat_map(|source| &source.pieces);
+        let chunks = pieces().fold(0u64, |sum, piece| {
+            sum.saturating_add(piece.length_bytes.div_ceil(CHUNK_BYTES))
+        });
+        let tracer = match wanted {
+            Wanted::Auto => trace(system, sources).ok(),
+            Wanted::Compared | Wanted::Off => None,
+        };
+        Some(Self {
+            tracer,
+            tries: targets
+                .iter()
+                .all(|target| matches!(target.method, Method::Freeze)),
+            chunks,
+        })
+    }
+
+    /// What the guardian takes away should floe die. Without that no trace is made.
+    pub fn leftovers(&mut self) -> Vec<Leftover> {
+        let Some(tracer) = &self.tracer else {
+            return Vec::new();
+        };
+        match tracer.leftover() {
+            Ok(left) => vec![Leftover {
+                directory: left.directory,
+                name: left.name,
+            }],
+            Err(_) => {
+                self.tracer = None;
+                Vec::new()
+            }
+        }
+    }
+
+    /// For the pipeline.
+    pub fn precopy(&self) -> pipeline::Precopy {
+        pipeline::Precopy {
+            chunks: self.chunks,
+            marks: self.marks(),
+        }
+    }
+
+    /// Where writes are noted.
+    pub fn marks(&self) -> Option<Arc<Marks>> {
+        self.tracer.as_ref().map(Tracer::shared_marks)
+    }
+
+    /// Whether a freeze and thaw of an instant comes first.
+    pub fn tries(&self) -> bool {
+        self.tries
+    }
+
+    /// Starts to read along. After the guardian has started.
+    pub fn follow(&mut self) {
+        if let Some(tracer) = &mut self.tracer
+            && tracer.follow().is_err()
+        {
+            self.tracer = None;
+        }
+    }
+
+    /// Whether every write up to now is marked. Once it says no it always does. No heap.
+    pub fn is_complete(&self, limit: Duration) -> bool {
+        let tracer = self.tracer.as_ref();
+        tracer.is_some_and(|tracer| tracer.drain(limit).is_ok())
+    }
+
+    /// Whether another round before the freeze is worth it, when `stale` bytes are out of date after a round that took `took`.
+    pub fn is_worth_it(&self, round: u32, took: u64, stale: u64) -> bool {
+        round < ROUNDS && stale > LITTLE_BYTES && stale < took / WORTH
+    }
+}
+
+fn trace(system: &System, sources: &[Prepared]) -> Result<Tracer, Untraced> {
+    let mut watched = Vec::new();
+    for source in sources {
+        for piece in &source.pieces {
+            let device = source
+                .devices
+                .get(piece.device)
+                .map(|opened| &opened.device);
+            let device = device.filter(|device| {
+                // Through the page cache old bytes may come back although nothing was written since.
+                device.kind() == DeviceKind::Block && device.is_direct()
+            });
+            let Some(device) = device else {
+                return Err(Untraced("not a device that is read directly".to_owned()));
+            };
+            watched.push(Watched {
+                dev: DevId::from_raw(device.rdev()),
+                offset_bytes: piece.offset,
+                length_bytes: piece.length_bytes,
+            });
+        }
+    }
+    let chunk = u32::try_from(CHUNK_BYTES).map_err(|_| Untraced("chunk".to_owned()))?;
+    let chunk = BlockSize::from_bytes(u64::from(chunk));
+    let chunk = chunk.ok_or_else(|| Untraced("chunk".to_owned()))?;
+    Tracer::start(system.roots(), &watched, chunk)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounds_go_on_while_each_leaves_clearly_less_and_more_than_little() {
+        let watch = Watch {
+            tracer: None,
+            tries: true,
+            chunks: 0,
+        };
+        assert!(watch.is_worth_it(1, 1 << 30, 100 << 20));
+        assert!(!watch.is_worth_it(1, 1 << 30, LITTLE_BYTES));
+        assert!(!watch.is_worth_it(1, 100 << 20, 60 << 20));
+        assert!(!watch.is_worth_it(ROUNDS, 1 << 30, 100 << 20));
+    }
+}
