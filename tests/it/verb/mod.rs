@@ -3,6 +3,7 @@
 mod artifact;
 mod basics;
 mod clone;
+mod contract;
 mod create;
 pub mod disk;
 mod dump;
