@@ -1,5 +1,4 @@
 # The machine works: kernel, our executable, disks, filesystems.
-#: select armv7 aarch64 x86_64
 #: modules ext4
 #: optional xfs btrfs f2fs jfs reiserfs vfat nls_ascii nls_cp437 nls_iso8859_1 exfat squashfs erofs overlay nilfs2 dm_mod raid1 loop
 #: disk data 64M mkfs.ext4 -q -F

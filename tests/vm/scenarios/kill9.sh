@@ -1,6 +1,6 @@
 # kill -9 of a running `floe dump` at random moments never leaves ext4 frozen: a write ends within a second.
 # Arguments: number of kills at random moments (default 12).
-#: select armv7 aarch64
+#: select aarch64
 #: modules ext4
 #: disk data 96M mkfs.ext4 -q -F
 #: memory 256

@@ -1,6 +1,6 @@
 # The README's recovery recipe, as written, by process 1 of a busybox initramfs: a board's root partition is restored from
 # a gzip image on a second medium, mounted, and booted with switch_root. A damaged image first: nothing is booted from it.
-#: select armv7 aarch64
+#: select armv7
 #: modules ext4
 #: pid1
 #: file README.md

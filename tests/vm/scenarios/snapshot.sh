@@ -1,7 +1,7 @@
 # A running system with its root on ext4, a separate config filesystem and a FAT boot partition, all being written to, puts
 # itself into a snapshot on another medium, and the snapshot onto a blank disk. The machine is switched off and starts again
 # with that disk alone: the copy boots, its files are those of the original, and its filesystems agree about what came first.
-#: select armv7 aarch64
+#: select aarch64
 #: modules ext4 vfat nls_ascii nls_cp437 nls_iso8859_1
 #: tools
 #: disk original 192M
