@@ -1,4 +1,4 @@
-# kill -9 of a running `floe dump` at random moments never leaves ext4 frozen: a write ends within a second.
+# kill -9 of a running `floe dump`, by name and at random moments, never leaves ext4 frozen: a write ends within a second.
 # Arguments: number of kills at random moments (default 12).
 #: select aarch64
 #: modules ext4
@@ -24,7 +24,7 @@ frozen_dump() {
     rm -f /tmp/stalled; mkfifo /tmp/stalled; ( dd bs=64 count=1 of=/dev/null 2>/dev/null; exec sleep 1000 ) < /tmp/stalled & reader=$!
     floe dump --quiet --spool off --stall 60 --max-freeze 60 /mnt > /tmp/stalled 2>/tmp/err & pid=$!
     while [ $n -lt 20 ] && kill -0 $pid 2>/dev/null; do
-        write_ends_within /mnt 500 || { guardian=$(grep -lx floe-guard /proc/[0-9]*/comm | cut -d/ -f3 | head -n 1); return 0; }
+        write_ends_within /mnt 500 || { guardian=$(grep -lx thaw-guard /proc/[0-9]*/comm | cut -d/ -f3 | head -n 1); return 0; }
         n=$((n + 1)); done
     not_ok "a stalled reader without a spool keeps it frozen" "never saw it frozen: $(tail -n 2 /tmp/err | tr '\n' ' ')"
     kill -9 $pid $reader 2>/dev/null; return 1
@@ -41,10 +41,38 @@ if frozen_dump; then
     wait_end $pid 2000; wait $pid; code=$?; kill $reader
     if [ $code = 1 ] && grep -q guardian /tmp/err; then ok "that dump fails: $(tail -n 1 /tmp/err)"; else not_ok "that dump fails" "exit $code: $(tail -n 1 /tmp/err)"; fi
 fi
-if frozen_dump; then # no beat for a second, SIGCONT, a second later SIGKILL: a stopped guardian goes on, one that hangs is replaced
-    kill -STOP "$guardian"; usleep 200000; kill -9 $pid; kill -CONT "$guardian"
-    thawed "floe killed while its guardian was stopped: thawed within a second of its going on" 1000; kill $reader
+if frozen_dump; then # the parent-death signal is SIGCONT
+    kill -STOP "$guardian"; usleep 200000; kill -9 $pid
+    thawed "floe killed while its guardian is stopped: thawed within a second" 1000; kill $reader
 fi
+if frozen_dump; then
+    exe=$(readlink "/proc/$guardian/exe"); line=$(tr '\0' ' ' < "/proc/$guardian/cmdline")
+    case $exe$line in *floe*) not_ok "nothing that names the guardian names floe" "$exe $line";; */memfd:thaw-guard*) ok "nothing that names the guardian names floe: $exe $line";;
+    *) not_ok "the guardian runs from memory" "$exe $line";; esac
+    kill -9 $pid; kill $reader
+fi
+
+# What people end a program with: floe dies by it, and what was frozen is not.
+# by_name APPLET COMMAND…
+by_name() {
+    local applet=$1; shift
+    busybox --list | grep -qx "$applet" || { note "this busybox has no $applet"; return; }
+    frozen_dump || return
+    "$@" >/dev/null 2>&1
+    if wait_end $pid 2000; then thawed "$* on a frozen dump: thawed within a second" 1000
+    else not_ok "$* ends floe" "it is still there"; kill -9 $pid; fi
+    kill $reader 2>/dev/null; wait $pid $reader 2>/dev/null
+}
+floe_path=$(command -v floe)
+by_name killall killall -9 floe
+by_name pidof sh -c 'kill -9 $(pidof floe)'
+by_name pgrep sh -c 'kill -9 $(pgrep -f "[f]loe dump")'
+by_name pkill pkill -9 -f floe
+by_name pkill pkill -9 -f /mnt
+by_name start-stop-daemon start-stop-daemon -K -q -s KILL -x "$floe_path"
+by_name start-stop-daemon start-stop-daemon -K -q -s KILL -n floe
+by_name fuser fuser -k -m /mnt
+kill -0 $writer 2>/dev/null || writer /mnt # it had files open there, too
 wait $reader 2>/dev/null; rm -f /tmp/stalled
 
 n=0; late=0; running=0
