@@ -9,11 +9,11 @@ const HEADER_64: &str = "\tfield: u64 timestamp;\toffset:0;\tsize:8;\tsigned:0;
 \tfield: char data;\toffset:16;\tsize:4080;\tsigned:0;
 ";
 
-/// A word of four bytes moves everything (armv7).
+/// armv7, 6.1: a word of four bytes moves everything.
 const HEADER_32: &str = "\tfield: u64 timestamp;\toffset:0;\tsize:8;\tsigned:0;
 \tfield: local_t commit;\toffset:8;\tsize:4;\tsigned:1;
 \tfield: int overwrite;\toffset:8;\tsize:1;\tsigned:1;
-\tfield: char data;\toffset:12;\tsize:4084;\tsigned:1;
+\tfield: char data;\toffset:12;\tsize:4084;\tsigned:0;
 ";
 
 const COMMON: &str = "format:
@@ -147,6 +147,42 @@ fn fields_lie_where_the_kernel_says() {
     assert_eq!(
         Header::parse("\tfield: char data;\toffset:16;\tsize:4080;"),
         None
+    );
+}
+
+#[test]
+fn a_page_of_a_kernel_of_four_byte_words_is_understood() {
+    let queued = "\tfield:unsigned int nr_sector;\toffset:24;\tsize:4;\tsigned:0;
+\tfield:char rwbs[8];\toffset:28;\tsize:8;\tsigned:0;
+";
+    let completed = "\tfield:unsigned int nr_sector;\toffset:24;\tsize:4;\tsigned:0;
+\tfield:int error;\toffset:28;\tsize:4;\tsigned:1;
+\tfield:char rwbs[8];\toffset:32;\tsize:8;\tsigned:0;
+";
+    let formats = [format(1009, queued), format(1018, completed)];
+    let formats = formats.map(|text| Format::parse(&text).unwrap());
+    // The first queueing and the completion of 20 writes that were merged, as armv7's 6.1 recorded them.
+    let records = "\
+        0e000000f10300006c0000000000e00f00000000000000000000000008000000575300000000000064640000000000000000000000000000\
+        000000000d384415fa0310006c0000000000e00f000000000000000000000000a00000000000000057530000000000002c00010000000000\
+        00000000\
+        ";
+    let records = bytes(records);
+    let mut page = vec![0; 8];
+    page.extend(u32::try_from(records.len()).unwrap().to_le_bytes());
+    page.extend(&records);
+    page.resize(4096, 0xee); // what follows is not looked at
+    let mut found = Vec::new();
+    let count = Header::parse(HEADER_32).unwrap().records(&page, |record| {
+        let mine = formats.iter().find(|format| format.is_of(record)).unwrap();
+        let event = mine.event(record).unwrap();
+        found.push((event.dev, event.sector, event.sectors, event.action));
+    });
+    assert_eq!(count, Ok(2));
+    let disk = 254 << 20;
+    assert_eq!(
+        found,
+        [(disk, 0, 8, Action::Write), (disk, 0, 160, Action::Write)]
     );
 }
 
