@@ -192,6 +192,9 @@ impl Told for Done {
             .u64("read_bytes", self.figures.read_bytes)
             .u64("written_bytes", self.written_bytes)
             .u64("frozen_ms", self.figures.frozen_ms)
+            .str("precopy", self.figures.precopy)
+            .u64("early_bytes", self.figures.rounds.early_bytes)
+            .u64("again_bytes", self.figures.rounds.again_bytes)
             .u64("total_ms", report::millis(self.total))
             .str("consistent", &self.checksums.consistent);
         self.figures.emptied.json(&mut object);
@@ -345,6 +348,11 @@ fn create(options: &Options, start: Instant) -> Result<Done> {
     let ready = capture::ready(&system, &mut sources, &options.taking, quiet)?;
     let counters = ready.counters;
     let totals = TotalsCell::default();
+    let onto_itself = ready.freezes(&sink.fd);
+    let path = part.as_ref().map(|_| std::path::Path::new(&sink.shown));
+    let settings = options
+        .streaming
+        .settings(&options.common, false, &ready, &sources, path)?;
     let told: Arc<Mutex<Option<Figures>>> = Arc::default();
     let known: Arc<Mutex<Checksums>> = Arc::default();
     let emit = begin(Begin {
@@ -366,7 +374,8 @@ fn create(options: &Options, start: Instant) -> Result<Done> {
         ready,
         precopy: true,
         sink: Outlet::Stream(Box::new(emit)),
-        settings: options.streaming.settings(&options.common, false),
+        settings,
+        onto_itself,
         progress: Progress::new(quiet, options.common.progress),
         emptying,
     };

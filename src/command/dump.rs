@@ -203,6 +203,12 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
     let mut sources = vec![prepared];
     let ready = capture::ready(&system, &mut sources, &options.taking, quiet)?;
     let counters = ready.counters;
+    let onto_itself = ready.freezes(&sink);
+    let part_path = options.output.as_deref();
+    let settings =
+        options
+            .streaming
+            .settings(&options.common, options.raw, &ready, &sources, part_path)?;
     let totals = TotalsCell::default();
     let emit = emitter(options, sink, counters, &totals, &ready.signals)?;
     let Some(prepared) = sources.first() else {
@@ -215,7 +221,8 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
         ready,
         precopy: true,
         sink: Outlet::Stream(emit),
-        settings: options.streaming.settings(&options.common, options.raw),
+        settings,
+        onto_itself,
         progress: Progress::new(quiet, options.common.progress),
         emptying,
     };

@@ -261,6 +261,7 @@ mod tests {
             encoding: Encoding::Deflate(1),
             spool_bytes: 0,
             precopy: None,
+            spool_file: None,
         };
         let pipeline = Pipeline::new(
             settings,

@@ -34,6 +34,28 @@ impl Pages {
         })
     }
 
+    /// Maps the first `length` bytes of a file, shared with it: the kernel keeps in memory what it has room for. All of them must
+    /// have been allocated on its disk; where the disk fails nevertheless, the process dies by SIGBUS.
+    pub fn of_file(file: impl std::os::fd::AsFd, length: usize) -> Result<Self> {
+        let length = length.max(1);
+        // SAFETY: a new mapping at an address the kernel chooses aliases nothing; that another process could write to the file
+        // is ruled out by who made it (it has no name).
+        let start = unsafe {
+            rustix::mm::mmap(
+                std::ptr::null_mut(),
+                length,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::SHARED,
+                file,
+                0,
+            )
+        }?;
+        Ok(Self {
+            start: start.cast(),
+            length,
+        })
+    }
+
     /// Length in bytes.
     pub fn len(&self) -> usize {
         self.length

@@ -67,13 +67,22 @@ pub const fn cells_for(length: usize) -> u32 {
 impl Cells {
     /// Reserves `count` cells; memory is touched when used.
     pub fn new(count: u32) -> Result<Self> {
+        Self::over(count, Pages::new)
+    }
+
+    /// The same in a file that has no name and has been allocated: see [`Pages::of_file`].
+    pub fn in_file(count: u32, file: impl std::os::fd::AsFd) -> Result<Self> {
+        Self::over(count, |length| Pages::of_file(file, length))
+    }
+
+    fn over(count: u32, map: impl FnOnce(usize) -> Result<Pages>) -> Result<Self> {
         let count = count.clamp(1, NONE - 1);
         let cells = usize::try_from(count).map_err(|_| rustix::io::Errno::NOMEM)?;
         let length = cells
             .checked_mul(CELL_BYTES)
             .ok_or(rustix::io::Errno::NOMEM)?;
         Ok(Self {
-            pages: Pages::new(length)?,
+            pages: map(length)?,
             links: Pages::new(cells * size_of::<AtomicU32>())?,
             cells,
             free: Mutex::new(Free {
@@ -292,7 +301,7 @@ impl Shelf {
     }
 
     /// Notes that something is on its way; what was there comes back.
-    pub fn expect(&mut self, place: usize) -> Kept {
+    pub fn announce(&mut self, place: usize) -> Kept {
         self.replace(place, [COMING, 0, 0, 0])
     }
 
@@ -361,7 +370,7 @@ mod tests {
         let mut shelf = Shelf::new(3);
         let mut chain = cells.reserve(4).unwrap();
         cells.fill(&mut chain, &[7; 5000]).unwrap();
-        shelf.expect(1);
+        shelf.announce(1);
         assert!(shelf.is_coming(1) && shelf.has(1) && !shelf.has(0));
         shelf.put(1, chain, 99).unwrap();
         let Kept::Chain(chain, 99) = shelf.take(1) else {

@@ -6,11 +6,12 @@
 //! signal is answered at once even while a large map is read; the *pipeline* reads, encodes and emits. Everything is
 //! allocated before the freeze. The stream gets its end only after a thaw that proves nobody else thawed in between.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::FileType;
 
 use crate::error::{Error, Exit, Fault, NOTHING_WRITTEN, Result};
 use crate::freeze::{Frozen, Guardian, Leftover, Limits, Method, Progress as Beat, Target};
@@ -95,6 +96,29 @@ pub struct Ready {
     pub counters: &'static Counters,
     guardian: Option<Guardian>,
     watch: Option<Watch>,
+    /// What is to be frozen, as a file on it shows it.
+    frozen: Vec<Ground>,
+}
+
+/// The device of a file, and the uuid of its filesystem where that is a btrfs: each of its subvolumes has a device of its own.
+type Ground = (u64, Option<[u8; 16]>);
+
+impl Ready {
+    /// Whether a regular file lies on a filesystem that is to be frozen.
+    pub fn freezes(&self, file: impl AsFd) -> bool {
+        let is_file = rustix::fs::fstat(&file)
+            .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile);
+        ground(file).filter(|_| is_file).is_some_and(|file| {
+            let same = |one: &Ground| one.0 == file.0 || one.1.is_some() && one.1 == file.1;
+            self.frozen.iter().any(same)
+        })
+    }
+}
+
+fn ground(file: impl AsFd) -> Option<Ground> {
+    let stat = rustix::fs::fstat(&file).ok()?;
+    let btrfs = crate::sys::identity::btrfs_info(file).ok();
+    Some((stat.st_dev, btrfs.map(|info| info.fsid)))
 }
 
 /// Starts what holds `sources` still: their filesystems in the order in which they freeze, the trace of their devices, the guardian.
@@ -110,6 +134,8 @@ pub fn ready(
         .flat_map(|prepared| std::mem::take(&mut prepared.mounted))
         .collect();
     let targets = source::targets(system, mounted, taking.wishes)?;
+    let frozen = targets.iter().filter_map(|target| ground(&target.fd));
+    let frozen = frozen.collect();
     let mut watch = Watch::start(system, sources, &targets, taking.precopy);
     let leftovers = watch.as_mut().map_or_else(Vec::new, Watch::leftovers);
     let (signals, guardian) = guard(targets, taking.limits, leftovers, quiet)?;
@@ -118,6 +144,7 @@ pub fn ready(
         counters: Counters::leak(guardian.as_ref().map(Guardian::progress)),
         guardian,
         watch,
+        frozen,
     })
 }
 
@@ -211,6 +238,7 @@ pub struct Capture {
     places: Option<&'static dyn Place>,
     /// Bytes to be read, once they are known.
     used_bytes: u64,
+    onto_itself: bool,
 }
 
 /// What [`Capture::new`] puts together, besides the images.
@@ -227,6 +255,8 @@ pub struct Engine {
     pub emptying: Emptying,
     /// Whether what is read before the freeze can be taken back where it goes.
     pub precopy: bool,
+    /// Whether what is written lies on a filesystem that is frozen meanwhile: then all of it has to be held.
+    pub onto_itself: bool,
 }
 
 /// The images' parts and what is to be walked, before the pipeline takes the devices.
@@ -310,6 +340,7 @@ impl Capture {
             counters,
             guardian,
             watch,
+            frozen: _,
         } = engine.ready;
         let mut settings = engine.settings;
         // Something must be able to hold what is read early: the targets of a copy, or a spool.
@@ -359,6 +390,7 @@ impl Capture {
             progress: engine.progress,
             places,
             used_bytes: 0,
+            onto_itself: engine.onto_itself,
         })
     }
 
@@ -463,7 +495,10 @@ impl Capture {
                 return Err(self.problem(problem));
             }
             if state.round_over {
-                return Ok(());
+                return match state.is_short && self.onto_itself {
+                    true => Err(no_room().leaving("nothing was frozen")),
+                    false => Ok(()),
+                };
             }
             self.show(false);
             self.rest(None);
@@ -498,6 +533,12 @@ impl Capture {
             if let Some(trouble) = trouble {
                 drop(frozen.take());
                 return Err(self.trouble(trouble, step));
+            }
+            if state.is_short && self.onto_itself {
+                drop(frozen.take());
+                return Err(no_room()
+                    .with_exit(Exit::Failed)
+                    .leaving("what was written is not complete"));
             }
             if state.all_read && !checking {
                 checking = true;
@@ -640,6 +681,12 @@ impl Capture {
             emptied: self.surveyor.emptied(),
         }
     }
+}
+
+fn no_room() -> Error {
+    Error::refused(
+        "output: lies on the filesystem that is frozen, where nothing can be written meanwhile, and is larger than the spool that would hold it; write it elsewhere, or give a larger --spool, or a --spool-file on another filesystem",
+    )
 }
 
 fn timespec(duration: Duration) -> Timespec {

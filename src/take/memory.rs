@@ -1,6 +1,16 @@
 //! How much memory and how many threads a run may take: decided once, before anything is frozen.
 
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustix::fs::{FallocateFlags, Mode, OFlags, fallocate, fstatvfs, open, unlink};
+use rustix::io::Errno;
+
 use crate::cli;
+use crate::error::{Error, Fault, Result};
+use crate::take::capture::Ready;
 
 /// `--spool`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,6 +106,75 @@ fn cgroup_left() -> Option<u64> {
         }
     }
     least
+}
+
+/// Room that is left on a filesystem for others, in bytes.
+const LEFT_FREE: u64 = 64 << 20;
+
+/// `--spool-file`: a file without a name in that file's folder, of as many bytes as are wanted or free there.
+pub fn spool_file(file: &Path, wanted_bytes: u64, ready: &Ready) -> Result<(Arc<File>, u64)> {
+    let folder = folder_of(file);
+    let fail = |what: &'static str, errno: Errno| {
+        Error::fault(folder.display(), Fault::io(what, errno)).leaving("nothing was frozen")
+    };
+    let unnamed = unnamed(folder).map_err(|errno| fail("make a spool file", errno))?;
+    if ready.freezes(&unnamed) {
+        return Err(Error::refused(format_args!(
+            "{}: --spool-file lies on a filesystem that is to be frozen; name a file on another one",
+            file.display()
+        ))
+        .leaving("nothing was frozen"));
+    }
+    let bytes = wanted_bytes.min(free_bytes(&unnamed).saturating_sub(LEFT_FREE));
+    let bytes = bytes.min(address_limit());
+    if bytes < 1 << 20 {
+        return Err(fail("make a spool file", Errno::NOSPC));
+    }
+    allocate(&unnamed, bytes).map_err(|errno| fail("allocate the spool file", errno))?;
+    Ok((Arc::new(unnamed), bytes))
+}
+
+/// The same beside the file that is written, where there is room for both; otherwise memory must do.
+pub fn spool_beside(file: &Path, wanted_bytes: u64, ready: &Ready) -> Option<(Arc<File>, u64)> {
+    let unnamed = unnamed(folder_of(file)).ok()?;
+    let free = free_bytes(&unnamed).saturating_sub(LEFT_FREE);
+    if ready.freezes(&unnamed) || free / 2 < wanted_bytes || wanted_bytes > address_limit() {
+        return None;
+    }
+    allocate(&unnamed, wanted_bytes).ok()?;
+    Some((Arc::new(unnamed), wanted_bytes))
+}
+
+fn folder_of(file: &Path) -> &Path {
+    match file.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
+
+/// A file that nobody else can open. Where the filesystem knows no O_TMPFILE (before 3.11, FAT, NFS) its name goes at once.
+fn unnamed(folder: &Path) -> rustix::io::Result<File> {
+    let flags = OFlags::RDWR | OFlags::CLOEXEC;
+    let mode = Mode::RUSR | Mode::WUSR;
+    match open(folder, flags | OFlags::TMPFILE, mode) {
+        Ok(file) => Ok(file.into()),
+        Err(_) => {
+            let name = folder.join(format!(".floe-spool.{}", std::process::id()));
+            let new = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
+            let file = open(&name, flags | new, mode)?;
+            unlink(&name)?;
+            Ok(file.into())
+        }
+    }
+}
+
+fn free_bytes(file: impl AsFd) -> u64 {
+    fstatvfs(file).map_or(0, |found| found.f_bavail.saturating_mul(found.f_frsize))
+}
+
+/// Every block, so that no store into the mapping can fail for want of room.
+fn allocate(file: impl AsFd, bytes: u64) -> rustix::io::Result<()> {
+    fallocate(file, FallocateFlags::empty(), 0, bytes)
 }
 
 /// `--jobs`, or the CPUs we may run on.

@@ -4,6 +4,7 @@
 //! Nothing here touches the system before the whole command line was understood.
 
 use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::cli::{Args, Common};
@@ -13,8 +14,9 @@ use crate::fs::Still;
 use crate::mounts::System;
 use crate::report::{self, Span};
 use crate::stream::pipeline::{Encoding, Problem, Settings};
+use crate::take::capture::Ready;
 use crate::take::emptied::Wanted;
-use crate::take::memory::{Spool, jobs};
+use crate::take::memory::{self, Spool, jobs};
 use crate::take::precopy;
 use crate::take::source::{self, Prepared, Wishes};
 
@@ -71,6 +73,8 @@ pub struct Streaming {
     pub wait_sink: Duration,
     /// `--spool`.
     pub spool: Spool,
+    /// `--spool-file`.
+    pub spool_file: Option<PathBuf>,
 }
 
 impl Default for Streaming {
@@ -79,6 +83,7 @@ impl Default for Streaming {
             level: 1,
             wait_sink: Duration::from_secs(60),
             spool: Spool::Auto,
+            spool_file: None,
         }
     }
 }
@@ -89,23 +94,46 @@ impl Streaming {
         match name {
             "--level" => self.level = args.parsed(level, "a level from 1 to 9")?,
             "--wait-sink" => self.wait_sink = args.time()?,
+            "--spool-file" => self.spool_file = Some(args.path()?),
             "--spool" => self.spool = args.parsed(Spool::parse, "a size, auto or off")?,
             _ => return Ok(false),
         }
         Ok(true)
     }
 
-    /// What the pipeline is made of; `raw`: without deflate.
-    pub fn settings(&self, common: &Common, raw: bool) -> Settings {
-        Settings {
+    /// What the pipeline is made of; `raw`: without deflate. `part`: the file that is written, beside which there may be room.
+    pub fn settings(
+        &self,
+        common: &Common,
+        raw: bool,
+        ready: &Ready,
+        sources: &[Prepared],
+        part: Option<&Path>,
+    ) -> Result<Settings> {
+        let spool_bytes = self.spool.bytes();
+        // A bit more than what is used: files grow, and what cannot be packed gets a little longer.
+        let used = sources.iter().fold(0u64, |sum, source| {
+            let used = source.identity.as_ref().and_then(|one| one.used_bytes);
+            sum.saturating_add(used.unwrap_or(source.size_bytes))
+        });
+        let wanted_bytes = used.saturating_add(used / 32).saturating_add(64 << 20);
+        let spool_file = match (&self.spool_file, part) {
+            (Some(file), _) => Some(memory::spool_file(file, wanted_bytes, ready)?),
+            (None, Some(part)) if spool_bytes < wanted_bytes && self.spool != Spool::Off => {
+                memory::spool_beside(part, wanted_bytes, ready)
+            }
+            _ => None,
+        };
+        Ok(Settings {
             jobs: jobs(common.jobs),
             encoding: match raw {
                 true => Encoding::Raw,
                 false => Encoding::Deflate(self.level),
             },
-            spool_bytes: self.spool.bytes(),
+            spool_bytes,
+            spool_file,
             precopy: None,
-        }
+        })
     }
 }
 

@@ -665,6 +665,7 @@ mod tests {
             encoding: Encoding::Raw,
             spool_bytes: 0,
             precopy: None,
+            spool_file: None,
         };
         let counters = Counters::leak(None);
         let pipeline = Pipeline::new(

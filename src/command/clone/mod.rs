@@ -277,6 +277,9 @@ impl Told for Done {
             .u64("written_bytes", self.sum(|one| one.written_bytes))
             .u64("zeroed_bytes", self.sum(|one| one.zeroed_bytes))
             .u64("frozen_ms", self.figures.frozen_ms)
+            .str("precopy", self.figures.precopy)
+            .u64("early_bytes", self.figures.rounds.early_bytes)
+            .u64("again_bytes", self.figures.rounds.again_bytes)
             .u64("total_ms", millis(self.total))
             .str("consistent", self.consistent)
             .bool("skipped_free", self.wants.skip_free)
@@ -485,12 +488,14 @@ fn write(
     let engine = Engine {
         ready,
         precopy: copy.takes_back(),
+        onto_itself: false,
         sink: Outlet::Places(copy),
         settings: Settings {
             jobs: options.common.jobs.unwrap_or(WRITES),
             encoding: Encoding::Raw,
             spool_bytes: options.spool.bytes(),
             precopy: None,
+            spool_file: None,
         },
         progress: Progress::new(quiet, options.common.progress),
         emptying,

@@ -76,6 +76,8 @@ pub(super) struct Early {
     hashes: Vec<u64>,
     marks: Option<Arc<Marks>>,
     is_used: bool,
+    /// There was no room for all of it.
+    is_full: bool,
     /// Chunks that must still be read from the source by the stream.
     missing: u64,
     /// Bytes that were read before the freeze, and in it because of what was written meanwhile.
@@ -92,6 +94,7 @@ impl Early {
             hashes: vec![0; chunks],
             marks: precopy.and_then(|precopy| precopy.marks.clone()),
             is_used: precopy.is_some(),
+            is_full: false,
             missing: 0,
             early_bytes: 0,
             again_bytes: 0,
@@ -209,6 +212,14 @@ impl Core {
         match self.pass {
             Pass::Stream if self.early.is_used => self.early.missing == 0 && self.readers_busy == 0,
             _ => self.all_read(),
+        }
+    }
+
+    /// Whether something has to be read that nothing holds, or would have to be.
+    pub(super) fn is_short(&self) -> bool {
+        match self.pass {
+            Pass::Hold(_) => self.early.is_full,
+            _ => self.early.missing > 0,
         }
     }
 
@@ -356,6 +367,7 @@ impl Shared {
                 return match held.round {
                     // Full: what is held stays held.
                     Round::First => {
+                        core.early.is_full = true;
                         self.end_round(core, Round::First);
                         (Turn::Again, stop)
                     }
@@ -378,7 +390,7 @@ impl Shared {
             }
             match (self.places, held.is_compared()) {
                 (Some(_), false) => self.drop_kept(core.early.shelf.mark(number)),
-                (None, false) => self.drop_kept(core.early.shelf.expect(number)),
+                (None, false) => self.drop_kept(core.early.shelf.announce(number)),
                 (_, true) => {}
             }
         }
@@ -459,7 +471,7 @@ impl Shared {
                 early.missing += 1;
                 continue;
             };
-            self.drop_kept(early.shelf.expect(number));
+            self.drop_kept(early.shelf.announce(number));
             differ += 1;
             let start = index * CHUNK_LENGTH;
             core.jobs.push_back(Job {

@@ -32,9 +32,10 @@ mod place;
 mod read;
 
 use std::collections::VecDeque;
+use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
@@ -153,6 +154,8 @@ pub struct Settings {
     pub precopy: Option<Precopy>,
     /// Memory beyond the fixed minimum, for encoded bytes that wait for the sink and for raw ones that wait for a worker.
     pub spool_bytes: u64,
+    /// Where encoded bytes wait instead of memory, and how many bytes of it: a file without a name, allocated.
+    pub spool_file: Option<(Arc<File>, u64)>,
 }
 
 #[derive(Debug)]
@@ -242,6 +245,8 @@ struct Shared {
 pub struct State {
     /// The last source block is in memory.
     pub all_read: bool,
+    /// Not everything that is used is held or in memory.
+    pub is_short: bool,
     /// A round before the freeze is over: what it took is encoded, or lies where it belongs.
     pub round_over: bool,
     /// Everything but the end of the stream has been taken by the sink.
@@ -297,7 +302,10 @@ impl Pipeline {
     ) -> Result<Self, Fault> {
         let ahead = slots_ahead(settings.spool_bytes, &sink);
         let slots = slots_for(settings.jobs) + ahead;
-        let encoded_bytes = settings.spool_bytes - to_u64(ahead) * SPAN_BYTES;
+        let encoded_bytes = match &settings.spool_file {
+            Some((_, bytes)) => *bytes,
+            None => settings.spool_bytes - to_u64(ahead) * SPAN_BYTES,
+        };
         let (wanted, places) = match &sink {
             Outlet::Stream(_) => (
                 minimum_cells(&settings).max(encoded_bytes / to_u64(CELL_BYTES)),
@@ -329,7 +337,11 @@ impl Pipeline {
                 .chunks_exact_mut(slot_bytes)
                 .map(RwLock::new)
                 .collect(),
-            cells: Cells::new(cells).map_err(memory)?,
+            cells: match &settings.spool_file {
+                Some((file, _)) => Cells::in_file(cells, file),
+                None => Cells::new(cells),
+            }
+            .map_err(memory)?,
             core: Mutex::new(Core {
                 pass: Pass::Wait,
                 early: Early::new(settings.precopy.as_ref()),
@@ -442,6 +454,7 @@ impl Pipeline {
         let core = self.shared.lock();
         State {
             all_read: core.needs_no_source(),
+            is_short: core.is_short(),
             round_over: core.round_is_over(),
             drained: core.drained,
             finished: core.finished,

@@ -127,6 +127,7 @@ fn settings(jobs: usize, encoding: Encoding, spool_bytes: u64) -> Settings {
         encoding,
         spool_bytes,
         precopy: None,
+        spool_file: None,
     }
 }
 

@@ -180,19 +180,19 @@ fn a_loop_filesystem_in_a_file_of_the_dumped_one_goes_on_afterwards() {
     common::assert_not_frozen(outer.dir(), "after the dump");
 }
 
-/// The calls between the first FIFREEZE and the last FITHAW, by all processes.
+/// The calls between a FIFREEZE and the FITHAW that ends it, by all processes: of the trial before pre-copy, and of the window.
 fn window(trace: &Path) -> Vec<String> {
     let text = fs::read_to_string(trace).expect("trace");
-    let lines: Vec<String> = text.lines().map(str::to_owned).collect();
-    let first = lines
-        .iter()
-        .position(|line| line.contains("FIFREEZE"))
-        .expect("a freeze");
-    let last = lines
-        .iter()
-        .rposition(|line| line.contains("FITHAW"))
-        .expect("a thaw");
-    lines[first..=last].to_vec()
+    let (mut inside, mut frozen) = (Vec::new(), false);
+    for line in text.lines() {
+        frozen |= line.contains("FIFREEZE");
+        if frozen {
+            inside.push(line.to_owned());
+        }
+        frozen &= !line.contains("FITHAW");
+    }
+    assert!(!inside.is_empty() && !frozen, "a freeze and its thaw");
+    inside
 }
 
 #[test]
