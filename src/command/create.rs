@@ -376,6 +376,7 @@ fn create(options: &Options, start: Instant) -> Result<Done> {
         sink: Outlet::Stream(Box::new(emit)),
         settings,
         onto_itself,
+        quiet,
         progress: Progress::new(quiet, options.common.progress),
         emptying,
     };

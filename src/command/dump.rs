@@ -223,6 +223,7 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
         sink: Outlet::Stream(emit),
         settings,
         onto_itself,
+        quiet,
         progress: Progress::new(quiet, options.common.progress),
         emptying,
     };

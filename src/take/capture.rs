@@ -19,7 +19,7 @@ use crate::fs::files::Emptying;
 use crate::fs::{Coverage, UsedMap};
 use crate::mounts::System;
 use crate::overlay::{Overlay, PIECE_BYTES};
-use crate::report::{self, Bytes, Progress};
+use crate::report::{self, Bytes, Progress, Span};
 use crate::signals::Signals;
 use crate::stream::pipeline::{Meter, Outlet, Pipeline, Place, Problem, Rounds, Settings};
 use crate::stream::plan::{Content, Part, Plan};
@@ -32,6 +32,9 @@ use crate::units::{BlockSize, to_u64, to_usize};
 
 /// How long the supervisor sleeps at most: progress and the guardian's heartbeat want a look now and then.
 const LOOK: Duration = Duration::from_millis(200);
+
+/// A freeze that is announced: systemd's services and people notice it.
+const LONG: Duration = Duration::from_secs(5);
 
 /// How long the trace may take to show everything, before the freeze and under it.
 const EARLY_DRAIN: Duration = Duration::from_secs(5);
@@ -239,6 +242,7 @@ pub struct Capture {
     /// Bytes to be read, once they are known.
     used_bytes: u64,
     onto_itself: bool,
+    quiet: bool,
 }
 
 /// What [`Capture::new`] puts together, besides the images.
@@ -257,6 +261,8 @@ pub struct Engine {
     pub precopy: bool,
     /// Whether what is written lies on a filesystem that is frozen meanwhile: then all of it has to be held.
     pub onto_itself: bool,
+    /// No lines for people.
+    pub quiet: bool,
 }
 
 /// The images' parts and what is to be walked, before the pipeline takes the devices.
@@ -391,6 +397,7 @@ impl Capture {
             places,
             used_bytes: 0,
             onto_itself: engine.onto_itself,
+            quiet: engine.quiet,
         })
     }
 
@@ -467,9 +474,13 @@ impl Capture {
         watch.follow();
         self.surveyor.order(Step::Glimpse);
         let (mut round, mut took) = (0u32, 0);
+        let began = Instant::now();
         loop {
-            self.await_round()?;
+            let is_short = self.await_round()?;
             round += 1;
+            if is_short && round == 1 {
+                self.warn_of_a_long_freeze(began.elapsed());
+            }
             let all = self.pipeline.rounds().early_bytes;
             let Some(watch) = &self.watch else {
                 return Ok(());
@@ -484,8 +495,27 @@ impl Capture {
         }
     }
 
-    /// Until a round is over; signals and problems end the wait.
-    fn await_round(&mut self) -> Result<()> {
+    /// Before the freeze: that it will be long, because nothing holds most of what is used, and what would make it short.
+    fn warn_of_a_long_freeze(&mut self, took: Duration) {
+        let held = self.pipeline.rounds().early_bytes;
+        let rest = self.pipeline.early_used_bytes().saturating_sub(held);
+        // At the pace of what was read so far; a sink that is slower makes it longer.
+        let millis = took.as_millis() * u128::from(rest) / u128::from(held.max(1));
+        let seconds = Duration::from_millis(u64::try_from(millis).unwrap_or(u64::MAX));
+        if self.quiet || seconds < LONG {
+            return;
+        }
+        self.progress.clear();
+        report::line(format_args!(
+            "note: the spool holds {} of what is used, and the filesystem stays frozen while the other {} are read: {} at least, longer where the output is slow; --spool-file FILE on another filesystem, a larger --spool, or floe clone make that short",
+            Bytes(held),
+            Bytes(rest),
+            Span(seconds)
+        ));
+    }
+
+    /// Until a round is over; signals and problems end the wait. Whether there was no room for all of it.
+    fn await_round(&mut self) -> Result<bool> {
         loop {
             if let Some(number) = self.signals.take() {
                 return Err(Error::signal(number));
@@ -497,7 +527,7 @@ impl Capture {
             if state.round_over {
                 return match state.is_short && self.onto_itself {
                     true => Err(no_room().leaving("nothing was frozen")),
-                    false => Ok(()),
+                    false => Ok(state.is_short),
                 };
             }
             self.show(false);
@@ -596,7 +626,21 @@ impl Capture {
         let used = self.used_bytes;
         let read = Bytes(self.counters.read_bytes());
         let taken = Bytes(self.counters.taken_bytes());
-        let state = if is_frozen { ", frozen" } else { "" };
+        let state = match (
+            is_frozen,
+            self.watch.is_some(),
+            self.pipeline.plan().is_some(),
+        ) {
+            (true, _, _) => ", frozen",
+            (false, true, false) => {
+                let done = Bytes(self.pipeline.rounds().early_bytes);
+                let all = Bytes(self.pipeline.early_used_bytes());
+                return self
+                    .progress
+                    .show(false, format_args!("copying: {done} of {all}"));
+            }
+            _ => "",
+        };
         if used == 0 {
             self.progress
                 .show(is_frozen, format_args!("reading the map{state}"));

@@ -489,6 +489,7 @@ fn write(
         ready,
         precopy: copy.takes_back(),
         onto_itself: false,
+        quiet,
         sink: Outlet::Places(copy),
         settings: Settings {
             jobs: options.common.jobs.unwrap_or(WRITES),

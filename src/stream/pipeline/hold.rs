@@ -157,6 +157,11 @@ impl Pipeline {
         self.shared.early_plan.get().is_some()
     }
 
+    /// Bytes that an early look took for used; 0 before it.
+    pub fn early_used_bytes(&self) -> u64 {
+        self.shared.early_plan.get().map_or(0, Plan::used_bytes)
+    }
+
     /// Begins another round before the freeze.
     pub fn again(&self) {
         self.hold(Round::Again);
