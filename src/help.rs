@@ -1,14 +1,20 @@
-//! Help text and version: written for somebody who has never seen the program.
+//! Help text and version: written for somebody who has never seen the program, perhaps on a serial console of 80 columns.
+//!
+//! Here is the prose of each verb; the options come from the one table.
 
 pub mod golden;
 
-/// One verb: name, one line for the overview, its whole help.
+use crate::cli::table::{self, Row, Taken};
+
+/// One verb: name, arguments, what it does, and its help around the options.
 pub struct Verb {
     /// The word on the command line.
     pub name: &'static str,
-    /// Synopsis and purpose, one line.
+    /// What follows it.
+    pub arguments: &'static str,
+    /// What it does, in a few words.
     pub line: &'static str,
-    /// Everything `floe VERB --help` prints.
+    /// What `floe VERB --help` prints before the options, and after a line `---` what it prints after them.
     pub text: &'static str,
 }
 
@@ -16,57 +22,68 @@ pub struct Verb {
 pub const VERBS: &[Verb] = &[
     Verb {
         name: "dump",
-        line: "dump     [SOURCE]                    frozen image of a filesystem or disk, to stdout or -o FILE",
+        arguments: "[SOURCE]",
+        line: "frozen image of a filesystem or disk, to stdout or -o FILE",
         text: DUMP,
     },
     Verb {
         name: "restore",
-        line: "restore  IMAGE TARGET | NAME=TARGET… write an image, or entries of a snapshot, to devices or files",
+        arguments: "IMAGE TARGET | NAME=TARGET…",
+        line: "write an image, or entries of a snapshot, to devices or files",
         text: RESTORE,
     },
     Verb {
         name: "clone",
-        line: "clone    SOURCE=TARGET…              live copy of active filesystems onto standby devices",
+        arguments: "SOURCE=TARGET…",
+        line: "live copy of active filesystems onto standby devices",
         text: CLONE,
     },
     Verb {
         name: "create",
-        line: "create   NAME=SOURCE…                several filesystems, frozen together, as one .zip with metadata",
+        arguments: "NAME=SOURCE…",
+        line: "several filesystems, frozen together, as one .zip with metadata",
         text: CREATE,
     },
     Verb {
         name: "show",
-        line: "show     PATH                        what this device, mount, image or snapshot is",
+        arguments: "PATH",
+        line: "what this device, mount, image or snapshot is",
         text: SHOW,
     },
     Verb {
         name: "verify",
-        line: "verify   FILE|-                      check every checksum of an image or snapshot",
+        arguments: "FILE|-",
+        line: "check every checksum of an image or snapshot",
         text: VERIFY,
     },
     Verb {
         name: "list",
-        line: "list     [DIR]                       the snapshots kept in a folder",
+        arguments: "[DIR]",
+        line: "the snapshots kept in a folder",
         text: LIST,
     },
     Verb {
         name: "artifact",
-        line: "artifact IMAGE                       wrap an image into a Mender artifact (.mender)",
+        arguments: "IMAGE",
+        line: "wrap an image into a Mender artifact (.mender)",
         text: ARTIFACT,
     },
     Verb {
         name: "pull",
-        line: "pull     HOST…                       images and snapshots from boards over ssh, many at a time",
+        arguments: "HOST…",
+        line: "images and snapshots from boards over ssh, many at a time",
         text: PULL,
     },
     Verb {
         name: "push",
-        line: "push     FILE HOST TARGET…           restore an image or snapshot on a board over ssh, or keep it there",
+        arguments: "FILE HOST TARGET…",
+        line: "restore an image or snapshot on a board over ssh, or keep it there",
         text: PUSH,
     },
     Verb {
         name: "thaw",
-        line: "thaw     PATH | --all               emergency: thaw what something left frozen",
+        arguments: "PATH | --all",
+        line: "emergency: thaw what something left frozen",
         text: THAW,
     },
 ];
@@ -80,26 +97,7 @@ is thawed as soon as the last block has been read, also if floe is killed. The i
 
   floe dump /data | ssh me@host 'cat > data.img.gz'
   floe dump /data -o /mnt/usb/data.img.gz
-
-Output:
-  -o, --output FILE     write FILE.part, and rename it to FILE when it is complete
-  -z, --compress HOW    gzip (default) or none
-      --level N         1 (fastest, default) to 9 (smallest)
-      --sha256          with -z none: the SHA-256 of the stream too (gzip always has it)
-What is read:
-      --whole           every block, free ones too
-      --require-map     refuse instead of reading everything when the used blocks cannot be told for certain
-      --live            do not freeze: the image may not be consistent, and is called live
-      --golden          what makes one machine out of many comes out empty: machine-id, ssh and dropbear host keys, random seeds,
-                        DHCP leases, NetworkManager's and Mender's keys, cloud-init's instance, shell histories (ext2/3/4;
-                        floe show --identity lists them)
-      --empty PATH      this file, too; may be given several times, a name may hold *, and DIR/ is every file below
-How long it may stay frozen:
-      --stall TIME      thaw and fail when no byte is read or taken for this long (default 30s)
-      --max-freeze TIME thaw and fail after this long in all (default 2m)
-      --wait-sink TIME  before the freeze: wait this long for the reader to take the first bytes (default 60s)
-      --spool SIZE      memory for compressed data that waits for a slow reader, so that the thaw does not: auto (default, at
-                        most half of the free memory), off, or a size
+---
 Sizes take K M G T (1024-based), times ms s m.
 
 Exit: 0 complete and consistent; 1 failed, what was written is not complete; 2 wrong command line; 4 refused, nothing was
@@ -126,17 +124,7 @@ pipe an entry's CRC is checked before its superblock is written, the rest is kno
 
   floe restore board.zip root=/dev/mmcblk0p3 config=PARTLABEL=config_b
   floe restore board.zip --disk /dev/sdb
-
-Options:
-      --disk DEV        of a snapshot made with --disk: the recorded partition table and boot area go to the empty disk DEV, and
-                        every entry that is not named goes into its partition
-      --force           a snapshot of another architecture or board model
-      --overwrite       the target may hold a filesystem, a partition table or (a file) anything
-      --verify          read everything back from the medium and compare it, before the superblock is written
-      --grow            afterwards grow the filesystem (ext2/3/4, XFS, btrfs) to the end of its partition
-      --skip-free       on a device, do not zero ranges that nothing owns: fast on slow cards, but what was there before (deleted
-                        files, old secrets) stays on the medium, and --verify does not look at it
-
+---
 Exit: 0 complete and flushed; 1 failed; 2 wrong command line; 3 the image is corrupt, cut off or not an image; 4 refused, nothing
 was written. After 1 and 3 the message says in which state the target is.
 ";
@@ -156,43 +144,10 @@ mirror, not the running root, not read-only, large enough, not a source by anoth
 becomes zeros. Their first superblocks are written last, when the thaw has proven that nothing changed: an interrupted target looks
 empty, and the same command again repairs it.
 
-Targets:
-      --pairs FILE      read the pairs from this file; a target named in a file is standby by declaration: what it holds may go
-      --overwrite       a target of the command line may hold a filesystem or a partition table
-      --verify          read everything back from the medium and compare it with what was read, before the superblocks are written
-      --skip-free       do not zero ranges that nothing owns: fast on slow cards, but what was there before stays on the medium
-      --grow            afterwards grow the copies (ext2/3/4, XFS, btrfs) to the ends of their partitions
-      --new-uuid        afterwards give the copies uuids of their own, where that is a matter of the superblock: ext4 without
-                        metadata_csum or with metadata_csum_seed, XFS, FAT, swap; others are refused
-Another medium:
-      --media WHICH     usb, sd, mmc, nvme or disk: the one that this system does not run from; or /dev/X. The TARGET of a pair is a
-                        role, boot, root, config or data: the partition of that name
-      --partition       lay the medium out anew (what it holds needs --overwrite), print the table, and write it last of all
-      --table HOW       gpt (default) or mbr
-      --boot-size SIZE --root-size SIZE --config-size SIZE --data-size SIZE --swap-size SIZE
-                        a bare number is megabytes. Defaults: boot as its source, config a tenth of the medium, data none, swap a
-                        third of the memory (none below 128 MB), root the rest. Data gets a filesystem by the system's mkfs
-      --as-primary      the medium boots in place of this one: boot code, the area in front of the first partition, the identifiers
-                        of disk and partitions come along
-
-      --factory         instead of the running system the factory snapshot that is kept (create --factory), and what the rescue
-                        snapshot holds, except /: pairs find their entry by the SOURCE it was made from. Not with --new-uuid
-
-  floe clone /=root /config=config /boot=boot --media usb --partition --as-primary
-
-What is read:
-      --whole           every block, free ones too
-      --require-map     refuse instead of reading everything when the used blocks cannot be told for certain
-      --live            do not freeze: the copies may not be consistent, and are called live
-      --golden          what makes one machine out of many comes out empty: machine-id, ssh and dropbear host keys, random seeds,
-                        DHCP leases, NetworkManager's and Mender's keys, cloud-init's instance, shell histories (ext2/3/4;
-                        floe show --identity lists them)
-      --empty PATH      this file, too; may be given several times, a name may hold *, and DIR/ is every file below
-How long it may stay frozen:
-      --stall TIME      thaw and fail when no byte is read or written for this long (default 30s)
-      --max-freeze TIME thaw and fail after this long in all (default 2m)
-      --spool SIZE      memory for blocks that wait for a slow target, so that the thaw does not: auto (default), off, or a size
-  -j N is the number of writes in flight (default 4).
+  floe clone /=root /config=config /boot=boot --media usb --partition \\
+      --as-primary
+---
+-j N is the number of writes in flight (default 4).
 
 Afterwards active and standby are identical, labels and uuids too; what boots next is the bootloader's to choose. Booted from the
 standby, the same command with the pair swapped clones back.
@@ -210,31 +165,7 @@ open it. It carries whatever the filesystems hold, passwords and keys too: files
 
   floe create root=/ config=/config boot=/dev/mmcblk0p1 -o /mnt/usb/
   floe create root=/ config=/config -o - | ssh me@host 'cat > board.zip'
-
-Output:
-  -o, --output WHERE    a folder: HOST-YYYYMMDDThhmmssZ-SEQ.zip in it (SEQ counts: boards have no clock), one floe at a time; a FILE;
-                        or - for stdout. Default: the folder of 'store = DIR' in /etc/floe.conf, otherwise stdout.
-                        Written as .part and renamed when it is complete
-      --keep N          in a folder: afterwards remove the oldest of this host, so that N remain
-      --factory         mark it as the factory snapshot; --keep never removes it
-      --rescue          mark it as the rescue snapshot; --keep never removes it
-      --comment TEXT    kept in the metadata
-      --disk DEV        keep the partition table and the boot area of this disk too (not with logical partitions)
-      --level N         1 (fastest, default) to 9 (smallest)
-What is read:
-      --whole           every block, free ones too
-      --require-map     refuse instead of reading everything when the used blocks cannot be told for certain
-      --live            do not freeze: the images may not be consistent, and are called live
-      --golden          what makes one machine out of many comes out empty: machine-id, ssh and dropbear host keys, random seeds,
-                        DHCP leases, NetworkManager's and Mender's keys, cloud-init's instance, shell histories (ext2/3/4;
-                        floe show --identity lists them)
-      --empty PATH      this file, too; may be given several times, a name may hold *, and DIR/ is every file below
-How long it may stay frozen:
-      --stall TIME      thaw and fail when no byte is read or taken for this long (default 30s)
-      --max-freeze TIME thaw and fail after this long in all (default 2m)
-      --wait-sink TIME  before the freeze: wait this long for the reader to take the first bytes (default 60s)
-      --spool SIZE      memory for compressed data that waits for a slow reader: auto (default), off, or a size
-
+---
 Exit: 0 complete and consistent; 1 failed, and a file or folder is as it was before; 2 wrong command line; 4 refused, nothing was
 written.
 ";
@@ -244,9 +175,7 @@ floe list [DIR]: the snapshots in a folder, the oldest first
 
 Prints name, age, size, host, whether it is complete, its entries and its comment. What is broken is listed with the reason.
 Images are not read: floe verify checks their bytes. Without DIR it is 'store = DIR' of /etc/floe.conf.
-
-Options:
-      --json            one JSON array with stable keys
+---
 ";
 
 const SHOW: &str = "\
@@ -254,11 +183,7 @@ floe show PATH: what a device, a mounted filesystem, an image or a snapshot is, 
 
 Prints filesystem, size, used space, uuid, label, and whether it can be frozen. Only reads, and never freezes: for a mounted
 filesystem the figures are estimates. Of a gzip image only the beginning is unpacked.
-
-Options:
-      --json            one JSON object with stable keys
-      --identity        instead: the files that make it one machine and not another, with fingerprints, of a mount, or of an
-                        ext filesystem on a device or in an image that is not packed; what --golden empties
+---
 ";
 
 const VERIFY: &str = "\
@@ -277,24 +202,9 @@ IMAGE is raw or gzip, '-' is stdin, or a snapshot with one entry (or --entry NAM
 bit. It is read once and kept nowhere in between; only where the output is a pipe it is read twice, and must then be a file.
 
   floe artifact rootfs.img.gz -n release-7 -t beaglebone -o release-7.mender
-  ssh root@board floe dump / | floe artifact - -n golden -t beaglebone -o golden.mender
-
-Options:
-  -o, --output FILE     write FILE.part, and rename it to FILE when it is complete ('-' or none: stdout)
-  -n, --artifact-name N name of the artifact, without spaces
-  -t, --device-type T   a type of device it is for; may be given several times
-  -g, --artifact-group G        the group it belongs to
-      --software-name N         record the version as rootfs-image.N.version
-      --software-version V      the version recorded on the device (default: the artifact's name)
-      --software-filesystem F   record it as F.version, instead of rootfs-image.version
-      --provides KEY:VALUE      further facts recorded on the device, and
-      --depends KEY:VALUE       facts a device must have recorded
-      --clears-provides PATTERN recorded facts that go (those of the replaced image go by default)
-      --script FILE     a state script, such as ArtifactInstall_Enter_05_wifi; these options may be given several times
-  -z, --compression HOW gzip (default) or none
-      --level N         1 (fastest) to 9 (smallest), default 6
-      --entry NAME      which entry of a snapshot
-
+  ssh root@board floe dump / | floe artifact - -n golden -t beaglebone -o \\
+      golden.mender
+---
 Exit: 0 complete; 1 failed; 2 wrong command line; 3 the image is corrupt, cut off or not an image; 4 refused. FILE is there only
 after 0. Signing is left to 'mender-artifact sign'.
 ";
@@ -304,12 +214,7 @@ const MENDER: &str = "\
 mender snapshot dump, mender-snapshot dump: floe, standing in for Mender's client
 
 An image of the running root filesystem to stdout, as 'mender-artifact write rootfs-image -f ssh://USER@BOARD …' asks for it.
-
-      --source PATH     what to dump: file, directory or device (default: /)
-  -C, --compression HOW none (default) or gzip
-  -d, --data DIR        where Mender's own data is: it must not lie on what is dumped (default: /var/lib/mender, if it is there)
-  -q, --quiet           print nothing but errors
-
+---
 Exit: 0 complete and consistent; 1 anything else.
 ";
 
@@ -321,30 +226,10 @@ board through this system's ssh; keys, passwords and its configuration are ssh's
 one, only when it is complete and checked: exit status, length, SHA-256, and everything inside.
 
   floe pull root@board1 board2:2222 -o images/
-  floe pull @boards.txt -P 8 --create root=/ config=/config -o snapshots/ --report all.json
+  floe pull @boards.txt -P 8 --create root=/ config=/config -o snapshots/ \\
+      --report all.json
   floe pull me@board --sudo --send --dump /data -o data.img.gz
-
-What:
-      --dump SOURCE     an image (default: of /): DIR/HOST[_PORT].img.gz
-      --create NAME=SOURCE…
-                        a snapshot of all of them, frozen together: DIR/HOST[_PORT].zip
-      --kept NAME       a snapshot that is kept in the board's store, or 'latest': DIR/HOST[_PORT].zip
-      --clone PAIR…     floe clone on the board, which sends nothing but its lines
-                        Options of those verbs are handed on: --golden --empty --level --whole --require-map --live --stall --max-freeze --wait-sink
-                        --spool --comment --factory --rescue --disk, and those of clone
-      --artifact -n NAME -t DEVICE_TYPE…
-                        with --dump: straight into a Mender artifact, DIR/HOST[_PORT].mender; with the options of floe artifact,
-                        but --level is the one on the board
-Where to:
-  -o, --output DIR      a folder (default: this one); with one board a FILE, or - for stdout
-  -P, --parallel N      so many boards at a time (default 4)
-How floe is reached there (floe push too):
-      --ssh-option ARG  one argument for ssh, as in --ssh-option -i --ssh-option KEY; it counts before floe's own
-      --sudo            run floe there by 'sudo -n': without a password
-      --floe PATH       where it is there (default: floe)
-      --send            it is not there: bring it along, run it, leave nothing behind
-      --binaries DIR    where floe-x86_64, floe-aarch64 and floe-armv7 are (default: beside this floe)
-
+---
 ssh is told to notice a dead connection within 30 s; the board thaws by itself.
 
 Exit: 0 all complete and checked; 1 at least one board failed, the files of the others are complete; 2 wrong command line; 4
@@ -360,14 +245,7 @@ options that reach it are those of floe pull.
   floe push root.img.gz root@board /dev/mmcblk0p3 --overwrite --verify
   floe push board.zip root@board root=/dev/mmcblk0p3 config=PARTLABEL=config_b
   floe push board.zip root@board --store
-
-Options:
-      --store           keep the snapshot FILE in the board's store ('store = DIR' in its /etc/floe.conf) instead
-      --overwrite --verify --skip-free --grow --force --disk DEV
-                        as in floe restore
-      --ssh-option ARG, --sudo, --floe PATH, --send, --binaries DIR
-                        as in floe pull
-
+---
 Exit: as floe restore on the board; 1 also when ssh failed.
 ";
 
@@ -376,21 +254,8 @@ floe thaw PATH | --all: thaw a filesystem that something left frozen
 
 PATH is a mount point, anything below it, or a block device, mounted or not: what was unmounted while frozen is thawed too.
 Prints one line for each filesystem that was frozen, and exits 0 also when none was. A floe dump that is reading it fails.
-
-      --all             everything that is mounted from a block device, in every mount namespace, and what was unmounted while
-                        frozen
-
+---
 When not even this can be started, SysRq-j thaws everything: echo j > /proc/sysrq-trigger
-";
-
-const COMMON: &str = "
-Common options:
-  -q, --quiet        print nothing but errors
-  -p, --progress     show progress (default when stderr is a terminal)
-      --report FILE  write one JSON object with the figures of the run ('-': stderr)
-  -j, --jobs N       worker threads (default: the CPUs this process may use)
-      --help         this text
-      --version      version and target
 ";
 
 /// `floe --version`.
@@ -405,29 +270,183 @@ pub fn version() -> String {
 /// `floe --help`.
 pub fn overview() -> String {
     let mut out = String::from(
-        "floe: consistent images of a running Linux device, through a pipe\n\nUsage: floe VERB …   (floe VERB --help tells more)\n\n",
+        "floe: consistent images of a running Linux device, through a pipe\n\nUsage: floe VERB …   (floe help VERB tells more)\n\n",
     );
     for verb in VERBS {
-        out.push_str(&format!("  {}\n", verb.line));
+        let names = ["  ", verb.name, " ", verb.arguments].concat();
+        entry(&mut out, &names, verb.line);
     }
-    out.push_str(COMMON);
+    options(&mut out, "", Taken::Common);
     out
+}
+
+/// Whether there is such a verb.
+pub fn is_verb(name: &str) -> bool {
+    VERBS.iter().any(|verb| verb.name == name)
 }
 
 /// `floe VERB --help`; the overview for an unknown name.
 pub fn verb(name: &str) -> String {
-    if name == "mender" {
-        return MENDER.into();
-    }
-    let Some(verb) = VERBS.iter().find(|verb| verb.name == name) else {
-        return overview();
+    let text = match VERBS.iter().find(|verb| verb.name == name) {
+        Some(verb) => verb.text,
+        None if name == "mender" => MENDER,
+        None => return overview(),
     };
-    let mut out = format!("{}{COMMON}", verb.text);
+    let (before, after) = text.split_once("---\n").unwrap_or((text, ""));
+    let mut out = String::new();
+    fill(&mut out, before);
+    options(&mut out, name, Taken::Here);
+    handed_on(&mut out, name);
     if matches!(name, "dump" | "create" | "clone") {
         out.push_str("\nWhat --golden empties:\n");
         for item in golden::LIST {
-            out.push_str(&format!("  {}\n      {}\n", item.path, item.what));
+            fill(&mut out, &["  ", item.path].concat());
+            out.push_str("      ");
+            words(&mut out, &mut 6, 6, item.what);
+            out.push('\n');
         }
     }
+    if !after.is_empty() {
+        out.push('\n');
+        fill(&mut out, after);
+    }
+    options(&mut out, name, Taken::Common);
     out
+}
+
+/// The last column that is used.
+const COLUMNS: usize = 79;
+/// Where the text of an option begins.
+const INDENT: usize = 24;
+
+/// The rows of a verb, each section under its heading.
+fn options(out: &mut String, verb: &str, taken: Taken) {
+    let mut heading = None;
+    for row in table::rows() {
+        if row.heading().is_some() {
+            heading = row.heading();
+        } else if row.taken_by(verb) == Some(taken) && !row.help.is_empty() {
+            if let Some(text) = heading.take() {
+                out.push('\n');
+                out.push_str(text);
+                out.push('\n');
+            }
+            let short = row
+                .names()
+                .next()
+                .is_some_and(|name| !name.starts_with("--"));
+            let start = if short { "  " } else { "      " };
+            entry(out, &[start, &typed(row)].concat(), row.help);
+        }
+    }
+}
+
+/// Names and value, as they are typed.
+fn typed(row: Row) -> String {
+    let names: Vec<&str> = row.names().collect();
+    [&names.join(", "), row.value].concat()
+}
+
+/// What the verb on the board is told, whose own help explains it.
+fn handed_on(out: &mut String, verb: &str) {
+    let mut column = 0;
+    let mut seen: Vec<&str> = Vec::new();
+    for row in table::rows().filter(|row| row.taken_by(verb) == Some(Taken::HandedOn)) {
+        if row.names().any(|name| seen.contains(&name)) {
+            continue;
+        }
+        if seen.is_empty() {
+            out.push_str("\nHanded on to the verb there, whose help has more:\n      ");
+            column = 6;
+        }
+        seen.extend(row.names());
+        words(out, &mut column, 6, &typed(row));
+    }
+    if !seen.is_empty() {
+        out.push('\n');
+    }
+}
+
+/// A name, and its text beside it or, where the name is long, below it.
+fn entry(out: &mut String, name: &str, text: &str) {
+    out.push_str(name);
+    let mut column = name.chars().count();
+    // A long name leaves no room: its text begins in the next line.
+    if column >= INDENT {
+        column = COLUMNS;
+    }
+    while column < INDENT {
+        out.push(' ');
+        column += 1;
+    }
+    words(out, &mut column, INDENT, text);
+    out.push('\n');
+}
+
+/// Paragraphs are filled; what begins with a space stands as it is.
+fn fill(out: &mut String, text: &str) {
+    let mut column = 0;
+    for line in text.lines() {
+        if !line.is_empty() && !line.starts_with(' ') {
+            words(out, &mut column, 0, line);
+            continue;
+        }
+        if column > 0 {
+            out.push('\n');
+        }
+        column = 0;
+        out.push_str(line);
+        out.push('\n');
+    }
+    if column > 0 {
+        out.push('\n');
+    }
+}
+
+/// Words behind what stands in the line up to `column`, the following lines indented.
+fn words(out: &mut String, column: &mut usize, indent: usize, text: &str) {
+    for word in text.split(' ') {
+        let width = word.chars().count();
+        if *column > indent && *column + 1 + width > COLUMNS {
+            out.push('\n');
+            out.extend(std::iter::repeat_n(' ', indent));
+            *column = indent;
+        } else if *column > indent {
+            out.push(' ');
+            *column += 1;
+        }
+        out.push_str(word);
+        *column += width;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_line_of_help_fits_a_serial_console() {
+        let names = VERBS.iter().map(|verb| verb.name).chain(["mender", ""]);
+        for name in names {
+            for line in verb(name).lines() {
+                assert!(line.chars().count() <= 80, "{name}: {line}");
+                assert!(
+                    line.trim_end() == line,
+                    "{name}: '{line}' ends with a space"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn every_option_stands_in_the_help_of_its_verb() {
+        for name in VERBS.iter().map(|verb| verb.name).chain(["mender"]) {
+            let text = verb(name);
+            for row in table::rows().filter(|row| row.taken_by(name).is_some()) {
+                for option in row.names().filter(|_| !row.help.is_empty()) {
+                    assert!(text.contains(option), "{name}: no {option} in\n{text}");
+                }
+            }
+        }
+    }
 }

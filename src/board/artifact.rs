@@ -18,19 +18,19 @@ pub struct Wanted {
     what: What,
     asked: bool,
     /// An option that means nothing without `--artifact`.
-    label: Option<String>,
+    label: Option<&'static str>,
 }
 
 impl Wanted {
     /// Takes the option if it is one of these.
-    pub fn option(&mut self, name: &str, args: &mut Args) -> Result<bool> {
+    pub fn option(&mut self, name: &'static str, args: &mut Args) -> Result<bool> {
         if name == "--artifact" {
             self.asked = true;
             return Ok(true);
         }
         let taken = self.what.option(name, args)?;
         if taken {
-            self.label = Some(name.to_owned());
+            self.label = Some(name);
         }
         Ok(taken)
     }
@@ -38,7 +38,7 @@ impl Wanted {
     /// After the last option: how artifacts are made, if they are wanted.
     pub fn check(mut self, args: &Args, output: Option<&Path>) -> Result<Option<Recipe>> {
         match self.label {
-            Some(name) if !self.asked => return Err(args.unknown(&name)),
+            Some(name) if !self.asked => return Err(args.unknown(name)),
             _ if !self.asked => return Ok(None),
             _ => {}
         }

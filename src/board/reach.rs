@@ -77,20 +77,3 @@ impl Reach {
         ssh.start(host, &line, pipes, board.listener())
     }
 }
-
-/// Keeps an option that is in `table` for the board, with its value.
-pub(crate) fn hand_on(
-    table: &[(&str, bool)],
-    words: &mut Vec<OsString>,
-    args: &mut Args,
-    name: &str,
-) -> Result<bool> {
-    let Some((_, has_value)) = table.iter().find(|(known, _)| *known == name) else {
-        return Ok(false);
-    };
-    words.push(name.into());
-    if *has_value {
-        words.push(args.value()?);
-    }
-    Ok(true)
-}

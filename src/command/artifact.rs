@@ -51,11 +51,11 @@ pub fn parse(mut args: Args) -> Result<Options> {
         match item {
             Item::Value(value) if image.is_none() => image = Some(value),
             Item::Value(value) => return Err(args.surplus(&value)),
-            Item::Option(name) => match name.as_str() {
-                "-o" | "--output" => output = Some(args.path()?),
+            Item::Option(name) => match name {
+                "--output" => output = Some(args.path()?),
                 "--entry" => entry = Some(args.text()?),
-                _ if what.option(&name, &mut args)? => {}
-                _ => return Err(args.unknown(&name)),
+                _ if what.option(name, &mut args)? => {}
+                _ => return Err(args.unknown(name)),
             },
         }
     }

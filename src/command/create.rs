@@ -69,7 +69,7 @@ pub fn parse(mut args: Args) -> Result<Options> {
     while let Some(item) = args.next_item()? {
         match item {
             Item::Value(value) => add_pair(&mut options.pairs, &value)?,
-            Item::Option(name) => option(&mut options, &mut args, &name)?,
+            Item::Option(name) => option(&mut options, &mut args, name)?,
         }
     }
     if options.pairs.is_empty() {
@@ -82,7 +82,7 @@ pub fn parse(mut args: Args) -> Result<Options> {
 
 fn option(options: &mut Options, args: &mut Args, name: &str) -> Result<()> {
     match name {
-        "-o" | "--output" => options.output = Some(args.path()?),
+        "--output" => options.output = Some(args.path()?),
         "--keep" => options.keep = Some(args.parsed(keep, "a number from 1 to 9999")?),
         "--comment" => options.comment = args.parsed(comment, "a text of at most 1024 bytes")?,
         "--factory" => options.factory = true,

@@ -65,18 +65,16 @@ pub fn parse(mut args: Args) -> Result<Options> {
         match item {
             Item::Value(value) if source.is_none() => source = Some(value),
             Item::Value(value) => return Err(args.surplus(&value)),
-            Item::Option(name) => match name.as_str() {
+            Item::Option(name) => match name {
                 // As everywhere, `-` is stdout; a file of that name is ./-.
-                "-o" | "--output" => {
+                "--output" => {
                     options.output = Some(args.path()?).filter(|path| path.as_os_str() != "-");
                 }
-                "-z" | "--compress" => {
-                    options.raw = args.parsed(options::compression, "gzip or none")?
-                }
+                "--compress" => options.raw = args.parsed(options::compression, "gzip or none")?,
                 "--sha256" => options.sha256 = true,
                 name if options.taking.option(&mut args, name)? => {}
                 name if options.streaming.option(&mut args, name)? => {}
-                _ => return Err(args.unknown(&name)),
+                _ => return Err(args.unknown(name)),
             },
         }
     }

@@ -42,12 +42,12 @@ pub fn parse(mut args: Args) -> Result<Options> {
         match item {
             Item::Value(value) if options.words.len() < 2 => options.words.push(value),
             Item::Value(value) => return Err(args.surplus(&value)),
-            Item::Option(name) => match name.as_str() {
+            Item::Option(name) => match name {
                 "--host" => options.host = args.text()?,
                 "--time" => options.time_s = args.parsed(cli::number, "a number")?,
                 "--length" => options.length_bytes = args.parsed(cli::number, "a number")?,
                 "--sha256" => options.sha256 = args.text()?,
-                _ => return Err(args.unknown(&name)),
+                _ => return Err(args.unknown(name)),
             },
         }
     }

@@ -30,8 +30,8 @@ pub fn parse(mut args: Args) -> Result<Options> {
         match item {
             Item::Value(value) if folder.is_none() => folder = Some(value),
             Item::Value(value) => return Err(args.surplus(&value)),
-            Item::Option(name) if name == "--json" => json = true,
-            Item::Option(name) => return Err(args.unknown(&name)),
+            Item::Option("--json") => json = true,
+            Item::Option(name) => return Err(args.unknown(name)),
         }
     }
     if folder.is_none() && config::store()?.is_none() {

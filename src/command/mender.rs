@@ -64,15 +64,12 @@ fn parse(words: &[&str], arguments: Vec<OsString>) -> Result<Asked> {
                 }
                 None => return Err(args.surplus(&value)),
             },
-            Item::Option(name) => match name.as_str() {
+            Item::Option(name) => match name {
                 "--source" | "--fs-path" => options.source = args.value()?,
-                "-C" | "--compression" => options.raw = compression(&args.text()?)?,
-                "-d" | "--data" => data = Some(args.path()?),
-                "-v" => return Err(Error::answer(help::version())),
-                "-l" | "--log-level" | "-L" | "--log-file" | "-c" | "--config" | "-b"
-                | "--fallback-config" | "-E" | "--trusted-certs" => drop(args.value()?),
-                "--no-syslog" | "--skipverify" => {}
-                _ => return Err(args.unknown(&name)),
+                "--compression" => options.raw = compression(&args.text()?)?,
+                "--data" => data = Some(args.path()?),
+                // What concerns only the client's other work.
+                _ => {}
             },
         }
     }

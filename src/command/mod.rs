@@ -14,26 +14,30 @@ mod show;
 mod thaw;
 mod verify;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 
-use crate::cli::Args;
-
+use crate::cli::{self, Args, Item};
 use crate::error::{Error, Result};
 use crate::help;
 
 /// Runs the command line: the program's name (which may be one that Mender's tools look for), the verb and its arguments.
 pub fn run(arguments: Vec<OsString>) -> Result<()> {
-    let mut arguments = arguments.into_iter();
-    if let Some(words) = arguments.next().and_then(|name| mender::words(&name)) {
-        return mender::run(words, arguments.collect());
+    let mut arguments = arguments;
+    let program = arguments.drain(..1.min(arguments.len())).next();
+    if let Some(words) = program.and_then(|name| mender::words(&name)) {
+        return mender::run(words, arguments);
     }
-    let verb = arguments
-        .next()
-        .ok_or_else(|| Error::usage("no verb given; see floe --help"))?;
+    let verb = cli::take_verb(&mut arguments);
     let args = |verb| Args::new(verb, lexopt::Parser::from_args(arguments));
+    let Some(verb) = verb else {
+        // The common options alone: --help and --version are answers, all others wait for a verb.
+        let mut args = args("");
+        while args.next_item()?.is_some() {}
+        return Err(Error::usage("no verb given; see floe --help"));
+    };
     let done = match verb.to_str() {
-        Some("-h" | "--help" | "help") => Err(Error::answer(help::overview())),
-        Some("-V" | "--version" | "version") => Err(Error::answer(help::version())),
+        Some("help") => Err(help(&mut args(""))),
+        Some("version") => Err(Error::answer(help::version())),
         Some("dump") => dump::run(dump::parse(args("dump"))?),
         Some("restore") => restore::run(restore::parse(args("restore"))?),
         Some("clone") => clone::run(clone::parse(args("clone"))?),
@@ -45,15 +49,78 @@ pub fn run(arguments: Vec<OsString>) -> Result<()> {
         Some("pull") => pull::run(pull::parse(args("pull"))?),
         Some("push") => push::run(push::parse(args("push"))?),
         Some("kept") => kept::run(kept::parse(args("kept"))?),
-        Some("thaw") => thaw::run(args("thaw")),
-        _ => Err(Error::usage(format_args!(
-            "unknown verb '{}'; see floe --help",
-            verb.display()
-        ))),
+        Some("thaw") => thaw::run(thaw::parse(args("thaw"))?),
+        _ => Err(unknown(&verb)),
     };
     // A refusal comes before the first write; what only looks has nothing to write.
     match verb.to_str() {
         Some("show" | "verify" | "list") => done,
         _ => done.map_err(Error::refused_at_first),
+    }
+}
+
+/// `floe help VERB`: always an answer, or what is wrong with the question.
+fn help(args: &mut Args) -> Error {
+    match args.next_item() {
+        Ok(Some(Item::Value(verb))) => match verb.to_str().filter(|verb| help::is_verb(verb)) {
+            Some(verb) => Error::answer(help::verb(verb)),
+            None => unknown(&verb),
+        },
+        Ok(_) => Error::answer(help::overview()),
+        Err(error) => error,
+    }
+}
+
+fn unknown(verb: &OsStr) -> Error {
+    let mut verbs = help::VERBS.iter().map(|verb| verb.name);
+    let meant = cli::meant(verb.to_str().unwrap_or_default(), &mut verbs);
+    cli::usage("", format_args!("unknown verb '{}'{meant}", verb.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::table::{self, Taken, Takes};
+
+    /// What became of parsing `verb` with these words.
+    fn parse(verb: &str, words: &[&str]) -> Result<()> {
+        let parser = lexopt::Parser::from_args(words.iter().map(OsString::from));
+        let known = help::VERBS.iter().map(|verb| verb.name).chain(["kept"]);
+        let name = known.into_iter().find(|known| *known == verb).unwrap();
+        let args = Args::new(name, parser);
+        match name {
+            "dump" => dump::parse(args).map(drop),
+            "restore" => restore::parse(args).map(drop),
+            "clone" => clone::parse(args).map(drop),
+            "create" => create::parse(args).map(drop),
+            "show" => show::parse(args).map(drop),
+            "verify" => verify::parse(args).map(drop),
+            "list" => list::parse(args).map(drop),
+            "artifact" => artifact::parse(args).map(drop),
+            "pull" => pull::parse(args).map(drop),
+            "push" => push::parse(args).map(drop),
+            "kept" => kept::parse(args).map(drop),
+            "thaw" => thaw::parse(args).map(drop),
+            other => panic!("{other}: has no parser here"),
+        }
+    }
+
+    #[test]
+    fn every_option_of_the_table_is_known_to_its_verb() {
+        for verb in help::VERBS.iter().map(|verb| verb.name).chain(["kept"]) {
+            for row in table::rows().filter(|row| row.taken_by(verb) == Some(Taken::Here)) {
+                for name in row.names() {
+                    let value = match row.takes() {
+                        Takes::Value => &[name, "1"][..],
+                        _ => &[name],
+                    };
+                    // What else is missing or wrong is another matter.
+                    if let Err(error) = parse(verb, value) {
+                        let error = error.to_string();
+                        assert!(!error.contains("unknown option"), "{verb}: {error}");
+                    }
+                }
+            }
+        }
     }
 }

@@ -11,10 +11,10 @@ use std::time::Instant;
 
 use crate::board::artifact::{Recipe, Wanted};
 use crate::board::fleet::{self, Board};
-use crate::board::reach::{self, Reach};
+use crate::board::reach::Reach;
 use crate::board::receive::{self, Arrived, Sink, Stream, ToFile, ToStdout};
 use crate::board::ssh::{Host, Pipes, Session};
-use crate::cli::{Args, Common, Item};
+use crate::cli::{self, Args, Common, Item, table};
 use crate::error::{Error, Exit, Result};
 use crate::json;
 use crate::report::{self, Bytes, ReportFile, Span};
@@ -25,40 +25,6 @@ const MAX_HOSTS: usize = 4096;
 const MAX_FILE: u64 = 1 << 20;
 /// Boards at a time, unless `-P` says otherwise.
 const PARALLEL: usize = 4;
-
-/// Options that are handed to the verb that runs on the board, and whether they take a value.
-const HANDED_ON: &[(&str, bool)] = &[
-    ("--level", true),
-    ("--whole", false),
-    ("--require-map", false),
-    ("--live", false),
-    ("--empty", true),
-    ("--golden", false),
-    ("--stall", true),
-    ("--max-freeze", true),
-    ("--wait-sink", true),
-    ("--spool", true),
-    ("--comment", true),
-    ("--factory", false),
-    ("--rescue", false),
-    ("--disk", true),
-    // Of clone.
-    ("--pairs", true),
-    ("--overwrite", false),
-    ("--verify", false),
-    ("--skip-free", false),
-    ("--grow", false),
-    ("--new-uuid", false),
-    ("--as-primary", false),
-    ("--partition", false),
-    ("--media", true),
-    ("--table", true),
-    ("--boot-size", true),
-    ("--root-size", true),
-    ("--config-size", true),
-    ("--data-size", true),
-    ("--swap-size", true),
-];
 
 /// What is done on each board.
 #[derive(Clone, Debug)]
@@ -80,6 +46,16 @@ impl Work {
             Self::Dump(_) => Some(Stream::Image),
             Self::Create(_) | Self::Kept(_) => Some(Stream::Snapshot),
             Self::Clone(_) => None,
+        }
+    }
+
+    /// The verb that runs on the board.
+    fn verb(&self) -> &'static str {
+        match self {
+            Self::Dump(_) => "dump",
+            Self::Create(_) => "create",
+            Self::Clone(_) => "clone",
+            Self::Kept(_) => "kept",
         }
     }
 
@@ -112,30 +88,34 @@ pub fn parse(mut args: Args) -> Result<Options> {
     let (mut create, mut clone, mut kept) = (false, false, None);
     let mut parallel = PARALLEL;
     let mut reach = Reach::default();
-    let mut handed_on = Vec::new();
     let mut artifact = Wanted::default();
     while let Some(item) = args.next_item()? {
         match item {
             // No host has a = in it, and every pair has.
             Item::Value(value) if value.as_bytes().contains(&b'=') => pairs.push(value),
+            // Nor has it a slash, as `ssh://` apart: this was meant as a pair.
+            Item::Value(value) if (create || clone) && value.as_bytes().starts_with(b"/") => {
+                return Err(wrong(format_args!(
+                    "'{}' is not NAME=SOURCE, as in data=/data",
+                    value.display()
+                )));
+            }
             Item::Value(value) => add_hosts(&mut hosts, &value)?,
-            Item::Option(name) => match name.as_str() {
+            Item::Option(name) => match name {
                 "--dump" => dump = Some(args.value()?),
                 "--create" => create = true,
                 "--clone" => clone = true,
                 "--kept" => kept = Some(args.value()?),
-                "-o" | "--output" => output = Some(args.path()?),
-                "-P" | "--parallel" => {
+                "--output" => output = Some(args.path()?),
+                "--parallel" => {
                     parallel = args.parsed(fleet::parallel, "a number from 1 to 256")?;
                 }
-                _ if reach::hand_on(HANDED_ON, &mut handed_on, &mut args, &name)? => {}
-                _ if reach.option(&mut args, &name)? => {}
-                _ if artifact.option(&name, &mut args)? => {}
-                _ => return Err(args.unknown(&name)),
+                _ if reach.option(&mut args, name)? => {}
+                _ if artifact.option(name, &mut args)? => {}
+                _ => return Err(args.unknown(name)),
             },
         }
     }
-    let wrong = |line: &str| Error::usage(format_args!("pull: {line}; see floe pull --help"));
     let work = match (dump, kept, create, clone) {
         (dump, None, false, false) => Work::Dump(dump.unwrap_or_else(|| "/".into())),
         (None, Some(name), false, false) => Work::Kept(name),
@@ -144,10 +124,19 @@ pub fn parse(mut args: Args) -> Result<Options> {
         }
         (None, None, true, false) => Work::Create(std::mem::take(&mut pairs)),
         (None, None, false, true) => Work::Clone(std::mem::take(&mut pairs)),
-        _ => return Err(wrong("one of --dump, --create, --clone and --kept")),
+        _ => {
+            return Err(wrong(format_args!(
+                "one of --dump, --create, --clone and --kept"
+            )));
+        }
     };
+    let verb = work.verb();
+    let mut handed_on = args.handed_names.iter();
+    if let Some(name) = handed_on.find(|name| table::find(verb, name).is_none()) {
+        return Err(wrong(format_args!("{name} is no option of floe {verb}")));
+    }
     if let Some(pair) = pairs.first() {
-        return Err(wrong(&format!(
+        return Err(wrong(format_args!(
             "'{}' without --create or --clone",
             pair.display()
         )));
@@ -157,7 +146,7 @@ pub fn parse(mut args: Args) -> Result<Options> {
     }
     let artifact = artifact.check(&args, output.as_deref())?;
     if artifact.is_some() && !matches!(work, Work::Dump(_)) {
-        return Err(wrong("--artifact is for --dump"));
+        return Err(wrong(format_args!("--artifact is for --dump")));
     }
     Ok(Options {
         hosts,
@@ -165,10 +154,14 @@ pub fn parse(mut args: Args) -> Result<Options> {
         output: output.unwrap_or_else(|| ".".into()),
         parallel,
         reach,
-        handed_on,
+        handed_on: args.handed_on,
         artifact,
         common: args.common,
     })
+}
+
+fn wrong(what: std::fmt::Arguments<'_>) -> Error {
+    cli::usage("pull", what)
 }
 
 /// A HOST, or `@FILE` with one on each line.
@@ -378,13 +371,13 @@ fn talk(host: &Host, session: Session) -> Result<Arrived> {
 /// What floe is told on the board, without its own name.
 fn words(work: &Work, handed_on: &[OsString], quiet: bool) -> Vec<OsString> {
     let mut words: Vec<OsString> = Vec::new();
-    let verb: &[&str] = match work {
-        Work::Dump(_) => &["dump"],
-        Work::Create(_) => &["create", "-o", "-"],
-        Work::Clone(_) => &["clone"],
-        Work::Kept(_) => &["kept", "get"],
+    let more: &[&str] = match work {
+        Work::Create(_) => &["-o", "-"],
+        Work::Kept(_) => &["get"],
+        Work::Dump(_) | Work::Clone(_) => &[],
     };
-    words.extend(verb.iter().chain(&["--report", "-"]).map(OsString::from));
+    words.push(work.verb().into());
+    words.extend(more.iter().chain(&["--report", "-"]).map(OsString::from));
     if quiet {
         words.push("-q".into());
     }

@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use crate::board::fleet::{self, Board};
-use crate::board::reach::{self, Reach};
+use crate::board::reach::Reach;
 use crate::board::receive::Arrived;
 use crate::board::ssh::{Host, Pipes};
 use crate::cli::{Args, Common, Item};
@@ -24,16 +24,6 @@ use crate::snapshot::sums::sums_of;
 use crate::stream::copy::{BUFFER_BYTES, Ended};
 use crate::stream::image::Format;
 use crate::units::to_u64;
-
-/// Options that are handed to `floe restore` on the board, and whether they take a value.
-const HANDED_ON: &[(&str, bool)] = &[
-    ("--overwrite", false),
-    ("--verify", false),
-    ("--skip-free", false),
-    ("--grow", false),
-    ("--force", false),
-    ("--disk", true),
-];
 
 /// What was typed.
 pub struct Options {
@@ -51,16 +41,14 @@ pub fn parse(mut args: Args) -> Result<Options> {
     let mut words = Vec::new();
     let mut store = false;
     let mut reach = Reach::default();
-    let mut handed_on = Vec::new();
     while let Some(item) = args.next_item()? {
         match item {
             Item::Value(value) if words.len() < MAX_IMAGES + 2 => words.push(value),
             Item::Value(value) => return Err(args.surplus(&value)),
-            Item::Option(name) => match name.as_str() {
+            Item::Option(name) => match name {
                 "--store" => store = true,
-                _ if reach::hand_on(HANDED_ON, &mut handed_on, &mut args, &name)? => {}
-                _ if reach.option(&mut args, &name)? => {}
-                _ => return Err(args.unknown(&name)),
+                _ if reach.option(&mut args, name)? => {}
+                _ => return Err(args.unknown(name)),
             },
         }
     }
@@ -74,9 +62,9 @@ pub fn parse(mut args: Args) -> Result<Options> {
             "FILE must be a file: it is verified before it is sent",
         ));
     }
-    let disk = handed_on.iter().any(|word| word == "--disk");
+    let disk = args.handed_names.contains(&"--disk");
     match (store, targets.is_empty()) {
-        (true, true) if handed_on.is_empty() => {}
+        (true, true) if args.handed_on.is_empty() => {}
         (true, _) => {
             return Err(wrong(
                 "--store takes neither a TARGET nor options of restore",
@@ -94,7 +82,7 @@ pub fn parse(mut args: Args) -> Result<Options> {
         targets,
         store,
         reach,
-        handed_on,
+        handed_on: args.handed_on,
         common: args.common,
     })
 }

@@ -28,14 +28,14 @@ pub fn parse(mut args: Args) -> Result<Options> {
             Item::Value(value) if image.is_none() => image = Some(value),
             Item::Value(value) if targets.len() < MAX_IMAGES => targets.push(value),
             Item::Value(value) => return Err(args.surplus(&value)),
-            Item::Option(name) => match name.as_str() {
+            Item::Option(name) => match name {
                 "--overwrite" => overwrite = Overwrite::Allowed,
                 "--verify" => verify = true,
                 "--skip-free" => skip_free = true,
                 "--force" => force = true,
                 "--grow" => grow = true,
                 "--disk" => disk = Some(args.value()?),
-                _ => return Err(args.unknown(&name)),
+                _ => return Err(args.unknown(name)),
             },
         }
     }

@@ -37,9 +37,9 @@ pub fn parse(mut args: Args) -> Result<Options> {
         match item {
             Item::Value(value) if path.is_none() => path = Some(value),
             Item::Value(value) => return Err(args.surplus(&value)),
-            Item::Option(name) if name == "--json" => json = true,
-            Item::Option(name) if name == "--identity" => identity = true,
-            Item::Option(name) => return Err(args.unknown(&name)),
+            Item::Option("--json") => json = true,
+            Item::Option("--identity") => identity = true,
+            Item::Option(name) => return Err(args.unknown(name)),
         }
     }
     Ok(Options {

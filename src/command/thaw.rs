@@ -8,7 +8,7 @@
 
 use crate::threads::{RecvTimeoutError, channel};
 use std::collections::BTreeSet;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 
-use crate::cli::{Args, Item};
+use crate::cli::{Args, Common, Item};
 use crate::device::Access;
 use crate::error::{Error, Fault, Result};
 use crate::mounts::{DevId, Mount, System};
@@ -32,26 +32,43 @@ struct Place {
     fd: OwnedFd,
 }
 
-/// Runs the verb.
-pub fn run(mut arguments: Args) -> Result<()> {
+/// What was asked for.
+pub struct Options {
+    /// `--all`: no PATH then.
+    path: Option<OsString>,
+    common: Common,
+}
+
+/// Reads the command line.
+pub fn parse(mut args: Args) -> Result<Options> {
     let (mut all, mut path) = (false, None);
-    while let Some(item) = arguments.next_item()? {
+    while let Some(item) = args.next_item()? {
         match item {
-            Item::Option(name) if name == "--all" => all = true,
-            Item::Option(name) => return Err(arguments.unknown(&name)),
+            Item::Option("--all") => all = true,
+            Item::Option(name) => return Err(args.unknown(name)),
             Item::Value(value) if path.is_none() => path = Some(value),
-            Item::Value(value) => return Err(arguments.surplus(&value)),
+            Item::Value(value) => return Err(args.surplus(&value)),
         }
     }
-    let quiet = arguments.common.quiet;
+    match (all, &path) {
+        (true, Some(value)) => Err(args.surplus(value)),
+        (false, None) => Err(args.missing("PATH or --all")),
+        _ => Ok(Options {
+            path,
+            common: args.common,
+        }),
+    }
+}
+
+/// Runs the verb.
+pub fn run(options: Options) -> Result<()> {
+    let quiet = options.common.quiet;
     let system = System::look()?;
-    let places = match (all, path) {
-        (true, None) => everything(&system, quiet),
-        (false, Some(path)) => one(&system, &path)?.into_iter().collect(),
-        (true, Some(value)) => return Err(arguments.surplus(&value)),
-        (false, None) => return Err(arguments.missing("PATH or --all")),
+    let places = match &options.path {
+        None => everything(&system, quiet),
+        Some(path) => one(&system, path)?.into_iter().collect(),
     };
-    let thawed = thaw(places, all)?;
+    let thawed = thaw(places, options.path.is_none())?;
     if thawed == 0 && !quiet {
         report::line("thaw: nothing was frozen");
     }

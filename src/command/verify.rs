@@ -24,7 +24,7 @@ pub fn parse(mut args: Args) -> Result<Options> {
         match item {
             Item::Value(value) if path.is_none() => path = Some(value),
             Item::Value(value) => return Err(args.surplus(&value)),
-            Item::Option(name) => return Err(args.unknown(&name)),
+            Item::Option(name) => return Err(args.unknown(name)),
         }
     }
     Ok(Options {

@@ -63,12 +63,12 @@ impl Labels {
     /// Takes `option` if it is one of these.
     pub fn option(&mut self, option: &str, args: &mut Args) -> Result<bool> {
         match option {
-            "-n" | "--artifact-name" => {
+            "--artifact-name" => {
                 let spaced = "a name without spaces";
                 self.name = args.parsed(|text| word(text).map(str::to_owned), spaced)?;
             }
-            "-t" | "--device-type" => self.device_types.push(filled(args)?),
-            "-g" | "--artifact-group" => self.group = Some(filled(args)?),
+            "--device-type" => self.device_types.push(filled(args)?),
+            "--artifact-group" => self.group = Some(filled(args)?),
             "--software-name" => self.software_name = Some(filled(args)?),
             "--software-version" => self.software_version = Some(filled(args)?),
             "--software-filesystem" => self.software_filesystem = Some(filled(args)?),
@@ -331,7 +331,7 @@ mod tests {
         let mut args = Args::new("artifact", lexopt::Parser::from_args(words));
         let mut labels = Labels::default();
         while let Some(crate::cli::Item::Option(name)) = args.next_item()? {
-            assert!(labels.option(&name, &mut args)?);
+            assert!(labels.option(name, &mut args)?);
         }
         labels.check(&args).map(|()| labels)
     }

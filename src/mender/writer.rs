@@ -65,7 +65,7 @@ impl What {
     /// Takes `option` if it says what the artifact is to be.
     pub fn option(&mut self, option: &str, args: &mut Args) -> Result<bool> {
         match option {
-            "-z" | "--compression" | "--compress" => {
+            "--compression" | "--compress" => {
                 let raw = args.parsed(options::compression, "gzip or none")?;
                 self.level = (!raw).then_some(self.level.unwrap_or(6));
             }

@@ -95,7 +95,7 @@ pub fn parse(mut args: Args) -> Result<Options> {
     while let Some(item) = args.next_item()? {
         match item {
             Item::Value(value) => pairs::add(&mut options.pairs, &value)?,
-            Item::Option(name) => option(&mut options, &mut args, &name)?,
+            Item::Option(name) => option(&mut options, &mut args, name)?,
         }
     }
     if options.file.is_some() && !options.pairs.is_empty() {

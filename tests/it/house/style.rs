@@ -304,6 +304,28 @@ fn readme_names_every_verb_and_exit_code_and_the_version() {
             verb.name
         );
     }
+    // `floe [OPTION…] VERB …` up to a pipe, a comment or the end of the code: its options are the verb's.
+    for (at, _) in readme.match_indices("floe ") {
+        let rest = &readme[at + 5..];
+        let rest = &rest[..rest
+            .find(['|', '`', '#', '\n', '&', '<', '>', '\'', '"', ';', ')'])
+            .unwrap_or(rest.len())];
+        let word = rest.split_whitespace().next();
+        let Some(verb) = floe::help::VERBS
+            .iter()
+            .find(|verb| word == Some(verb.name))
+        else {
+            continue;
+        };
+        for option in rest
+            .split_whitespace()
+            .filter(|word| word.starts_with("--"))
+        {
+            let option = option.trim_end_matches([',', '.']);
+            let known = option == "--" || floe::cli::table::find(verb.name, option).is_some();
+            assert!(known, "README: floe {} has no {option}", verb.name);
+        }
+    }
     for code in 0..=4 {
         assert!(
             readme.contains(&format!("| {code} |")),

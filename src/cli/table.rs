@@ -1,0 +1,375 @@
+//! The one table of options. Parsing, help, what `pull` and `push` hand on to the board, man pages and completions come from it:
+//! an option that is not here does not exist, and a new one is a line here and an arm where its verb is parsed.
+//!
+//! It is text and not a list of structures: a third of the size, and no relocations. A row is
+//!
+//! ```text
+//! VERB …|-s, --long VALUE|help text
+//! ```
+//!
+//! - `VERB` takes the option itself; `>pull` hands it on, with its value, to the verb that runs on the board; `*` is every verb.
+//! - `VALUE`: the word for the value that follows; `[=VALUE]` may be left out and stands only after a `=`; `VALUE…` are arguments
+//!   that follow and are not the option's own. None: it takes no value.
+//! - Several long names in a row are several options. A short one stands for the long one after it.
+//! - Without a help text the row is not shown. A row `#TEXT` is the heading of those that follow.
+//!
+//! Order is the order of the help. The same name may stand in several rows, with another text for another verb.
+
+/// See the top of this file.
+const TABLE: &str = "\
+#What:
+pull|--dump SOURCE|an image (default: of /): DIR/HOST[_PORT].img.gz
+pull|--create NAME=SOURCE…|a snapshot of all of them, frozen together: DIR/HOST[_PORT].zip
+pull|--clone PAIR…|floe clone on the board, which sends nothing but its lines
+pull|--kept NAME|a snapshot that is kept in the board's store, or 'latest': DIR/HOST[_PORT].zip
+pull|--artifact|with --dump: straight into a Mender artifact, DIR/HOST[_PORT].mender
+#Where to:
+dump|-o, --output FILE|write FILE.part, and rename it to FILE when it is complete ('-' or none: stdout)
+create|-o, --output WHERE|a folder: HOST-YYYYMMDDThhmmssZ-SEQ.zip in it (SEQ counts: boards have no clock), one floe at a time; a FILE; or - for stdout. Default: the folder of 'store = DIR' in /etc/floe.conf, otherwise stdout. Written as .part and renamed when it is complete
+artifact|-o, --output FILE|write FILE.part, and rename it to FILE when it is complete ('-' or none: stdout)
+pull|-o, --output DIR|a folder (default: this one); with one board a FILE, or - for stdout
+pull|-P, --parallel N|so many boards at a time (default 4)
+push|--store|keep the snapshot FILE in the board's store ('store = DIR' in its /etc/floe.conf) instead
+#The artifact:
+artifact pull|-n, --artifact-name N|name of the artifact, without spaces
+artifact pull|-t, --device-type T|a type of device it is for; may be given several times
+artifact pull|-g, --artifact-group G|the group it belongs to
+artifact pull|--software-name N|record the version as rootfs-image.N.version
+artifact pull|--software-version V|the version recorded on the device (default: the artifact's name)
+artifact pull|--software-filesystem F|record it as F.version, instead of rootfs-image.version
+artifact pull|--provides KEY:VALUE|further facts recorded on the device; this and the next may be given several times
+artifact pull|--depends KEY:VALUE|facts a device must have recorded
+artifact pull|--clears-provides PATTERN|recorded facts that go (those of the replaced image go by default)
+artifact pull|--script FILE|a state script, such as ArtifactInstall_Enter_05_wifi
+artifact pull|-z, --compression, --compress HOW|gzip (default) or none
+artifact|--level N|1 (fastest) to 9 (smallest), default 6
+artifact|--entry NAME|which entry of a snapshot
+#The stream:
+dump|-z, --compress HOW|gzip (default) or none
+dump create >pull|--level N|1 (fastest, default) to 9 (smallest)
+dump|--sha256|with -z none: the SHA-256 of the stream too (gzip always has it)
+#The snapshot:
+create|--keep N|in a folder: afterwards remove the oldest of this host, so that N remain
+create >pull|--factory|mark it as the factory snapshot; --keep never removes it
+create >pull|--rescue|mark it as the rescue snapshot; --keep never removes it
+create >pull|--comment TEXT|kept in the metadata
+create >pull|--disk DEV|keep the partition table and the boot area of this disk too (not with logical partitions)
+#The target:
+restore >push|--disk DEV|of a snapshot made with --disk: the recorded partition table and boot area go to the empty disk DEV, and every entry that is not named goes into its partition
+restore >push|--force|a snapshot of another architecture or board model
+clone >pull|--pairs FILE|read the pairs from this file; a target named in a file is standby by declaration: what it holds may go
+restore >push|--overwrite|the target may hold a filesystem, a partition table or (a file) anything
+clone >pull|--overwrite|a target of the command line may hold a filesystem or a partition table
+restore clone >push >pull|--verify|read everything back from the medium and compare it, before the superblock is written
+restore clone >push >pull|--grow|afterwards grow the filesystem (ext2/3/4, XFS, btrfs) to the end of its partition
+restore clone >push >pull|--skip-free|do not zero ranges that nothing owns: fast on slow cards, but what was there before (deleted files, old secrets) stays on the medium, and --verify does not look at it
+clone >pull|--new-uuid|afterwards give the copies uuids of their own, where that is a matter of the superblock: ext4 without metadata_csum or with metadata_csum_seed, XFS, FAT, swap; others are refused
+#Another medium:
+clone >pull|--media WHICH|usb, sd, mmc, nvme or disk: the one that this system does not run from; or /dev/X. The TARGET of a pair is a role, boot, root, config or data: the partition of that name
+clone >pull|--partition|lay the medium out anew (what it holds needs --overwrite), print the table, and write it last of all
+clone >pull|--table HOW|gpt (default) or mbr
+clone >pull|--boot-size, --root-size, --config-size, --data-size, --swap-size SIZE|a bare number is megabytes. Defaults: boot as its source, config a tenth of the medium, data none, swap a third of the memory (none below 128 MB), root the rest. Data gets a filesystem by the system's mkfs
+clone >pull|--as-primary|the medium boots in place of this one: boot code, the area in front of the first partition, the identifiers of disk and partitions come along
+clone >pull|--factory|instead of the running system the factory snapshot that is kept (create --factory), and what the rescue snapshot holds, except /: pairs find their entry by the SOURCE it was made from. Not with --new-uuid
+#What is read:
+dump create clone >pull|--whole|every block, free ones too
+dump create clone >pull|--require-map|refuse instead of reading everything when the used blocks cannot be told for certain
+dump create clone >pull|--live|do not freeze: what is read may not be consistent, and is called live
+dump create clone >pull|--golden|what makes one machine out of many comes out empty: machine-id, ssh and dropbear host keys, random seeds, DHCP leases, NetworkManager's and Mender's keys, cloud-init's instance, shell histories (ext2/3/4; floe show --identity lists them)
+dump create clone >pull|--empty PATH|this file, too; may be given several times, a name may hold *, and DIR/ is every file below
+#How long it may stay frozen:
+dump create clone >pull|--stall TIME|thaw and fail when no byte is read or taken for this long (default 30s)
+dump create clone >pull|--max-freeze TIME|thaw and fail after this long in all (default 2m)
+dump create >pull|--wait-sink TIME|before the freeze: wait this long for the reader to take the first bytes (default 60s)
+dump create clone >pull|--spool SIZE|memory for data that waits for a slow reader or target, so that the thaw does not: auto (default, at most half of the free memory), off, or a size
+#How floe is reached there:
+pull push|--ssh-option ARG|one argument for ssh, as in --ssh-option -i --ssh-option KEY; it counts before floe's own
+pull push|--sudo|run floe there by 'sudo -n': without a password
+pull push|--floe PATH|where it is there (default: floe)
+pull push|--send|it is not there: bring it along, run it, leave nothing behind
+pull push|--binaries DIR|where floe-x86_64, floe-aarch64 and floe-armv7 are (default: beside this floe)
+#Options:
+thaw|--all|everything that is mounted from a block device, in every mount namespace, and what was unmounted while frozen
+show|--json|one JSON object with stable keys
+show|--identity|instead: the files that make it one machine and not another, with fingerprints, of a mount, or of an ext filesystem on a device or in an image that is not packed; what --golden empties
+list|--json|one JSON array with stable keys
+mender|--source, --fs-path PATH|what to dump: file, directory or device (default: /)
+mender|-C, --compression HOW|none (default) or gzip
+mender|-d, --data DIR|where Mender's own data is: it must not lie on what is dumped (default: /var/lib/mender, if it is there)
+mender|-l, --log-level, -L, --log-file, -c, --config, -b, --fallback-config, -E, --trusted-certs X|
+mender|--no-syslog, --skipverify|
+mender|-v, --version|
+kept|--host, --time, --length, --sha256 X|
+#Common options:
+*|-q, --quiet|print nothing but errors
+*|-p, --progress|show progress (default when stderr is a terminal)
+*|--report FILE|write one JSON object with the figures of the run ('-': stderr)
+*|-j, --jobs N|worker threads (default: the CPUs this process may use)
+*|-h, --help|this text
+*|-V, --version|version and target
+";
+
+/// One line of the table.
+#[derive(Clone, Copy, Debug)]
+pub struct Row {
+    verbs: &'static str,
+    names: &'static str,
+    /// The word for its value, as it is shown after the last name, with what separates them.
+    pub value: &'static str,
+    /// Its text; empty where it is not for people.
+    pub help: &'static str,
+}
+
+/// Whose an option is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// The verb's own.
+    Here,
+    /// That of the verb that runs on the board.
+    HandedOn,
+    /// Every verb's.
+    Common,
+}
+
+/// An option that was looked up.
+#[derive(Clone, Copy, Debug)]
+pub struct Found {
+    /// Its long name, with the dashes.
+    pub name: &'static str,
+    /// Whose it is.
+    pub taken: Taken,
+    /// Its row.
+    pub row: Row,
+}
+
+/// Whether a value belongs to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Takes {
+    /// None.
+    Nothing,
+    /// One, after a space or a `=`.
+    Value,
+    /// Perhaps one, after a `=`.
+    Perhaps,
+}
+
+/// Every row, and the headings (which have no names).
+pub fn rows() -> impl Iterator<Item = Row> {
+    TABLE.lines().map(|line| {
+        let mut parts = line.splitn(3, '|');
+        let mut part = || parts.next().unwrap_or_default();
+        let (verbs, names, help) = (part(), part(), part());
+        // The value comes after the last name.
+        let last = names.rfind(", ").map_or(0, |at| at + 2);
+        let value = names.get(last..).and_then(|word| word.find([' ', '[']));
+        let (names, value) = names.split_at(value.map_or(names.len(), |at| last + at));
+        Row {
+            verbs,
+            names,
+            value,
+            help,
+        }
+    })
+}
+
+impl Row {
+    /// The text, where this is a heading.
+    pub fn heading(&self) -> Option<&'static str> {
+        self.verbs.strip_prefix('#')
+    }
+
+    /// Short and long names, with their dashes.
+    pub fn names(&self) -> impl Iterator<Item = &'static str> + use<> {
+        self.names.split(", ").filter(|name| !name.is_empty())
+    }
+
+    /// Whether `verb` takes it.
+    pub fn taken_by(&self, verb: &str) -> Option<Taken> {
+        self.verbs.split(' ').find_map(|word| match word {
+            "*" => Some(Taken::Common),
+            word if word == verb => Some(Taken::Here),
+            word if word.strip_prefix('>') == Some(verb) => Some(Taken::HandedOn),
+            _ => None,
+        })
+    }
+
+    /// Whether a value follows.
+    pub fn takes(&self) -> Takes {
+        match self.value {
+            "" => Takes::Nothing,
+            value if value.starts_with('[') => Takes::Perhaps,
+            value if value.ends_with('…') => Takes::Nothing,
+            _ => Takes::Value,
+        }
+    }
+
+    /// Its name where it has the name that was typed: the long one for a short one.
+    fn named(&self, typed: &str) -> Option<&'static str> {
+        let mut names = self.names();
+        let name = names.find(|name| *name == typed)?;
+        match name.starts_with("--") {
+            true => Some(name),
+            false => names.find(|name| name.starts_with("--")),
+        }
+    }
+}
+
+/// The option of `verb` that was typed as `typed`.
+pub fn find(verb: &str, typed: &str) -> Option<Found> {
+    rows().find_map(|row| {
+        let (taken, name) = (row.taken_by(verb)?, row.named(typed)?);
+        Some(Found { name, taken, row })
+    })
+}
+
+/// Whether a value follows `argument`, an option that stands before its verb.
+pub fn is_followed(argument: &str) -> bool {
+    let mut rows = rows();
+    let row = rows.find(|row| row.named(argument).is_some());
+    row.is_some_and(|row| row.takes() == Takes::Value)
+}
+
+/// Which of `words` may have been meant by `typed`, if one is near enough.
+pub fn nearest(typed: &str, words: &mut dyn Iterator<Item = &'static str>) -> Option<&'static str> {
+    let limit = 1 + typed.len() / 5;
+    let (distance, word) = words
+        .map(|word| (distance(typed.as_bytes(), word.as_bytes()), word))
+        .min_by_key(|(distance, _)| *distance)?;
+    (distance <= limit).then_some(word)
+}
+
+/// How many letters must be put in, left out, or changed (Levenshtein); two that were swapped count as one.
+fn distance(from: &[u8], to: &[u8]) -> usize {
+    let mut before: Vec<usize> = Vec::new();
+    let mut row: Vec<usize> = (0..=to.len()).collect();
+    for (i, letter) in from.iter().enumerate() {
+        let mut next = vec![i + 1];
+        for (j, other) in to.iter().enumerate() {
+            let at =
+                |row: &[usize], index: usize| row.get(index).copied().unwrap_or(usize::MAX - 1);
+            let mut least = at(&row, j) + usize::from(letter != other);
+            least = least.min(at(&row, j + 1) + 1).min(at(&next, j) + 1);
+            let swapped =
+                i > 0 && j > 0 && from.get(i - 1) == Some(other) && to.get(j - 1) == Some(letter);
+            if swapped {
+                least = least.min(at(&before, j - 1) + 1);
+            }
+            next.push(least);
+        }
+        before = std::mem::replace(&mut row, next);
+    }
+    row.last().copied().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::help::VERBS;
+
+    /// What `pull` does not hand on, and why.
+    const NOT_PULLED: &[(&str, &str)] = &[
+        ("--output", "the host writes the file"),
+        (
+            "--compress",
+            "over ssh the stream is compressed, so that its end is proven",
+        ),
+        ("--sha256", "gzip always has it, and the host compares"),
+        ("--keep", "nothing is kept on the board"),
+    ];
+
+    #[test]
+    fn every_option_of_a_verb_that_pull_can_run_is_pullable_or_says_why_not() {
+        for row in rows() {
+            let ran = ["dump", "create", "clone"]
+                .iter()
+                .any(|verb| row.taken_by(verb) == Some(Taken::Here));
+            for name in row.names().filter(|name| ran && name.starts_with("--")) {
+                let pulled = find("pull", name).is_some_and(|found| found.taken == Taken::HandedOn);
+                let excused = NOT_PULLED.iter().any(|(known, _)| *known == name);
+                assert!(
+                    pulled != excused,
+                    "{name}: '>pull', or a line in NOT_PULLED (once)"
+                );
+            }
+        }
+        for row in rows() {
+            for name in row.names().filter(|name| name.starts_with("--")) {
+                let ours = row.taken_by("restore") == Some(Taken::Here);
+                let pushed = find("push", name).is_some_and(|found| found.taken == Taken::HandedOn);
+                assert!(
+                    !ours || pushed,
+                    "{name} of restore: push does not hand it on"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn rows_are_well_formed_and_an_option_is_one_thing_for_a_verb() {
+        let known = |word: &str| {
+            let word = word.strip_prefix('>').unwrap_or(word);
+            matches!(word, "*" | "mender" | "kept") || VERBS.iter().any(|verb| verb.name == word)
+        };
+        let mut seen: Vec<(String, &str)> = Vec::new();
+        let mut values: Vec<(&str, Takes)> = Vec::new();
+        for row in rows().filter(|row| row.heading().is_none()) {
+            assert!(
+                row.names().count() > 0 && row.verbs.split(' ').all(known),
+                "{row:?}"
+            );
+            assert!(!row.help.contains('|'), "{row:?}");
+            for name in row.names() {
+                assert!(name.starts_with('-') && !name.contains(' '), "{row:?}");
+                // What may stand before the verb must take a value whatever the verb; nobody types `kept`.
+                match values.iter().find(|(known, _)| *known == name) {
+                    Some((_, takes)) => {
+                        assert!(row.verbs == "kept" || *takes == row.takes(), "{name}")
+                    }
+                    None => values.push((name, row.takes())),
+                }
+                for verb in row.verbs.split(' ') {
+                    // What is handed on is the other verb's to explain, and Mender's -v is ours by another name.
+                    let again = verb.starts_with('>') || verb == "mender";
+                    let verb = verb.trim_start_matches('>').to_owned();
+                    let known = seen.contains(&(verb.clone(), name));
+                    assert!(again || !known, "{verb} {name}: twice");
+                    seen.push((verb, name));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn names_values_and_owners_are_read_as_written() {
+        let found = find("dump", "-o").unwrap();
+        assert_eq!((found.name, found.row.takes()), ("--output", Takes::Value));
+        assert_eq!(found.row.value, " FILE");
+        let found = find("pull", "--swap-size").unwrap();
+        assert_eq!((found.name, found.taken), ("--swap-size", Taken::HandedOn));
+        assert_eq!(found.row.takes(), Takes::Value);
+        assert_eq!(
+            find("pull", "--create").unwrap().row.takes(),
+            Takes::Nothing
+        );
+        assert_eq!(find("thaw", "-q").unwrap().taken, Taken::Common);
+        assert!(find("thaw", "--level").is_none() && find("pull", "--keep").is_none());
+        assert!(is_followed("--report") && is_followed("-o") && !is_followed("-q"));
+    }
+
+    #[test]
+    fn what_was_meant_is_near() {
+        let verbs = || VERBS.iter().map(|verb| verb.name);
+        for (typed, meant) in [
+            ("dmup", Some("dump")),
+            ("restor", Some("restore")),
+            ("veryfi", Some("verify")),
+            ("zzz", None),
+            ("x", None),
+        ] {
+            assert_eq!(nearest(typed, &mut verbs()), meant, "{typed}");
+        }
+        assert_eq!(distance(b"", b"abc"), 3);
+        assert_eq!(distance(b"--ovewrite", b"--overwrite"), 1);
+        assert_eq!(distance(b"ab", b"ba"), 1);
+    }
+}
