@@ -82,6 +82,8 @@ dump create clone >pull|--stall TIME|thaw and fail when no byte is read or taken
 dump create clone >pull|--max-freeze TIME|thaw and fail after this long in all (default 2m)
 dump create >pull|--wait-sink TIME|before the freeze: wait this long for the reader to take the first bytes (default 60s)
 dump create clone >pull|--spool SIZE|memory for data that waits for a slow reader or target, so that the thaw does not: auto (default, at most half of the free memory), off, or a size
+dump create >pull|--spool-file FILE|more room for it, in a file without a name in that FILE's folder (not on what is frozen)
+dump create clone >pull|--precopy HOW|auto (default): most of it is read before the freeze, and only what was written meanwhile while frozen; off
 #How floe is reached there:
 pull push|--ssh-option ARG|one argument for ssh, as in --ssh-option -i --ssh-option KEY; it counts before floe's own
 pull push|--sudo|run floe there by 'sudo -n': without a password
