@@ -97,6 +97,7 @@ pub mod utc;
 /// Runs the program with its name and its arguments and gives the exit code; dies by a signal where the run did.
 pub fn main(arguments: Vec<std::ffi::OsString>) -> std::process::ExitCode {
     freeze::serve_if_guardian(&arguments);
+    sys::process::ignore_file_size_signal();
     let code = match command::run(arguments) {
         Ok(()) => 0,
         Err(error) => report::end(error),

@@ -20,7 +20,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
-use crate::error::Result;
+use crate::error::{ErrnoText, Error, NOTHING_WRITTEN, Result};
 pub use node::{mount_kernel, private_file};
 pub use resolve::{Holding, Mounted, Source, Stacked};
 pub use sysfs::{Layer, Media, Partition};
@@ -103,6 +103,9 @@ pub struct Namespace {
     pub table: Table,
 }
 
+/// Descriptors that must be free before the machine is looked at: of /proc and /sys a few are open at a time.
+const DESCRIPTORS: usize = 24;
+
 /// One look at the machine: our own mount table now, the others when a question needs them.
 #[derive(Debug)]
 pub struct System {
@@ -114,6 +117,7 @@ pub struct System {
 impl System {
     /// Looks at the machine floe runs on.
     pub fn look() -> Result<Self> {
+        check_descriptors()?;
         Self::look_at(Roots::default())
     }
 
@@ -142,6 +146,22 @@ impl System {
         self.namespaces
             .get_or_init(|| uses::read_namespaces(&self.roots))
     }
+}
+
+/// A file that cannot be opened for want of descriptors would look like one that is not there, and a mount as if nobody had it.
+fn check_descriptors() -> Result<()> {
+    let mut held = Vec::with_capacity(DESCRIPTORS);
+    for _ in 0..DESCRIPTORS {
+        let fd = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stderr(), 3);
+        held.push(fd.map_err(|errno| {
+            Error::failed(format_args!(
+                "floe: {}; {DESCRIPTORS} more files have to be open at a time: raise the limit (ulimit -n)",
+                ErrnoText(errno.raw_os_error())
+            ))
+            .leaving(NOTHING_WRITTEN)
+        })?);
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -294,6 +294,11 @@ pub struct Checksum {
     pub map: String,
 }
 
+/// What the map of an image may be (`fs::Coverage`).
+const MAPS: [&str; 3] = ["used", "partial", "whole"];
+/// How the images may have been held (`take::source`).
+const CONSISTENT: [&str; 4] = ["frozen", "readonly", "unmounted", "live"];
+
 /// `checksums.json`: of every entry in front of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Checksums {
@@ -348,15 +353,23 @@ impl Checksums {
                 sha256,
                 map: text(value, "map")?,
             };
+            let maps: &[&str] = match image_name(&entry.path) {
+                Some(_) => &MAPS,
+                None => &[""],
+            };
             let twice = entries.iter().any(|known| known.path == entry.path);
-            if twice || entries.len() >= MAX_IMAGES + 3 {
+            if twice || !maps.contains(&entry.map.as_str()) || entries.len() >= MAX_IMAGES + 3 {
                 return Err(bad);
             }
             entries.push(entry);
         }
+        let consistent = text(&root, "consistent")?;
+        if !CONSISTENT.contains(&consistent.as_str()) {
+            return Err(bad);
+        }
         Ok(Self {
             frozen_ms: size(&root, "frozen_ms")?.unwrap_or(0),
-            consistent: text(&root, "consistent")?,
+            consistent,
             entries,
         })
     }
@@ -599,5 +612,26 @@ mod tests {
         assert!(check_sha256_line(b"{}", line.as_bytes()).is_err());
         let short = text.replacen("5a5a", "5a", 1);
         assert!(Checksums::from_json(short.as_bytes()).is_err());
+        for (from, to) in [
+            ("\"used\"", "\"\""),
+            ("\"used\"", "\"Used\""),
+            ("\"used\"", "\"all of it, believe me\""),
+            ("images/root.img", "disk/table.bin"),
+            ("\"frozen\"", "\"\""),
+            ("\"frozen\"", "\"perfectly\""),
+            ("\"consistent\"", "\"other\""),
+        ] {
+            assert!(text.contains(from), "{from}");
+            let other = text.replacen(from, to, 1);
+            assert!(Checksums::from_json(other.as_bytes()).is_err(), "{to}");
+        }
+        for (from, to) in [
+            ("used", "whole"),
+            ("used", "partial"),
+            ("\"frozen\"", "\"live\""),
+        ] {
+            let other = text.replacen(from, to, 1);
+            assert!(Checksums::from_json(other.as_bytes()).is_ok(), "{to}");
+        }
     }
 }

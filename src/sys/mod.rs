@@ -3,6 +3,7 @@
 pub mod blkpg;
 pub mod dm;
 pub mod fiemap;
+pub mod heap;
 pub mod identity;
 pub mod ioctl;
 pub mod lock;

@@ -50,6 +50,8 @@ pub const SIGUSR2: i32 = 12;
 pub const SIGTERM: i32 = 15;
 /// SIGCHLD.
 pub const SIGCHLD: i32 = 17;
+/// SIGXFSZ, the same on x86, arm and arm64.
+const SIGXFSZ: i32 = 25;
 /// SIGCONT.
 pub const SIGCONT: i32 = 18;
 
@@ -76,6 +78,12 @@ pub fn die_by(number: i32) -> u8 {
     // SAFETY: raising a signal touches no memory of ours.
     unsafe { raise(number) };
     u8::try_from(number.saturating_add(128)).unwrap_or(1)
+}
+
+/// Has a write past RLIMIT_FSIZE fail with EFBIG, which can be told, instead of killing us by SIGXFSZ (setrlimit(2)).
+pub fn ignore_file_size_signal() {
+    // SAFETY: ignoring a signal touches no memory of ours.
+    unsafe { signal(SIGXFSZ, SIG_IGN) };
 }
 
 /// Gives a signal its default action back.
@@ -156,7 +164,8 @@ pub enum Fork {
 static FIRST_THREADS: AtomicUsize = AtomicUsize::new(0);
 
 fn count_threads() -> Result<usize> {
-    let threads = std::fs::read_dir("/proc/self/task").map_err(|_| Errno::NOENT)?;
+    let threads = std::fs::read_dir("/proc/self/task");
+    let threads = threads.map_err(|e| Errno::from_raw_os_error(e.raw_os_error().unwrap_or(5)))?;
     Ok(threads.count())
 }
 
