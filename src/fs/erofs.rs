@@ -35,8 +35,10 @@ layout! {
         0x04 checksum: u32,
         0x08 feature_compat: u32,
         0x0c blkszbits: u8,
+        0x0e root_nid: u16,
         0x18 build_time: u64,
         0x24 blocks: u32,
+        0x28 meta_blkaddr: u32,
         0x30 uuid: [u8; 16],
         0x40 volume_name: [u8; 16],
         0x50 feature_incompat: u32,
@@ -53,6 +55,13 @@ impl Superblock {
 
     fn size_bytes(&self, block: BlockSize) -> u64 {
         u64::from(self.blocks) << block.log2()
+    }
+
+    /// Where the root directory's inode ends (fs/erofs/internal.h, erofs_iloc: slots of 32 bytes from `meta_blkaddr` on), the
+    /// shortest that a filesystem with this superblock can be.
+    fn root_end(&self, block: BlockSize) -> u64 {
+        let slots = (u64::from(self.root_nid) + 1) * 32;
+        (u64::from(self.meta_blkaddr) << block.log2()).saturating_add(slots)
     }
 
     fn is_known(&self) -> bool {
@@ -72,6 +81,10 @@ fn probe(device: &dyn ReadAt) -> Result<Option<Identity>, Fault> {
     } else {
         0
     };
+    // Images of the first tools count no blocks.
+    if size_bytes != 0 && size_bytes < sb.root_end(block) {
+        return Err(Fault::corrupt("EROFS that ends before its root directory").at(0x424, 4));
+    }
     Ok(Some(Identity {
         kind: Kind::Erofs,
         size_bytes,
@@ -183,6 +196,15 @@ mod tests {
             let (verdict, used) = walked(&disk);
             assert_eq!(verdict.unwrap().coverage, Coverage::Whole, "{at:#x}");
             assert_eq!(used, 1 << 20);
+        }
+    }
+
+    #[test]
+    fn a_block_count_in_which_the_root_has_no_room_is_corrupt() {
+        for (block, good) in [(4u8, true), (5, false), (200, false)] {
+            let mut disk = image(1 << 20);
+            disk[1024 + 0x28] = block;
+            assert_eq!(crate::fs::probe(&disk).is_ok(), good, "{block}");
         }
     }
 

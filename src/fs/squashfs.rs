@@ -22,13 +22,55 @@ pub(super) const READER: Reader = Reader {
 layout! {
     le struct Superblock: 96 {
         0x00 s_magic: [u8; 4],
+        0x04 inodes: u32,
         0x08 mkfs_time: u32,
         0x0c block_size: u32,
+        0x10 fragments: u32,
         0x16 block_log: u16,
+        0x1a no_ids: u16,
         0x1c s_major: u16,
         0x1e s_minor: u16,
         0x28 bytes_used: u64,
+        0x30 id_table_start: u64,
+        0x38 xattr_id_table_start: u64,
+        0x40 inode_table_start: u64,
+        0x48 directory_table_start: u64,
+        0x50 fragment_table_start: u64,
+        0x58 lookup_table_start: u64,
     }
+}
+
+/// A table that is not there (SQUASHFS_INVALID_BLK).
+const NO_TABLE: u64 = u64::MAX;
+/// Bytes of metadata that one block of a table unpacks to (SQUASHFS_METADATA_SIZE).
+const METADATA_BYTES: u64 = 8192;
+
+/// Where the last of the tables ends. Its own end is the filesystem's (fs/squashfs/id.c and xattr_id.c insist on that), so that
+/// a `bytes_used` that was damaged shows.
+fn tables_end(device: &dyn ReadAt, sb: &Superblock) -> Result<u64, Fault> {
+    // An index of one pointer of 8 bytes for each metadata block of `count` records.
+    let index = |count: u64, record: u64| count.saturating_mul(record).div_ceil(METADATA_BYTES) * 8;
+    let xattrs = match sb.xattr_id_table_start {
+        NO_TABLE => 0,
+        // struct squashfs_xattr_id_table: where the names are, how many, and 4 bytes unused.
+        start => match read_array::<16>(device, start)? {
+            Some([_, _, _, _, _, _, _, _, a, b, c, d, ..]) => {
+                16 + index(u32::from_le_bytes([a, b, c, d]).into(), 16)
+            }
+            None => 16,
+        },
+    };
+    let tables = [
+        (sb.inode_table_start, 0),
+        (sb.directory_table_start, 0),
+        (sb.fragment_table_start, index(sb.fragments.into(), 16)),
+        (sb.lookup_table_start, index(sb.inodes.into(), 8)),
+        (sb.id_table_start, index(sb.no_ids.into(), 4)),
+        (sb.xattr_id_table_start, xattrs),
+    ];
+    let ends = tables.iter().filter(|(start, _)| *start != NO_TABLE);
+    let ends = ends.map(|(start, length)| start.saturating_add(*length));
+    Ok(ends.max().unwrap_or(0))
 }
 
 /// Length and time of a version 4.0 filesystem.
@@ -55,6 +97,11 @@ fn probe(device: &dyn ReadAt) -> Result<Option<Identity>, Fault> {
     let sb = parse(&bytes);
     if sb.is_none() && !is_old(&bytes) {
         return Ok(None);
+    }
+    if let Some(sb) = &sb
+        && tables_end(device, sb)? > sb.bytes_used
+    {
+        return Err(Fault::corrupt("squashfs that ends before its own tables").at(0x28, 8));
     }
     Ok(Some(Identity {
         kind: Kind::Squashfs,
@@ -157,9 +204,50 @@ mod tests {
         disk[..4].copy_from_slice(b"hsqs");
         disk[0x0c..0x10].copy_from_slice(&(1u32 << 17).to_le_bytes());
         disk[0x16] = 17;
+        disk[0x1a] = 1;
         disk[0x1c] = 4;
         disk[0x28..0x30].copy_from_slice(&bytes_used.to_le_bytes());
+        // The index of ids stands last, and there is nothing else.
+        disk[0x30..0x38].copy_from_slice(&(bytes_used - 8).to_le_bytes());
+        disk[0x38..0x60].fill(0xff);
         disk
+    }
+
+    #[test]
+    fn a_length_in_which_the_tables_have_no_room_is_corrupt() {
+        let whole = image(100_001, 1 << 20);
+        let put = |at: usize, number: u64| {
+            let mut disk = whole.clone();
+            disk[at..at + 8].copy_from_slice(&number.to_le_bytes());
+            crate::fs::probe(&disk)
+        };
+        for short in [100_000, 96, 100_001 / 2] {
+            let fault = put(0x28, short).unwrap_err();
+            assert_eq!(fault.kind(), crate::error::FaultKind::Corrupt, "{short}");
+        }
+        assert!(put(0x28, 100_009).is_ok());
+        for table in [0x30, 0x38, 0x40, 0x48, 0x50, 0x58] {
+            assert!(put(table, 100_002).is_err(), "{table:#x}");
+        }
+        // Xattrs: 16 bytes of head, and a pointer for each 512 of them.
+        let mut disk = whole.clone();
+        disk[0x30..0x38].copy_from_slice(&90_000u64.to_le_bytes());
+        let start = 100_001 - 16 - 16u64;
+        disk[0x38..0x40].copy_from_slice(&start.to_le_bytes());
+        for (count, good) in [(513u32, true), (1024, true), (1025, false)] {
+            let at = to_usize(start) + 8;
+            disk[at..at + 4].copy_from_slice(&count.to_le_bytes());
+            assert_eq!(crate::fs::probe(&disk).is_ok(), good, "{count}");
+        }
+        // As many fragments and exported inodes as fit, and one more.
+        for (count_at, table_at, record) in [(0x10, 0x50, 16), (0x04, 0x58, 8)] {
+            let mut disk = whole.clone();
+            disk[table_at..table_at + 8].copy_from_slice(&(100_001 - 16u64).to_le_bytes());
+            for (count, good) in [(16_384 / record, true), (16_384 / record + 1, false)] {
+                disk[count_at..count_at + 4].copy_from_slice(&u32::to_le_bytes(count));
+                assert_eq!(crate::fs::probe(&disk).is_ok(), good, "{count}");
+            }
+        }
     }
 
     #[allow(clippy::ptr_arg)] // a slice is no `dyn ReadAt`

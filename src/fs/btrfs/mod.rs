@@ -23,6 +23,7 @@ use heapless::String;
 use super::{Identity, Kind, Reader, Still, UsedMap, Verdict, Walk};
 use crate::device::ReadAt;
 use crate::error::{Fault, FaultKind};
+use crate::layout::le;
 use crate::units::{Extent, to_u64};
 use chunks::{Chunk, Chunks, IN_TREE};
 use extents::Marking;
@@ -32,6 +33,7 @@ use unwritten::Unwritten;
 
 /// Object ids and item kinds (`btrfs_tree.h`).
 const EXTENT_TREE: u64 = 2;
+const DEVICE_TREE: u64 = 4;
 const CHECKSUM_TREE: u64 = 7;
 const BLOCK_GROUP_TREE: u64 = 11;
 const DEV_ITEMS: u64 = 1;
@@ -39,6 +41,7 @@ const FIRST_CHUNK_TREE: u64 = 256;
 const ROOT_ITEM: u8 = 132;
 const DEV_ITEM: u8 = 216;
 const CHUNK_ITEM: u8 = 228;
+const DEV_REPLACE: Key = Key::new(0, 250, 0);
 
 /// Scratch memory for the blocks of the tree that is walked, in bytes; fewer levels fit where blocks are large, but those trees are low.
 const MAIN_BYTES: usize = 256 * 1024;
@@ -134,6 +137,8 @@ fn mark(identity: &Identity, walk: &mut Walk<'_>, map: &mut UsedMap) -> Result<V
     let chunks = map_chunks(&superblock, &source, &mut cursor, Chunks::new(rest))?;
 
     let root_tree = root_tree(&superblock);
+    let device_root = find_root(&source, &chunks, &mut cursor, root_tree, DEVICE_TREE)?;
+    check_replace(&source, &chunks, &mut cursor, device_root)?;
     let mut find = |id| find_root(&source, &chunks, &mut cursor, root_tree, id);
     let extent_root = find(EXTENT_TREE)?;
     let group_root = match geometry.has_group_tree {
@@ -260,6 +265,29 @@ fn map_chunks<'s>(
         return Err(Fault::corrupt("chunks and device item disagree").in_unit("bytes", mapped));
     }
     Ok(chunks)
+}
+
+/// Refuses a filesystem of which a device is being replaced, now or when it is mounted next (`struct btrfs_dev_replace_item`):
+/// what is written goes to the other device as well, and this one alone mounts only as degraded. The start, the end and the
+/// suspension of a replacement are commits, so that the item on the disk is right while the filesystem is held.
+fn check_replace(
+    source: &Source,
+    chunks: &Chunks,
+    cursor: &mut Cursor,
+    device_root: Root,
+) -> Result<(), Fault> {
+    cursor.seek(source, chunks, device_root, DEV_REPLACE)?;
+    if cursor.next(source, chunks)? != Some(DEV_REPLACE) {
+        return Ok(());
+    }
+    // Never started 0, started 1, finished 2, cancelled 3, suspended 4.
+    match le::<u64>(cursor.item()?, 32) {
+        Some(0 | 2 | 3) => Ok(()),
+        Some(_) => Err(Fault::refused(
+            "a device of this btrfs is being replaced: wait for the end of it, or cancel it (btrfs replace status|cancel)",
+        )),
+        None => Err(Fault::corrupt("short item of a replacement")),
+    }
 }
 
 /// Where the tree with this id starts.

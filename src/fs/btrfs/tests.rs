@@ -230,3 +230,42 @@ fn less_scratch_memory_than_promised_is_a_verdict_and_not_a_panic() {
         assert_eq!(verdict.coverage, Coverage::Whole);
     }
 }
+
+#[test]
+fn a_replacement_that_goes_on_or_is_suspended_is_refused_and_one_that_is_over_is_not() {
+    // The item of the device's statistics becomes that of a replacement; its fifth counter is the state then.
+    let stats = [0u64.to_le_bytes().as_slice(), &[249], &1u64.to_le_bytes()].concat();
+    let replace = [0u64.to_le_bytes().as_slice(), &[250], &0u64.to_le_bytes()].concat();
+    for (state, is_refused) in [
+        (0u64, false),
+        (1, true),
+        (2, false),
+        (3, false),
+        (4, true),
+        (5, true),
+    ] {
+        let mut image = Sparse::fixture();
+        let leaves: Vec<(u64, usize, usize)> = image
+            .0
+            .iter()
+            .filter(|(_, block)| crate::layout::le::<u64>(block, 0x58) == Some(DEVICE_TREE))
+            .filter_map(|(offset, block)| {
+                let key = block.windows(17).position(|window| window == stats)?;
+                let item: u32 = crate::layout::le(block, key + 17)?;
+                Some((*offset, key, 0x65 + to_usize(u64::from(item))))
+            })
+            .collect();
+        assert!(!leaves.is_empty());
+        for (block, key, item) in leaves {
+            image.patch(block, key, &replace);
+            image.patch(block, item + 32, &state.to_le_bytes());
+        }
+        match image.outcome().0 {
+            Ok(verdict) => assert!(!is_refused && verdict.coverage == Coverage::Used, "{state}"),
+            Err(fault) => {
+                assert!(is_refused && fault.kind() == FaultKind::Refused, "{state}");
+                assert!(fault.to_string().contains("replaced"), "{fault}");
+            }
+        }
+    }
+}
