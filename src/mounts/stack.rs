@@ -6,10 +6,10 @@
 //! that a verb can say so, or freeze them too. A loop file that cannot be placed for certain is refused, never guessed.
 
 use std::collections::BTreeSet;
-use std::os::fd::AsFd;
-use std::path::Path;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
 
-use rustix::fs::Stat;
+use rustix::fs::{Mode, OFlags, Stat};
 
 use crate::device::Access;
 use crate::error::{Error, Result};
@@ -179,6 +179,17 @@ impl System {
             file_rdev: stat.st_rdev,
             offset: 0,
         })
+    }
+
+    /// The file of a loop device, open, and its path, where that still leads to it.
+    pub fn loop_file(&self, dev: DevId) -> Option<(OwnedFd, PathBuf)> {
+        let info = self.loop_info(dev).filter(|info| info.file_rdev == 0)?;
+        let path = self.roots.loop_file(dev)?;
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let file = rustix::fs::open(&path, flags, Mode::empty()).ok()?;
+        let stat = rustix::fs::fstat(&file).ok()?;
+        let same = (stat.st_dev, stat.st_ino) == (info.file_dev, info.file_inode);
+        same.then_some((file, path))
     }
 
     /// The devices of the filesystem that holds the file of a loop device; empty for what is no loop device, or lies in memory.

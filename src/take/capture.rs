@@ -28,6 +28,7 @@ use crate::take::options::Taking;
 use crate::take::precopy::Watch;
 use crate::take::source::{self, Prepared, Reading, Wishes};
 use crate::take::survey::{Errand, Looks, Plans, Step, Surveyor, Trouble};
+use crate::take::watched::Watched;
 use crate::units::{BlockSize, to_u64, to_usize};
 
 /// How long the supervisor sleeps at most: progress and the guardian's heartbeat want a look now and then.
@@ -239,6 +240,7 @@ pub struct Capture {
     progress: Progress,
     /// The targets of a copy, whose state its verb tells.
     places: Option<&'static dyn Place>,
+    watched: Vec<Watched>,
     /// Bytes to be read, once they are known.
     used_bytes: u64,
     onto_itself: bool,
@@ -276,6 +278,7 @@ struct Draft {
     devices: Vec<crate::device::Device>,
     shown: Vec<String>,
     parts: usize,
+    watched: Vec<Watched>,
 }
 
 impl Draft {
@@ -320,6 +323,7 @@ impl Draft {
             self.devices.push(opened.device);
             self.shown.push(opened.shown);
         }
+        self.watched.extend(prepared.watched);
         // Held until the process ends.
         std::mem::forget(prepared.held);
         Ok(())
@@ -395,6 +399,7 @@ impl Capture {
             signals,
             progress: engine.progress,
             places,
+            watched: draft.watched,
             used_bytes: 0,
             onto_itself: engine.onto_itself,
             quiet: engine.quiet,
@@ -449,6 +454,7 @@ impl Capture {
             None => None,
             Some(guardian) => Some(guardian.freeze(&self.signals)?),
         };
+        self.watched.iter_mut().for_each(Watched::begin);
         let result = self.supervise(&mut frozen, &mut thawed);
         // Whatever went wrong: thaw first, speak afterwards.
         drop(frozen);
@@ -576,6 +582,11 @@ impl Capture {
                 self.surveyor.order(Step::Check { traced });
             }
             if step == Step::Checked && !permitted {
+                // A thaw may write to it.
+                if let Some(changed) = self.watched.iter().find(|file| file.has_changed()) {
+                    drop(frozen.take());
+                    return Err(changed.error());
+                }
                 if let Some(frozen) = frozen.take() {
                     let (window, guardian) = frozen.release()?;
                     frozen_ms = window.frozen_ms;

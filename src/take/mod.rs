@@ -9,3 +9,4 @@ pub mod options;
 pub mod precopy;
 pub mod source;
 pub mod survey;
+mod watched;

@@ -9,6 +9,7 @@ use crate::fs::{self, Identity, Kind, Still};
 use crate::mounts::{DevId, Holding, Mounted, Source, Stacked, System};
 use crate::ptable;
 use crate::sys::fiemap;
+use crate::take::watched::Watched;
 use crate::units::{self, Extent};
 
 /// Filesystems that are read-only by nature: nothing to freeze.
@@ -110,6 +111,8 @@ pub struct Prepared {
     pub notes: Vec<String>,
     /// Devices kept open O_EXCL so that nobody mounts them meanwhile.
     pub held: Vec<Device>,
+    /// Files that nobody may write to meanwhile.
+    pub watched: Vec<Watched>,
 }
 
 impl Prepared {
@@ -153,7 +156,11 @@ pub fn prepare(system: &System, name: &std::ffi::OsStr, wishes: Wishes) -> Resul
         mounted: Vec::new(),
         notes: Vec::new(),
         held: Vec::new(),
+        watched: Vec::new(),
     };
+    if moving.is_none() && !wishes.live {
+        prepared.watched.extend(watched(system, &source)?);
+    }
     fill(system, source, wishes, &mut prepared)?;
     if moving.is_some() {
         prepared.still = Still::Moving;
@@ -163,6 +170,35 @@ pub fn prepare(system: &System, name: &std::ffi::OsStr, wishes: Wishes) -> Resul
         }
     }
     Ok(prepared)
+}
+
+/// The file that an image is, or that a loop device shows. Of a partition of a loop device there is none: the others may be in use,
+/// as may swap on the device.
+fn watched(system: &System, source: &Source) -> Result<Option<Watched>> {
+    let shown = source.shown.display().to_string();
+    let fail = |fault| Error::fault(&shown, fault);
+    let (file, shown) = match (&source.holding, source.dev) {
+        (Holding::ImageFile, _) => (source.device.duplicate().map_err(fail)?.into(), shown),
+        (Holding::Stacked(above), _) if !above.swaps.is_empty() => return Ok(None),
+        (_, Some(dev)) => match system.loop_file(dev) {
+            Some((file, path)) => (file, path.display().to_string()),
+            None => return Ok(None),
+        },
+        (_, None) => return Ok(None),
+    };
+    let watched = Watched::new(file, shown);
+    let frozen = match &source.holding {
+        Holding::Mounted(_) => true,
+        Holding::Stacked(above) => !above.mounted.is_empty(),
+        Holding::Unmounted | Holding::ImageFile => false,
+    };
+    if frozen {
+        // Until the freeze it is written to rightly.
+        return Ok(Some(watched));
+    }
+    // What is still in the cache of the device is written to the file first.
+    let _ = rustix::fs::fsync(source.device.as_fd());
+    Ok(Some(watched.settled()))
 }
 
 fn fill(system: &System, source: Source, wishes: Wishes, prepared: &mut Prepared) -> Result<()> {
