@@ -473,6 +473,8 @@ impl Capture {
             // It proves that everything can be frozen before anything is read or written, and leaves metadata on the disk that
             // was only in memory: so the early look sees what the freeze will find.
             let frozen = guardian.freeze(&self.signals)?;
+            // What it says is asked again under the freeze that counts.
+            let _ = watch.is_complete_frozen(FROZEN_DRAIN);
             let (window, guardian) = frozen.release()?;
             self.trial_ms = window.frozen_ms;
             self.guardian = Some(guardian);
@@ -548,7 +550,8 @@ impl Capture {
     ) -> Result<Figures> {
         let mut frozen_ms = 0;
         let (mut checking, mut permitted) = (false, false);
-        let traced = self.is_traced();
+        let watch = self.watch.as_ref();
+        let traced = watch.is_some_and(|watch| watch.is_complete_frozen(FROZEN_DRAIN));
         if self.watch.is_some() {
             self.precopy = if traced { "traced" } else { "compared" };
         }

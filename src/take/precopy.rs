@@ -134,6 +134,12 @@ impl Watch {
         tracer.is_some_and(|tracer| tracer.drain(limit).is_ok())
     }
 
+    /// The same when everything has just been frozen, and no write is under way.
+    pub fn is_complete_frozen(&self, limit: Duration) -> bool {
+        let tracer = self.tracer.as_ref();
+        tracer.is_some_and(|tracer| tracer.drain_frozen(limit).is_ok())
+    }
+
     /// Whether another round before the freeze is worth it, when `stale` bytes are out of date after a round that took `took`.
     pub fn is_worth_it(&self, round: u32, took: u64, stale: u64) -> bool {
         round < ROUNDS && stale > LITTLE_BYTES && stale < took / WORTH

@@ -229,6 +229,15 @@ impl Tracer {
         self.shared.lock().drain(&self.shared.marks, limit)
     }
 
+    /// The same while everything watched is frozen, so that no write is under way: the next drain marks only what is written from
+    /// then on.
+    pub fn drain_frozen(&self, limit: Duration) -> Result<(), Lost> {
+        let mut state = self.shared.lock();
+        state.drain(&self.shared.marks, limit)?;
+        state.places.all_ended();
+        Ok(())
+    }
+
     /// Whether nothing was lost so far, by what is known now.
     pub fn check(&self) -> Result<(), Lost> {
         self.shared.lock().check()

@@ -93,6 +93,13 @@ impl Places {
         }
     }
 
+    /// Nothing is under way, as is known from elsewhere: what the sums say otherwise comes from writes that began before the trace,
+    /// or whose ends were read in another order.
+    pub fn all_ended(&mut self) {
+        self.under_way.iter_mut().for_each(|sums| sums.fill(0));
+        self.open = 0;
+    }
+
     /// Marks what is under way. A sum below zero means completions whose beginning was never seen: such a chunk is given up,
     /// so that they cannot make up for others later.
     pub fn settle(&mut self, marks: &Marks) {
@@ -238,6 +245,23 @@ mod tests {
         marks.take(0, 0);
         places.settle(&marks);
         assert_eq!((set(&marks, 0).len(), places.open), (0, 0));
+    }
+
+    #[test]
+    fn what_a_freeze_has_ended_is_not_under_way_for_ever() {
+        let (mut places, marks) = places();
+        let write = event(2048, 8, Action::Write);
+        places.take(&write, End::Completed, &marks, true); // begun before the trace
+        places.settle(&marks);
+        places.all_ended();
+        marks.take(0, 0);
+        places.settle(&marks);
+        assert_eq!((marks.count(0), places.open), (0, 0));
+        // A write after that counts as ever.
+        places.take(&write, End::Queued, &marks, true);
+        marks.take(0, 0);
+        places.settle(&marks);
+        assert_eq!(set(&marks, 0), [0]);
     }
 
     #[test]
