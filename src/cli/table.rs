@@ -47,7 +47,7 @@ artifact|--entry NAME|which entry of a snapshot
 #The stream:
 dump|-z, --compress HOW|gzip (default) or none
 dump create >pull|--level N|1 (fastest, default) to 9 (smallest)
-dump|--sha256|with -z none: the SHA-256 of the stream too (gzip always has it)
+dump|--sha256|with -z none: the SHA-256 in the report too (gzip's always has it)
 #The snapshot:
 create|--keep N|in a folder: afterwards remove the oldest of this host, so that N remain
 create >pull|--factory|mark it as the factory snapshot; --keep never removes it
