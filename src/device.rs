@@ -104,7 +104,12 @@ impl Device {
             | OFlags::NOCTTY;
         // O_EXCL without O_CREAT means "hold" on block devices only; on anything else it is undefined, so look first.
         let stat = rustix::fs::stat(path).map_err(|e| Fault::io("open", e))?;
-        let block = FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice;
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        let block = kind == FileType::BlockDevice;
+        // The mere opening of some devices does something: rewinds a tape, arms a watchdog.
+        if !block && kind != FileType::RegularFile {
+            return Err(Fault::refused("neither a block device nor a regular file"));
+        }
         let flags = if block && access != Access::Read {
             base | OFlags::EXCL
         } else {

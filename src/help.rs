@@ -231,6 +231,8 @@ one, only when it is complete and checked: exit status, length, SHA-256, and eve
   floe pull me@board --sudo --send --dump /data -o data.img.gz
 ---
 ssh is told to notice a dead connection within 30 s; the board thaws by itself.
+--stall holds here, too: a board from which no byte comes for so long (default 5m,
+and 1h while it works and has nothing to say) is given up.
 
 Exit: 0 all complete and checked; 1 at least one board failed, the files of the others are complete; 2 wrong command line; 4
 refused, no board was asked.

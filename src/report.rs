@@ -21,7 +21,15 @@ const PIECE_BYTES: usize = 4096;
 
 /// Writes one line `floe: LINE` to stderr with a single write; failures are ignored, because there is nowhere to report them.
 pub fn line(line: impl fmt::Display) {
-    let text = format!("floe: {line}\n");
+    lines(&clean(&format!("floe: {line}")));
+}
+
+/// Writes lines that end with the text (a table) to stderr, cleaned, with a single write.
+pub fn lines(text: &str) {
+    let mut text = clean_lines(text);
+    if !text.ends_with('\n') {
+        text.push('\n');
+    }
     let _ = stderr(text.as_bytes());
 }
 
@@ -44,6 +52,39 @@ pub fn stderr(text: &[u8]) -> std::io::Result<()> {
     Ok(())
 }
 
+/// What a terminal could take for a command, or what could make a line look like another one: C0 and C1 controls (ECMA-48), the
+/// separators that begin a new line, and the controls of bidirectional text (Unicode Standard Annex 9, section 2).
+fn is_hostile(letter: char) -> bool {
+    letter.is_control()
+        || matches!(
+            letter,
+            '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
+        )
+}
+
+fn harmless(letter: char) -> char {
+    if is_hostile(letter) { '?' } else { letter }
+}
+
+/// Text from outside (a board, a disk, a snapshot, the name of a file) as one line of ours may show it. Everything that is
+/// printed comes through here or [`clean_lines`]; only who cuts or compares such text has to ask for it.
+pub fn clean(text: &str) -> String {
+    text.chars().map(harmless).collect()
+}
+
+/// The same for text that is several lines of ours, whose parts from outside went through [`clean`] where a newline could be in
+/// them.
+fn clean_lines(text: &str) -> String {
+    let plain = |letter| {
+        if letter == '\n' {
+            '\n'
+        } else {
+            harmless(letter)
+        }
+    };
+    text.chars().map(plain).collect()
+}
+
 /// An error where the program was started without a standard output: what is written there would be lost without a word.
 pub fn check_stdout() -> Result<()> {
     match crate::sys::start::has_stdout() {
@@ -52,9 +93,10 @@ pub fn check_stdout() -> Result<()> {
     }
 }
 
-/// Writes to stdout (help and listings): a closed pipe is silent, any other failure is exit 1.
+/// Writes to stdout (help and listings), cleaned: a closed pipe is silent, any other failure is exit 1.
 pub fn print(text: &str) -> Result<()> {
     check_stdout()?;
+    let text = clean_lines(text);
     let mut stdout = std::io::stdout().lock();
     match stdout
         .write_all(text.as_bytes())
@@ -166,10 +208,18 @@ impl JsonObject {
         self
     }
 
-    /// A value that is JSON already (an object or array made here).
+    /// A value that is JSON already: made here, or a board's report that was parsed. Hostile letters stand in its strings only,
+    /// where they may be escaped.
     pub fn raw(&mut self, key: &str, json: &str) -> &mut Self {
         self.key(key);
-        self.text.push_str(json);
+        for letter in json.chars() {
+            match is_hostile(letter) {
+                // White space between JSON's tokens.
+                true if letter < ' ' => self.text.push(' '),
+                true => push_escaped(&mut self.text, letter),
+                false => self.text.push(letter),
+            }
+        }
         self
     }
 
@@ -183,7 +233,12 @@ impl JsonObject {
     }
 }
 
-/// Appends `value` as a JSON string (RFC 8259, section 7).
+/// A letter of the Basic Multilingual Plane, as every hostile one is.
+fn push_escaped(out: &mut String, letter: char) {
+    let _ = write!(out, "\\u{:04x}", u32::from(letter));
+}
+
+/// Appends `value` as a JSON string (RFC 8259, section 7), with nothing in it that a terminal could mind.
 pub fn json_string(out: &mut String, value: &str) {
     out.push('"');
     for letter in value.chars() {
@@ -191,9 +246,7 @@ pub fn json_string(out: &mut String, value: &str) {
             '"' => out.push_str("\\\""),
             '\\' => out.push_str("\\\\"),
             '\n' => out.push_str("\\n"),
-            letter if letter < ' ' || letter == '\u{7f}' => {
-                let _ = write!(out, "\\u{:04x}", u32::from(letter));
-            }
+            letter if is_hostile(letter) => push_escaped(out, letter),
             letter => out.push(letter),
         }
     }
@@ -233,6 +286,12 @@ impl ReportFile {
     pub fn open(path: &Path) -> Result<Self> {
         let name = path.display().to_string();
         let file = if name == "-" {
+            if !crate::sys::start::has_stderr() {
+                return Err(
+                    Error::failed("stderr: is closed, and the report goes there")
+                        .leaving("nothing was done"),
+                );
+            }
             None
         } else {
             let file = File::create(path)
@@ -242,14 +301,23 @@ impl ReportFile {
         Ok(Self { file, name })
     }
 
-    /// Writes the object and a newline.
+    /// Writes the object and a newline, and sees to it that they arrive: what could not be reported is a failed run.
     pub fn write(&mut self, object: &JsonObject) -> Result<()> {
         let text = format!("{}\n", object.finish());
         let result = match &mut self.file {
-            Some(file) => file.write_all(text.as_bytes()),
+            Some(file) => file
+                .write_all(text.as_bytes())
+                .and_then(|()| match file.sync_all() {
+                    // What has nothing to flush (a pipe, a terminal) says EINVAL (fsync(2)).
+                    Err(error) if error.kind() == std::io::ErrorKind::InvalidInput => Ok(()),
+                    done => done,
+                }),
             None => stderr(text.as_bytes()),
         };
-        result.map_err(|e| Error::failed(format_args!("{}: write of the report: {e}", self.name)))
+        result.map_err(|e| {
+            Error::failed(format_args!("{}: write of the report: {e}", self.name))
+                .leaving("what was to be reported is done")
+        })
     }
 }
 
@@ -293,8 +361,10 @@ impl Progress {
         }
         self.last = Some(Instant::now());
         let mut out = heapless::String::<{ COLUMNS * 4 }>::new();
-        let start = if self.terminal { "\r" } else { "" };
-        let _ = write!(out, "{start}floe: {text}");
+        if self.terminal {
+            let _ = out.push('\r');
+        }
+        let _ = write!(Cleaner(&mut out), "floe: {text}");
         let width = out.chars().count();
         if self.terminal {
             for _ in width..self.width {
@@ -322,8 +392,21 @@ impl Progress {
     }
 }
 
-/// Writes to stderr only when that cannot block.
-fn write_if_ready(bytes: &[u8]) {
+/// Cleans what is written on its way, without the heap.
+struct Cleaner<'a, const N: usize>(&'a mut heapless::String<N>);
+
+impl<const N: usize> fmt::Write for Cleaner<'_, N> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for letter in text.chars() {
+            self.0.push(harmless(letter)).map_err(|_| fmt::Error)?;
+        }
+        Ok(())
+    }
+}
+
+/// Writes to stderr only when that cannot block (a pipe that is ready takes PIPE_BUF bytes, pipe(7)). Not cleaned: for progress
+/// that moves the cursor.
+pub fn write_if_ready(bytes: &[u8]) {
     let stderr = rustix::stdio::stderr();
     let mut fds = [PollFd::new(&stderr, PollFlags::OUT)];
     let now = Timespec::default();
@@ -408,6 +491,27 @@ mod tests {
         assert_eq!(show(431_996_928), "411 MiB");
         assert_eq!(Span(Duration::from_millis(9_999)).to_string(), "9999 ms");
         assert_eq!(Span(Duration::from_millis(12_345)).to_string(), "12.3 s");
+    }
+
+    #[test]
+    fn nothing_a_terminal_obeys_comes_through() {
+        let hostile = "a\x1b[2J\u{9b}1mb\r\n\t\u{7f}\u{202e}c\u{2066}\u{200f}\u{61c}\u{2028}é";
+        assert_eq!(clean(hostile), "a?[2J?1mb?????c?????é");
+        assert_eq!(clean_lines("a\nb\u{85}\n"), "a\nb?\n");
+        let mut object = JsonObject::new();
+        object
+            .str("s", hostile)
+            .raw("o", "{\"k\":\n\t\"\u{202e}é\"}");
+        let text = object.finish();
+        assert!(!text.chars().any(is_hostile), "{text}");
+        let parsed = crate::json::parse(text.as_bytes()).unwrap();
+        assert_eq!(parsed.get("s").and_then(|s| s.text()), Some(hostile));
+        let inner = parsed.get("o").and_then(|o| o.get("k"));
+        assert_eq!(inner.and_then(|k| k.text()), Some("\u{202e}é"));
+        let mut out = heapless::String::<8>::new();
+        // Longer than there is room for: cut between letters.
+        assert!(write!(Cleaner(&mut out), "é\x1b\u{202e}éééé").is_err());
+        assert_eq!(out.as_str(), "é??éé");
     }
 
     #[test]

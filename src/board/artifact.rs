@@ -72,7 +72,7 @@ impl Recipe {
 
     /// A sink for the image of the board whose files are called `stem`.
     pub fn sink(&self, path: &Path, stem: &str) -> Result<Box<dyn Sink>> {
-        let mut part = PartFile::create(path, 0o600)?;
+        let mut part = PartFile::create(path)?;
         let shown = path.display().to_string();
         let fd = part
             .take_fd()

@@ -22,6 +22,9 @@ const STACK_BYTES: usize = 512 * 1024;
 /// How often the lines of a terminal are drawn anew.
 const PAUSE: Duration = Duration::from_millis(200);
 
+/// Most lines of one board that wait to be shown; while nobody reads our stderr the others are dropped.
+const MAX_WAITING: usize = 64;
+
 /// How long the threads may take to clean up after a signal.
 const PATIENCE: Duration = Duration::from_secs(6);
 
@@ -39,21 +42,37 @@ pub struct Board {
 }
 
 impl Board {
-    /// For the session: what the board says is told to the waiting thread.
+    /// For the session: what the board says is told to the waiting thread, as long as that takes it.
     pub fn listener(&self) -> Listener {
         let (index, events) = (self.index, self.events.clone());
+        let waiting = Arc::new(AtomicUsize::new(0));
         Listener {
             stop: Arc::clone(&self.stop),
             hear: Box::new(move |line| {
-                let _ = events.send(Event::Line(index, line.to_owned()));
+                if waiting.fetch_add(1, Ordering::Relaxed) >= MAX_WAITING {
+                    waiting.fetch_sub(1, Ordering::Relaxed);
+                    return;
+                }
+                let line = Line(line.to_owned(), Arc::clone(&waiting));
+                let _ = events.send(Event::Line(index, line));
             }),
         }
     }
 }
 
+/// A line on its way to the waiting thread, and the count of those on their way.
+struct Line(String, Arc<AtomicUsize>);
+
+impl Line {
+    fn take(self) -> String {
+        self.1.fetch_sub(1, Ordering::Relaxed);
+        self.0
+    }
+}
+
 enum Event {
     Started(usize, Arc<AtomicU64>),
-    Line(usize, String),
+    Line(usize, Line),
     Done(usize, Result<Arrived>),
 }
 
@@ -300,7 +319,7 @@ impl<'a> View<'a> {
                 row.working = Some((Instant::now(), bytes));
                 None
             }
-            Event::Line(_, line) => row.said.replace(line),
+            Event::Line(_, line) => row.said.replace(line.take()),
             Event::Done(_, result) => {
                 row.took = row.working.take().map_or(Duration::ZERO, |w| w.0.elapsed());
                 let said = row.said.take().filter(|said| match &result {
@@ -334,7 +353,6 @@ impl<'a> View<'a> {
             }
             _ => (usize::MAX, 100),
         };
-        let mut text = String::new();
         for (host, row) in self.hosts.iter().zip(&self.rows) {
             let Some((since, bytes)) = &row.working else {
                 continue;
@@ -348,11 +366,11 @@ impl<'a> View<'a> {
                 0 => format!("floe: {}: at work, {}", host.shown, Span(since.elapsed())),
                 _ => format!("floe: {}: {}, {}/s", host.shown, Bytes(bytes), Bytes(rate)),
             };
-            text.extend(line.chars().take(columns.saturating_sub(1)));
+            let mut text: String = line.chars().take(columns.saturating_sub(1)).collect();
             text.push('\n');
+            report::write_if_ready(text.as_bytes());
             self.drawn += 1;
         }
-        let _ = report::stderr(text.as_bytes());
         if !self.terminal {
             self.drawn = 0;
         }
@@ -362,7 +380,7 @@ impl<'a> View<'a> {
     fn erase(&mut self) {
         if self.drawn > 0 {
             let text = format!("\x1b[{}A\r\x1b[J", self.drawn);
-            let _ = report::stderr(text.as_bytes());
+            report::write_if_ready(text.as_bytes());
             self.drawn = 0;
         }
     }

@@ -1,13 +1,17 @@
 //! How floe is reached on a board: the options that `pull` and `push` share.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::board::fleet::Board;
 use crate::board::send;
-use crate::board::ssh::{Host, Pipes, Session, Ssh};
-use crate::cli::Args;
-use crate::error::Result;
+use crate::board::ssh::{Host, Patience, Pipes, Session, Ssh};
+use crate::cli::{self, Args};
+use crate::error::{Error, Result};
+
+/// How much longer than `--stall` we wait than the board does.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// What was typed about it.
 #[derive(Clone, Debug)]
@@ -17,6 +21,8 @@ pub struct Reach {
     floe: OsString,
     send: bool,
     binaries: Option<PathBuf>,
+    /// How long a board may be silent.
+    pub patience: Patience,
 }
 
 impl Default for Reach {
@@ -27,6 +33,7 @@ impl Default for Reach {
             floe: "floe".into(),
             send: false,
             binaries: None,
+            patience: Patience::default(),
         }
     }
 }
@@ -45,6 +52,20 @@ impl Reach {
         Ok(true)
     }
 
+    /// `--stall`: for how long no byte may come or go. `silent` comes on top while the board works.
+    pub fn set_stall(&mut self, text: &OsStr, silent: Duration) -> Result<()> {
+        let wrong = || Error::usage("--stall: not a time such as 500ms, 30s or 2m");
+        let stall = text
+            .to_str()
+            .and_then(cli::time)
+            .filter(|time| !time.is_zero());
+        // A board that stalls itself is told the same, and is to speak first.
+        let stall = stall.ok_or_else(wrong)?.saturating_add(GRACE);
+        let finish = stall.saturating_add(silent);
+        self.patience = Patience { stall, finish };
+        Ok(())
+    }
+
     /// Starts floe with `words` on the board; with `--send` it is brought there first.
     pub fn start(
         &self,
@@ -56,6 +77,8 @@ impl Reach {
         let ssh = Ssh {
             options: self.ssh_options.clone(),
         };
+        let patience = self.patience;
+        let pipes = Pipes { patience, ..pipes };
         if self.send {
             let mut line = send::words(self.sudo);
             line.extend_from_slice(words);

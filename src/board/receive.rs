@@ -13,10 +13,10 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
-use crate::board::ssh::{Ended, Host, PAUSE, Session, clean};
+use crate::board::ssh::{Ended, Host, PAUSE, Session};
 use crate::error::{Error, Exit, Fault, Result};
 use crate::json::{self, Value};
-use crate::report::hex;
+use crate::report::{clean, hex};
 use crate::snapshot::archive::Bundle;
 use crate::stream::copy::BUFFER_BYTES;
 use crate::stream::gunzip;
@@ -90,13 +90,10 @@ pub struct ToFile {
 impl ToFile {
     /// Creates the part file, for its owner only: images hold keys and passwords.
     pub fn create(path: &Path) -> Result<Self> {
-        let mut part = PartFile::create(path, 0o600)?;
+        let mut part = PartFile::create(path)?;
         let fd = part
             .take_fd()
             .ok_or_else(|| Error::failed(format_args!("{}: not open", path.display())))?;
-        // What an interrupted run left may have been readable for others.
-        rustix::fs::fchmod(&fd, rustix::fs::Mode::from_raw_mode(0o600))
-            .map_err(|errno| Error::fault(path.display(), Fault::io("chmod", errno)))?;
         Ok(Self {
             part,
             file: fd.into(),
@@ -257,7 +254,7 @@ pub fn receive(
     let lost = || Error::failed(format_args!("{}: the reader is still in use", host.shown));
     let tee = Arc::try_unwrap(shared.0).map_err(|_| lost())?;
     let tee = tee.into_inner().unwrap_or_else(PoisonError::into_inner);
-    if let Some(error) = tee.failed {
+    if let Some(error) = tee.failed.or_else(|| tee.session.stalled()) {
         return Err(error);
     }
     if !tee.ended {

@@ -3,7 +3,8 @@
 //! One thread owns a [`Session`] and its child: whoever reads the stream or writes the input takes the board's stderr along in the
 //! same wait, line by line, so that neither end can block the other. Host keys, passwords and the configuration are ssh's
 //! business. Nothing here ever passes through a shell of this machine, and what passes through the board's login shell was
-//! quoted by [`quote`]. What the board writes to stderr is cleaned of control characters before a terminal sees it.
+//! quoted by [`quote`]. Everything that comes from a board is bounded: the lines of its stderr, their length, how many of them
+//! are kept in a second, and the time in which no byte comes or goes.
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
@@ -22,18 +23,26 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::cli;
 use crate::error::{Error, Exit, Result};
+use crate::report::{Span, clean};
 
 /// How long a wait lasts before the order to stop is looked at again.
 pub const PAUSE: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 100_000_000,
 };
+/// How long a wait for its end lasts when there is nothing more to hear.
+const STEP: Duration = Duration::from_millis(5);
 /// How long ssh may take to end after SIGTERM before it is killed.
 const GRACE: Duration = Duration::from_secs(2);
 /// Longest line of the board's stderr, in bytes: the report of 64 entries fits.
 const MAX_LINE: usize = 64 * 1024;
 /// Most lines for the program that are kept.
 const MAX_KEPT: usize = 16;
+/// Longest line for people, in characters.
+const MAX_SHOWN: usize = 400;
+/// Lines for people that may come at once, and how many more in a second; those beyond are counted and left out.
+const BURST: u32 = 64;
+const LINES_PER_SECOND: u32 = 8;
 /// What a line begins with that is meant for us and for nobody's eyes.
 pub const MARK: &str = "floe-send: ";
 /// ssh's own exit code when the connection failed.
@@ -174,6 +183,27 @@ pub struct Pipes {
     pub stream: bool,
     /// Whether ssh shall compress; `None` leaves it to its configuration.
     pub compress: Option<bool>,
+    /// How long it may be silent.
+    pub patience: Patience,
+}
+
+/// How long no byte may come or go, in either direction, before the board counts as lost. Only the time spent waiting counts.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// While it logs in and while a stream flows.
+    pub stall: Duration,
+    /// While the board works and has nothing to say: it copies, or writes what was sent to the end.
+    pub finish: Duration,
+}
+
+/// Long enough for a password that is typed and for a slow card that is synced; and for a large one that is read back.
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            stall: Duration::from_secs(5 * 60),
+            finish: Duration::from_secs(60 * 60),
+        }
+    }
 }
 
 impl Ssh {
@@ -231,10 +261,15 @@ impl Ssh {
             stdout: child.stdout.take(),
             stderr: Some(stderr.into()),
             child,
+            shown: host.shown.clone(),
             part: Vec::new(),
             marks: VecDeque::new(),
             listener,
             told: Told::default(),
+            pace: Pace::new(),
+            patience: pipes.patience,
+            limit: pipes.patience.stall,
+            silent: Duration::ZERO,
         })
     }
 }
@@ -256,9 +291,42 @@ pub struct Told {
     pub last: String,
 }
 
+/// Lets so many lines a second through.
+struct Pace {
+    left: u32,
+    since: Instant,
+    left_out: u64,
+}
+
+impl Pace {
+    fn new() -> Self {
+        Self {
+            left: BURST,
+            since: Instant::now(),
+            left_out: 0,
+        }
+    }
+
+    /// Whether one may pass now.
+    fn take(&mut self) -> bool {
+        let seconds = u32::try_from(self.since.elapsed().as_secs()).unwrap_or(u32::MAX);
+        if seconds > 0 {
+            self.since = Instant::now();
+            let more = seconds.saturating_mul(LINES_PER_SECOND);
+            self.left = self.left.saturating_add(more).min(BURST);
+        }
+        let may = self.left > 0;
+        self.left = self.left.saturating_sub(1);
+        self.left_out = self.left_out.saturating_add(u64::from(!may));
+        may
+    }
+}
+
 /// A running command. Dropping it ends ssh.
 pub struct Session {
     child: Child,
+    /// The host, as messages name it.
+    shown: String,
     stdin: Option<ChildStdin>,
     stdout: Option<ChildStdout>,
     stderr: Option<File>,
@@ -267,6 +335,12 @@ pub struct Session {
     marks: VecDeque<String>,
     listener: Listener,
     told: Told,
+    pace: Pace,
+    patience: Patience,
+    /// Which of the two holds now.
+    limit: Duration,
+    /// How long we have waited since the last byte.
+    silent: Duration,
 }
 
 /// What a wait is for, besides stderr.
@@ -283,6 +357,10 @@ impl Session {
         if self.listener.stop.load(Ordering::Relaxed) {
             return Err(stopped());
         }
+        if self.stalled().is_some() {
+            return Err(std::io::ErrorKind::TimedOut.into());
+        }
+        let start = Instant::now();
         let mut fds = Vec::with_capacity(2);
         let other = match wanted {
             For::Stdout => self.stdout.as_ref().map(|s| PollFd::new(s, PollFlags::IN)),
@@ -299,10 +377,22 @@ impl Session {
         let stderr_is_open = self.stderr.is_some();
         let heard = stderr_is_open && is_ready(fds.first());
         let ready = is_ready(fds.get(usize::from(stderr_is_open)));
+        self.silent = self.silent.saturating_add(start.elapsed());
         if heard {
             self.hear();
         }
         Ok(ready)
+    }
+
+    /// Why nothing more is waited for, once it has been silent for too long.
+    pub fn stalled(&self) -> Option<Error> {
+        (self.silent > self.limit).then(|| {
+            Error::failed(format_args!(
+                "{}: nothing came and nothing was taken for {}; given up (--stall TIME gives it longer)",
+                self.shown,
+                Span(self.limit)
+            ))
+        })
     }
 
     /// One read of stderr; its lines go where they belong.
@@ -312,6 +402,9 @@ impl Session {
         };
         let mut buffer = [0; 4096];
         let count = stderr.read(&mut buffer).unwrap_or(0);
+        if count > 0 {
+            self.silent = Duration::ZERO;
+        }
         for byte in buffer.iter().take(count) {
             if *byte == b'\n' || self.part.len() >= MAX_LINE {
                 self.line();
@@ -340,12 +433,28 @@ impl Session {
                 self.told.reports.push(text.to_owned());
             }
         } else if !text.is_empty() {
-            let text = clean(text);
+            let end = text.char_indices().nth(MAX_SHOWN).map(|(end, _)| end);
+            let text = clean(text.get(..end.unwrap_or(text.len())).unwrap_or_default());
             let said = text.strip_prefix("floe: ").unwrap_or(&text);
-            (self.listener.hear)(said);
+            if self.pace.take() {
+                self.tell_left_out();
+                (self.listener.hear)(said);
+            }
             self.told.last = said.to_owned();
         }
         self.part.clear();
+    }
+
+    fn tell_left_out(&mut self) {
+        let count = std::mem::take(&mut self.pace.left_out);
+        if count > 0 {
+            (self.listener.hear)(&format!("({count} lines were left out)"));
+        }
+    }
+
+    /// From now on the board works, and need not say anything for long.
+    pub fn works_alone(&mut self) {
+        self.limit = self.patience.finish;
     }
 
     /// The next line for the program (see [`MARK`]); an error when the command ends without one.
@@ -385,6 +494,15 @@ impl Session {
         self.stdin = None;
     }
 
+    /// Waits until it has said something, or has ended.
+    pub fn first_word(&mut self) -> std::io::Result<()> {
+        while self.told.last.is_empty() && self.stderr.is_some() && self.child.try_wait()?.is_none()
+        {
+            self.wait(For::Stderr)?;
+        }
+        Ok(())
+    }
+
     /// Waits for ssh's end; what is left on stdout is not looked at.
     pub fn end(mut self) -> Result<Ended> {
         self.stdin = None;
@@ -393,21 +511,30 @@ impl Session {
             match self.child.try_wait() {
                 Ok(Some(status)) => {
                     self.drain();
+                    self.tell_left_out();
                     return Ok(Ended {
                         code: status.code(),
                         told: std::mem::take(&mut self.told),
                     });
                 }
                 // Nothing more to hear: it ends any moment.
-                Ok(None) if self.stderr.is_none() => std::thread::sleep(Duration::from_millis(5)),
+                Ok(None) if self.stderr.is_none() => {
+                    std::thread::sleep(STEP);
+                    self.silent = self.silent.saturating_add(STEP);
+                }
                 Ok(None) => {
-                    self.wait(For::Stderr)
-                        .map_err(|e| Error::failed(format_args!("ssh: {e}")))?;
+                    if let Err(e) = self.wait(For::Stderr) {
+                        let other = || Error::failed(format_args!("{}: ssh: {e}", self.shown));
+                        return Err(self.stalled().unwrap_or_else(other));
+                    }
                 }
                 Err(e) => return Err(Error::failed(format_args!("ssh: wait: {e}"))),
             }
             if self.listener.stop.load(Ordering::Relaxed) {
                 return Err(Error::failed("interrupted"));
+            }
+            if let Some(error) = self.stalled() {
+                return Err(error);
             }
         }
     }
@@ -425,6 +552,7 @@ fn stopped() -> std::io::Error {
 impl Read for Session {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         while !self.wait(For::Stdout)? {}
+        self.silent = Duration::ZERO;
         match &mut self.stdout {
             Some(stdout) => stdout.read(buffer),
             None => Ok(0),
@@ -442,7 +570,10 @@ impl Write for Session {
             };
             match stdin.write(bytes) {
                 Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}
-                result => return result,
+                result => {
+                    self.silent = Duration::ZERO;
+                    return result;
+                }
             }
         }
     }
@@ -512,12 +643,6 @@ impl Ended {
         };
         Err(Error::with(exit, line))
     }
-}
-
-/// Text of another machine for a terminal of ours: no control characters.
-pub fn clean(text: &str) -> String {
-    let plain = |c: char| if c.is_control() { '?' } else { c };
-    text.chars().map(plain).collect()
 }
 
 #[cfg(test)]

@@ -100,6 +100,23 @@ impl Args {
         }
     }
 
+    /// The last value of an option that is handed on.
+    pub fn handed_value(&self, name: &str) -> Option<&OsStr> {
+        let (mut words, mut found) = (self.handed_on.iter(), None);
+        for handed in &self.handed_names {
+            words.next();
+            let row = table::find(self.verb, handed).map(|option| option.row);
+            let value = match row.map(|row| row.takes()) {
+                Some(Takes::Value) => words.next(),
+                _ => None,
+            };
+            if *handed == name {
+                found = value;
+            }
+        }
+        found.map(OsString::as_os_str)
+    }
+
     fn common(&mut self, name: &str) -> Result<()> {
         match name {
             "--quiet" => self.common.quiet = true,

@@ -197,7 +197,7 @@ fn part_file(path: &Path, image: &File) -> Result<PartFile> {
             path.display()
         )));
     }
-    PartFile::create(path, 0o600)
+    PartFile::create(path)
 }
 
 /// Opens the image, or an entry of a snapshot.

@@ -34,9 +34,6 @@ use crate::take::capture::{self, Capture, Engine, Figures};
 use crate::take::options::{self, Streaming, Taking};
 use crate::take::source::Prepared;
 
-/// Mode of a snapshot's file: it carries credentials.
-const MODE: u32 = 0o600;
-
 /// What was typed.
 #[derive(Debug)]
 pub struct Options {
@@ -293,13 +290,10 @@ impl Sink {
                 (Some(store), path)
             }
         };
-        let mut part = PartFile::create(&path, MODE)?;
+        let mut part = PartFile::create(&path)?;
         let fd = part
             .take_fd()
             .ok_or_else(|| Error::failed(format_args!("{}: not open", path.display())))?;
-        // What an interrupted run left may have been readable for others.
-        rustix::fs::fchmod(&fd, rustix::fs::Mode::from_raw_mode(MODE))
-            .map_err(|errno| Error::fault(path.display(), Fault::io("chmod", errno)))?;
         Ok(Self {
             store,
             part: Some(part),

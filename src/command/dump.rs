@@ -193,7 +193,7 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
         .wanted
         .emptying(std::slice::from_ref(&prepared))?;
     let mut part = match &options.output {
-        Some(path) => Some(PartFile::create(path, 0o600)?),
+        Some(path) => Some(PartFile::create(path)?),
         None => None,
     };
     let sink = match &mut part {

@@ -4,7 +4,6 @@
 //! with the length and SHA-256 that the host announced; `sum` says the SHA-256 of stdin, where a board has no sha256sum.
 
 use std::ffi::OsString;
-use std::fs::File;
 use std::io::Write;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -94,7 +93,7 @@ fn get(name: &str) -> Result<(PathBuf, Sums)> {
     let found = match name {
         "latest" => {
             let mut newest = store::snapshots(&folder)?.into_iter().rev();
-            newest.find(|(_, path)| archive::class(path) != Class::Broken)
+            newest.find(|(_, path)| matches!(archive::class(path), Class::Good | Class::Kept))
         }
         name => {
             let mut all = store::snapshots(&folder)?.into_iter();
@@ -109,7 +108,7 @@ fn get(name: &str) -> Result<(PathBuf, Sums)> {
         .leaving("nothing was sent")
     })?;
     let shown = path.display().to_string();
-    let file = File::open(&path).map_err(|e| Error::failed(format_args!("{shown}: open: {e}")))?;
+    let file = archive::open_file(&path)?;
     let mut stdout = std::io::stdout().lock();
     let sums = copy(file, &shown, |bytes| written(stdout.write_all(bytes)))?;
     written(stdout.flush())?;

@@ -7,7 +7,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::board::artifact::{Recipe, Wanted};
 use crate::board::fleet::{self, Board};
@@ -18,6 +18,7 @@ use crate::cli::{self, Args, Common, Item, table};
 use crate::error::{Error, Exit, Result};
 use crate::json;
 use crate::report::{self, Bytes, ReportFile, Span};
+use crate::take::options::Taking;
 
 /// Most boards of one run.
 const MAX_HOSTS: usize = 4096;
@@ -143,6 +144,14 @@ pub fn parse(mut args: Args) -> Result<Options> {
     }
     if hosts.is_empty() {
         return Err(args.missing("the HOST"));
+    }
+    if let Some(stall) = args.handed_value("--stall") {
+        // What copies on the board says nothing while it is frozen there.
+        let longest = args.handed_value("--max-freeze").and_then(OsStr::to_str);
+        let longest = longest.and_then(cli::time);
+        let longest = longest.unwrap_or(Taking::default().limits.max_freeze);
+        let silent = if clone { longest } else { Duration::ZERO };
+        reach.set_stall(stall, silent)?;
     }
     let artifact = artifact.check(&args, output.as_deref())?;
     if artifact.is_some() && !matches!(work, Work::Dump(_)) {
@@ -335,7 +344,7 @@ pub fn run(options: Options) -> Result<()> {
     let failed = outcomes.iter().filter(|one| one.result.is_err()).count();
     if !common.quiet || failed > 0 {
         let table = fleet::table(&outcomes);
-        let _ = report::stderr(table.as_bytes());
+        report::lines(&table);
     }
     match failed {
         0 => Ok(()),
@@ -347,7 +356,10 @@ pub fn run(options: Options) -> Result<()> {
 }
 
 /// What works there and only says how it went.
-fn talk(host: &Host, session: Session) -> Result<Arrived> {
+fn talk(host: &Host, mut session: Session) -> Result<Arrived> {
+    if session.first_word().is_ok() {
+        session.works_alone();
+    }
     let ended = session.end()?;
     ended.check(host)?;
     // An exit code of 0 alone may be that of something else: a forced command, a wrapper.

@@ -7,7 +7,7 @@ use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::board::fleet::{self, Board};
 use crate::board::reach::Reach;
@@ -47,6 +47,7 @@ pub fn parse(mut args: Args) -> Result<Options> {
             Item::Value(value) => return Err(args.surplus(&value)),
             Item::Option(name) => match name {
                 "--store" => store = true,
+                "--stall" => reach.set_stall(&args.value()?, Duration::ZERO)?,
                 _ if reach.option(&mut args, name)? => {}
                 _ => return Err(args.unknown(name)),
             },
@@ -198,6 +199,7 @@ fn push(
         input: true,
         stream: false,
         compress: Some(good.format == Format::Raw),
+        ..Pipes::default()
     };
     let mut session = options.reach.start(host, words, pipes, board)?;
     let mut sent_bytes = 0u64;
@@ -213,6 +215,7 @@ fn push(
         board.bytes.store(sent_bytes, Ordering::Relaxed);
     }
     session.close_stdin();
+    session.works_alone();
     let ended = session.end()?;
     ended.check(host)?;
     let bad = |what: &str| Error::failed(format_args!("{}: {what}", host.shown));
@@ -234,7 +237,7 @@ fn push(
     let kept = report.get("path").and_then(Value::text);
     Ok(Arrived {
         path: match kept.filter(|_| options.store) {
-            Some(path) => format!("kept as {}", crate::board::ssh::clean(path)),
+            Some(path) => format!("kept as {}", report::clean(path)),
             None => "restored".into(),
         },
         stream_bytes: sent_bytes,

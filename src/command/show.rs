@@ -306,7 +306,7 @@ impl Facts {
         let mut out = String::new();
         let mut row = |name: &str, value: String| {
             if !value.is_empty() {
-                out.push_str(&format!("{name:<14}{value}\n"));
+                out.push_str(&format!("{name:<14}{}\n", report::clean(&value)));
             }
         };
         let bytes = |count: u64| format!("{} ({count} bytes)", Bytes(count));

@@ -100,7 +100,7 @@ fn thaw(places: Vec<Place>, all: bool) -> Result<usize> {
                 match answer {
                     Ok(()) => {
                         thawed += 1;
-                        report::print(&format!("thawed {name}\n"))?;
+                        report::print(&format!("thawed {}\n", report::clean(&name)))?;
                     }
                     // Not frozen; or, when looking everywhere, a filesystem that knows no freezing.
                     Err(Errno::INVAL) => {}

@@ -97,8 +97,8 @@ fn snapshot(
     let names: Vec<&str> = bundle.names().collect();
     report::print(&format!(
         "{}: good snapshot of {}, {}: {} ({size_bytes} bytes), {} packed\n",
-        bundle.subject,
-        bundle.snapshot.host,
+        report::clean(&bundle.subject),
+        report::clean(&bundle.snapshot.host),
         names.join(" "),
         Bytes(size_bytes),
         Bytes(read_bytes),
@@ -109,7 +109,7 @@ fn line(found: &Image, ended: &Ended) -> String {
     let format = found.reader.format();
     let mut text = format!(
         "{}: good {} image, {} ({} bytes), {}",
-        found.subject,
+        report::clean(&found.subject),
         format.name(),
         Bytes(ended.size_bytes),
         ended.size_bytes,

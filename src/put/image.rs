@@ -6,7 +6,8 @@ use std::fs::File;
 use std::io::IsTerminal;
 use std::os::fd::AsFd;
 
-use rustix::fs::{FileType, SeekFrom};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::{FileType, Mode, OFlags, SeekFrom};
 
 use crate::device::ReadAt;
 use crate::error::{Error, Exit, Fault, FaultKind, Result};
@@ -22,6 +23,12 @@ use crate::units::to_u64;
 
 /// How much of the beginning is held, in bytes: every first superblock and partition table floe knows lies in it.
 pub const HEAD_BYTES: usize = 1 << 20;
+
+/// How long a pipe with a name may stay without a byte at first.
+const FIFO_PATIENCE: Timespec = Timespec {
+    tv_sec: 60,
+    tv_nsec: 0,
+};
 
 /// What stands at the beginning of a device or image.
 #[derive(Clone, Debug, Default)]
@@ -252,20 +259,29 @@ fn open(path: &OsStr) -> Result<(String, File)> {
         return Ok(("stdin".into(), File::from(fd)));
     }
     let subject = OsString::from(path).display().to_string();
-    let file = File::open(path).map_err(|error| {
-        let mut fault = Fault::short("open");
-        fault = fault.with_errno(error.raw_os_error());
-        Error::fault(&subject, fault)
-    })?;
-    let meta = file
-        .metadata()
-        .map_err(|error| Error::failed(format_args!("{subject}: stat: {error}")))?;
-    if meta.is_dir() {
-        return Err(Error::refused(format_args!(
-            "{subject}: is a directory, not an image"
-        )));
+    let fail = |what, errno| Error::fault(&subject, Fault::io(what, errno));
+    let refused = |what| Err(Error::refused(format_args!("{subject}: {what}")));
+    let stat = rustix::fs::stat(path).map_err(|errno| fail("open", errno))?;
+    let kind = FileType::from_raw_mode(stat.st_mode);
+    match kind {
+        FileType::Directory => return refused("is a directory, not an image"),
+        FileType::RegularFile | FileType::BlockDevice | FileType::Fifo => {}
+        _ => return refused("is neither a file nor a block device nor a pipe"),
     }
-    Ok((subject, file))
+    // Not blocking, in case it has become something else since.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = rustix::fs::open(path, flags | OFlags::LARGEFILE, Mode::empty())
+        .map_err(|errno| fail("open", errno))?;
+    if kind == FileType::Fifo {
+        let mut fds = [PollFd::new(&file, PollFlags::IN)];
+        if rustix::event::poll(&mut fds, Some(&FIFO_PATIENCE)) == Ok(0) {
+            return refused("is a pipe into which nobody writes");
+        }
+    }
+    let flags = rustix::fs::fcntl_getfl(&file).map_err(|errno| fail("F_GETFL", errno))?;
+    rustix::fs::fcntl_setfl(&file, flags - OFlags::NONBLOCK)
+        .map_err(|errno| fail("F_SETFL", errno))?;
+    Ok((subject, file.into()))
 }
 
 /// The length of a regular file or block device that is read from its beginning.

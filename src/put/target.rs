@@ -1,11 +1,12 @@
 //! A target that may be written: every check of `restore` before the first write. What fails here is exit 4, and nothing was
 //! written anywhere.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FileType, Mode, OFlags, SeekFrom, Stat};
+use rustix::fs::{FileType, FlockOperation, SeekFrom, Stat};
 use rustix::io::Errno;
 
 use crate::device::{Access, Device, DeviceKind, ReadAt};
@@ -14,6 +15,7 @@ use crate::fs::Kind;
 use crate::mounts::{DevId, Named, System};
 use crate::put::image::Content;
 use crate::report::Bytes;
+use crate::stream::partfile::Place;
 use crate::units::{Extent, round_down};
 
 /// Signature of a GPT header.
@@ -32,7 +34,7 @@ pub enum Overwrite {
 #[derive(Debug)]
 pub enum Chosen {
     /// A file that is not there yet; its folder is.
-    New(PathBuf),
+    New(Place),
     /// A device or file, held open for writing.
     Existing(PathBuf, Device),
 }
@@ -56,16 +58,21 @@ impl Chosen {
         }
         let device = match named.dev {
             Some(dev) => system.roots().hold(dev, Access::WriteHeld),
-            None => Device::open(shown, Access::WriteHeld),
+            None => {
+                let opened = Place::find(shown)?.open_existing();
+                let opened = opened.map_err(|errno| Fault::io("open", errno));
+                opened.and_then(|fd| Device::from_fd(fd, false))
+            }
         };
         let device = device.map_err(|fault| cannot(shown, fault))?;
+        lock(shown, &device)?;
         Ok(Self::Existing(named.shown, device))
     }
 
     /// Its path, and its number where it is a block device.
     pub fn named(&self) -> (&Path, Option<DevId>) {
         match self {
-            Self::New(path) => (path, None),
+            Self::New(place) => (place.path(), None),
             Self::Existing(path, device) => {
                 let is_block = device.kind() == DeviceKind::Block;
                 (path, is_block.then(|| DevId::from_raw(device.rdev())))
@@ -73,12 +80,20 @@ impl Chosen {
         }
     }
 
-    /// Refuses a device smaller than the image, where that is known.
+    /// Refuses a device smaller than the image, where that is known, and a file on a filesystem that has none of that length.
     pub fn check_size(&self, image_bytes: u64) -> Result<()> {
-        let Self::Existing(path, device) = self else {
-            return Ok(());
+        let (path, device) = match self {
+            Self::Existing(path, device) if device.kind() == DeviceKind::Block => (path, device),
+            Self::Existing(path, device) => return check_length(path, device.as_fd(), image_bytes),
+            Self::New(place) => {
+                // Where an unnamed file cannot be had, the first write past the limit says so.
+                return match place.unnamed() {
+                    Some(file) => check_length(place.path(), file.as_fd(), image_bytes),
+                    None => Ok(()),
+                };
+            }
         };
-        if device.kind() == DeviceKind::File || device.size_bytes() >= image_bytes {
+        if device.size_bytes() >= image_bytes {
             return Ok(());
         }
         Err(Error::refused(format_args!(
@@ -127,40 +142,99 @@ impl Chosen {
         )))
     }
 
-    /// The device to write to; a new file is made now.
+    /// The device to write to; a new file is made now, for its owner only, as the image was.
     pub fn into_device(self) -> Result<(PathBuf, Device)> {
-        let path = match self {
+        let place = match self {
             Self::Existing(path, device) => return Ok((path, device)),
-            Self::New(path) => path,
+            Self::New(place) => place,
         };
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-        let mode = Mode::from_bits_truncate(0o666);
-        let device = rustix::fs::open(&path, flags, mode)
+        let device = place
+            .create()
             .map_err(|errno| Fault::io("create", errno))
             .and_then(|fd| Device::from_fd(fd, false))
-            .map_err(|fault| Error::fault(path.display(), fault))?;
-        Ok((path, device))
+            .map_err(|fault| Error::fault(place.path().display(), fault))?;
+        lock(place.path(), &device)?;
+        Ok((place.path().to_owned(), device))
+    }
+}
+
+/// Refuses targets of one run that are the same file or device, whatever they are called: a hard link, a bind mount, a link.
+pub fn check_distinct<'a>(targets: impl Iterator<Item = &'a OsStr>) -> Result<()> {
+    let mut seen: Vec<((u64, u64, OsString), &OsStr)> = Vec::new();
+    for target in targets {
+        let path = Path::new(target);
+        let own = match rustix::fs::stat(path) {
+            Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice => {
+                (stat.st_rdev, 0, "device".into())
+            }
+            Ok(stat) => (stat.st_dev, stat.st_ino, OsString::new()),
+            // A LABEL= and its like: found out when it is held.
+            Err(_) if is_tag(target) => (0, 0, target.to_owned()),
+            Err(_) => Place::find(path)?.identity(),
+        };
+        if let Some((_, other)) = seen.iter().find(|(other, _)| *other == own) {
+            return Err(Error::usage(match *other == target {
+                true => format!("restore: '{}' is named twice", target.display()),
+                false => format!(
+                    "restore: '{}' and '{}' are the same",
+                    other.display(),
+                    target.display()
+                ),
+            }));
+        }
+        seen.push((own, target));
+    }
+    Ok(())
+}
+
+/// Two writers of one file would leave what is neither's. A device is held with O_EXCL instead. Where a filesystem has no locks,
+/// there is none.
+fn lock(path: &Path, device: &Device) -> Result<()> {
+    let locked = match device.kind() {
+        DeviceKind::Block => Ok(()),
+        DeviceKind::File => {
+            rustix::fs::flock(device.as_fd(), FlockOperation::NonBlockingLockExclusive)
+        }
+    };
+    match locked {
+        Err(Errno::WOULDBLOCK) => Err(Error::refused(format_args!(
+            "{}: another process is writing it, or has it locked; wait until it is done",
+            path.display()
+        ))
+        .leaving(NOTHING_WRITTEN)),
+        _ => Ok(()),
+    }
+}
+
+/// The kernel seeks no further than the longest file of the filesystem (fs/read_write.c, generic_file_llseek: s_maxbytes).
+fn check_length(path: &Path, file: BorrowedFd<'_>, image_bytes: u64) -> Result<()> {
+    match rustix::fs::seek(file, SeekFrom::Start(image_bytes)) {
+        Err(Errno::INVAL | Errno::OVERFLOW) => Err(Error::refused(format_args!(
+            "{}: the image has {} ({image_bytes} bytes), and no file of its filesystem can be that long",
+            path.display(),
+            Bytes(image_bytes),
+        ))),
+        _ => Ok(()),
     }
 }
 
 fn new_file(path: &Path) -> Result<Chosen> {
-    let parent = match path.parent() {
-        Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
-        Some(parent) => parent,
-        None => Path::new("/"),
+    let missing = || {
+        Error::refused(format_args!("{}: does not exist", path.display())).leaving(NOTHING_WRITTEN)
+    };
+    let place = match Place::find(path) {
+        Err(error) if error.exit() == Some(Exit::Failed) => return Err(missing()),
+        place => place?,
     };
     // A missing node below /dev is a device that is not there, and a file in its place would fill the memory.
-    let folder = std::fs::canonicalize(parent);
-    let missing = folder.map_or(true, |folder| {
-        folder.starts_with("/dev") || !folder.is_dir()
-    });
-    if missing || path.file_name().is_none() {
-        return Err(Error::refused(format_args!(
-            "{}: does not exist",
-            path.display()
-        )));
+    let folder = match place.path().parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    if std::fs::canonicalize(folder).map_or(true, |folder| folder.starts_with("/dev")) {
+        return Err(missing());
     }
-    Ok(Chosen::New(path.to_owned()))
+    Ok(Chosen::New(place))
 }
 
 fn is_tag(name: &OsStr) -> bool {

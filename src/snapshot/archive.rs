@@ -527,6 +527,9 @@ impl Bundle {
 
 /// What a kept snapshot is when old ones retire; contents are not read.
 pub fn class(path: &Path) -> Class {
+    if !std::fs::metadata(path).is_ok_and(|meta| meta.is_file()) {
+        return Class::Foreign;
+    }
     match Catalog::open(path) {
         Ok(catalog) if catalog.snapshot.factory || catalog.snapshot.rescue => Class::Kept,
         Ok(_) => Class::Good,
@@ -538,9 +541,19 @@ pub fn class(path: &Path) -> Class {
     }
 }
 
+/// Opens a file of a store: only a regular one, and without waiting for anybody.
+pub fn open_file(path: &Path) -> Result<std::fs::File> {
+    let fail = |fault| Error::fault(path.display(), fault);
+    let device = Device::open(path, Access::Read).map_err(fail)?;
+    match device.kind() {
+        DeviceKind::File => device.duplicate().map_err(fail),
+        DeviceKind::Block => Err(fail(Fault::refused("is a device, not a file"))),
+    }
+}
+
 /// What a snapshot says about itself, even when the rest of it is broken.
 pub fn beginning(path: &Path) -> Option<Snapshot> {
-    let input = Input::file(std::fs::File::open(path).ok()?, None).ok()?;
+    let input = Input::file(open_file(path).ok()?, None).ok()?;
     Some(
         Bundle::open(&path.display().to_string(), input)
             .ok()?

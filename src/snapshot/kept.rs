@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 
 use crate::error::Error;
-use crate::report::{Bytes, JsonObject, json_string};
+use crate::report::{Bytes, JsonObject, clean};
 use crate::snapshot::archive::{self, Catalog};
 use crate::snapshot::machine;
 use crate::snapshot::{Checksums, Snapshot, image_path};
@@ -146,7 +146,7 @@ impl Kept {
     /// Its line of the table.
     pub fn line(&self, now_s: u64) -> String {
         let name = self.path.file_name().unwrap_or_default();
-        let name = plain(&name.to_string_lossy());
+        let name = clean(&name.to_string_lossy());
         let age = self.age_s(now_s).map_or_else(|| "-".into(), age);
         let host = self
             .snapshot
@@ -155,7 +155,7 @@ impl Kept {
         let mut line = format!(
             "{name:<44} {age:>8} {:>9} {:<16} ",
             Bytes(self.size_bytes).to_string(),
-            plain(host)
+            clean(host)
         );
         match &self.reason {
             Some(reason) => line.push_str(&format!("BROKEN: {reason}")),
@@ -170,7 +170,7 @@ impl Kept {
                 }
             }
             if !snapshot.comment.is_empty() {
-                line.push_str(&format!(" {}", plain(&snapshot.comment)));
+                line.push_str(&format!(" {}", clean(&snapshot.comment)));
             }
         }
         line.push('\n');
@@ -186,7 +186,7 @@ impl Kept {
         let mut out = String::new();
         let mut row = |name: &str, value: &str| {
             if !value.is_empty() {
-                out.push_str(&format!("{name:<14}{}\n", plain(value)));
+                out.push_str(&format!("{name:<14}{}\n", clean(value)));
             }
         };
         let bytes = |count: u64| format!("{} ({count} bytes)", Bytes(count));
@@ -251,16 +251,6 @@ impl Kept {
     pub fn report(&self) -> JsonObject {
         self.object(machine::now_s())
     }
-}
-
-/// Text from a snapshot as a terminal may show it.
-fn plain(text: &str) -> String {
-    if !text.contains(|letter: char| letter.is_control()) {
-        return text.to_owned();
-    }
-    let mut out = String::new();
-    json_string(&mut out, text);
-    out.chars().filter(|letter| !letter.is_control()).collect()
 }
 
 fn age(seconds: u64) -> String {

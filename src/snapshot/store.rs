@@ -3,16 +3,16 @@
 //! Boards have no clock, so age is the sequence number in the name, never a time. Removes only what is recognisably a snapshot
 //! of this host, or what an interrupted run left of one.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::FlockOperation;
+use rustix::fs::{FileType, FlockOperation, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use crate::cli;
-use crate::error::{Error, Result};
+use crate::error::{Error, Fault, Result};
 use crate::units;
 use crate::utc::Utc;
 
@@ -117,7 +117,7 @@ impl Store {
             _held: held,
         };
         for (file, path) in files(folder)? {
-            if file.strip_suffix(".part").and_then(Name::parse).is_some() {
+            if file.strip_suffix(".part").is_some_and(is_of_part) {
                 let _ = std::fs::remove_file(path);
             }
         }
@@ -153,7 +153,7 @@ impl Store {
                 continue;
             }
             match class(&path) {
-                Class::Kept => {}
+                Class::Kept | Class::Foreign => {}
                 Class::Good if left > 0 => left -= 1,
                 Class::Broken if left > 0 => {}
                 Class::Good | Class::Broken => {
@@ -173,6 +173,8 @@ impl Store {
 pub enum Class {
     /// A factory or rescue snapshot: never removed.
     Kept,
+    /// No file, and so not made by floe, whatever it is called: never removed.
+    Foreign,
     /// Counts.
     Good,
     /// Does not count; removed when it is older than those that stay.
@@ -210,16 +212,40 @@ pub fn files(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
     Ok(found)
 }
 
+/// `NAME` or `NAME.N`: see `stream::partfile`.
+fn is_of_part(file: &str) -> bool {
+    let numbered = file.strip_suffix(|letter: char| letter.is_ascii_digit());
+    let plain = numbered.and_then(|file| file.strip_suffix('.'));
+    Name::parse(plain.unwrap_or(file)).is_some()
+}
+
+/// Opens the lock, or makes it. It is written to, so that it has to be a file with one name: no link, FIFO or second name of
+/// something else.
 fn open_lock(lock: &Path) -> Result<File> {
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .custom_flags(i32::try_from(rustix::fs::OFlags::NOFOLLOW.bits()).unwrap_or(0))
-        .open(lock)
-        .map_err(|e| Error::failed(format_args!("{}: create: {e}", lock.display())))
+    let fail = |errno| Error::fault(lock.display(), Fault::io("create", errno));
+    let flags = OFlags::RDWR
+        | OFlags::CREATE
+        | OFlags::NOFOLLOW
+        | OFlags::NONBLOCK
+        | OFlags::NOCTTY
+        | OFlags::CLOEXEC;
+    // Looked at before it is opened, because the opening of a device does something.
+    let there = rustix::fs::lstat(lock).ok();
+    if there.as_ref().is_none_or(is_lock) {
+        let held = rustix::fs::open(lock, flags, Mode::from_raw_mode(0o600)).map_err(fail)?;
+        if is_lock(&rustix::fs::fstat(&held).map_err(fail)?) {
+            return Ok(held.into());
+        }
+    }
+    Err(Error::refused(format_args!(
+        "{}: is not the lock of floe, which is a file of its own; remove it",
+        lock.display()
+    )))
+}
+
+/// One without a name was removed by its owner a moment ago.
+fn is_lock(stat: &Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_nlink <= 1
 }
 
 fn content(held: &File) -> String {

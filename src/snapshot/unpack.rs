@@ -4,7 +4,6 @@
 //! without unpacking; only then the first byte is written. From a pipe an entry's CRC is known before its superblock is
 //! written, the rest only at the end.
 
-use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io::Read;
 use std::path::PathBuf;
@@ -19,7 +18,7 @@ use crate::put::free::LeftAlone;
 use crate::put::grow;
 use crate::put::image::{Image, Opened};
 use crate::put::job::{self, Done, Job, Options, Phase, Shared};
-use crate::put::target::Chosen;
+use crate::put::target::{self, Chosen};
 use crate::report::{self, Bytes, ReportFile, Span};
 use crate::snapshot::archive::{Bundle, Catalog};
 use crate::snapshot::machine::Host;
@@ -185,16 +184,8 @@ fn choose(
     snapshot: &Snapshot,
     file: &std::fs::File,
 ) -> Result<Vec<(String, Chosen)>> {
-    let mut seen = BTreeSet::new();
-    for (_, target) in pairs {
-        let path = std::fs::canonicalize(target).unwrap_or_else(|_| PathBuf::from(target));
-        if !seen.insert(path) {
-            return Err(Error::usage(format_args!(
-                "restore: '{}' is named twice",
-                target.display()
-            )));
-        }
-    }
+    let targets = pairs.iter().map(|(_, target)| target.as_os_str());
+    target::check_distinct(targets.chain(options.disk.as_deref()))?;
     let mut chosen = Vec::new();
     for (name, target) in pairs {
         let found = Chosen::find(target, file)?;

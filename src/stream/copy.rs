@@ -253,6 +253,12 @@ pub fn read_back(
             continue;
         }
         let limit = next.map_or(extent.end(), |hole| hole.offset);
+        if let Some(end) = target.hole_at(offset, limit) {
+            digest.zeros(end - offset);
+            offset = end;
+            done(progress, offset);
+            continue;
+        }
         let length = to_usize((limit - offset).min(to_u64(BUFFER_BYTES)));
         target
             .read_back(offset, &mut buffer, length)

@@ -1,62 +1,195 @@
-//! A file that appears only when it is complete: written as `FILE.part`, flushed, renamed.
+//! A file that appears only when it is complete: written as `FILE.part`, flushed, renamed; and the one place where a name for a
+//! file to come is followed.
+//!
+//! The folder may be anybody's. Once it is open everything happens by its descriptor, so that nobody moves it from under us; a
+//! part file is made by us alone (O_EXCL, O_NOFOLLOW), or it is what an interrupted run of ours left: a regular file of our user
+//! with one name that nobody else can have open. Whatever else stands under its name is left as it is, and another name taken.
 
-use std::ffi::OsString;
-use std::fs::{File, Metadata, OpenOptions};
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::FlockOperation;
+use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, Stat};
+use rustix::io::Errno;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Fault, NOTHING_WRITTEN, Result};
+
+/// How often a part file that changes hands is tried again.
+const TRIES: u32 = 20;
+/// Names that are tried for a part file.
+const NAMES: u32 = 8;
+/// Longest chain of links that is followed, as in the kernel (include/linux/namei.h, MAXSYMLINKS).
+const LINKS: u32 = 40;
+/// For its owner only: images hold keys and passwords.
+const PRIVATE: u32 = 0o600;
+
+/// Where a file is, or will be: its folder, which is open, and its name in it, which is no link.
+#[derive(Debug)]
+pub struct Place {
+    folder: OwnedFd,
+    path: PathBuf,
+    name: OsString,
+}
+
+impl Place {
+    /// Follows `path`. A link in a folder that everybody may write to counts only when it is ours or the folder's owner's: what
+    /// fs.protected_symlinks is for (Documentation/admin-guide/sysctl/fs.rst), which boards often have switched off.
+    pub fn find(path: &Path) -> Result<Self> {
+        let refused = |what: &dyn std::fmt::Display| {
+            Error::refused(format_args!("{}: {what}", path.display())).leaving(NOTHING_WRITTEN)
+        };
+        let mut there = path.to_path_buf();
+        for _ in 0..LINKS {
+            let name = there.file_name().map(OsStr::to_os_string);
+            let name = name.filter(|_| !there.as_os_str().as_bytes().ends_with(b"/"));
+            let name = name.ok_or_else(|| refused(&"is not a regular file"))?;
+            let parent = there.parent().unwrap_or(Path::new(""));
+            let shown = if parent.as_os_str().is_empty() {
+                Path::new(".")
+            } else {
+                parent
+            };
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let folder = rustix::fs::open(shown, flags, Mode::empty())
+                .map_err(|errno| Error::fault(shown.display(), Fault::io("open", errno)))?;
+            let place = Self {
+                folder,
+                path: there.clone(),
+                name,
+            };
+            let link = match place.stat() {
+                Some(stat) if is(&stat, FileType::Symlink) => stat,
+                _ => return Ok(place),
+            };
+            let fail = |errno| Error::fault(there.display(), Fault::io("readlink", errno));
+            let folder = rustix::fs::fstat(&place.folder).map_err(fail)?;
+            let everybody = Mode::from_raw_mode(folder.st_mode).contains(Mode::SVTX | Mode::WOTH);
+            let owners = [rustix::process::geteuid().as_raw(), folder.st_uid];
+            if everybody && !owners.contains(&link.st_uid) {
+                return Err(refused(&format_args!(
+                    "is a link of user {} in a folder that everybody may write to; name what it points to",
+                    link.st_uid
+                )));
+            }
+            let target = rustix::fs::readlinkat(&place.folder, &place.name, Vec::new());
+            let target = target.map_err(fail)?;
+            there = parent.join(OsStr::from_bytes(target.as_bytes()));
+        }
+        Err(refused(&"too many links, or links in a circle"))
+    }
+
+    /// As messages name it.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What is there now.
+    fn stat(&self) -> Option<Stat> {
+        self.stat_of(&self.name)
+    }
+
+    fn stat_of(&self, name: &OsStr) -> Option<Stat> {
+        rustix::fs::statat(&self.folder, name, AtFlags::SYMLINK_NOFOLLOW).ok()
+    }
+
+    fn open(&self, name: &OsStr, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+        // Not blocking, in case it has become a FIFO; a regular file does not mind.
+        let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        rustix::fs::openat(&self.folder, name, flags, Mode::from_raw_mode(PRIVATE))
+    }
+
+    /// Makes the file, for reading and writing by its owner; fails where there is one.
+    pub fn create(&self) -> rustix::io::Result<OwnedFd> {
+        self.open(&self.name, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL)
+    }
+
+    /// Opens the file that is there for reading and writing.
+    pub fn open_existing(&self) -> rustix::io::Result<OwnedFd> {
+        self.open(&self.name, OFlags::RDWR)
+    }
+
+    /// A file without a name on the same filesystem, where that can be had.
+    pub fn unnamed(&self) -> Option<OwnedFd> {
+        self.open(OsStr::new("."), OFlags::RDWR | OFlags::TMPFILE)
+            .ok()
+    }
+
+    /// What tells it from every other place, with the name behind its folder where nothing is there yet.
+    pub fn identity(&self) -> (u64, u64, OsString) {
+        match (self.stat(), rustix::fs::fstat(&self.folder)) {
+            (Some(stat), _) => (stat.st_dev, stat.st_ino, OsString::new()),
+            (None, Ok(stat)) => (stat.st_dev, stat.st_ino, self.name.clone()),
+            (None, Err(_)) => (0, 0, self.path.clone().into()),
+        }
+    }
+}
+
+fn is(stat: &Stat, kind: FileType) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == kind
+}
+
+fn is_same(one: &Stat, other: &Stat) -> bool {
+    (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)
+}
 
 /// The part file of a FILE to come. Dropping it unfinished removes it.
 #[derive(Debug)]
 pub struct PartFile {
-    target: PathBuf,
-    part: PathBuf,
+    place: Place,
+    part: OsString,
     file: Option<File>,
     /// Holds the lock until the file has its name, whoever closes the other descriptor.
-    _lock: File,
+    lock: File,
     done: bool,
 }
 
-/// How often a part file that changes hands is tried again.
-const TRIES: u32 = 20;
-
 impl PartFile {
-    /// Creates `TARGET.part` with `mode`. The target may be absent or a regular file; a device, directory or anything else is refused.
-    pub fn create(target: &Path, mode: u32) -> Result<Self> {
-        // A name that is a link stands for what it points to: that is replaced, not the link.
-        let target = std::fs::canonicalize(target).unwrap_or_else(|_| target.to_path_buf());
-        let name = target.display();
-        match std::fs::metadata(&target) {
-            Ok(meta) if meta.file_type().is_block_device() => {
+    /// Creates `TARGET.part`, readable for its owner only. The target may be absent or a regular file, or a link to either; a
+    /// device, directory or anything else is refused.
+    pub fn create(target: &Path) -> Result<Self> {
+        let place = Place::find(target)?;
+        let name = place.path.display();
+        match place.stat() {
+            Some(stat) if is(&stat, FileType::BlockDevice) => {
                 return Err(Error::refused(format_args!(
                     "{name}: is a device; -o writes files, 'floe restore' writes devices"
                 )));
             }
-            Ok(meta) if !meta.is_file() => {
+            Some(stat) if !is(&stat, FileType::RegularFile) => {
                 return Err(Error::refused(format_args!(
                     "{name}: is not a regular file"
                 )));
             }
-            Ok(_) | Err(_) => {}
+            Some(_) | None => {}
         }
-        let mut part: OsString = target.clone().into();
-        part.push(".part");
-        let part = PathBuf::from(part);
-        let file = open(&part, mode)?;
-        let fail = |what, e| Error::failed(format_args!("{}: {what}: {e}", part.display()));
-        file.set_len(0).map_err(|e| fail("truncate", e))?;
-        let lock = file.try_clone().map_err(|e| fail("dup", e))?;
-        Ok(Self {
-            target,
-            part,
-            file: Some(file),
-            _lock: lock,
-            done: false,
-        })
+        let owned = rules(&place);
+        for number in 0..NAMES {
+            let mut part = place.name.clone();
+            if number > 0 {
+                part.push(format!(".{number}"));
+            }
+            part.push(".part");
+            let Some(file) = open(&place, &part, owned)? else {
+                continue;
+            };
+            let shown = place.path.with_file_name(&part);
+            let fail = |what, e| Error::failed(format_args!("{}: {what}: {e}", shown.display()));
+            file.set_len(0).map_err(|e| fail("truncate", e))?;
+            let lock = file.try_clone().map_err(|e| fail("dup", e))?;
+            return Ok(Self {
+                place,
+                part,
+                file: Some(file),
+                lock,
+                done: false,
+            });
+        }
+        Err(Error::refused(format_args!(
+            "{name}.part: this name and {} like it are taken by what is not ours; remove that",
+            NAMES - 1
+        )))
     }
 
     /// The file that is being written, once.
@@ -66,69 +199,104 @@ impl PartFile {
 
     /// The name it will have.
     pub fn target(&self) -> &Path {
-        &self.target
+        &self.place.path
+    }
+
+    /// Whether the name is still that of our file.
+    fn is_there(&self) -> bool {
+        is_named(&self.place, &self.part, &self.lock)
     }
 
     /// Gives the (already flushed) file its name, and flushes the directory.
     pub fn finish(mut self) -> Result<()> {
-        std::fs::rename(&self.part, &self.target).map_err(|e| {
-            Error::failed(format_args!(
-                "{}: rename to {}: {e}",
-                self.part.display(),
-                self.target.display()
-            ))
-        })?;
+        let Place { folder, path, name } = &self.place;
+        let shown = path.display();
+        if !self.is_there() {
+            return Err(Error::failed(format_args!(
+                "{shown}: somebody moved or replaced its part file, {}",
+                self.part.display()
+            )));
+        }
+        rustix::fs::renameat(folder, &self.part, folder, name)
+            .map_err(|errno| Error::fault(&shown, Fault::io("rename", errno)))?;
         self.done = true;
-        let directory = match self.target.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
-        File::open(directory)
-            .and_then(|directory| directory.sync_all())
-            .map_err(|e| Error::failed(format_args!("{}: fsync: {e}", directory.display())))
+        let flushed = rustix::fs::fsync(folder);
+        flushed.map_err(|errno| Error::fault(shown, Fault::io("fsync of its folder", errno)))
     }
 }
 
-/// Opens and locks the part file. What an interrupted run left is taken over; what a running one still writes is not.
-fn open(part: &Path, mode: u32) -> Result<File> {
+/// Whether files here have an owner and a mode: on FAT every file has those that it was mounted with.
+fn rules(place: &Place) -> bool {
+    // include/uapi/linux/magic.h: MSDOS_SUPER_MAGIC, EXFAT_SUPER_MAGIC.
+    const WITHOUT: [i128; 2] = [0x4d44, 0x2011_bab0];
+    rustix::fs::fstatfs(&place.folder)
+        .map_or(true, |found| !WITHOUT.contains(&i128::from(found.f_type)))
+}
+
+/// Whether a file may be taken over as what an interrupted run left.
+fn is_ours(stat: &Stat, owned: bool) -> bool {
+    let mode = Mode::from_raw_mode(stat.st_mode);
+    is(stat, FileType::RegularFile)
+        && stat.st_nlink == 1
+        && (!owned
+            || stat.st_uid == rustix::process::geteuid().as_raw()
+                && mode == Mode::from_raw_mode(PRIVATE))
+}
+
+/// Opens and locks the part file; `None` when something that is not ours has its name. What an interrupted run left is taken
+/// over; what a running one still writes is not.
+fn open(place: &Place, part: &OsStr, owned: bool) -> Result<Option<File>> {
+    let shown = place.path.with_file_name(part);
     let busy = || {
         Error::refused(format_args!(
             "{}: another process is writing it",
-            part.display()
+            shown.display()
         ))
     };
+    let fail = |what, errno| Error::fault(shown.display(), Fault::io(what, errno));
     for _ in 0..TRIES {
-        let file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(mode)
-            .custom_flags(i32::try_from(rustix::fs::OFlags::NOFOLLOW.bits()).unwrap_or(0))
-            .open(part)
-            .map_err(|e| Error::failed(format_args!("{}: create: {e}", part.display())))?;
-        if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)
-            == Err(rustix::io::Errno::WOULDBLOCK)
-        {
+        let new = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
+        let fd = match place.open(part, new) {
+            Err(Errno::EXIST) => match place.stat_of(part) {
+                Some(stat) if is_ours(&stat, owned) => place.open(part, OFlags::WRONLY),
+                Some(_) => return Ok(None),
+                None => continue,
+            },
+            new => new,
+        };
+        let file = match fd {
+            Ok(fd) => File::from(fd),
+            // Gone, or something else by now.
+            Err(Errno::NOENT | Errno::LOOP | Errno::NXIO) => continue,
+            Err(errno) => return Err(fail("create", errno)),
+        };
+        let stat = rustix::fs::fstat(&file).map_err(|errno| fail("stat", errno))?;
+        if !is_ours(&stat, owned) {
+            return Ok(None);
+        }
+        let lock = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
+        if lock == Err(Errno::WOULDBLOCK) {
             return Err(busy());
         }
         // Whoever had it may have given it its name, or removed it, between the open and the lock.
-        let same = std::fs::symlink_metadata(part)
-            .and_then(|there| file.metadata().map(|file| is_same(&file, &there)));
-        if same.unwrap_or(false) {
-            return Ok(file);
+        if is_named(place, part, &file) {
+            return Ok(Some(file));
         }
     }
     Err(busy())
 }
 
-fn is_same(one: &Metadata, other: &Metadata) -> bool {
-    (one.dev(), one.ino()) == (other.dev(), other.ino())
+fn is_named(place: &Place, name: &OsStr, file: &File) -> bool {
+    match (place.stat_of(name), rustix::fs::fstat(file)) {
+        (Some(there), Ok(ours)) => is_same(&there, &ours),
+        _ => false,
+    }
 }
 
 impl Drop for PartFile {
     fn drop(&mut self) {
-        if !self.done {
-            let _ = std::fs::remove_file(&self.part);
+        if !self.done && self.is_there() {
+            let _ = rustix::fs::unlinkat(&self.place.folder, &self.part, AtFlags::empty());
         }
     }
 }
@@ -143,10 +311,10 @@ mod tests {
         let directory = std::env::temp_dir().join(format!("floe-part-{}", std::process::id()));
         std::fs::create_dir_all(&directory).unwrap();
         let target = directory.join("x.img");
-        drop(PartFile::create(&target, 0o600).unwrap());
+        drop(PartFile::create(&target).unwrap());
         assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 0);
-        let mut part = PartFile::create(&target, 0o600).unwrap();
-        assert!(PartFile::create(&target, 0o600).is_err());
+        let mut part = PartFile::create(&target).unwrap();
+        assert!(PartFile::create(&target).is_err());
         File::from(part.take_fd().unwrap())
             .write_all(b"abc")
             .unwrap();
@@ -154,7 +322,7 @@ mod tests {
         part.finish().unwrap();
         assert_eq!(std::fs::read(&target).unwrap(), b"abc");
         assert!(matches!(
-            PartFile::create(&directory, 0o600),
+            PartFile::create(&directory),
             Err(error) if error.exit() == Some(crate::error::Exit::Refused)
         ));
         std::fs::remove_dir_all(&directory).unwrap();
@@ -165,11 +333,11 @@ mod tests {
         let directory = std::env::temp_dir().join(format!("floe-part-lock-{}", std::process::id()));
         std::fs::create_dir_all(&directory).unwrap();
         let target = directory.join("x.img");
-        let mut part = PartFile::create(&target, 0o600).unwrap();
+        let mut part = PartFile::create(&target).unwrap();
         let mut file = File::from(part.take_fd().unwrap());
         file.write_all(b"abc").unwrap();
         drop(file);
-        let other = PartFile::create(&target, 0o600).map(drop);
+        let other = PartFile::create(&target).map(drop);
         assert!(
             matches!(other, Err(ref error) if error.exit() == Some(crate::error::Exit::Refused)),
             "{other:?}"
@@ -181,7 +349,7 @@ mod tests {
             let target = target.clone();
             move || {
                 for _ in 0..300 {
-                    let Ok(mut part) = PartFile::create(&target, 0o600) else {
+                    let Ok(mut part) = PartFile::create(&target) else {
                         continue;
                     };
                     let mut file = File::from(part.take_fd().unwrap());

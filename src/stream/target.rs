@@ -4,7 +4,7 @@
 //! On a device a zero range is punched (the kernel does that only where reads give zeros afterwards), else zeroed by BLKZEROOUT,
 //! else written; a discard never counts. In a file it becomes a hole. Nothing here decides whether a target may be written.
 
-use rustix::fs::FallocateFlags;
+use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::Errno;
 
 use crate::device::{Device, DeviceKind, ReadAt};
@@ -141,9 +141,18 @@ impl Target {
         self.device.write_aligned(self.place(offset), bytes)
     }
 
-    /// Zeroes an extent, at most [`ZERO_STEP_BYTES`] of it, and gives what is left.
+    /// Zeroes an extent, at most [`ZERO_STEP_BYTES`] of what is there, and gives what is left. An extent for which there is no
+    /// room fails as a whole: the image decides how long it is, and the time of this must not be up to the image.
     pub fn zero_step(&mut self, extent: Extent) -> Result<Extent, Fault> {
-        let count = extent.length_bytes.min(ZERO_STEP_BYTES);
+        let end = self.check_room(extent.offset, extent.length_bytes)?;
+        let mut count = extent.length_bytes.min(ZERO_STEP_BYTES);
+        if !self.is_block() && !self.is_range() && extent.offset >= self.old_bytes {
+            // Past the old end of a file all of it is one hole, if its filesystem has files of this length.
+            rustix::fs::ftruncate(self.device.as_fd(), end).map_err(|errno| {
+                Fault::io("a file of that length", errno).at(extent.offset, extent.length_bytes)
+            })?;
+            count = extent.length_bytes;
+        }
         self.zero(extent.offset, count)?;
         Ok(Extent {
             offset: extent.offset.saturating_add(count),
@@ -161,7 +170,7 @@ impl Target {
             self.check_room(offset, padded)?;
             return self.zero_range(offset, padded);
         }
-        // What lies past the old end of a file becomes a hole when its length is set.
+        // What lies past the old end of a file is a hole: see `zero_step`.
         let inside = end.min(self.old_bytes).saturating_sub(offset);
         if inside == 0 {
             return Ok(());
@@ -243,6 +252,20 @@ impl Target {
         Ok(())
     }
 
+    /// Where the hole of a file ends that begins at `offset`, if one does; `end` is as far as it matters. Reads as zeros.
+    pub fn hole_at(&self, offset: u64, end: u64) -> Option<u64> {
+        if self.is_block() {
+            return None;
+        }
+        let place = self.place(offset);
+        let data = match rustix::fs::seek(self.device.as_fd(), SeekFrom::Data(place)) {
+            Ok(data) => data.saturating_sub(self.place(0)).min(end),
+            Err(Errno::NXIO) => end.min(self.reached),
+            Err(_) => return None,
+        };
+        Some(data).filter(|data| *data > offset)
+    }
+
     /// Reads back `length` bytes at `offset` into aligned memory.
     pub fn read_back(&self, offset: u64, buffer: &mut [u8], length: usize) -> Result<(), Fault> {
         let sector = u64::from(self.device.sector_bytes());
@@ -306,6 +329,38 @@ mod tests {
     }
 
     #[test]
+    fn a_hole_that_no_file_can_have_fails_at_once_and_one_of_a_range_before_anything_is_zeroed() {
+        let (mut target, file) = target("exabytes", Zeroing::Punch);
+        let beyond = Extent {
+            offset: 3 << 20,
+            length_bytes: i64::MAX.unsigned_abs() - (3 << 20),
+        };
+        let steps = (0..4).try_fold(beyond, |rest, _| target.zero_step(rest));
+        match steps {
+            Err(fault) => assert!(fault.is_errno(Errno::FBIG) || fault.is_errno(Errno::INVAL)),
+            // A filesystem that has files of 8 EiB.
+            Ok(rest) => assert!(rest.is_empty()),
+        }
+        let device = Device::from_fd(file.into(), false).unwrap();
+        let mut range = Target::within(
+            device,
+            Extent {
+                offset: 0,
+                length_bytes: 1 << 20,
+            },
+        )
+        .unwrap();
+        let all = Extent {
+            offset: 0,
+            length_bytes: 1 << 50,
+        };
+        assert!(range.zero_step(all).is_err());
+        let mut byte = [0];
+        range.device().read_at(0, &mut byte).unwrap();
+        assert_eq!(byte, [1]);
+    }
+
+    #[test]
     fn a_file_grows_to_what_was_reached_and_is_cut_only_when_asked() {
         let (mut target, file) = target("grows", Zeroing::Punch);
         let mut buffer = Pages::new(65_536).unwrap();
@@ -317,7 +372,8 @@ mod tests {
             offset: 3 << 20,
             length_bytes: 5 << 30,
         });
-        assert_eq!(rest.unwrap().length_bytes, (5 << 30) - ZERO_STEP_BYTES);
+        // One step past the end, however long it is.
+        assert!(rest.unwrap().is_empty());
         target.skip(3 << 20, 5 << 30).unwrap();
         target.sync().unwrap();
         assert_eq!(file.metadata().unwrap().size(), (3 << 20) + (5 << 30));

@@ -6,15 +6,18 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 static STDOUT_CLOSED: AtomicBool = AtomicBool::new(false);
+static STDERR_CLOSED: AtomicBool = AtomicBool::new(false);
 
 extern "C" fn look() {
     let closed = rustix::io::fcntl_getfd(rustix::stdio::stdout()).is_err();
     STDOUT_CLOSED.store(closed, Ordering::Relaxed);
+    let closed = rustix::io::fcntl_getfd(rustix::stdio::stderr()).is_err();
+    STDERR_CLOSED.store(closed, Ordering::Relaxed);
 }
 
 // SAFETY: entries of .init_array are functions that the C library calls before `main`, in glibc and musl, static or not, with
-// arguments that `look` does not take (allowed by the C calling convention of every target of floe). It makes one system call
-// and stores to an atomic: nothing that needs std or libc to be set up.
+// arguments that `look` does not take (allowed by the C calling convention of every target of floe). It makes two system
+// calls and stores to atomics: nothing that needs std or libc to be set up.
 #[used]
 #[unsafe(link_section = ".init_array")]
 static LOOK: extern "C" fn() = look;
@@ -22,4 +25,9 @@ static LOOK: extern "C" fn() = look;
 /// Whether there was a standard output when the program started.
 pub fn has_stdout() -> bool {
     !STDOUT_CLOSED.load(Ordering::Relaxed)
+}
+
+/// Whether there was a standard error when the program started.
+pub fn has_stderr() -> bool {
+    !STDERR_CLOSED.load(Ordering::Relaxed)
 }

@@ -553,6 +553,65 @@ fn one_device_of_two_is_refused_by_name() {
 }
 
 #[test]
+fn a_device_that_is_being_replaced_is_refused_and_taken_again_when_that_is_over() {
+    drop(require_floe!());
+    // A replacement may be over before it is looked at: tried a few times, with more to copy.
+    for attempt in 1..=4u32 {
+        let Ok(mut fs) = LoopFs::make(Spec {
+            kind: "btrfs",
+            mib: 1200,
+            ..Spec::default()
+        }) else {
+            return common::skip("root and mkfs.btrfs");
+        };
+        for number in 0..attempt {
+            let noise = Random(number.into()).bytes(200 << 20);
+            std::fs::write(fs.dir().join(number.to_string()), noise).expect("write");
+        }
+        common::output("sync", &["-f", &fs.dir().to_string_lossy()]);
+        let second = fs.scratch().join("second");
+        File::create(&second)
+            .and_then(|file| file.set_len(1200 << 20))
+            .expect("second");
+        let second = common::LoopDevice::attach(&second, 512);
+        let (old, new) = (fs.device().to_owned(), second.path().to_owned());
+        let [old, new, dir] =
+            [&old, &new, fs.dir()].map(|path| path.to_string_lossy().into_owned());
+        btrfs(&["replace", "start", "-f", &old, &new, &dir]);
+        // Unmounted it is suspended, and goes on with the next mount.
+        fs.unmount();
+        let out = fs.scratch().join("out.gz");
+        let mut dump = common::floe().expect("required before");
+        dump.args(["dump", &old, "-o"]).arg(&out);
+        let run = common::run(&mut dump, Limit::secs(120));
+        if run.code != Some(4) {
+            // It was over: what is left of the old device is no filesystem, or nothing of it is replaced any more.
+            drop((fs, second));
+            forget();
+            continue;
+        }
+        assert!(run.stderr_text().contains("is being replaced"), "{run}");
+        assert!(!out.exists());
+        // With both of them there it goes on; cancelled, the old one is whole again.
+        btrfs(&["device", "scan", &old, &new]);
+        fs.mount();
+        let cancelled = common::run(
+            Command::new("btrfs").args(["replace", "cancel", &dir]),
+            Limit::secs(60),
+        );
+        if cancelled.code == Some(0) {
+            let mut dump = common::floe().expect("required before");
+            dump.args(["dump", &dir, "-o"]).arg(&out);
+            common::run(&mut dump, Limit::secs(240)).expect_code(0);
+        }
+        drop((fs, second));
+        forget();
+        return;
+    }
+    panic!("every replacement was over before it was looked at");
+}
+
+#[test]
 fn a_log_that_was_not_replayed_means_everything_is_read() {
     let Ok(fs) = LoopFs::make(Spec {
         kind: "btrfs",

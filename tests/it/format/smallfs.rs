@@ -185,6 +185,74 @@ fn fat32_rebuilt_from_its_map_is_clean_and_complete() {
 }
 
 #[test]
+fn a_squashfs_or_erofs_that_ends_before_its_own_tables_is_taken_by_nothing() {
+    drop(require_floe!());
+    require!(
+        common::have("mksquashfs") && common::have("mkfs.erofs"),
+        "squashfs-tools and erofs-utils"
+    );
+    let scratch = Scratch::new();
+    let dir = scratch.path().display();
+    let script = format!(
+        "cd {dir}; mkdir in; for i in 1 2 3 4 5; do head -c 30000 /dev/urandom > in/$i; done; \
+         setfattr -n user.a -v b in/1 2>/dev/null || true; \
+         mksquashfs in xattrs -quiet -no-progress >/dev/null; \
+         mksquashfs in plain -quiet -no-progress -no-xattrs -no-exports >/dev/null; mkfs.erofs -Enosbcrc e in >/dev/null 2>&1"
+    );
+    common::shell(&script, Limit::secs(60)).expect_code(0);
+    let long = |file: &File| -> u64 {
+        let mut bytes = [0; 8];
+        file.read_exact_at(&mut bytes, 0x28).expect("read");
+        u64::from_le_bytes(bytes)
+    };
+    for name in ["xattrs", "plain", "e"] {
+        let path = scratch.join(name);
+        let shown = path.to_string_lossy().into_owned();
+        let pair = format!("a={shown}");
+        let floe = |words: &[&str]| {
+            let mut floe = common::floe().expect("required before");
+            common::run(floe.args(words), Limit::secs(60))
+        };
+        let [out, zip, target] =
+            ["out", "zip", "target"].map(|name| scratch.join(name).to_string_lossy().into_owned());
+        floe(&["dump", &shown, "-o", &out]).expect_code(0);
+        floe(&["verify", &out]).expect_code(0);
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .open(&path)
+            .expect("image");
+        let wrong: Vec<(u64, Vec<u8>)> = match name {
+            // The block count, and where metadata begins.
+            "e" => vec![(0x424, 1u32.to_le_bytes().into()), (0x428, [255; 4].into())],
+            _ => [1, 8, 1000, long(&file) - 96]
+                .map(|less| (0x28, (long(&file) - less).to_le_bytes().into()))
+                .into(),
+        };
+        for (at, bytes) in wrong {
+            let mut old = vec![0; bytes.len()];
+            file.read_exact_at(&mut old, at).expect("read");
+            file.write_all_at(&bytes, at).expect("write");
+            std::fs::write(&target, b"").expect("target");
+            for words in [
+                vec!["dump", &shown, "-o", &out],
+                vec!["create", &pair, "-o", &zip],
+                vec!["verify", &shown],
+                vec!["restore", &shown, &target],
+            ] {
+                let run = floe(&words);
+                let refused = matches!(run.code, Some(3 | 4));
+                // The first blocks of an EROFS may hold its root: then a count of 1 is no contradiction of the superblock.
+                assert!(refused || (name == "e" && at == 0x424), "{at:#x}: {run}");
+                assert!(!std::path::Path::new(&zip).exists() || !refused);
+            }
+            file.write_all_at(&old, at).expect("write");
+            let _ = std::fs::remove_file(&zip);
+        }
+    }
+}
+
+#[test]
 fn squashfs_is_used_up_to_its_stated_length() {
     require!(
         common::have("mksquashfs") && common::have("unsquashfs"),

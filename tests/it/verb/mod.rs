@@ -9,6 +9,7 @@ pub mod disk;
 mod dump;
 mod golden;
 mod grow;
+mod hostile;
 mod medium;
 mod mender;
 mod pull;
