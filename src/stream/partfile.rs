@@ -176,15 +176,17 @@ impl PartFile {
             };
             let shown = place.path.with_file_name(&part);
             let fail = |what, e| Error::failed(format_args!("{}: {what}: {e}", shown.display()));
-            file.set_len(0).map_err(|e| fail("truncate", e))?;
-            let lock = file.try_clone().map_err(|e| fail("dup", e))?;
-            return Ok(Self {
+            // From here on it is removed when something fails.
+            let mut made = Self {
                 place,
                 part,
-                file: Some(file),
-                lock,
+                file: None,
+                lock: file,
                 done: false,
-            });
+            };
+            made.lock.set_len(0).map_err(|e| fail("truncate", e))?;
+            made.file = Some(made.lock.try_clone().map_err(|e| fail("dup", e))?);
+            return Ok(made);
         }
         Err(Error::refused(format_args!(
             "{name}.part: this name and {} like it are taken by what is not ours; remove that",

@@ -149,7 +149,7 @@ impl Target {
         if !self.is_block() && !self.is_range() && extent.offset >= self.old_bytes {
             // Past the old end of a file all of it is one hole, if its filesystem has files of this length.
             rustix::fs::ftruncate(self.device.as_fd(), end).map_err(|errno| {
-                Fault::io("a file of that length", errno).at(extent.offset, extent.length_bytes)
+                Fault::io("growth", errno).at(extent.offset, extent.length_bytes)
             })?;
             count = extent.length_bytes;
         }

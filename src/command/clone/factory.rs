@@ -4,7 +4,6 @@
 //! A pair finds its entry by the SOURCE that it was made from. Both snapshots, every checksum and every target are checked before
 //! the first write; nothing is frozen.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -22,7 +21,7 @@ use crate::put::image::Opened;
 use crate::put::job;
 use crate::put::target::{Chosen, Overwrite};
 use crate::report::{self, JsonObject, ReportFile};
-use crate::snapshot::archive::Catalog;
+use crate::snapshot::archive::{Catalog, open_file};
 use crate::snapshot::machine;
 use crate::snapshot::store;
 use crate::snapshot::unpack::{self, Place};
@@ -206,7 +205,7 @@ fn sources(system: &System, kept: &[Kept]) -> Result<Vec<Source>> {
 }
 
 fn check_targets(options: &Options, kept: &Kept, held: &mut Vec<Chosen>) -> Result<()> {
-    let file = open(&kept.path)?;
+    let file = open_file(&kept.path)?;
     for (image, pair) in &kept.parts {
         let chosen = Chosen::find(&pair.target, &file)?;
         let same = |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
@@ -229,11 +228,6 @@ fn check_targets(options: &Options, kept: &Kept, held: &mut Vec<Chosen>) -> Resu
         held.push(chosen);
     }
     Ok(())
-}
-
-fn open(path: &Path) -> Result<File> {
-    File::open(path)
-        .map_err(|error| Error::failed(format_args!("{}: open: {error}", path.display())))
 }
 
 /// Writes what comes from one snapshot.

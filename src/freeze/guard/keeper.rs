@@ -459,6 +459,7 @@ impl Keeper {
         if names.is_empty() {
             return;
         }
+        let names = crate::report::clean(&names);
         let line = format!("floe: guardian: floe is gone; thawed:{names}\n");
         let stderr = rustix::stdio::stderr();
         let mut fds = [PollFd::new(&stderr, PollFlags::OUT)];

@@ -578,35 +578,31 @@ fn a_device_that_is_being_replaced_is_refused_and_taken_again_when_that_is_over(
         let [old, new, dir] =
             [&old, &new, fs.dir()].map(|path| path.to_string_lossy().into_owned());
         btrfs(&["replace", "start", "-f", &old, &new, &dir]);
-        // Unmounted it is suspended, and goes on with the next mount.
-        fs.unmount();
         let out = fs.scratch().join("out.gz");
         let mut dump = common::floe().expect("required before");
-        dump.args(["dump", &old, "-o"]).arg(&out);
+        dump.args(["dump", &dir, "-o"]).arg(&out);
         let run = common::run(&mut dump, Limit::secs(120));
-        if run.code != Some(4) {
-            // It was over: what is left of the old device is no filesystem, or nothing of it is replaced any more.
-            drop((fs, second));
-            forget();
-            continue;
+        let was_refused = run.code == Some(4);
+        if was_refused {
+            assert!(run.stderr_text().contains("is being replaced"), "{run}");
+            assert!(!out.exists());
         }
-        assert!(run.stderr_text().contains("is being replaced"), "{run}");
-        assert!(!out.exists());
-        // With both of them there it goes on; cancelled, the old one is whole again.
-        btrfs(&["device", "scan", &old, &new]);
-        fs.mount();
-        let cancelled = common::run(
-            Command::new("btrfs").args(["replace", "cancel", &dir]),
-            Limit::secs(60),
-        );
-        if cancelled.code == Some(0) {
+        // It cannot be unmounted before it is over; then the new device is the filesystem's.
+        let over = common::wait_until(std::time::Duration::from_secs(120), || {
+            btrfs(&["replace", "status", "-1", &dir]).contains("finished")
+        });
+        assert!(over, "the replacement ends");
+        if was_refused {
             let mut dump = common::floe().expect("required before");
             dump.args(["dump", &dir, "-o"]).arg(&out);
             common::run(&mut dump, Limit::secs(240)).expect_code(0);
         }
+        fs.unmount();
         drop((fs, second));
         forget();
-        return;
+        if was_refused {
+            return;
+        }
     }
     panic!("every replacement was over before it was looked at");
 }

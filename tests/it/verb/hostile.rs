@@ -215,7 +215,8 @@ fn a_board_that_says_nothing_is_given_up_after_the_time_of_stall() {
             let said = run.stderr_text();
             assert_eq!(run.code, Some(1), "{silence}: {run}");
             // A stream that is wrong from the beginning is given up earlier.
-            let known = said.contains("--stall") || said.contains("sent nothing");
+            let wrong = ["--stall", "sent nothing", "before the stream"];
+            let known = wrong.iter().any(|word| said.contains(word));
             assert!(known, "{silence}: {run}");
         }
     }
@@ -281,12 +282,12 @@ fn names_and_labels_of_others_are_shown_without_what_a_terminal_obeys() {
     }
     // Scripts get what it is.
     let run = run(&["show", "--json", &shown]);
+    let told = run.stdout_text();
     assert!(
-        run.stdout_text()
-            .contains("\\u001b[2J\\u000d\\u0085\\u202d")
-            || run.stdout_text().contains("\\u001b[2J\\u000d"),
+        told.contains(r"a\u001b]0;x\u0007\n\u202efloe: b\u000d\u009b31m\u2067\u0009.img"),
         "{run}"
     );
+    assert!(told.contains(r"\u202d"), "{run}");
 }
 
 // ---- folders that others may write to -------------------------------------------------------------------------------
@@ -525,9 +526,8 @@ fn fifos_sockets_and_devices_in_a_store_hang_nothing_and_are_never_removed() {
     symlink(named(20), named(26)).expect("link");
     let foreign = 7;
     let listed = run(&["list", &text(&store)]).expect_code(0);
-    assert_eq!(
+    assert!(
         listed.stdout_text().matches(".zip").count() >= 8,
-        true,
         "{listed}"
     );
     run(&["list", "--json", &text(&store)]).expect_code(0);
@@ -992,7 +992,8 @@ fn an_image_with_a_hole_of_exabytes_ends_at_once_with_the_reason() {
         let device = LoopDevice::attach(&device_file, 512);
         for target in [text(&scratch.join("new")), text(device.path())] {
             for verify in [&[][..], &["--verify"]] {
-                let words = [&["restore", "--overwrite", &text(&image), &target], verify].concat();
+                let from = text(&image);
+                let words = [&["restore", "--overwrite", &from, &target], verify].concat();
                 let run = common::run(&mut floe(&words), limit).expect_code(4);
                 let said = run.stderr_text();
                 assert!(said.contains("nothing was written"), "{run}");
