@@ -3,65 +3,20 @@
 //! The original is always unmounted before its copy is mounted: both have one fsid, and the kernel may take the one for the other.
 
 use crate::common::{self, Limit, LoopFs, Mounted, Random, Spec, Writer};
+use crate::maps::{self, Walked};
 use floe::device::{Access, Device, ReadAt};
-use floe::fs::{self, Coverage, Still, UsedMap, Verdict, Walk};
-use floe::units::{BlockSize, Extent};
+use floe::fs::{self, Coverage, Still, UsedMap, Walk};
+use floe::units::BlockSize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// A map and what came with it.
-struct Mapped {
-    map: UsedMap,
-    verdict: Verdict,
-    size_bytes: u64,
-}
-
 #[track_caller]
-fn map_of(device: &dyn ReadAt, still: Still) -> Mapped {
-    let identity = fs::probe(device).expect("readable").expect("recognised");
-    assert_eq!(identity.kind.name(), "btrfs");
-    let block = BlockSize::from_bytes(u64::from(identity.block_bytes)).expect("block size");
-    let mut map = UsedMap::new(identity.size_bytes, block).expect("map");
-    let mut scratch = vec![0xa5; fs::SCRATCH_BYTES];
-    let mut walk = Walk::new(device, &mut scratch);
-    let verdict = fs::walk(&identity, still, &mut walk, &mut map).expect("walk");
-    Mapped {
-        map,
-        verdict,
-        size_bytes: identity.size_bytes,
-    }
-}
-
-fn used_extents(map: &UsedMap) -> Vec<Extent> {
-    let mut found = Vec::new();
-    let mut from = 0;
-    while let Some(extent) = map.next_used(from, u64::MAX) {
-        found.push(extent);
-        from = extent.end();
-    }
-    found
-}
-
-/// Copies these extents into a new sparse file; everything else is a hole.
-fn copy_extents(device: &dyn ReadAt, extents: &[Extent], size_bytes: u64, to: &Path) {
-    let file = File::create(to).expect("copy");
-    file.set_len(size_bytes).expect("length");
-    let mut buffer = vec![0; 1 << 20];
-    for extent in extents {
-        let mut offset = extent.offset;
-        while offset < extent.end() {
-            let piece = (extent.end() - offset).min(1 << 20);
-            let part = &mut buffer[..usize::try_from(piece).expect("small")];
-            device.read_at(offset, part).expect("read");
-            if part.iter().any(|byte| *byte != 0) {
-                file.write_all_at(part, offset).expect("write");
-            }
-            offset += piece;
-        }
-    }
+fn map_of(device: &dyn ReadAt, still: Still) -> Walked {
+    let walked = maps::walk_on(device, still).expect("walk");
+    assert_eq!(walked.identity.kind.name(), "btrfs");
+    walked
 }
 
 /// What btrfs-progs say is used on the device: 4 KiB blocks of all copies of all extents, and those that no extent names.
@@ -253,12 +208,7 @@ fn prove_round_trip(fs: &LoopFs, node_bytes: u64, files: u32) {
     common::freeze(fs.dir());
     let device = Device::open(fs.device(), Access::Read).expect("device");
     let mapped = map_of(&device, Still::Frozen);
-    copy_extents(
-        &device,
-        &used_extents(&mapped.map),
-        mapped.size_bytes,
-        &copy,
-    );
+    maps::rebuild_from(&device, &mapped.map, &copy);
     common::output("cp", &["--sparse=auto", &text(fs.image()), &text(&full)]);
     let files = common::tree(fs.dir());
     common::thaw(fs.dir());
@@ -482,12 +432,7 @@ fn unwritten_extents_are_free_and_their_written_parts_are_not() {
     common::freeze(fs.dir());
     let device = Device::open(fs.device(), Access::Read).expect("device");
     let mapped = map_of(&device, Still::Frozen);
-    copy_extents(
-        &device,
-        &used_extents(&mapped.map),
-        mapped.size_bytes,
-        &copy,
-    );
+    maps::rebuild_from(&device, &mapped.map, &copy);
     let files = common::tree(fs.dir());
     common::thaw(fs.dir());
     drop(device);
@@ -625,7 +570,7 @@ fn a_log_that_was_not_replayed_means_everything_is_read() {
     let device = Device::open(fs.device(), Access::Read).expect("device");
     let mapped = map_of(&device, Still::Unmounted);
     assert_eq!(mapped.verdict.coverage, Coverage::Whole);
-    assert_eq!(mapped.map.used_bytes(), mapped.size_bytes);
+    assert_eq!(mapped.map.used_bytes(), mapped.identity.size_bytes);
     let doubt = mapped.verdict.doubt.expect("doubt").to_string();
     assert!(doubt.contains("not replayed"), "{doubt}");
 }
@@ -685,7 +630,10 @@ fn bad_first_copies_of_duplicated_tree_blocks_are_read_from_the_second() {
         "{:?}",
         again.verdict
     );
-    assert_eq!(used_extents(&again.map), used_extents(&good.map));
+    assert_eq!(
+        maps::used_extents(&again.map),
+        maps::used_extents(&good.map)
+    );
 }
 
 /// Flips bytes in every used block of a small image in turn: nothing may panic, and nothing used may come out free.
@@ -734,7 +682,7 @@ fn flipped_bytes_only_ever_make_more_blocks_used() {
             &mut map,
         );
         if !repair && outcome.is_ok() {
-            let lost = used_extents(&base.map).into_iter().any(|extent| {
+            let lost = maps::used_extents(&base.map).into_iter().any(|extent| {
                 (extent.offset / 4096..extent.end() / 4096).any(|block| !map.is_used(block * 4096))
             });
             assert!(

@@ -2,62 +2,28 @@
 //! dumpe2fs says of a full copy taken under the same freeze, and the image built from it with e2fsck and file by file.
 
 use crate::common::{self, LoopFs, Mounted, Random, Scratch, Spec, Writer};
+use crate::maps::{self, Walked};
 use floe::device::{Access, Device, ReadAt};
 use floe::error::Fault;
-use floe::fs::{self as readers, Coverage, Identity, SCRATCH_BYTES, Still, UsedMap, Verdict, Walk};
+use floe::fs::{self as readers, Coverage, Still, UsedMap};
 use floe::units::BlockSize;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 // ---- the reader, called as the verbs call it ------------------------------------------------------------------------
 
-struct Seen {
-    identity: Identity,
-    verdict: Verdict,
-    map: UsedMap,
-}
-
 /// Probes, walks and witnesses twice; the two must be equal.
-fn read(device: &dyn ReadAt, still: Still) -> Result<Seen, Fault> {
-    let identity = readers::probe(device)?.expect("recognised");
-    let block = BlockSize::from_bytes(identity.block_bytes.into()).expect("block size");
-    let mut map = UsedMap::new(identity.size_bytes, block).expect("map");
-    let mut scratch = vec![0; SCRATCH_BYTES];
-    let mut walk = Walk::new(device, &mut scratch);
-    let verdict = readers::walk(&identity, still, &mut walk, &mut map)?;
-    let mut witness = || readers::witness(&identity, &mut Walk::new(device, &mut scratch));
-    assert_eq!(witness()?, witness()?);
-    Ok(Seen {
-        identity,
-        verdict,
-        map,
-    })
+fn read(device: &dyn ReadAt, still: Still) -> Result<Walked, Fault> {
+    let seen = maps::walk_on(device, still)?;
+    maps::assert_witness_holds(device, &seen.identity);
+    Ok(seen)
 }
 
 fn open(path: &Path) -> Device {
     Device::open(path, Access::Read).unwrap_or_else(|fault| panic!("{}: {fault}", path.display()))
-}
-
-/// What `dump` would write: used blocks, zeros elsewhere.
-fn build(device: &dyn ReadAt, map: &UsedMap, path: &Path) {
-    let mut file = File::create(path).expect("image");
-    file.set_len(map.size_bytes()).expect("image");
-    let mut from = 0;
-    while let Some(extent) = map
-        .next_used(from, from + (1 << 20))
-        .or_else(|| map.next_used(from, u64::MAX))
-    {
-        let length = extent.length_bytes.min(1 << 20);
-        let mut bytes = vec![0; usize::try_from(length).unwrap()];
-        device.read_at(extent.offset, &mut bytes).expect("read");
-        file.seek(SeekFrom::Start(extent.offset)).expect("seek");
-        file.write_all(&bytes).expect("write");
-        from = extent.offset + length;
-    }
 }
 
 // ---- what the reference tools say -----------------------------------------------------------------------------------
@@ -136,7 +102,7 @@ fn reference(image: &Path, blocks: usize) -> Reference {
 }
 
 /// The map is a superset of what is used, less what may be zero, and has nothing that is free.
-fn compare(seen: &Seen, reference: &Reference) {
+fn compare(seen: &Walked, reference: &Reference) {
     let unit = u64::from(seen.identity.block_bytes);
     let (mut used, mut reference_used, mut zeroed) = (0u64, 0u64, 0u64);
     for (block, wanted) in reference.used.iter().enumerate() {
@@ -281,9 +247,9 @@ fn check(variant: Variant<'_>) {
     let device = open(made.device());
     let seen = read(&device, Still::Frozen).expect("walk");
     let (image, whole) = (made.scratch().join("built"), made.scratch().join("whole"));
-    build(&device, &seen.map, &image);
+    maps::rebuild_from(&device, &seen.map, &image);
     let all = UsedMap::new(seen.map.size_bytes(), BlockSize::from_bytes(1024).unwrap()).unwrap();
-    build(&device, &all, &whole);
+    maps::rebuild_from(&device, &all, &whole);
     let files = common::tree(made.dir());
     common::thaw(made.dir());
     drop(writer);
@@ -405,7 +371,7 @@ fn check_unmounted(mib: u64, mkfs: &[&str]) {
     let blocks = seen.identity.size_bytes / u64::from(seen.identity.block_bytes);
     compare(&seen, &reference(&image, usize::try_from(blocks).unwrap()));
     let built = scratch.join("built");
-    build(&device, &seen.map, &built);
+    maps::rebuild_from(&device, &seen.map, &built);
     let (code, text) = e2fsck("-fn", &built);
     assert_eq!(code, 0, "{text}");
     let out = scratch.join("out");
@@ -459,7 +425,7 @@ fn a_map_coarser_than_a_block_frees_most_and_says_so() {
     assert_eq!(seen.verdict.coverage, Coverage::Partial);
     assert!(seen.map.used_bytes() < 1 << 30, "{}", seen.map.used_bytes());
     let built = scratch.join("built");
-    build(&open(&image), &seen.map, &built);
+    maps::rebuild_from(&open(&image), &seen.map, &built);
     let (code, text) = e2fsck("-fn", &built);
     assert_eq!(code, 0, "{text}");
 }

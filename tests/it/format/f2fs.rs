@@ -138,7 +138,7 @@ fn prove(mib: usize, mkfs: &[&str], files: u32) {
     let what = format!("{mkfs:?}");
     let image = make(&scratch, mib, mkfs, files);
     for still in [Still::Unmounted, Still::ReadOnly, Still::Frozen] {
-        let Walked { verdict, map } = maps::walk(&image, still);
+        let Walked { verdict, map, .. } = maps::walk(&image, still);
         assert_eq!(
             verdict.coverage,
             Coverage::Used,

@@ -2,59 +2,25 @@
 //! the used map alone, and must satisfy their own checker and give every file back. The rest is compared with blkid.
 
 use crate::common::{self, Limit, Scratch};
+use crate::maps::{self, Walked};
 use floe::device::{Access, Device, ReadAt};
-use floe::fs::{self, Coverage, Identity, Still, UsedMap, Verdict, Walk};
-use floe::units::BlockSize;
-use std::fs::File;
-use std::os::unix::fs::FileExt;
+use floe::fs::{self, Coverage, Identity, Still};
 use std::path::Path;
 
-struct Mapped {
-    identity: Identity,
-    verdict: Verdict,
-    map: UsedMap,
-    device: Device,
-}
-
-/// Probes and walks an image of an unmounted filesystem.
-fn map(image: &Path) -> Mapped {
+/// Probes and walks an image of an unmounted filesystem, and what lies behind it.
+fn map(image: &Path) -> (Walked, Device) {
     let device = Device::open(image, Access::Read).expect("image");
     let identity = fs::probe(&device).expect("read").expect("recognised");
-    let block = BlockSize::from_bytes(u64::from(identity.block_bytes)).expect("block size");
-    let mut map = UsedMap::new(device.size_bytes(), block).expect("map");
-    let mut scratch = vec![0; fs::SCRATCH_BYTES];
-    let mut walk = Walk::new(&device, &mut scratch);
-    let verdict = fs::walk(&identity, Still::Unmounted, &mut walk, &mut map).expect("walk");
-    let mut walk = Walk::new(&device, &mut scratch);
-    let first = fs::witness(&identity, &mut walk).expect("witness");
-    let mut walk = Walk::new(&device, &mut scratch);
-    let second = fs::witness(&identity, &mut walk).expect("witness");
-    assert_eq!(first, second);
-    Mapped {
-        identity,
-        verdict,
-        map,
-        device,
-    }
+    let mapped = maps::walk_over(&device, identity, device.size_bytes(), Still::Unmounted);
+    let mapped = mapped.expect("walk");
+    maps::assert_witness_holds(&device, &mapped.identity);
+    (mapped, device)
 }
 
 /// Maps `image` and writes what is used, and nothing else, to `copy`.
-fn rebuild(image: &Path, copy: &Path) -> Mapped {
-    let mapped = map(image);
-    let file = File::create(copy).expect("copy");
-    file.set_len(mapped.device.size_bytes()).expect("size");
-    let mut from = 0;
-    while let Some(extent) = mapped.map.next_used(from, u64::MAX) {
-        let mut offset = extent.offset;
-        while offset < extent.end() {
-            let length = usize::try_from((extent.end() - offset).min(1 << 20)).unwrap();
-            let mut piece = vec![0; length];
-            mapped.device.read_at(offset, &mut piece).expect("read");
-            file.write_all_at(&piece, offset).expect("write");
-            offset += u64::try_from(length).unwrap();
-        }
-        from = extent.end();
-    }
+fn rebuild(image: &Path, copy: &Path) -> Walked {
+    let (mapped, device) = map(image);
+    maps::rebuild_from(&device, &mapped.map, copy);
     mapped
 }
 
@@ -274,7 +240,7 @@ fn squashfs_is_used_up_to_its_stated_length() {
         let used = mapped.map.used_bytes();
         let stated = mapped.identity.size_bytes;
         assert!(stated <= used && used < stated + 1024, "{used} {stated}");
-        assert!(used < mapped.device.size_bytes() - 2_900_000);
+        assert!(used < mapped.map.size_bytes() - 2_900_000);
         shell(&format!(
             "cd {dir}; unsquashfs -quiet -no-progress -d out b >/dev/null; diff -r in out"
         ));
@@ -309,7 +275,7 @@ fn erofs_is_used_up_to_its_block_count() {
             mapped.verdict
         );
         assert_same_as_blkid(&a, &mapped.identity);
-        assert!(mapped.map.used_bytes() < mapped.device.size_bytes() - 2_900_000);
+        assert!(mapped.map.used_bytes() < mapped.map.size_bytes() - 2_900_000);
         shell(&format!(
             "cd {dir}; fsck.erofs --extract=out b >/dev/null; diff -r in out"
         ));
@@ -362,7 +328,7 @@ fn what_has_no_map_is_recognised_as_blkid_does_and_read_whole() {
             scratch.path().display()
         ));
         let a = scratch.join("a");
-        let mapped = map(&a);
+        let (mapped, _) = map(&a);
         assert_same_as_blkid(&a, &mapped.identity);
         assert_eq!(mapped.verdict.coverage, Coverage::Whole);
         assert_eq!(mapped.map.used_bytes(), 160 << 20);

@@ -205,32 +205,13 @@ fn sync(dir: &Path) {
 
 /// A rebuilt image: mounted once, every file compared, and then without a complaint from `xfs_repair -n`.
 #[track_caller]
-fn assert_image_is_good(
-    image: &Path,
-    tree: &BTreeMap<PathBuf, String>,
-    sector_size: u32,
-    what: &str,
-) {
+fn assert_image_is_good(image: &Path, tree: &BTreeMap<PathBuf, String>, sector_size: u32) {
     let device = common::LoopDevice::attach(image, sector_size);
     {
         let mounted = Mounted::new("xfs", device.path(), "nouuid");
         common::assert_same_tree(tree, &common::tree(mounted.dir()));
     }
-    repair_finds_nothing(device.path(), what);
-}
-
-#[track_caller]
-fn repair_finds_nothing(image: &Path, what: &str) {
-    let path = image.to_string_lossy();
-    let mut args = vec!["-n", path.as_ref()];
-    if image.is_file() {
-        args.insert(0, "-f");
-    }
-    let run = common::run(
-        std::process::Command::new("xfs_repair").args(args),
-        Limit::secs(120),
-    );
-    assert_eq!(run.code, Some(0), "{what}: {run}");
+    common::fsck("xfs", device.path());
 }
 
 /// One variant: aged; frozen, walked, rebuilt; unmounted, walked, rebuilt.
@@ -249,7 +230,7 @@ fn prove(spec: Spec<'static>, pieces: u32) {
     let full = made.scratch().join("full");
 
     common::freeze(made.dir());
-    let Walked { verdict, map } = maps::walk(made.device(), Still::Frozen);
+    let Walked { verdict, map, .. } = maps::walk(made.device(), Still::Frozen);
     maps::rebuild(made.image(), &map, &rebuilt);
     copy(made.image(), &full);
     common::thaw(made.dir());
@@ -269,10 +250,10 @@ fn prove(spec: Spec<'static>, pieces: u32) {
         0,
         "{what}: secrets came out"
     );
-    assert_image_is_good(&rebuilt, &before, spec.sector_size, &what);
+    assert_image_is_good(&rebuilt, &before, spec.sector_size);
 
     made.unmount();
-    let Walked { verdict, map } = maps::walk(made.device(), Still::Unmounted);
+    let Walked { verdict, map, .. } = maps::walk(made.device(), Still::Unmounted);
     assert_eq!(
         verdict.coverage,
         Coverage::Used,
@@ -281,8 +262,8 @@ fn prove(spec: Spec<'static>, pieces: u32) {
     );
     assert_map_is_right(&map, &reference_free(made.image()), &unwritten, &what);
     maps::rebuild(made.image(), &map, &rebuilt);
-    repair_finds_nothing(&rebuilt, &what);
-    assert_image_is_good(&rebuilt, &before, spec.sector_size, &what);
+    common::fsck("xfs", &rebuilt);
+    assert_image_is_good(&rebuilt, &before, spec.sector_size);
 }
 
 #[test]
@@ -337,11 +318,11 @@ fn a_nearly_full_xfs_comes_out_whole() {
     let before = common::tree(made.dir());
     let rebuilt = made.scratch().join("rebuilt");
     common::freeze(made.dir());
-    let Walked { verdict, map } = maps::walk(made.device(), Still::Frozen);
+    let Walked { verdict, map, .. } = maps::walk(made.device(), Still::Frozen);
     maps::rebuild(made.image(), &map, &rebuilt);
     common::thaw(made.dir());
     assert_eq!(verdict.coverage, Coverage::Used, "{:?}", verdict.doubt);
-    assert_image_is_good(&rebuilt, &before, 512, "nearly full");
+    assert_image_is_good(&rebuilt, &before, 512);
 }
 
 #[test]
@@ -352,7 +333,7 @@ fn an_xfs_of_200_gib_with_a_coarse_map_comes_out_whole() {
     let before = common::tree(made.dir());
     let (rebuilt, full) = (made.scratch().join("rebuilt"), made.scratch().join("full"));
     common::freeze(made.dir());
-    let Walked { verdict, map } = maps::walk(made.device(), Still::Frozen);
+    let Walked { verdict, map, .. } = maps::walk(made.device(), Still::Frozen);
     maps::rebuild(made.image(), &map, &rebuilt);
     copy(made.image(), &full);
     common::thaw(made.dir());
@@ -364,7 +345,7 @@ fn an_xfs_of_200_gib_with_a_coarse_map_comes_out_whole() {
         &reference_unwritten(made.dir()),
         "coarse",
     );
-    assert_image_is_good(&rebuilt, &before, 512, "coarse");
+    assert_image_is_good(&rebuilt, &before, 512);
 }
 
 #[test]
@@ -377,14 +358,14 @@ fn frozen_under_writers_with_open_deleted_files_it_comes_out_as_it_was() {
         .expect("write");
     fs::remove_file(&doomed).expect("delete");
     let rebuilt = made.scratch().join("rebuilt");
-    for round in 0..3 {
+    for _ in 0..3 {
         let writers = [
             Writer::start(made.dir()),
             Writer::start(&made.dir().join("pieces")),
         ];
         std::thread::sleep(Duration::from_millis(700));
         common::freeze(made.dir());
-        let Walked { verdict, map } = maps::walk(made.device(), Still::Frozen);
+        let Walked { verdict, map, .. } = maps::walk(made.device(), Still::Frozen);
         let first = maps::witness(made.device());
         maps::rebuild(made.image(), &map, &rebuilt);
         let frozen = common::tree(made.dir());
@@ -393,7 +374,7 @@ fn frozen_under_writers_with_open_deleted_files_it_comes_out_as_it_was() {
         common::thaw(made.dir());
         assert_eq!(first, second);
         assert_eq!(verdict.coverage, Coverage::Used, "{:?}", verdict.doubt);
-        assert_image_is_good(&rebuilt, &frozen, 512, &format!("round {round}"));
+        assert_image_is_good(&rebuilt, &frozen, 512);
     }
     drop(open);
 }
@@ -422,11 +403,11 @@ fn reflinked_files_keep_their_shared_blocks() {
     let before = common::tree(made.dir());
     let rebuilt = made.scratch().join("rebuilt");
     common::freeze(made.dir());
-    let Walked { verdict, map } = maps::walk(made.device(), Still::Frozen);
+    let Walked { verdict, map, .. } = maps::walk(made.device(), Still::Frozen);
     maps::rebuild(made.image(), &map, &rebuilt);
     common::thaw(made.dir());
     assert_eq!(verdict.coverage, Coverage::Used, "{:?}", verdict.doubt);
-    assert_image_is_good(&rebuilt, &before, 512, "reflink");
+    assert_image_is_good(&rebuilt, &before, 512);
 }
 
 #[test]
@@ -582,7 +563,7 @@ fn version_4_images_with_512_byte_blocks_give_the_right_map() {
             "-q", "-f", "-m", "crc=0", "-n", "ftype=1", "-b", block, "-p", &list, &path,
         ];
         common::output("mkfs.xfs", &args);
-        let Walked { verdict, map } = maps::walk(&image, Still::Unmounted);
+        let Walked { verdict, map, .. } = maps::walk(&image, Still::Unmounted);
         assert_eq!(
             verdict.coverage,
             Coverage::Used,
@@ -592,7 +573,7 @@ fn version_4_images_with_512_byte_blocks_give_the_right_map() {
         assert_map_is_right(&map, &reference_free(&image), &[], block);
         let rebuilt = scratch.join("rebuilt");
         maps::rebuild(&image, &map, &rebuilt);
-        repair_finds_nothing(&rebuilt, block);
+        common::fsck("xfs", &rebuilt);
     }
 }
 
@@ -673,5 +654,5 @@ fn floe_dumps_a_mounted_xfs_and_says_that_only_used_blocks_were_read() {
     assert!(words.contains(r#""map":"used""#), "{report}");
     assert!(words.contains(r#""consistent":"frozen""#), "{report}");
     assert_eq!(maps::count_marks(&image, SECRET), 0, "secrets came out");
-    assert_image_is_good(&image, &before, 512, "dumped");
+    assert_image_is_good(&image, &before, 512);
 }

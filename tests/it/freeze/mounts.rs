@@ -15,7 +15,8 @@ use floe::error::Exit;
 use floe::mounts::{DevId, Holding, Mounted, Source, System, Why};
 use floe::sys::ioctl::{fifreeze, fithaw};
 
-use crate::common::{self, Limit, LoopDevice, LoopFs, Scratch, Spec};
+use crate::common::{self, LoopDevice, LoopFs, Scratch, Spec};
+use crate::disk::Disk;
 
 fn look() -> System {
     System::look().expect("mount table")
@@ -271,7 +272,7 @@ fn a_device_without_a_node_is_opened_all_the_same() {
         common::is_root() && common::have("sfdisk") && common::have("partx"),
         "root, sfdisk, partx"
     );
-    let disk = Disk::new();
+    let disk = two_partitions();
     let part = disk.part(1);
     common::output("mkfs.ext4", &["-q", "-F", part.to_str().unwrap()]);
     let point = disk.scratch.join("mnt");
@@ -300,46 +301,16 @@ fn a_device_without_a_node_is_opened_all_the_same() {
     }
 }
 
-/// A loop device with two partitions.
-struct Disk {
-    device: LoopDevice,
-    scratch: Scratch,
-}
-
-impl Disk {
-    fn new() -> Self {
-        let scratch = Scratch::new();
-        let image = scratch.join("disk");
-        fs::File::create(&image)
-            .and_then(|file| file.set_len(64 << 20))
-            .unwrap();
-        let name = |number| partition_name(&scratch, number);
-        let script = format!(
+/// A disk with two partitions.
+fn two_partitions() -> Disk {
+    let script = |scratch: &Scratch| {
+        format!(
             "label: gpt\nstart=2048, size=40960, name={}\nstart=43008, size=40960, name={}\n",
-            name(1),
-            name(2)
-        );
-        common::run_with_input(
-            Command::new("sfdisk").arg("-q").arg(&image),
-            script.as_bytes(),
-            Limit::secs(20),
+            partition_name(scratch, 1),
+            partition_name(scratch, 2)
         )
-        .expect_code(0);
-        let device = LoopDevice::attach(&image, 512);
-        let disk = Self { device, scratch };
-        if !disk.part(1).exists() {
-            common::output("partx", &["-a", disk.device.path().to_str().unwrap()]);
-        }
-        disk
-    }
-
-    fn name(&self, number: u32) -> String {
-        partition_name(&self.scratch, number)
-    }
-
-    fn part(&self, number: u32) -> PathBuf {
-        PathBuf::from(format!("{}p{number}", self.device.path().display()))
-    }
+    };
+    Disk::named(64, script, 512).expect("a disk with partitions")
 }
 
 /// No two tests' disks bear the same name.
@@ -354,32 +325,21 @@ fn partition_name(scratch: &Scratch, number: u32) -> String {
     format!("{own}.{number}")
 }
 
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let device = self.device.path();
-        let _ = Command::new("partx")
-            .arg("-d")
-            .arg(device)
-            .stderr(Stdio::null())
-            .status();
-    }
-}
-
 #[test]
 fn partition_names_are_read_from_the_table_itself() {
     require!(
         common::is_root() && common::have("sfdisk") && common::have("partx"),
         "root, sfdisk, partx"
     );
-    let disk = Disk::new();
+    let disk = two_partitions();
     let system = look();
     let entry = system.partition_entry(number(&disk.part(2))).unwrap();
     assert_eq!(
         (entry.number, entry.name.as_str()),
-        (2, disk.name(2).as_str())
+        (2, partition_name(&disk.scratch, 2).as_str())
     );
     for tag in [
-        format!("PARTLABEL={}", disk.name(2)),
+        format!("PARTLABEL={}", partition_name(&disk.scratch, 2)),
         format!("PARTUUID={}", entry.uuid.to_uppercase()),
     ] {
         let source = system.resolve(tag.as_ref()).unwrap();
@@ -396,7 +356,10 @@ fn partition_names_are_read_from_the_table_itself() {
         "partx",
         &["-d", "--nr", "2", disk.device.path().to_str().unwrap()],
     );
-    let text = refusal(resolve(format!("PARTLABEL={}", disk.name(2))));
+    let text = refusal(resolve(format!(
+        "PARTLABEL={}",
+        partition_name(&disk.scratch, 2)
+    )));
     let name = disk.device.path().display();
     assert!(
         text.ends_with(&format!(
@@ -412,7 +375,7 @@ fn a_disk_with_a_mounted_partition_keeps_the_mounted_one_and_holds_the_other() {
         common::is_root() && common::have("sfdisk") && common::have("partx"),
         "root, sfdisk, partx"
     );
-    let disk = Disk::new();
+    let disk = two_partitions();
     let part = disk.part(1);
     common::output("mkfs.ext4", &["-q", "-F", part.to_str().unwrap()]);
     let point = disk.scratch.join("mnt");

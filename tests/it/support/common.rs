@@ -432,6 +432,20 @@ impl LoopDevice {
         Self::attach_with(file, &["--sector-size", &sector])
     }
 
+    /// Over a new file `name` of `mib` MiB, all of this byte; zeros are a hole.
+    #[track_caller]
+    pub fn filled(scratch: &Scratch, name: &str, mib: u64, byte: u8) -> LoopDevice {
+        let path = scratch.join(name);
+        let mut file = fs::File::create(&path).expect("file");
+        if byte == 0 {
+            file.set_len(mib << 20).expect("file");
+        } else {
+            let piece = vec![byte; 1 << 20];
+            (0..mib).for_each(|_| file.write_all(&piece).expect("fill"));
+        }
+        Self::attach(&path, 512)
+    }
+
     /// With these options of `losetup`; `-P`: it may have partitions, which go away with it.
     #[track_caller]
     pub fn attach_with(file: &Path, options: &[&str]) -> LoopDevice {
@@ -717,6 +731,27 @@ impl Drop for Mounted {
             release(&self.dir);
         }
     }
+}
+
+/// The filesystem's own checker finds nothing; it changes nothing either.
+#[track_caller]
+pub fn fsck(kind: &str, image: &Path) {
+    let (tool, words): (&str, &[&str]) = match kind {
+        // -f: the image is a file.
+        "xfs" if image.is_file() => ("xfs_repair", &["-f", "-n"]),
+        "xfs" => ("xfs_repair", &["-n"]),
+        "btrfs" => ("btrfs", &["check", "--readonly"]),
+        "vfat" => ("fsck.vfat", &["-n"]),
+        _ => ("e2fsck", &["-fn"]),
+    };
+    run(
+        Command::new(tool)
+            .args(words)
+            .arg(image)
+            .stdin(Stdio::null()),
+        Limit::secs(120),
+    )
+    .expect_code(0);
 }
 
 /// Thaws what may be frozen; says nothing when it was not.

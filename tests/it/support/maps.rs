@@ -4,9 +4,9 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use floe::device::{Access, Device};
+use floe::device::{Access, Device, ReadAt};
 use floe::error::Fault;
-use floe::fs::{self, SCRATCH_BYTES, Still, UsedMap, Verdict, Walk, Witness};
+use floe::fs::{self, Identity, SCRATCH_BYTES, Still, UsedMap, Verdict, Walk, Witness};
 use floe::units::{BlockSize, Extent};
 use rustix::fs::SeekFrom;
 
@@ -20,6 +20,7 @@ pub fn native_with(program: &str) -> bool {
 
 /// What a walk of an image or device gave.
 pub struct Walked {
+    pub identity: Identity,
     pub verdict: Verdict,
     pub map: UsedMap,
 }
@@ -31,14 +32,45 @@ pub fn walk(path: &Path, still: Still) -> Walked {
 }
 
 pub fn try_walk(path: &Path, still: Still) -> Result<Walked, Fault> {
-    let device = Device::open(path, Access::Read)?;
-    let identity = fs::probe(&device)?.expect("a filesystem that we know");
+    walk_on(&Device::open(path, Access::Read)?, still)
+}
+
+/// The same for what is open or in memory.
+pub fn walk_on(device: &dyn ReadAt, still: Still) -> Result<Walked, Fault> {
+    let identity = fs::probe(device)?.expect("a filesystem that we know");
+    let size_bytes = identity.size_bytes;
+    walk_over(device, identity, size_bytes, still)
+}
+
+/// With a map of so many bytes, which may be more than the filesystem has.
+pub fn walk_over(
+    device: &dyn ReadAt,
+    identity: Identity,
+    size_bytes: u64,
+    still: Still,
+) -> Result<Walked, Fault> {
     let block = BlockSize::from_bytes(identity.block_bytes.into()).expect("a block size");
-    let mut map = UsedMap::new(identity.size_bytes, block).expect("a map");
+    let mut map = UsedMap::new(size_bytes, block).expect("a map");
     let mut scratch = vec![0xa5; SCRATCH_BYTES];
-    let mut walk = Walk::new(&device, &mut scratch);
-    let verdict = fs::walk(&identity, still, &mut walk, &mut map)?;
-    Ok(Walked { verdict, map })
+    let verdict = fs::walk(
+        &identity,
+        still,
+        &mut Walk::new(device, &mut scratch),
+        &mut map,
+    )?;
+    Ok(Walked {
+        identity,
+        verdict,
+        map,
+    })
+}
+
+/// Nothing is written, so two witnesses are equal.
+#[track_caller]
+pub fn assert_witness_holds(device: &dyn ReadAt, identity: &Identity) {
+    let mut scratch = vec![0; SCRATCH_BYTES];
+    let mut take = || fs::witness(identity, &mut Walk::new(device, &mut scratch)).expect("witness");
+    assert_eq!(take(), take());
 }
 
 /// The witness as it is now.
@@ -61,21 +93,29 @@ pub fn used_extents(map: &UsedMap) -> Vec<Extent> {
     found
 }
 
-/// A sparse image with the used blocks of `source` and zeros everywhere else.
+/// A sparse image with the used blocks of `source` and zeros everywhere else: what `dump` would write.
 #[track_caller]
 pub fn rebuild(source: &Path, map: &UsedMap, target: &Path) {
-    let source = File::open(source).expect("source");
+    rebuild_from(
+        &Device::open(source, Access::Read).expect("source"),
+        map,
+        target,
+    );
+}
+
+#[track_caller]
+pub fn rebuild_from(source: &dyn ReadAt, map: &UsedMap, target: &Path) {
     let target = File::create(target).expect("target");
     target.set_len(map.size_bytes()).expect("length");
-    let (mut buffer, zeros) = (vec![0; 1 << 20], vec![0; 1 << 20]);
+    let mut buffer = vec![0; 1 << 20];
     for extent in used_extents(map) {
         let mut offset = extent.offset;
         while offset < extent.end() {
             let count = usize::try_from(extent.end() - offset)
                 .map_or(buffer.len(), |n| n.min(buffer.len()));
             let piece = &mut buffer[..count];
-            source.read_exact_at(piece, offset).expect("read");
-            if *piece != zeros[..count] {
+            source.read_at(offset, piece).expect("read");
+            if piece.iter().any(|byte| *byte != 0) {
                 target.write_all_at(piece, offset).expect("write");
             }
             offset += u64::try_from(count).expect("small");

@@ -4,5 +4,6 @@
 pub mod common;
 #[macro_use]
 pub mod boards;
+pub mod disk;
 pub mod maps;
 mod namespace;

@@ -4,7 +4,6 @@
 use crate::common::{self, Limit, LoopDevice, LoopFs, Mounted, Random, Scratch, Spec, Writer};
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -13,17 +12,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 const MIB: u64 = 1 << 20;
-
-/// A loop device over a new file filled with one byte.
-fn device(scratch: &Scratch, name: &str, mib: u64, fill: u8) -> LoopDevice {
-    let path = scratch.join(name);
-    let mut file = fs::File::create(&path).expect("file");
-    match fill {
-        0 => file.set_len(mib * MIB).expect("file"),
-        _ => (0..mib).for_each(|_| file.write_all(&vec![fill; 1 << 20]).expect("fill")),
-    }
-    LoopDevice::attach(&path, 512)
-}
 
 /// A mounted ext4 with so many MiB of noise in one file, and others.
 fn source(mib: u64, noise: usize) -> Option<LoopFs> {
@@ -126,7 +114,7 @@ fn filesystems_under_write_load_arrive_whole_and_checked() {
         };
         made.fill(120);
         let scratch = Scratch::new();
-        let target = device(&scratch, "target", mib + 3, 0xa5);
+        let target = LoopDevice::filled(&scratch, "target", mib + 3, 0xa5);
         let writer = Writer::start(made.dir());
         std::thread::sleep(Duration::from_millis(300));
         let run = clone(&[&pair(made.dir(), target.path()), "--verify"]).expect_code(0);
@@ -184,7 +172,10 @@ fn two_filesystems_are_frozen_together_so_that_they_agree_on_what_came_first() {
     drop(require_floe!());
     let (one, two) = (require_source!(48, 4), require_source!(48, 4));
     let scratch = Scratch::new();
-    let targets = [device(&scratch, "a", 48, 0), device(&scratch, "b", 48, 0)];
+    let targets = [
+        LoopDevice::filled(&scratch, "a", 48, 0),
+        LoopDevice::filled(&scratch, "b", 48, 0),
+    ];
     let script =
         "i=0; while :; do i=$((i + 1)); echo $i >> \"$1/log\"; echo $i >> \"$2/log\"; done";
     let mut writer = Command::new("sh")
@@ -230,7 +221,7 @@ fn after_kill_9_the_source_is_thawed_the_target_looks_empty_and_a_second_clone_r
     let _serial = common::serial();
     let made = require_source!(256, 160);
     let scratch = Scratch::new();
-    let target = device(&scratch, "target", 256, 0);
+    let target = LoopDevice::filled(&scratch, "target", 256, 0);
     common::output("mkfs.ext4", &["-q", "-F", &target.path().to_string_lossy()]);
     let pair = pair(made.dir(), target.path());
     let mut child = start_until_wiped(&pair, &scratch.join("target"), &["--verify"]);
@@ -251,7 +242,7 @@ fn a_signal_thaws_and_says_in_which_state_the_target_is() {
     let _serial = common::serial();
     let made = require_source!(256, 160);
     let scratch = Scratch::new();
-    let target = device(&scratch, "target", 256, 0xa5);
+    let target = LoopDevice::filled(&scratch, "target", 256, 0xa5);
     let pair = pair(made.dir(), target.path());
     let child = start_until_wiped(&pair, &scratch.join("target"), &["--verify"]);
     common::signal(child.id(), "TERM");
@@ -271,7 +262,7 @@ fn a_freeze_that_takes_too_long_or_is_undone_by_others_leaves_no_valid_target() 
     let _serial = common::serial();
     let made = require_source!(256, 160);
     let scratch = Scratch::new();
-    let target = device(&scratch, "target", 256, 0);
+    let target = LoopDevice::filled(&scratch, "target", 256, 0);
     let pair = pair(made.dir(), target.path());
     let run = clone(&[&pair, "--max-freeze", "20ms", "--spool", "off"]).expect_code(1);
     assert!(run.stderr_text().contains("--max-freeze"), "{run}");
@@ -303,7 +294,7 @@ fn verify_finds_a_target_that_does_not_keep_what_is_written() {
     let scratch = Scratch::new();
     // Among the data, and in what is free at the end: somebody else's bytes, again and again.
     for place in [20 * MIB, 95 * MIB + 4096] {
-        let target = device(&scratch, "target", 96, 0);
+        let target = LoopDevice::filled(&scratch, "target", 96, 0);
         let file = fs::OpenOptions::new()
             .write(true)
             .open(scratch.join("target"))
@@ -332,7 +323,7 @@ fn skip_free_leaves_free_ranges_and_nothing_that_is_owned() {
     drop(require_floe!());
     let made = require_source!(96, 20);
     let scratch = Scratch::new();
-    let target = device(&scratch, "target", 96, 0xa5);
+    let target = LoopDevice::filled(&scratch, "target", 96, 0xa5);
     let run = clone(&[&pair(made.dir(), target.path()), "--skip-free", "--verify"]).expect_code(0);
     assert!(
         run.stderr_text().contains("free and left as it was"),
@@ -364,10 +355,10 @@ fn bad_input_is_one_line_each_and_touches_nothing() {
     drop(require_floe!());
     let made = require_source!(48, 2);
     let scratch = Scratch::new();
-    let target = device(&scratch, "target", 48, 0xa5);
+    let target = LoopDevice::filled(&scratch, "target", 48, 0xa5);
     let (small, full) = (
-        device(&scratch, "small", 32, 0),
-        device(&scratch, "full", 64, 0),
+        LoopDevice::filled(&scratch, "small", 32, 0),
+        LoopDevice::filled(&scratch, "full", 64, 0),
     );
     common::output("mkfs.ext4", &["-q", "-F", &full.path().to_string_lossy()]);
     let file = scratch.join("target");
@@ -460,7 +451,7 @@ fn a_pairs_file_declares_its_targets_standby_and_its_errors_name_the_line() {
     drop(require_floe!());
     let made = require_source!(48, 2);
     let scratch = Scratch::new();
-    let target = device(&scratch, "target", 48, 0);
+    let target = LoopDevice::filled(&scratch, "target", 48, 0);
     common::output("mkfs.ext4", &["-q", "-F", &target.path().to_string_lossy()]);
     let pairs = scratch.join("floe.conf");
     let name = pairs.to_string_lossy().into_owned();
@@ -509,7 +500,7 @@ fn labels_name_sources_and_targets_and_a_filesystem_may_be_smaller_than_its_devi
     made.mount();
     made.fill(30);
     let scratch = Scratch::new();
-    let target = device(&scratch, "target", 40, 0xa5);
+    let target = LoopDevice::filled(&scratch, "target", 40, 0xa5);
     let standby = format!("{label}b");
     let target_node = target.path().to_string_lossy().into_owned();
     common::output("mkfs.ext4", &["-q", "-F", "-L", &standby, &target_node]);
@@ -528,7 +519,7 @@ fn show_says_of_a_standby_what_it_is_and_when_it_was_written() {
     let mut floe = require_floe!();
     let made = require_source!(48, 2);
     let scratch = Scratch::new();
-    let target = device(&scratch, "target", 48, 0);
+    let target = LoopDevice::filled(&scratch, "target", 48, 0);
     clone(&[&pair(made.dir(), target.path())]).expect_code(0);
     let run = common::run(floe.arg("show").arg(target.path()), Limit::secs(20)).expect_code(0);
     let text = run.stdout_text();
@@ -565,7 +556,7 @@ fn a_whole_disk_goes_onto_a_larger_one_with_its_backup_table_at_the_end() {
         "root, sfdisk and partx"
     );
     let scratch = Scratch::new();
-    let source = device(&scratch, "disk", 80, 0);
+    let source = LoopDevice::filled(&scratch, "disk", 80, 0);
     let node = source.path().to_string_lossy().into_owned();
     let part = PathBuf::from(format!("{node}p1"));
     let table = b"label: gpt\nstart=1MiB, size=64MiB, name=root\n";
@@ -579,7 +570,7 @@ fn a_whole_disk_goes_onto_a_larger_one_with_its_backup_table_at_the_end() {
     common::output("mkfs.ext4", &["-q", "-F", &part.to_string_lossy()]);
     let mounted = Mounted::new("ext4", &part, "");
     common::fill(mounted.dir(), 40);
-    let target = device(&scratch, "target", 96, 0xa5);
+    let target = LoopDevice::filled(&scratch, "target", 96, 0xa5);
     let files = common::tree(mounted.dir());
     clone(&[&pair(source.path(), target.path()), "--verify"]).expect_code(0);
     drop(mounted);
@@ -608,7 +599,7 @@ fn the_factory_and_the_rescue_snapshot_never_go_to_the_same_target() {
             .arg(&store);
         common::run(&mut floe, Limit::secs(60)).expect_code(0);
     }
-    let target = device(&scratch, "target", 24, 0xa5);
+    let target = LoopDevice::filled(&scratch, "target", 24, 0xa5);
     let file = scratch.join("target");
     let before = common::hash_file(&file);
     let name = target.path().file_name().expect("name").to_string_lossy();
@@ -650,7 +641,7 @@ fn a_new_uuid_is_not_undone_by_the_journal_of_a_source_that_lost_power() {
     let cut = scratch.join("cut");
     fs::copy(made.image(), &cut).unwrap();
     let source = LoopDevice::attach(&cut, 512);
-    let target = device(&scratch, "target", 48, 0);
+    let target = LoopDevice::filled(&scratch, "target", 48, 0);
     let words = pair(source.path(), target.path());
     let run = clone(&[&words, "--new-uuid"]).expect_code(0);
     let text = run.stderr_text();

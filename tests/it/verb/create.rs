@@ -46,14 +46,6 @@ fn pair(name: &str, path: &Path) -> String {
     format!("{name}={}", path.display())
 }
 
-fn empty_device(scratch: &Scratch, name: &str, mib: u64) -> LoopDevice {
-    let path = scratch.join(name);
-    fs::File::create(&path)
-        .and_then(|file| file.set_len(mib << 20))
-        .expect("file");
-    LoopDevice::attach(&path, 512)
-}
-
 fn zips(folder: &Path) -> Vec<PathBuf> {
     let mut found: Vec<PathBuf> = fs::read_dir(folder)
         .expect("folder")
@@ -280,8 +272,8 @@ fn entries_come_back_from_a_file_and_from_a_pipe() {
     floe.arg(pair("b", made.1.device())).arg("-o").arg(&zip);
     common::run(&mut floe, Limit::secs(120)).expect_code(0);
     let (one, two) = (
-        empty_device(&scratch, "1", 40),
-        empty_device(&scratch, "2", 40),
+        LoopDevice::filled(&scratch, "1", 40, 0),
+        LoopDevice::filled(&scratch, "2", 40, 0),
     );
     let targets = [pair("b", two.path()), pair("a", one.path())];
     let mut floe = require_floe!();
@@ -294,7 +286,7 @@ fn entries_come_back_from_a_file_and_from_a_pipe() {
     check(&one);
     check(&two);
     // A target that holds something, one that is too small, a name that is not there: nothing is written.
-    let small = empty_device(&scratch, "3", 8);
+    let small = LoopDevice::filled(&scratch, "3", 8, 0);
     for (words, code, part) in [
         (targets.to_vec(), 4, "--overwrite"),
         (vec![pair("a", small.path())], 4, "too small"),
@@ -344,7 +336,7 @@ fn a_damaged_snapshot_is_refused_before_anything_is_written() {
     let zip = scratch.join("good.zip");
     create(&made, &zip, &[]).expect_code(0);
     let good = fs::read(&zip).expect("read");
-    let target = empty_device(&scratch, "target", 40);
+    let target = LoopDevice::filled(&scratch, "target", 40, 0);
     let bad = scratch.join("bad.zip");
     let length = u64::try_from(good.len()).expect("small");
     let mut random = common::Random(11);
@@ -436,7 +428,7 @@ fn table_boot_area_and_partitions_are_laid_on_an_empty_disk() {
     );
     let scratch = Scratch::new();
     for label in ["gpt", "dos"] {
-        let disk = empty_device(&scratch, &format!("{label}.disk"), 80);
+        let disk = LoopDevice::filled(&scratch, &format!("{label}.disk"), 80, 0);
         let shown = disk.path().display().to_string();
         let words = format!(
             "D='{shown}'; printf 'label: {label}\\nstart=2048,size=40000\\nsize=60000\\n' | sfdisk -q --no-tell-kernel --no-reread $D && \
@@ -464,7 +456,7 @@ fn table_boot_area_and_partitions_are_laid_on_an_empty_disk() {
         floe.arg("restore").arg(&zip).arg("--disk").arg(&new);
         common::run(&mut floe, Limit::secs(60)).expect_code(0);
         // Onto a larger disk too, which must be empty.
-        let larger = empty_device(&scratch, &format!("{label}.larger"), 100);
+        let larger = LoopDevice::filled(&scratch, &format!("{label}.larger"), 100, 0);
         for code in [0, 4] {
             let mut floe = require_floe!();
             floe.arg("restore")

@@ -5,71 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::common::{self, Limit, LoopDevice, Mounted, Random, Scratch};
-
-/// A loop disk with a table and partition nodes; they go away with it.
-pub struct Disk {
-    pub device: LoopDevice,
-    pub image: PathBuf,
-    pub scratch: Scratch,
-}
-
-impl Disk {
-    pub fn make(mib: u64, script: &str, sector: u32) -> Result<Disk, String> {
-        for tool in ["sfdisk", "partx", "mkfs.vfat", "mke2fs"] {
-            if !common::have(tool) {
-                return Err(tool.to_owned());
-            }
-        }
-        if !common::is_root() {
-            return Err("root".to_owned());
-        }
-        let scratch = Scratch::new();
-        let image = scratch.join("disk");
-        fs::File::create(&image)
-            .and_then(|f| f.set_len(mib << 20))
-            .expect("image");
-        let device = LoopDevice::attach(&image, sector);
-        let disk = Disk {
-            device,
-            image,
-            scratch,
-        };
-        let path = disk.device.path().to_string_lossy().into_owned();
-        common::run_with_input(
-            Command::new("sfdisk").args(["-q", "--no-reread", "--no-tell-kernel", &path]),
-            script.as_bytes(),
-            Limit::secs(30),
-        )
-        .expect_code(0);
-        if !disk.part(1).exists() {
-            common::output("partx", &["-a", &path]);
-        }
-        if disk.part(1).exists() {
-            Ok(disk)
-        } else {
-            Err("partition nodes".to_owned())
-        }
-    }
-
-    pub fn part(&self, number: u32) -> PathBuf {
-        PathBuf::from(format!("{}p{number}", self.device.path().display()))
-    }
-
-    pub fn part_text(&self, number: u32) -> String {
-        self.part(number).to_string_lossy().into_owned()
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let _ = Command::new("partx")
-            .arg("-d")
-            .arg(self.device.path())
-            .stderr(std::process::Stdio::null())
-            .status();
-    }
-}
+use crate::common::{self, Limit, LoopDevice, Mounted, Random};
+use crate::disk::Disk;
 
 macro_rules! disk {
     ($mib:expr, $script:expr, $sector:expr) => {
@@ -186,11 +123,7 @@ fn a_gpt_disk_in_use_becomes_a_flashable_image() {
         );
         for (start, size, mounted) in [(17, 64, &root), (97, 32, &data)] {
             let part = check_image(&image, start, size, disk.scratch.path());
-            common::run(
-                Command::new("e2fsck").arg("-fn").arg(&part),
-                Limit::secs(60),
-            )
-            .expect_code(0);
+            common::fsck("ext4", &part);
             let copy = Mounted::new("ext4", &part, "ro");
             common::assert_same_tree(&common::tree(mounted.dir()), &common::tree(copy.dir()));
         }
@@ -258,11 +191,7 @@ fn an_mbr_disk_with_logical_partitions_and_swap_in_use_is_dumped() {
     }
     run.expect_code(0);
     let part = check_image(&image, 41, 20, disk.scratch.path());
-    common::run(
-        Command::new("e2fsck").arg("-fn").arg(&part),
-        Limit::secs(60),
-    )
-    .expect_code(0);
+    common::fsck("ext4", &part);
     let copy = Mounted::new("ext4", &part, "ro");
     common::assert_same_tree(&common::tree(mounted.dir()), &common::tree(copy.dir()));
     let table = |path: &Path| {

@@ -8,24 +8,6 @@ use std::process::Command;
 
 use crate::common::{self, Limit, LoopDevice, LoopFs, Mounted, Scratch, Spec};
 
-/// A blank loop device.
-fn blank(scratch: &Scratch, name: &str, mib: u64) -> LoopDevice {
-    let file = scratch.join(name);
-    fs::File::create(&file)
-        .and_then(|f| f.set_len(mib << 20))
-        .expect("file");
-    LoopDevice::attach(&file, 512)
-}
-
-fn check(kind: &str, device: &Path) {
-    let (tool, args): (&str, &[&str]) = match kind {
-        "xfs" => ("xfs_repair", &["-n"]),
-        "btrfs" => ("btrfs", &["check", "--readonly"]),
-        _ => ("e2fsck", &["-fn"]),
-    };
-    common::run(Command::new(tool).args(args).arg(device), Limit::secs(120)).expect_code(0);
-}
-
 fn blocks_are_zero(file: &Path) -> bool {
     let bytes = fs::read(file).expect("target");
     bytes.iter().all(|byte| *byte == 0)
@@ -62,7 +44,7 @@ fn grows(spec: Spec<'_>) {
     .expect_code(0);
     source.unmount();
     let scratch = Scratch::new();
-    let target = blank(&scratch, "target", spec.mib + 200);
+    let target = LoopDevice::filled(&scratch, "target", spec.mib + 200, 0);
     let run = common::run(
         require_floe!()
             .args(["restore", "--grow"])
@@ -77,7 +59,7 @@ fn grows(spec: Spec<'_>) {
     }
     let run = run.expect_code(0);
     assert!(run.stderr_text().contains("was grown from"), "{run}");
-    check(spec.kind, target.path());
+    common::fsck(spec.kind, target.path());
     let size = size_shown(target.path());
     assert!(
         size > (spec.mib + 190) << 20 && size <= (spec.mib + 200) << 20,
@@ -97,7 +79,7 @@ fn grows(spec: Spec<'_>) {
     drop(file);
     drop(copy);
     target.wait_until_free();
-    check(spec.kind, target.path());
+    common::fsck(spec.kind, target.path());
     // Once more: there is nothing left to grow.
     let again = common::run(
         require_floe!()
@@ -172,7 +154,7 @@ fn an_xfs_grows_beside_its_mounted_original_and_the_original_stays() {
     )
     .expect_code(0);
     let scratch = Scratch::new();
-    let target = blank(&scratch, "target", 400);
+    let target = LoopDevice::filled(&scratch, "target", 400, 0);
     common::run(
         require_floe!()
             .args(["restore", "--grow"])
@@ -183,7 +165,7 @@ fn an_xfs_grows_beside_its_mounted_original_and_the_original_stays() {
     .expect_code(0);
     assert_eq!(size_shown(source.device()), 320 << 20);
     assert_eq!(size_shown(target.path()), 400 << 20);
-    check("xfs", target.path());
+    common::fsck("xfs", target.path());
 }
 
 #[test]
@@ -204,7 +186,7 @@ fn a_btrfs_beside_its_mounted_original_is_refused_before_the_first_write() {
     )
     .expect_code(0);
     let scratch = Scratch::new();
-    let target = blank(&scratch, "target", 200);
+    let target = LoopDevice::filled(&scratch, "target", 200, 0);
     let run = common::run(
         require_floe!()
             .args(["restore", "--grow"])
@@ -231,7 +213,7 @@ fn what_cannot_be_grown_is_refused_before_the_first_write() {
         .and_then(|f| f.set_len(8 << 20))
         .expect("image");
     common::output("mkswap", &["-q", &image.to_string_lossy()]);
-    let target = blank(&scratch, "target", 16);
+    let target = LoopDevice::filled(&scratch, "target", 16, 0);
     let run = common::run(
         floe.args(["restore", "--grow"])
             .arg(&image)
@@ -293,10 +275,10 @@ fn the_kernel_shows_the_partitions_of_a_restored_disk_and_forgets_the_old_ones()
     require!(common::have("sfdisk"), "sfdisk");
     let mut floe = require_floe!();
     let scratch = Scratch::new();
-    drop(blank(&scratch, "target", 64));
+    drop(LoopDevice::filled(&scratch, "target", 64, 0));
     // With partitions; without them nothing is added that would outlive the loop device.
     let target = LoopDevice::attach_with(&scratch.join("target"), &["-P"]);
-    let plain = blank(&scratch, "plain", 64);
+    let plain = LoopDevice::filled(&scratch, "plain", 64, 0);
     let image = |name: &str, script: &str| {
         let file = scratch.join(name);
         fs::File::create(&file)

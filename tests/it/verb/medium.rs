@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::common::{self, Limit, LoopDevice, LoopFs, Mounted, Random, Run, Scratch, Spec};
-use crate::verb::disk::Disk;
+use crate::disk::Disk;
 
 /// A blank loop disk, whose partition nodes go away with it.
 struct Medium {
@@ -171,11 +171,7 @@ fn as_primary_takes_boot_code_gap_raw_partitions_and_identifiers_along() {
     let verify = common::output("sfdisk", &["--verify", &medium.path().to_string_lossy()]);
     assert!(verify.contains("No errors"), "{verify}");
     for (number, mount) in (2..).zip(&mounts) {
-        common::run(
-            Command::new("e2fsck").arg("-fn").arg(medium.part(number)),
-            Limit::secs(60),
-        )
-        .expect_code(0);
+        common::fsck("ext4", &medium.part(number));
         let copy = Mounted::new("ext4", &medium.part(number), "ro");
         common::assert_same_tree(&common::tree(mount.dir()), &common::tree(copy.dir()));
     }
@@ -306,11 +302,7 @@ fn copies_get_a_uuid_of_their_own_and_grow() {
         text.contains("its uuid is") && text.contains("was grown from"),
         "{text}"
     );
-    common::run(
-        Command::new("xfs_repair").arg("-n").arg(medium.part(1)),
-        Limit::secs(60),
-    )
-    .expect_code(0);
+    common::fsck("xfs", &medium.part(1));
     // Without nouuid: the original is mounted.
     let copy = Mounted::new("xfs", &medium.part(1), "");
     common::assert_same_tree(&common::tree(root.dir()), &common::tree(copy.dir()));

@@ -5,7 +5,7 @@ mod basics;
 mod clone;
 mod contract;
 mod create;
-pub mod disk;
+mod disk;
 mod dump;
 mod golden;
 mod grow;

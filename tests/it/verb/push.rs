@@ -44,14 +44,6 @@ fn image(lab: &Lab) -> std::path::PathBuf {
     path
 }
 
-fn empty_device(scratch: &Scratch, mib: u64) -> LoopDevice {
-    let path = scratch.join("target");
-    fs::File::create(&path)
-        .and_then(|file| file.set_len(mib << 20))
-        .expect("file");
-    LoopDevice::attach(&path, 512)
-}
-
 fn push(lab: &Lab, file: &Path, words: &[&str]) -> common::Run {
     common::run(
         lab.floe("push").arg(file).arg("10.77.0.1").args(words),
@@ -66,7 +58,7 @@ fn push_restores_on_the_board_with_the_refusals_of_restore() {
         let lab = require_one!(server, "");
         let file = image(&lab);
         let scratch = Scratch::new();
-        let target = empty_device(&scratch, 8);
+        let target = LoopDevice::filled(&scratch, "target", 8, 0);
         let device = target.path().to_string_lossy().into_owned();
         let run = push(&lab, &file, &[&device, "--verify"]).expect_code(0);
         assert!(run.stderr_text().contains("read back and equal"), "{run}");
@@ -290,7 +282,9 @@ fn an_interrupted_send_leaves_nothing_on_the_board() {
 fn clone_works_on_all_boards_and_every_line_says_which() {
     drop(require_floe!());
     let scratch = [Scratch::new(), Scratch::new()];
-    let targets = scratch.each_ref().map(|scratch| empty_device(scratch, 8));
+    let targets = scratch
+        .each_ref()
+        .map(|scratch| LoopDevice::filled(scratch, "target", 8, 0));
     let mut lab = require_lab!();
     for (target, server) in targets.iter().zip([Server::OpenSsh, Server::Dropbear]) {
         let node = target.path().display();

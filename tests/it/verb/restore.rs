@@ -2,7 +2,7 @@
 
 use crate::common::{self, Limit, LoopDevice, LoopFs, Scratch, Spec};
 use std::fs;
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -43,17 +43,6 @@ fn pack(image: &Path, tool: &str, arguments: &[&str]) -> PathBuf {
     .expect_code(0);
     fs::write(&packed, run.stdout).expect("packed image");
     packed
-}
-
-/// A loop device over a new file filled with one byte.
-fn device(scratch: &Scratch, name: &str, mib: u64, fill: u8) -> LoopDevice {
-    let path = scratch.join(name);
-    let mut file = fs::File::create(&path).expect("file");
-    let block = vec![fill; 1 << 20];
-    for _ in 0..mib {
-        file.write_all(&block).expect("fill");
-    }
-    LoopDevice::attach(&path, 512)
 }
 
 /// Asserts that the first bytes of a device are those of a file.
@@ -107,7 +96,7 @@ fn raw_and_gzip_images_of_every_packer_come_back_on_a_device() {
     if common::have("pigz") {
         images.push(pack(&image, "pigz", &["-9"]));
     }
-    let target = device(&scratch, "target", 50, 0xa5);
+    let target = LoopDevice::filled(&scratch, "target", 50, 0xa5);
     for packed in &images {
         for verify in [false, true] {
             let mut floe = require_floe!();
@@ -185,7 +174,7 @@ fn stale_data_under_free_space_is_gone_unless_skip_free_keeps_it() {
     require_root!();
     let scratch = Scratch::new();
     let image = ext4_image(&scratch, 64);
-    let target = device(&scratch, "target", 64, 0x5a);
+    let target = LoopDevice::filled(&scratch, "target", 64, 0x5a);
     let count_stale = || {
         let bytes = fs::read(target.path()).expect("device");
         bytes
@@ -251,9 +240,9 @@ fn a_used_target_is_refused_by_name_and_nothing_is_written() {
     refused(&image, "the image itself");
     common::assert_same_tree(&before, &common::tree(fs_on_target.dir()));
 
-    let small = device(&scratch, "small", 8, 0x11);
+    let small = LoopDevice::filled(&scratch, "small", 8, 0x11);
     refused(small.path(), "too small");
-    let read_only = device(&scratch, "read-only", 20, 0x11);
+    let read_only = LoopDevice::filled(&scratch, "read-only", 20, 0x11);
     let name = read_only.path().to_string_lossy().into_owned();
     common::output("blockdev", &["--setro", &name]);
     refused(read_only.path(), "read-only");
@@ -270,7 +259,7 @@ fn active_swap_is_refused() {
     let mut floe = require_floe!();
     let scratch = Scratch::new();
     let image = ext4_image(&scratch, 8);
-    let swap = device(&scratch, "swap", 16, 0);
+    let swap = LoopDevice::filled(&scratch, "swap", 16, 0);
     let name = swap.path().to_string_lossy().into_owned();
     common::output("mkswap", &[&name]);
     let on = Command::new("swapon")
@@ -296,7 +285,7 @@ fn a_filesystem_or_partition_table_on_the_target_needs_overwrite() {
     drop(require_floe!());
     let scratch = Scratch::new();
     let image = ext4_image(&scratch, 8);
-    let target = device(&scratch, "target", 16, 0);
+    let target = LoopDevice::filled(&scratch, "target", 16, 0);
     let name = target.path().to_string_lossy().into_owned();
     let refused = |word: &str| {
         let mut floe = common::floe().expect("checked above");
@@ -333,7 +322,7 @@ fn a_truncated_or_broken_image_is_exit_3_and_leaves_nothing_recognisable() {
         ("trailer", &packed[..packed.len() - 3]),
         ("checksum", &wrong),
     ];
-    let target = device(&scratch, "target", 32, 0);
+    let target = LoopDevice::filled(&scratch, "target", 32, 0);
     let name = target.path().to_string_lossy().into_owned();
     for (case, bytes) in cases {
         common::output("mkfs.ext4", &["-q", "-F", &name]);
@@ -388,7 +377,7 @@ fn a_restore_that_is_killed_midway_leaves_nothing_recognisable() {
             Limit::secs(60),
         )
         .expect_code(0);
-        let target = device(&scratch, kind, 320, 0);
+        let target = LoopDevice::filled(&scratch, kind, 320, 0);
         for signal in ["TERM", "INT", "HUP", "KILL"] {
             common::run(
                 Command::new(&mkfs).args(options).arg(target.path()),
@@ -484,7 +473,7 @@ fn a_flashable_disk_image_moves_its_backup_table_to_the_end_of_a_larger_disk() {
     let image_text = image.to_string_lossy();
     let script = format!("printf 'label: gpt\\n,16M,L\\n,,L\\n' | sfdisk -q {image_text}");
     common::shell(&script, Limit::secs(30)).expect_code(0);
-    let target = device(&scratch, "target", 64, 0);
+    let target = LoopDevice::filled(&scratch, "target", 64, 0);
     let mut floe = require_floe!();
     floe.args(["restore", "--verify"])
         .arg(&image)
@@ -505,7 +494,7 @@ fn a_flashable_disk_image_moves_its_backup_table_to_the_end_of_a_larger_disk() {
         "{table}"
     );
     // Smaller than the table states: refused before anything is written.
-    let small = device(&scratch, "small", 39, 0);
+    let small = LoopDevice::filled(&scratch, "small", 39, 0);
     let mut floe = require_floe!();
     let run = common::run(
         floe.arg("restore").arg(&image).arg(small.path()),
