@@ -171,7 +171,7 @@ fn bare(noexec: &str) -> String {
         "rm /run/bin/floe; mount --bind \"$(command -v busybox)\" \"$(readlink -f /bin/sh)\"; \
          sed 's|:[^:]*/ash$|:/bin/sh|' /etc/passwd > /run/passwd; mount --bind /run/passwd /etc/passwd; echo /bin/sh > /etc/shells; \
          mkdir -p /dev/shm; mount -t tmpfs tmpfs /dev/shm; mount -t tmpfs tmpfs /var/tmp; \
-         for place in {noexec}; do mount --rbind $place $place; mount -o remount,bind,noexec $place; done"
+         home=$(sed -n 's/^root:.*:\\(.*\\):.*/\\1/p' /etc/passwd); for place in {noexec}; do mount --rbind $place $place; mount -o remount,bind,noexec $place; done"
     )
 }
 
@@ -202,7 +202,7 @@ fn floe_is_brought_along_checked_run_and_nothing_is_left() {
         for (noexec, works) in [
             ("", true),
             ("/run /dev/shm /tmp", true),
-            ("/run /dev/shm /tmp /var/tmp", false),
+            ("/run /dev/shm /tmp /var/tmp $home", false),
         ] {
             let mut before = bare(noexec);
             if works && server == Server::Dropbear {
