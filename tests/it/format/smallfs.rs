@@ -5,6 +5,8 @@ use crate::common::{self, Limit, Scratch};
 use crate::maps::{self, Walked};
 use floe::device::{Access, Device, ReadAt};
 use floe::fs::{self, Coverage, Identity, Still};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 /// Probes and walks an image of an unmounted filesystem, and what lies behind it.
