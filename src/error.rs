@@ -265,10 +265,19 @@ impl Fault {
     /// The exit code this fault leads to when nothing was written yet.
     pub fn exit(&self) -> Exit {
         match self.kind() {
+            // A path that does not exist was understood, and nothing came of it.
+            FaultKind::Io if self.is_missing() => Exit::Refused,
             FaultKind::Io => Exit::Failed,
             FaultKind::Corrupt => Exit::Corrupt,
             FaultKind::Unsupported | FaultKind::Refused => Exit::Refused,
         }
+    }
+
+    /// Whether a name was opened that is not there.
+    fn is_missing(&self) -> bool {
+        let details = self.details();
+        let missing = [rustix::io::Errno::NOENT, rustix::io::Errno::NOTDIR];
+        details.what == Some("open") && missing.iter().any(|errno| self.is_errno(*errno))
     }
 
     /// True for a failed system call with this errno.

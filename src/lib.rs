@@ -28,6 +28,7 @@
 //! | [`signals`], [`report`], [`help`], [`cli`] | what a person types and reads; signals that wait to be taken |
 //! | [`overlay`] | what an image says instead of its source |
 //! | [`fs`], [`ptable`] | formats as bytes: probe, walk (used map), witness, growth, uuids; partition tables |
+//! | [`content`] | what stands in an image, and the one rule for what is one |
 //! | [`golden`] | what makes one machine out of many, and how a filesystem shows it |
 //! | [`mounts`] | who mounts a device, who holds it, what lies on what |
 //! | [`trace`] | which parts of a disk were written: a private tracefs instance, and marks |
@@ -66,6 +67,7 @@ pub mod board;
 pub mod cli;
 pub mod command;
 pub mod config;
+pub mod content;
 pub mod crc;
 pub mod device;
 pub mod error;

@@ -27,6 +27,7 @@ pull|--artifact|with --dump: straight into a Mender artifact, DIR/HOST[_PORT].me
 dump|-o, --output FILE|write FILE.part, and rename it to FILE when it is complete ('-' or none: stdout)
 create|-o, --output WHERE|a folder: HOST-YYYYMMDDThhmmssZ-SEQ.zip in it (SEQ counts: boards have no clock), one floe at a time; a FILE; or - for stdout. Default: the folder of 'store = DIR' in /etc/floe.conf, otherwise stdout. Written as .part and renamed when it is complete
 artifact|-o, --output FILE|write FILE.part, and rename it to FILE when it is complete ('-' or none: stdout)
+dump create artifact|--overwrite|FILE may be there and be no image
 pull|-o, --output DIR|a folder (default: this one); with one board a FILE, or - for stdout
 pull|-P, --parallel N|so many boards at a time (default 4)
 push|--store|keep the snapshot FILE in the board's store ('store = DIR' in its /etc/floe.conf) instead
@@ -44,6 +45,7 @@ artifact pull|--script FILE|a state script, such as ArtifactInstall_Enter_05_wif
 artifact pull|-z, --compression, --compress HOW|gzip (default) or none
 artifact|--level N|1 (fastest) to 9 (smallest), default 6
 artifact|--entry NAME|which entry of a snapshot
+artifact verify|--any-content|take bytes that show no filesystem and no partition table
 #The stream:
 dump|-z, --compress HOW|gzip (default) or none
 dump create >pull|--level N|1 (fastest, default) to 9 (smallest)
@@ -56,6 +58,8 @@ create >pull|--comment TEXT|kept in the metadata
 create >pull|--disk DEV|keep the partition table and the boot area of this disk too (not with logical partitions)
 #The target:
 restore >push|--disk DEV|of a snapshot made with --disk: the recorded partition table and boot area go to the empty disk DEV, and every entry that is not named goes into its partition
+restore >push|--any-content|take bytes that show no image, or one that is not whole, as they are
+restore|--no-check|write an image in a file without reading it to its end first
 restore >push|--force|a snapshot of another architecture or board model
 clone >pull|--pairs FILE|read the pairs from this file; a target named in a file is standby by declaration: what it holds may go
 restore >push|--overwrite|the target may hold a filesystem, a partition table or (a file) anything
@@ -72,7 +76,8 @@ clone >pull|--boot-size, --root-size, --config-size, --data-size, --swap-size SI
 clone >pull|--as-primary|the medium boots in place of this one: boot code, the area in front of the first partition, the identifiers of disk and partitions come along
 clone >pull|--factory|instead of the running system the factory snapshot that is kept (create --factory), and what the rescue snapshot holds, except /: pairs find their entry by the SOURCE it was made from. Not with --new-uuid
 #What is read:
-dump create clone >pull|--whole|every block, free ones too
+dump|--fs-path PATH|the filesystem that this file or folder lies on, as SOURCE
+dump create clone >pull|--whole|every block, free ones too; with dump a disk whose table or filesystem is damaged, and a file whatever is in it
 dump create clone >pull|--require-map|refuse instead of reading everything when the used blocks cannot be told for certain
 dump create clone >pull|--live|do not freeze: what is read may not be consistent, and is called live
 dump create clone >pull|--golden|what makes one machine out of many comes out empty: machine-id, ssh and dropbear host keys, random seeds, DHCP leases, NetworkManager's and Mender's keys, cloud-init's instance, shell histories (ext2/3/4; floe show --identity lists them)

@@ -19,7 +19,7 @@ use crate::error::{Error, Fault, Result};
 use crate::mender::header::array;
 use crate::mender::header::{now, payload_name};
 use crate::mender::writer::{Figures, Maker, What, Writer};
-use crate::put::image::{self, Image, Opened};
+use crate::put::image::{self, Any, Image, Opened};
 use crate::put::job::supervise;
 use crate::report::{self, Bytes, JsonObject, Span, hex};
 use crate::report::{Told, millis, tell};
@@ -39,6 +39,8 @@ pub struct Options {
     image: OsString,
     entry: Option<String>,
     output: Option<PathBuf>,
+    any: Any,
+    overwrite: bool,
     what: What,
     common: Common,
 }
@@ -47,12 +49,16 @@ pub struct Options {
 pub fn parse(mut args: Args) -> Result<Options> {
     let (mut image, mut entry, mut output) = (None, None, None);
     let mut what = What::default();
+    let mut any = Any::No;
+    let mut overwrite = false;
     while let Some(item) = args.next_item()? {
         match item {
             Item::Value(value) if image.is_none() => image = Some(value),
             Item::Value(value) => return Err(args.surplus(&value)),
             Item::Option(name) => match name {
                 "--output" => output = Some(args.path()?),
+                "--any-content" => any = Any::Yes,
+                "--overwrite" => overwrite = true,
                 "--entry" => entry = Some(args.text()?),
                 _ if what.option(name, &mut args)? => {}
                 _ => return Err(args.unknown(name)),
@@ -66,6 +72,8 @@ pub fn parse(mut args: Args) -> Result<Options> {
         image,
         entry,
         output: output.filter(|path| path != Path::new("-")),
+        any,
+        overwrite,
         what,
         common: args.common,
     })
@@ -95,9 +103,9 @@ fn make(options: &Options, start: Instant) -> Result<Done> {
         ));
     }
     let scripts = options.what.labels.read_scripts()?.into();
-    let image = open(&options.image, options.entry.as_deref())?;
+    let image = open(options)?;
     let mut part = match &options.output {
-        Some(path) => Some(part_file(path, &image.file)?),
+        Some(path) => Some(part_file(path, &image.file, options.overwrite)?),
         None => None,
     };
     let sink = match &mut part {
@@ -185,7 +193,7 @@ impl Told for Done {
 }
 
 /// The part file of the output, which must not be the image.
-fn part_file(path: &Path, image: &File) -> Result<PartFile> {
+fn part_file(path: &Path, image: &File, overwrite: bool) -> Result<PartFile> {
     let same = |other: std::fs::Metadata| {
         image
             .metadata()
@@ -197,11 +205,15 @@ fn part_file(path: &Path, image: &File) -> Result<PartFile> {
             path.display()
         )));
     }
+    if !overwrite {
+        image::check_replaceable(path)?;
+    }
     PartFile::create(path)
 }
 
 /// Opens the image, or an entry of a snapshot.
-fn open(path: &OsStr, entry: Option<&str>) -> Result<Image> {
+fn open(options: &Options) -> Result<Image> {
+    let (path, entry) = (options.image.as_os_str(), options.entry.as_deref());
     let opened = Opened::open(path)?;
     if opened.format != Format::Zip {
         if entry.is_some() {
@@ -210,7 +222,7 @@ fn open(path: &OsStr, entry: Option<&str>) -> Result<Image> {
                 opened.subject
             )));
         }
-        return Image::read(opened);
+        return Image::read(opened, options.any);
     }
     if path == "-" {
         return Err(Error::refused("stdin: is a snapshot; give it as a file"));
@@ -237,7 +249,8 @@ fn open(path: &OsStr, entry: Option<&str>) -> Result<Image> {
     let reader = Input::reader(catalog.reader(&image_path(name))?)
         .and_then(ImageReader::raw)
         .map_err(|fault| image::image_error(&subject, fault))?;
-    Image::head_of(subject, opened.file, reader)
+    // Its checksums say that it is whole.
+    Image::head_of(subject, opened.file, reader, Any::Yes)
 }
 
 /// The image once more, for an output that cannot be written over.
@@ -250,7 +263,7 @@ fn second(options: &Options, image: &Image) -> Result<Image> {
             "stdout: is a pipe, and so is the image; an artifact begins with the image's checksum, which is known at its end: give -o FILE, or the image as a file",
         ));
     }
-    open(&options.image, options.entry.as_deref())
+    open(options)
 }
 
 /// What the file says of the payload.
@@ -298,12 +311,7 @@ fn copy(mut image: Image, mut writer: Writer, progress: &Progress) -> Result<Fig
         progress.done_bytes.store(done, Ordering::Relaxed);
         progress.input_bytes.store(input, Ordering::Relaxed);
     }
-    let ended = Ended {
-        size_bytes: image.reader.offset(),
-        crc32: image.reader.crc32(),
-        input_bytes: image.reader.input_bytes(),
-    };
-    image::check_end(&image.subject, &image.content, &ended)?;
+    image.check_end(&Ended::of(&image.reader))?;
     writer.end()
 }
 

@@ -18,6 +18,7 @@ use crate::cli::{Args, Common, Item};
 use crate::error::{Error, Fault, Result};
 use crate::fs::Coverage;
 use crate::mounts::System;
+use crate::put::image;
 use crate::report::Told;
 use crate::report::{self, Bytes, JsonObject, Progress, Span};
 use crate::signals::Signals;
@@ -43,6 +44,7 @@ pub struct Options {
     comment: String,
     factory: bool,
     rescue: bool,
+    overwrite: bool,
     disk: Option<OsString>,
     taking: Taking,
     streaming: Streaming,
@@ -58,6 +60,7 @@ pub fn parse(mut args: Args) -> Result<Options> {
         comment: String::new(),
         factory: false,
         rescue: false,
+        overwrite: false,
         disk: None,
         taking: Taking::default(),
         streaming: Streaming::default(),
@@ -83,6 +86,7 @@ fn option(options: &mut Options, args: &mut Args, name: &str) -> Result<()> {
         "--keep" => options.keep = Some(args.parsed(keep, "a number from 1 to 9999")?),
         "--comment" => options.comment = args.parsed(comment, "a text of at most 1024 bytes")?,
         "--factory" => options.factory = true,
+        "--overwrite" => options.overwrite = true,
         "--rescue" => options.rescue = true,
         "--disk" => options.disk = Some(args.value()?),
         _ if options.taking.option(args, name)? => {}
@@ -313,6 +317,21 @@ fn create(options: &Options, start: Instant) -> Result<Done> {
         .map(|(name, source)| (name.as_str(), source.as_os_str()))
         .collect();
     let mut sources = options::prepare_all(&system, &named, options.taking.wishes, quiet)?;
+    if let Some((what, source)) = sources.iter().find_map(|source| {
+        let cut = source
+            .as_it_is
+            .as_ref()
+            .filter(|_| source.filesystem != "unknown");
+        Some((cut?, source))
+    }) {
+        return Err(Error::refused(format_args!(
+            "{}: {what}; a snapshot of it would not be taken back: floe dump --whole copies it as it is",
+            source.name
+        )));
+    }
+    if let (Place::File(path), false) = (&place, options.overwrite) {
+        image::check_replaceable(path)?;
+    }
     let disk = match &options.disk {
         Some(name) => Some(recorded::take(&system, name, quiet)?),
         None => None,
@@ -373,6 +392,7 @@ fn create(options: &Options, start: Instant) -> Result<Done> {
         quiet,
         progress: Progress::new(quiet, options.common.progress),
         emptying,
+        output: sink.shown.clone(),
     };
     let mut capture = Capture::new(sources, engine, options.taking.wishes)?;
     if part.is_none() {
@@ -388,7 +408,9 @@ fn create(options: &Options, start: Instant) -> Result<Done> {
         figures.emptied.notes().iter().for_each(report::line);
     }
     let retired = match (&store, options.keep) {
-        (Some(store), Some(keep)) => store.retire(&snapshot.host, keep, archive::class)?,
+        (Some(store), Some(keep)) => store.retire(&snapshot.host, keep, |path| {
+            archive::class(path, Some(&snapshot))
+        })?,
         _ => Vec::new(),
     };
     let written_bytes = totals

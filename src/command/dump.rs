@@ -12,9 +12,11 @@ use crate::cli::{Args, Common, Item};
 use crate::error::{Error, Fault, Result};
 use crate::fs::Coverage;
 use crate::mounts::{DevId, System};
+use crate::put::image;
 use crate::report::Told;
 use crate::report::{self, Bytes, JsonObject, Progress, Span, hex};
 use crate::signals::Signals;
+use crate::stream::gzip;
 use crate::stream::output::leaves_holes;
 use crate::stream::output::{GzipEmitter, Output, RawEmitter, Totals, TotalsCell};
 use crate::stream::partfile::PartFile;
@@ -34,6 +36,8 @@ pub struct Options {
     pub raw: bool,
     /// `--sha256`: the report of a raw stream has its SHA-256 too.
     pub sha256: bool,
+    /// `--overwrite`: FILE may be something else than an image.
+    pub overwrite: bool,
     /// How the source is read and held.
     pub taking: Taking,
     /// How the stream is made.
@@ -50,6 +54,7 @@ impl Options {
             output: None,
             raw: false,
             sha256: false,
+            overwrite: false,
             taking: Taking::default(),
             streaming: Streaming::default(),
             common: Common::default(),
@@ -80,6 +85,11 @@ pub fn parse(mut args: Args) -> Result<Options> {
                 }
                 "--compress" => options.raw = args.parsed(options::compression, "gzip or none")?,
                 "--sha256" => options.sha256 = true,
+                "--overwrite" => options.overwrite = true,
+                "--fs-path" => {
+                    options.taking.wishes.fs_path = true;
+                    source = Some(args.value()?);
+                }
                 name if options.taking.option(&mut args, name)? => {}
                 name if options.streaming.option(&mut args, name)? => {}
                 _ => return Err(args.unknown(name)),
@@ -192,6 +202,15 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
         .taking
         .wanted
         .emptying(std::slice::from_ref(&prepared))?;
+    if let (Some(what), true, false) = (&prepared.as_it_is, options.raw, quiet) {
+        report::line(format_args!(
+            "{}: {what}; restore and verify take its raw image with --any-content",
+            prepared.name
+        ));
+    }
+    if let (Some(path), false) = (&options.output, options.overwrite) {
+        image::check_replaceable(path)?;
+    }
     let mut part = match &options.output {
         Some(path) => Some(PartFile::create(path)?),
         None => None,
@@ -216,10 +235,11 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
             .streaming
             .settings(&options.common, options.raw, &ready, &sources, part_path)?;
     let totals = TotalsCell::default();
-    let emit = emitter(options, sink, counters, &totals, &ready.signals)?;
     let Some(prepared) = sources.first() else {
         return Err(Error::failed("floe: internal: no source"));
     };
+    let as_it_is = prepared.as_it_is.is_some();
+    let emit = emitter(options, sink, counters, &totals, &ready.signals, as_it_is)?;
     let (name, shown) = (prepared.name.clone(), prepared.shown.clone());
     let (filesystem, consistent) = (prepared.filesystem, prepared.consistent());
     let size_bytes = prepared.size_bytes;
@@ -232,6 +252,10 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
         quiet,
         progress: Progress::new(quiet, options.common.progress),
         emptying,
+        output: match &options.output {
+            Some(path) => path.display().to_string(),
+            None => "stdout".into(),
+        },
     };
     let mut capture = Capture::new(sources, engine, wishes)?;
     if options.output.is_none() {
@@ -301,6 +325,7 @@ fn emitter(
     counters: &'static Counters,
     totals: &TotalsCell,
     signals: &Signals,
+    as_it_is: bool,
 ) -> Result<Box<dyn Emit>> {
     let totals = Arc::clone(totals);
     if options.raw {
@@ -310,7 +335,11 @@ fn emitter(
     }
     wait_writable(&sink, options.streaming.wait_sink, signals)?;
     let output = Output::new(sink, counters, options.hashes());
-    match GzipEmitter::new(output, totals) {
+    let header = match as_it_is {
+        true => &gzip::HEADER_AS_IT_IS[..],
+        false => &gzip::HEADER,
+    };
+    match GzipEmitter::with_header(output, header, totals) {
         Ok(emitter) => Ok(Box::new(emitter)),
         Err(problem) => Err(options::early("stdout", problem)),
     }

@@ -93,7 +93,7 @@ fn get(name: &str) -> Result<(PathBuf, Sums)> {
     let found = match name {
         "latest" => {
             let mut newest = store::snapshots(&folder)?.into_iter().rev();
-            newest.find(|(_, path)| matches!(archive::class(path), Class::Good | Class::Kept))
+            newest.find(|(_, path)| matches!(archive::class(path, None), Class::Good | Class::Kept))
         }
         name => {
             let mut all = store::snapshots(&folder)?.into_iter();

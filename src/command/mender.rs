@@ -65,7 +65,10 @@ fn parse(words: &[&str], arguments: Vec<OsString>) -> Result<Asked> {
                 None => return Err(args.surplus(&value)),
             },
             Item::Option(name) => match name {
-                "--source" | "--fs-path" => options.source = args.value()?,
+                "--source" | "--fs-path" => {
+                    options.source = args.value()?;
+                    options.taking.wishes.fs_path = true;
+                }
                 "--compression" => options.raw = compression(&args.text()?)?,
                 "--data" => data = Some(args.path()?),
                 // What concerns only the client's other work.

@@ -1,5 +1,7 @@
 //! `floe restore`: an image onto a device or into a file, or the entries of a snapshot onto theirs.
 
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -7,12 +9,11 @@ use crate::cli::{Args, Item};
 use crate::config::pairs::split_pair;
 use crate::error::{Error, NOTHING_WRITTEN, Result};
 use crate::put::grow;
-use crate::put::image::{self, Image, Opened};
-use crate::put::job::{self, Job, Options, Shared, figures, last_line, left_alone, supervise};
-use crate::put::target::{Chosen, Overwrite};
-use crate::report::ReportFile;
+use crate::put::image::{Any, Image, Opened};
+use crate::put::job::{Job, Options, Shared, figures, last_line, left_alone, supervise};
+use crate::put::target::{Chosen, Overwrite, is_tag};
+use crate::report::{self, ReportFile};
 use crate::snapshot::{MAX_IMAGES, unpack};
-use crate::stream::copy::Ended;
 use crate::stream::image::Format;
 use crate::stream::target::Target;
 use crate::units::to_u64;
@@ -21,6 +22,7 @@ use crate::units::to_u64;
 pub fn parse(mut args: Args) -> Result<Options> {
     let (mut image, mut targets) = (None, Vec::new());
     let (mut force, mut disk) = (false, None);
+    let (mut any, mut unchecked) = (Any::No, false);
     let mut overwrite = Overwrite::Refused;
     let (mut verify, mut skip_free, mut grow) = (false, false, false);
     while let Some(item) = args.next_item()? {
@@ -33,6 +35,8 @@ pub fn parse(mut args: Args) -> Result<Options> {
                 "--verify" => verify = true,
                 "--skip-free" => skip_free = true,
                 "--force" => force = true,
+                "--any-content" => any = Any::Yes,
+                "--no-check" => unchecked = true,
                 "--grow" => grow = true,
                 "--disk" => disk = Some(args.value()?),
                 _ => return Err(args.unknown(name)),
@@ -50,6 +54,8 @@ pub fn parse(mut args: Args) -> Result<Options> {
             (0, None) => return Err(args.missing("the TARGET")),
             _ => targets,
         },
+        any,
+        unchecked,
         force,
         grow,
         disk,
@@ -58,6 +64,29 @@ pub fn parse(mut args: Args) -> Result<Options> {
         skip_free,
         common: args.common,
     })
+}
+
+/// A device as IMAGE and an image file as TARGET are the wrong way round: writing would destroy the image.
+fn check_order(options: &Options) -> Result<()> {
+    let [target] = options.targets.as_slice() else {
+        return Ok(());
+    };
+    let meta = |path: &std::ffi::OsString| std::fs::metadata(path).ok();
+    let is_device = meta(&options.image).is_some_and(|meta| meta.file_type().is_block_device());
+    let is_file = meta(target).is_some_and(|meta| meta.is_file() && meta.len() > 0);
+    if !is_device || !is_file {
+        return Ok(());
+    }
+    let is_image = Opened::open(target)
+        .is_ok_and(|opened| opened.format != Format::Raw || Image::read(opened, Any::No).is_ok());
+    if !is_image {
+        return Ok(());
+    }
+    let (image, target) = (options.image.display(), target.display());
+    Err(Error::refused(format_args!(
+        "{target}: is an image, and would be written over with what is on {image}; to write the image: floe restore {target} {image}; to make an image of {image}: floe dump {image} -o FILE"
+    ))
+    .leaving(NOTHING_WRITTEN))
 }
 
 /// Runs the verb.
@@ -77,6 +106,7 @@ pub fn run(options: Options) -> Result<()> {
         )));
     }
     let nothing = |error: Error| error.leaving(NOTHING_WRITTEN);
+    check_order(&options)?;
     let opened = Opened::open(&options.image).map_err(nothing)?;
     if opened.format == Format::Zip {
         return unpack::run(&options, opened, Vec::new(), report.as_mut(), start);
@@ -90,23 +120,20 @@ pub fn run(options: Options) -> Result<()> {
             )));
         }
     };
-    let opened = Image::read(opened).map_err(nothing)?;
+    if let Some((name, path)) = split_pair(&target)
+        && !Path::new(&target).exists()
+        && !is_tag(&target)
+    {
+        return Err(Error::usage(format_args!(
+            "restore: {} is no snapshot, and has no entry '{name}': the TARGET is {} alone",
+            opened.subject,
+            path.display()
+        )));
+    }
+    let opened = Image::read(opened, options.any).map_err(nothing)?;
     let chosen = Chosen::find(&target, &opened.file)?;
     let known = opened.reader.length_bytes().unwrap_or(0);
     let least = opened.content.least_bytes();
-    if opened
-        .reader
-        .length_bytes()
-        .is_some_and(|length| length < least)
-    {
-        let ended = Ended {
-            size_bytes: known,
-            crc32: 0,
-            input_bytes: 0,
-        };
-        image::check_end(&opened.subject, &opened.content, &ended)
-            .map_err(|e| e.leaving(NOTHING_WRITTEN))?;
-    }
     chosen.check_size(known.max(least).max(to_u64(opened.head().len())))?;
     chosen.check_content(options.overwrite)?;
     let content = &opened.content;
@@ -118,8 +145,14 @@ pub fn run(options: Options) -> Result<()> {
         }
         false => None,
     };
+    chosen.check_sectors(&opened.content)?;
+    if !options.unchecked && !opened.check_beforehand().map_err(nothing)? && !options.common.quiet {
+        report::line(format_args!(
+            "{}: cannot be read twice: that all of it is right is known only at its end, after the target was written",
+            opened.subject
+        ));
+    }
     let (path, device) = chosen.into_device()?;
-    job::check_sectors(&opened.content, &path, &device)?;
     let left = left_alone(&options, &path, &device)?;
     let input_length = opened.reader.input_length_bytes();
     let (facts, reader) = opened.into_parts();
@@ -129,6 +162,7 @@ pub fn run(options: Options) -> Result<()> {
         name: path.display().to_string(),
         verify: options.verify,
         left,
+        fills: options.grow,
         facts,
         shared: Arc::clone(&shared),
     };

@@ -9,16 +9,18 @@ use std::io::Read;
 use std::path::Path;
 
 use crate::cli::{Args, Common, Item};
+use crate::content::foreign;
 use crate::device::{Device, ReadAt};
 use crate::error::{Error, Fault, Result};
 use crate::fs::{self, Coverage, Identity, Kind, Still, UsedMap, Walk};
-use crate::mounts::{Holding, Source, System};
-use crate::put::image::{Content, Image, image_error};
+use crate::mounts::{Holding, Means, Source, System};
+use crate::put::image::{Any, Content, Image};
 use crate::report::{self, Bytes, JsonObject, ReportFile, json_list};
 use crate::snapshot::kept::Kept;
-use crate::stream::image::Format;
+use crate::stream::artifact::Labels;
+use crate::stream::image::{Format, LOOK_BYTES};
 use crate::take::identity::Found;
-use crate::units::BlockSize;
+use crate::units::{BlockSize, to_u64, to_usize};
 use crate::utc::Utc;
 
 /// What was asked for.
@@ -110,6 +112,9 @@ struct Facts {
     used_bytes: Option<u64>,
     mounted_at: Vec<String>,
     dump: Option<Dump>,
+    artifact: Option<Labels>,
+    /// What another program made of it, where it is no image.
+    foreign: Option<&'static str>,
 }
 
 /// What a dump would read.
@@ -123,20 +128,28 @@ struct Dump {
 fn look(name: &OsStr) -> Result<Facts> {
     let path = Path::new(name);
     if packed(path)?.is_some() {
-        let image = Image::open(name)?;
+        let image = Image::open(name, Any::Yes)?;
         let identity = image.content.identity.as_ref();
+        let what = foreign(image.head()).filter(|_| image.content.is_empty());
         return Ok(Facts {
+            foreign: what,
             used_bytes: identity.and_then(|found| found.used_bytes),
             path: image.subject,
             kind: "image",
             format: Some(image.reader.format()),
+            artifact: image.artifact,
             content: image.content,
             ..Facts::default()
         });
     }
-    let source = System::look()?.resolve(name)?;
+    let source = System::look()?.resolve_as(name, Means::Bytes)?;
     let fail = |fault| Error::fault(source.shown.display(), fault);
     let content = Content::probe(&source.device).map_err(fail)?;
+    let mut first = [0u8; LOOK_BYTES];
+    let length = source.device.size_bytes().min(to_u64(LOOK_BYTES));
+    let first = first.get_mut(..to_usize(length)).unwrap_or_default();
+    let is_foreign = source.dev.is_none() && content.is_empty();
+    source.device.read_at(0, first).map_err(fail)?;
     let mut facts = Facts {
         path: path.display().to_string(),
         kind: kind_of(path, &source),
@@ -144,6 +157,7 @@ fn look(name: &OsStr) -> Result<Facts> {
         device: source.dev.map(|_| source.shown.display().to_string()),
         size_bytes: Some(source.device.size_bytes()),
         used_bytes: content.identity.as_ref().and_then(|found| found.used_bytes),
+        foreign: foreign(first).filter(|_| is_foreign),
         ..Facts::default()
     };
     match &source.holding {
@@ -186,13 +200,13 @@ fn packed(path: &Path) -> Result<Option<Format>> {
     let subject = path.display().to_string();
     let mut first = Vec::new();
     File::open(path)
-        .and_then(|file| file.take(6).read_to_end(&mut first))
+        .and_then(|file| file.take(to_u64(LOOK_BYTES)).read_to_end(&mut first))
         .map_err(|error| {
             let mut fault = Fault::short("read");
             fault = fault.with_errno(error.raw_os_error());
             Error::fault(&subject, fault)
         })?;
-    let format = Format::recognise(&first).map_err(|fault| image_error(&subject, fault))?;
+    let format = Format::recognise(&first);
     Ok(Some(format).filter(|format| *format != Format::Raw))
 }
 
@@ -251,6 +265,12 @@ impl Facts {
         self.size_bytes.or((least > 0).then_some(least))
     }
 
+    /// What is wrong with the partition table.
+    fn table_doubt(&self) -> Option<Fault> {
+        let doubt = self.content.table.as_ref().and_then(|table| table.doubt);
+        self.content.damaged.or(doubt)
+    }
+
     /// Whether the kernel can freeze it when it is mounted.
     fn can_freeze(&self) -> bool {
         self.content.identity.as_ref().is_some_and(|found| {
@@ -299,6 +319,15 @@ impl Facts {
         let doubt = dump.and_then(|dump| dump.doubt);
         let doubt = doubt.map(|doubt| doubt.to_string());
         maybe_str(out, "doubt", doubt.as_deref());
+        let wrong = self.table_doubt().map(|doubt| doubt.to_string());
+        maybe_str(out, "partition_table_doubt", wrong.as_deref());
+        let artifact = self.artifact.as_ref();
+        let name = artifact.map(|labels| labels.name.as_str());
+        maybe_str(out, "artifact_name", name);
+        if let Some(labels) = artifact {
+            out.raw("device_types", &json_list(&labels.device_types));
+            out.str("payload", &labels.payload);
+        }
         object
     }
 
@@ -319,13 +348,24 @@ impl Facts {
         );
         row("device", self.device.clone().unwrap_or_default());
         row("size", maybe(self.whole_bytes()));
-        if let Some(table) = &self.content.table {
-            row("table", table.scheme.name().into());
+        match (&self.content.table, self.table_doubt()) {
+            (Some(table), None) => row("table", table.scheme.name().into()),
+            (_, Some(doubt)) => row(
+                "table",
+                format!("{}, damaged: {doubt}", self.content.name()),
+            ),
+            (None, None) => {}
+        }
+        if let Some(labels) = &self.artifact {
+            row("artifact", labels.name.clone());
+            row("for", labels.device_types.join(", "));
+            row("payload", labels.payload.clone());
         }
         row("mounted at", self.mounted_at.join(", "));
         let Some(found) = &self.content.identity else {
             if self.content.is_empty() {
-                row("filesystem", "none that is known".into());
+                let what = self.foreign.map(|what| format!("none; it is {what}"));
+                row("filesystem", what.unwrap_or("none that is known".into()));
             }
             return out;
         };

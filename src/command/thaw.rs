@@ -63,10 +63,10 @@ pub fn parse(mut args: Args) -> Result<Options> {
 /// Runs the verb.
 pub fn run(options: Options) -> Result<()> {
     let quiet = options.common.quiet;
-    let system = System::look()?;
+    // A path is enough of itself: the way out must not need /proc.
     let places = match &options.path {
-        None => everything(&system, quiet),
-        Some(path) => one(&system, path)?.into_iter().collect(),
+        None => everything(&System::look()?, quiet),
+        Some(path) => one(path)?.into_iter().collect(),
     };
     let thawed = thaw(places, options.path.is_none())?;
     if thawed == 0 && !quiet {
@@ -127,7 +127,7 @@ fn thaw(places: Vec<Place>, all: bool) -> Result<usize> {
 }
 
 /// What a PATH means; `None` for a device that nothing uses, on which nothing can be frozen.
-fn one(system: &System, name: &OsStr) -> Result<Option<Place>> {
+fn one(name: &OsStr) -> Result<Option<Place>> {
     let path = Path::new(name);
     let fault = |what| move |errno| Error::fault(path.display(), Fault::io(what, errno));
     let tag = [&b"LABEL="[..], b"UUID=", b"PARTLABEL=", b"PARTUUID="];
@@ -135,17 +135,18 @@ fn one(system: &System, name: &OsStr) -> Result<Option<Place>> {
         .iter()
         .any(|tag| name.as_encoded_bytes().starts_with(tag))
     {
+        let system = System::look()?;
         let named = system.target(name)?;
         return named
             .dev
-            .map_or(Ok(None), |dev| device(system, dev, &named.shown));
+            .map_or(Ok(None), |dev| device(&system, dev, &named.shown));
     }
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let stat = rustix::fs::open(path, flags, Mode::empty())
         .and_then(rustix::fs::fstat)
         .map_err(fault("open"))?;
     match FileType::from_raw_mode(stat.st_mode) {
-        FileType::BlockDevice => device(system, DevId::from_raw(stat.st_rdev), path),
+        FileType::BlockDevice => device(&System::look()?, DevId::from_raw(stat.st_rdev), path),
         FileType::Directory | FileType::RegularFile => {
             let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
             let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(fault("open"))?;

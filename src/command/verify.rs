@@ -4,7 +4,7 @@ use std::ffi::OsString;
 
 use crate::cli::{Args, Common, Item};
 use crate::error::Result;
-use crate::put::image::{self, Image, Opened};
+use crate::put::image::{self, Any, Image, Opened};
 use crate::report::{self, Bytes, JsonObject, ReportFile};
 use crate::snapshot::archive::Bundle;
 use crate::stream::copy::{BUFFER_BYTES, Ended};
@@ -14,21 +14,25 @@ use crate::units::to_u64;
 /// What was asked for.
 pub struct Options {
     path: OsString,
+    any: Any,
     common: Common,
 }
 
 /// Reads the command line.
 pub fn parse(mut args: Args) -> Result<Options> {
     let mut path = None;
+    let mut any = Any::No;
     while let Some(item) = args.next_item()? {
         match item {
             Item::Value(value) if path.is_none() => path = Some(value),
             Item::Value(value) => return Err(args.surplus(&value)),
+            Item::Option("--any-content") => any = Any::Yes,
             Item::Option(name) => return Err(args.unknown(name)),
         }
     }
     Ok(Options {
         path: path.ok_or_else(|| args.missing("the FILE to verify"))?,
+        any,
         common: args.common,
     })
 }
@@ -42,9 +46,8 @@ pub fn run(options: Options) -> Result<()> {
     if opened.format == Format::Zip {
         return snapshot(opened, &options, report.as_mut(), start);
     }
-    let mut found = Image::read(opened)?;
+    let mut found = Image::read(opened, options.any)?;
     let ended = image::read_all(&mut found)?;
-    image::check_end(&found.subject, &found.content, &ended)?;
     let total_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
     if let Some(file) = &mut report {
         let mut object = JsonObject::new();
@@ -115,11 +118,19 @@ fn line(found: &Image, ended: &Ended) -> String {
         ended.size_bytes,
         found.content.name(),
     );
+    if let Some(labels) = &found.artifact {
+        text.push_str(&format!(
+            ", {} of artifact {} for {}",
+            labels.payload,
+            labels.name,
+            labels.device_types.join(" ")
+        ));
+    }
     if format == Format::Gzip {
         text.push_str(&format!(", {} packed", Bytes(ended.input_bytes)));
     }
     text.push_str(&format!(", crc32 {:08x}", ended.crc32));
-    if found.content.is_empty() && format == Format::Raw {
+    if found.content.is_empty() {
         text.push_str("; nothing in it says how long it should be");
     }
     text.push('\n');

@@ -89,6 +89,7 @@ fn probe(device: &dyn ReadAt) -> Result<Option<Identity>, Fault> {
         kind: Kind::Erofs,
         size_bytes,
         block_bytes: block.bytes(),
+        max_sector_bytes: block.bytes(),
         used_bytes: Some(size_bytes).filter(|size| *size != 0),
         uuid: uuid_text(&sb.uuid),
         label: text(&sb.volume_name),

@@ -310,6 +310,7 @@ fn probe(device: &dyn ReadAt) -> Result<Option<Identity>, Fault> {
         kind: volume.width.kind(),
         size_bytes: volume.size_bytes,
         block_bytes: volume.unit_bytes(),
+        max_sector_bytes: volume.sector_bytes,
         used_bytes: used_by_info(device, &volume)?,
         uuid,
         label,

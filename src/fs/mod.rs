@@ -92,6 +92,8 @@ pub struct Identity {
     pub size_bytes: u64,
     /// Allocation block in bytes (cluster for FAT and bigalloc stays apart: this is the map's smallest unit).
     pub block_bytes: u32,
+    /// Largest sector of a device that it can be mounted from, in bytes.
+    pub max_sector_bytes: u32,
     /// Used bytes as the superblock counts them, where it does.
     pub used_bytes: Option<u64>,
     /// UUID (or serial number) as the field prints it; empty where there is none.

@@ -50,6 +50,7 @@ fn found(kind: Kind, superblock: u64, length_bytes: u64) -> Identity {
         kind,
         size_bytes: 0,
         block_bytes: 4096,
+        max_sector_bytes: 4096,
         used_bytes: None,
         uuid: String::new(),
         label: String::new(),
@@ -229,6 +230,7 @@ fn exfat(device: &dyn ReadAt) -> Result<Option<Identity>, Fault> {
         let mut identity = found(Kind::Exfat, 0, 512);
         let sector = 1u64 << boot.sector_log;
         identity.size_bytes = boot.volume_sectors.saturating_mul(sector);
+        identity.max_sector_bytes = 1 << boot.sector_log;
         let (high, low) = (boot.serial >> 16, boot.serial & 0xffff);
         let _ = write!(identity.uuid, "{high:04X}-{low:04X}");
         identity
@@ -346,6 +348,7 @@ fn nilfs2(device: &dyn ReadAt) -> Result<Option<Identity>, Fault> {
         identity.superblock.length_bytes = 1024;
         let block = 1024u32 << sb.s_log_block_size;
         identity.block_bytes = block;
+        identity.max_sector_bytes = block;
         identity.size_bytes = sb.s_dev_size;
         let free = sb.s_free_blocks_count.saturating_mul(u64::from(block));
         identity.used_bytes = sb.s_dev_size.checked_sub(free);

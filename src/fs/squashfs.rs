@@ -107,6 +107,8 @@ fn probe(device: &dyn ReadAt) -> Result<Option<Identity>, Fault> {
         kind: Kind::Squashfs,
         size_bytes: sb.map_or(0, |sb| sb.bytes_used),
         block_bytes: 1024,
+        // Read in whatever blocks the device has (sb_min_blocksize in fs/squashfs/super.c).
+        max_sector_bytes: 4096,
         used_bytes: sb.map(|sb| sb.bytes_used),
         uuid: String::new(),
         label: String::new(),

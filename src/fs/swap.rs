@@ -86,6 +86,7 @@ fn probe(device: &dyn ReadAt) -> Result<Option<Identity>, Fault> {
         kind: Kind::Swap,
         size_bytes: area.pages * u64::from(area.page_bytes),
         block_bytes: area.page_bytes,
+        max_sector_bytes: 4096,
         used_bytes: None,
         uuid: uuid_text(&area.uuid),
         label: text(&area.label),

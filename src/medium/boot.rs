@@ -188,6 +188,7 @@ impl Boot {
             name: part.name.as_str().into(),
             attributes: part.attributes,
             what: "as on the original".into(),
+            is_filled: false,
         };
         self.kept.iter().map(slot).collect()
     }

@@ -48,6 +48,8 @@ struct Slot {
     name: String,
     attributes: u64,
     what: String,
+    /// A source is written into it, to its end.
+    is_filled: bool,
 }
 
 /// A disk that is laid out anew.
@@ -218,21 +220,16 @@ impl Medium {
     }
 
     fn write(&mut self) -> std::result::Result<(), Fault> {
+        // Nothing old stays where nothing was written: between the partitions, in swap, under what mkfs leaves free.
+        let filled = self.slots.iter().filter(|slot| slot.is_filled);
+        let filled = filled.map(|slot| slot.extent).collect();
+        for extent in crate::ptable::gaps(filled, self.target.size_bytes()) {
+            zero(&mut self.target, extent)?;
+        }
         if let Some(slot) = self.slots.iter().find(|slot| slot.role == Some(Role::Swap)) {
             let extent = slot.extent;
             let header = swap_header(extent.length_bytes)?;
             self.target.device().write_at(extent.offset, &header)?;
-        }
-        if let Some(slot) = self.slots.iter().find(|slot| slot.role == Some(Role::Data)) {
-            // Nothing old is to be recognised until mkfs has run.
-            let head = slot.extent.length_bytes.min(1 << 20);
-            if self.mkfs.is_some() {
-                let extent = Extent {
-                    offset: slot.extent.offset,
-                    length_bytes: head,
-                };
-                zero(&mut self.target, extent)?;
-            }
         }
         if let Some(boot) = &self.boot {
             boot.copy_area(&mut self.target)?;
@@ -345,6 +342,7 @@ fn slot(
         uuid: random_guid()?,
         name: role.name().into(),
         attributes: 0,
+        is_filled: source.is_some(),
         what,
     };
     if scheme == Scheme::Mbr && role == Role::Boot {

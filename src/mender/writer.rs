@@ -315,7 +315,10 @@ impl Maker {
 
     fn problem(&self, problem: Problem) -> Error {
         match problem {
-            Problem::ClosedPipe => Error::silent(Exit::Failed),
+            Problem::ClosedPipe => {
+                Error::failed(format_args!("{}: the reader closed the pipe", self.shown))
+                    .leaving("the artifact is incomplete")
+            }
             Problem::Read(_, fault) | Problem::Write(fault) | Problem::Internal(fault) => {
                 self.output_error(fault)
             }

@@ -22,7 +22,7 @@ use std::sync::OnceLock;
 
 use crate::error::{ErrnoText, Error, NOTHING_WRITTEN, Result};
 pub use node::{mount_kernel, private_file};
-pub use resolve::{Holding, Mounted, Source, Stacked};
+pub use resolve::{Holding, Means, Mounted, Source, Stacked};
 pub use sysfs::{Layer, Media, Partition};
 pub use table::{Mount, Table};
 pub use uses::{Named, SwapFile, Use, Why, is_mirror};

@@ -2,7 +2,8 @@
 //! an exclusive hold, or nothing for an image file).
 //!
 //! The rule for a regular file: one whose content is recognised (a filesystem, a partition table, swap, LUKS …) is an image and
-//! is itself the source; any other file, like a directory, means the filesystem it lies on. A path is opened before anything is
+//! is itself the source; any other file is refused, because its own bytes or the filesystem it lies on may have been meant ([`Means`]);
+//! a directory means the filesystem it lies on. A path is opened before anything is
 //! concluded from it, and everything after that is asked of the descriptor, so that covered mount points, bind mounts and
 //! mount points with odd names cannot lead elsewhere.
 
@@ -20,6 +21,18 @@ use crate::mounts::node::mount_once_more;
 use crate::mounts::table::decimal;
 use crate::mounts::{DevId, Mount, System, Table, refuse, tags};
 use crate::sys::identity::{BtrfsInfo, btrfs_info};
+
+/// What a regular file as SOURCE means.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Means {
+    /// An image, or it is refused: either of the others may have been meant.
+    #[default]
+    Source,
+    /// The filesystem it lies on.
+    Filesystem,
+    /// Its own bytes, whatever they are.
+    Bytes,
+}
 
 /// What was found behind a SOURCE, opened.
 #[derive(Debug)]
@@ -106,6 +119,11 @@ impl System {
     /// Finds and opens what `name` means: a directory or file on a mounted filesystem, a block device, an image file, or
     /// `LABEL= UUID= PARTLABEL= PARTUUID=`. Opens devices for reading only.
     pub fn resolve(&self, name: &OsStr) -> Result<Source> {
+        self.resolve_as(name, Means::Source)
+    }
+
+    /// The same, where it was said what a regular file means.
+    pub fn resolve_as(&self, name: &OsStr, means: Means) -> Result<Source> {
         if let Some(tag) = tags::Tag::parse(name) {
             let dev = self.find_tag(&tag)?;
             return self.resolve_device(name, dev);
@@ -113,13 +131,16 @@ impl System {
         let path = Path::new(name);
         // The name that a kernel without an initramfs gives its root; hardly ever a node.
         if path == Path::new("/dev/root") && !path.exists() {
-            return self.resolve(OsStr::new("/"));
+            return self.resolve_as(OsStr::new("/"), means);
         }
         let (fd, stat) = self.open_path(path)?;
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::BlockDevice => self.resolve_device(name, DevId::from_raw(stat.st_rdev)),
             FileType::Directory => self.resolve_mounted(name, reopen(&fd, path)?),
-            FileType::RegularFile => match self.image(path, &stat)? {
+            FileType::RegularFile if means == Means::Filesystem => {
+                self.resolve_mounted(name, reopen(&fd, path)?)
+            }
+            FileType::RegularFile => match self.image(path, &stat, means)? {
                 Some(device) => Ok(Source {
                     name: name.to_owned(),
                     shown: path.to_owned(),
@@ -128,7 +149,10 @@ impl System {
                     holding: Holding::ImageFile,
                     moving: None,
                 }),
-                None => self.resolve_mounted(name, reopen(&fd, path)?),
+                None => Err(Error::refused(format_args!(
+                    "{0}: is a file, and no image that is known; for the filesystem it lies on: floe dump --fs-path {0}; for the file itself, whatever is in it: floe dump --whole {0}",
+                    path.display()
+                ))),
             },
             other => Err(Error::refused(format_args!(
                 "{}: is a {}; name a directory, a block device or an image file",
@@ -155,10 +179,10 @@ impl System {
     }
 
     /// The file as an image, if its content is one. An image that a busy loop device shows is refused: it changes below us.
-    fn image(&self, path: &Path, stat: &Stat) -> Result<Option<Device>> {
+    fn image(&self, path: &Path, stat: &Stat, means: Means) -> Result<Option<Device>> {
         let fault = |fault| Error::fault(path.display(), fault);
         let device = Device::open(path, Access::Read).map_err(fault)?;
-        if !tags::is_image(&device).map_err(fault)? {
+        if means != Means::Bytes && !tags::is_image(&device).map_err(fault)? {
             return Ok(None);
         }
         for dev in self.loops_over(stat) {

@@ -72,6 +72,22 @@ pub(super) fn has_header(device: &dyn ReadAt, sector_bytes: u32) -> Result<bool,
     Ok(bytes == *SIGNATURE)
 }
 
+/// Whether `tail`, the end of a disk of `size_bytes`, is a backup header that says so: with sectors of 512 bytes or 4096.
+pub fn ends_with_backup(tail: &[u8], size_bytes: u64) -> bool {
+    [512u64, 4096].into_iter().any(|sector| {
+        let begin = tail.len().checked_sub(to_usize(sector));
+        let bytes = begin.and_then(|begin| tail.get(begin..));
+        let lba = (size_bytes / sector).checked_sub(1);
+        let (Some(bytes), Some(lba)) = (bytes, lba.filter(|_| size_bytes.is_multiple_of(sector)))
+        else {
+            return false;
+        };
+        Header::parse(bytes).is_some_and(|header| {
+            header.signature == *SIGNATURE && check_header(&header, bytes, lba).is_ok()
+        })
+    })
+}
+
 /// Reads and checks the copy whose header is at `lba`.
 fn read_copy(device: &dyn ReadAt, sector: u64, lba: u64) -> Result<Copy, Fault> {
     let offset = lba

@@ -94,25 +94,10 @@ pub struct Table {
 impl Table {
     /// Everything from the start to `size_bytes` that no partition covers, ascending: tables, boot loaders, free space.
     pub fn gaps(&self, size_bytes: u64) -> Vec<Extent> {
-        let mut extents: Vec<Extent> = self.partitions.iter().map(|p| p.extent).collect();
-        units::sort(&mut extents, |a, b| a < b);
-        let mut gaps = Vec::with_capacity(extents.len() + 1);
-        let mut from = 0;
-        let end = Extent {
-            offset: size_bytes,
-            length_bytes: 0,
-        };
-        for extent in extents.iter().chain([&end]) {
-            let start = extent.offset.min(size_bytes);
-            if start > from {
-                gaps.push(Extent {
-                    offset: from,
-                    length_bytes: start - from,
-                });
-            }
-            from = from.max(extent.end());
-        }
-        gaps
+        gaps(
+            self.partitions.iter().map(|p| p.extent).collect(),
+            size_bytes,
+        )
     }
 
     /// The partition with this PARTUUID (in either case).
@@ -152,6 +137,28 @@ impl Table {
             end = end.max(extent.end());
         }
     }
+}
+
+/// Everything from the start to `size_bytes` that none of `extents` covers, ascending.
+pub fn gaps(mut extents: Vec<Extent>, size_bytes: u64) -> Vec<Extent> {
+    units::sort(&mut extents, |a, b| a < b);
+    let mut gaps = Vec::with_capacity(extents.len() + 1);
+    let mut from = 0;
+    let end = Extent {
+        offset: size_bytes,
+        length_bytes: 0,
+    };
+    for extent in extents.iter().chain([&end]) {
+        let start = extent.offset.min(size_bytes);
+        if start > from {
+            gaps.push(Extent {
+                offset: from,
+                length_bytes: start - from,
+            });
+        }
+        from = from.max(extent.end());
+    }
+    gaps
 }
 
 /// Reads the partition table of a disk with sectors of `sector_bytes`: a GPT behind a protective MBR, or an MBR.

@@ -4,101 +4,29 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::IsTerminal;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::Path;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{FileType, Mode, OFlags, SeekFrom};
 
-use crate::device::ReadAt;
 use crate::error::{Error, Exit, Fault, FaultKind, Result};
-use crate::fs::{self, Identity};
-use crate::ptable::{self, Scheme, Table};
+use crate::stream::artifact::{self, Labels};
 use crate::stream::copy::{BUFFER_BYTES, Ended};
 use crate::stream::image::Piece;
-use crate::stream::image::{Format, ImageReader};
+use crate::stream::image::{Format, ImageReader, LOOK_BYTES};
 use crate::stream::input::Input;
 use crate::sys::ioctl;
 use crate::sys::memory::Pages;
 use crate::units::to_u64;
 
-/// How much of the beginning is held, in bytes: every first superblock and partition table floe knows lies in it.
-pub const HEAD_BYTES: usize = 1 << 20;
+pub use crate::content::{Content, HEAD_BYTES, Head};
 
 /// How long a pipe with a name may stay without a byte at first.
 const FIFO_PATIENCE: Timespec = Timespec {
     tv_sec: 60,
     tv_nsec: 0,
 };
-
-/// What stands at the beginning of a device or image.
-#[derive(Clone, Debug, Default)]
-pub struct Content {
-    /// The filesystem (or swap, LUKS …).
-    pub identity: Option<Identity>,
-    /// The partition table.
-    pub table: Option<Table>,
-}
-
-impl Content {
-    /// Recognises; a table counts only where no filesystem stands, except GPT, which no filesystem looks like.
-    pub fn probe(bytes: &dyn ReadAt) -> std::result::Result<Self, Fault> {
-        let table = ptable::read_image(bytes)?;
-        if table
-            .as_ref()
-            .is_some_and(|table| table.scheme == Scheme::Gpt)
-        {
-            return Ok(Self {
-                identity: None,
-                table,
-            });
-        }
-        let identity = fs::probe(bytes)?;
-        let table = table.filter(|_| identity.is_none());
-        Ok(Self { identity, table })
-    }
-
-    /// Nothing known is there.
-    pub fn is_empty(&self) -> bool {
-        self.identity.is_none() && self.table.is_none()
-    }
-
-    /// The name of what is there.
-    pub fn name(&self) -> &'static str {
-        match (&self.identity, &self.table) {
-            (Some(identity), _) => identity.kind.name(),
-            (None, Some(table)) => table.scheme.name(),
-            (None, None) => "unknown",
-        }
-    }
-
-    /// How long an image of it is at least, in bytes.
-    pub fn least_bytes(&self) -> u64 {
-        let filesystem = self.identity.as_ref().map_or(0, |found| found.size_bytes);
-        let table = self.table.as_ref().map_or(0, |table| table.end_bytes);
-        filesystem.max(table)
-    }
-}
-
-/// The beginning of something as if it were whole: zeros follow, without an end.
-pub struct Head<'a>(pub &'a [u8]);
-
-impl ReadAt for Head<'_> {
-    fn size_bytes(&self) -> u64 {
-        i64::MAX.unsigned_abs()
-    }
-
-    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> std::result::Result<(), Fault> {
-        buffer.fill(0);
-        let held = usize::try_from(offset)
-            .ok()
-            .and_then(|start| self.0.get(start..))
-            .unwrap_or_default();
-        for (to, from) in buffer.iter_mut().zip(held) {
-            *to = *from;
-        }
-        Ok(())
-    }
-}
 
 /// An image whose head was read.
 pub struct Image {
@@ -112,6 +40,19 @@ pub struct Image {
     pub content: Content,
     /// The open file, for comparing it with targets.
     pub file: File,
+    /// What the artifact says of itself, where it is one.
+    pub artifact: Option<Labels>,
+    any: Any,
+}
+
+/// Whether bytes that show no image are taken for one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Any {
+    /// No: they are corrupt input.
+    #[default]
+    No,
+    /// `--any-content` was given, or the stream says that it is a copy of something as it is.
+    Yes,
 }
 
 /// A path or `-` that was opened, and what its first bytes say.
@@ -130,12 +71,16 @@ impl Opened {
     /// Opens it and looks at its first bytes.
     pub fn open(path: &OsStr) -> Result<Self> {
         let (subject, file) = open(path)?;
+        Self::of(subject, file)
+    }
+
+    fn of(subject: String, file: File) -> Result<Self> {
         let fail = |fault| image_error(&subject, fault);
         let other = file
             .try_clone()
             .map_err(|error| Error::failed(format_args!("{subject}: dup: {error}")))?;
         let mut input = Input::file(other, length_of(&file)).map_err(fail)?;
-        let format = input.peek(6).and_then(Format::recognise).map_err(fail)?;
+        let format = Format::recognise(input.peek(LOOK_BYTES).map_err(fail)?);
         Ok(Self {
             subject,
             file,
@@ -147,29 +92,44 @@ impl Opened {
 
 impl Image {
     /// Opens a path or `-` and reads the head.
-    pub fn open(path: &OsStr) -> Result<Self> {
-        Self::read(Opened::open(path)?)
+    pub fn open(path: &OsStr, any: Any) -> Result<Self> {
+        Self::read(Opened::open(path)?, any)
     }
 
     /// Reads the head of what is no snapshot.
-    pub fn read(opened: Opened) -> Result<Self> {
+    pub fn read(opened: Opened, any: Any) -> Result<Self> {
         let Opened {
             subject,
             file,
             input,
             format,
         } = opened;
-        if format == Format::Zip {
-            return Err(Error::refused(format_args!(
-                "{subject}: is a snapshot, not an image"
-            )));
-        }
-        let reader = ImageReader::new(input).map_err(|fault| image_error(&subject, fault))?;
-        Self::head_of(subject, file, reader)
+        let fail = |fault| image_error(&subject, fault);
+        let (reader, artifact) = match format {
+            Format::Zip => {
+                return Err(Error::refused(format_args!(
+                    "{subject}: is a snapshot, not an image"
+                )));
+            }
+            Format::Mender => {
+                let (labels, payload) = artifact::open(input).map_err(fail)?;
+                let input = Input::source(Box::new(payload)).map_err(fail)?;
+                (ImageReader::payload(input).map_err(fail)?, Some(labels))
+            }
+            Format::Raw | Format::Gzip => (ImageReader::new(input).map_err(fail)?, None),
+        };
+        let image = Self::head_of(subject, file, reader, any)?;
+        image.check_head()?;
+        Ok(Self { artifact, ..image })
     }
 
     /// Reads the head of an image that comes through `reader`; `file` is what it comes from.
-    pub fn head_of(subject: String, file: File, mut reader: ImageReader<'static>) -> Result<Self> {
+    pub fn head_of(
+        subject: String,
+        file: File,
+        mut reader: ImageReader<'static>,
+        any: Any,
+    ) -> Result<Self> {
         let fail = |fault| image_error(&subject, fault);
         let mut head = Pages::new(HEAD_BYTES).map_err(|e| fail(Fault::io("mmap", e)))?;
         let head_bytes = reader.head(&mut head).map_err(fail)?;
@@ -180,6 +140,10 @@ impl Image {
         }
         let content = Content::probe(&Head(head.get(..head_bytes).unwrap_or_default()))
             .map_err(|fault| image_error(&subject, fault))?;
+        let any = match reader.is_as_it_is() {
+            true => Any::Yes,
+            false => any,
+        };
         Ok(Self {
             subject,
             reader,
@@ -187,12 +151,53 @@ impl Image {
             head_bytes,
             content,
             file,
+            artifact: None,
+            any,
         })
+    }
+
+    /// What can be said before the rest is read: whether it begins as an image does, and of a raw file whether it is long enough.
+    fn check_head(&self) -> Result<()> {
+        if self.any == Any::Yes {
+            return Ok(());
+        }
+        let word = self.content.judge_head(self.head());
+        word.map_err(|what| not_an_image(&self.subject, &what))?;
+        match self.reader.length_bytes() {
+            // Bytes of the end are not needed for a length.
+            Some(length) if length < self.content.least_bytes() => {
+                let word = self.content.judge(self.head(), length, &[]);
+                word.map_err(|what| not_an_image(&self.subject, &what))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Reads all of a second one that comes from the same file, when that is a regular one and was read from its beginning, and so
+    /// checks it; then goes back to where this one stands. False where that cannot be.
+    pub fn check_beforehand(&self) -> Result<bool> {
+        let is_file = self.file.metadata().is_ok_and(|meta| meta.is_file());
+        if !is_file || self.reader.input_length_bytes().is_none() && self.artifact.is_none() {
+            return Ok(false);
+        }
+        let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        let again = File::open(path)
+            .map_err(|error| Error::failed(format_args!("{}: open: {error}", self.subject)))?;
+        let mut again = Self::read(Opened::of(self.subject.clone(), again)?, self.any)?;
+        read_all(&mut again)?;
+        Ok(true)
     }
 
     /// The first bytes of the image.
     pub fn head(&self) -> &[u8] {
         self.head.get(..self.head_bytes).unwrap_or_default()
+    }
+
+    /// That it ended well: gives back how.
+    pub fn check_end(&self, ended: &Ended) -> Result<Ended> {
+        let (content, head) = (&self.content, self.head());
+        check_end(&self.subject, self.any, content, head, ended)?;
+        Ok(ended.clone())
     }
 
     /// Splits it for a copy: the reader goes to a thread of its own.
@@ -202,6 +207,7 @@ impl Image {
             head: self.head,
             head_bytes: self.head_bytes,
             content: self.content,
+            any: self.any,
         };
         (facts, self.reader)
     }
@@ -217,24 +223,30 @@ pub struct Facts {
     pub head_bytes: usize,
     /// What the head shows.
     pub content: Content,
+    any: Any,
 }
 
-/// An image that ended must have reached the end that its superblock or partition table states.
-pub fn check_end(subject: &str, content: &Content, ended: &Ended) -> Result<()> {
-    let least = content.least_bytes();
-    if ended.size_bytes >= least {
+impl Facts {
+    /// See [`check_end`].
+    pub fn check_end(&self, ended: &Ended) -> Result<()> {
+        let head = self.head.get(..self.head_bytes).unwrap_or_default();
+        check_end(&self.subject, self.any, &self.content, head, ended)
+    }
+}
+
+/// An image that ended must be whole: the rule is [`Content::judge`].
+fn check_end(subject: &str, any: Any, content: &Content, head: &[u8], ended: &Ended) -> Result<()> {
+    if any == Any::Yes {
         return Ok(());
     }
-    let what = if content.identity.is_some() {
-        "superblock"
-    } else {
-        "partition table"
-    };
-    Err(Error::corrupt(format_args!(
-        "{subject}: the image ends at {} bytes, but its {} {what} says {least}: it was cut off",
-        ended.size_bytes,
-        content.name(),
-    )))
+    let word = content.judge(head, ended.size_bytes, &ended.tail);
+    word.map_err(|what| not_an_image(subject, &what))
+}
+
+fn not_an_image(subject: &str, what: &str) -> Error {
+    Error::corrupt(format_args!(
+        "{subject}: {what}; --any-content takes it as it is"
+    ))
 }
 
 /// The line for a fault of the image itself: what is not ours to read is exit 3, like what is corrupt.
@@ -243,6 +255,28 @@ pub fn image_error(subject: &str, fault: Fault) -> Error {
     match fault.kind() {
         FaultKind::Unsupported => error.with_exit(Exit::Corrupt),
         _ => error,
+    }
+}
+
+/// A file that is to be replaced must be an image, an archive of images, or empty, as a target of `restore` must be: anything else
+/// was hardly meant.
+pub fn check_replaceable(path: &Path) -> Result<()> {
+    let is_there = |meta: std::fs::Metadata| meta.is_file() && meta.len() > 0;
+    if !std::fs::metadata(path).is_ok_and(is_there) {
+        return Ok(());
+    }
+    let known = Opened::open(path.as_os_str()).and_then(|opened| match opened.format {
+        Format::Zip => Ok(()),
+        _ => Image::read(opened, Any::No).map(drop),
+    });
+    match known {
+        Err(error) if error.exit() == Some(Exit::Corrupt) => Err(Error::refused(format_args!(
+            "{}: is there and is no image; --overwrite replaces it",
+            path.display()
+        ))
+        .leaving("nothing was written")),
+        // What cannot be read is for who writes to say.
+        _ => Ok(()),
     }
 }
 
@@ -306,9 +340,5 @@ pub(crate) fn read_all(found: &mut Image) -> Result<Ended> {
     let mut buffer = Pages::new(BUFFER_BYTES).map_err(|e| fail(Fault::io("mmap", e)))?;
     // Each turn takes at least one granule of the input, or is the last.
     while found.reader.next(&mut buffer).map_err(fail)? != Piece::End {}
-    Ok(Ended {
-        size_bytes: found.reader.offset(),
-        crc32: found.reader.crc32(),
-        input_bytes: found.reader.input_bytes(),
-    })
+    found.check_end(&Ended::of(&found.reader))
 }

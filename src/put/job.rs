@@ -18,7 +18,7 @@ use crate::device::{Device, DeviceKind, ReadAt};
 use crate::error::{Error, Fault, NOTHING_WRITTEN, Result};
 use crate::put::free::{self, LeftAlone};
 use crate::put::head;
-use crate::put::image::{self, Facts};
+use crate::put::image::{self, Any, Facts};
 use crate::put::rescan;
 use crate::put::target::{Overwrite, old_tail};
 use crate::report::{self, Bytes, JsonObject, Span};
@@ -28,7 +28,7 @@ use crate::stream::digest::Digest;
 use crate::stream::image::ImageReader;
 use crate::stream::target::Target;
 use crate::sys::ioctl;
-use crate::units::{Extent, to_u64};
+use crate::units::{Extent, round_up, to_u64};
 
 /// How long the waiting thread sleeps at most, for the progress line.
 const PAUSE: Timespec = Timespec {
@@ -44,6 +44,10 @@ pub struct Options {
     pub(crate) overwrite: Overwrite,
     pub(crate) verify: bool,
     pub(crate) skip_free: bool,
+    /// `--any-content`.
+    pub(crate) any: Any,
+    /// `--no-check`: an image in a file is not read to its end beforehand.
+    pub(crate) unchecked: bool,
     /// `--force`: a snapshot of another architecture or board.
     pub(crate) force: bool,
     /// `--grow`: to the end of the partition afterwards.
@@ -98,22 +102,6 @@ pub struct Done {
     pub(crate) zeroed_bytes: u64,
     pub(crate) skipped_bytes: u64,
     pub(crate) notes: Vec<String>,
-}
-
-/// A partition table counts in sectors: one for 512 bytes means nothing on a disk of 4096, and the other way round.
-pub(crate) fn check_sectors(content: &image::Content, path: &Path, device: &Device) -> Result<()> {
-    let Some(table) = &content.table else {
-        return Ok(());
-    };
-    if device.kind() == DeviceKind::File || device.sector_bytes() == table.sector_bytes {
-        return Ok(());
-    }
-    Err(Error::refused(format_args!(
-        "{}: has sectors of {} bytes, and the image's partition table counts in {}: no kernel would find its partitions; restore the partitions one by one",
-        path.display(),
-        device.sector_bytes(),
-        table.sector_bytes
-    )))
 }
 
 pub(crate) fn figures(
@@ -262,6 +250,8 @@ pub(crate) struct Job {
     pub(crate) name: String,
     pub(crate) verify: bool,
     pub(crate) left: Option<LeftAlone>,
+    /// What lies behind the image becomes part of a filesystem, or of a disk that is laid anew: zeros.
+    pub(crate) fills: bool,
     pub(crate) facts: Facts,
     pub(crate) shared: Arc<Shared>,
 }
@@ -306,8 +296,19 @@ impl Job {
             &self.shared.progress,
         )
         .map_err(|failure| self.failure(failure))?;
-        image::check_end(&self.facts.subject, &self.facts.content, &ended)?;
+        self.facts.check_end(&ended)?;
         let skipped_bytes = self.settle(&mut target)?;
+        if self.fills {
+            // The last sector that was written is whole.
+            let sector = u64::from(target.device().sector_bytes());
+            let offset = round_up(ended.size_bytes, sector).unwrap_or(u64::MAX);
+            let behind = Extent {
+                offset,
+                length_bytes: target.size_bytes().saturating_sub(offset),
+            };
+            copy::zero_extent(&mut target, behind, &self.shared.progress)
+                .map_err(|failure| self.failure(failure))?;
+        }
         target.sync().map_err(|fault| self.target_error(fault))?;
         if self.verify {
             self.compare(&target, &body, &ended)?;
@@ -325,7 +326,7 @@ impl Job {
             .map_err(|fault| self.target_error(fault))?;
         self.shared.phase.set(Phase::COMPLETE);
         if self.facts.content.is_empty() {
-            let note = "nothing known is in the image, so that its length could not be checked";
+            let note = "nothing known is in the image, so that nothing but its own checksum could be checked";
             notes.push(note.into());
         }
         if whole_disk && self.facts.content.table.is_some() {

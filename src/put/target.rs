@@ -105,6 +105,17 @@ impl Chosen {
         )))
     }
 
+    /// Refuses a device on whose sectors what is in the image means nothing, or cannot be mounted.
+    pub fn check_sectors(&self, content: &Content) -> Result<()> {
+        let Self::Existing(path, device) = self else {
+            return Ok(());
+        };
+        if device.kind() == DeviceKind::File {
+            return Ok(());
+        }
+        check_sectors(path, device.sector_bytes(), content)
+    }
+
     /// Refuses to write over something, unless that was asked for.
     pub fn check_content(&self, overwrite: Overwrite) -> Result<()> {
         let Self::Existing(path, device) = self else {
@@ -114,14 +125,12 @@ impl Chosen {
             return Ok(());
         }
         let name = path.display();
-        let content = match Content::probe(device) {
-            Err(fault) if fault.kind() == FaultKind::Corrupt => {
-                return Err(Error::refused(format_args!(
-                    "{name}: holds something damaged ({fault}); --overwrite writes over it"
-                )));
-            }
-            other => other.map_err(|fault| Error::fault(&name, fault))?,
-        };
+        let content = Content::probe(device).map_err(|fault| Error::fault(&name, fault))?;
+        if let Some(fault) = content.damaged {
+            return Err(Error::refused(format_args!(
+                "{name}: holds a damaged partition table ({fault}); --overwrite writes over it"
+            )));
+        }
         let holds = match (&content.identity, &content.table) {
             (Some(found), _) if found.label.is_empty() => {
                 format!("holds a filesystem ({})", content.name())
@@ -218,6 +227,31 @@ fn check_length(path: &Path, file: BorrowedFd<'_>, image_bytes: u64) -> Result<(
     }
 }
 
+/// A partition table counts in sectors, and a filesystem is not mounted where its blocks are smaller than the device's: what was
+/// made for 512 bytes means nothing on a disk of 4096, and the other way round for a table.
+pub fn check_sectors(path: &Path, sector_bytes: u32, content: &Content) -> Result<()> {
+    let name = path.display();
+    if let Some(table) = &content.table
+        && table.sector_bytes != sector_bytes
+    {
+        return Err(Error::refused(format_args!(
+            "{name}: has sectors of {sector_bytes} bytes, and the image's partition table counts in {}: no kernel would find its partitions; restore the partitions one by one",
+            table.sector_bytes
+        )).leaving(NOTHING_WRITTEN));
+    }
+    let Some(found) = &content.identity else {
+        return Ok(());
+    };
+    let least = found.max_sector_bytes;
+    if least >= sector_bytes {
+        return Ok(());
+    }
+    Err(Error::refused(format_args!(
+        "{name}: has sectors of {sector_bytes} bytes, and the image's {} was made for {least}: no kernel would mount it there; make a filesystem for this device (its mkfs chooses the size) and copy the files",
+        content.name()
+    )).leaving(NOTHING_WRITTEN))
+}
+
 fn new_file(path: &Path) -> Result<Chosen> {
     let missing = || {
         Error::refused(format_args!("{}: does not exist", path.display())).leaving(NOTHING_WRITTEN)
@@ -231,13 +265,16 @@ fn new_file(path: &Path) -> Result<Chosen> {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    if std::fs::canonicalize(folder).map_or(true, |folder| folder.starts_with("/dev")) {
+    if std::fs::canonicalize(folder).map_or(true, |folder| {
+        folder.starts_with("/dev") && !folder.starts_with("/dev/shm")
+    }) {
         return Err(missing());
     }
     Ok(Chosen::New(place))
 }
 
-fn is_tag(name: &OsStr) -> bool {
+/// Whether a device is named by `LABEL=` and its like.
+pub fn is_tag(name: &OsStr) -> bool {
     let tags = ["LABEL=", "UUID=", "PARTLABEL=", "PARTUUID="];
     tags.iter()
         .any(|tag| name.as_encoded_bytes().starts_with(tag.as_bytes()))

@@ -525,17 +525,29 @@ impl Bundle {
     }
 }
 
-/// What a kept snapshot is when old ones retire; contents are not read.
-pub fn class(path: &Path) -> Class {
+/// What a kept snapshot is when old ones retire; contents are not read. Only those of the same entries as `like` are counted and may
+/// go: one of root and config is no older state of one of root alone.
+pub fn class(path: &Path, like: Option<&Snapshot>) -> Class {
+    let entries = |snapshot: &Snapshot| {
+        let mut names: Vec<String> = snapshot.images.iter().map(|i| i.name.clone()).collect();
+        crate::units::sort(&mut names, |a, b| a < b);
+        names
+    };
+    let stays = |snapshot: &Snapshot| {
+        let other = like.is_some_and(|like| entries(like) != entries(snapshot));
+        snapshot.factory || snapshot.rescue || other
+    };
     if !std::fs::metadata(path).is_ok_and(|meta| meta.is_file()) {
         return Class::Foreign;
     }
     match Catalog::open(path) {
-        Ok(catalog) if catalog.snapshot.factory || catalog.snapshot.rescue => Class::Kept,
+        Ok(catalog) if stays(&catalog.snapshot) => Class::Kept,
         Ok(_) => Class::Good,
+        // What a newer floe made is not ours to judge, and so not to remove.
+        Err(error) if error.exit() == Some(Exit::Refused) => Class::Kept,
         // Whatever says of itself that it is to be kept is kept, broken or not.
         Err(_) => match beginning(path) {
-            Some(snapshot) if snapshot.factory || snapshot.rescue => Class::Kept,
+            Some(snapshot) if stays(&snapshot) => Class::Kept,
             _ => Class::Broken,
         },
     }

@@ -4,7 +4,7 @@
 
 use std::path::PathBuf;
 
-use crate::error::Error;
+use crate::error::{Error, Exit};
 use crate::report::{Bytes, JsonObject, clean};
 use crate::snapshot::archive::{self, Catalog};
 use crate::snapshot::machine;
@@ -19,6 +19,39 @@ pub struct Kept {
     checksums: Option<Checksums>,
     /// Why it is not complete.
     reason: Option<String>,
+    state: State,
+}
+
+/// How far a kept snapshot can be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Complete,
+    /// Somebody writes it now.
+    BeingMade,
+    /// Made by a newer floe: not ours to judge.
+    Newer,
+    Broken,
+}
+
+impl State {
+    /// The word in reports.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Complete => "complete",
+            Self::BeingMade => "being made",
+            Self::Newer => "newer format",
+            Self::Broken => "broken",
+        }
+    }
+}
+
+/// Whether the process that makes the file still holds it ([`crate::stream::partfile`]).
+fn is_being_made(path: &std::path::Path) -> bool {
+    let Ok(file) = std::fs::File::open(path) else {
+        return false;
+    };
+    let shared = rustix::fs::FlockOperation::NonBlockingLockShared;
+    rustix::fs::flock(&file, shared) == Err(rustix::io::Errno::WOULDBLOCK)
 }
 
 impl Kept {
@@ -26,6 +59,16 @@ impl Kept {
     pub fn look(path: PathBuf) -> Self {
         let size_bytes = std::fs::metadata(&path).map_or(0, |meta| meta.len());
         let unfinished = path.extension().is_some_and(|end| end == "part");
+        if unfinished && is_being_made(&path) {
+            return Self {
+                snapshot: archive::beginning(&path),
+                path,
+                size_bytes,
+                checksums: None,
+                reason: Some("is being made".into()),
+                state: State::BeingMade,
+            };
+        }
         match Catalog::open(&path) {
             Ok(catalog) => Self {
                 path,
@@ -33,8 +76,16 @@ impl Kept {
                 snapshot: Some(catalog.snapshot),
                 checksums: Some(catalog.checksums),
                 reason: unfinished.then(|| "was not finished".to_owned()),
+                state: match unfinished {
+                    true => State::Broken,
+                    false => State::Complete,
+                },
             },
             Err(error) => {
+                let state = match error.exit() {
+                    Some(Exit::Refused) => State::Newer,
+                    _ => State::Broken,
+                };
                 let text = error.to_string();
                 let subject = format!("{}: ", path.display());
                 let reason = text.strip_prefix(&subject).unwrap_or(&text).to_owned();
@@ -44,6 +95,7 @@ impl Kept {
                     size_bytes,
                     checksums: None,
                     reason: Some(reason),
+                    state,
                 }
             }
         }
@@ -52,10 +104,14 @@ impl Kept {
     /// What is wrong with it where not even its beginning is a snapshot's.
     pub fn unknown(&self) -> Option<Error> {
         let reason = self.reason.as_ref().filter(|_| self.snapshot.is_none())?;
-        Some(Error::corrupt(format_args!(
-            "{}: {reason}",
-            self.path.display()
-        )))
+        let exit = match self.state {
+            State::Newer => Exit::Refused,
+            _ => Exit::Corrupt,
+        };
+        Some(Error::with(
+            exit,
+            format_args!("{}: {reason}", self.path.display()),
+        ))
     }
 
     fn age_s(&self, now_s: u64) -> Option<u64> {
@@ -70,7 +126,8 @@ impl Kept {
         object
             .str("path", &self.path.display().to_string())
             .str("kind", "snapshot")
-            .bool("complete", self.reason.is_none());
+            .bool("complete", self.reason.is_none())
+            .str("state", self.state.name());
         match &self.reason {
             Some(reason) => object.str("reason", reason),
             None => object.null("reason"),
@@ -157,9 +214,9 @@ impl Kept {
             Bytes(self.size_bytes).to_string(),
             clean(host)
         );
-        match &self.reason {
-            Some(reason) => line.push_str(&format!("BROKEN: {reason}")),
-            None => line.push_str("complete"),
+        match (&self.reason, self.state) {
+            (Some(reason), State::Broken) => line.push_str(&format!("BROKEN: {reason}")),
+            (_, state) => line.push_str(state.name()),
         }
         if let Some(snapshot) = &self.snapshot {
             let names: Vec<&str> = snapshot.images.iter().map(|i| i.name.as_str()).collect();
@@ -194,6 +251,9 @@ impl Kept {
         row("kind", "snapshot");
         row("size", &bytes(self.size_bytes));
         match &self.reason {
+            Some(_) if self.state == State::BeingMade => {
+                row("complete", "not yet: it is being made")
+            }
             Some(reason) => row("BROKEN", reason),
             None => row("complete", "yes (floe verify checks every byte)"),
         }

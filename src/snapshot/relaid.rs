@@ -107,9 +107,11 @@ impl Laid {
         Ok((device.map_err(|fault| self.fail(fault))?, place.extent))
     }
 
-    /// Zeroes what lies before the first partition, and an old backup table.
-    pub fn wipe(&mut self) -> Result<()> {
+    /// Zeroes the beginning, an old backup table, and then everything that no entry fills: nothing old stays in a partition without one,
+    /// or between them.
+    pub fn wipe(&mut self, filled: Vec<Extent>) -> Result<()> {
         self.phase.set(Phase::WRITING);
+        let rest = ptable::gaps(filled, self.target.device().size_bytes());
         let first = self.table.partitions.iter().map(|p| p.extent.offset).min();
         let length_bytes = first
             .unwrap_or(0)
@@ -120,7 +122,7 @@ impl Laid {
             offset: 0,
             length_bytes,
         };
-        for extent in [Some(head), old_backup].into_iter().flatten() {
+        for extent in [Some(head), old_backup].into_iter().flatten().chain(rest) {
             let mut rest = extent;
             while !rest.is_empty() {
                 rest = self

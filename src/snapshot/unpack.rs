@@ -11,14 +11,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use crate::config::pairs::split_pair;
-use crate::device::Device;
+use crate::device::{Device, DeviceKind};
 use crate::error::{Error, Fault, NOTHING_WRITTEN, Result};
 use crate::mounts::DevId;
 use crate::put::free::LeftAlone;
 use crate::put::grow;
-use crate::put::image::{Image, Opened};
+use crate::put::image::{Any, Content, Image, Opened};
 use crate::put::job::{self, Done, Job, Options, Phase, Shared};
-use crate::put::target::{self, Chosen};
+use crate::put::target::{self, Chosen, check_sectors};
 use crate::report::{self, Bytes, ReportFile, Span};
 use crate::snapshot::archive::{Bundle, Catalog};
 use crate::snapshot::machine::Host;
@@ -96,6 +96,11 @@ pub fn run(
     };
     let chosen = choose(options, &pairs, &found, &file)?;
     let input_length = check_bytes(&origin, &found, &pairs, disk.is_some()).map_err(nothing)?;
+    if let Origin::File(catalog) = &origin {
+        for (name, target) in &chosen {
+            target.check_sectors(&content_of(catalog, name, &file)?)?;
+        }
+    }
     if input_length.is_none() && !options.common.quiet {
         report::line(format_args!(
             "{subject}: comes through a pipe: that all of it is right is known only at its end, after the targets were written"
@@ -218,6 +223,18 @@ fn check_bytes(
         }
     }
     Ok(Some(bytes))
+}
+
+/// What an entry of a file begins with.
+fn content_of(catalog: &Catalog, name: &str, file: &std::fs::File) -> Result<Content> {
+    let path = image_path(name);
+    let subject = format!("{}: {path}", catalog.subject);
+    let fail = |fault| Error::fault(&subject, fault);
+    let reader = Input::source(catalog.reader(&path)?).and_then(ImageReader::raw);
+    let reader = reader.map_err(fail)?;
+    let file = file.try_clone();
+    let file = file.map_err(|e| Error::failed(format_args!("{subject}: dup: {e}")))?;
+    Ok(Image::head_of(subject.clone(), file, reader, Any::Yes)?.content)
 }
 
 /// An empty disk that gets the recorded table.
@@ -396,7 +413,7 @@ fn unpack(
     (subject, file): (&str, &std::fs::File),
 ) -> Result<Vec<(String, &'static str, Done)>> {
     if let Some(laid) = &mut laid {
-        laid.wipe()?;
+        laid.wipe(errands.iter().filter_map(|errand| errand.range).collect())?;
     }
     let mut done = Vec::new();
     for errand in errands {
@@ -476,7 +493,8 @@ fn one(
         .map_err(|e| Error::failed(format_args!("{subject}: dup: {e}")))?;
     let input = Input::source(reader).map_err(fail)?;
     let reader = ImageReader::raw(input).map_err(fail)?;
-    let image = Image::head_of(subject, file, reader)?;
+    // That an entry is whole its checksums say; what is in it was for `create` to judge.
+    let image = Image::head_of(subject, file, reader, Any::Yes)?;
     let (facts, reader) = image.into_parts();
     if errand.size_bytes < facts.content.least_bytes() {
         return Err(Error::corrupt(format_args!(
@@ -485,6 +503,10 @@ fn one(
             errand.size_bytes,
             facts.content.least_bytes()
         )));
+    }
+    if errand.device.kind() == DeviceKind::Block {
+        let sector_bytes = errand.device.sector_bytes();
+        check_sectors(errand.shown.as_ref(), sector_bytes, &facts.content)?;
     }
     let filesystem = facts.content.name();
     let target = match errand.range {
@@ -497,6 +519,7 @@ fn one(
         name: errand.shown.clone(),
         verify,
         left: errand.left,
+        fills: errand.range.is_some() || grow.is_some(),
         facts,
         shared: errand.shared,
     };

@@ -56,7 +56,7 @@ pub enum Failure {
 }
 
 /// What is known when the image has ended well.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Ended {
     /// Length of the image in bytes.
     pub size_bytes: u64,
@@ -64,6 +64,20 @@ pub struct Ended {
     pub crc32: u32,
     /// Bytes of the packed input.
     pub input_bytes: u64,
+    /// The image's last bytes ([`crate::content::TAIL_BYTES`]).
+    pub tail: Vec<u8>,
+}
+
+impl Ended {
+    /// Of a reader that came to its end.
+    pub fn of(reader: &ImageReader<'_>) -> Self {
+        Self {
+            size_bytes: reader.offset(),
+            crc32: reader.crc32(),
+            input_bytes: reader.input_bytes(),
+            tail: reader.tail().to_vec(),
+        }
+    }
 }
 
 enum Message {
@@ -121,11 +135,7 @@ fn read(
                 held = Some(buffer);
                 Message::Zeros(offset, count)
             }
-            Ok(Piece::End) => Message::Ended(Ended {
-                size_bytes: reader.offset(),
-                crc32: reader.crc32(),
-                input_bytes: reader.input_bytes(),
-            }),
+            Ok(Piece::End) => Message::Ended(Ended::of(&reader)),
             Err(fault) => Message::Failed(fault),
         };
         let taken = reader.input_bytes();

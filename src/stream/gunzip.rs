@@ -5,6 +5,7 @@
 
 use crate::crc;
 use crate::error::Fault;
+use crate::stream::gzip::AS_IT_IS;
 use crate::stream::inflate::{Inflate, LOOK_BYTES};
 use crate::stream::input::{Input, at_most};
 use crate::units::to_u64;
@@ -48,6 +49,7 @@ pub struct Gunzip {
     held_start: usize,
     /// Zeros that were not handed out yet; they come after `held`.
     zeros: u64,
+    as_it_is: bool,
 }
 
 impl Gunzip {
@@ -63,7 +65,13 @@ impl Gunzip {
             held: Vec::with_capacity(64 * 1024),
             held_start: 0,
             zeros: 0,
+            as_it_is: false,
         })
+    }
+
+    /// Whether a header has [`AS_IT_IS`].
+    pub fn is_as_it_is(&self) -> bool {
+        self.as_it_is
     }
 
     /// CRC-32 of everything that came out of finished members.
@@ -175,7 +183,9 @@ impl Gunzip {
             }
             if let Some(place) = bytes.iter().position(|byte| *byte != 0) {
                 let offset = offset.saturating_add(to_u64(place));
-                let fault = Fault::corrupt("garbage after the gzip stream");
+                let fault = Fault::corrupt(
+                    "data after the end of the gzip stream (as OpenWrt puts behind its images); 'zcat FILE | floe restore - TARGET' takes what is in front of it; it begins",
+                );
                 return Err(placed(fault, offset));
             }
             let count = bytes.len();
@@ -203,8 +213,14 @@ impl Gunzip {
         }
         if flags & FLAG_EXTRA != 0 {
             let length = u16::from_le_bytes(header.bytes()?);
-            for _ in 0..length {
-                header.bytes::<1>()?;
+            // Ours stands alone; what others put there is stepped over.
+            if length == 4 {
+                let [a, b, ..] = header.bytes::<4>()?;
+                self.as_it_is |= [a, b] == AS_IT_IS;
+            } else {
+                for _ in 0..length {
+                    header.bytes::<1>()?;
+                }
             }
         }
         for flag in [FLAG_NAME, FLAG_COMMENT] {
@@ -328,7 +344,11 @@ mod tests {
         assert!(gunzip(&stream, 4096).unwrap() == whole);
         stream.push(1);
         let fault = gunzip(&stream, 4096).unwrap_err();
-        assert_eq!(fault.what(), "garbage after the gzip stream");
+        assert!(
+            fault
+                .what()
+                .starts_with("data after the end of the gzip stream")
+        );
         assert_eq!(fault.offset(), Some(to_u64(stream.len() - 1)));
     }
 

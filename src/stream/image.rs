@@ -3,15 +3,18 @@
 //! Works from a pipe: never seeks, except over the holes of a raw file. What other programs compress is recognised only to say
 //! how it can be used. Knows nothing of what the image holds.
 
+use crate::content::TAIL_BYTES;
 use crate::crc::{self, Shift};
 use crate::error::Fault;
 use crate::stream::gunzip::{self, Gunzip};
-use crate::stream::input::{Input, is_zero};
+use crate::stream::input::{Input, at_most, is_zero};
 use crate::sys::memory::Pages;
 use crate::units::{to_u64, to_usize};
 
 /// Unit of zero runs in bytes: data and zero runs begin at multiples of it.
 pub const GRANULE_BYTES: u64 = 64 * 1024;
+
+static ZEROS: [u8; TAIL_BYTES] = [0; TAIL_BYTES];
 
 /// Longest zero run given at once, so that progress and signals come in between.
 const ZERO_RUN_LIMIT: u64 = 1 << 30;
@@ -25,6 +28,8 @@ pub enum Format {
     Gzip,
     /// A snapshot: a zip archive.
     Zip,
+    /// A Mender artifact: a tar archive that begins with `version`.
+    Mender,
 }
 
 impl Format {
@@ -34,46 +39,28 @@ impl Format {
             Self::Raw => "raw",
             Self::Gzip => "gzip",
             Self::Zip => "zip",
+            Self::Mender => "mender",
         }
     }
 
-    /// From the first bytes (six are enough). `Err` for what another program has to unpack first.
-    pub fn recognise(first: &[u8]) -> Result<Self, Fault> {
-        const FOREIGN: &[(&[u8], &str)] = &[
-            (
-                b"\xfd7zXZ\0",
-                "compressed with xz: unpack it first, as in 'xz -dc FILE | floe restore - TARGET'",
-            ),
-            (
-                b"\x28\xb5\x2f\xfd",
-                "compressed with zstd: unpack it first, as in 'zstd -dc FILE | floe restore - TARGET'",
-            ),
-            (
-                b"BZh",
-                "compressed with bzip2: unpack it first, as in 'bzip2 -dc FILE | floe restore - TARGET'",
-            ),
-            (
-                b"\x04\x22\x4d\x18",
-                "compressed with lz4: unpack it first, as in 'lz4 -dc FILE | floe restore - TARGET'",
-            ),
-            (b"7z\xbc\xaf\x27\x1c", "a 7z archive, which is not an image"),
-            (
-                b"\x3a\xff\x26\xed",
-                "an Android sparse image: unpack it first with simg2img",
-            ),
-        ];
-        if let Some((_, what)) = FOREIGN.iter().find(|(magic, _)| first.starts_with(magic)) {
-            return Err(Fault::unsupported(what));
-        }
-        Ok(if first.starts_with(&gunzip::MAGIC) {
+    /// From the first [`LOOK_BYTES`]. What another program has to unpack first is raw here: what it is, its content says.
+    pub fn recognise(first: &[u8]) -> Self {
+        if first.starts_with(&gunzip::MAGIC) {
             Self::Gzip
         } else if first.starts_with(b"PK\x03\x04") || first.starts_with(b"PK\x05\x06") {
             Self::Zip
+        } else if first.starts_with(b"version\0")
+            && first.get(257..).is_some_and(|at| at.starts_with(b"ustar"))
+        {
+            Self::Mender
         } else {
             Self::Raw
-        })
+        }
     }
 }
+
+/// How much of an input [`Format::recognise`] wants to see, in bytes.
+pub const LOOK_BYTES: usize = 512;
 
 /// What comes next in an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,14 +86,21 @@ pub struct ImageReader<'a> {
     /// The granule that ended a zero run.
     stash: Pages,
     stash_bytes: usize,
+    /// The end of what was given so far, at most [`TAIL_BYTES`].
+    tail: Vec<u8>,
     ended: bool,
 }
 
 impl<'a> ImageReader<'a> {
-    /// Looks at the first bytes. A [`Format::Zip`] is recognised and not read here.
+    /// Looks at the first bytes. A [`Format::Zip`] or [`Format::Mender`] is recognised and not read here.
     pub fn new(mut input: Input<'a>) -> Result<Self, Fault> {
-        let format = Format::recognise(input.peek(6)?)?;
+        let format = Format::recognise(input.peek(LOOK_BYTES)?);
         Self::with(input, format)
+    }
+
+    /// The payload of a Mender artifact: raw bytes that `input` makes.
+    pub fn payload(input: Input<'a>) -> Result<Self, Fault> {
+        Self::with(input, Format::Mender)
     }
 
     /// Takes the input's bytes as the image, whatever they look like.
@@ -125,6 +119,7 @@ impl<'a> ImageReader<'a> {
             pending_zeros: 0,
             stash: Pages::new(to_usize(GRANULE_BYTES)).map_err(|e| Fault::io("mmap", e))?,
             stash_bytes: 0,
+            tail: Vec::with_capacity(2 * TAIL_BYTES),
             ended: false,
         })
     }
@@ -156,6 +151,25 @@ impl<'a> ImageReader<'a> {
             .filter(|_| self.format == Format::Raw)
     }
 
+    /// Whether the stream says that it is a copy as it is, of something that need not be an image ([`crate::stream::gzip`]).
+    pub fn is_as_it_is(&self) -> bool {
+        self.gunzip.as_ref().is_some_and(Gunzip::is_as_it_is)
+    }
+
+    /// The end of what was given so far.
+    pub fn tail(&self) -> &[u8] {
+        let start = self.tail.len().saturating_sub(TAIL_BYTES);
+        self.tail.get(start..).unwrap_or_default()
+    }
+
+    fn keep_tail(&mut self, data: &[u8]) {
+        let start = data.len().saturating_sub(TAIL_BYTES);
+        let last = data.get(start..).unwrap_or_default();
+        let kept = TAIL_BYTES.saturating_sub(last.len()).min(self.tail.len());
+        self.tail.drain(..self.tail.len() - kept);
+        self.tail.extend_from_slice(last);
+    }
+
     /// CRC-32 of what was given so far.
     pub fn crc32(&self) -> u32 {
         self.crc
@@ -166,6 +180,7 @@ impl<'a> ImageReader<'a> {
     pub fn head(&mut self, head: &mut [u8]) -> Result<usize, Fault> {
         let count = self.decode(head)?;
         self.crc = crc::crc32(self.crc, head.get(..count).unwrap_or_default());
+        self.keep_tail(head.get(..count).unwrap_or_default());
         self.offset = self.offset.saturating_add(to_u64(count));
         self.ended = count < head.len();
         Ok(count)
@@ -219,6 +234,7 @@ impl<'a> ImageReader<'a> {
         if filled > 0 {
             let data = buffer.get(..filled).unwrap_or_default();
             self.crc = crc::crc32(self.crc, data);
+            self.keep_tail(data);
             self.offset = self.offset.saturating_add(to_u64(filled));
             return Piece::Data(filled);
         }
@@ -227,6 +243,8 @@ impl<'a> ImageReader<'a> {
             return Piece::End;
         }
         self.crc = self.shift.combine(self.crc, crc::zeros(zeros), zeros);
+        let count = at_most(zeros, TAIL_BYTES);
+        self.keep_tail(ZEROS.get(..count).unwrap_or_default());
         self.offset = self.offset.saturating_add(zeros);
         Piece::Zeros(zeros)
     }
@@ -281,6 +299,7 @@ mod tests {
         }
         assert_eq!(reader.crc32(), crc::crc32(0, &out));
         assert_eq!(reader.offset(), to_u64(out.len()));
+        assert!(reader.tail() == &out[out.len().saturating_sub(TAIL_BYTES)..]);
         (out, zero_runs)
     }
 
@@ -348,7 +367,12 @@ mod tests {
         let mut reader = ImageReader::new(Input::reader(&b""[..]).unwrap()).unwrap();
         assert_eq!(reader.format(), Format::Raw);
         assert_eq!(reader.next(&mut vec![0; 65_536]).unwrap(), Piece::End);
-        assert!(Format::recognise(b"\xfd7zXZ\0").is_err());
-        assert_eq!(Format::recognise(b"PK\x03\x04ab").unwrap(), Format::Zip);
+        assert_eq!(Format::recognise(b"\xfd7zXZ\0"), Format::Raw);
+        assert_eq!(Format::recognise(b"PK\x03\x04ab"), Format::Zip);
+        let mut first = [0u8; LOOK_BYTES];
+        first[..7].copy_from_slice(b"version");
+        assert_eq!(Format::recognise(&first), Format::Raw);
+        first[257..262].copy_from_slice(b"ustar");
+        assert_eq!(Format::recognise(&first), Format::Mender);
     }
 }

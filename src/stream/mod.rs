@@ -8,6 +8,7 @@
 //! [`tar`] writes headers, [`pack`] encodes an image into the body of a member.
 
 pub mod archive;
+pub mod artifact;
 pub mod copy;
 pub mod deflate;
 pub mod digest;

@@ -217,8 +217,17 @@ pub struct GzipEmitter {
 
 impl GzipEmitter {
     /// Begins the member: writes the header at once, so that a sink that asks first (ssh) has asked before anything freezes.
-    pub fn new(mut output: Output, totals: TotalsCell) -> Result<Self, Problem> {
-        output.write_all(&gzip::HEADER)?;
+    pub fn new(output: Output, totals: TotalsCell) -> Result<Self, Problem> {
+        Self::with_header(output, &gzip::HEADER, totals)
+    }
+
+    /// The same with another header.
+    pub fn with_header(
+        mut output: Output,
+        header: &[u8],
+        totals: TotalsCell,
+    ) -> Result<Self, Problem> {
+        output.write_all(header)?;
         Ok(Self {
             output,
             sum: Sum::new(),

@@ -15,7 +15,7 @@
 //! ```
 //! The rest (owner's names, device numbers, path prefix) stays zero. A size that eleven digits cannot hold has the first bit of
 //! the field set and the number big-endian behind it: not POSIX, but star's form, which GNU tar, bsdtar, busybox and Go read.
-//! Unlike a pax record it takes no room of its own, so that a header can be written before the size is known. Never read here.
+//! Unlike a pax record it takes no room of its own, so that a header can be written before the size is known. Reading knows as much, and the prefix.
 
 use crate::error::Fault;
 use crate::units::to_u64;
@@ -67,6 +67,42 @@ impl Member<'_> {
         put(&mut block, 154, b"\0 ");
         Ok(block)
     }
+}
+
+/// A member's header that was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Found<'a> {
+    /// Its path.
+    pub name: &'a str,
+    /// Length in bytes.
+    pub size_bytes: u64,
+    /// A regular file.
+    pub is_file: bool,
+}
+
+/// Reads a header block; `None` where it is none.
+pub fn parse(block: &[u8; BLOCK_BYTES]) -> Option<Found<'_>> {
+    let field = |at: usize, length: usize| block.get(at..at + length);
+    let number = |bytes: &[u8]| {
+        let text = std::str::from_utf8(bytes).ok()?;
+        u64::from_str_radix(text.trim_matches([' ', '\0']), 8).ok()
+    };
+    let sum: u64 = block.iter().map(|byte| u64::from(*byte)).sum();
+    // The sum's own field counts as spaces.
+    let own: u64 = field(148, 8)?.iter().map(|byte| u64::from(*byte)).sum();
+    if number(field(148, 8)?)? != sum - own + 8 * 0x20 {
+        return None;
+    }
+    let size_bytes = match field(124, 12)? {
+        [0x80, 0, 0, 0, last @ ..] => u64::from_be_bytes(last.try_into().ok()?),
+        octal => number(octal)?,
+    };
+    let name = std::str::from_utf8(field(0, MAX_NAME)?).ok()?;
+    Some(Found {
+        name: name.trim_end_matches('\0'),
+        size_bytes: Some(size_bytes).filter(|size| size >> 62 == 0)?,
+        is_file: matches!(block.get(156)?, b'0' | 0),
+    })
 }
 
 /// Appends a whole member.
@@ -136,6 +172,28 @@ mod tests {
             })
             .sum();
         assert_eq!(told, counted);
+    }
+
+    #[test]
+    fn what_was_written_is_read_back_and_a_wrong_sum_is_none() {
+        for size_bytes in [0, 1234, (1 << 33) - 1, 1 << 33, 1 << 40] {
+            let member = Member {
+                name: "data/0000.tar.gz",
+                mode: 0o600,
+                modified: 5,
+                size_bytes,
+            };
+            let mut block = member.header().unwrap();
+            let found = Found {
+                name: "data/0000.tar.gz",
+                size_bytes,
+                is_file: true,
+            };
+            assert_eq!(parse(&block), Some(found));
+            block[3] ^= 1;
+            assert_eq!(parse(&block), None);
+        }
+        assert_eq!(parse(&[0; BLOCK_BYTES]), None);
     }
 
     #[test]

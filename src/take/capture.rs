@@ -245,6 +245,9 @@ pub struct Capture {
     used_bytes: u64,
     onto_itself: bool,
     quiet: bool,
+    /// Whether anything was frozen by now.
+    froze: bool,
+    output: String,
 }
 
 /// What [`Capture::new`] puts together, besides the images.
@@ -265,6 +268,8 @@ pub struct Engine {
     pub onto_itself: bool,
     /// No lines for people.
     pub quiet: bool,
+    /// What messages call the output.
+    pub output: String,
 }
 
 /// The images' parts and what is to be walked, before the pipeline takes the devices.
@@ -303,7 +308,8 @@ impl Draft {
                 )));
             }
             if let Reading::Map(identity) | Reading::Whole(Some(identity)) = piece.reading {
-                let errand = Errand::new(self.parts, image, *identity, piece.still, piece.swap);
+                let mut errand = Errand::new(self.parts, image, *identity, piece.still, piece.swap);
+                errand.behind = piece.behind;
                 self.errands.push(errand);
             }
             let part = |map: Option<UsedMap>| Part {
@@ -403,6 +409,8 @@ impl Capture {
             used_bytes: 0,
             onto_itself: engine.onto_itself,
             quiet: engine.quiet,
+            froze: false,
+            output: engine.output,
         })
     }
 
@@ -423,7 +431,7 @@ impl Capture {
                 return Err(self.problem(problem));
             }
             if crate::stream::output::reader_is_gone(sink) {
-                return Err(Error::silent(Exit::Failed));
+                return Err(self.problem(Problem::ClosedPipe));
             }
             match crate::stream::output::unread_bytes(sink) {
                 Some(0) | None => return Ok(()),
@@ -455,10 +463,16 @@ impl Capture {
             Some(guardian) => Some(guardian.freeze(&self.signals)?),
         };
         self.watched.iter_mut().for_each(Watched::begin);
+        self.froze = frozen.is_some();
         let result = self.supervise(&mut frozen, &mut thawed);
         // Whatever went wrong: thaw first, speak afterwards.
         drop(frozen);
         self.progress.clear();
+        if let (Err(error), None) = (&result, self.places)
+            && error.is_signal()
+        {
+            report::line(format_args!("interrupted; {}", self.left()));
+        }
         result
     }
 
@@ -670,14 +684,25 @@ impl Capture {
         self.shown.get(index).map_or("source", String::as_str)
     }
 
+    /// What a stream that ends early leaves.
+    fn left(&self) -> &'static str {
+        match self.froze {
+            true => "the image is incomplete; thawed",
+            false => "the image is incomplete",
+        }
+    }
+
     fn problem(&self, problem: Problem) -> Error {
         let left = |error: Error| match self.places {
             None => error.leaving("what was written is not complete"),
             Some(_) => error,
         };
-        let output = self.places.map_or("output", Place::failed);
+        let output = self.places.map_or(self.output.as_str(), Place::failed);
         match problem {
-            Problem::ClosedPipe => Error::silent(Exit::Failed),
+            Problem::ClosedPipe => {
+                Error::failed(format_args!("{output}: the reader closed the pipe"))
+                    .leaving(self.left())
+            }
             Problem::Read(device, fault) => {
                 left(Error::fault(self.device_name(device), fault).with_exit(Exit::Failed))
             }

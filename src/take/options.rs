@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::cli::{Args, Common};
-use crate::error::{Error, Exit, Result};
+use crate::error::{Error, Result};
 use crate::freeze::Limits;
 use crate::fs::Still;
 use crate::mounts::System;
@@ -144,7 +144,8 @@ pub(crate) fn level(text: &str) -> Option<u8> {
 /// A stream that failed at its first bytes, before anything was frozen.
 pub fn early(shown: &str, problem: Problem) -> Error {
     match problem {
-        Problem::ClosedPipe => Error::silent(Exit::Failed),
+        Problem::ClosedPipe => Error::failed(format_args!("{shown}: the reader closed the pipe"))
+            .leaving("nothing was frozen"),
         Problem::Write(fault) | Problem::Read(_, fault) | Problem::Internal(fault) => {
             Error::fault(shown, fault).leaving("nothing was frozen")
         }

@@ -2,15 +2,17 @@
 //!
 //! Runs before the freeze, so it may allocate and open. Decides nothing about used blocks: that is the survey's, in the window.
 
+use crate::content::{self, Judged};
 use crate::device::{Device, ReadAt};
-use crate::error::{Error, Fault, Result};
+use crate::error::{Error, Fault, FaultKind, Result};
 use crate::freeze::{Method, Remount, Target};
 use crate::fs::{self, Identity, Kind, Still};
-use crate::mounts::{DevId, Holding, Mounted, Source, Stacked, System};
+use crate::mounts::{DevId, Holding, Means, Mounted, Source, Stacked, System};
 use crate::ptable;
+use crate::stream::input::is_zero;
 use crate::sys::fiemap;
 use crate::take::watched::Watched;
-use crate::units::{self, Extent};
+use crate::units::{self, Extent, round_down, to_usize};
 
 /// Filesystems that are read-only by nature: nothing to freeze.
 const NEVER_WRITTEN: &[&str] = &["squashfs", "erofs", "cramfs", "romfs", "iso9660"];
@@ -36,6 +38,8 @@ pub struct Wishes {
     pub whole: bool,
     /// Refuse rather than read everything.
     pub require_map: bool,
+    /// A regular file stands for the filesystem it lies on.
+    pub fs_path: bool,
 }
 
 /// How a piece is read.
@@ -64,6 +68,8 @@ pub struct Piece {
     pub reading: Reading,
     /// Active swap files in it, whose content is free whatever the map says.
     pub swap: SwapContent,
+    /// What lies behind the filesystem in it and is not zeros: used, whoever it belongs to.
+    pub behind: Vec<Extent>,
 }
 
 /// The content of active swap files on one filesystem.
@@ -113,6 +119,9 @@ pub struct Prepared {
     pub held: Vec<Device>,
     /// Files that nobody may write to meanwhile.
     pub watched: Vec<Watched>,
+    /// Why nothing in the image will show that it is one, or that it is whole: the stream has to say that it is a copy of something as
+    /// it is.
+    pub as_it_is: Option<String>,
 }
 
 impl Prepared {
@@ -134,7 +143,12 @@ pub fn consistent(still: Still) -> &'static str {
 
 /// Finds `name`, decides how it is held still, and recognises what is on it.
 pub fn prepare(system: &System, name: &std::ffi::OsStr, wishes: Wishes) -> Result<Prepared> {
-    let source = system.resolve(name)?;
+    let means = match (wishes.fs_path, wishes.whole) {
+        (true, _) => Means::Filesystem,
+        (false, true) => Means::Bytes,
+        (false, false) => Means::Source,
+    };
+    let source = system.resolve_as(name, means)?;
     let name = source.name.to_string_lossy().into_owned();
     let shown = source.shown.display().to_string();
     let moving = source.moving.clone();
@@ -157,11 +171,15 @@ pub fn prepare(system: &System, name: &std::ffi::OsStr, wishes: Wishes) -> Resul
         notes: Vec::new(),
         held: Vec::new(),
         watched: Vec::new(),
+        as_it_is: None,
     };
     if moving.is_none() && !wishes.live {
         prepared.watched.extend(watched(system, &source)?);
     }
+    let judged = content::of_device(&source.device);
+    let judged = judged.map_err(|fault| Error::fault(&prepared.shown, fault))?;
     fill(system, source, wishes, &mut prepared)?;
+    judge(judged, wishes, &mut prepared)?;
     if moving.is_some() {
         prepared.still = Still::Moving;
         prepared.mounted.clear();
@@ -201,13 +219,44 @@ fn watched(system: &System, source: &Source) -> Result<Option<Watched>> {
     Ok(Some(watched.settled()))
 }
 
+/// The one rule: what `restore` would not take back is refused now, unless it was asked for as it is. What shows nothing known at all
+/// cannot be mistaken for anything either, and goes out as a copy of what it is.
+fn judge(judged: Judged, wishes: Wishes, prepared: &mut Prepared) -> Result<()> {
+    let Err(what) = judged.word else {
+        return Ok(());
+    };
+    let name = &prepared.name;
+    if prepared.size_bytes == 0 {
+        return Err(Error::refused(format_args!("{name}: is empty")));
+    }
+    if !wishes.whole && !judged.content.is_empty() {
+        return Err(Error::refused(format_args!(
+            "{name}: {what}; no image of it would be taken back: repair it, or --whole copies it as it is"
+        )));
+    }
+    prepared.as_it_is = Some(what);
+    Ok(())
+}
+
 fn fill(system: &System, source: Source, wishes: Wishes, prepared: &mut Prepared) -> Result<()> {
     let fault = |fault| Error::fault(&prepared.shown, fault);
     let identity = fs::probe(&source.device).map_err(fault)?;
     let table = match &source.holding {
         // A mounted filesystem is one, whatever an old partition table in its first sector says.
         Holding::Mounted(_) => None,
-        _ => ptable::read(&source.device, source.device.sector_bytes()).map_err(fault)?,
+        _ => match ptable::read(&source.device, source.device.sector_bytes()) {
+            // Where nothing else is there, it is read whole; whether anybody would take that back is not judged here.
+            Err(wrong) if wrong.kind() != FaultKind::Io => {
+                if identity.is_none() {
+                    prepared.notes.push(format!(
+                        "{}: partition table: {wrong}; the disk is read whole",
+                        prepared.shown
+                    ));
+                }
+                None
+            }
+            table => table.map_err(fault)?,
+        },
     };
     // Both at once: partitions that the kernel shows are partitions, and an md superblock at the end of a disk is that of its
     // last partition; anything else is a filesystem with an old table in its first sector.
@@ -250,16 +299,60 @@ fn fill(system: &System, source: Source, wishes: Wishes, prepared: &mut Prepared
         }
     }
     prepared.filesystem = identity.as_ref().map_or("unknown", |i| i.kind.name());
+    let reading = reading(identity.clone(), wishes.whole);
+    let mut behind = Vec::new();
+    if let Some(opened) = prepared.devices.first() {
+        let fault = |fault| Error::fault(&prepared.shown, fault);
+        behind = used_behind(&opened.device, &reading).map_err(fault)?;
+    }
     prepared.pieces.push(Piece {
         device: 0,
         offset: 0,
         length_bytes: prepared.size_bytes,
         still: prepared.still,
-        reading: reading(identity.clone(), wishes.whole),
+        reading,
         swap,
+        behind,
     });
     prepared.identity = identity;
     Ok(())
+}
+
+/// How much is looked at at once behind a filesystem, in bytes.
+const LOOK_BYTES: u64 = 1 << 20;
+
+/// What is not zeros behind the filesystem of a piece: a hash tree, a footer, an overlay, firmware's own. Looked for before the freeze,
+/// which does not hold it still anyway: the filesystem's freeze ends where the filesystem does.
+fn used_behind(view: &dyn ReadAt, reading: &Reading) -> std::result::Result<Vec<Extent>, Fault> {
+    let mut found: Vec<Extent> = Vec::new();
+    let end = match reading {
+        // What swap leaves behind its last page is less than one.
+        Reading::Map(identity) if identity.kind != Kind::Swap => identity.size_bytes,
+        _ => 0,
+    };
+    if end == 0 {
+        return Ok(found);
+    }
+    let mut buffer = vec![0; to_usize(LOOK_BYTES)];
+    let mut offset = end;
+    while offset < view.size_bytes() {
+        // On a grid, so that direct reads stay aligned.
+        let next = round_down(offset, LOOK_BYTES).saturating_add(LOOK_BYTES);
+        let length_bytes = next.min(view.size_bytes()) - offset;
+        let part = buffer.get_mut(..to_usize(length_bytes)).unwrap_or_default();
+        view.read_at(offset, part)?;
+        if !is_zero(part) {
+            match found.last_mut() {
+                Some(last) if last.end() == offset => last.length_bytes += length_bytes,
+                _ => found.push(Extent {
+                    offset,
+                    length_bytes,
+                }),
+            }
+        }
+        offset += length_bytes;
+    }
+    Ok(found)
 }
 
 fn reading(identity: Option<Identity>, whole: bool) -> Reading {
@@ -429,6 +522,7 @@ fn gap(offset: u64, length_bytes: u64, still: Still) -> Piece {
         still,
         reading: Reading::Gap,
         swap: SwapContent::default(),
+        behind: Vec::new(),
     }
 }
 
@@ -470,6 +564,19 @@ fn partition_piece(
         length_bytes: extent.length_bytes,
     };
     let identity = fs::probe(&view).map_err(|fault| Error::fault(&opened.shown, fault))?;
+    if let Some(found) = &identity
+        && found.size_bytes > extent.length_bytes
+        && !wishes.whole
+    {
+        return Err(Error::refused(format_args!(
+            "{}: the {} in the partition at {:#x} says {} bytes, the partition has {}; repair it, or --whole copies the disk as it is",
+            prepared.name,
+            found.kind.name(),
+            extent.offset,
+            found.size_bytes,
+            extent.length_bytes
+        )));
+    }
     let mounted = node.as_ref().and_then(|node| {
         prepared
             .mounted
@@ -493,13 +600,17 @@ fn partition_piece(
     if let (Some(node), Some(identity)) = (&node, &identity) {
         swap = swap_files_on(system, node.dev, identity)?;
     }
+    let reading = reading(identity, wishes.whole || !believed);
+    let behind =
+        used_behind(&view, &reading).map_err(|fault| Error::fault(&opened.shown, fault))?;
     Ok(Piece {
         device,
         offset,
         length_bytes: extent.length_bytes,
         still,
-        reading: reading(identity, wishes.whole || !believed),
+        reading,
         swap,
+        behind,
     })
 }
 

@@ -39,6 +39,8 @@ pub struct Errand {
     pub still: Still,
     /// Active swap files in it.
     pub swap: SwapContent,
+    /// What lies behind the filesystem in its part and is not zeros.
+    pub behind: Vec<Extent>,
     /// What the walk found.
     pub verdict: Verdict,
     witness: Witness,
@@ -59,6 +61,7 @@ impl Errand {
             identity,
             still,
             swap,
+            behind: Vec::new(),
             verdict: Verdict::USED,
             witness: Witness::default(),
         }
@@ -589,13 +592,17 @@ fn fill_map(
     } else if let Some(rest) = map.size_bytes().checked_sub(end)
         && end > 0
     {
-        // The filesystem may be smaller than its partition: nothing owns what lies behind it, unless something known does.
-        match fs::behind(view, end)? {
-            Some(what) => errand.verdict.doubt(Fault::unsupported(what)),
-            None => map.set_free(Extent {
-                offset: end,
-                length_bytes: rest,
-            }),
+        // The filesystem may be smaller than its partition: what lies behind it is free only where it is zeros.
+        map.set_free(Extent {
+            offset: end,
+            length_bytes: rest,
+        });
+        if !errand.behind.is_empty() {
+            let what = fs::behind(view, end)?.unwrap_or("data follows the filesystem");
+            errand.verdict.doubt(Fault::unsupported(what));
+        }
+        for extent in &errand.behind {
+            map.set_used(*extent);
         }
     }
     // A swap file that was switched off meanwhile may be gone, and its blocks somebody else's.

@@ -17,7 +17,7 @@ use crate::medium::Source;
 use crate::medium::partitions_named;
 use crate::mounts::{DevId, System};
 use crate::put::grow;
-use crate::put::image::Opened;
+use crate::put::image::{Any, Opened};
 use crate::put::job;
 use crate::put::target::{Chosen, Overwrite};
 use crate::report::{self, JsonObject, ReportFile};
@@ -273,6 +273,8 @@ fn write(
         overwrite: Overwrite::Allowed,
         verify: options.wants.verify,
         skip_free: options.wants.skip_free,
+        any: Any::No,
+        unchecked: false,
         force: false,
         grow: options.after.grow && medium.is_none(),
         disk: None,

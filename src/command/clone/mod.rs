@@ -500,6 +500,7 @@ fn write(
         },
         progress: Progress::new(quiet, options.common.progress),
         emptying,
+        output: "target".into(),
     };
     let capture = Capture::new(sources, engine, wishes)?;
     let pipeline = capture.pipeline();

@@ -232,6 +232,7 @@ fn cut_to_filesystem(source: &mut Prepared, target_bytes: u64) {
     let is_filesystem = !source.mounted.is_empty() && end > 0;
     if let [piece] = source.pieces.as_mut_slice()
         && is_filesystem
+        && piece.behind.is_empty()
         && end <= target_bytes
         && target_bytes < piece.length_bytes
     {

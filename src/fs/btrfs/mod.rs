@@ -70,6 +70,7 @@ pub fn probe(device: &dyn ReadAt) -> Result<Option<Identity>, Fault> {
         kind: Kind::Btrfs,
         size_bytes: if sound { raw.dev_total_bytes } else { 0 },
         block_bytes: if plausible { sector } else { 4096 },
+        max_sector_bytes: 4096,
         used_bytes: Some(raw.bytes_used),
         uuid: super::uuid_text(&raw.fsid),
         label: super::text(&raw.label),

@@ -73,6 +73,7 @@ fn identity(raw: &Raw) -> Option<Identity> {
         kind: raw.kind(),
         size_bytes: raw.size_bytes()?,
         block_bytes: block.bytes(),
+        max_sector_bytes: block.bytes(),
         used_bytes: block.bytes_of(used),
         uuid: uuid_text(&raw.s_uuid),
         label: text(&raw.s_volume_name),

@@ -346,6 +346,7 @@ fn probe(device: &dyn ReadAt) -> Result<Option<Identity>, Fault> {
         kind: Kind::F2fs,
         size_bytes: layout.size_bytes(),
         block_bytes: layout.block.bytes(),
+        max_sector_bytes: layout.block.bytes(),
         used_bytes: used.map(|blocks| layout.offset(blocks)),
         uuid: uuid_text(&disk.uuid),
         label: label(&disk.volume_name),

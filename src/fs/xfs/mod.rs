@@ -55,6 +55,7 @@ fn probe(device: &dyn ReadAt) -> Result<Option<Identity>, Fault> {
         kind: Kind::Xfs,
         size_bytes: geometry.size_bytes(),
         block_bytes: geometry.block.bytes(),
+        max_sector_bytes: geometry.sector_bytes,
         used_bytes: used.map(|blocks| blocks << geometry.block.log2()),
         uuid: uuid_text(&disk.sb_uuid),
         label: text(&disk.sb_fname),

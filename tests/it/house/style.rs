@@ -14,6 +14,7 @@ const LAYERS: &[&[&str]] = &[
     &["signals", "report", "help", "cli"],
     &["overlay"],
     &["fs", "ptable"],
+    &["content"],
     &["golden"],
     &["mounts"],
     &["trace"],

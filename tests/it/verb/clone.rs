@@ -405,7 +405,7 @@ fn bad_input_is_one_line_each_and_touches_nothing() {
             4,
             "no block device here bears it",
         ),
-        (vec!["/no/such=/dev/null".into()], 1, "No such file"),
+        (vec!["/no/such=/dev/null".into()], 4, "No such file"),
         (
             vec![
                 to(target.path()),

@@ -258,12 +258,19 @@ fn raw_to_a_file_is_sparse_and_free_blocks_are_zero() {
 fn output_to_a_file_appears_complete_or_not_at_all() {
     let fs = filled!(Spec::default());
     let target = fs.scratch().join("x.img.gz");
-    fs::write(&target, b"old").expect("an older file");
-    let run = common::run(
-        require_floe!().args(["dump", &text(fs.dir()), "-o", &text(&target)]),
-        Limit::secs(60),
-    );
-    run.expect_code(0);
+    fs::write(&target, b"old").expect("something else");
+    let dump = |more: &[&str]| {
+        let mut floe = common::floe().expect("FLOE_BIN");
+        let floe = floe.args(["dump", &text(fs.dir()), "-o", &text(&target)]);
+        common::run(floe.args(more), Limit::secs(60))
+    };
+    require!(common::floe().is_some(), "FLOE_BIN");
+    // What is no image is not replaced unasked; an image is.
+    let run = dump(&[]).expect_code(4);
+    assert!(run.stderr_text().contains("--overwrite"), "{run}");
+    assert_eq!(fs::read(&target).expect("still there"), b"old");
+    dump(&["--overwrite"]).expect_code(0);
+    dump(&[]).expect_code(0);
     common::output("gzip", &["-t", &text(&target)]);
     assert!(!fs.scratch().join("x.img.gz.part").exists());
     let device = text(fs.device());
@@ -335,7 +342,7 @@ fn an_error_in_the_middle_of_the_source_is_exit_1_with_the_offset_and_no_trailer
 }
 
 #[test]
-fn a_closed_pipe_is_silent_and_exit_1() {
+fn a_closed_pipe_is_exit_1_and_one_line_after_the_thaw() {
     let fs = filled!(Spec::default());
     let words = require_some!(common::floe_shell_words(), "FLOE_BIN");
     let script = format!(
@@ -344,7 +351,11 @@ fn a_closed_pipe_is_silent_and_exit_1() {
     );
     let run = common::run(Command::new("bash").args(["-c", &script]), Limit::secs(60));
     assert_eq!(run.stdout_text().trim(), "1", "{run}");
-    assert_eq!(run.stderr_text(), "", "{run}");
+    assert_eq!(
+        run.stderr_text(),
+        "floe: stdout: the reader closed the pipe; the image is incomplete; thawed\n",
+        "{run}"
+    );
     common::assert_not_frozen(fs.dir(), "after a closed pipe");
 }
 

@@ -20,3 +20,4 @@ mod snapshots;
 mod targets;
 mod thaw;
 mod verify;
+mod whole;

@@ -109,7 +109,7 @@ fn the_command_line_is_as_on_every_verb() {
     let run = common::run(require_floe!().args(["show", "--help"]), Limit::secs(20));
     assert!(run.expect_code(0).stdout_text().contains("--json"));
     let run = common::run(require_floe!().args(["show", "/no/such"]), Limit::secs(20));
-    assert!(run.expect_code(1).stderr_text().contains("/no/such: open"));
+    assert!(run.expect_code(4).stderr_text().contains("/no/such: open"));
     let run = common::run(require_floe!().args(["show", "/proc"]), Limit::secs(20));
     assert!(run.expect_code(4).stderr_text().contains("proc"));
 }

@@ -1,0 +1,426 @@
+//! What stands on a device or in an image, and the one rule for what is an image: `dump` asks it of the source before the freeze,
+//! `verify`, `restore`, `push` and `artifact` of the image. What the one accepts the others accept, because it is the same function
+//! over the same bytes: the beginning, the end, and the length.
+//!
+//! Bytes in, words out: nothing here opens anything.
+
+use crate::device::ReadAt;
+use crate::error::{Fault, FaultKind};
+use crate::fs::{self, Identity, Kind};
+use crate::ptable::{self, Scheme, Table};
+use crate::units::to_u64;
+
+/// How much of the beginning is looked at, in bytes: every first superblock and partition table floe knows lies in it.
+pub const HEAD_BYTES: usize = 1 << 20;
+
+/// How much of the end is looked at, in bytes: a backup GPT's header, the signature of a RAUC bundle.
+pub const TAIL_BYTES: usize = 8 * 1024;
+
+/// What stands at the beginning of a device or image.
+#[derive(Clone, Debug, Default)]
+pub struct Content {
+    /// The filesystem (or swap, LUKS …).
+    pub identity: Option<Identity>,
+    /// The partition table.
+    pub table: Option<Table>,
+    /// Why the partition table that is announced cannot be read; with no filesystem there instead.
+    pub damaged: Option<Fault>,
+}
+
+impl Content {
+    /// Recognises; a table counts only where no filesystem stands, except GPT, which no filesystem looks like. A filesystem
+    /// outweighs what is left of a table.
+    pub fn probe(bytes: &dyn ReadAt) -> Result<Self, Fault> {
+        let (table, damaged) = match ptable::read_image(bytes) {
+            Ok(table) => (table, None),
+            Err(fault) if fault.kind() == FaultKind::Io => return Err(fault),
+            Err(fault) => (None, Some(fault)),
+        };
+        if table
+            .as_ref()
+            .is_some_and(|table| table.scheme == Scheme::Gpt)
+        {
+            return Ok(Self {
+                table,
+                ..Self::default()
+            });
+        }
+        let identity = fs::probe(bytes)?;
+        let table = table.filter(|_| identity.is_none());
+        let damaged = damaged.filter(|_| identity.is_none());
+        Ok(Self {
+            identity,
+            table,
+            damaged,
+        })
+    }
+
+    /// Nothing known is there.
+    pub fn is_empty(&self) -> bool {
+        self.identity.is_none() && self.table.is_none() && self.damaged.is_none()
+    }
+
+    /// The name of what is there.
+    pub fn name(&self) -> &'static str {
+        match (&self.identity, &self.table) {
+            (Some(identity), _) => identity.kind.name(),
+            (None, Some(table)) => table.scheme.name(),
+            // Only a GPT can be announced and not be there.
+            (None, None) if self.damaged.is_some() => "gpt",
+            (None, None) => "unknown",
+        }
+    }
+
+    /// How long an image of it is at least, in bytes.
+    pub fn least_bytes(&self) -> u64 {
+        let filesystem = self.identity.as_ref().map_or(0, |found| found.size_bytes);
+        let table = self.table.as_ref().map_or(0, |table| table.end_bytes);
+        filesystem.max(table)
+    }
+
+    /// The rule, as far as the beginning tells: something known is there.
+    pub fn judge_head(&self, head: &[u8]) -> Result<(), String> {
+        if !self.is_empty() {
+            return Ok(());
+        }
+        Err(match foreign(head) {
+            Some(what) => format!("is {what}"),
+            None => {
+                "is no image: it begins with no filesystem and no partition table that is known"
+                    .into()
+            }
+        })
+    }
+
+    /// The rule: whether `size_bytes` that begin so and end with `tail` are whole. Says what is wrong.
+    pub fn judge(&self, head: &[u8], size_bytes: u64, tail: &[u8]) -> Result<(), String> {
+        self.judge_head(head)?;
+        let least = self.least_bytes();
+        if size_bytes < least {
+            let what = match self.identity {
+                Some(_) => "superblock",
+                None => "partition table",
+            };
+            return Err(format!(
+                "ends at {size_bytes} bytes, but its {} {what} says {least}: it was cut off",
+                self.name()
+            ));
+        }
+        if let Some(fault) = &self.damaged
+            && !ptable::gpt::ends_with_backup(tail, size_bytes)
+        {
+            return Err(format!(
+                "its partition table is damaged ({fault}), and its end holds no good copy"
+            ));
+        }
+        let is_bundle = self.identity.as_ref().is_some_and(|found| {
+            found.kind == Kind::Squashfs && is_signed(tail, size_bytes, found.size_bytes)
+        });
+        if is_bundle {
+            return Err(
+                "is a RAUC bundle, not an image: rauc installs it (rauc install FILE)".into(),
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Whether bytes that hold a squashfs of `used` bytes end as a RAUC bundle does: a CMS signature (DER: a SEQUENCE) and its length
+/// in eight bytes, big-endian (docs/reference.rst of RAUC, "Bundle Formats").
+fn is_signed(tail: &[u8], size_bytes: u64, used: u64) -> bool {
+    let Some((rest, last)) = tail.split_last_chunk::<8>() else {
+        return false;
+    };
+    let length = u64::from_be_bytes(*last);
+    let room = size_bytes.saturating_sub(used).saturating_sub(8);
+    let begin = rest.len().checked_sub(crate::units::to_usize(length));
+    let der = begin.and_then(|begin| rest.get(begin..begin + 2));
+    (64..=room).contains(&length) && matches!(der, Some([0x30, 0x80..=0x84]))
+}
+
+/// Formats of other programs: where their magic stands, and what to do with them.
+const FOREIGN: &[(usize, &[u8], &str)] = &[
+    (
+        0,
+        b"\xfd7zXZ\0",
+        "compressed with xz: unpack it first, as in 'xz -dc FILE | floe restore - TARGET'",
+    ),
+    (
+        0,
+        b"\x28\xb5\x2f\xfd",
+        "compressed with zstd: unpack it first, as in 'zstd -dc FILE | floe restore - TARGET'",
+    ),
+    (
+        0,
+        b"BZh",
+        "compressed with bzip2: unpack it first, as in 'bzip2 -dc FILE | floe restore - TARGET'",
+    ),
+    (
+        0,
+        b"\x04\x22\x4d\x18",
+        "compressed with lz4: unpack it first, as in 'lz4 -dc FILE | floe restore - TARGET'",
+    ),
+    (
+        0,
+        b"\x89LZO\0\r\n\x1a\n",
+        "compressed with lzop: unpack it first, as in 'lzop -dc FILE | floe restore - TARGET'",
+    ),
+    (
+        0,
+        b"LZIP",
+        "compressed with lzip: unpack it first, as in 'lzip -dc FILE | floe restore - TARGET'",
+    ),
+    (
+        0,
+        b"\x5d\0\0",
+        "compressed with lzma: unpack it first, as in 'xz -dc FILE | floe restore - TARGET'",
+    ),
+    (
+        0,
+        b"7z\xbc\xaf\x27\x1c",
+        "a 7z archive, not an image: take the image out of it first",
+    ),
+    (
+        0,
+        b"Rar!\x1a\x07",
+        "a RAR archive, not an image: take the image out of it first",
+    ),
+    (
+        0,
+        b"\x3a\xff\x26\xed",
+        "an Android sparse image: unpack it first with simg2img",
+    ),
+    (
+        0,
+        b"QFI\xfb",
+        "a qcow2 disk: convert it first, as in 'qemu-img convert -O raw FILE FILE.img'",
+    ),
+    (
+        0,
+        b"KDMV",
+        "a VMDK disk: convert it first, as in 'qemu-img convert -O raw FILE FILE.img'",
+    ),
+    (
+        0,
+        b"COWD",
+        "a VMDK disk: convert it first, as in 'qemu-img convert -O raw FILE FILE.img'",
+    ),
+    (
+        0,
+        b"# Disk DescriptorFile",
+        "a VMDK disk: convert it first, as in 'qemu-img convert -O raw FILE FILE.img'",
+    ),
+    (
+        0x40,
+        b"\x7f\x10\xda\xbe",
+        "a VDI disk: convert it first, as in 'qemu-img convert -O raw FILE FILE.img'",
+    ),
+    (
+        0,
+        b"vhdxfile",
+        "a VHDX disk: convert it first, as in 'qemu-img convert -O raw FILE FILE.img'",
+    ),
+    (
+        0,
+        b"conectix",
+        "a VHD disk: convert it first, as in 'qemu-img convert -O raw FILE FILE.img'",
+    ),
+    (
+        0,
+        b"partclone-image",
+        "a partclone image: restore it with partclone.restore, or make it raw with 'partclone.restore -W -C -s FILE -o FILE.img'",
+    ),
+    (
+        0,
+        b"\0ntfsclone-image",
+        "an ntfsclone image: restore it with ntfsclone",
+    ),
+    (
+        257,
+        b"ustar",
+        "a tar archive, not an image: take the image out of it first, as in 'tar -xOf FILE NAME | floe restore - TARGET'",
+    ),
+    (
+        0,
+        b"07070",
+        "a cpio archive (as .swu files are), not an image: swupdate installs it, 'cpio -i' takes it apart",
+    ),
+    (
+        0,
+        b"!<arch>\n",
+        "an ar archive (as .deb and .ipk are), not an image",
+    ),
+    (0, b"\x7fELF", "a program (ELF), not an image"),
+    (
+        0,
+        b"\x27\x05\x19\x56",
+        "a U-Boot image, not the image of a filesystem or disk",
+    ),
+    (
+        0,
+        b"\xd0\x0d\xfe\xed",
+        "a device tree or FIT image, not the image of a filesystem or disk",
+    ),
+    (0, b"Salted__", "encrypted by openssl: decrypt it first"),
+    (
+        0,
+        b"-----BEGIN PGP",
+        "encrypted or signed by PGP: undo that first",
+    ),
+    (
+        0,
+        b"age-encryption.org/",
+        "encrypted by age: decrypt it first",
+    ),
+];
+
+/// Words that mark a text near its beginning, in lower case, and what it is.
+const TEXTS: &[(&[u8], &str)] = &[
+    (
+        b"<bmap",
+        "a block map (.bmap), not an image: name the image that it belongs to",
+    ),
+    (
+        b"<!doctype html",
+        "a web page, not an image: the download gave a page in its place",
+    ),
+    (
+        b"<html",
+        "a web page, not an image: the download gave a page in its place",
+    ),
+    (
+        b"oid sha256:",
+        "a pointer of Git LFS, not an image: 'git lfs pull' brings the file",
+    ),
+    (b"{", "a text (JSON), not an image"),
+];
+
+/// What another program made of the first bytes, and what would help; `None` where that is not known.
+pub fn foreign(first: &[u8]) -> Option<&'static str> {
+    let magic = |(at, magic, _): &&(usize, &[u8], &str)| {
+        first.get(*at..).is_some_and(|rest| rest.starts_with(magic))
+    };
+    if let Some((_, _, what)) = FOREIGN.iter().find(magic) {
+        return Some(what);
+    }
+    // UTF-8 without control characters is a text, whatever it says.
+    let mut text = first.get(..first.len().min(512))?.to_ascii_lowercase();
+    // A letter may be cut in two.
+    let whole = std::str::from_utf8(&text).map_or_else(|error| error.valid_up_to(), str::len);
+    let is_cut = text.len().saturating_sub(whole) < 4;
+    text.truncate(whole);
+    let printable = |byte: &u8| *byte >= b' ' || matches!(byte, b'\t' | b'\n' | b'\r' | 0x0c);
+    if text.is_empty() || !is_cut || !text.iter().all(printable) {
+        return None;
+    }
+    let text = text.trim_ascii_start();
+    let found = TEXTS.iter().find(|(word, _)| match *word {
+        b"{" => text.starts_with(word),
+        word => text.windows(word.len()).any(|part| part == word),
+    });
+    Some(found.map_or("a text, not an image", |(_, what)| what))
+}
+
+/// The beginning of something as if it were whole: zeros follow, without an end.
+pub struct Head<'a>(pub &'a [u8]);
+
+impl ReadAt for Head<'_> {
+    fn size_bytes(&self) -> u64 {
+        i64::MAX.unsigned_abs()
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), Fault> {
+        buffer.fill(0);
+        let held = usize::try_from(offset)
+            .ok()
+            .and_then(|start| self.0.get(start..))
+            .unwrap_or_default();
+        for (to, from) in buffer.iter_mut().zip(held) {
+            *to = *from;
+        }
+        Ok(())
+    }
+}
+
+/// What a device's image would begin with, and the rule's word on it.
+pub struct Judged {
+    /// What is there, as whoever reads the image sees it.
+    pub content: Content,
+    /// Whether an image of it is taken back.
+    pub word: Result<(), String>,
+}
+
+/// The rule, asked of a whole device.
+pub fn of_device(device: &dyn ReadAt) -> Result<Judged, Fault> {
+    let size = device.size_bytes();
+    let mut head = vec![0; crate::units::to_usize(size.min(to_u64(HEAD_BYTES)))];
+    device.read_at(0, &mut head)?;
+    let mut tail = vec![0; crate::units::to_usize(size.min(to_u64(TAIL_BYTES)))];
+    device.read_at(size.saturating_sub(to_u64(tail.len())), &mut tail)?;
+    let content = Content::probe(&Head(&head))?;
+    let word = content.judge(&head, size, &tail);
+    Ok(Judged { content, word })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_other_programs_make_is_named_with_what_to_do() {
+        let padded = |at: usize, magic: &[u8]| {
+            let mut bytes = vec![0u8; 1024];
+            bytes[at..at + magic.len()].copy_from_slice(magic);
+            bytes
+        };
+        for (at, magic, what) in FOREIGN {
+            assert_eq!(foreign(&padded(*at, magic)), Some(*what));
+        }
+        for (text, word) in [
+            (
+                "<?xml version=\"1.0\" ?>\n<!-- a comment -->\n<bmap version=\"2.0\">",
+                "block map",
+            ),
+            ("\n<!DOCTYPE HTML>\n<html>404", "web page"),
+            (
+                "version https://git-lfs.github.com/spec/v1\noid sha256:00",
+                "Git LFS",
+            ),
+            ("{\"error\": \"not found\"}", "JSON"),
+            ("Grüße", "a text"),
+            ("no such file\n", "a text"),
+        ] {
+            assert!(foreign(text.as_bytes()).unwrap().contains(word), "{text}");
+        }
+        for bytes in [
+            &b""[..],
+            &[0; 512],
+            &[0xff; 512],
+            b"\x01\x02text",
+            b"ab\0cd",
+        ] {
+            assert_eq!(foreign(bytes), None, "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn nothing_known_is_no_image_and_zeros_neither() {
+        for bytes in [vec![0u8; 4096], vec![0xa5u8; 4096]] {
+            let judged = of_device(&bytes).unwrap();
+            assert!(judged.word.unwrap_err().contains("is no image"));
+        }
+    }
+
+    #[test]
+    fn a_squashfs_with_a_signature_behind_it_is_a_bundle() {
+        let mut tail = vec![0u8; 4096];
+        tail[1000..1002].copy_from_slice(&[0x30, 0x82]);
+        let length = u64::try_from(4096 - 8 - 1000).unwrap();
+        tail[4088..].copy_from_slice(&length.to_be_bytes());
+        assert!(is_signed(&tail, 100_000, 90_000));
+        assert!(!is_signed(&tail, 100_000, 99_000));
+        tail[1000] = 0;
+        assert!(!is_signed(&tail, 100_000, 90_000));
+        assert!(!is_signed(&[], 100_000, 90_000));
+    }
+}
