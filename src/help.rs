@@ -107,8 +107,10 @@ written. In a pipe, 'set -o pipefail' shows the exit code of floe.
 const RESTORE: &str = "\
 floe restore IMAGE TARGET | SNAPSHOT NAME=TARGET…: write an image to a device or into a file
 
-IMAGE is raw, gzip or a Mender artifact (recognised by its content), '-' is stdin. Bytes that show no filesystem and no partition
-table are not an image. A file is read to its end, and so checked, before the first write; a pipe cannot be. TARGET is a block device, LABEL=, UUID=, PARTLABEL=, PARTUUID=,
+IMAGE is raw, gzip or a Mender artifact (recognised by its content), '-' is
+stdin. Bytes that show no filesystem and no partition table are not an image.
+A file is read to its end, and so checked, before the first write; a pipe
+cannot be. TARGET is a block device, LABEL=, UUID=, PARTLABEL=, PARTUUID=,
 or a file; a file that does not exist yet is made, and is sparse.
 
   floe restore root.img.gz /dev/mmcblk0p3
@@ -192,10 +194,7 @@ floe verify FILE|-: check every checksum of an image or a snapshot
 
 Reads all of it and makes the checks that restore makes: a snapshot must be complete, each entry what its checksums say; a gzip image must be complete and its checksums right, and every image
 must reach the end that its superblock or partition table states. Prints one line.
-
-Options:
-      --any-content     take bytes that show no image as they are: only the checksums of what packs them are checked
-
+---
 Exit: 0 good; 1 it could not be read; 2 wrong command line; 3 corrupt, cut off or not an image.
 ";
 

@@ -59,7 +59,7 @@ create >pull|--disk DEV|keep the partition table and the boot area of this disk 
 #The target:
 restore >push|--disk DEV|of a snapshot made with --disk: the recorded partition table and boot area go to the empty disk DEV, and every entry that is not named goes into its partition
 restore >push|--any-content|take bytes that show no image, or one that is not whole, as they are
-restore|--no-check|write an image in a file without reading it to its end first
+restore >push|--no-check|write an image in a file without reading it to its end first
 restore >push|--force|a snapshot of another architecture or board model
 clone >pull|--pairs FILE|read the pairs from this file; a target named in a file is standby by declaration: what it holds may go
 restore >push|--overwrite|the target may hold a filesystem, a partition table or (a file) anything
@@ -283,6 +283,7 @@ mod tests {
         ),
         ("--sha256", "gzip always has it, and the host compares"),
         ("--keep", "nothing is kept on the board"),
+        ("--fs-path", "--dump names the source"),
     ];
 
     #[test]
