@@ -23,7 +23,8 @@ impl Random {
     }
 
     fn below(&mut self, limit: usize) -> usize {
-        (self.next() as usize) % limit.max(1)
+        // In 64 bits: the numbers are the same on every machine.
+        (self.next() % limit.max(1) as u64) as usize
     }
 
     fn below_one_of(&mut self, limits: &[usize]) -> usize {
@@ -350,4 +351,15 @@ fn codes_are_complete_within_their_limit_and_shorter_for_what_is_more_frequent()
     let mut single = [0u8; DISTANCES];
     widths(&[0, 0, 7], 11, &mut single);
     assert_eq!(single[..4], [0, 0, 1, 0]);
+}
+
+#[test]
+fn the_bytes_are_the_same_on_every_machine() {
+    let chunk = patchwork(&mut Random(13), 200_000);
+    let output = round_trip(&mut Encoder::new(), &chunk);
+    // FNV-1a, 64 bits.
+    let hash = output.iter().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    assert_eq!((output.len(), hash), (80_625, 12_993_621_750_032_122_303));
 }
