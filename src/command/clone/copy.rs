@@ -149,6 +149,23 @@ impl Copy {
         Some(home.chunk.saturating_add(inside / CHUNK_BYTES))
     }
 
+    /// A run of a target that became zeros: what was placed there before the freeze does not count.
+    pub fn forget(&self, target: usize, run: Extent) {
+        let Some(sums) = &self.sums else {
+            return;
+        };
+        let mut homes = self.homes.iter().peekable();
+        while let Some(home) = homes.next() {
+            let next = homes.peek().filter(|next| next.target == target);
+            let end = next.map_or(u64::MAX, |next| next.offset).min(run.end());
+            let start = run.offset.max(home.offset);
+            if home.target == target && start < end {
+                let first = home.chunk + (start - home.offset) / CHUNK_BYTES;
+                sums.forget(first, (end - start).div_ceil(CHUNK_BYTES));
+            }
+        }
+    }
+
     /// The target and place of a chunk.
     pub fn place_of(&self, chunk: u64) -> Option<(&Onto, u64)> {
         let home = self.homes.iter().rev().find(|home| home.chunk <= chunk)?;
@@ -357,6 +374,16 @@ impl Sums {
                     0 => sum.store(value, Ordering::Relaxed),
                     _ => drop(sum.fetch_add(value, Ordering::Relaxed)),
                 }
+            }
+        }
+    }
+
+    /// Chunks that are not placed after all; where several share a sum, none is ever placed twice.
+    fn forget(&self, first: u64, count: u64) {
+        let sums = self.sums.get(to_usize(first)..).unwrap_or_default();
+        for sum in sums.iter().take(to_usize(count)) {
+            if self.shift == 0 {
+                sum.store(0, Ordering::Relaxed);
             }
         }
     }

@@ -122,6 +122,7 @@ impl Finish {
                 return Ok(());
             };
             let Some(part) = part else {
+                self.copy.forget(index, extent);
                 return self.compare_zeros(onto, extent, &mut buffer);
             };
             let bytes = self.read(onto, extent, &mut buffer)?;
