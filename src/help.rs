@@ -58,9 +58,15 @@ pub const VERBS: &[Verb] = &[
     },
     Verb {
         name: "list",
-        arguments: "[DIR]",
-        line: "the snapshots kept in a folder",
+        arguments: "[DIR | HOST]",
+        line: "the snapshots kept in a folder, or on a board",
         text: LIST,
+    },
+    Verb {
+        name: "delete",
+        arguments: "NAME…",
+        line: "snapshots of the store go",
+        text: DELETE,
     },
     Verb {
         name: "artifact",
@@ -174,11 +180,23 @@ written.
 ";
 
 const LIST: &str = "\
-floe list [DIR]: the snapshots in a folder, the oldest first
+floe list [DIR | HOST]: the snapshots in a folder, or in the store of a board over ssh, the oldest first by what they say
 
-Prints name, age, size, host, whether it is complete, its entries and its comment. What is broken is listed with the reason.
-Images are not read: floe verify checks their bytes. Without DIR it is 'store = DIR' of /etc/floe.conf.
+Prints name, size, age, state and entries. The state is complete, being made, incomplete (it was cut short), newer format or damaged,
+with the reason. Images are not read: floe verify checks their bytes. Without DIR it is 'store = DIR' of /etc/floe.conf. What is no
+path that is there, and has no slash, is a HOST as floe pull takes it.
 ---
+";
+
+const DELETE: &str = "\
+floe delete NAME…: snapshots of the store go
+
+NAME is what floe list shows, with or without .zip, or 'latest', in 'store = DIR' of /etc/floe.conf. All names are checked before the
+first is deleted. The same names are understood by floe show, verify, restore and push.
+
+  floe delete board-20260301T120000Z-0007
+---
+Exit: 0 deleted; 1 failed; 2 wrong command line; 4 refused, nothing was deleted.
 ";
 
 const SHOW: &str = "\

@@ -90,17 +90,19 @@ dump create clone >pull|--spool SIZE|memory for data that waits for a slow reade
 dump create >pull|--spool-file FILE|more room for it, in a file without a name in that FILE's folder (not on what is frozen)
 dump create clone >pull|--precopy HOW|auto (default): most of it is read before the freeze, and only what was written meanwhile while frozen; off
 #How floe is reached there:
-pull push|--ssh-option ARG|one argument for ssh, as in --ssh-option -i --ssh-option KEY; it counts before floe's own
-pull push|--sudo|run floe there by 'sudo -n': without a password
-pull push|--floe PATH|where it is there (default: floe)
-pull push|--send|it is not there: bring it along, run it, leave nothing behind
+pull push list|--ssh-option ARG|one argument for ssh, as in --ssh-option -i --ssh-option KEY; it counts before floe's own
+pull push list|--sudo|run floe there by 'sudo -n': without a password
+pull push list|--floe PATH|where it is there (default: floe)
+pull push list|--send|it is not there: bring it along, run it, leave nothing behind
 push|--stall TIME|give up when no byte has come or gone for this long (default 5m, and 1h while the board works and has nothing to say)
-pull push|--binaries DIR|where floe-x86_64, floe-aarch64 and floe-armv7 are (default: beside this floe)
+pull push list|--binaries DIR|where floe-x86_64, floe-aarch64 and floe-armv7 are (default: beside this floe)
 #Options:
 thaw|--all|everything that is mounted from a block device, in every mount namespace, and what was unmounted while frozen
 show|--json|one JSON object with stable keys
 show|--identity|instead: the files that make it one machine and not another, with fingerprints, of a mount, or of an ext filesystem on a device or in an image that is not packed; what --golden empties
 list|--json|one JSON array with stable keys
+delete|--force|factory and rescue snapshots, too
+delete|--dry-run|check everything, say what would be deleted, and delete nothing
 mender|--source, --fs-path PATH|what to dump: file, directory or device (default: /)
 mender|-C, --compression HOW|none (default) or gzip
 mender|-d, --data DIR|where Mender's own data is: it must not lie on what is dumped (default: /var/lib/mender, if it is there)

@@ -3,19 +3,18 @@
 //! `get` gives a kept snapshot to stdout, `put` takes one from stdin into the store under its lock, and it gets its name there only
 //! with the length and SHA-256 that the host announced; `sum` says the SHA-256 of stdin, where a board has no sha256sum.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::Write;
 use std::path::PathBuf;
 use std::time::Instant;
 
 use crate::board::receive::ToFile;
 use crate::cli::{self, Args, Common, Item};
-use crate::config;
 use crate::error::{Error, Exit, Result};
 use crate::report::{self, JsonObject, ReportFile};
-use crate::snapshot::archive;
-use crate::snapshot::store::{self, Class, Store};
+use crate::snapshot::store::Store;
 use crate::snapshot::sums::{Sums, copy};
+use crate::snapshot::{archive, kept};
 
 /// What was asked for.
 pub struct Options {
@@ -80,33 +79,12 @@ pub fn run(options: Options) -> Result<()> {
     Ok(())
 }
 
-fn folder() -> Result<PathBuf> {
-    config::store()?.ok_or_else(|| {
-        Error::refused("/etc/floe.conf: has no line 'store = DIR': no snapshots are kept here")
-    })
-}
-
-/// `latest` is the newest that is complete; otherwise the name of one as `floe list` prints it.
+/// The name of one as `floe list` prints it, or `latest`.
 fn get(name: &str) -> Result<(PathBuf, Sums)> {
     report::check_stdout()?;
-    let folder = folder()?;
-    let found = match name {
-        "latest" => {
-            let mut newest = store::snapshots(&folder)?.into_iter().rev();
-            newest.find(|(_, path)| matches!(archive::class(path, None), Class::Good | Class::Kept))
-        }
-        name => {
-            let mut all = store::snapshots(&folder)?.into_iter();
-            all.find(|(_, path)| path.file_name().is_some_and(|file| file == name))
-        }
-    };
-    let (_, path) = found.ok_or_else(|| {
-        Error::refused(format_args!(
-            "{}: has no snapshot '{name}'; floe list shows what there is",
-            folder.display()
-        ))
-        .leaving("nothing was sent")
-    })?;
+    let (folder, name) = (kept::folder()?, OsStr::new(name));
+    let path = kept::find(&folder, name)?
+        .ok_or_else(|| kept::none(&folder, name).leaving("nothing was sent"))?;
     let shown = path.display().to_string();
     let file = archive::open_file(&path)?;
     let mut stdout = std::io::stdout().lock();
@@ -123,7 +101,7 @@ fn written(result: std::io::Result<()>) -> Result<()> {
 }
 
 fn put(options: &Options) -> Result<(PathBuf, Sums)> {
-    let folder = folder()?;
+    let folder = kept::folder()?;
     let store = Store::open(&folder)?;
     let path = store.next(&options.host, options.time_s)?;
     let mut file = ToFile::create(&path)?;

@@ -1,24 +1,35 @@
-//! `floe list`: the snapshots in a folder, and for `floe show` what one of them says about itself.
+//! `floe list`: the snapshots in a folder, here or on a board.
 //!
 //! Reads directories, metadata and checksum lists, never the images: that their bytes are right is what `floe verify` finds out.
-//! What is broken is listed with the reason.
+//! What is not complete is listed with the reason.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use crate::board::fleet;
+use crate::board::reach::Reach;
+use crate::board::receive::Arrived;
+use crate::board::ssh::{Host, Patience, Pipes};
 use crate::cli::{Args, Common, Item};
 use crate::config;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::report::{self, JsonObject, ReportFile};
 use crate::snapshot::kept::Kept;
 use crate::snapshot::machine;
 use crate::snapshot::store;
 use crate::units;
 
+/// Longest list of a board, in bytes.
+const MAX_LIST: u64 = 16 << 20;
+
 /// What was asked for.
 pub struct Options {
     folder: Option<OsString>,
     json: bool,
+    reach: Reach,
     common: Common,
 }
 
@@ -26,11 +37,13 @@ pub struct Options {
 pub fn parse(mut args: Args) -> Result<Options> {
     let mut folder = None;
     let mut json = false;
+    let mut reach = Reach::default();
     while let Some(item) = args.next_item()? {
         match item {
             Item::Value(value) if folder.is_none() => folder = Some(value),
             Item::Value(value) => return Err(args.surplus(&value)),
             Item::Option("--json") => json = true,
+            Item::Option(name) if reach.option(&mut args, name)? => {}
             Item::Option(name) => return Err(args.unknown(name)),
         }
     }
@@ -40,14 +53,18 @@ pub fn parse(mut args: Args) -> Result<Options> {
     Ok(Options {
         folder,
         json,
+        reach,
         common: args.common,
     })
 }
 
 /// Runs the verb.
 pub fn run(options: Options) -> Result<()> {
-    let folder = match options.folder {
-        Some(folder) => PathBuf::from(folder),
+    let folder = match &options.folder {
+        Some(folder) => match host(folder) {
+            Some(host) => return far(options, host),
+            None => PathBuf::from(folder),
+        },
         None => config::store()?.unwrap_or_default(),
     };
     let now_s = machine::now_s();
@@ -67,23 +84,75 @@ pub fn run(options: Options) -> Result<()> {
     if options.json {
         return report::print(&format!("{list}\n"));
     }
-    let lines: Vec<String> = found.iter().map(|kept| kept.line(now_s)).collect();
-    report::print(&lines.concat())
+    let rows: Vec<[String; 5]> = found.iter().map(|kept| kept.row(now_s)).collect();
+    report::print(&table(rows))
+}
+
+/// A board, where what was named is no path that is there, and could not be one that is not.
+fn host(name: &OsStr) -> Option<Host> {
+    let is_path = Path::new(name).exists()
+        || name.as_bytes().contains(&b'/') && !name.as_bytes().starts_with(b"ssh://");
+    let text = name.to_str().filter(|_| !is_path)?;
+    Host::parse(text).ok()
+}
+
+/// The store of a board, as floe lists it there.
+fn far(options: Options, host: Host) -> Result<()> {
+    let common = options.common.clone();
+    let job = move |host: &Host, board: &fleet::Board| {
+        let mut words: Vec<OsString> = vec!["list".into()];
+        words.extend(options.json.then(|| "--json".into()));
+        let pipes = Pipes {
+            input: false,
+            stream: true,
+            compress: Some(true),
+            patience: Patience::default(),
+        };
+        let mut session = options.reach.start(host, &words, pipes, board)?;
+        let mut text = String::new();
+        let read = (&mut session).take(MAX_LIST).read_to_string(&mut text);
+        session.end()?.check(host)?;
+        read.map_err(|error| Error::failed(format_args!("{}: {error}", host.shown)))?;
+        Ok(Arrived {
+            path: text,
+            ..Arrived::default()
+        })
+    };
+    for outcome in fleet::run(vec![host], 1, &common, Arc::new(job))? {
+        report::print(&outcome.result?.path)?;
+    }
+    Ok(())
 }
 
 /// Everything in the folder that is a snapshot or wants to be one, the oldest first.
 fn look(folder: &Path) -> Result<Vec<Kept>> {
-    let mut paths: Vec<(Option<u64>, String, PathBuf)> = store::files(folder)?
+    let mut found: Vec<Kept> = store::files(folder)?
         .into_iter()
         .filter(|(file, _)| file.ends_with(".zip") || file.ends_with(".zip.part"))
-        .map(|(file, path)| {
-            let name = store::Name::parse(file.strip_suffix(".part").unwrap_or(&file));
-            (name.map(|name| name.sequence), file, path)
-        })
+        .map(|(_, path)| Kept::look(path))
         .collect();
-    units::sort(&mut paths, |a, b| a < b);
-    Ok(paths
-        .into_iter()
-        .map(|(_, _, path)| Kept::look(path))
-        .collect())
+    units::sort(&mut found, |a, b| a.order() < b.order());
+    Ok(found)
+}
+
+/// Columns as wide as what stands in them; nothing where there is nothing.
+fn table(rows: Vec<[String; 5]>) -> String {
+    let head = ["NAME", "SIZE", "AGE", "STATE", "ENTRIES"].map(String::from);
+    let mut out = String::new();
+    if rows.is_empty() {
+        return out;
+    }
+    let mut widths = head.each_ref().map(|cell| cell.chars().count());
+    for row in &rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let [name, size, age, state, _] = widths;
+    for [a, b, c, d, e] in std::iter::once(head).chain(rows) {
+        let line = format!("{a:name$}  {b:>size$}  {c:>age$}  {d:state$}  {e}");
+        out.push_str(line.trim_end());
+        out.push('\n');
+    }
+    out
 }

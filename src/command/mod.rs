@@ -3,6 +3,7 @@
 mod artifact;
 mod clone;
 mod create;
+mod delete;
 pub mod dump;
 mod kept;
 mod list;
@@ -44,6 +45,7 @@ pub fn run(arguments: Vec<OsString>) -> Result<()> {
         Some("create") => create::run(create::parse(args("create"))?),
         Some("show") => show::run(show::parse(args("show"))?),
         Some("verify") => verify::run(verify::parse(args("verify"))?),
+        Some("delete") => delete::run(delete::parse(args("delete"))?),
         Some("list") => list::run(list::parse(args("list"))?),
         Some("artifact") => artifact::run(artifact::parse(args("artifact"))?),
         Some("pull") => pull::run(pull::parse(args("pull"))?),
@@ -96,6 +98,7 @@ mod tests {
             "show" => show::parse(args).map(drop),
             "verify" => verify::parse(args).map(drop),
             "list" => list::parse(args).map(drop),
+            "delete" => delete::parse(args).map(drop),
             "artifact" => artifact::parse(args).map(drop),
             "pull" => pull::parse(args).map(drop),
             "push" => push::parse(args).map(drop),

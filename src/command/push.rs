@@ -20,6 +20,7 @@ use crate::put::image::{self, Any, Image, Opened};
 use crate::report::{self, Bytes, ReportFile, Span};
 use crate::snapshot::MAX_IMAGES;
 use crate::snapshot::archive::Bundle;
+use crate::snapshot::kept;
 use crate::snapshot::sums::sums_of;
 use crate::stream::copy::{BUFFER_BYTES, Ended};
 use crate::stream::image::Format;
@@ -157,6 +158,8 @@ pub fn run(options: Options) -> Result<()> {
     let start = Instant::now();
     let common = options.common.clone();
     let mut report = common.report.as_deref().map(ReportFile::open).transpose()?;
+    let file = kept::path_of(&options.file)?;
+    let options = Options { file, ..options };
     let any = match options.handed_on.iter().any(|word| word == "--any-content") {
         true => Any::Yes,
         false => Any::No,

@@ -13,7 +13,7 @@ use crate::put::image::{Any, Image, Opened};
 use crate::put::job::{Job, Options, Shared, figures, last_line, left_alone, supervise};
 use crate::put::target::{Chosen, Overwrite, is_tag};
 use crate::report::{self, ReportFile};
-use crate::snapshot::{MAX_IMAGES, unpack};
+use crate::snapshot::{MAX_IMAGES, kept, unpack};
 use crate::stream::image::Format;
 use crate::stream::target::Target;
 use crate::units::to_u64;
@@ -106,6 +106,8 @@ pub fn run(options: Options) -> Result<()> {
         )));
     }
     let nothing = |error: Error| error.leaving(NOTHING_WRITTEN);
+    let image = kept::path_of(&options.image).map_err(nothing)?;
+    let options = Options { image, ..options };
     check_order(&options)?;
     let opened = Opened::open(&options.image).map_err(nothing)?;
     if opened.format == Format::Zip {

@@ -16,7 +16,7 @@ use crate::fs::{self, Coverage, Identity, Kind, Still, UsedMap, Walk};
 use crate::mounts::{Holding, Means, Source, System};
 use crate::put::image::{Any, Content, Image};
 use crate::report::{self, Bytes, JsonObject, ReportFile, json_list};
-use crate::snapshot::kept::Kept;
+use crate::snapshot::kept::{self, Kept};
 use crate::stream::artifact::Labels;
 use crate::stream::image::{Format, LOOK_BYTES};
 use crate::take::identity::Found;
@@ -54,6 +54,8 @@ pub fn parse(mut args: Args) -> Result<Options> {
 
 /// Runs the verb.
 pub fn run(options: Options) -> Result<()> {
+    let path = kept::path_of(&options.path)?;
+    let options = Options { path, ..options };
     let path = Path::new(&options.path);
     if options.identity {
         return identity(&options);

@@ -7,6 +7,7 @@ use crate::error::Result;
 use crate::put::image::{self, Any, Image, Opened};
 use crate::report::{self, Bytes, JsonObject, ReportFile};
 use crate::snapshot::archive::Bundle;
+use crate::snapshot::kept;
 use crate::stream::copy::{BUFFER_BYTES, Ended};
 use crate::stream::image::Format;
 use crate::units::to_u64;
@@ -42,7 +43,7 @@ pub fn run(options: Options) -> Result<()> {
     let report = options.common.report.as_deref();
     let mut report = report.map(ReportFile::open).transpose()?;
     let start = std::time::Instant::now();
-    let opened = Opened::open(&options.path)?;
+    let opened = Opened::open(&kept::path_of(&options.path)?)?;
     if opened.format == Format::Zip {
         return snapshot(opened, &options, report.as_mut(), start);
     }

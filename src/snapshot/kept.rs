@@ -2,14 +2,99 @@
 //!
 //! Reads metadata and checksum lists, never the images: that their bytes are right is what `floe verify` finds out.
 
-use std::path::PathBuf;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
-use crate::error::{Error, Exit};
+use rustix::fs::FlockOperation;
+
+use crate::config;
+use crate::error::{Error, Exit, Result};
 use crate::report::{Bytes, JsonObject, clean};
 use crate::snapshot::archive::{self, Catalog};
 use crate::snapshot::machine;
+use crate::snapshot::store::{self, Class};
 use crate::snapshot::{Checksums, Snapshot, image_path};
+use crate::stream::unzip;
 use crate::utc::Utc;
+
+/// How far a snapshot in a file is one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// All of it is there, as far as its ends say.
+    Complete,
+    /// Somebody writes it now.
+    BeingMade,
+    /// It was cut short.
+    Incomplete,
+    /// A newer floe made it, and this one does not know its format.
+    Newer,
+    /// Its parts do not fit each other, or it is none.
+    Damaged,
+}
+
+impl State {
+    /// As `list` says it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Complete => "complete",
+            Self::BeingMade => "being made",
+            Self::Incomplete => "incomplete",
+            Self::Newer => "newer format",
+            Self::Damaged => "damaged",
+        }
+    }
+}
+
+/// The path that `name` means: one that is there, or else a snapshot of the store by its name or as `latest`.
+pub fn path_of(name: &OsStr) -> Result<OsString> {
+    if name == "-" || name.as_bytes().contains(&b'/') || Path::new(name).exists() {
+        return Ok(name.to_owned());
+    }
+    let Some(folder) = config::store()? else {
+        return Ok(name.to_owned());
+    };
+    match find(&folder, name)? {
+        Some(path) => Ok(path.into()),
+        None if name == "latest" => Err(none(&folder, name)),
+        None => Ok(name.to_owned()),
+    }
+}
+
+/// The snapshot of the store that `name` means: a file's name, with or without its ending, or `latest`, the newest that is complete.
+pub fn find(folder: &Path, name: &OsStr) -> Result<Option<PathBuf>> {
+    let all = store::snapshots(folder)?;
+    let whole = |path: &Path| matches!(archive::class(path, None), Class::Good | Class::Kept);
+    let same = |path: &Path| {
+        let stem = path
+            .file_stem()
+            .filter(|_| path.extension() == Some(OsStr::new("zip")));
+        path.file_name() == Some(name) || stem == Some(name)
+    };
+    let mut newest = all.into_iter().rev().map(|(_, path)| path);
+    if name != "latest" {
+        // In a store may lie what has a name of its own.
+        let files = store::files(folder)?.into_iter().map(|(_, path)| path);
+        return Ok(newest.chain(files).find(|path| same(path)));
+    }
+    Ok(newest.find(|path| whole(path)))
+}
+
+/// The error where [`find`] found nothing.
+pub fn none(folder: &Path, name: &OsStr) -> Error {
+    Error::refused(format_args!(
+        "{}: has no snapshot '{}'; floe list shows what there is",
+        folder.display(),
+        name.display()
+    ))
+}
+
+/// The folder of kept snapshots, where nothing can be done without one.
+pub fn folder() -> Result<PathBuf> {
+    config::store()?.ok_or_else(|| {
+        Error::refused("/etc/floe.conf: has no line 'store = DIR': no snapshots are kept here")
+    })
+}
 
 /// A snapshot in a file, whole or not.
 pub struct Kept {
@@ -17,88 +102,82 @@ pub struct Kept {
     size_bytes: u64,
     snapshot: Option<Snapshot>,
     checksums: Option<Checksums>,
+    state: State,
     /// Why it is not complete.
     reason: Option<String>,
-    state: State,
-}
-
-/// How far a kept snapshot can be used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    Complete,
-    /// Somebody writes it now.
-    BeingMade,
-    /// Made by a newer floe: not ours to judge.
-    Newer,
-    Broken,
-}
-
-impl State {
-    /// The word in reports.
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Complete => "complete",
-            Self::BeingMade => "being made",
-            Self::Newer => "newer format",
-            Self::Broken => "broken",
-        }
-    }
-}
-
-/// Whether the process that makes the file still holds it ([`crate::stream::partfile`]).
-fn is_being_made(path: &std::path::Path) -> bool {
-    let Ok(file) = std::fs::File::open(path) else {
-        return false;
-    };
-    let shared = rustix::fs::FlockOperation::NonBlockingLockShared;
-    rustix::fs::flock(&file, shared) == Err(rustix::io::Errno::WOULDBLOCK)
 }
 
 impl Kept {
     /// Looks at a file.
     pub fn look(path: PathBuf) -> Self {
         let size_bytes = std::fs::metadata(&path).map_or(0, |meta| meta.len());
-        let unfinished = path.extension().is_some_and(|end| end == "part");
-        if unfinished && is_being_made(&path) {
-            return Self {
-                snapshot: archive::beginning(&path),
-                path,
-                size_bytes,
-                checksums: None,
-                reason: Some("is being made".into()),
-                state: State::BeingMade,
-            };
-        }
-        match Catalog::open(&path) {
-            Ok(catalog) => Self {
-                path,
-                size_bytes,
-                snapshot: Some(catalog.snapshot),
-                checksums: Some(catalog.checksums),
-                reason: unfinished.then(|| "was not finished".to_owned()),
-                state: match unfinished {
-                    true => State::Broken,
-                    false => State::Complete,
-                },
-            },
+        let part = path.extension().is_some_and(|end| end == "part");
+        let found = Catalog::open(&path);
+        let state = match &found {
+            _ if part && is_locked(&path) => State::BeingMade,
+            Ok(_) if !part => State::Complete,
+            Err(error) if error.exit() == Some(Exit::Refused) => State::Newer,
+            Err(_)
+                if !part && archive::open_file(&path).is_ok_and(|file| unzip::has_end(&file)) =>
+            {
+                State::Damaged
+            }
+            _ => State::Incomplete,
+        };
+        let (snapshot, checksums, reason) = match found {
+            _ if state == State::BeingMade => (
+                archive::beginning(&path),
+                None,
+                Some("is being made".into()),
+            ),
+            Ok(catalog) => (
+                Some(catalog.snapshot),
+                Some(catalog.checksums),
+                part.then(|| "was not finished".to_owned()),
+            ),
             Err(error) => {
-                let state = match error.exit() {
-                    Some(Exit::Refused) => State::Newer,
-                    _ => State::Broken,
-                };
                 let text = error.to_string();
                 let subject = format!("{}: ", path.display());
                 let reason = text.strip_prefix(&subject).unwrap_or(&text).to_owned();
-                Self {
-                    snapshot: archive::beginning(&path),
-                    path,
-                    size_bytes,
-                    checksums: None,
-                    reason: Some(reason),
-                    state,
-                }
+                (archive::beginning(&path), None, Some(reason))
             }
+        };
+        Self {
+            path,
+            size_bytes,
+            snapshot,
+            checksums,
+            state,
+            reason,
         }
+    }
+
+    /// Where it lies.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether it says of itself that it is to stay.
+    pub fn is_marked(&self) -> bool {
+        let snapshot = self.snapshot.as_ref();
+        snapshot.is_some_and(|snapshot| snapshot.factory || snapshot.rescue)
+    }
+
+    /// Whether somebody writes it now.
+    pub fn is_being_made(&self) -> bool {
+        self.state == State::BeingMade
+    }
+
+    /// What the oldest comes first by: when it says it was made (last where it says nothing), then its number and its name.
+    pub fn order(&self) -> (u64, u64, &Path) {
+        let file = self.path.file_name().and_then(OsStr::to_str);
+        let file = file.map(|file| file.strip_suffix(".part").unwrap_or(file));
+        let name = file.and_then(store::Name::parse);
+        (
+            self.snapshot.as_ref().map_or(u64::MAX, |s| s.time_s),
+            name.map_or(0, |name| name.sequence),
+            &self.path,
+        )
     }
 
     /// What is wrong with it where not even its beginning is a snapshot's.
@@ -119,14 +198,13 @@ impl Kept {
         now_s.checked_sub(time_s)
     }
 
-    /// The JSON of `list`, and with more keys that of `show`.
     /// Everything about it, as JSON.
     pub fn object(&self, now_s: u64) -> JsonObject {
         let mut object = JsonObject::new();
         object
             .str("path", &self.path.display().to_string())
             .str("kind", "snapshot")
-            .bool("complete", self.reason.is_none())
+            .bool("complete", self.state == State::Complete)
             .str("state", self.state.name());
         match &self.reason {
             Some(reason) => object.str("reason", reason),
@@ -199,39 +277,33 @@ impl Kept {
         list
     }
 
-    /// One line of `list`.
-    /// Its line of the table.
-    pub fn line(&self, now_s: u64) -> String {
+    /// Its line of the table: name, size, age, state, and what is in it or what is wrong with it.
+    pub fn row(&self, now_s: u64) -> [String; 5] {
         let name = self.path.file_name().unwrap_or_default();
-        let name = clean(&name.to_string_lossy());
-        let age = self.age_s(now_s).map_or_else(|| "-".into(), age);
-        let host = self
-            .snapshot
-            .as_ref()
-            .map_or("-", |snapshot| &snapshot.host);
-        let mut line = format!(
-            "{name:<44} {age:>8} {:>9} {:<16} ",
-            Bytes(self.size_bytes).to_string(),
-            clean(host)
-        );
-        match (&self.reason, self.state) {
-            (Some(reason), State::Broken) => line.push_str(&format!("BROKEN: {reason}")),
-            (_, state) => line.push_str(state.name()),
-        }
+        let mut what = String::new();
         if let Some(snapshot) = &self.snapshot {
             let names: Vec<&str> = snapshot.images.iter().map(|i| i.name.as_str()).collect();
-            line.push_str(&format!(" [{}]", names.join(" ")));
+            what.push_str(&names.join(" "));
             for (is, word) in [(snapshot.factory, "factory"), (snapshot.rescue, "rescue")] {
                 if is {
-                    line.push_str(&format!(" {word}"));
+                    what.push_str(&format!(" ({word})"));
                 }
             }
             if !snapshot.comment.is_empty() {
-                line.push_str(&format!(" {}", clean(&snapshot.comment)));
+                what.push_str(&format!(": {}", clean(&snapshot.comment)));
             }
         }
-        line.push('\n');
-        line
+        if let Some(reason) = self.reason.as_ref().filter(|_| !self.is_being_made()) {
+            what.push_str(if what.is_empty() { "" } else { "; " });
+            what.push_str(&clean(reason));
+        }
+        [
+            clean(&name.to_string_lossy()),
+            Bytes(self.size_bytes).to_string(),
+            self.age_s(now_s).map_or_else(|| "-".into(), age),
+            self.state.name().into(),
+            what,
+        ]
     }
 
     /// What `show` prints.
@@ -251,11 +323,8 @@ impl Kept {
         row("kind", "snapshot");
         row("size", &bytes(self.size_bytes));
         match &self.reason {
-            Some(_) if self.state == State::BeingMade => {
-                row("complete", "not yet: it is being made")
-            }
-            Some(reason) => row("BROKEN", reason),
-            None => row("complete", "yes (floe verify checks every byte)"),
+            Some(reason) => row("state", &format!("{}: {reason}", self.state.name())),
+            None => row("state", "complete (floe verify checks every byte)"),
         }
         if let Some(snapshot) = &self.snapshot {
             let age = self.age_s(now_s).map(|s| format!(" ({} ago)", age(s)));
@@ -311,6 +380,14 @@ impl Kept {
     pub fn report(&self) -> JsonObject {
         self.object(machine::now_s())
     }
+}
+
+/// Whether somebody writes this part file: whoever makes one holds it locked.
+fn is_locked(path: &Path) -> bool {
+    archive::open_file(path).is_ok_and(|file| {
+        rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared)
+            .is_err_and(|errno| errno == rustix::io::Errno::WOULDBLOCK)
+    })
 }
 
 fn age(seconds: u64) -> String {

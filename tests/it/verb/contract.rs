@@ -73,6 +73,13 @@ const ROWS: &[Row] = &[
         only_root: &[],
     },
     Row {
+        verb: "delete",
+        missing: &["", "name --report"],
+        surplus: "",
+        anybody: &[],
+        only_root: &[],
+    },
+    Row {
         verb: "artifact",
         missing: &["", "IMAGE -n"],
         surplus: "IMAGE surplus",

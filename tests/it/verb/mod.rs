@@ -17,6 +17,7 @@ mod push;
 mod restore;
 mod show;
 mod snapshots;
+mod store;
 mod targets;
 mod thaw;
 mod verify;

@@ -1,0 +1,105 @@
+//! `floe delete`: snapshots of the store go.
+//!
+//! All names are looked up and judged before the first file is removed, under the store's lock: what is being made, and what says of
+//! itself that it is to stay, does not go by accident.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use crate::cli::{Args, Common, Item};
+use crate::error::{Error, Result};
+use crate::report::{self, Bytes, JsonObject, ReportFile};
+use crate::snapshot::kept::{self, Kept};
+use crate::snapshot::store::Store;
+
+/// Most names of one run.
+const MAX_NAMES: usize = 4096;
+
+/// What was asked for.
+pub struct Options {
+    names: Vec<OsString>,
+    force: bool,
+    dry_run: bool,
+    common: Common,
+}
+
+/// Reads the command line.
+pub fn parse(mut args: Args) -> Result<Options> {
+    let mut names = Vec::new();
+    let (mut force, mut dry_run) = (false, false);
+    while let Some(item) = args.next_item()? {
+        match item {
+            Item::Value(value) if names.len() < MAX_NAMES => names.push(value),
+            Item::Value(value) => return Err(args.surplus(&value)),
+            Item::Option("--force") => force = true,
+            Item::Option("--dry-run") => dry_run = true,
+            Item::Option(name) => return Err(args.unknown(name)),
+        }
+    }
+    if names.is_empty() {
+        return Err(args.missing("the NAME of a snapshot"));
+    }
+    Ok(Options {
+        names,
+        force,
+        dry_run,
+        common: args.common,
+    })
+}
+
+/// Runs the verb.
+pub fn run(options: Options) -> Result<()> {
+    let report = options.common.report.as_deref();
+    let mut report = report.map(ReportFile::open).transpose()?;
+    let folder = kept::folder()?;
+    let _store = match options.dry_run {
+        true => None,
+        false => Some(Store::open(&folder)?),
+    };
+    let mut going: Vec<(PathBuf, u64)> = Vec::new();
+    for name in &options.names {
+        let path = kept::find(&folder, name)?.ok_or_else(|| kept::none(&folder, name))?;
+        let kept = Kept::look(path.clone());
+        let shown = path.display();
+        if kept.is_marked() && !options.force {
+            return Err(Error::refused(format_args!(
+                "{shown}: is marked as factory or rescue snapshot; --force deletes it all the same"
+            ))
+            .leaving("nothing was deleted"));
+        }
+        if !going.iter().any(|(known, _)| *known == path) {
+            let length = std::fs::metadata(&path).map_or(0, |meta| meta.len());
+            going.push((path, length));
+        }
+    }
+    let mut freed = 0u64;
+    for (path, length) in &going {
+        let shown = path.display();
+        if !options.dry_run {
+            std::fs::remove_file(path).map_err(|e| {
+                Error::failed(format_args!(
+                    "{shown}: remove: {e}; {} deleted",
+                    Bytes(freed)
+                ))
+            })?;
+        }
+        freed = freed.saturating_add(*length);
+        if !options.common.quiet {
+            let done = match options.dry_run {
+                true => "would be deleted",
+                false => "deleted",
+            };
+            report::line(format_args!("{shown}: {done}, {}", Bytes(*length)));
+        }
+    }
+    if let Some(report) = &mut report {
+        let mut object = JsonObject::new();
+        object
+            .str("path", &folder.display().to_string())
+            .u64("deleted", crate::units::to_u64(going.len()))
+            .u64("freed_bytes", freed)
+            .bool("dry_run", options.dry_run);
+        report.write(&object)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,152 @@
+//! The store: what `list` says of each file, and the names under which the other verbs find it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::common::{self, Limit, Run, Scratch};
+
+/// floe where /etc/floe.conf names `store`, in a mount namespace of its own.
+fn with_store(store: &Path, words: &[&str]) -> Run {
+    let conf = "mount -t tmpfs tmpfs /etc && echo \"store = $0\" > /etc/floe.conf && exec \"$@\"";
+    let floe = common::floe().expect("required before");
+    let mut run = Command::new("unshare");
+    run.args(["-m", "--propagation", "slave", "sh", "-c", conf])
+        .arg(store)
+        .arg(floe.get_program())
+        .args(floe.get_args())
+        .args(words);
+    common::run(&mut run, Limit::secs(60))
+}
+
+/// A snapshot of a small image, named by floe.
+fn make(scratch: &Scratch, store: &Path, more: &[&str]) -> PathBuf {
+    let image = scratch.join("image");
+    if !image.exists() {
+        fs::File::create(&image)
+            .and_then(|file| file.set_len(8 << 20))
+            .expect("file");
+        common::output("mkfs.ext4", &["-q", "-F", &image.to_string_lossy()]);
+    }
+    let mut floe = common::floe().expect("required before");
+    floe.args(["create", "-q"])
+        .arg(format!("root={}", image.display()))
+        .arg("-o")
+        .arg(store)
+        .args(more);
+    let before: Vec<PathBuf> = zips(store);
+    common::run(&mut floe, Limit::secs(60)).expect_code(0);
+    let new = zips(store).into_iter().find(|path| !before.contains(path));
+    new.expect("a new snapshot")
+}
+
+fn zips(store: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(store).expect("store");
+    entries
+        .map(|entry| entry.expect("entry").path())
+        .filter(|path| path.extension().is_some_and(|end| end == "zip"))
+        .collect()
+}
+
+fn stem(path: &Path) -> String {
+    path.file_stem()
+        .expect("stem")
+        .to_string_lossy()
+        .into_owned()
+}
+
+#[test]
+fn list_tells_complete_being_made_incomplete_and_damaged_apart() {
+    drop(require_floe!());
+    require!(common::have("mkfs.ext4"), "mkfs.ext4");
+    require!(common::have("flock"), "flock");
+    let scratch = Scratch::new();
+    let store = scratch.join("store");
+    fs::create_dir(&store).expect("store");
+    let good = make(&scratch, &store, &["--comment", "first"]);
+    let bytes = fs::read(&good).expect("snapshot");
+    let put = |name: &str, bytes: &[u8]| fs::write(store.join(name), bytes).expect("write");
+    put("cut.zip", &bytes[..bytes.len() / 2]);
+    put("left.zip.part", &bytes[..bytes.len() / 2]);
+    put("making.zip.part", &bytes[..bytes.len() / 2]);
+    let mut damaged = bytes.clone();
+    // The signature of the first entry in the directory.
+    let at = damaged.windows(4).position(|w| w == b"PK\x01\x02");
+    damaged[at.expect("directory")] = b'X';
+    put("damaged.zip", &damaged);
+    let mut holder = Command::new("flock")
+        .arg(store.join("making.zip.part"))
+        .args(["sleep", "30"])
+        .spawn()
+        .expect("flock");
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    let mut floe = require_floe!();
+    let run = common::run(floe.arg("list").arg(&store), Limit::secs(60)).expect_code(0);
+    let _ = holder.kill();
+    let _ = holder.wait();
+    let text = run.stdout_text();
+    let line = |name: &str| {
+        let found = text.lines().find(|line| line.starts_with(name));
+        found
+            .unwrap_or_else(|| panic!("no {name}: {text}"))
+            .to_owned()
+    };
+    for word in ["SIZE", "AGE", "STATE", "ENTRIES"] {
+        assert!(line("NAME").contains(word), "{text}");
+    }
+    let name = good.file_name().expect("name").to_string_lossy();
+    assert!(line(&name).contains("  complete "), "{text}");
+    assert!(line(&name).contains("root: first"), "{text}");
+    for (name, state) in [
+        ("cut.zip", "incomplete"),
+        ("left.zip.part", "incomplete"),
+        ("making.zip.part", "being made"),
+        ("damaged.zip", "damaged"),
+    ] {
+        assert!(line(name).contains(state), "{name}: {text}");
+    }
+}
+
+#[test]
+fn kept_names_and_latest_are_understood_and_deleted() {
+    drop(require_floe!());
+    require!(common::have("mkfs.ext4"), "mkfs.ext4");
+    let scratch = Scratch::new();
+    let store = scratch.join("store");
+    fs::create_dir(&store).expect("store");
+    let factory = make(&scratch, &store, &["--factory"]);
+    let first = make(&scratch, &store, &[]);
+    let second = make(&scratch, &store, &[]);
+    for verb in ["show", "verify"] {
+        let run = with_store(&store, &[verb, "latest"]).expect_code(0);
+        assert!(run.stdout_text().contains(&stem(&second)), "{run}");
+        let run = with_store(&store, &[verb, &stem(&first)]).expect_code(0);
+        assert!(run.stdout_text().contains(&stem(&first)), "{run}");
+    }
+    let target = scratch.join("target");
+    let pair = format!("root={}", target.display());
+    with_store(&store, &["restore", "-q", "latest", &pair]).expect_code(0);
+    assert_eq!(
+        common::hash_file(&target),
+        common::hash_file(&scratch.join("image"))
+    );
+    // All or nothing: what is marked stays, and so does what was named beside it.
+    let run = with_store(&store, &["delete", &stem(&first), &stem(&factory)]).expect_code(4);
+    assert!(run.stderr_text().contains("nothing was deleted"), "{run}");
+    assert_eq!(zips(&store).len(), 3);
+    with_store(&store, &["delete", "no-such"]).expect_code(4);
+    let run = with_store(&store, &["delete", "--dry-run", "latest"]).expect_code(0);
+    assert!(run.stderr_text().contains("would be deleted"), "{run}");
+    assert_eq!(zips(&store).len(), 3);
+    let name = first
+        .file_name()
+        .expect("name")
+        .to_string_lossy()
+        .into_owned();
+    with_store(&store, &["delete", &name, &name]).expect_code(0);
+    assert!(!first.exists() && second.exists() && factory.exists());
+    with_store(&store, &["delete", "latest"]).expect_code(0);
+    assert!(!second.exists() && factory.exists());
+    with_store(&store, &["delete", "--force", &stem(&factory)]).expect_code(0);
+    assert!(zips(&store).is_empty());
+}
