@@ -74,16 +74,20 @@ fn list_tells_complete_being_made_incomplete_and_damaged_apart() {
     let at = damaged.windows(4).position(|w| w == b"PK\x01\x02");
     damaged[at.expect("directory")] = b'X';
     put("damaged.zip", &damaged);
-    let mut holder = Command::new("flock")
-        .arg(store.join("making.zip.part"))
-        .args(["sleep", "30"])
-        .spawn()
-        .expect("flock");
-    std::thread::sleep(std::time::Duration::from_millis(500));
-    let mut floe = require_floe!();
-    let run = common::run(floe.arg("list").arg(&store), Limit::secs(60)).expect_code(0);
-    let _ = holder.kill();
-    let _ = holder.wait();
+    // The lock is held by the shell, and by floe as its child.
+    let words = format!(
+        "exec 9<'{0}/making.zip.part'; flock -n 9 && exec \"$@\"",
+        store.display()
+    );
+    let floe = require_floe!();
+    let mut shell = Command::new("sh");
+    shell
+        .args(["-c", &words, "sh"])
+        .arg(floe.get_program())
+        .args(floe.get_args())
+        .arg("list")
+        .arg(&store);
+    let run = common::run(&mut shell, Limit::secs(60)).expect_code(0);
     let text = run.stdout_text();
     let line = |name: &str| {
         let found = text.lines().find(|line| line.starts_with(name));
