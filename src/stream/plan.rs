@@ -52,6 +52,19 @@ impl Part {
         }
     }
 
+    /// Where the next used extent begins; its end, which may be far, is not looked for.
+    fn first_used(&self, from: u64) -> Option<u64> {
+        let (mut at, mut window) = (from, SPAN_BYTES);
+        while at < self.length_bytes {
+            let limit = at.saturating_add(window);
+            if let Some(used) = self.next_used(at, limit) {
+                return Some(used.offset);
+            }
+            (at, window) = (limit, window.saturating_mul(2));
+        }
+        None
+    }
+
     /// Bytes that will be read.
     pub fn used_bytes(&self) -> u64 {
         match &self.content {
@@ -217,9 +230,8 @@ impl Cursor {
                 continue;
             }
             let start = self.offset;
-            let used = part.next_used(start, u64::MAX);
-            let data = used.map_or(part.length_bytes, |used| {
-                round_down(used.offset, CHUNK_BYTES).max(start)
+            let data = part.first_used(start).map_or(part.length_bytes, |offset| {
+                round_down(offset, CHUNK_BYTES).max(start)
             });
             if data > start {
                 self.offset = data;

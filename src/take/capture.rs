@@ -143,6 +143,8 @@ pub fn ready(
     let mut watch = Watch::start(system, sources, &targets, taking.precopy);
     let leftovers = watch.as_mut().map_or_else(Vec::new, Watch::leftovers);
     let (signals, guardian) = guard(targets, taking.limits, leftovers, quiet)?;
+    // From now on, because whatever comes next may wait (for a reader that logs in), and the trace is not to overflow.
+    watch.iter_mut().for_each(Watch::follow);
     Ok(Ready {
         signals,
         counters: Counters::leak(guardian.as_ref().map(Guardian::progress)),
@@ -230,8 +232,9 @@ pub struct Capture {
     pipeline: &'static Pipeline,
     surveyor: &'static Surveyor,
     counters: &'static Counters,
-    guardian: Option<Guardian>,
+    /// Goes before the guardian, which would take it away.
     watch: Option<Watch>,
+    guardian: Option<Guardian>,
     /// The report's word for what pre-copy was.
     precopy: &'static str,
     /// How long a trial froze.
@@ -360,8 +363,22 @@ impl Capture {
         } = engine.ready;
         let mut settings = engine.settings;
         // Something must be able to hold what is read early: the targets of a copy, or a spool.
-        let holds = settings.spool_bytes > 0 || matches!(engine.sink, Outlet::Places(_));
-        let watch = watch.filter(|_| holds && engine.precopy);
+        let copies = matches!(engine.sink, Outlet::Places(_));
+        let holds = settings.spool_bytes > 0 || settings.spool_file.is_some() || copies;
+        // A copy writes early: then nothing that is only known under the freeze may still be refused.
+        let is_sure = !copies || engine.emptying.is_empty() && !wishes.require_map;
+        let watch =
+            watch.filter(|watch| holds && engine.precopy && is_sure && (watch.tries() || !copies));
+        if engine.onto_itself && watch.is_none() {
+            let used = sources.iter().fold(0u64, |sum, source| {
+                let used = source.identity.as_ref().and_then(|one| one.used_bytes);
+                sum.saturating_add(used.unwrap_or(source.size_bytes))
+            });
+            // A quarter of the spool is for what waits to be packed.
+            if used > settings.spool_bytes / 4 * 3 {
+                return Err(no_room().leaving("nothing was frozen"));
+            }
+        }
         settings.precopy = watch.as_ref().map(Watch::precopy);
         let mut draft = Draft::default();
         for prepared in sources {
@@ -489,11 +506,12 @@ impl Capture {
             let frozen = guardian.freeze(&self.signals)?;
             // What it says is asked again under the freeze that counts.
             let _ = watch.is_complete_frozen(FROZEN_DRAIN);
+            // Before the thaw: whatever is written from then on counts again.
+            watch.thawed();
             let (window, guardian) = frozen.release()?;
             self.trial_ms = window.frozen_ms;
             self.guardian = Some(guardian);
         }
-        watch.follow();
         self.surveyor.order(Step::Glimpse);
         let (mut round, mut took) = (0u32, 0);
         let began = Instant::now();

@@ -125,6 +125,13 @@ pub fn spool_file(file: &Path, wanted_bytes: u64, ready: &Ready) -> Result<(Arc<
         ))
         .leaving("nothing was frozen"));
     }
+    if is_elsewhere(&unnamed) {
+        return Err(Error::refused(format_args!(
+            "{}: --spool-file lies in memory or on an overlay; name a file on a disk",
+            file.display()
+        ))
+        .leaving("nothing was frozen"));
+    }
     let bytes = wanted_bytes.min(free_bytes(&unnamed).saturating_sub(LEFT_FREE));
     let bytes = bytes.min(address_limit());
     if bytes < 1 << 20 {
@@ -138,11 +145,25 @@ pub fn spool_file(file: &Path, wanted_bytes: u64, ready: &Ready) -> Result<(Arc<
 pub fn spool_beside(file: &Path, wanted_bytes: u64, ready: &Ready) -> Option<(Arc<File>, u64)> {
     let unnamed = unnamed(folder_of(file)).ok()?;
     let free = free_bytes(&unnamed).saturating_sub(LEFT_FREE);
-    if ready.freezes(&unnamed) || free / 2 < wanted_bytes || wanted_bytes > address_limit() {
+    if ready.freezes(&unnamed)
+        || is_elsewhere(&unnamed)
+        || free / 2 < wanted_bytes
+        || wanted_bytes > address_limit()
+    {
         return None;
     }
     allocate(&unnamed, wanted_bytes).ok()?;
     Some((Arc::new(unnamed), wanted_bytes))
+}
+
+/// Memory is what `--spool` takes; and what an overlay writes lies on another filesystem, which may be the one that is frozen.
+fn is_elsewhere(file: impl AsFd) -> bool {
+    /// TMPFS_MAGIC, RAMFS_MAGIC and OVERLAYFS_SUPER_MAGIC (include/uapi/linux/magic.h).
+    const MAGICS: [u64; 3] = [0x0102_1994, 0x8584_58f6, 0x794c_7630];
+    rustix::fs::fstatfs(file)
+        .ok()
+        .and_then(|found| u64::try_from(found.f_type).ok())
+        .is_some_and(|magic| MAGICS.contains(&(magic & 0xffff_ffff)))
 }
 
 fn folder_of(file: &Path) -> &Path {

@@ -134,6 +134,11 @@ impl Watch {
         tracer.is_some_and(|tracer| tracer.drain(limit).is_ok())
     }
 
+    /// After a trial.
+    pub fn thawed(&self) {
+        self.tracer.iter().for_each(Tracer::thawed);
+    }
+
     /// The same when everything has just been frozen, and no write is under way.
     pub fn is_complete_frozen(&self, limit: Duration) -> bool {
         let tracer = self.tracer.as_ref();

@@ -237,7 +237,9 @@ impl Surveyor {
         };
         let frozen = errands
             .iter()
-            .filter(|errand| errand.still == Still::Frozen && errand.swap.extents.is_empty());
+            .filter(|errand| errand.still == Still::Frozen && errand.swap.extents.is_empty())
+            // What is not a filesystem of its own (a member of an md) may be written below one that is frozen.
+            .filter(|errand| errand.verdict.coverage != Coverage::Whole);
         for errand in frozen {
             let Some(part) = plan.parts().get(errand.part) else {
                 continue;

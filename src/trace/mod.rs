@@ -182,6 +182,7 @@ impl Tracer {
             page,
             lies,
             lost: None,
+            frozen: false,
         };
         Ok(Self {
             shared: Arc::new(Shared {
@@ -229,12 +230,18 @@ impl Tracer {
         self.shared.lock().drain(&self.shared.marks, limit)
     }
 
+    /// What was frozen is thawed, and will be frozen again.
+    pub fn thawed(&self) {
+        self.shared.lock().frozen = false;
+    }
+
     /// The same while everything watched is frozen, so that no write is under way: the next drain marks only what is written from
     /// then on.
     pub fn drain_frozen(&self, limit: Duration) -> Result<(), Lost> {
         let mut state = self.shared.lock();
         state.drain(&self.shared.marks, limit)?;
         state.places.all_ended();
+        state.frozen = true;
         Ok(())
     }
 
@@ -281,6 +288,8 @@ struct State {
     lies: Lies,
     /// Once lost, always lost.
     lost: Option<Lost>,
+    /// Everything is frozen: a discard, which a filesystem may still send for what it freed before, changes nothing that is used.
+    frozen: bool,
 }
 
 impl State {
@@ -296,6 +305,7 @@ impl State {
             page,
             lies,
             lost,
+            frozen,
         } = self;
         let Some(open) = instance.open() else {
             return false;
@@ -305,7 +315,9 @@ impl State {
                 for probe in probes.iter_mut() {
                     probe.hear(event, end);
                 }
-            } else if let Some((event, mark)) = lies.bend(event, end) {
+            } else if (!*frozen || event.action != Action::Other)
+                && let Some((event, mark)) = lies.bend(event, end)
+            {
                 places.take(&event, end, marks, mark);
             }
         });

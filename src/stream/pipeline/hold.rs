@@ -113,17 +113,14 @@ pub(super) struct ForShelf {
     /// Number of its first chunk.
     pub(super) first: u64,
     pub(super) round: Round,
+    /// Whether it is only read to be compared.
+    pub(super) compared: bool,
 }
 
 impl ForShelf {
     /// Whether the early plan says what of it is used.
     pub(super) fn is_early(&self) -> bool {
         !matches!(self.round, Round::Last { .. })
-    }
-
-    /// Whether it is only read to be compared.
-    pub(super) fn is_compared(&self) -> bool {
-        self.round == Round::Last { traced: false }
     }
 }
 
@@ -263,6 +260,10 @@ impl Shared {
             return Turn::Wait;
         };
         let Some(span) = hold.rest.take().or_else(|| hold.cursor.next_span(plan)) else {
+            // What is being compared may have to be taken anew: the stream must not pass it before that is known.
+            if round == (Round::Last { traced: false }) && core.readers_busy > 0 {
+                return Turn::Wait;
+            }
             self.end_round(core, round);
             return Turn::Again;
         };
@@ -284,13 +285,25 @@ impl Shared {
         if start == end {
             return Turn::Again;
         }
+        // Untraced, what is held is compared, and what is not is taken: one run is of one kind.
+        let has = |core: &Core, at| {
+            let number = to_usize(plan.chunk_at(part, at));
+            core.early.shelf.has(number)
+        };
+        let compared = round == (Round::Last { traced: false }) && has(core, start);
         let mut stop = next(start);
-        while stop < end && self.wants(core, plan, round, (part, stop)) {
+        while stop < end
+            && self.wants(core, plan, round, (part, stop))
+            && (round != Round::Last { traced: false } || has(core, stop) == compared)
+        {
             stop = next(stop);
         }
         let length = to_usize(stop - start);
-        let first = plan.chunk_at(part, start);
-        let held = ForShelf { first, round };
+        let held = ForShelf {
+            first: plan.chunk_at(part, start),
+            round,
+            compared,
+        };
         let (turn, from) = self.take_for_shelf(core, held, (part, start), length);
         let from = from.max(start);
         if let Pass::Hold(hold) = &mut core.pass
@@ -353,7 +366,7 @@ impl Shared {
         }
         let chunks = length.div_ceil(CHUNK_LENGTH);
         let mut chains = [const { None }; CHUNKS_PER_SLOT];
-        if self.places.is_none() && !held.is_compared() {
+        if self.places.is_none() && !held.compared {
             // What is there is out of date.
             for number in (held.first..).take(chunks) {
                 self.drop_kept(core.early.shelf.take(to_usize(number)));
@@ -379,6 +392,12 @@ impl Shared {
                     Round::Again => (Turn::Again, stop),
                     Round::Last { .. } => {
                         core.early.missing += to_u64(chunks);
+                        // The stream reads them, still under the freeze.
+                        if let Some(marks) = &core.early.marks {
+                            for index in 0..to_u64(chunks) {
+                                marks.take(part, offset / CHUNK_BYTES + index);
+                            }
+                        }
                         (Turn::Again, stop)
                     }
                 };
@@ -393,7 +412,7 @@ impl Shared {
             if let Some(marks) = &core.early.marks {
                 marks.take(part, offset / CHUNK_BYTES + index);
             }
-            match (self.places, held.is_compared()) {
+            match (self.places, held.compared) {
                 (Some(_), false) => self.drop_kept(core.early.shelf.mark(number)),
                 (None, false) => self.drop_kept(core.early.shelf.announce(number)),
                 (_, true) => {}

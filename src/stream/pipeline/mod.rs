@@ -303,6 +303,12 @@ impl Pipeline {
         let ahead = slots_ahead(settings.spool_bytes, &sink);
         let slots = slots_for(settings.jobs) + ahead;
         let encoded_bytes = match &settings.spool_file {
+            Some((_, bytes)) if *bytes < minimum_cells(&settings) * to_u64(CELL_BYTES) => {
+                return Err(Fault::io(
+                    "too small a spool file for so many jobs",
+                    rustix::io::Errno::NOSPC,
+                ));
+            }
             Some((_, bytes)) => *bytes,
             None => settings.spool_bytes - to_u64(ahead) * SPAN_BYTES,
         };

@@ -27,7 +27,7 @@ impl Shared {
     pub(super) fn reader(&self) {
         while let Some(taken) = self.take_span() {
             let result = self.read_span(&taken);
-            let compared = taken.held.filter(ForShelf::is_compared);
+            let compared = taken.held.filter(|held| held.compared);
             let hashes = match (&result, compared) {
                 (Ok(()), Some(_)) => self.hashes_of(&taken),
                 _ => [0; CHUNKS_PER_SLOT],

@@ -213,7 +213,9 @@ fn the_report_has_every_key_and_true_figures() {
     assert_eq!(value("map"), "used");
     assert_eq!(value("consistent"), "frozen");
     assert_eq!(value("size_bytes"), (64u64 << 20).to_string());
-    assert_eq!(value("read_bytes"), value("used_bytes"));
+    // Pre-copy reads again what was written meanwhile.
+    let number = |key| value(key).parse::<u64>().expect("a number");
+    assert!(number("read_bytes") >= number("used_bytes"));
     assert_eq!(
         value("written_bytes"),
         fs::metadata(&gz).expect("gz").len().to_string()
