@@ -93,6 +93,13 @@ impl<'a> Bits<'a> {
         }
     }
 
+    /// [`Self::put`] and [`Self::settle`] for what is rare: called, where those are part of every loop.
+    #[inline(never)]
+    pub(crate) fn push(&mut self, bits: Word, count: u32) {
+        self.put(bits, count);
+        self.settle();
+    }
+
     /// [`Self::settle`] where the word is narrow, nothing where it is wide.
     #[inline(always)]
     pub(crate) fn settle_narrow(&mut self) {
@@ -102,18 +109,16 @@ impl<'a> Bits<'a> {
     }
 
     /// Stored blocks that hold `raw`; one that is empty for nothing. Ends on a byte border.
+    #[inline(never)]
     pub(crate) fn stored(&mut self, raw: &[u8]) {
         let mut rest = raw;
         loop {
             let (piece, after) = rest.split_at(rest.len().min(STORED_BYTES));
-            self.put(0, 3); // BFINAL 0, BTYPE 0
-            self.count = (self.count + 7) & !7;
-            self.settle();
+            // BFINAL 0, BTYPE 0, and zeros to the next byte.
+            self.push(0, 3 + (5u32.wrapping_sub(self.count) & 7));
             let length = piece.len() as Word;
-            self.put(length, 16);
-            self.settle();
-            self.put(!length & 0xffff, 16);
-            self.settle();
+            self.push(length, 16);
+            self.push(!length & 0xffff, 16);
             if let Some(place) = self.bytes.get_mut(self.at..self.at + piece.len()) {
                 place.copy_from_slice(piece);
             }

@@ -142,7 +142,7 @@ impl Header {
         }
         let mut small = [0u8; WIDTHS];
         widths(&counts, WIDTH_LIMIT, &mut small);
-        header.codes = codes(&small);
+        codes(&small, &mut header.codes);
         let last = ORDER
             .iter()
             .rposition(|symbol| small[usize::from(*symbol)] != 0);
@@ -154,26 +154,26 @@ impl Header {
         header
     }
 
+    #[inline(never)]
     fn write(&self, bits: &mut Bits<'_>) {
-        bits.put(0b100, 3); // BFINAL 0, BTYPE 2
-        bits.put(self.literals - 257, 5);
-        bits.put(self.distances - 1, 5);
-        bits.put(self.shown - 4, 4);
-        bits.settle();
+        bits.push(0b100, 3); // BFINAL 0, BTYPE 2
+        bits.push(self.literals - 257, 5);
+        bits.push(self.distances - 1, 5);
+        bits.push(self.shown - 4, 4);
         for symbol in ORDER.iter().take(self.shown) {
-            bits.put((self.codes[usize::from(*symbol)] >> 16) as Word, 3);
-            bits.settle();
+            bits.push((self.codes[usize::from(*symbol)] >> 16) as Word, 3);
         }
         for run in self.runs.iter().take(self.used) {
             let symbol = usize::from(*run & 255);
-            bits.put_code(self.codes[symbol % WIDTHS]);
-            bits.put(usize::from(*run >> 8), run_bits(symbol));
-            bits.settle();
+            let code = self.codes[symbol % WIDTHS];
+            bits.push((code & 0xffff) as Word, code >> 16);
+            bits.push(usize::from(*run >> 8), run_bits(symbol));
         }
     }
 }
 
 /// Writes the block that `finder` holds, of `raw_bytes`; does nothing and gives `false` when it would be longer than those.
+#[inline(never)]
 pub(crate) fn write(
     finder: &Finder,
     counts: &mut Counts,
@@ -203,23 +203,20 @@ pub(crate) fn write(
         return false;
     }
     header.write(bits);
-    let literal_codes = codes(&literal_widths);
-    let mut lengths = [0; MAX_MATCH + 1];
-    for (length, place) in lengths.iter_mut().enumerate().skip(3) {
+    let mut made = Codes {
+        literals: [0; LITERALS],
+        distances: [0; DISTANCES],
+        lengths: [0; MAX_MATCH + 1],
+    };
+    codes(&literal_widths, &mut made.literals);
+    codes(&distance_widths, &mut made.distances);
+    for (length, place) in made.lengths.iter_mut().enumerate().skip(3) {
         let symbol = length_symbol(length);
-        let code = literal_codes[symbol.symbol % LITERALS];
+        let code = made.literals[symbol.symbol % LITERALS];
         let width = code >> 16;
         *place = (code & 0xffff) | symbol.extra << width | (width + symbol.extra_bits) << 24;
     }
-    let codes = Codes {
-        literals: literal_codes,
-        distances: codes(&distance_widths),
-        lengths,
-    };
-    let mut lent = bits.lend();
-    body(&mut lent, &codes, literals, length, matches);
-    let state = lent.state();
-    bits.resume(state);
+    body(bits, &made, literals, length, matches);
     true
 }
 

@@ -62,36 +62,33 @@ pub(crate) fn distance_symbol(distance: u32) -> Symbol {
     }
 }
 
-/// Widths of a code, in bits, for each symbol; 0 for one that does not occur.
-pub(crate) type Widths<const N: usize> = [u8; N];
-
-/// A canonical code (RFC 1951, 3.2.2): `code | width << 16` for each symbol, the code with its first bit lowest.
-pub(crate) fn codes<const N: usize>(widths: &Widths<N>) -> [u32; N] {
+/// A canonical code (RFC 1951, 3.2.2) of widths in bits, 0 for a symbol that does not occur: `code | width << 16` for each symbol, the code with
+/// its first bit lowest. Not inlined and not generic: it is made three times a block.
+#[inline(never)]
+pub(crate) fn codes(widths: &[u8], codes: &mut [u32]) {
     let mut next = [0u16; 16];
-    let mut code = 0u16;
     let mut per_width = [0u16; 16];
     for width in widths {
         per_width[usize::from(*width) % 16] += 1;
     }
     per_width[0] = 0;
+    let mut code = 0u16;
     for (next, before) in next.iter_mut().skip(1).zip(per_width) {
         code = (code + before) << 1;
         *next = code;
     }
-    let mut codes = [0; N];
     for (place, width) in codes.iter_mut().zip(widths) {
         let width = u32::from(*width) % 16;
+        *place = 0;
         if width != 0 {
             let next = &mut next[width as usize];
             *place = u32::from(next.reverse_bits() >> (16 - width)) | width << 16;
             *next += 1;
         }
     }
-    codes
 }
 
-/// Widths of a Huffman code for `counts`, none above `limit`. A single symbol gets one bit, as the format wants it (3.2.7). Not inlined
-/// and not generic: it is made three times a block.
+/// Widths of a Huffman code for `counts`, none above `limit`. A single symbol gets one bit, as the format wants it (3.2.7).
 #[inline(never)]
 pub(crate) fn widths(counts: &[u32], limit: usize, widths: &mut [u8]) {
     widths.fill(0);

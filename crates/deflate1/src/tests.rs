@@ -333,7 +333,8 @@ fn codes_are_complete_within_their_limit_and_shorter_for_what_is_more_frequent()
             }
         }
         // No code begins another.
-        let made = codes(&found);
+        let mut made = [0u32; LITERALS];
+        codes(&found, &mut made);
         let all: Vec<(u32, u32)> = made
             .iter()
             .filter(|code| **code != 0)
