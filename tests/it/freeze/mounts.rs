@@ -26,6 +26,11 @@ fn resolve(name: impl AsRef<OsStr>) -> floe::error::Result<Source> {
     look().resolve(name.as_ref())
 }
 
+/// The filesystem that a path lies on, whatever the path is.
+fn resolve_filesystem(name: impl AsRef<OsStr>) -> floe::error::Result<Source> {
+    look().resolve_as(name.as_ref(), floe::mounts::Means::Filesystem)
+}
+
 fn number(device: &Path) -> DevId {
     DevId::from_raw(fs::metadata(device).expect("device").rdev())
 }
@@ -201,7 +206,7 @@ fn a_bind_mount_of_a_folder_or_a_single_file_means_the_whole_filesystem() {
     let _one = Over::mount(&["--bind", &from("part")], &folder);
     let _two = Over::mount(&["--bind", &from("file")], &file);
     for (path, root) in [(&folder, "/part"), (&file, "/file")] {
-        let source = resolve(path).unwrap();
+        let source = resolve_filesystem(path).unwrap();
         assert_found(&source, made.device());
         assert_eq!(mounted(&source).mount.root, Path::new(root));
         assert_eq!(mounted(&source).mounts.len(), 3);
@@ -560,7 +565,7 @@ fn tmpfs_and_special_files_are_refused() {
     assert!(refusal(resolve(&fifo)).contains("is a FIFO"));
     assert!(matches!(
         resolve(scratch.join("missing")),
-        Err(error) if error.exit() == Some(Exit::Failed)
+        Err(error) if error.exit() == Some(Exit::Refused)
     ));
 }
 
@@ -569,10 +574,14 @@ fn a_regular_file_is_an_image_only_when_its_content_is_one() {
     let made = make!(kind: "ext4");
     let plain = made.dir().join("plain");
     fs::write(&plain, b"just text").unwrap();
-    assert_found(&resolve(&plain).unwrap(), made.device());
     let empty = made.dir().join("empty");
     fs::write(&empty, b"").unwrap();
-    assert_found(&resolve(&empty).unwrap(), made.device());
+    for file in [&plain, &empty] {
+        // Either may have been meant; --fs-path says which.
+        let text = refusal(resolve(file));
+        assert!(text.contains("--fs-path") && text.contains("--whole"), "{text}");
+        assert_found(&resolve_filesystem(file).unwrap(), made.device());
+    }
     let image = made.dir().join("image");
     fs::File::create(&image)
         .and_then(|file| file.set_len(4 << 20))
