@@ -25,7 +25,7 @@ use crate::stream::pipeline::{Meter, Outlet, Pipeline, Place, Problem, Rounds, S
 use crate::stream::plan::{Content, Part, Plan};
 use crate::take::emptied::Emptied;
 use crate::take::options::Taking;
-use crate::take::precopy::Watch;
+use crate::take::precopy::{Hold, Watch};
 use crate::take::source::{self, Prepared, Reading, Wishes};
 use crate::take::survey::{Errand, Looks, Plans, Step, Surveyor, Trouble};
 use crate::take::watched::Watched;
@@ -244,6 +244,7 @@ pub struct Capture {
     /// The targets of a copy, whose state its verb tells.
     places: Option<&'static dyn Place>,
     watched: Vec<Watched>,
+    held_by_test: Hold,
     /// Bytes to be read, once they are known.
     used_bytes: u64,
     onto_itself: bool,
@@ -423,6 +424,7 @@ impl Capture {
             progress: engine.progress,
             places,
             watched: draft.watched,
+            held_by_test: Hold::told(),
             used_bytes: 0,
             onto_itself: engine.onto_itself,
             quiet: engine.quiet,
@@ -616,7 +618,7 @@ impl Capture {
                 let traced = traced && self.is_traced();
                 self.surveyor.order(Step::Check { traced });
             }
-            if step == Step::Checked && !permitted {
+            if step == Step::Checked && !permitted && !self.held_by_test.is_held() {
                 // A thaw may write to it.
                 if let Some(changed) = self.watched.iter().find(|file| file.has_changed()) {
                     drop(frozen.take());

@@ -151,6 +151,48 @@ impl Watch {
     }
 }
 
+/// For tests that compare an image with its source: when all is read, a debug build renames the file that FLOE_TEST_HOLD names to
+/// `FILE.frozen`, and keeps everything frozen while that is there. A release build cannot.
+#[derive(Debug, Default)]
+pub struct Hold {
+    #[cfg(debug_assertions)]
+    file: Option<(std::ffi::CString, std::ffi::CString)>,
+}
+
+#[cfg(not(debug_assertions))]
+impl Hold {
+    /// Nothing.
+    pub fn told() -> Self {
+        Self {}
+    }
+
+    /// Never.
+    pub fn is_held(&self) -> bool {
+        false
+    }
+}
+
+#[cfg(debug_assertions)]
+impl Hold {
+    /// What the environment says, read before the freeze.
+    pub fn told() -> Self {
+        let names = |name: String| {
+            let frozen = std::ffi::CString::new(format!("{name}.frozen")).ok()?;
+            Some((std::ffi::CString::new(name).ok()?, frozen))
+        };
+        let file = std::env::var("FLOE_TEST_HOLD").ok().and_then(names);
+        Self { file }
+    }
+
+    /// Whether the test still wants it frozen. No heap.
+    pub fn is_held(&self) -> bool {
+        self.file.as_ref().is_some_and(|(name, frozen)| {
+            let _ = rustix::fs::rename(name, frozen);
+            rustix::fs::stat(frozen).is_ok()
+        })
+    }
+}
+
 fn trace(system: &System, sources: &[Prepared]) -> Result<Tracer, Untraced> {
     let mut watched = Vec::new();
     for source in sources {

@@ -8,4 +8,5 @@ mod guard_dump;
 mod kill_matrix;
 mod last_words;
 mod mounts;
+mod precopy;
 mod trace;
