@@ -579,7 +579,10 @@ fn a_regular_file_is_an_image_only_when_its_content_is_one() {
     for file in [&plain, &empty] {
         // Either may have been meant; --fs-path says which.
         let text = refusal(resolve(file));
-        assert!(text.contains("--fs-path") && text.contains("--whole"), "{text}");
+        assert!(
+            text.contains("--fs-path") && text.contains("--whole"),
+            "{text}"
+        );
         assert_found(&resolve_filesystem(file).unwrap(), made.device());
     }
     let image = made.dir().join("image");

@@ -496,6 +496,19 @@ fn labels_name_sources_and_targets_and_a_filesystem_may_be_smaller_than_its_devi
     };
     made.unmount();
     let node = made.device().to_string_lossy().into_owned();
+    // What lies behind the filesystem counts as used unless it is zeros.
+    let of = format!("of={node}");
+    common::output(
+        "dd",
+        &[
+            "if=/dev/zero",
+            &of,
+            "bs=1M",
+            "count=64",
+            "conv=fsync",
+            "status=none",
+        ],
+    );
     common::output("mkfs.ext4", &["-q", "-F", "-L", &label, &node, "32M"]);
     made.mount();
     made.fill(30);
