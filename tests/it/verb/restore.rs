@@ -240,7 +240,7 @@ fn a_used_target_is_refused_by_name_and_nothing_is_written() {
         "neither a block device nor a regular file",
     );
     refused(Path::new("/dev/no-such-device"), "does not exist");
-    refused(&scratch.join("no/such/folder"), "does not exist");
+    refused(&scratch.join("no/such/folder"), "No such file");
     refused(&image, "the image itself");
     common::assert_same_tree(&before, &common::tree(fs_on_target.dir()));
 

@@ -76,7 +76,7 @@ fn what_is_no_filesystem_is_refused_or_not_found() {
         require_floe!().args(["thaw", "/no/such/place"]),
         Limit::secs(20),
     )
-    .expect_code(1);
+    .expect_code(4);
     common::run(require_floe!().arg("thaw"), Limit::secs(20)).expect_code(2);
     common::run(
         require_floe!().args(["thaw", "--all", "/"]),
