@@ -42,7 +42,7 @@ copied() {
 
 mdadm --create /dev/md0 --run --metadata=1.2 --level=1 --raid-devices=2 --assume-clean "$one" "$two" >/tmp/made 2>&1 || not_ok md "$(tail -n 2 /tmp/made | tr '\n' ' ')"
 mkfs.ext4 -q -F "$three" && mount -t ext4 "$three" /data && fill /data 6000
-mirror="a snapshot onto a mirror is not possible"
+mirror="a snapshot onto a mirror is not possible; nothing was written"
 sleep 1 # for md's own writes to its superblocks
 for member in "$one" "$two"; do
     refused "a member of an idle mirror" 4 "refused: $member is a member of md0 (raid1); $mirror" /data="$member"
