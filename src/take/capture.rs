@@ -572,6 +572,8 @@ impl Capture {
                     false => Ok(state.is_short),
                 };
             }
+            // Its event, once told, would end every wait at once.
+            let _ = self.surveyor.state();
             self.show(false);
             self.rest(None);
         }
