@@ -5,7 +5,7 @@ use crate::crc;
 use crate::device::Access;
 use crate::fs::UsedMap;
 use crate::stream::output::{GzipEmitter, Output, RawEmitter, Totals, TotalsCell};
-use crate::stream::plan::{Content, Part};
+use crate::stream::plan::{Content, Part, SPAN_BYTES};
 use crate::units::{BlockSize, Extent};
 use std::io::Read;
 use std::sync::Arc;
@@ -210,7 +210,7 @@ fn the_raw_encoding_gives_the_same_image() {
 #[test]
 fn a_source_that_ends_early_is_a_problem_with_its_offset_and_no_end_of_stream() {
     let path = std::env::temp_dir().join(format!("floe-short-{}", std::process::id()));
-    std::fs::write(&path, vec![5; 300_000]).unwrap();
+    std::fs::write(&path, vec![5; 600_000]).unwrap();
     let device = Device::open(&path, Access::Read).unwrap();
     std::fs::remove_file(&path).unwrap();
     let plan = Plan::new(vec![vec![Part {
@@ -236,7 +236,7 @@ fn a_source_that_ends_early_is_a_problem_with_its_offset_and_no_end_of_stream() 
     let Some(Problem::Read(0, fault)) = pipeline.state().problem else {
         panic!("no read problem");
     };
-    assert_eq!(fault.offset(), Some(0));
+    assert_eq!(fault.offset(), Some(SPAN_BYTES));
     assert!(miniz_oxide::inflate::decompress_to_vec(&stream[10..]).is_err());
 }
 
