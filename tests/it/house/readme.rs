@@ -1,4 +1,4 @@
-//! The recipes of the README, run as written: each block that carries `<!-- run: NAME -->`, by busybox ash, in namespaces of its own in which
+//! The recipes of the README and of docs/, run as written: each block that carries `<!-- run: NAME -->`, by busybox ash, in namespaces of its own in which
 //! `/data`, `/mnt/usb`, `/dev/mmcblk0p3` and `/dev/mmcblk1` are the test's own, `192.0.2.10` is this machine, and `ssh HOST …` runs
 //! the command here (the command line is handed to a shell, as sshd does).
 
@@ -11,12 +11,15 @@ use crate::common::{self, Limit, LoopDevice, LoopFs, Scratch, Spec};
 
 /// The blocks: name and script.
 fn recipes() -> Vec<(String, String)> {
-    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md"))
-        .expect("README.md");
-    let mut found = Vec::new();
-    for part in readme.split("<!-- run: ").skip(1) {
+    let mut found: Vec<(String, String)> = Vec::new();
+    let text = super::pages().concat();
+    for part in text.split("<!-- run: ").skip(1) {
         let (name, rest) = part.split_once(" -->\n```sh\n").expect("a block follows");
         let (script, _) = rest.split_once("\n```").expect("the block ends");
+        assert!(
+            found.iter().all(|(known, _)| known != name),
+            "{name}: twice"
+        );
         found.push((name.to_owned(), script.to_owned()));
     }
     found
@@ -28,7 +31,8 @@ ip addr add 192.0.2.10/24 dev lo && ip link set lo up
 mkdir -p /data /mnt/usb
 mount --bind "$DATA" /data
 mount -t tmpfs tmpfs /mnt/usb
-echo secret > /mnt/usb/key
+mkdir -p "$WORK.bin" && mount --bind /usr/bin "$WORK.bin" && mount -t tmpfs -o mode=755 tmpfs /usr/bin
+"$WORK.bin/ln" -s "$WORK.bin"/* /usr/bin/ && rm -f /usr/bin/floe
 mount -t tmpfs -o mode=755 tmpfs /dev
 mknod /dev/null c 1 3; mknod /dev/zero c 1 5; mknod /dev/urandom c 1 9; mknod /dev/tty c 5 0
 chmod 666 /dev/null /dev/zero /dev/urandom
@@ -41,7 +45,7 @@ set +e
 "#;
 
 #[test]
-fn every_recipe_of_the_readme_works_as_written() {
+fn every_recipe_of_the_readme_and_docs_works_as_written() {
     let floe = require_some!(common::floe_path(), "FLOE_BIN");
     require!(
         common::runner().is_none(),
@@ -56,6 +60,8 @@ fn every_recipe_of_the_readme_works_as_written() {
         "busybox",
         "sfdisk",
         "flock",
+        "age",
+        "age-keygen",
     ] {
         if tool == "nc.traditional" {
             continue; // busybox nc below
@@ -143,7 +149,7 @@ fn every_recipe_of_the_readme_works_as_written() {
         ),
     );
     let recipes = recipes();
-    assert!(recipes.len() >= 10, "the README has lost its recipes");
+    assert!(recipes.len() >= 20, "the README has lost its recipes");
     for (name, recipe) in recipes {
         let work = scratch.join(format!("work-{name}"));
         fs::create_dir_all(work.join("dist")).expect("work");

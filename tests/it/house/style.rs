@@ -305,9 +305,14 @@ fn readme_names_every_verb_and_exit_code_and_the_version() {
             verb.name
         );
     }
+    assert!(
+        readme.lines().count() < 250,
+        "README: longer matters go to docs/"
+    );
     // `floe [OPTION…] VERB …` up to a pipe, a comment or the end of the code: its options are the verb's.
-    for (at, _) in readme.match_indices("floe ") {
-        let rest = &readme[at + 5..];
+    let pages = super::pages().concat();
+    for (at, _) in pages.match_indices("floe ") {
+        let rest = &pages[at + 5..];
         let rest = &rest[..rest
             .find(['|', '`', '#', '\n', '&', '<', '>', '\'', '"', ';', ')'])
             .unwrap_or(rest.len())];
@@ -324,7 +329,7 @@ fn readme_names_every_verb_and_exit_code_and_the_version() {
         {
             let option = option.trim_end_matches([',', '.']);
             let known = option == "--" || floe::cli::table::find(verb.name, option).is_some();
-            assert!(known, "README: floe {} has no {option}", verb.name);
+            assert!(known, "README, docs: floe {} has no {option}", verb.name);
         }
     }
     for code in 0..=4 {
@@ -334,8 +339,9 @@ fn readme_names_every_verb_and_exit_code_and_the_version() {
         );
     }
     let version = env!("CARGO_PKG_VERSION");
+    let changes = std::fs::read_to_string(root().join("CHANGELOG.md")).unwrap();
     assert!(
-        readme.contains(&format!("### {version}")),
-        "README: no changes of {version}"
+        changes.contains(&format!("## {version}\n")),
+        "CHANGELOG: no changes of {version}"
     );
 }

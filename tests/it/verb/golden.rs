@@ -381,9 +381,9 @@ fn what_cannot_be_emptied_is_refused_before_anything_is_written() {
 }
 
 #[test]
-fn readme_and_help_show_the_golden_list() {
-    let place = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
-    let readme = fs::read_to_string(place).expect("README.md");
+fn docs_and_help_show_the_golden_list() {
+    let place = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/golden.md");
+    let readme = fs::read_to_string(place).expect("docs/golden.md");
     for verb in ["dump", "create", "clone"] {
         let help = floe::help::verb(verb);
         for item in floe::golden::LIST {
