@@ -140,11 +140,11 @@ pub fn ready(
     let targets = source::targets(system, mounted, taking.wishes)?;
     let frozen = targets.iter().filter_map(|target| ground(&target.fd));
     let frozen = frozen.collect();
-    let mut watch = Watch::start(system, sources, &targets, taking.precopy);
+    let mut watch = Watch::start(sources, &targets, taking.precopy);
     let leftovers = watch.as_mut().map_or_else(Vec::new, Watch::leftovers);
     let (signals, guardian) = guard(targets, taking.limits, leftovers, quiet)?;
     // From now on, because whatever comes next may wait (for a reader that logs in), and the trace is not to overflow.
-    watch.iter_mut().for_each(Watch::follow);
+    watch.iter_mut().for_each(|watch| watch.follow(system));
     Ok(Ready {
         signals,
         counters: Counters::leak(guardian.as_ref().map(Guardian::progress)),

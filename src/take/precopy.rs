@@ -12,7 +12,7 @@ use crate::mounts::{DevId, System};
 use crate::stream::pipeline;
 use crate::stream::plan::CHUNK_BYTES;
 use crate::take::source::Prepared;
-use crate::trace::{Marks, Tracer, Untraced, Watched};
+use crate::trace::{Marks, Reserved, Tracer, Watched};
 use crate::units::BlockSize;
 
 /// `--precopy`.
@@ -48,6 +48,8 @@ const ROUNDS: u32 = 6;
 
 /// What watches the devices of a run.
 pub struct Watch {
+    /// What is to be traced, before the guardian has started.
+    awaited: Option<(Reserved, Vec<Watched>)>,
     tracer: Option<Tracer>,
     /// Everything frozen can be thawed and frozen again without more harm than a short wait: no read-only remount is among it.
     tries: bool,
@@ -56,12 +58,7 @@ pub struct Watch {
 
 impl Watch {
     /// `None` where pre-copy is not wanted, or nothing would be frozen. Before the guardian starts.
-    pub fn start(
-        system: &System,
-        sources: &[Prepared],
-        targets: &[Target],
-        wanted: Wanted,
-    ) -> Option<Self> {
+    pub fn start(sources: &[Prepared], targets: &[Target], wanted: Wanted) -> Option<Self> {
         if wanted == Wanted::Off || targets.is_empty() {
             return None;
         }
@@ -72,13 +69,14 @@ impl Watch {
         let tries = targets
             .iter()
             .all(|target| matches!(target.method, Method::Freeze));
-        let tracer = match wanted {
+        let awaited = match wanted {
             // The trial leaves no write under way that began before the trace; without one contents are compared.
-            Wanted::Auto if tries => trace(system, sources).ok(),
+            Wanted::Auto if tries => watched(sources).zip(Reserved::new().ok()),
             Wanted::Auto | Wanted::Compared | Wanted::Off => None,
         };
         Some(Self {
-            tracer,
+            awaited: awaited.map(|(watched, reserved)| (reserved, watched)),
+            tracer: None,
             tries,
             chunks,
         })
@@ -86,19 +84,29 @@ impl Watch {
 
     /// What the guardian takes away should floe die. Without that no trace is made.
     pub fn leftovers(&mut self) -> Vec<Leftover> {
-        let Some(tracer) = &self.tracer else {
+        let Some((reserved, _)) = &self.awaited else {
             return Vec::new();
         };
-        match tracer.leftover() {
+        match reserved.leftover() {
             Ok(left) => vec![Leftover {
                 directory: left.directory,
                 name: left.name,
             }],
             Err(_) => {
-                self.tracer = None;
+                self.awaited = None;
                 Vec::new()
             }
         }
+    }
+
+    /// Starts the trace, and to read along. After the guardian has started, which wants one thread and outlives us.
+    pub fn follow(&mut self, system: &System) {
+        let Some((reserved, watched)) = self.awaited.take() else {
+            return;
+        };
+        let tracer = BlockSize::from_bytes(CHUNK_BYTES)
+            .and_then(|chunk| Tracer::start(reserved, system.roots(), &watched, chunk).ok());
+        self.tracer = tracer.and_then(|mut tracer| tracer.follow().ok().map(|()| tracer));
     }
 
     /// For the pipeline.
@@ -117,15 +125,6 @@ impl Watch {
     /// Whether a freeze and thaw of an instant comes first.
     pub fn tries(&self) -> bool {
         self.tries
-    }
-
-    /// Starts to read along. After the guardian has started.
-    pub fn follow(&mut self) {
-        if let Some(tracer) = &mut self.tracer
-            && tracer.follow().is_err()
-        {
-            self.tracer = None;
-        }
     }
 
     /// Whether every write up to now is marked. Once it says no it always does. No heap.
@@ -193,21 +192,16 @@ impl Hold {
     }
 }
 
-fn trace(system: &System, sources: &[Prepared]) -> Result<Tracer, Untraced> {
+/// What a trace has to watch. `None`: something is read through the page cache, where old bytes may come back although nothing was
+/// written since.
+fn watched(sources: &[Prepared]) -> Option<Vec<Watched>> {
     let mut watched = Vec::new();
     for source in sources {
         for piece in &source.pieces {
-            let device = source
-                .devices
-                .get(piece.device)
-                .map(|opened| &opened.device);
-            let device = device.filter(|device| {
-                // Through the page cache old bytes may come back although nothing was written since.
-                device.kind() == DeviceKind::Block && device.is_direct()
-            });
-            let Some(device) = device else {
-                return Err(Untraced("not a device that is read directly".to_owned()));
-            };
+            let device = &source.devices.get(piece.device)?.device;
+            if device.kind() != DeviceKind::Block || !device.is_direct() {
+                return None;
+            }
             watched.push(Watched {
                 dev: DevId::from_raw(device.rdev()),
                 offset_bytes: piece.offset,
@@ -215,10 +209,7 @@ fn trace(system: &System, sources: &[Prepared]) -> Result<Tracer, Untraced> {
             });
         }
     }
-    let chunk = u32::try_from(CHUNK_BYTES).map_err(|_| Untraced("chunk".to_owned()))?;
-    let chunk = BlockSize::from_bytes(u64::from(chunk));
-    let chunk = chunk.ok_or_else(|| Untraced("chunk".to_owned()))?;
-    Tracer::start(system.roots(), &watched, chunk)
+    Some(watched)
 }
 
 #[cfg(test)]
@@ -228,6 +219,7 @@ mod tests {
     #[test]
     fn rounds_go_on_while_each_leaves_clearly_less_and_more_than_little() {
         let watch = Watch {
+            awaited: None,
             tracer: None,
             tries: true,
             chunks: 0,

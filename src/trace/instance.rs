@@ -12,7 +12,7 @@ use rustix::io::Errno;
 
 use crate::mounts::mount_kernel;
 use crate::trace::page::{Format, Header};
-use crate::trace::{Lost, Untraced};
+use crate::trace::{Leftover, Lost, Untraced};
 
 /// The events that tell of a write's beginning and end; the second and third as the device has requests or not.
 pub const EVENTS: [&str; 3] = ["block_bio_queue", "block_rq_complete", "block_bio_complete"];
@@ -79,14 +79,39 @@ pub struct Open {
     changes: Option<OwnedFd>,
 }
 
-impl Instance {
-    /// Makes it, recording with buffers of `ring_kib` for each CPU; everything is seen, reads too, until a filter is set.
-    pub fn new(ring_kib: u32) -> Result<Self, Untraced> {
+/// The name of an instance that does not exist yet: so the guardian, which takes it away should floe die, is there before it.
+#[derive(Debug)]
+pub struct Reserved {
+    instances: OwnedFd,
+    name: CString,
+}
+
+impl Reserved {
+    /// A name of ours alone. Takes away what floes that died left.
+    pub fn new() -> Result<Self, Untraced> {
         let instances = instances()?;
         remove_stale(&instances);
         let own = std::process::id();
         let name = format!("{PREFIX}{own}-{}", started(own).unwrap_or_default());
         let name = CString::new(name).map_err(|_| Untraced::because("name of the instance"))?;
+        Ok(Self { instances, name })
+    }
+
+    /// What the guardian takes away should floe die.
+    pub fn leftover(&self) -> Result<Leftover, Untraced> {
+        let directory = rustix::io::fcntl_dupfd_cloexec(&self.instances, 3)
+            .map_err(|errno| Untraced::io("tracefs instances", errno))?;
+        Ok(Leftover {
+            directory,
+            name: self.name.clone(),
+        })
+    }
+}
+
+impl Instance {
+    /// Makes it, recording with buffers of `ring_kib` for each CPU; everything is seen, reads too, until a filter is set.
+    pub fn new(reserved: Reserved, ring_kib: u32) -> Result<Self, Untraced> {
+        let Reserved { instances, name } = reserved;
         rustix::fs::mkdirat(&instances, &name, Mode::RWXU)
             .map_err(|errno| Untraced::io("no tracefs instance can be made", errno))?;
         // From here on it is removed whatever happens.
@@ -107,12 +132,6 @@ impl Instance {
     /// What is open of it.
     pub fn open(&mut self) -> Option<&mut Open> {
         self.open.as_mut()
-    }
-
-    /// The folder it is in and its name there.
-    pub fn place(&self) -> Result<(OwnedFd, CString), Errno> {
-        let folder = rustix::io::fcntl_dupfd_cloexec(&self.instances, 3)?;
-        Ok((folder, self.name.clone()))
     }
 }
 

@@ -1,7 +1,7 @@
 //! Which parts of a disk were written: the kernel's own trace of block writes, read by one thread and turned into marks.
 //!
-//! What pre-copy needs: for every chunk, whether anything may have written it since it was read. [`Tracer::start`] makes a
-//! private instance of tracefs, [`Tracer::follow`] starts the thread, [`Tracer::drain`] brings the [`Marks`] up to now and says
+//! What pre-copy needs: for every chunk, whether anything may have written it since it was read. [`Reserved`] is the name that the
+//! guardian takes away should floe die, [`Tracer::start`] makes a private instance of tracefs of that name, [`Tracer::follow`] starts the thread, [`Tracer::drain`] brings the [`Marks`] up to now and says
 //! whether nothing was lost. Where it cannot be had ([`Untraced`]) or something was lost ([`Lost`]), the caller compares contents.
 //!
 //! # What is believed, and why
@@ -42,6 +42,7 @@ use crate::device::{Access, Device};
 use crate::mounts::{DevId, Roots};
 use crate::sys::memory::Pages;
 use crate::units::{BlockSize, round_down};
+pub use instance::Reserved;
 use instance::{EVENTS, Instance, Open};
 pub use marks::Marks;
 use page::{Action, Bad, Event};
@@ -110,7 +111,7 @@ impl fmt::Display for Lost {
     }
 }
 
-/// What of an instance is left to take away when floe dies: `unlinkat(directory, name, AT_REMOVEDIR)`, once floe is gone.
+/// What of an instance may be left to take away when floe dies: `unlinkat(directory, name, AT_REMOVEDIR)`, once floe is gone.
 #[derive(Debug)]
 pub struct Leftover {
     /// The folder `instances` of tracefs.
@@ -140,9 +141,13 @@ impl Shared {
 }
 
 impl Tracer {
-    /// Begins to record the writes to these ranges; `chunk` is what one mark stands for. Before the guardian starts: no thread
-    /// is made here.
-    pub fn start(roots: &Roots, watched: &[Watched], chunk: BlockSize) -> Result<Self, Untraced> {
+    /// Begins to record the writes to these ranges, in an instance of that name; `chunk` is what one mark stands for.
+    pub fn start(
+        reserved: Reserved,
+        roots: &Roots,
+        watched: &[Watched],
+        chunk: BlockSize,
+    ) -> Result<Self, Untraced> {
         let memory = || Untraced::because("not enough memory");
         let lengths = watched.iter().map(|range| range.length_bytes);
         let marks = Marks::new(lengths, chunk).ok_or_else(memory)?;
@@ -153,7 +158,7 @@ impl Tracer {
             }
         }
         let lies = Lies::told();
-        let mut instance = Instance::new(lies.ring_kib)?;
+        let mut instance = Instance::new(reserved, lies.ring_kib)?;
         let open = instance.open().ok_or_else(memory)?;
         let mut page = vec![0; open.header.page_bytes()];
         for probe in &mut probes {
@@ -194,7 +199,7 @@ impl Tracer {
         })
     }
 
-    /// Starts the thread that reads along. After the guardian was forked (which wants no threads), and soon.
+    /// Starts the thread that reads along. Soon: the rings are small.
     pub fn follow(&mut self) -> Result<(), Untraced> {
         let shared = Arc::clone(&self.shared);
         let reader = move || {
@@ -248,13 +253,6 @@ impl Tracer {
     /// Whether nothing was lost so far, by what is known now.
     pub fn check(&self) -> Result<(), Lost> {
         self.shared.lock().check()
-    }
-
-    /// What the guardian takes away should floe die.
-    pub fn leftover(&self) -> Result<Leftover, Untraced> {
-        let place = self.shared.lock().instance.place();
-        let (directory, name) = place.map_err(|errno| Untraced::io("tracefs instances", errno))?;
-        Ok(Leftover { directory, name })
     }
 }
 

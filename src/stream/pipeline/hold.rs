@@ -22,12 +22,17 @@ use std::hash::{BuildHasher, Hasher};
 use std::sync::{Arc, PoisonError};
 
 use super::read::Taken;
-use super::{CHUNK_LENGTH, CHUNKS_PER_SLOT, Core, Goes, Job, Pipeline, Problem, Record, Shared};
+use super::{
+    CHUNK_LENGTH, CHUNKS_PER_SLOT, Core, Goes, Job, Pipeline, Problem, Record, Shared, slots_for,
+};
 use crate::error::Fault;
 use crate::stream::plan::{CHUNK_BYTES, Cursor, Plan, Span};
 use crate::sys::spool::{Chain, Kept, Shelf, cells_for};
 use crate::trace::Marks;
 use crate::units::{Extent, to_u64, to_usize};
+
+/// Times the slots that keep every worker busy: what rounds before the freeze use of them.
+const EARLY_SLOTS: usize = 2;
 
 /// What pre-copy needs to know when memory is allocated.
 #[derive(Clone, Debug)]
@@ -361,7 +366,10 @@ impl Shared {
         length: usize,
     ) -> (Turn, u64) {
         let stop = offset + to_u64(length);
-        if core.slots_free.is_empty() {
+        let taken = self.slots.len() - core.slots_free.len();
+        // Nobody waits for an early read: it need not run far ahead of the workers, into memory that was never used.
+        let is_ahead = held.is_early() && taken >= EARLY_SLOTS * slots_for(self.settings.jobs);
+        if core.slots_free.is_empty() || is_ahead {
             return (Turn::Wait, offset);
         }
         let chunks = length.div_ceil(CHUNK_LENGTH);

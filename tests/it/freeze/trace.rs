@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use floe::device::{Access, Device};
 use floe::mounts::{DevId, Roots, mount_kernel};
 use floe::sys::memory::Pages;
-use floe::trace::{Tracer, Watched, available};
+use floe::trace::{Reserved, Tracer, Watched, available};
 use floe::units::BlockSize;
 use rustix::fs::{Mode, OFlags};
 
@@ -57,7 +57,13 @@ fn whole(path: &Path, length_bytes: u64) -> Watched {
 
 #[track_caller]
 fn start(watched: &[Watched]) -> Tracer {
-    let mut tracer = Tracer::start(&Roots::default(), watched, chunk()).unwrap();
+    let mut tracer = Tracer::start(
+        Reserved::new().unwrap(),
+        &Roots::default(),
+        watched,
+        chunk(),
+    )
+    .unwrap();
     tracer.follow().unwrap();
     tracer
 }
@@ -422,8 +428,13 @@ fn map_and_change(path: &Path) {
 /// them, drains, and reads what is marked once more. The copy must be the disk.
 fn copy_under_writers(seconds: u64) -> Result<(), String> {
     let disk = Disk::new();
-    let mut tracer = Tracer::start(&Roots::default(), &[whole(disk.path(), 64 * MIB)], chunk())
-        .map_err(|why| why.to_string())?;
+    let mut tracer = Tracer::start(
+        Reserved::new().unwrap(),
+        &Roots::default(),
+        &[whole(disk.path(), 64 * MIB)],
+        chunk(),
+    )
+    .map_err(|why| why.to_string())?;
     tracer.follow().unwrap();
     let stop = AtomicBool::new(false);
     let mut copy = vec![0; 64 << 20];
@@ -701,10 +712,13 @@ fn an_instance_goes_with_its_tracer_and_a_killed_one_with_the_next_start() {
     let _serial = serial();
     let disk = Disk::new();
     let before = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let reserved = Reserved::new().unwrap();
+    let left = reserved.leftover().unwrap();
+    // The guardian knows the name before there is anything to take away.
+    assert_eq!(ours(std::process::id()), Vec::<String>::new());
     let tracer = start(&[whole(disk.path(), 64 * MIB)]);
     assert_eq!(ours(std::process::id()).len(), 1);
     assert_eq!(fs::read_to_string("/proc/self/mountinfo").unwrap(), before);
-    let left = tracer.leftover().unwrap();
     // While it lives it cannot be taken away, by whomever.
     let remove =
         || rustix::fs::unlinkat(&left.directory, &left.name, rustix::fs::AtFlags::REMOVEDIR);
@@ -754,7 +768,13 @@ fn what_cannot_be_traced_is_said_before() {
         offset_bytes: 0,
         length_bytes: MIB,
     };
-    let why = Tracer::start(&Roots::default(), &[none], chunk()).unwrap_err();
+    let why = Tracer::start(
+        Reserved::new().unwrap(),
+        &Roots::default(),
+        &[none],
+        chunk(),
+    )
+    .unwrap_err();
     assert!(why.to_string().contains("4095:1"), "{why}");
     assert_eq!(ours(std::process::id()), Vec::<String>::new());
 }
