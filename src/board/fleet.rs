@@ -13,7 +13,7 @@ use crate::board::receive::Arrived;
 use crate::board::ssh::{Host, Listener};
 use crate::cli::Common;
 use crate::error::{Error, Result};
-use crate::report::{self, Bytes, JsonObject, Span};
+use crate::report::{self, Bytes, JsonObject, Manner, Pace, Span, Step};
 use crate::signals::Signals;
 use crate::units::{to_u64, to_usize};
 
@@ -39,6 +39,8 @@ pub struct Board {
     pub stop: Arc<AtomicBool>,
     /// Bytes of the stream so far.
     pub bytes: Arc<AtomicU64>,
+    /// Of how many; 0: only the board knows.
+    pub total: Arc<AtomicU64>,
 }
 
 impl Board {
@@ -71,7 +73,7 @@ impl Line {
 }
 
 enum Event {
-    Started(usize, Arc<AtomicU64>),
+    Started(usize, Counts),
     Line(usize, Line),
     Done(usize, Result<Arrived>),
 }
@@ -235,8 +237,10 @@ impl Worker {
                 events: self.events.clone(),
                 stop: Arc::clone(&self.stop),
                 bytes: Arc::default(),
+                total: Arc::default(),
             };
-            let started = Event::Started(index, Arc::clone(&board.bytes));
+            let counts = (Arc::clone(&board.bytes), Arc::clone(&board.total));
+            let started = Event::Started(index, counts);
             let _ = self.events.send(started);
             let result = (self.job)(host, &board);
             let _ = self.events.send(Event::Done(index, result));
@@ -244,11 +248,15 @@ impl Worker {
     }
 }
 
+/// Bytes so far, and of how many.
+type Counts = (Arc<AtomicU64>, Arc<AtomicU64>);
+
 /// One board, as the waiting thread knows it.
 #[derive(Default)]
 struct Row {
-    /// While it works: since when, and its counter.
-    working: Option<(Instant, Arc<AtomicU64>)>,
+    /// While it works: since when.
+    working: Option<Instant>,
+    counts: Option<Counts>,
     /// The last thing it said: shown when something follows, because at the end it may be the reason.
     said: Option<String>,
     result: Option<Result<Arrived>>,
@@ -259,20 +267,19 @@ struct Row {
 struct View<'a> {
     hosts: &'a [Host],
     rows: Vec<Row>,
-    progress: bool,
-    terminal: bool,
+    manner: Manner,
+    start: Instant,
     drawn: usize,
     last: Instant,
 }
 
 impl<'a> View<'a> {
     fn new(hosts: &'a [Host], common: &Common) -> Self {
-        let terminal = rustix::termios::isatty(rustix::stdio::stderr());
         Self {
             hosts,
             rows: hosts.iter().map(|_| Row::default()).collect(),
-            progress: !common.quiet && (common.progress || terminal),
-            terminal,
+            manner: Manner::of(common),
+            start: Instant::now(),
             drawn: 0,
             last: Instant::now(),
         }
@@ -315,13 +322,14 @@ impl<'a> View<'a> {
         };
         let index = *index;
         let earlier = match event {
-            Event::Started(_, bytes) => {
-                row.working = Some((Instant::now(), bytes));
+            Event::Started(_, counts) => {
+                row.working = Some(Instant::now());
+                row.counts = Some(counts);
                 None
             }
             Event::Line(_, line) => row.said.replace(line.take()),
             Event::Done(_, result) => {
-                row.took = row.working.take().map_or(Duration::ZERO, |w| w.0.elapsed());
+                row.took = row.working.take().map_or(Duration::ZERO, |w| w.elapsed());
                 let said = row.said.take().filter(|said| match &result {
                     Ok(_) => true,
                     Err(error) => !error.to_string().contains(said.as_str()),
@@ -337,43 +345,71 @@ impl<'a> View<'a> {
         }
     }
 
-    /// A line for each board that works: drawn anew on a terminal, now and then elsewhere.
+    /// A line for each board that works, and a sum: drawn anew on a terminal, now and then elsewhere.
     fn draw(&mut self) {
-        let pause = if self.terminal { PAUSE } else { PAUSE * 25 };
-        let is_gone = self.terminal && self.drawn == 0;
-        if !self.progress || (self.last.elapsed() < pause && !is_gone) {
+        let is_terminal = self.manner == Manner::Terminal;
+        let is_gone = is_terminal && self.drawn == 0;
+        if self.manner == Manner::Off || (self.last.elapsed() < self.manner.pause() && !is_gone) {
             return;
         }
         self.erase();
         self.last = Instant::now();
-        let size = rustix::termios::tcgetwinsize(rustix::stdio::stderr());
-        let (lines, columns) = match size {
-            Ok(size) if self.terminal && size.ws_row > 2 => {
-                (usize::from(size.ws_row) - 2, usize::from(size.ws_col))
-            }
-            _ => (usize::MAX, 100),
+        let (lines, columns) = match is_terminal {
+            true => report::window(),
+            false => (usize::MAX, 100),
         };
+        let (mut done, mut bytes, mut drawn) = (0, 0u64, 0);
         for (host, row) in self.hosts.iter().zip(&self.rows) {
-            let Some((since, bytes)) = &row.working else {
+            done += usize::from(row.result.is_some());
+            let Some((count, total)) = &row.counts else {
                 continue;
             };
-            if self.drawn >= lines {
-                break;
-            }
-            let bytes = bytes.load(Ordering::Relaxed);
-            let rate = bytes / since.elapsed().as_secs().max(1);
-            let line = match bytes {
-                0 => format!("floe: {}: at work, {}", host.shown, Span(since.elapsed())),
-                _ => format!("floe: {}: {}, {}/s", host.shown, Bytes(bytes), Bytes(rate)),
+            let count = count.load(Ordering::Relaxed);
+            let total = total.load(Ordering::Relaxed);
+            bytes = bytes.saturating_add(count);
+            let Some(since) = row.working else { continue };
+            let phase = match (count, total) {
+                (0, _) => "at work",
+                (_, 0) => "receiving",
+                (count, total) if count < total => "sending",
+                _ => "sent, at work",
             };
-            let mut text: String = line.chars().take(columns.saturating_sub(1)).collect();
-            text.push('\n');
-            report::write_if_ready(text.as_bytes());
-            self.drawn += 1;
+            let step = Step {
+                phase,
+                subject: &host.shown,
+                done_bytes: count,
+                total_bytes: total,
+            };
+            // Two lines for the sum and the cursor.
+            if drawn + 2 < lines {
+                self.one(&step, since, columns);
+                drawn += 1;
+            }
         }
-        if !self.terminal {
-            self.drawn = 0;
+        if self.hosts.len() > 1 {
+            let subject = match self.manner {
+                Manner::Json => String::new(),
+                _ => format!("{done} of {} boards done", self.hosts.len()),
+            };
+            let step = Step {
+                phase: "in all",
+                subject: &subject,
+                done_bytes: bytes,
+                total_bytes: 0,
+            };
+            self.one(&step, self.start, columns);
+            drawn += 1;
         }
+        self.drawn = if is_terminal { drawn } else { 0 };
+    }
+
+    fn one(&self, step: &Step<'_>, since: Instant, columns: usize) {
+        let pace = Pace::new(step, since.elapsed(), since.elapsed());
+        let text = match self.manner {
+            Manner::Json => pace.json(step),
+            _ => format!("{}\n", report::Row::new(step, &pace, columns).text()),
+        };
+        report::write_if_ready(text.as_bytes());
     }
 
     /// Takes the drawn lines away.

@@ -22,11 +22,23 @@ pub struct Common {
     /// `-q/--quiet`: nothing on stderr but errors.
     pub quiet: bool,
     /// `-p/--progress`: progress even when stderr is no terminal.
-    pub progress: bool,
+    pub progress: Asked,
     /// `--report FILE` (`-` is stderr).
     pub report: Option<PathBuf>,
     /// `-j/--jobs N`; `None`: the CPUs we may run on.
     pub jobs: Option<usize>,
+}
+
+/// Whether progress was asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Asked {
+    /// Not: shown where stderr is a terminal.
+    #[default]
+    No,
+    /// For people.
+    Yes,
+    /// For scripts.
+    Json,
 }
 
 /// One thing on the command line; see [`Args::next_item`].
@@ -84,7 +96,9 @@ impl Args {
             self.value = match found.row.takes() {
                 Takes::Nothing => None,
                 Takes::Value => Some(self.parser.value().map_err(wrong)?),
-                Takes::Perhaps => self.parser.optional_value(),
+                // A letter may stand among others: -qp.
+                Takes::Perhaps if typed.starts_with("--") => self.parser.optional_value(),
+                Takes::Perhaps => None,
             };
             match (found.name, found.taken) {
                 ("--help", _) => return Err(Error::answer(help::verb(self.verb))),
@@ -120,7 +134,12 @@ impl Args {
     fn common(&mut self, name: &str) -> Result<()> {
         match name {
             "--quiet" => self.common.quiet = true,
-            "--progress" => self.common.progress = true,
+            "--progress" => {
+                self.common.progress = match &self.value {
+                    None => Asked::Yes,
+                    Some(_) => self.parsed(|how| (how == "json").then_some(Asked::Json), "json")?,
+                }
+            }
             "--report" => self.common.report = Some(self.path()?),
             _ => self.common.jobs = Some(self.parsed(jobs, "a number from 1 to 256")?),
         }

@@ -112,7 +112,7 @@ mender|-v, --version|
 kept|--host, --time, --length, --sha256 X|
 #Common options:
 *|-q, --quiet|print nothing but errors
-*|-p, --progress|show progress (default when stderr is a terminal)
+*|-p, --progress[=json]|show progress (default when stderr is a terminal); json: an object a line on stderr
 *|--report FILE|write one JSON object with the figures of the run ('-': stderr)
 *|-j, --jobs N|worker threads (default: the CPUs this process may use)
 *|-h, --help|this text

@@ -25,7 +25,7 @@ use crate::report::{self, Bytes, JsonObject, Span, hex};
 use crate::report::{Told, millis, tell};
 use crate::snapshot::archive::Catalog;
 use crate::snapshot::image_path;
-use crate::stream::copy::{BUFFER_BYTES, Ended, Progress};
+use crate::stream::copy::{BUFFER_BYTES, Ended, MEASURING, Progress, WRITING};
 use crate::stream::image::{Format, GRANULE_BYTES, ImageReader, Piece};
 use crate::stream::input::{Input, is_zero};
 use crate::stream::output::leaves_holes;
@@ -329,7 +329,9 @@ fn copy_twice(
         .open("/dev/null")
         .map_err(|error| Error::failed(format_args!("/dev/null: open: {error}")))?;
     let measure = Writer::begin(Arc::clone(&maker), nowhere.into(), &Figures::default())?;
+    progress.begin(MEASURING, 0);
     let expected = copy(first, measure, progress)?;
+    progress.begin(WRITING, 0);
     let found = copy(second, Writer::begin(maker, sink, &expected)?, progress)?;
     if found == expected {
         return Ok(found);

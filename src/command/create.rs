@@ -390,7 +390,7 @@ fn create(options: &Options, start: Instant) -> Result<Done> {
         settings,
         onto_itself,
         quiet,
-        progress: Progress::new(quiet, options.common.progress),
+        progress: Progress::new(&options.common),
         emptying,
         output: sink.shown.clone(),
     };

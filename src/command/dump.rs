@@ -250,7 +250,7 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
         settings,
         onto_itself,
         quiet,
-        progress: Progress::new(quiet, options.common.progress),
+        progress: Progress::new(&options.common),
         emptying,
         output: match &options.output {
             Some(path) => path.display().to_string(),

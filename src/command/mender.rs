@@ -11,7 +11,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use crate::cli::{Args, Item};
+use crate::cli::{self, Args, Item};
 use crate::command::dump::{self, Options};
 use crate::error::{Error, Exit, Result};
 use crate::help;
@@ -80,7 +80,9 @@ fn parse(words: &[&str], arguments: Vec<OsString>) -> Result<Asked> {
         return Err(Error::answer(help::verb("mender")));
     }
     options.common = args.common;
-    options.common.progress |= !options.common.quiet;
+    if !options.common.quiet {
+        options.common.progress = cli::Asked::Yes;
+    }
     Ok(Asked { options, data })
 }
 
@@ -164,7 +166,11 @@ mod tests {
     #[test]
     fn options_are_those_of_mender_s_client() {
         let plain = asked("mender", "snapshot dump").unwrap();
-        assert!(plain.options.raw && plain.options.common.progress && plain.data.is_none());
+        assert!(
+            plain.options.raw
+                && plain.options.common.progress == cli::Asked::Yes
+                && plain.data.is_none()
+        );
         assert_eq!(plain.options.source, "/");
         for line in [
             "-data /d -log-level debug snapshot dump --source /x -C gzip -q",

@@ -17,7 +17,7 @@ use crate::cli::{Args, Common, Item};
 use crate::error::{Error, Result};
 use crate::json::{self, Value};
 use crate::put::image::{self, Any, Image, Opened};
-use crate::report::{self, Bytes, ReportFile, Span};
+use crate::report::{self, Bytes, Progress, ReportFile, Span};
 use crate::snapshot::MAX_IMAGES;
 use crate::snapshot::archive::Bundle;
 use crate::snapshot::kept;
@@ -99,13 +99,14 @@ struct Good {
 }
 
 /// Every check of `floe verify`.
-fn check(file: &OsString, any: Any) -> Result<Good> {
+fn check(file: &OsString, any: Any, common: &Common) -> Result<Good> {
+    let mut line = Progress::new(common);
     let nothing = |error: Error| error.leaving("nothing was sent");
     let opened = Opened::open(file).map_err(nothing)?;
     let format = opened.format;
     if format == Format::Zip {
         let mut bundle = Bundle::open(&opened.subject, opened.input).map_err(nothing)?;
-        while bundle.next().map_err(nothing)?.is_some() {}
+        bundle.read_all(&mut line).map_err(nothing)?;
         return Ok(Good {
             format,
             ended: None,
@@ -113,7 +114,7 @@ fn check(file: &OsString, any: Any) -> Result<Good> {
         });
     }
     let mut found = Image::read(opened, any).map_err(nothing)?;
-    let ended = image::read_all(&mut found).map_err(nothing)?;
+    let ended = image::read_all(&mut found, &mut line).map_err(nothing)?;
     Ok(Good {
         format,
         ended: Some(ended),
@@ -164,7 +165,7 @@ pub fn run(options: Options) -> Result<()> {
         true => Any::Yes,
         false => Any::No,
     };
-    let good = check(&options.file, any)?;
+    let good = check(&options.file, any, &common)?;
     let words = words(&options, &good)?;
     let (hosts, shown) = (
         vec![options.host.clone()],
@@ -209,6 +210,8 @@ fn push(
     };
     let mut session = options.reach.start(host, words, pipes, board)?;
     let mut sent_bytes = 0u64;
+    let length = file.metadata().map_or(0, |meta| meta.len());
+    board.total.store(length, Ordering::Relaxed);
     let mut buffer = vec![0; BUFFER_BYTES];
     loop {
         let count = file.read(&mut buffer).map_err(fail)?;

@@ -12,7 +12,7 @@ use crate::put::grow;
 use crate::put::image::{Any, Image, Opened};
 use crate::put::job::{Job, Options, Shared, figures, last_line, left_alone, supervise};
 use crate::put::target::{Chosen, Overwrite, is_tag};
-use crate::report::{self, ReportFile};
+use crate::report::{self, Progress, ReportFile};
 use crate::snapshot::{MAX_IMAGES, kept, unpack};
 use crate::stream::image::Format;
 use crate::stream::target::Target;
@@ -148,7 +148,11 @@ pub fn run(options: Options) -> Result<()> {
         false => None,
     };
     chosen.check_sectors(&opened.content)?;
-    if !options.unchecked && !opened.check_beforehand().map_err(nothing)? && !options.common.quiet {
+    let mut line = Progress::new(&options.common);
+    if !options.unchecked
+        && !opened.check_beforehand(&mut line).map_err(nothing)?
+        && !options.common.quiet
+    {
         report::line(format_args!(
             "{}: cannot be read twice: that all of it is right is known only at its end, after the target was written",
             opened.subject

@@ -5,10 +5,10 @@ use std::ffi::OsString;
 use crate::cli::{Args, Common, Item};
 use crate::error::Result;
 use crate::put::image::{self, Any, Image, Opened};
-use crate::report::{self, Bytes, JsonObject, ReportFile};
+use crate::report::{self, Bytes, JsonObject, Progress, ReportFile};
 use crate::snapshot::archive::Bundle;
 use crate::snapshot::kept;
-use crate::stream::copy::{BUFFER_BYTES, Ended};
+use crate::stream::copy::Ended;
 use crate::stream::image::Format;
 use crate::units::to_u64;
 
@@ -43,12 +43,13 @@ pub fn run(options: Options) -> Result<()> {
     let report = options.common.report.as_deref();
     let mut report = report.map(ReportFile::open).transpose()?;
     let start = std::time::Instant::now();
+    let mut line = Progress::new(&options.common);
     let opened = Opened::open(&kept::path_of(&options.path)?)?;
     if opened.format == Format::Zip {
         return snapshot(opened, &options, report.as_mut(), start);
     }
     let mut found = Image::read(opened, options.any)?;
-    let ended = image::read_all(&mut found)?;
+    let ended = image::read_all(&mut found, &mut line)?;
     let total_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
     if let Some(file) = &mut report {
         let mut object = JsonObject::new();
@@ -65,7 +66,7 @@ pub fn run(options: Options) -> Result<()> {
     if options.common.quiet {
         return Ok(());
     }
-    report::print(&line(&found, &ended))
+    report::print(&words(&found, &ended))
 }
 
 /// Every entry of a snapshot, and the filesystem at the beginning of each image.
@@ -76,11 +77,7 @@ fn snapshot(
     start: std::time::Instant,
 ) -> Result<()> {
     let mut bundle = Bundle::open(&opened.subject, opened.input)?;
-    let mut buffer = vec![0; BUFFER_BYTES];
-    while bundle.next()?.is_some() {
-        // Fewer bytes than asked for only at the entry's end.
-        while bundle.read(&mut buffer).map_err(|f| bundle.error(f))? == buffer.len() {}
-    }
+    bundle.read_all(&mut Progress::new(&options.common))?;
     let total_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
     let (size_bytes, read_bytes) = (bundle.size_bytes(), bundle.input_bytes());
     if let Some(file) = report {
@@ -109,7 +106,7 @@ fn snapshot(
     ))
 }
 
-fn line(found: &Image, ended: &Ended) -> String {
+fn words(found: &Image, ended: &Ended) -> String {
     let format = found.reader.format();
     let mut text = format!(
         "{}: good {} image, {} ({} bytes), {}",

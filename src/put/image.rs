@@ -11,6 +11,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{FileType, Mode, OFlags, SeekFrom};
 
 use crate::error::{Error, Exit, Fault, FaultKind, Result};
+use crate::report::{Progress, Step};
 use crate::stream::artifact::{self, Labels};
 use crate::stream::copy::{BUFFER_BYTES, Ended};
 use crate::stream::image::Piece;
@@ -175,7 +176,7 @@ impl Image {
 
     /// Reads all of a second one that comes from the same file, when that is a regular one and was read from its beginning, and so
     /// checks it; then goes back to where this one stands. False where that cannot be.
-    pub fn check_beforehand(&self) -> Result<bool> {
+    pub fn check_beforehand(&self, line: &mut Progress) -> Result<bool> {
         let is_file = self.file.metadata().is_ok_and(|meta| meta.is_file());
         if !is_file || self.reader.input_length_bytes().is_none() && self.artifact.is_none() {
             return Ok(false);
@@ -184,7 +185,7 @@ impl Image {
         let again = File::open(path)
             .map_err(|error| Error::failed(format_args!("{}: open: {error}", self.subject)))?;
         let mut again = Self::read(Opened::of(self.subject.clone(), again)?, self.any)?;
-        read_all(&mut again)?;
+        read_all(&mut again, line)?;
         Ok(true)
     }
 
@@ -335,10 +336,21 @@ pub fn head_length(facts: &Facts) -> u64 {
 }
 
 /// Reads all of an image, and so checks it.
-pub(crate) fn read_all(found: &mut Image) -> Result<Ended> {
+pub(crate) fn read_all(found: &mut Image, line: &mut Progress) -> Result<Ended> {
     let fail = |fault| image_error(&found.subject, fault);
     let mut buffer = Pages::new(BUFFER_BYTES).map_err(|e| fail(Fault::io("mmap", e)))?;
     // Each turn takes at least one granule of the input, or is the last.
-    while found.reader.next(&mut buffer).map_err(fail)? != Piece::End {}
+    while found.reader.next(&mut buffer).map_err(fail)? != Piece::End {
+        line.show(
+            false,
+            Step {
+                phase: "checking",
+                subject: "",
+                done_bytes: found.reader.input_bytes(),
+                total_bytes: found.reader.input_length_bytes().unwrap_or(0),
+            },
+        );
+    }
+    line.clear();
     found.check_end(&Ended::of(&found.reader))
 }

@@ -8,7 +8,7 @@ use crate::threads::{RecvTimeoutError, channel};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::pipe::PipeFlags;
@@ -21,7 +21,7 @@ use crate::put::head;
 use crate::put::image::{self, Any, Facts};
 use crate::put::rescan;
 use crate::put::target::{Overwrite, old_tail};
-use crate::report::{self, Bytes, JsonObject, Span};
+use crate::report::{self, Bytes, JsonObject, Span, Step};
 use crate::signals::Signals;
 use crate::stream::copy::{self, Ended, Failure, Progress, ReadAhead, ZeroAll};
 use crate::stream::digest::Digest;
@@ -193,8 +193,7 @@ pub(crate) fn supervise<T: Send + 'static>(
         }),
     )
     .map_err(|error| fail("start a thread", error))?;
-    let mut line = report::Progress::new(common.quiet, common.progress);
-    let start = Instant::now();
+    let mut line = report::Progress::new(common);
     loop {
         let mut ready = [
             PollFd::new(&over, PollFlags::IN),
@@ -213,34 +212,26 @@ pub(crate) fn supervise<T: Send + 'static>(
                 return result;
             }
             Err(RecvTimeoutError::Timeout) => {
-                let done = progress.done_bytes.load(Ordering::Relaxed);
-                let read = progress.input_bytes.load(Ordering::Relaxed);
-                let percent = Percent(input_length.map(|length| (read, length)));
-                let rate = done / start.elapsed().as_secs().max(1);
-                line.show(
-                    false,
-                    format_args!("{name}: {}{}, {}/s", Bytes(done), percent, Bytes(rate)),
-                );
+                let phase = progress.phase.load(Ordering::Relaxed);
+                let (done, total) = match input_length.filter(|_| phase <= copy::MEASURING) {
+                    Some(length) => (&progress.input_bytes, length),
+                    None => {
+                        let total = progress.total_bytes.load(Ordering::Relaxed);
+                        (&progress.done_bytes, total)
+                    }
+                };
+                let step = Step {
+                    phase: copy::PHASES.get(phase).unwrap_or(&""),
+                    subject: "",
+                    done_bytes: done.load(Ordering::Relaxed),
+                    total_bytes: total,
+                };
+                line.show(false, step);
             }
             Err(RecvTimeoutError::Disconnected) => {
                 let error = Error::failed(format_args!("{name}: the writing thread died"));
                 return Err(error.leaving(&state()));
             }
-        }
-    }
-}
-
-/// `, 40 %`, or nothing where the whole is not known.
-struct Percent(Option<(u64, u64)>);
-
-impl std::fmt::Display for Percent {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.0.filter(|(_, whole)| *whole > 0) {
-            Some((part, whole)) => {
-                let percent = u128::from(part) * 100 / u128::from(whole);
-                write!(f, ", {} %", percent.min(100))
-            }
-            None => Ok(()),
         }
     }
 }
@@ -392,6 +383,7 @@ impl Job {
         };
         let mut found = Digest::new();
         let progress = &self.shared.progress;
+        progress.begin(copy::READING_BACK, ended.size_bytes);
         let mut skipped = |extent| self.left.as_ref()?.first_in(extent);
         copy::read_back(target, extent, &mut skipped, &mut found, progress)
             .map_err(|failure| self.failure(failure))?;

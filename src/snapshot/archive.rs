@@ -13,10 +13,12 @@ use crate::device::{Access, Device, DeviceKind, ReadAt};
 use crate::error::{Error, Exit, Fault, FaultKind, Result};
 use crate::json;
 use crate::put::image::image_error;
+use crate::report::{Progress, Step};
 use crate::snapshot::store::Class;
 use crate::snapshot::{
     CHECKSUMS, CHECKSUMS_SHA256, Checksum, Checksums, SNAPSHOT, Snapshot, check_sha256_line,
 };
+use crate::stream::copy::BUFFER_BYTES;
 use crate::stream::input::{Input, Source};
 use crate::stream::unzip::{Body, Directory, Unzip};
 use crate::stream::zip::{Entry, Sums};
@@ -142,17 +144,27 @@ impl Catalog {
     }
 
     /// Hashes the bytes of an entry and compares them with its checksum, without unpacking.
-    pub fn check_bytes(&self, path: &str) -> Result<()> {
+    pub fn check_bytes(&self, path: &str, line: &mut Progress) -> Result<()> {
         let missing = || entry_error(&self.subject, path, Fault::corrupt("is missing"));
         let entry = self.directory.find(path).ok_or_else(missing)?;
         let checksum = self.checksums.find(path).ok_or_else(missing)?;
         let mut section = self.section(entry);
         let mut hash = Sha256::new();
         let mut buffer = vec![0; 256 * 1024];
+        let total_bytes = section.left;
         while section.left > 0 {
             let count = section
                 .next(&mut buffer)
                 .map_err(|fault| entry_error(&self.subject, path, fault))?;
+            line.show(
+                false,
+                Step {
+                    phase: "checking",
+                    subject: "",
+                    done_bytes: total_bytes - section.left,
+                    total_bytes,
+                },
+            );
             hash.update(buffer.get(..count).unwrap_or_default());
         }
         if <[u8; 32]>::from(hash.finalize()) == checksum.sha256 {
@@ -450,6 +462,26 @@ impl Bundle {
             self.settle()?;
         }
         Ok(count)
+    }
+
+    /// All of it, to the end, with every check.
+    pub fn read_all(&mut self, line: &mut Progress) -> Result<()> {
+        let mut buffer = vec![0; BUFFER_BYTES];
+        let total_bytes = self.input.length_bytes().unwrap_or(0);
+        while self.next()?.is_some() {
+            // Fewer bytes than asked for only at the entry's end.
+            while self.read(&mut buffer).map_err(|f| self.error(f))? == buffer.len() {
+                let step = Step {
+                    phase: "checking",
+                    subject: "",
+                    done_bytes: self.input_bytes(),
+                    total_bytes,
+                };
+                line.show(false, step);
+            }
+        }
+        line.clear();
+        Ok(())
     }
 
     /// Takes zeros of the current entry that come next: a multiple of `unit`, or 0.

@@ -95,7 +95,14 @@ pub fn run(
         None => None,
     };
     let chosen = choose(options, &pairs, &found, &file)?;
-    let input_length = check_bytes(&origin, &found, &pairs, disk.is_some()).map_err(nothing)?;
+    let input_length = check_bytes(
+        &origin,
+        &found,
+        &pairs,
+        disk.is_some(),
+        &mut report::Progress::new(&options.common),
+    )
+    .map_err(nothing)?;
     if let Origin::File(catalog) = &origin {
         for (name, target) in &chosen {
             target.check_sectors(&content_of(catalog, name, &file)?)?;
@@ -207,6 +214,7 @@ fn check_bytes(
     snapshot: &Snapshot,
     pairs: &[(String, OsString)],
     everything: bool,
+    line: &mut report::Progress,
 ) -> Result<Option<u64>> {
     let Origin::File(catalog) = origin else {
         return Ok(None);
@@ -218,7 +226,7 @@ fn check_bytes(
         };
         let name = snapshot::image_name(&path);
         if everything || name.is_none_or(|name| pairs.iter().any(|(wanted, _)| wanted == name)) {
-            catalog.check_bytes(&path)?;
+            catalog.check_bytes(&path, line)?;
             bytes = bytes.saturating_add(checksum.size_bytes);
         }
     }

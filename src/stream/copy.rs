@@ -7,7 +7,7 @@
 
 use crate::threads::{Receiver, Sender, bounded, channel};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use crate::error::Fault;
 use crate::stream::digest::Digest;
@@ -32,11 +32,36 @@ pub struct Progress {
     pub done_bytes: AtomicU64,
     /// Bytes of the packed input that were read.
     pub input_bytes: AtomicU64,
+    /// What `done_bytes` begins at, where several targets come one after the other.
+    pub base_bytes: AtomicU64,
+    /// Of how many; 0: not known.
+    pub total_bytes: AtomicU64,
+    /// A number of [`PHASES`].
+    pub phase: AtomicUsize,
     /// Set to have the job end early.
     pub stop: AtomicBool,
 }
 
+/// What a job may be at, as people are told. While it is at the first two its input says how far.
+pub const PHASES: [&str; 4] = ["writing", "measuring", "zeroing", "reading back"];
+/// Numbers of [`PHASES`].
+pub const WRITING: usize = 0;
+/// The input is read to know its length.
+pub const MEASURING: usize = 1;
+/// What nothing owns becomes zeros.
+pub const ZEROING: usize = 2;
+/// The target is compared.
+pub const READING_BACK: usize = 3;
+
 impl Progress {
+    /// Begins a phase of so many bytes.
+    pub fn begin(&self, phase: usize, total_bytes: u64) {
+        self.phase.store(phase, Ordering::Relaxed);
+        self.total_bytes.store(total_bytes, Ordering::Relaxed);
+        self.base_bytes.store(0, Ordering::Relaxed);
+        self.done_bytes.store(0, Ordering::Relaxed);
+    }
+
     /// An error once the job was told to stop.
     pub fn stopped(&self) -> Result<(), Failure> {
         if self.stop.load(Ordering::Relaxed) {
@@ -201,7 +226,9 @@ pub fn write(
 }
 
 fn done(progress: &Progress, offset: u64) {
-    progress.done_bytes.store(offset, Ordering::Relaxed);
+    let base = progress.base_bytes.load(Ordering::Relaxed);
+    let done = base.saturating_add(offset);
+    progress.done_bytes.store(done, Ordering::Relaxed);
 }
 
 /// Zeroes `run` but for `leave`, a part of it.

@@ -247,6 +247,11 @@ pub struct Capture {
     held_by_test: Hold,
     /// Bytes to be read, once they are known.
     used_bytes: u64,
+    /// Bytes read before the freeze.
+    read_before: u64,
+    /// Of the rounds before the freeze: how many are over, what they took, and what the next one is to take.
+    round: (u32, u64, u64),
+    all_read: bool,
     onto_itself: bool,
     quiet: bool,
     /// Whether anything was frozen by now.
@@ -426,6 +431,9 @@ impl Capture {
             watched: draft.watched,
             held_by_test: Hold::told(),
             used_bytes: 0,
+            read_before: 0,
+            round: (0, 0, 0),
+            all_read: false,
             onto_itself: engine.onto_itself,
             quiet: engine.quiet,
             froze: false,
@@ -462,8 +470,11 @@ impl Capture {
                 }
                 Some(_) => {}
             }
-            self.progress
-                .show(false, format_args!("waiting for the reader of stdout …"));
+            let step = report::Step {
+                phase: "waiting for the reader",
+                ..report::Step::default()
+            };
+            self.progress.show(false, step);
             let mut fds = [PollFd::from_borrowed_fd(self.signals.fd(), PollFlags::IN)];
             let _ = poll(&mut fds, Some(&timespec(Duration::from_millis(20))));
         }
@@ -477,6 +488,17 @@ impl Capture {
     /// The same; `thawed` gets the figures after the thaw and before the end of the stream, which may carry them.
     pub fn run_telling(mut self, mut thawed: impl FnMut(Figures)) -> Result<Figures> {
         self.take_early()?;
+        self.read_before = self.counters.read_bytes();
+        if self.guardian.is_some() {
+            // For scripts, which see nothing while it lasts.
+            self.progress.turn();
+            let step = report::Step {
+                phase: "frozen",
+                ..report::Step::default()
+            };
+            self.progress.show(false, step);
+            self.progress.turn();
+        }
         let mut frozen = match self.guardian.take() {
             None => None,
             Some(guardian) => Some(guardian.freeze(&self.signals)?),
@@ -527,12 +549,12 @@ impl Capture {
             let Some(watch) = &self.watch else {
                 return Ok(());
             };
-            if !watch.is_complete(EARLY_DRAIN)
-                || !watch.is_worth_it(round, all - took, self.pipeline.stale_bytes())
-            {
+            let stale = self.pipeline.stale_bytes();
+            if !watch.is_complete(EARLY_DRAIN) || !watch.is_worth_it(round, all - took, stale) {
                 return Ok(());
             }
             took = all;
+            self.round = (round, took, stale);
             self.pipeline.again();
         }
     }
@@ -615,6 +637,7 @@ impl Capture {
                     .with_exit(Exit::Failed)
                     .leaving("what was written is not complete"));
             }
+            self.all_read = state.all_read;
             if state.all_read && !checking {
                 checking = true;
                 let traced = traced && self.is_traced();
@@ -634,6 +657,7 @@ impl Capture {
                     drop(guardian);
                 }
                 permitted = true;
+                self.progress.turn();
                 thawed(self.figures(frozen_ms));
                 self.pipeline.permit();
             }
@@ -674,32 +698,33 @@ impl Capture {
             self.used_bytes = self.pipeline.plan().map_or(0, Plan::used_bytes);
         }
         let used = self.used_bytes;
-        let read = Bytes(self.counters.read_bytes());
-        let taken = Bytes(self.counters.taken_bytes());
-        let state = match (
-            is_frozen,
-            self.watch.is_some(),
-            self.pipeline.plan().is_some(),
-        ) {
-            (true, _, _) => ", frozen",
-            (false, true, false) => {
-                let done = Bytes(self.pipeline.rounds().early_bytes);
-                let all = Bytes(self.pipeline.early_used_bytes());
-                return self
-                    .progress
-                    .show(false, format_args!("copying: {done} of {all}"));
-            }
-            _ => "",
+        let read = self.counters.read_bytes().saturating_sub(self.read_before);
+        let (phase, done_bytes, total_bytes) = match self.watch.is_some() {
+            // What was written since is not known beforehand.
+            true if is_frozen && self.precopy == "traced" => ("frozen", read, 0),
+            _ if is_frozen => ("frozen", read, used),
+            true if self.pipeline.plan().is_none() => match self.round {
+                (0, _, _) => {
+                    let early = self.pipeline.rounds().early_bytes;
+                    ("copying", early, self.pipeline.early_used_bytes())
+                }
+                (_, took, stale) => {
+                    let early = self.pipeline.rounds().early_bytes;
+                    ("catching up", early.saturating_sub(took), stale)
+                }
+            },
+            _ if used == 0 => ("reading the map", 0, 0),
+            _ if !self.all_read => ("reading", read, used),
+            _ if self.places.is_some() => ("writing", self.counters.taken_bytes(), used),
+            _ => ("sending", self.pipeline.emitted_bytes(), used),
         };
-        if used == 0 {
-            self.progress
-                .show(is_frozen, format_args!("reading the map{state}"));
-        } else {
-            self.progress.show(
-                is_frozen,
-                format_args!("{read} of {} read, {taken} written{state}", Bytes(used)),
-            );
-        }
+        let step = report::Step {
+            phase,
+            subject: "",
+            done_bytes,
+            total_bytes,
+        };
+        self.progress.show(is_frozen, step);
     }
 
     fn device_name(&self, index: usize) -> &str {

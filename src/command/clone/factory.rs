@@ -74,11 +74,12 @@ pub fn run(options: &Options, pairs: &[Pair]) -> Result<()> {
             check_targets(options, one, &mut held)?;
         }
     }
+    let mut line = report::Progress::new(&options.common);
     for one in &kept {
         for (image, _) in &one.parts {
             let nothing = |error: Error| error.leaving(NOTHING_WRITTEN);
             one.catalog
-                .check_bytes(&image_path(&image.name))
+                .check_bytes(&image_path(&image.name), &mut line)
                 .map_err(nothing)?;
         }
     }

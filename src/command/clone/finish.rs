@@ -45,6 +45,8 @@ impl Finish {
 
     fn steps(&self) -> Result<Finished> {
         let mut finished = Finished::default();
+        let targets = || self.copy.onto.iter().map(size);
+        self.progress.begin(writing::ZEROING, targets().sum());
         self.zero()?;
         for onto in &self.copy.onto {
             let skipped = self.settle(onto)?;
@@ -55,6 +57,7 @@ impl Finish {
             finished.figures.push((target.zeroed_bytes, skipped));
         }
         if let Some(sums) = &self.copy.sums {
+            self.progress.begin(writing::READING_BACK, targets().sum());
             self.compare(sums)?;
         }
         for onto in &self.copy.onto {
@@ -69,17 +72,20 @@ impl Finish {
     fn zero(&self) -> Result<()> {
         self.copy.walk(self.plan, |index, extent, part| {
             match (self.copy.onto.get(index), part) {
-                (Some(onto), None) => self.zero_run(onto, extent),
+                (Some(onto), None) => self.zero_run(index, onto, extent),
                 _ => Ok(()),
             }
         })?;
-        for onto in &self.copy.onto {
-            self.zero_run(onto, behind(onto))?;
+        for (index, onto) in self.copy.onto.iter().enumerate() {
+            self.zero_run(index, onto, behind(onto))?;
         }
         Ok(())
     }
 
-    fn zero_run(&self, onto: &Onto, run: Extent) -> Result<()> {
+    fn zero_run(&self, index: usize, onto: &Onto, run: Extent) -> Result<()> {
+        let before = self.copy.onto.iter().take(index).map(size).sum();
+        let base = &self.progress.base_bytes;
+        base.store(before, std::sync::atomic::Ordering::Relaxed);
         let mut target = onto.target.write().unwrap_or_else(PoisonError::into_inner);
         let mut left = onto.left.lock().unwrap_or_else(PoisonError::into_inner);
         let leave = left.as_mut().and_then(|left| left.leave(run));
@@ -245,6 +251,11 @@ fn failed(onto: &Onto, failure: Failure) -> Error {
 
 fn content(onto: &Onto, head: &[u8]) -> Result<Content> {
     Content::probe(&Head(head)).map_err(|fault| Error::fault(&onto.name, fault))
+}
+
+fn size(onto: &Onto) -> u64 {
+    let target = onto.target.read().unwrap_or_else(PoisonError::into_inner);
+    target.size_bytes()
 }
 
 /// What of the target lies behind the image.

@@ -498,7 +498,7 @@ fn write(
             precopy: None,
             spool_file: None,
         },
-        progress: Progress::new(quiet, options.common.progress),
+        progress: Progress::new(&options.common),
         emptying,
         output: "target".into(),
     };

@@ -34,6 +34,9 @@ impl Shared {
                         crc32,
                     })?;
                     self.cells.release(chain);
+                    let raw_bytes = u64::from(raw_bytes);
+                    self.emitted
+                        .fetch_add(raw_bytes, std::sync::atomic::Ordering::Relaxed);
                     self.can_read.notify_all();
                 }
                 Record::End(image) => emit.end_image(image)?,

@@ -34,7 +34,7 @@ mod read;
 use std::collections::VecDeque;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -233,6 +233,8 @@ struct Shared {
     can_emit: Condvar,
     event: OwnedFd,
     meter: &'static dyn Meter,
+    /// Bytes of the images, packed or not, that the sink has taken.
+    emitted: AtomicU64,
     started: Started,
     /// Of the hashes.
     key: std::hash::RandomState,
@@ -376,6 +378,7 @@ impl Pipeline {
             event: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
                 .map_err(|errno| Fault::io("eventfd", errno))?,
             meter,
+            emitted: AtomicU64::new(0),
             started: Started::default(),
             key: std::hash::RandomState::new(),
             places,
@@ -466,6 +469,11 @@ impl Pipeline {
             finished: core.finished,
             problem: core.problem,
         }
+    }
+
+    /// Bytes of the images, as they were read, that the sink has taken.
+    pub fn emitted_bytes(&self) -> u64 {
+        self.shared.emitted.load(Ordering::Relaxed)
     }
 
     /// Allows the emitter to end the stream: everything was thawed well.

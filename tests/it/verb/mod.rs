@@ -12,6 +12,7 @@ mod grow;
 mod hostile;
 mod medium;
 mod mender;
+mod progress;
 mod pull;
 mod push;
 mod restore;

@@ -1,0 +1,165 @@
+//! Progress: a line that fits the terminal whatever its size, for every verb that takes time, and JSON with the keys of docs/formats.md.
+
+use std::fs;
+use std::process::Command;
+
+use crate::common::{self, Limit, LoopFs, Scratch, Spec};
+
+/// The objects of `--progress=json` on stderr, each checked for its keys.
+fn objects(run: &common::Run) -> Vec<floe::json::Value> {
+    let stderr = run.stderr_text();
+    let lines = stderr.lines().filter(|line| line.starts_with('{'));
+    let objects: Vec<_> = lines
+        .map(|line| floe::json::parse(line.as_bytes()).unwrap_or_else(|_| panic!("{line}")))
+        .collect();
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/formats.md");
+    let page = fs::read_to_string(page).expect("docs/formats.md");
+    let mut before = 0;
+    for object in &objects {
+        for key in [
+            "phase",
+            "done_bytes",
+            "total_bytes",
+            "percent",
+            "rate_bytes",
+            "elapsed_ms",
+            "left_ms",
+        ] {
+            assert!(object.get(key).is_some(), "{key}: {stderr}");
+            assert!(page.contains(&format!("`{key}`")), "{key}");
+        }
+        let phase = object.get("phase").and_then(|phase| phase.text());
+        let phase = phase.unwrap_or_else(|| panic!("no phase: {stderr}"));
+        assert!(page.contains(&format!("`{phase}`")), "{phase}");
+        let elapsed = object.get("elapsed_ms").and_then(|ms| ms.number());
+        assert!(
+            phase == "checking" || elapsed >= Some(before),
+            "time goes on: {stderr}"
+        );
+        before = elapsed.unwrap_or_default();
+    }
+    objects
+}
+
+fn phases(run: &common::Run) -> Vec<String> {
+    let phase = |object: &floe::json::Value| {
+        object
+            .get("phase")
+            .and_then(|v| v.text())
+            .map(str::to_owned)
+    };
+    objects(run).iter().filter_map(phase).collect()
+}
+
+#[test]
+fn json_progress_names_the_phases_of_each_verb() {
+    require!(common::is_root(), "root");
+    let mut made = match LoopFs::make(Spec {
+        mib: 64,
+        ..Spec::default()
+    }) {
+        Ok(made) => made,
+        Err(missing) => return common::skip(&missing),
+    };
+    made.fill(40);
+    let scratch = Scratch::new();
+    let (image, target) = (scratch.join("image.gz"), scratch.join("target"));
+    let floe = |words: &[&str]| {
+        let mut floe = common::floe().expect("FLOE_BIN");
+        common::run(floe.args(words).arg("--progress=json"), Limit::secs(60)).expect_code(0)
+    };
+    require!(common::floe_path().is_some(), "FLOE_BIN");
+    let text = |path: &std::path::Path| path.to_string_lossy().into_owned();
+    let run = floe(&["dump", &text(made.dir()), "-o", &text(&image)]);
+    let seen = phases(&run);
+    for phase in ["copying", "frozen", "sending"] {
+        assert!(seen.iter().any(|one| one == phase), "{phase}: {run}");
+    }
+    // The last line for people is there, too.
+    assert!(run.stderr_text().contains("frozen "), "{run}");
+    let run = floe(&["verify", &text(&image)]);
+    let checked = objects(&run);
+    let length = fs::metadata(&image).expect("image").len();
+    let total = checked
+        .first()
+        .and_then(|object| object.get("total_bytes")?.number());
+    assert_eq!(total, Some(length), "{run}");
+    let run = floe(&["restore", &text(&image), &text(&target)]);
+    assert_eq!(
+        phases(&run).first().map(String::as_str),
+        Some("checking"),
+        "{run}"
+    );
+    let bundle = scratch.join("a.zip");
+    let run = floe(&[
+        "create",
+        &format!("data={}", text(made.dir())),
+        "-o",
+        &text(&bundle),
+    ]);
+    assert!(phases(&run).iter().any(|one| one == "copying"), "{run}");
+    let run = floe(&["verify", &text(&bundle)]);
+    assert!(phases(&run).iter().all(|one| one == "checking"), "{run}");
+    assert!(!phases(&run).is_empty(), "{run}");
+    made.unmount();
+    let run = floe(&[
+        "dump",
+        &text(made.device()),
+        "-o",
+        &text(&image),
+        "--overwrite",
+    ]);
+    assert!(
+        !phases(&run).iter().any(|one| one == "frozen"),
+        "nothing was frozen: {run}"
+    );
+    // -q wins, and a word that is not json is a wrong line.
+    let run = floe(&["verify", "-q", &text(&image)]);
+    assert!(run.stderr_text().is_empty(), "{run}");
+    let mut wrong = common::floe().expect("FLOE_BIN");
+    wrong.args(["verify", "--progress=xml", "x"]);
+    common::run(&mut wrong, Limit::secs(60)).expect_code(2);
+}
+
+#[test]
+fn a_progress_line_fits_a_terminal_that_is_narrow_and_becomes_narrower() {
+    require!(
+        common::have("script") && common::have("mkfs.ext4"),
+        "script, mkfs.ext4"
+    );
+    let floe = require_some!(common::floe_shell_words(), "FLOE_BIN");
+    let scratch = Scratch::new();
+    let image = scratch.join("image");
+    fs::File::create(&image)
+        .and_then(|file| file.set_len(16 << 20))
+        .expect("image");
+    common::output("mkfs.ext4", &["-q", "-F", &image.to_string_lossy()]);
+    // 40 columns, then 24: the reader gets its input in pieces, and so has time to show more than one line.
+    let inside = format!(
+        "stty cols 40 rows 10; {{ head -c 4M {image}; sleep 0.7; stty cols 24 < /dev/tty; echo -n NARROW > /dev/tty; tail -c +4194305 {image} | head -c 4M; sleep 0.7; tail -c +8388609 {image}; }} | {floe} verify -",
+        image = image.display()
+    );
+    let mut script = Command::new("script");
+    script.args(["-qec", &inside, "/dev/null"]);
+    let run = common::run(&mut script, Limit::secs(60)).expect_code(0);
+    let text = run.stdout_text();
+    let (wide, narrow) = text.split_once("NARROW").unwrap_or_else(|| panic!("{run}"));
+    for (part, columns) in [(wide, 40), (narrow, 24)] {
+        let lines: Vec<&str> = part
+            .split(['\r', '\n'])
+            .filter(|line| line.starts_with("floe: checking"))
+            .collect();
+        assert!(!lines.is_empty(), "{columns}: {run}");
+        for line in lines {
+            assert!(line.chars().count() < columns, "{columns}: '{line}'");
+        }
+    }
+    // Nothing of it is left in front of the answer.
+    let answer = narrow
+        .split(['\r', '\n'])
+        .find(|line| line.contains("good raw image"));
+    assert!(
+        answer.is_some_and(|line| line.starts_with("-: ") || line.starts_with("stdin: ")),
+        "{run}"
+    );
+}
