@@ -476,7 +476,10 @@ impl Row {
         row.cut(columns, format_args!("floe: "));
         if !step.subject.is_empty() {
             // What follows needs room, too.
-            row.cut(columns.max(40) - 20, format_args!("{}", step.subject));
+            row.cut(
+                columns.min(columns.max(40) - 20),
+                format_args!("{}", step.subject),
+            );
             row.cut(columns, format_args!(": "));
         }
         row.cut(columns, format_args!("{}", step.phase));
