@@ -4,6 +4,7 @@
 //! file (or folder) with three functions of the same shape, listed in one table per question below. Doubt about a block always
 //! means *used*: a reader marks free only what it can prove free, and says in its [`Verdict`] how far the proof went.
 
+pub mod earlier;
 pub mod files;
 pub mod identity;
 
@@ -23,6 +24,7 @@ use crate::device::ReadAt;
 use crate::error::Fault;
 pub use crate::map::UsedMap;
 use crate::units::{to_u64, to_usize};
+use earlier::Known;
 
 /// Memory a walk may use, in bytes: the largest block of any reader several times over.
 pub const SCRATCH_BYTES: usize = 768 * 1024;
@@ -208,6 +210,7 @@ pub struct Walk<'a> {
     pub scratch: &'a mut [u8],
     witness: Witness,
     keeps_owned: bool,
+    known: Known<'a>,
 }
 
 impl<'a> Walk<'a> {
@@ -218,7 +221,20 @@ impl<'a> Walk<'a> {
             scratch,
             witness: Witness::default(),
             keeps_owned: false,
+            known: Known::Nothing,
         }
+    }
+
+    /// With what an earlier walk found.
+    #[must_use]
+    pub fn knowing(mut self, known: Known<'a>) -> Self {
+        self.known = known;
+        self
+    }
+
+    /// See [`Self::knowing`].
+    pub fn known(&self) -> Known<'a> {
+        self.known
     }
 
     /// Blocks that have an owner count as used although their content means nothing (an empty journal, unused inode tables):

@@ -15,6 +15,7 @@ use rustix::fs::FileType;
 
 use crate::error::{Error, Exit, Fault, NOTHING_WRITTEN, Result};
 use crate::freeze::{Frozen, Guardian, Leftover, Limits, Method, Progress as Beat, Target};
+use crate::fs::earlier::Earlier;
 use crate::fs::files::Emptying;
 use crate::fs::{Coverage, UsedMap};
 use crate::mounts::System;
@@ -319,6 +320,9 @@ impl Draft {
             if let Reading::Map(identity) | Reading::Whole(Some(identity)) = piece.reading {
                 let mut errand = Errand::new(self.parts, image, *identity, piece.still, piece.swap);
                 errand.behind = piece.behind;
+                if early_map.is_some() {
+                    errand.earlier = Earlier::new(piece.length_bytes);
+                }
                 self.errands.push(errand);
             }
             let part = |map: Option<UsedMap>| Part {

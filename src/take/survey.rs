@@ -12,6 +12,7 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use crate::device::{Device, DeviceKind, ReadAt};
 use crate::error::{Error, Fault, FaultKind, Result};
+use crate::fs::earlier::{Earlier, Known, PIECE_BYTES};
 use crate::fs::files::{self, Emptying};
 use crate::fs::{self, Coverage, Identity, SCRATCH_BYTES, Still, UsedMap, Verdict, Walk, Witness};
 use crate::overlay::Layer;
@@ -23,6 +24,9 @@ use crate::take::emptied::Emptied;
 use crate::take::source::{Slice, SwapContent};
 use crate::trace::Marks;
 use crate::units::{Extent, to_u64};
+
+/// Marks and what a walk remembers are of the same pieces.
+const _: () = assert!(PIECE_BYTES == CHUNK_BYTES);
 
 /// Stack of the thread in bytes; touched as needed.
 const STACK_BYTES: usize = 512 * 1024;
@@ -44,6 +48,8 @@ pub struct Errand {
     /// What the walk found.
     pub verdict: Verdict,
     witness: Witness,
+    /// What a glimpse finds.
+    pub earlier: Earlier,
 }
 
 impl Errand {
@@ -64,6 +70,7 @@ impl Errand {
             behind: Vec::new(),
             verdict: Verdict::USED,
             witness: Witness::default(),
+            earlier: Earlier::default(),
         }
     }
 }
@@ -229,12 +236,10 @@ impl Surveyor {
         self.go.notify_all();
     }
 
-    /// Whether the trace saw a write to what was read of something frozen. Swap files are written all the time: what has one is left
+    /// The device of something frozen, where the trace saw a write to what was read of it. Swap files are written all the time: what has one is left
     /// to the second look alone.
-    fn was_written(&self, pipeline: &Pipeline, errands: &[Errand]) -> bool {
-        let (Some(plan), Some(marks)) = (pipeline.plan(), &self.looks.marks) else {
-            return false;
-        };
+    fn was_written(&self, pipeline: &Pipeline, errands: &[Errand]) -> Option<usize> {
+        let (plan, marks) = (pipeline.plan()?, self.looks.marks.as_ref()?);
         let frozen = errands
             .iter()
             .filter(|errand| errand.still == Still::Frozen && errand.swap.extents.is_empty())
@@ -249,12 +254,27 @@ impl Surveyor {
                 let offset = chunk.saturating_mul(CHUNK_BYTES);
                 let end = offset.saturating_add(CHUNK_BYTES);
                 if part.next_used(offset, end).is_some() {
-                    return true;
+                    return Some(part.device);
                 }
                 from = chunk + 1;
             }
         }
-        false
+        None
+    }
+
+    /// What was written since the glimpse has to be read again; all of it, where not every write is marked.
+    fn tell_of_writes(&self, errands: &[Errand], traced: bool) {
+        for errand in errands {
+            let Some(marks) = self.looks.marks.as_ref().filter(|_| traced) else {
+                errand.earlier.forget();
+                continue;
+            };
+            let mut from = 0;
+            while let Some(piece) = marks.next_ever(errand.part, from) {
+                errand.earlier.read_again(piece.saturating_mul(PIECE_BYTES));
+                from = piece + 1;
+            }
+        }
     }
 
     fn run(&self, pipeline: &Pipeline, swaps: &mut Swaps, scratch: &mut [u8]) {
@@ -287,6 +307,7 @@ impl Surveyor {
                 }
                 (Some(mut plan), Step::Survey { traced }) => {
                     swaps.read();
+                    self.tell_of_writes(&errands, traced);
                     let require_map = self.looks.require_map;
                     let trouble = survey(
                         &mut plan,
@@ -296,6 +317,7 @@ impl Surveyor {
                         swaps,
                         scratch,
                         require_map,
+                        pipeline.early_plan(),
                     );
                     match (trouble, has_early) {
                         (None, true) => pipeline.start_last(plan, traced),
@@ -304,15 +326,19 @@ impl Surveyor {
                     }
                     trouble
                 }
-                (_, Step::Check { traced: true }) if self.was_written(pipeline, &errands) => {
-                    Some(Trouble {
-                        device: 0,
-                        fault: Fault::short(
-                            "was written to while it was frozen: somebody thawed it or wrote to its device",
-                        ),
-                    })
+                (_, Step::Check { traced }) => {
+                    let written = traced
+                        .then(|| self.was_written(pipeline, &errands))
+                        .flatten();
+                    match written {
+                        Some(device) => Some(Trouble {
+                            device,
+                            fault: WRITTEN(),
+                        }),
+                        None => check(pipeline.plan(), &errands, &metered, scratch),
+                    }
                 }
-                _ => check(pipeline.plan(), &errands, &metered, scratch),
+                _ => Some(ASTRAY()),
             };
             let mut desk = self.lock();
             desk.errands = errands;
@@ -418,6 +444,11 @@ fn ASTRAY() -> Trouble {
     }
 }
 
+#[allow(non_snake_case)]
+fn WRITTEN() -> Fault {
+    Fault::short("was written to while it was frozen: somebody thawed it or wrote to its device")
+}
+
 /// Where a device is read through the page cache, what that holds may be older than the freeze.
 fn flush_caches(devices: &[Device]) -> Option<Trouble> {
     for (device, opened) in devices.iter().enumerate() {
@@ -454,9 +485,13 @@ fn glimpse(
         if still != Still::Unmounted {
             errand.still = Still::Glimpse;
         }
-        if fill_map(errand, map, &view, swaps, scratch).is_err() {
+        let earlier = std::mem::take(&mut errand.earlier);
+        let known = Known::Learns(&earlier);
+        if fill_map(errand, map, &view, swaps, scratch, known).is_err() {
             map.set_all_used();
+            earlier.forget();
         }
+        errand.earlier = earlier;
         (errand.still, errand.verdict) = (still, verdict);
     }
 }
@@ -470,6 +505,7 @@ fn survey(
     swaps: &Swaps,
     scratch: &mut [u8],
     require_map: bool,
+    early: Option<&Plan>,
 ) -> Option<Trouble> {
     if let Some(trouble) = flush_caches(devices.devices) {
         return Some(trouble);
@@ -483,7 +519,8 @@ fn survey(
         let Some(view) = devices.view(part) else {
             return Some(ASTRAY());
         };
-        let surveyed = survey_one(errand, part, &view, swaps, scratch);
+        let before = early.and_then(|early| early.parts().get(errand.part));
+        let surveyed = survey_one(errand, part, before, &view, swaps, scratch);
         let surveyed = surveyed.and_then(|()| empty(errand, plan, emptying, &view, swaps, scratch));
         if let Err(fault) = surveyed {
             return trouble(fault);
@@ -501,6 +538,7 @@ fn survey(
 fn survey_one(
     errand: &mut Errand,
     part: &mut Part,
+    before: Option<&Part>,
     view: &View,
     swaps: &Swaps,
     scratch: &mut [u8],
@@ -519,7 +557,12 @@ fn survey_one(
     };
     errand.identity = now;
     if let Content::Used(map) = &mut part.content {
-        fill_map(errand, map, view, swaps, scratch)?;
+        let earlier = std::mem::take(&mut errand.earlier);
+        let known = match before.map(|part| &part.content) {
+            Some(Content::Used(before)) => Known::Knows(&earlier, before),
+            _ => Known::Nothing,
+        };
+        fill_map(errand, map, view, swaps, scratch, known)?;
     } else {
         errand.verdict.coverage = Coverage::Whole;
     }
@@ -569,7 +612,7 @@ fn empty(
             overlay.forget(errand.part);
             emptying.log.undo(mark, fault);
             map.set_all_used();
-            return fill_map(errand, map, view, swaps, scratch);
+            return fill_map(errand, map, view, swaps, scratch, Known::Nothing);
         }
     }
     // The filesystem may be well: it is the wish that cannot be granted.
@@ -585,8 +628,9 @@ fn fill_map(
     view: &View,
     swaps: &Swaps,
     scratch: &mut [u8],
+    known: Known<'_>,
 ) -> std::result::Result<(), Fault> {
-    let mut walk = Walk::new(view, scratch);
+    let mut walk = Walk::new(view, scratch).knowing(known);
     errand.verdict = fs::walk(&errand.identity, errand.still, &mut walk, map)?;
     let end = errand.identity.size_bytes;
     if errand.verdict.coverage == Coverage::Whole {

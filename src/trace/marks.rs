@@ -22,6 +22,8 @@ pub struct Marks {
 #[derive(Debug)]
 struct Range {
     words: Vec<AtomicU32>,
+    /// Set with those, and not cleared by who reads.
+    ever: Vec<AtomicU32>,
     length_bytes: u64,
     chunks: u64,
 }
@@ -32,8 +34,10 @@ impl Marks {
         let range = |length_bytes: u64| {
             let chunks = length_bytes.div_ceil(chunk.bytes64());
             let words = usize::try_from(chunks.div_ceil(WORD_BITS)).ok()?;
+            let clear = || (0..words).map(|_| AtomicU32::new(0)).collect();
             Some(Range {
-                words: (0..words).map(|_| AtomicU32::new(0)).collect(),
+                words: clear(),
+                ever: clear(),
                 length_bytes,
                 chunks,
             })
@@ -72,21 +76,29 @@ impl Marks {
         if let Some((word, bit)) = self.word(range, chunk) {
             word.fetch_or(bit, Ordering::SeqCst);
         }
+        let ever = self.ranges.get(range).map(|range| &range.ever);
+        if let Some(word) = ever.and_then(|ever| ever.get(to_usize(chunk / WORD_BITS))) {
+            word.fetch_or(1 << (chunk % WORD_BITS), Ordering::SeqCst);
+        }
     }
 
     /// The first marked chunk of a range from `from` on.
     pub fn next_set(&self, range: usize, from: u64) -> Option<u64> {
-        let found = self.ranges.get(range)?;
-        let mut at = from;
-        while at < found.chunks {
-            let word = found.words.get(to_usize(at / WORD_BITS))?;
-            let left = word.load(Ordering::SeqCst) >> (at % WORD_BITS);
-            if left != 0 {
-                return Some(at + u64::from(left.trailing_zeros()));
-            }
-            at = (at / WORD_BITS + 1) * WORD_BITS;
+        let range = self.ranges.get(range)?;
+        range.next(&range.words, from)
+    }
+
+    /// The first chunk of a range, from `from` on, that was ever marked since [`Self::begin_anew`].
+    pub fn next_ever(&self, range: usize, from: u64) -> Option<u64> {
+        let range = self.ranges.get(range)?;
+        range.next(&range.ever, from)
+    }
+
+    /// Forgets which were ever marked. To be called while nothing can be written.
+    pub(super) fn begin_anew(&self) {
+        for word in self.ranges.iter().flat_map(|range| &range.ever) {
+            word.store(0, Ordering::SeqCst);
         }
-        None
     }
 
     /// How many chunks of a range are marked.
@@ -136,7 +148,22 @@ impl Marks {
     /// Bytes that the marks of `length_bytes` take.
     pub fn memory_bytes(length_bytes: u64, chunk: BlockSize) -> u64 {
         let words = length_bytes.div_ceil(chunk.bytes64()).div_ceil(WORD_BITS);
-        words.saturating_mul(to_u64(size_of::<AtomicU32>()))
+        words.saturating_mul(to_u64(2 * size_of::<AtomicU32>()))
+    }
+}
+
+impl Range {
+    fn next(&self, words: &[AtomicU32], from: u64) -> Option<u64> {
+        let mut at = from;
+        while at < self.chunks {
+            let word = words.get(to_usize(at / WORD_BITS))?;
+            let left = word.load(Ordering::SeqCst) >> (at % WORD_BITS);
+            if left != 0 {
+                return Some(at + u64::from(left.trailing_zeros()));
+            }
+            at = (at / WORD_BITS + 1) * WORD_BITS;
+        }
+        None
     }
 }
 
@@ -157,6 +184,12 @@ mod tests {
         assert!(marks.is_set(0, 64) && !marks.is_set(0, 63));
         assert!(marks.take(0, 64) && !marks.take(0, 64));
         assert_eq!(marks.count(0), 0);
+        assert_eq!(
+            (marks.next_ever(0, 0), marks.next_ever(0, 65)),
+            (Some(64), None)
+        );
+        marks.begin_anew();
+        assert_eq!(marks.next_ever(0, 0), None);
     }
 
     #[test]

@@ -235,8 +235,10 @@ impl Tracer {
         self.shared.lock().drain(&self.shared.marks, limit)
     }
 
-    /// What was frozen is thawed, and will be frozen again.
+    /// What was frozen is about to be thawed, and will be frozen again: what was ever marked counts from here. Where the drain under
+    /// the freeze failed, nothing is believed anyway.
     pub fn thawed(&self) {
+        self.shared.marks.begin_anew();
         self.shared.lock().frozen = false;
     }
 

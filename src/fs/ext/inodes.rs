@@ -13,6 +13,7 @@ use super::window::{Buffers, Wanted, Window};
 use crate::device::ReadAt;
 use crate::error::{Fault, FaultKind};
 use crate::fs::UsedMap;
+use crate::fs::earlier::Known;
 use crate::units::to_usize;
 
 /// Inode of the list of bad blocks: nothing in them can be read.
@@ -34,6 +35,8 @@ pub enum Pass {
 pub struct Found {
     /// Blocks of unwritten extents that were freed.
     pub unwritten_blocks: u64,
+    /// Among them some that were used when an earlier walk met all files; or there was none.
+    pub is_new: bool,
     /// The first thing that was not as it should be.
     pub doubt: Option<Fault>,
 }
@@ -44,12 +47,13 @@ impl Found {
     }
 }
 
-/// Goes through all inodes once.
+/// Goes through all inodes once, but for those of which an earlier walk knows enough.
 pub fn pass(
     geometry: &Geometry,
     buffers: &mut Buffers<'_>,
     map: &mut UsedMap,
     pass: Pass,
+    known: Known<'_>,
 ) -> Result<Found, Fault> {
     let mut found = Found::default();
     // Each tree block is a block of its own: one pass over a sound filesystem cannot meet more of them than blocks.
@@ -87,6 +91,7 @@ pub fn pass(
             tree: buffers.tree,
             map,
             pass,
+            known,
             found: &mut found,
             budget: &mut budget,
         };
@@ -139,6 +144,7 @@ struct Scan<'s> {
     tree: &'s mut [u8],
     map: &'s mut UsedMap,
     pass: Pass,
+    known: Known<'s>,
     found: &'s mut Found,
     budget: &'s mut u64,
 }
@@ -159,8 +165,12 @@ impl Scan<'_> {
         let touched = u64::from(descriptor.inodes_touched);
         let first = u64::from(group) * u64::from(geometry.inodes_per_group) + 1;
         for index in ones(bits, touched) {
+            let offset = table.offset + index * inode_bytes;
+            if !self.known.must_read(offset) {
+                continue;
+            }
             let bytes = window.get(Wanted {
-                offset: table.offset + index * inode_bytes,
+                offset,
                 length_bytes: to_usize(inode_bytes),
                 ahead_end: table.offset + touched * inode_bytes,
             })?;
@@ -169,7 +179,11 @@ impl Scan<'_> {
                 continue;
             };
             if !matches!(number, BAD_BLOCKS | RESIZE) && inode.owns_blocks() {
+                let before = self.found.unwritten_blocks;
                 self.inode(&inode)?;
+                if self.found.unwritten_blocks > before {
+                    self.known.gave(offset);
+                }
             }
         }
         Ok(())
@@ -194,6 +208,7 @@ impl Scan<'_> {
         let may_free = self.pass == Pass::Free && inode.is_right && inode.is_regular();
         let is_journal = inode.number == self.geometry.journal_inode;
         let (geometry, map, found) = (self.geometry, &mut *self.map, &mut *self.found);
+        let known = self.known;
         let mut each = |run: Run| match run.usage {
             // Freed by the journal's own rules, except its superblock.
             Usage::Data | Usage::Unwritten if is_journal => {
@@ -208,6 +223,7 @@ impl Scan<'_> {
             Usage::Unwritten if may_free => {
                 if let Some(extent) = geometry.extent(run.blocks.start, run.blocks.count) {
                     map.set_free(extent);
+                    found.is_new |= !known.was_free(extent);
                     found.unwritten_blocks += run.blocks.count;
                 }
             }

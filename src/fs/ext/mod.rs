@@ -38,6 +38,7 @@ mod witness;
 
 use crate::device::ReadAt;
 use crate::error::Fault;
+use crate::fs::earlier::Known;
 use crate::fs::{Identity, Kind, Reader, Still, UsedMap, Verdict, Walk, text, uuid_text};
 use blocks::Tables;
 pub use empty::{empty, look};
@@ -123,7 +124,7 @@ fn walk(
     if !fits || size > device.size_bytes() {
         return Ok(Verdict::whole(Fault::corrupt("size of the filesystem")));
     }
-    let keeps_owned = walk.keeps_owned();
+    let (keeps_owned, known) = (walk.keeps_owned(), walk.known());
     let Some(mut buffers) = Buffers::split(device, walk.scratch) else {
         return Err(Fault::refused("scratch memory"));
     };
@@ -139,7 +140,7 @@ fn walk(
         believe_bitmaps(&geometry, &mut buffers, map, &mut verdict)?;
         return Ok(verdict);
     }
-    fill(&geometry, &mut buffers, journal.as_ref(), map)
+    fill(&geometry, &mut buffers, journal.as_ref(), map, known)
 }
 
 /// Why the bitmaps cannot be believed at all, if so.
@@ -176,11 +177,12 @@ fn fill(
     buffers: &mut Buffers<'_>,
     journal: Option<&Journal>,
     map: &mut UsedMap,
+    known: Known<'_>,
 ) -> Result<Verdict, Fault> {
     let mut verdict = Verdict::USED;
     believe_bitmaps(geometry, buffers, map, &mut verdict)?;
     if verdict.doubt.is_none() {
-        let mut doubt = free_what_holds_nothing(geometry, buffers, journal, map)?;
+        let mut doubt = free_what_holds_nothing(geometry, buffers, journal, map, known)?;
         if doubt.is_some() {
             // Back to what the bitmaps alone say.
             map.set_all_used();
@@ -193,7 +195,7 @@ fn fill(
     if let Some(doubt) = verdict.doubt {
         // A damaged filesystem: files that are found get their blocks, whatever a bitmap says.
         if verdict.coverage != crate::fs::Coverage::Whole {
-            inodes::pass(geometry, buffers, map, Pass::Claim)?;
+            inodes::pass(geometry, buffers, map, Pass::Claim, Known::Nothing)?;
         }
         verdict.doubt(doubt);
     } else if map.is_coarse() {
@@ -220,18 +222,24 @@ fn free_what_holds_nothing(
     buffers: &mut Buffers<'_>,
     journal: Option<&Journal>,
     map: &mut UsedMap,
+    known: Known<'_>,
 ) -> Result<Option<Fault>, Fault> {
     if let Some(journal) = journal {
         journal::free(geometry, buffers, journal, map)?;
     }
-    let mut found = inodes::pass(geometry, buffers, map, Pass::Free)?;
+    let mut found = inodes::pass(geometry, buffers, map, Pass::Free, known)?;
     let mut verdict = Verdict::USED;
     blocks::mark_metadata(geometry, buffers, map, Tables::Touched, &mut verdict)?;
     // An unwritten extent that overlaps a file seen before it shows only now.
     if found.doubt.is_none() && verdict.doubt.is_none() && found.unwritten_blocks > 0 {
-        found.doubt = inodes::pass(geometry, buffers, map, Pass::Claim)?.doubt;
+        let known = if found.is_new { Known::Nothing } else { known };
+        found.doubt = inodes::pass(geometry, buffers, map, Pass::Claim, known)?.doubt;
     }
-    Ok(found.doubt.or(verdict.doubt))
+    let doubt = found.doubt.or(verdict.doubt);
+    if doubt.is_none() {
+        known.believe();
+    }
+    Ok(doubt)
 }
 
 fn witness(identity: &Identity, walk: &mut Walk<'_>) -> Result<(), Fault> {

@@ -181,6 +181,12 @@ fn walk_chunk(chunk: Chunk, buffer: &mut [u8], mut fork: ForkWalk<'_, '_>) -> Re
     let offset = extent.offset + u64::from(chunk.first) * size;
     // A sparse chunk may reach past the end of the group with inodes that do not exist.
     let length = (u64::from(INODES_A_CHUNK) * size).min(extent.end().saturating_sub(offset));
+    let last = offset + length.saturating_sub(1);
+    let known = fork.findings.known;
+    if !known.must_read(offset) && !known.must_read(last) {
+        return Ok(());
+    }
+    fork.findings.freed = false;
     let bytes = buffer.get_mut(..to_usize(length)).ok_or(fault)?;
     group.device.read_at(offset, bytes)?;
     for (index, inode) in (0u32..).zip(bytes.chunks_exact(to_usize(size))) {
@@ -196,6 +202,10 @@ fn walk_chunk(chunk: Chunk, buffer: &mut [u8], mut fork: ForkWalk<'_, '_>) -> Re
         if let Err(fault) = fork.walk_inode(number, inode) {
             doubt_or_fail(fault.in_unit("inode", number), fork.findings.verdict)?;
         }
+    }
+    if fork.findings.freed {
+        known.gave(offset);
+        known.gave(last);
     }
     let present = (0..INODES_A_CHUNK).filter(|index| chunk.is_allocated(*index));
     if present
@@ -349,6 +359,8 @@ impl ForkWalk<'_, '_> {
             .is_some_and(|ag| !self.findings.doubted.contains(ag));
         if unwritten && regular && geometry.unwritten && believed {
             map.set_free(extent);
+            self.findings.freed = true;
+            self.findings.is_new |= !self.findings.known.was_free(extent);
         }
         Ok(())
     }

@@ -26,6 +26,7 @@ use self::superblock::Superblock;
 pub use self::uuid::{can_change_uuid, change_uuid};
 use crate::device::ReadAt;
 use crate::error::{Fault, FaultKind};
+use crate::fs::earlier::Known;
 use crate::fs::{Identity, Kind, Reader, Still, Verdict, Walk, text, uuid_text};
 use crate::map::UsedMap;
 use crate::units::{Extent, to_usize};
@@ -83,6 +84,23 @@ fn walk(
     walk: &mut Walk<'_>,
     map: &mut UsedMap,
 ) -> Result<Verdict, Fault> {
+    let known = walk.known();
+    let mut is_new = false;
+    let verdict = walk_knowing(still, walk, map, (known, &mut is_new))?;
+    if is_new && matches!(known, Known::Knows(..)) {
+        // Some file that is left out may claim it.
+        map.set_all_used();
+        return walk_knowing(still, walk, map, (Known::Nothing, &mut is_new));
+    }
+    Ok(verdict)
+}
+
+fn walk_knowing(
+    still: Still,
+    walk: &mut Walk<'_>,
+    map: &mut UsedMap,
+    (known, is_new): (Known<'_>, &mut bool),
+) -> Result<Verdict, Fault> {
     let device = walk.device();
     let Some(superblock) = superblock::read(device)? else {
         return Ok(Verdict::whole(Fault::corrupt("superblock")));
@@ -107,14 +125,21 @@ fn walk(
         verdict: &mut verdict,
         doubted: &mut Doubted::default(),
         budget: geometry.blocks,
+        known,
+        freed: false,
+        is_new: false,
     };
     mark_free_space(device, &geometry, walk.scratch, &mut findings)?;
     if geometry.unwritten {
         mark_unwritten(device, &geometry, walk.scratch, &mut findings)?;
     }
+    *is_new = findings.is_new;
     if map.next_used(geometry.log.offset, geometry.log.end()) != Some(geometry.log) {
         map.set_all_used();
         return Ok(Verdict::whole(Fault::corrupt("log in free space")));
+    }
+    if verdict.doubt.is_none() {
+        known.believe();
     }
     Ok(verdict)
 }
@@ -154,6 +179,11 @@ struct Findings<'a> {
     doubted: &'a mut Doubted,
     /// Blocks of extent trees that may still be read, over all groups.
     budget: u64,
+    known: Known<'a>,
+    /// Whether an unwritten extent was freed of the inodes at hand.
+    freed: bool,
+    /// Whether one was freed, ever, that an earlier walk saw in use.
+    is_new: bool,
 }
 
 fn mark_free_space(

@@ -159,6 +159,11 @@ impl Pipeline {
         self.shared.early_plan.get().is_some()
     }
 
+    /// What an early look took for the plan.
+    pub fn early_plan(&self) -> Option<&Plan> {
+        self.shared.early_plan.get()
+    }
+
     /// Bytes that an early look took for used; 0 before it.
     pub fn early_used_bytes(&self) -> u64 {
         self.shared.early_plan.get().map_or(0, Plan::used_bytes)

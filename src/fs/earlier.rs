@@ -1,0 +1,126 @@
+//! What an earlier walk of the same filesystem, while it was in use, found out about its inodes, so that the walk under the freeze
+//! need not read all of them again.
+//!
+//! An inode table of a million inodes takes ten seconds of a slow card, and there is nothing in most of it: what its inodes own, the
+//! bitmaps say, too. A walk reads inodes for two reasons: to free their unwritten extents, and to hold what they own against the
+//! bitmaps. A piece of the device whose inodes freed nothing, and that was not written since, gives nothing new to the first. Leaving
+//! it out can only make more of the device used.
+//!
+//! The second is left out with it as long as what is freed now was free in the earlier map ([`Known::was_free`]), in which every file
+//! that was met had its blocks used. Otherwise all inodes are read.
+
+use std::cell::Cell;
+
+use crate::map::UsedMap;
+use crate::units::{Extent, to_usize};
+
+/// Bytes of a piece: of what is marked as written, too.
+pub const PIECE_BYTES: u64 = 128 * 1024;
+
+/// One bit for each piece of a device, set where it must be read again.
+#[derive(Debug, Default)]
+pub struct Earlier {
+    again: Vec<Cell<u32>>,
+    is_valid: Cell<bool>,
+}
+
+impl Earlier {
+    /// For a device of that length; believed after [`Self::believe`].
+    pub fn new(length_bytes: u64) -> Self {
+        let words = length_bytes.div_ceil(PIECE_BYTES).div_ceil(32);
+        Self {
+            again: vec![Cell::new(0); to_usize(words)],
+            is_valid: Cell::new(false),
+        }
+    }
+
+    /// The piece at `offset` gave something, or was written.
+    pub fn read_again(&self, offset: u64) {
+        let piece = offset / PIECE_BYTES;
+        if let Some(word) = self.again.get(to_usize(piece / 32)) {
+            word.set(word.get() | 1 << (piece % 32));
+        }
+    }
+
+    /// The walk came to its end without a doubt.
+    pub fn believe(&self) {
+        self.is_valid.set(true);
+    }
+
+    /// Nothing of it is believed any more.
+    pub fn forget(&self) {
+        self.is_valid.set(false);
+    }
+
+    fn must_read(&self, offset: u64) -> bool {
+        let piece = offset / PIECE_BYTES;
+        let word = self
+            .again
+            .get(to_usize(piece / 32))
+            .filter(|_| self.is_valid.get());
+        word.is_none_or(|word| word.get() >> (piece % 32) & 1 != 0)
+    }
+}
+
+/// What a walk knows of an earlier one.
+#[derive(Clone, Copy, Debug, Default)]
+pub enum Known<'a> {
+    /// Nothing, and nobody wants to know it later.
+    #[default]
+    Nothing,
+    /// It is the earlier one.
+    Learns(&'a Earlier),
+    /// What it found, and the map that it made.
+    Knows(&'a Earlier, &'a UsedMap),
+}
+
+impl Known<'_> {
+    /// Whether the inodes at `offset` have to be read.
+    pub fn must_read(self, offset: u64) -> bool {
+        match self {
+            Self::Knows(earlier, _) => earlier.must_read(offset),
+            Self::Nothing | Self::Learns(_) => true,
+        }
+    }
+
+    /// The inodes at `offset` freed something.
+    pub fn gave(self, offset: u64) {
+        if let Self::Learns(earlier) = self {
+            earlier.read_again(offset);
+        }
+    }
+
+    /// The walk came to its end without a doubt.
+    pub fn believe(self) {
+        if let Self::Learns(earlier) = self {
+            earlier.believe();
+        }
+    }
+
+    /// Whether nothing of `extent` was used when the earlier walk met all files. False where there was none.
+    pub fn was_free(self, extent: Extent) -> bool {
+        matches!(self, Self::Knows(_, map) if map.next_used(extent.offset, extent.end()).is_none())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_piece_is_left_out_only_where_an_earlier_walk_found_nothing_in_it() {
+        let earlier = Earlier::new(10 * PIECE_BYTES + 1);
+        let block = crate::units::BlockSize::from_bytes(4096).unwrap();
+        let map = UsedMap::new(11 * PIECE_BYTES, block).unwrap();
+        let knows = Known::Knows(&earlier, &map);
+        assert!(knows.must_read(0));
+        Known::Learns(&earlier).gave(3 * PIECE_BYTES + 5);
+        Known::Learns(&earlier).believe();
+        let read = (0..11).filter(|piece| knows.must_read(piece * PIECE_BYTES));
+        assert!(read.eq([3]));
+        assert!(knows.must_read(1 << 40) && Known::Nothing.must_read(0));
+        assert!(Known::Learns(&earlier).must_read(0));
+        earlier.forget();
+        assert!(knows.must_read(0));
+    }
+}
