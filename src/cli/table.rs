@@ -49,6 +49,7 @@ artifact verify|--any-content|take bytes that show no filesystem and no partitio
 #The stream:
 dump|-z, --compress HOW|gzip (default) or none
 dump create >pull|--level N|1 (fastest, default) to 9 (smallest)
+dump create|--frames|for a pipe into floe restore -, verify - or artifact -: the other end holds what is read before the freeze, so that however slow the pipe is, the freeze lasts only as long as what was written meanwhile takes to read (pull does it by itself)
 dump|--sha256|with -z none: the SHA-256 in the report too (gzip's always has it)
 #The snapshot:
 create|--keep N|in a folder: afterwards remove the oldest of this host, so that N remain

@@ -19,11 +19,12 @@ use crate::error::{Error, Fault, Result};
 use crate::mender::header::array;
 use crate::mender::header::{now, payload_name};
 use crate::mender::writer::{Figures, Maker, What, Writer};
-use crate::put::image::{self, Any, Image, Opened};
+use crate::put::image::{self, Any, Image};
 use crate::put::job::supervise;
 use crate::report::{self, Bytes, JsonObject, Span, hex};
 use crate::report::{Told, millis, tell};
 use crate::snapshot::archive::Catalog;
+use crate::snapshot::framed;
 use crate::snapshot::image_path;
 use crate::stream::copy::{BUFFER_BYTES, Ended, MEASURING, Progress, WRITING};
 use crate::stream::image::{Format, GRANULE_BYTES, ImageReader, Piece};
@@ -214,7 +215,7 @@ fn part_file(path: &Path, image: &File, overwrite: bool) -> Result<PartFile> {
 /// Opens the image, or an entry of a snapshot.
 fn open(options: &Options) -> Result<Image> {
     let (path, entry) = (options.image.as_os_str(), options.entry.as_deref());
-    let opened = Opened::open(path)?;
+    let opened = framed::open(path, options.output.as_deref())?;
     if opened.format != Format::Zip {
         if entry.is_some() {
             return Err(Error::refused(format_args!(

@@ -16,21 +16,22 @@ use std::time::{Duration, Instant};
 
 use crate::cli::{Args, Common, Item};
 use crate::error::{Error, Fault, Result};
-use crate::fs::Coverage;
 use crate::mounts::System;
 use crate::put::image;
 use crate::report::Told;
 use crate::report::{self, Bytes, JsonObject, Progress, Span};
 use crate::signals::Signals;
 use crate::snapshot::archive;
+use crate::snapshot::framed::closing;
 use crate::snapshot::machine::{self, Host};
 use crate::snapshot::recorded;
 use crate::snapshot::store::Store;
 use crate::snapshot::{self, Checksum, Checksums, Image, Snapshot};
 use crate::stream::archive::{Ending, Text, Written, ZipEmitter};
+use crate::stream::frames::{self, send::FrameEmitter, send::ImageSum};
 use crate::stream::output::{Output, TotalsCell};
 use crate::stream::partfile::PartFile;
-use crate::stream::pipeline::Outlet;
+use crate::stream::pipeline::{Outlet, Problem};
 use crate::take::capture::{self, Capture, Engine, Figures};
 use crate::take::options::{self, Streaming, Taking};
 use crate::take::source::Prepared;
@@ -76,6 +77,11 @@ pub fn parse(mut args: Args) -> Result<Options> {
         return Err(args.missing("NAME=SOURCE"));
     }
     options.taking.check("create")?;
+    let elsewhere = options
+        .output
+        .as_deref()
+        .is_some_and(|path| path != Path::new("-"));
+    options.streaming.check_frames("create", elsewhere)?;
     options.common = args.common;
     Ok(options)
 }
@@ -242,6 +248,7 @@ fn place(options: &Options) -> Result<Place> {
             Place::Folder(path.clone())
         }
         Some(path) => Place::File(path.clone()),
+        None if options.streaming.frames => Place::Stdout,
         None => match config::store()? {
             Some(folder) => Place::Folder(folder),
             None => Place::Stdout,
@@ -368,25 +375,37 @@ fn create(options: &Options, start: Instant) -> Result<Done> {
         .settings(&options.common, false, &ready, &sources, path)?;
     let told: Arc<Mutex<Option<Figures>>> = Arc::default();
     let known: Arc<Mutex<Checksums>> = Arc::default();
-    let emit = begin(Begin {
-        output: Output::new(sink.fd, counters, false),
-        front: front(&snapshot, disk),
-        images: paths(&snapshot),
-        time_s: snapshot.time_s,
-        ending: ending(
-            options::weakest(&sources),
-            Arc::clone(&told),
-            Arc::clone(&known),
-        ),
-        totals: Arc::clone(&totals),
-        signals: &ready.signals,
-        limit: options.streaming.wait_sink,
-        shown: &sink.shown,
-    })?;
+    let output = Output::new(sink.fd, counters, false);
+    let (images, front, time_s) = (paths(&snapshot), front(&snapshot, disk), snapshot.time_s);
+    let consistent = options::weakest(&sources);
+    let (told_end, sums, ends) = (Arc::clone(&told), Arc::clone(&known), Arc::clone(&totals));
+    let make: Make = match options.streaming.frames {
+        false => Box::new(move || {
+            let ending = ending(consistent, told_end, sums);
+            let emit = ZipEmitter::new(output, time_s, &front, images, ending, ends)?;
+            Ok(Outlet::Stream(Box::new(emit)))
+        }),
+        true => {
+            let names = images.iter().map(String::as_str);
+            let header = frames::Header {
+                is_snapshot: true,
+                unix_seconds: time_s,
+                front,
+                ..options::frames_header(&sources, names)
+            };
+            Box::new(move || {
+                let ending = frames_ending(consistent, images, told_end, sums);
+                let emit = FrameEmitter::new(output, &header, ending, ends)?;
+                Ok(Outlet::Frames(Box::new(emit)))
+            })
+        }
+    };
+    let limit = options.streaming.wait_sink;
+    let outlet = begin(make, &ready.signals, limit, &sink.shown)?;
     let engine = Engine {
         ready,
         precopy: true,
-        sink: Outlet::Stream(Box::new(emit)),
+        sink: outlet,
         settings,
         onto_itself,
         quiet,
@@ -542,76 +561,56 @@ fn ending(
         let figures = told
             .as_ref()
             .ok_or_else(|| Fault::refused("an end before the thaw"))?;
-        let fronts = written.len().saturating_sub(figures.outcomes.len());
-        let maps = std::iter::repeat_n(None, fronts).chain(
-            figures
-                .outcomes
-                .iter()
-                .map(|outcome| Some(outcome.coverage)),
-        );
-        let entries = written.iter().zip(maps).map(|(entry, map)| Checksum {
-            path: entry.path.clone(),
-            size_bytes: entry.sums.raw_bytes,
-            stored_bytes: entry.sums.stored_bytes,
-            crc32: entry.sums.crc32,
-            sha256: entry.sha256,
-            map: map.map_or("", Coverage::name).into(),
+        let maps = figures
+            .outcomes
+            .iter()
+            .map(|outcome| outcome.coverage.name());
+        let (checksums, texts) = closing(written, consistent, figures.frozen_ms, maps);
+        *known.lock().unwrap_or_else(PoisonError::into_inner) = checksums;
+        Ok(texts)
+    })
+}
+
+/// The same of frames: the other end makes them, and what of it is known here goes into the report.
+fn frames_ending(
+    consistent: &'static str,
+    images: Vec<String>,
+    told: Arc<Mutex<Option<Figures>>>,
+    known: Arc<Mutex<Checksums>>,
+) -> frames::send::Ending {
+    Box::new(move |sums: &[ImageSum]| {
+        let told = told.lock().unwrap_or_else(PoisonError::into_inner);
+        let figures = told
+            .as_ref()
+            .ok_or_else(|| Fault::refused("an end before the thaw"))?;
+        let entries = images.iter().zip(sums).map(|(path, sum)| Checksum {
+            path: path.clone(),
+            size_bytes: sum.raw_bytes,
+            stored_bytes: 0,
+            crc32: sum.crc32,
+            sha256: [0; 32],
+            map: String::new(),
         });
-        let checksums = Checksums {
+        *known.lock().unwrap_or_else(PoisonError::into_inner) = Checksums {
             frozen_ms: figures.frozen_ms,
             consistent: consistent.into(),
             entries: entries.collect(),
         };
-        let json = checksums.to_json().into_bytes();
-        let line = snapshot::sha256_line(&json).into_bytes();
-        *known.lock().unwrap_or_else(PoisonError::into_inner) = checksums;
-        Ok(vec![
-            Text {
-                path: snapshot::CHECKSUMS.into(),
-                bytes: json,
-            },
-            Text {
-                path: snapshot::CHECKSUMS_SHA256.into(),
-                bytes: line,
-            },
-        ])
+        Ok(options::frames_report(consistent, figures))
     })
 }
 
-/// What the first bytes of the archive need.
-struct Begin<'a> {
-    output: Output,
-    front: Vec<Text>,
-    images: Vec<String>,
-    time_s: u64,
-    ending: Ending,
-    totals: TotalsCell,
-    signals: &'a Signals,
-    limit: Duration,
-    shown: &'a str,
-}
+/// Writes the first bytes.
+type Make = Box<dyn FnOnce() -> std::result::Result<Outlet, Problem> + Send>;
 
 /// Writes the front in a thread of its own: a reader that takes nothing must neither hold up a signal nor wait for ever.
-fn begin(begin: Begin<'_>) -> Result<ZipEmitter> {
+fn begin(make: Make, signals: &Signals, limit: Duration, shown: &str) -> Result<Outlet> {
     let (send, receive) = channel();
-    let Begin {
-        output,
-        front,
-        images,
-        time_s,
-        ending,
-        totals,
-        signals,
-        limit,
-        shown,
-    } = begin;
     crate::threads::start(
         "floe-front",
         256 * 1024,
         Box::new(move || {
-            let _ = send.send(ZipEmitter::new(
-                output, time_s, &front, images, ending, totals,
-            ));
+            let _ = send.send(make());
         }),
     )
     .map_err(|e| Error::failed(format_args!("floe: start a thread: {e}")))?;

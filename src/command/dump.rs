@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::fs::FileType;
@@ -16,6 +16,7 @@ use crate::put::image;
 use crate::report::Told;
 use crate::report::{self, Bytes, JsonObject, Progress, Span, hex};
 use crate::signals::Signals;
+use crate::stream::frames::{self, send::FrameEmitter};
 use crate::stream::gzip;
 use crate::stream::output::leaves_holes;
 use crate::stream::output::{GzipEmitter, Output, RawEmitter, Totals, TotalsCell};
@@ -97,6 +98,8 @@ pub fn parse(mut args: Args) -> Result<Options> {
         }
     }
     options.taking.check("dump")?;
+    let elsewhere = options.output.is_some() || options.raw;
+    options.streaming.check_frames("dump", elsewhere)?;
     options.source = source.unwrap_or(options.source);
     options.common = args.common;
     Ok(options)
@@ -239,14 +242,35 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
         return Err(Error::failed("floe: internal: no source"));
     };
     let as_it_is = prepared.as_it_is.is_some();
-    let emit = emitter(options, sink, counters, &totals, &ready.signals, as_it_is)?;
+    let told: Arc<Mutex<Option<Figures>>> = Arc::default();
+    let sink = match options.streaming.frames {
+        true => {
+            wait_writable(&sink, options.streaming.wait_sink, &ready.signals)?;
+            let mut header = options::frames_header(&sources, std::iter::once("image"));
+            header.as_it_is = as_it_is;
+            let output = Output::new(sink, counters, options.hashes());
+            let ending = frames_ending(prepared.consistent(), Arc::clone(&told));
+            let emit = FrameEmitter::new(output, &header, ending, Arc::clone(&totals));
+            Outlet::Frames(Box::new(
+                emit.map_err(|problem| options::early("stdout", problem))?,
+            ))
+        }
+        false => Outlet::Stream(emitter(
+            options,
+            sink,
+            counters,
+            &totals,
+            &ready.signals,
+            as_it_is,
+        )?),
+    };
     let (name, shown) = (prepared.name.clone(), prepared.shown.clone());
     let (filesystem, consistent) = (prepared.filesystem, prepared.consistent());
     let size_bytes = prepared.size_bytes;
     let engine = Engine {
         ready,
         precopy: true,
-        sink: Outlet::Stream(emit),
+        sink,
         settings,
         onto_itself,
         quiet,
@@ -261,7 +285,9 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
     if options.output.is_none() {
         capture.wait_sink(waiting.as_fd(), options.streaming.wait_sink)?;
     }
-    let figures = capture.run()?;
+    let figures = capture.run_telling(|figures| {
+        *told.lock().unwrap_or_else(PoisonError::into_inner) = Some(figures);
+    })?;
     if let Some(part) = part {
         part.finish()?;
     }
@@ -343,6 +369,20 @@ fn emitter(
         Ok(emitter) => Ok(Box::new(emitter)),
         Err(problem) => Err(options::early("stdout", problem)),
     }
+}
+
+/// The report in the end frame: made after the thaw.
+fn frames_ending(
+    consistent: &'static str,
+    told: Arc<Mutex<Option<Figures>>>,
+) -> frames::send::Ending {
+    Box::new(move |_| {
+        let told = told.lock().unwrap_or_else(PoisonError::into_inner);
+        let figures = told
+            .as_ref()
+            .ok_or_else(|| Fault::refused("an end before the thaw"))?;
+        Ok(options::frames_report(consistent, figures))
+    })
 }
 
 /// A pipe that is full already would hold up the first write for ever.

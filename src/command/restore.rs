@@ -13,7 +13,7 @@ use crate::put::image::{Any, Image, Opened};
 use crate::put::job::{Job, Options, Shared, figures, last_line, left_alone, supervise};
 use crate::put::target::{Chosen, Overwrite, is_tag};
 use crate::report::{self, Progress, ReportFile};
-use crate::snapshot::{MAX_IMAGES, kept, unpack};
+use crate::snapshot::{MAX_IMAGES, framed, kept, unpack};
 use crate::stream::image::Format;
 use crate::stream::target::Target;
 use crate::units::to_u64;
@@ -109,7 +109,11 @@ pub fn run(options: Options) -> Result<()> {
     let image = kept::path_of(&options.image).map_err(nothing)?;
     let options = Options { image, ..options };
     check_order(&options)?;
-    let opened = Opened::open(&options.image).map_err(nothing)?;
+    let near = match options.targets.as_slice() {
+        [target] if split_pair(target).is_none() => Some(Path::new(target)),
+        _ => None,
+    };
+    let opened = framed::open(&options.image, near).map_err(nothing)?;
     if opened.format == Format::Zip {
         return unpack::run(&options, opened, Vec::new(), report.as_mut(), start);
     }

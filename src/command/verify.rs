@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::put::image::{self, Any, Image, Opened};
 use crate::report::{self, Bytes, JsonObject, Progress, ReportFile};
 use crate::snapshot::archive::Bundle;
-use crate::snapshot::kept;
+use crate::snapshot::{framed, kept};
 use crate::stream::copy::Ended;
 use crate::stream::image::Format;
 use crate::units::to_u64;
@@ -44,7 +44,7 @@ pub fn run(options: Options) -> Result<()> {
     let mut report = report.map(ReportFile::open).transpose()?;
     let start = std::time::Instant::now();
     let mut line = Progress::new(&options.common);
-    let opened = Opened::open(&kept::path_of(&options.path)?)?;
+    let opened = framed::open(&kept::path_of(&options.path)?, None)?;
     if opened.format == Format::Zip {
         return snapshot(opened, &options, report.as_mut(), start);
     }

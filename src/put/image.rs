@@ -112,6 +112,11 @@ impl Image {
                     "{subject}: is a snapshot, not an image"
                 )));
             }
+            Format::Frames => {
+                return Err(Error::corrupt(format_args!(
+                    "{subject}: is what floe dump --frames sends, not an image: floe restore, verify and artifact take it, and make one of it"
+                )));
+            }
             Format::Mender => {
                 let (labels, payload) = artifact::open(input).map_err(fail)?;
                 let input = Input::source(Box::new(payload)).map_err(fail)?;

@@ -2,6 +2,7 @@
 //! and its way back onto targets.
 
 pub mod archive;
+pub mod framed;
 pub mod kept;
 pub mod machine;
 mod metadata;

@@ -6,6 +6,7 @@
 use crate::content::TAIL_BYTES;
 use crate::crc::{self, Shift};
 use crate::error::Fault;
+use crate::stream::frames;
 use crate::stream::gunzip::{self, Gunzip};
 use crate::stream::input::{Input, at_most, is_zero};
 use crate::sys::memory::Pages;
@@ -30,6 +31,8 @@ pub enum Format {
     Zip,
     /// A Mender artifact: a tar archive that begins with `version`.
     Mender,
+    /// What two floes say to each other ([`crate::stream::frames`]).
+    Frames,
 }
 
 impl Format {
@@ -40,6 +43,7 @@ impl Format {
             Self::Gzip => "gzip",
             Self::Zip => "zip",
             Self::Mender => "mender",
+            Self::Frames => "frames",
         }
     }
 
@@ -49,6 +53,8 @@ impl Format {
             Self::Gzip
         } else if first.starts_with(b"PK\x03\x04") || first.starts_with(b"PK\x05\x06") {
             Self::Zip
+        } else if first.starts_with(&frames::MAGIC) {
+            Self::Frames
         } else if first.starts_with(b"version\0")
             && first.get(257..).is_some_and(|at| at.starts_with(b"ustar"))
         {

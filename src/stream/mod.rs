@@ -5,13 +5,14 @@
 //! [`gunzip`] undoes gzip through [`inflate`], [`image`] turns either form into data and zero runs in order; [`target`] takes
 //! those runs onto a device or file, [`copy`] joins both ends with a thread each, [`digest`] remembers what was written.
 //! Archives: [`archive`] emits them, [`zip`] writes their records, [`unzip`] reads them, as a stream or through the directory;
-//! [`tar`] writes headers, [`pack`] encodes an image into the body of a member.
+//! [`tar`] writes headers, [`pack`] encodes an image into the body of a member. Between two floes: [`frames`], chunks in any order.
 
 pub mod archive;
 pub mod artifact;
 pub mod copy;
 pub mod deflate;
 pub mod digest;
+pub mod frames;
 pub mod gunzip;
 pub mod gzip;
 pub mod image;

@@ -116,6 +116,16 @@ impl Place {
             .ok()
     }
 
+    /// The same with a name for a moment, where it cannot be had otherwise (FAT, kernels before 3.11 on some filesystems).
+    fn unlinked(&self) -> rustix::io::Result<OwnedFd> {
+        let mut name = OsString::from(".");
+        name.push(&self.name);
+        name.push(format!(".{}.held", std::process::id()));
+        let file = self.open(&name, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL)?;
+        rustix::fs::unlinkat(&self.folder, &name, AtFlags::empty())?;
+        Ok(file)
+    }
+
     /// What tells it from every other place, with the name behind its folder where nothing is there yet.
     pub fn identity(&self) -> (u64, u64, OsString) {
         match (self.stat(), rustix::fs::fstat(&self.folder)) {
@@ -124,6 +134,31 @@ impl Place {
             (None, Err(_)) => (0, 0, self.path.clone().into()),
         }
     }
+}
+
+/// A file without a name in the folder of `near`, which is gone with whoever holds it.
+pub fn unnamed(near: &Path) -> Result<File> {
+    let place = Place::find(near)?;
+    let file = place.unnamed().map_or_else(|| place.unlinked(), Ok);
+    let shown = near.parent().filter(|folder| *folder != Path::new(""));
+    let shown = shown.unwrap_or(Path::new(".")).display();
+    let file = file.map_err(|errno| Error::fault(shown, Fault::io("make a file in it", errno)))?;
+    Ok(file.into())
+}
+
+/// The same beside nothing that is to come: in $TMPDIR, else where there is room for what is large.
+pub fn unnamed_anywhere() -> Result<File> {
+    let told = std::env::var_os("TMPDIR").filter(|told| !told.is_empty());
+    let told = told.map(PathBuf::from);
+    let known = ["/var/tmp", "/tmp"].map(PathBuf::from);
+    let mut result = Err(Error::refused("TMPDIR: no folder for what has to be held"));
+    for folder in told.into_iter().chain(known) {
+        result = unnamed(&folder.join("floe"));
+        if result.is_ok() {
+            break;
+        }
+    }
+    result
 }
 
 fn is(stat: &Stat, kind: FileType) -> bool {

@@ -241,8 +241,8 @@ pub enum Kept {
     Coming,
     /// A filled chain, and a checksum that goes with it.
     Chain(Chain, u32),
-    /// What needs no chain: it was zeros, or lies where it belongs.
-    Mark,
+    /// What needs no chain: it was zeros, or lies where it belongs; with the checksum that was noted.
+    Mark(u32),
 }
 
 const NOTHING: u32 = 0;
@@ -282,7 +282,7 @@ impl Shelf {
                 Kept::Chain(chain, sum)
             }
             COMING => Kept::Coming,
-            MARK => Kept::Mark,
+            MARK => Kept::Mark(sum),
             _ => Kept::Nothing,
         }
     }
@@ -307,7 +307,12 @@ impl Shelf {
 
     /// Notes that nothing needs to be kept; what was there comes back.
     pub fn mark(&mut self, place: usize) -> Kept {
-        self.replace(place, [MARK, 0, 0, 0])
+        self.note(place, 0)
+    }
+
+    /// The same, with a checksum.
+    pub fn note(&mut self, place: usize, sum: u32) -> Kept {
+        self.replace(place, [MARK, 0, 0, sum])
     }
 
     /// Takes out what is there.
@@ -391,7 +396,7 @@ mod tests {
         if let Kept::Chain(chain, 1) = shelf.mark(2) {
             cells.release(chain);
         }
-        assert!(matches!(shelf.take(2), Kept::Mark));
+        assert!(matches!(shelf.take(2), Kept::Mark(0)));
         assert_eq!(cells.free(), 16);
     }
 

@@ -372,9 +372,10 @@ impl Capture {
             frozen: _,
         } = engine.ready;
         let mut settings = engine.settings;
-        // Something must be able to hold what is read early: the targets of a copy, or a spool.
+        // Something must be able to hold what is read early: the targets of a copy, a spool, or who reads frames.
         let copies = matches!(engine.sink, Outlet::Places(_));
-        let holds = settings.spool_bytes > 0 || settings.spool_file.is_some() || copies;
+        let frames = matches!(engine.sink, Outlet::Frames(_));
+        let holds = settings.spool_bytes > 0 || settings.spool_file.is_some() || copies || frames;
         // A copy writes early: then nothing that is only known under the freeze may still be refused.
         let is_sure = !copies || engine.emptying.is_empty() && !wishes.require_map;
         let watch =
@@ -399,7 +400,7 @@ impl Capture {
             false => Overlay::new(pieces(&draft.images)),
         };
         let places = match &engine.sink {
-            Outlet::Stream(_) => None,
+            Outlet::Stream(_) | Outlet::Frames(_) => None,
             Outlet::Places(places) => Some(*places),
         };
         let pipeline = Pipeline::new(settings, draft.devices, engine.sink, counters)

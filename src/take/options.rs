@@ -7,14 +7,17 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::fs::FileType;
+
 use crate::cli::{Args, Common};
 use crate::error::{Error, Result};
 use crate::freeze::Limits;
 use crate::fs::Still;
 use crate::mounts::System;
-use crate::report::{self, Span};
+use crate::report::{self, JsonObject, Span, json_list};
+use crate::stream::frames::{Framed, Header};
 use crate::stream::pipeline::{Encoding, Problem, Settings};
-use crate::take::capture::Ready;
+use crate::take::capture::{Figures, Ready};
 use crate::take::emptied::Wanted;
 use crate::take::memory::{self, Spool, jobs};
 use crate::take::precopy;
@@ -75,6 +78,8 @@ pub struct Streaming {
     pub spool: Spool,
     /// `--spool-file`.
     pub spool_file: Option<PathBuf>,
+    /// `--frames`.
+    pub frames: bool,
 }
 
 impl Default for Streaming {
@@ -84,6 +89,7 @@ impl Default for Streaming {
             wait_sink: Duration::from_secs(60),
             spool: Spool::Auto,
             spool_file: None,
+            frames: false,
         }
     }
 }
@@ -94,11 +100,31 @@ impl Streaming {
         match name {
             "--level" => self.level = args.parsed(level, "a level from 1 to 9")?,
             "--wait-sink" => self.wait_sink = args.time()?,
+            "--frames" => self.frames = true,
             "--spool-file" => self.spool_file = Some(args.path()?),
             "--spool" => self.spool = args.parsed(Spool::parse, "a size, auto or off")?,
             _ => return Ok(false),
         }
         Ok(true)
+    }
+
+    /// What does not go together with `--frames`: they go to another floe, and nowhere else.
+    pub fn check_frames(&self, verb: &str, elsewhere: bool) -> Result<()> {
+        if !self.frames {
+            return Ok(());
+        }
+        let stdout = rustix::stdio::stdout();
+        let kind = rustix::fs::fstat(stdout).map(|stat| FileType::from_raw_mode(stat.st_mode));
+        let is_kept = matches!(kind, Ok(FileType::RegularFile | FileType::BlockDevice));
+        if elsewhere || is_kept || rustix::termios::isatty(stdout) {
+            return Err(crate::cli::usage(
+                verb,
+                format_args!(
+                    "--frames is for a pipe into floe restore -, verify - or artifact -, which put an image together; frames are not one, and are not kept: leave --frames out for a file"
+                ),
+            ));
+        }
+        Ok(())
     }
 
     /// What the pipeline is made of; `raw`: without deflate. `part`: the file that is written, beside which there may be room.
@@ -150,6 +176,39 @@ pub fn early(shown: &str, problem: Problem) -> Error {
             Error::fault(shown, fault).leaving("nothing was frozen")
         }
     }
+}
+
+/// The header of frames, for images with these names.
+pub fn frames_header<'a>(sources: &[Prepared], paths: impl Iterator<Item = &'a str>) -> Header {
+    let images = sources.iter().zip(paths).map(|(source, path)| Framed {
+        path: path.to_owned(),
+        parts: source
+            .pieces
+            .iter()
+            .map(|piece| piece.length_bytes)
+            .collect(),
+    });
+    Header {
+        images: images.collect(),
+        ..Header::default()
+    }
+}
+
+/// The report in the end frame.
+pub fn frames_report(consistent: &str, figures: &Figures) -> String {
+    let outcomes = figures.outcomes.iter();
+    let maps: Vec<String> = outcomes
+        .map(|outcome| outcome.coverage.name().to_owned())
+        .collect();
+    let mut object = JsonObject::new();
+    object
+        .str("consistent", consistent)
+        .u64("frozen_ms", figures.frozen_ms)
+        .str("precopy", figures.precopy)
+        .u64("early_bytes", figures.rounds.early_bytes)
+        .u64("again_bytes", figures.rounds.again_bytes)
+        .raw("maps", &json_list(&maps));
+    object.finish()
 }
 
 /// How the sources were held, in words: `consistent` is the report's word for it.

@@ -1,6 +1,7 @@
 //! The emitter: records in order, into the output stream; its end only after [`super::Pipeline::permit`].
 
 use super::{Emit, Encoded, Problem, Record, Shared};
+use crate::sys::spool::{Cells, Chain};
 
 impl Shared {
     pub(super) fn emitter(&self, emit: &mut dyn Emit) {
@@ -27,18 +28,28 @@ impl Shared {
                     raw_bytes,
                     crc32,
                 } => {
-                    emit.data(&Encoded {
-                        cells: &self.cells,
-                        chain: &chain,
-                        raw_bytes: u64::from(raw_bytes),
-                        crc32,
-                    })?;
+                    let held = Some((&self.cells, &chain));
+                    emit.data(&encoded(held, raw_bytes, crc32, None))?;
                     self.cells.release(chain);
                     let raw_bytes = u64::from(raw_bytes);
                     self.emitted
                         .fetch_add(raw_bytes, std::sync::atomic::Ordering::Relaxed);
                     self.can_read.notify_all();
                 }
+                Record::Early {
+                    chunk,
+                    chain,
+                    raw_bytes,
+                    crc32,
+                } => {
+                    let held = chain.as_ref().map(|chain| (&self.cells, chain));
+                    emit.data(&encoded(held, raw_bytes, crc32, Some(chunk)))?;
+                    if let Some(chain) = chain {
+                        self.cells.release(chain);
+                    }
+                    self.can_read.notify_all();
+                }
+                Record::Held { raw_bytes, crc32 } => emit.held(raw_bytes, crc32)?,
                 Record::End(image) => emit.end_image(image)?,
                 Record::Zeros(_) | Record::Empty | Record::Pending => {}
             }
@@ -82,7 +93,27 @@ impl Shared {
             } else if core.all_read() && core.jobs.is_empty() {
                 return None;
             }
+            // Nothing is on its way any more.
+            if core.round_is_over() {
+                self.announce();
+            }
             core = self.wait(&self.can_emit, core);
         }
+    }
+}
+
+fn encoded<'a>(
+    held: Option<(&'a Cells, &'a Chain)>,
+    raw_bytes: u32,
+    crc32: u32,
+    early: Option<u64>,
+) -> Encoded<'a> {
+    Encoded {
+        held,
+        bytes: &[],
+        raw_bytes: u64::from(raw_bytes),
+        crc32,
+        chunk: early.unwrap_or(0),
+        is_early: early.is_some(),
     }
 }

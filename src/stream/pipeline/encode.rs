@@ -22,18 +22,20 @@ impl Shared {
             core.workers_busy += 1;
             drop(core);
             let Job {
-                slot, number, goes, ..
+                slot,
+                number,
+                chunk,
+                goes,
+                ..
             } = job;
-            let hash = match goes {
-                Goes::OnShelf { hashed: true } => Some(self.hash_of(&job)),
-                _ => None,
-            };
+            let hash = goes.is_hashed().then(|| self.hash_of(&job));
             let result = self.encode(worker, job);
             core = self.lock();
             core.workers_busy -= 1;
             match result {
                 Ok(record) if goes != Goes::Out => {
-                    if let Err(problem) = self.keep(&mut core, number, record, hash) {
+                    let out = matches!(goes, Goes::Early { .. }).then_some(number);
+                    if let Err(problem) = self.keep(&mut core, (chunk, out), record, hash) {
                         core.problem.get_or_insert(problem);
                     }
                     if core.round_is_over() {

@@ -17,6 +17,10 @@
 //! **What bounds it.** The shelf has 16 bytes for each chunk, and its chains are cells of the spool; the cells that the stream needs
 //! to move (`minimum_cells`) are never held. So whatever was held, the stream goes on as without pre-copy. In a copy the targets hold
 //! what was taken, and the shelf only notes it.
+//!
+//! **Frames.** What is taken goes out at once, by number, and the shelf notes its checksum. A round before the freeze is over when
+//! the sink has taken all of it, so that the spool is empty when the freeze begins, and holds what the last round takes. The stream
+//! then says of each chunk in order that it is what was sent, or zeros.
 
 use std::hash::{BuildHasher, Hasher};
 use std::sync::{Arc, PoisonError};
@@ -25,6 +29,7 @@ use super::read::Taken;
 use super::{
     CHUNK_LENGTH, CHUNKS_PER_SLOT, Core, Goes, Job, Pipeline, Problem, Record, Shared, slots_for,
 };
+use crate::crc;
 use crate::error::Fault;
 use crate::stream::plan::{CHUNK_BYTES, Cursor, Plan, Span};
 use crate::sys::spool::{Chain, Kept, Shelf, cells_for};
@@ -237,7 +242,9 @@ impl Core {
 
     /// Whether a round has nothing in flight any more.
     pub(super) fn round_is_over(&self) -> bool {
-        matches!(&self.pass, Pass::Hold(hold) if hold.over) && self.is_quiet(0)
+        matches!(&self.pass, Pass::Hold(hold) if hold.over)
+            && self.is_quiet(0)
+            && self.head == self.tail
     }
 
     /// Whether all that was read has arrived, but for so many readers.
@@ -379,7 +386,12 @@ impl Shared {
         }
         let chunks = length.div_ceil(CHUNK_LENGTH);
         let mut chains = [const { None }; CHUNKS_PER_SLOT];
-        if self.places.is_none() && !held.compared {
+        let goes_out = self.frames && !held.compared;
+        if goes_out && !self.reserve_chains(core, &mut chains, chunks) {
+            // The sink gives cells back.
+            return (Turn::Wait, offset);
+        }
+        if self.places.is_none() && !self.frames && !held.compared {
             // What is there is out of date.
             for number in (held.first..).take(chunks) {
                 self.drop_kept(core.early.shelf.take(to_usize(number)));
@@ -436,16 +448,45 @@ impl Shared {
             false => core.early.again_bytes += to_u64(length),
         }
         core.readers_busy += 1;
+        let first = core.tail;
+        if goes_out {
+            for _ in 0..chunks {
+                core.push(Record::Pending);
+            }
+        }
         let taken = Taken {
             slot,
             part,
             offset,
             length,
-            first: 0,
+            first,
             chains,
             held: Some(held),
         };
         (Turn::Take(taken), stop)
+    }
+
+    /// Records and cells for so many chunks, or nothing.
+    pub(super) fn reserve_chains(
+        &self,
+        core: &Core,
+        chains: &mut [Option<Chain>],
+        chunks: usize,
+    ) -> bool {
+        if core.room() < to_u64(chunks) {
+            return false;
+        }
+        let cells = cells_for(self.settings.encoding.bound());
+        for place in chains.iter_mut().take(chunks) {
+            *place = self.cells.reserve(cells);
+        }
+        if chains.iter().flatten().count() >= chunks {
+            return true;
+        }
+        for chain in chains.iter_mut().filter_map(Option::take) {
+            self.cells.release(chain);
+        }
+        false
     }
 
     fn reserve_beyond_minimum(&self) -> Option<Chain> {
@@ -504,16 +545,28 @@ impl Shared {
                 continue;
             }
             self.drop_kept(early.shelf.take(number));
-            let Some(chain) = self.reserve_beyond_minimum() else {
-                early.missing += 1;
+            let mut chains = [None];
+            match self.frames {
+                true => drop(self.reserve_chains(core, &mut chains, 1)),
+                false => chains = [self.reserve_beyond_minimum()],
+            }
+            let [Some(chain)] = chains else {
+                // The stream reads it.
+                core.early.missing += 1;
                 continue;
             };
-            self.drop_kept(early.shelf.announce(number));
+            self.drop_kept(core.early.shelf.announce(number));
             differ += 1;
+            let hashed = false;
+            let (record, goes) = match self.frames {
+                true => (core.push(Record::Pending), Goes::Early { hashed }),
+                false => (0, Goes::OnShelf { hashed }),
+            };
             let start = index * CHUNK_LENGTH;
             core.jobs.push_back(Job {
-                number: to_u64(number),
-                goes: Goes::OnShelf { hashed: false },
+                number: record,
+                chunk: to_u64(number),
+                goes,
                 slot: taken.slot,
                 start,
                 length: (taken.length - start).min(CHUNK_LENGTH),
@@ -529,11 +582,11 @@ impl Shared {
         }
     }
 
-    /// Puts an encoded chunk onto the shelf.
+    /// Puts an encoded chunk onto the shelf; where it has a record of its own, there, and a note onto the shelf.
     pub(super) fn keep(
         &self,
         core: &mut Core,
-        number: u64,
+        (number, out): (u64, Option<u64>),
         record: Record,
         hash: Option<u64>,
     ) -> Result<(), Problem> {
@@ -541,6 +594,28 @@ impl Shared {
         let place = to_usize(number);
         if let Some(hash) = hash {
             *core.early.hashes.get_mut(place).ok_or_else(internal)? = hash;
+        }
+        if let Some(out) = out {
+            let (chain, raw_bytes, crc32) = match record {
+                Record::Data {
+                    chain,
+                    raw_bytes,
+                    crc32,
+                } => (Some(chain), raw_bytes, crc32),
+                Record::Zeros(length) => {
+                    let raw_bytes = u32::try_from(length).unwrap_or(0);
+                    (None, raw_bytes, crc::zeros(length))
+                }
+                _ => return Err(internal()),
+            };
+            self.drop_kept(core.early.shelf.note(place, crc32));
+            *core.slot_of(out).ok_or_else(internal)? = Record::Early {
+                chunk: number,
+                chain,
+                raw_bytes,
+                crc32,
+            };
+            return Ok(());
         }
         match record {
             Record::Data { chain, crc32, .. } => {
@@ -592,6 +667,9 @@ impl Shared {
                     raw_bytes: u32::try_from(raw_bytes).unwrap_or(0),
                     crc32,
                 });
+            }
+            Kept::Mark(crc32) if self.frames => {
+                core.push(Record::Held { raw_bytes, crc32 });
             }
             _ => {
                 if !core.merge_zeros(raw_bytes) {

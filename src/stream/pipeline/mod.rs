@@ -21,6 +21,9 @@
 //! **A copy** ([`Outlet::Places`]) has no records, cells or encoding: spans go from their slots straight to their targets, by as many
 //! placers as there are jobs, and all of the spool is slots.
 //!
+//! **Frames** ([`Outlet::Frames`]): records go out by number here, too, but a chunk of a round of pre-copy has a record at once, and
+//! what is at the other end holds it. See the `hold` page.
+//!
 //! **When one fails**, the first problem is kept, everybody stops at the next lock, and nothing is written any more. Threads
 //! may be stuck in a read or write that never returns; so all they share is leaked, never freed under them, and process exit
 //! ends them. Nothing here allocates between [`Pipeline::start`] and the end of the run.
@@ -95,18 +98,41 @@ pub trait Meter: Sync {
 
 /// One encoded chunk as the emitter sees it.
 pub struct Encoded<'a> {
-    cells: &'a Cells,
-    chain: &'a Chain,
+    held: Option<(&'a Cells, &'a Chain)>,
+    bytes: &'a [u8],
     /// Raw bytes it stands for.
     pub raw_bytes: u64,
     /// CRC-32 of the raw bytes.
     pub crc32: u32,
+    /// Its number, over all parts of the plan.
+    pub chunk: u64,
+    /// It was taken by a round of pre-copy: what it is worth is said later.
+    pub is_early: bool,
 }
 
 impl<'a> Encoded<'a> {
-    /// The encoded bytes, in pieces.
+    /// A chunk that was encoded elsewhere.
+    pub fn of(bytes: &'a [u8], raw_bytes: u64, crc32: u32) -> Self {
+        Self {
+            held: None,
+            bytes,
+            raw_bytes,
+            crc32,
+            chunk: 0,
+            is_early: false,
+        }
+    }
+
+    /// The encoded bytes, in pieces; of an early chunk none where it is zeros.
     pub fn parts(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
-        self.cells.parts(self.chain)
+        let held = self.held.into_iter();
+        let held = held.flat_map(|(cells, chain)| cells.parts(chain));
+        held.chain(std::iter::once(self.bytes))
+    }
+
+    /// How many bytes that are.
+    pub fn packed_bytes(&self) -> usize {
+        self.held.map_or(self.bytes.len(), |(_, chain)| chain.len())
     }
 }
 
@@ -116,6 +142,12 @@ pub trait Emit: Send {
     fn data(&mut self, chunk: &Encoded<'_>) -> Result<(), Problem>;
     /// A run of zeros.
     fn zeros(&mut self, length_bytes: u64) -> Result<(), Problem>;
+    /// In [`Outlet::Frames`]: a chunk is what an early one with this checksum was.
+    fn held(&mut self, _raw_bytes: u64, _crc32: u32) -> Result<(), Problem> {
+        Err(Problem::Internal(Fault::refused(
+            "a chunk that nobody holds",
+        )))
+    }
     /// An image is complete.
     fn end_image(&mut self, image: usize) -> Result<(), Problem>;
     /// Everything was thawed and is consistent: end the stream, flush, fsync.
@@ -126,6 +158,8 @@ pub trait Emit: Send {
 pub enum Outlet {
     /// Encoded and in order, into one stream.
     Stream(Box<dyn Emit>),
+    /// Encoded, into a stream whose reader holds what comes early, and takes what comes later instead.
+    Frames(Box<dyn Emit>),
     /// As it is and in no order, to where each part belongs.
     Places(&'static dyn Place),
 }
@@ -167,13 +201,27 @@ enum Record {
         raw_bytes: u32,
         crc32: u32,
     },
+    /// Of a round whose chunks go out at once: the number of the chunk, what it is (nothing: zeros).
+    Early {
+        chunk: u64,
+        chain: Option<Chain>,
+        raw_bytes: u32,
+        crc32: u32,
+    },
+    /// A chunk that went out early.
+    Held {
+        raw_bytes: u64,
+        crc32: u32,
+    },
     Zeros(u64),
     End(usize),
 }
 
 struct Job {
-    /// Of its record; on the shelf, of its chunk.
+    /// Of its record.
     number: u64,
+    /// Of its chunk, over all parts of the plan.
+    chunk: u64,
     goes: Goes,
     slot: usize,
     start: usize,
@@ -188,6 +236,14 @@ enum Goes {
     Out,
     /// Onto the shelf; with a hash of its content, where that may have to be compared later.
     OnShelf { hashed: bool },
+    /// Both: into the ring at once, and noted on the shelf.
+    Early { hashed: bool },
+}
+
+impl Goes {
+    fn is_hashed(self) -> bool {
+        matches!(self, Self::OnShelf { hashed } | Self::Early { hashed } if hashed)
+    }
 }
 
 struct Core {
@@ -240,6 +296,8 @@ struct Shared {
     key: std::hash::RandomState,
     /// The sink of a copy.
     places: Option<&'static dyn Place>,
+    /// What rounds take goes out at once.
+    frames: bool,
 }
 
 /// How far a run has come.
@@ -274,7 +332,7 @@ const fn slots_for(jobs: usize) -> usize {
 /// copy, where there are none, all of it.
 fn slots_ahead(spool_bytes: u64, sink: &Outlet) -> usize {
     let bytes = match sink {
-        Outlet::Stream(_) => spool_bytes / 4,
+        Outlet::Stream(_) | Outlet::Frames(_) => spool_bytes / 4,
         Outlet::Places(_) => spool_bytes,
     };
     to_usize((bytes / SPAN_BYTES).min(SLOTS_AHEAD))
@@ -315,7 +373,7 @@ impl Pipeline {
             None => settings.spool_bytes - to_u64(ahead) * SPAN_BYTES,
         };
         let (wanted, places) = match &sink {
-            Outlet::Stream(_) => (
+            Outlet::Stream(_) | Outlet::Frames(_) => (
                 minimum_cells(&settings).max(encoded_bytes / to_u64(CELL_BYTES)),
                 None,
             ),
@@ -382,6 +440,7 @@ impl Pipeline {
             started: Started::default(),
             key: std::hash::RandomState::new(),
             places,
+            frames: matches!(sink, Outlet::Frames(_)),
         }));
         let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
             crate::threads::start(name, STACK_BYTES, work)
@@ -421,7 +480,9 @@ impl Pipeline {
             Box::new(move || {
                 shared.started.one();
                 match sink {
-                    Outlet::Stream(mut emit) => shared.emitter(&mut *emit),
+                    Outlet::Stream(mut emit) | Outlet::Frames(mut emit) => {
+                        shared.emitter(&mut *emit)
+                    }
                     Outlet::Places(places) => {
                         shared.conduct(places);
                         stay();

@@ -8,7 +8,7 @@ use super::hold::{ForShelf, FromShelf, Turn};
 use super::{CHUNK_LENGTH, CHUNKS_PER_SLOT, Core, Goes, Job, Pass, Problem, Record, Shared};
 use crate::error::Fault;
 use crate::stream::plan::{Part, Span};
-use crate::sys::spool::{Chain, cells_for};
+use crate::sys::spool::Chain;
 use crate::units::{round_down, round_up, to_u64, to_usize};
 
 /// A span that a reader has taken, with everything it needs.
@@ -41,7 +41,7 @@ impl Shared {
                     }
                 }
                 Ok(()) if self.places.is_some() => core.spans.push_back(taken),
-                Ok(()) => queue_jobs(&mut core, taken),
+                Ok(()) => queue_jobs(&mut core, taken, self.frames),
                 Err(problem) => {
                     core.problem.get_or_insert(problem);
                 }
@@ -130,19 +130,9 @@ impl Shared {
             None => length.div_ceil(CHUNK_LENGTH),
             Some(_) => 0,
         };
-        if core.room() < to_u64(chunks) || core.slots_free.is_empty() {
-            return None;
-        }
         let mut chains = [const { None }; CHUNKS_PER_SLOT];
-        let cells = cells_for(self.settings.encoding.bound());
-        for place in chains.iter_mut().take(chunks) {
-            *place = self.cells.reserve(cells);
-            if place.is_none() {
-                for chain in chains.into_iter().flatten() {
-                    self.cells.release(chain);
-                }
-                return None;
-            }
+        if core.slots_free.is_empty() || !self.reserve_chains(core, &mut chains, chunks) {
+            return None;
         }
         let slot = core.slots_free.pop()?;
         let first = core.tail;
@@ -193,22 +183,22 @@ impl Shared {
 }
 
 /// Queues the chunks of a span that was read.
-fn queue_jobs(core: &mut Core, taken: Taken) {
+fn queue_jobs(core: &mut Core, taken: Taken, frames: bool) {
     let chunks = taken.length.div_ceil(CHUNK_LENGTH);
     if let Some(left) = core.chunks_left.get_mut(taken.slot) {
         *left = chunks;
     }
     for (index, chain) in taken.chains.into_iter().flatten().enumerate() {
         let start = index * CHUNK_LENGTH;
-        let (first, goes) = match taken.held {
-            None => (taken.first, Goes::Out),
-            Some(held) => {
-                let hashed = held.is_early();
-                (held.first, Goes::OnShelf { hashed })
-            }
+        let hashed = taken.held.is_some_and(|held| held.is_early());
+        let goes = match taken.held {
+            None => Goes::Out,
+            Some(_) if frames => Goes::Early { hashed },
+            Some(_) => Goes::OnShelf { hashed },
         };
         core.jobs.push_back(Job {
-            number: first + to_u64(index),
+            number: taken.first + to_u64(index),
+            chunk: taken.held.map_or(0, |held| held.first) + to_u64(index),
             goes,
             slot: taken.slot,
             start,

@@ -7,6 +7,7 @@ mod contract;
 mod create;
 mod disk;
 mod dump;
+mod frames;
 mod golden;
 mod grow;
 mod hostile;

@@ -1,0 +1,198 @@
+//! Frames as what they stand for: a gzip image or a snapshot, read as if it had come like that.
+//!
+//! All frames come first and are held; then a thread writes the standard format into a pipe, and whoever reads it checks it as he
+//! checks any other. Nothing of it is ever in a file that has a name.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::pipe::PipeFlags;
+
+use crate::error::{Error, Fault, Result};
+use crate::json::{self, Value};
+use crate::put::image::{Opened, image_error};
+use crate::snapshot::{CHECKSUMS, CHECKSUMS_SHA256, Checksum, Checksums, image_name, sha256_line};
+use crate::stream::archive::{Ending, Text, Written, ZipEmitter};
+use crate::stream::frames::receive::{self, Received};
+use crate::stream::gzip;
+use crate::stream::image::Format;
+use crate::stream::input::Input;
+use crate::stream::output::{GzipEmitter, Output, TotalsCell};
+use crate::stream::partfile;
+use crate::stream::pipeline::{Meter, Problem};
+
+/// What stands behind the images of a snapshot, and what it says; `maps`: one word for each image.
+pub fn closing<'a>(
+    written: &[Written],
+    consistent: &str,
+    frozen_ms: u64,
+    maps: impl Iterator<Item = &'a str>,
+) -> (Checksums, Vec<Text>) {
+    let mut maps = maps;
+    let mut entries = Vec::with_capacity(written.len());
+    for entry in written {
+        let map = image_name(&entry.path).and_then(|_| maps.next());
+        entries.push(Checksum {
+            path: entry.path.clone(),
+            size_bytes: entry.sums.raw_bytes,
+            stored_bytes: entry.sums.stored_bytes,
+            crc32: entry.sums.crc32,
+            sha256: entry.sha256,
+            map: map.unwrap_or_default().into(),
+        });
+    }
+    let checksums = Checksums {
+        frozen_ms,
+        consistent: consistent.into(),
+        entries,
+    };
+    let json = checksums.to_json().into_bytes();
+    let line = sha256_line(&json).into_bytes();
+    let text = |path: &str, bytes| Text {
+        path: path.into(),
+        bytes,
+    };
+    let texts = vec![text(CHECKSUMS, json), text(CHECKSUMS_SHA256, line)];
+    (checksums, texts)
+}
+
+/// Opens what the user named; frames are taken to their end, and what they stand for is opened. They are held beside `near`, a
+/// file to come, or where temporary files are.
+pub fn open(path: &OsStr, near: Option<&Path>) -> Result<Opened> {
+    let mut opened = Opened::open(path)?;
+    if opened.format != Format::Frames {
+        return Ok(opened);
+    }
+    let fail = |fault| image_error(&opened.subject, fault);
+    let held = hold(near)?;
+    let received = receive::receive(&mut opened.input, held).map_err(fail)?;
+    let format = format_of(&received);
+    let standard = Standard::start(received).map_err(fail)?;
+    // For comparing it with targets; what the frames came from is read.
+    let file = standard.pipe.try_clone();
+    let file =
+        file.map_err(|error| Error::failed(format_args!("{}: dup: {error}", opened.subject)))?;
+    Ok(Opened {
+        input: Input::reader(standard).map_err(fail)?,
+        subject: opened.subject,
+        file,
+        format,
+    })
+}
+
+/// A file without a name for what is held: beside `near`, unless that is a device.
+pub fn hold(near: Option<&Path>) -> Result<File> {
+    let is_device = |near: &Path| {
+        std::fs::metadata(near).is_ok_and(|meta| !meta.is_file())
+            || near.starts_with("/dev")
+            || near.starts_with("/proc")
+    };
+    match near.filter(|near| !is_device(near)) {
+        Some(near) => partfile::unnamed(near),
+        None => partfile::unnamed_anywhere(),
+    }
+}
+
+/// What they stand for.
+pub fn format_of(received: &Received) -> Format {
+    match received.header.is_snapshot {
+        true => Format::Zip,
+        false => Format::Gzip,
+    }
+}
+
+/// Reads the standard format.
+pub struct Standard {
+    pipe: File,
+    failed: Arc<Mutex<Option<Fault>>>,
+}
+
+impl Standard {
+    /// Starts the thread that writes it.
+    pub fn start(received: Received) -> std::result::Result<Self, Fault> {
+        let pipe = rustix::pipe::pipe_with(PipeFlags::CLOEXEC);
+        let (pipe, far) = pipe.map_err(|errno| Fault::io("pipe", errno))?;
+        let failed: Arc<Mutex<Option<Fault>>> = Arc::default();
+        let told = Arc::clone(&failed);
+        let work = move || {
+            let fault = match write(received, far) {
+                Ok(()) | Err(Problem::ClosedPipe) => return,
+                Err(Problem::Write(fault) | Problem::Read(_, fault) | Problem::Internal(fault)) => {
+                    fault
+                }
+            };
+            *told.lock().unwrap_or_else(PoisonError::into_inner) = Some(fault);
+        };
+        crate::threads::start("order", 256 * 1024, Box::new(work))
+            .map_err(|error| Fault::short("start a thread").with_errno(error.raw_os_error()))?;
+        Ok(Self {
+            pipe: pipe.into(),
+            failed,
+        })
+    }
+}
+
+impl Read for Standard {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let count = self.pipe.read(buffer)?;
+        let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        match *failed {
+            Some(fault) if count == 0 => Err(std::io::Error::other(fault)),
+            _ => Ok(count),
+        }
+    }
+}
+
+struct NoMeter;
+
+impl Meter for NoMeter {
+    fn read(&self, _: u64) {}
+    fn taken(&self, _: u64) {}
+}
+
+fn write(mut received: Received, far: OwnedFd) -> std::result::Result<(), Problem> {
+    let output = Output::new(far, &NoMeter, false);
+    let totals = TotalsCell::default();
+    let header = std::mem::take(&mut received.header);
+    if !header.is_snapshot {
+        let lead = match header.as_it_is {
+            true => &gzip::HEADER_AS_IT_IS[..],
+            false => &gzip::HEADER,
+        };
+        let mut emitter = GzipEmitter::with_header(output, lead, totals)?;
+        return received.emit(&mut emitter);
+    }
+    let ending = ending(&received.report)?;
+    let images = header.images.into_iter().map(|image| image.path).collect();
+    let mut emitter = ZipEmitter::new(
+        output,
+        header.unix_seconds,
+        &header.front,
+        images,
+        ending,
+        totals,
+    )?;
+    received.emit(&mut emitter)
+}
+
+/// From the board's words.
+fn ending(report: &[u8]) -> std::result::Result<Ending, Fault> {
+    let corrupt = || Fault::corrupt("report in the end frame");
+    let report = json::parse(report)?;
+    let text = |value: &Value| value.text().map(str::to_owned);
+    let consistent = report.get("consistent").and_then(text);
+    let consistent = consistent.ok_or_else(corrupt)?;
+    let frozen_ms = report.get("frozen_ms").and_then(Value::number);
+    let frozen_ms = frozen_ms.ok_or_else(corrupt)?;
+    let maps = report.get("maps").and_then(Value::list);
+    let maps = maps.ok_or_else(corrupt)?.iter().filter_map(text);
+    let maps: Vec<String> = maps.collect();
+    Ok(Box::new(move |written: &[Written]| {
+        let maps = maps.iter().map(String::as_str);
+        Ok(closing(written, &consistent, frozen_ms, maps).1)
+    }))
+}
