@@ -287,6 +287,7 @@ mod tests {
         ("--sha256", "gzip always has it, and the host compares"),
         ("--keep", "nothing is kept on the board"),
         ("--fs-path", "--dump names the source"),
+        ("--frames", "pull asks for it by itself"),
     ];
 
     #[test]
