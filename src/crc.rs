@@ -4,6 +4,8 @@
 //! the CRC of a run of zero bytes without touching one. Source of the arithmetic: a CRC is the remainder of the message
 //! polynomial modulo P, so appending n bytes multiplies by x^(8n) mod P.
 
+use std::sync::LazyLock;
+
 /// CRC-32 polynomial (RFC 1952), bit-reflected.
 const POLY_CRC32: u32 = 0xedb8_8320;
 /// CRC-32C polynomial (RFC 3720), bit-reflected.
@@ -84,42 +86,28 @@ pub fn zeros(length_bytes: u64) -> u32 {
     !multiply(power(length_bytes), u32::MAX)
 }
 
-const fn table(poly: u32) -> [[u32; 256]; 8] {
-    let mut tables = [[0u32; 256]; 8];
-    let mut i = 0;
-    while i < 256 {
-        #[allow(clippy::cast_possible_truncation)]
-        let mut value = i as u32;
-        let mut bit = 0;
-        while bit < 8 {
-            value = if value & 1 != 0 {
-                (value >> 1) ^ poly
-            } else {
-                value >> 1
-            };
-            bit += 1;
+/// Table `n` has the register after a byte and `n` zero bytes.
+fn tables(poly: u32) -> [[u32; 256]; 8] {
+    let mut tables = [[0; 256]; 8];
+    for byte in 0..=u8::MAX {
+        let mut value = u32::from(byte);
+        for table in &mut tables {
+            for _ in 0..8 {
+                let carry = if value & 1 != 0 { poly } else { 0 };
+                value = (value >> 1) ^ carry;
+            }
+            table[usize::from(byte)] = value;
         }
-        tables[0][i] = value;
-        i += 1;
-    }
-    let mut t = 1;
-    while t < 8 {
-        let mut i = 0;
-        while i < 256 {
-            let before = tables[t - 1][i];
-            tables[t][i] = (before >> 8) ^ tables[0][(before & 0xff) as usize];
-            i += 1;
-        }
-        t += 1;
     }
     tables
 }
 
-static TABLE_CRC32C: [[u32; 256]; 8] = table(POLY_CRC32C);
+/// Made at its first use: 8 KB that need not lie on a flash.
+static TABLE_CRC32C: LazyLock<[[u32; 256]; 8]> = LazyLock::new(|| tables(POLY_CRC32C));
 
 /// Updates a raw CRC-32C register: no inversion before or after, as ext4 and btrfs chain it (`crc32c_le` of the kernel).
 pub fn crc32c_raw(mut crc: u32, bytes: &[u8]) -> u32 {
-    let t = &TABLE_CRC32C;
+    let t = &*TABLE_CRC32C;
     let at = |table: usize, byte: u8| t[table][usize::from(byte)];
     let mut words = bytes.chunks_exact(8);
     for word in &mut words {

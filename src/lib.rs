@@ -19,11 +19,11 @@
 //! | room | what it is |
 //! | --- | --- |
 //! | [`error`] | `Fault` (four bytes, no heap) and `Error` (a line, an exit code, the state that is left) |
-//! | [`threads`] | threads and queues that are compiled once |
 //! | [`units`], [`layout`], [`crc`], [`utc`] | offsets and extents; on-disk structures as tables; checksums; dates |
 //! | [`json`] | a small strict JSON reader |
 //! | [`map`] | one bit a block: the used map |
 //! | [`sys`] | the only place that may say `unsafe`: one file for each kernel or libc concept |
+//! | [`threads`] | threads and queues that are compiled once |
 //! | [`device`] | `ReadAt`, `WriteAt`, and `Device`: a block device with O_DIRECT, or a file |
 //! | [`signals`], [`report`], [`help`], [`cli`] | what a person types and reads; signals that wait to be taken |
 //! | [`overlay`] | what an image says instead of its source |
@@ -97,12 +97,11 @@ pub mod units;
 pub mod utc;
 
 /// Runs the program with its name and its arguments and gives the exit code; dies by a signal where the run did.
-pub fn main(arguments: Vec<std::ffi::OsString>) -> std::process::ExitCode {
+pub fn main(arguments: Vec<std::ffi::OsString>) -> u8 {
     freeze::serve_if_guardian(&arguments);
     sys::process::ignore_file_size_signal();
-    let code = match command::run(arguments) {
+    match command::run(arguments) {
         Ok(()) => 0,
         Err(error) => report::end(error),
-    };
-    std::process::ExitCode::from(code)
+    }
 }

@@ -1,8 +1,7 @@
 //! The executable: calls the library.
+#![no_main]
 
 #[global_allocator]
 static HEAP: floe::sys::heap::Heap = floe::sys::heap::Heap;
 
-fn main() -> std::process::ExitCode {
-    floe::main(std::env::args_os().collect())
-}
+floe::entry!(floe::main);

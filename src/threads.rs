@@ -6,20 +6,47 @@
 
 use std::any::Any;
 use std::collections::VecDeque;
+use std::ffi::CStr;
 use std::marker::PhantomData;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Starts a thread that nobody joins, with a stack of this many bytes.
+/// A thread that was started. Dropping it leaves it to itself.
+#[derive(Debug)]
+pub struct Started {
+    parked: std::thread::Thread,
+    thread: crate::sys::thread::Thread,
+}
+
+impl Started {
+    /// Wakes it from `std::thread::park`.
+    pub fn unpark(&self) {
+        self.parked.unpark();
+    }
+
+    /// Waits for its end.
+    pub fn join(self) {
+        self.thread.join();
+    }
+}
+
+/// Starts a thread with a stack of this many bytes; it runs when this returns.
 #[inline(never)]
 pub fn start(
-    name: &str,
+    name: &'static CStr,
     stack_bytes: usize,
     work: Box<dyn FnOnce() + Send>,
-) -> std::io::Result<std::thread::Thread> {
-    let builder = std::thread::Builder::new();
-    let builder = builder.name(name.into()).stack_size(stack_bytes);
-    Ok(builder.spawn(work)?.thread().clone())
+) -> rustix::io::Result<Started> {
+    // Only the thread itself can make the handle by which std wakes it.
+    let (send, receive) = channel();
+    let told = Box::new(move || {
+        let _ = send.send(std::thread::current());
+        drop(send);
+        work();
+    });
+    let thread = crate::sys::thread::start(name, stack_bytes, told)?;
+    let parked = receive.recv().map_err(|_| rustix::io::Errno::SRCH)?;
+    Ok(Started { parked, thread })
 }
 
 type Item = Box<dyn Any + Send>;

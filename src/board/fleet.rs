@@ -191,7 +191,7 @@ pub fn run(
             events: events.clone(),
             job: Arc::clone(&job),
         };
-        crate::threads::start("board", STACK_BYTES, Box::new(move || worker.run()))
+        crate::threads::start(c"board", STACK_BYTES, Box::new(move || worker.run()))
             .map_err(|e| Error::failed(format_args!("floe: start a thread: {e}")))?;
     }
     drop(events);

@@ -10,20 +10,20 @@ use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::OFlags;
-use rustix::pipe::PipeFlags;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Signal, WaitStatus};
 
 use crate::cli;
 use crate::error::{Error, Exit, Result};
 use crate::report::{Span, clean};
+use crate::sys::spawn::{self, Child, Command, Ties};
 
 /// How long a wait lasts before the order to stop is looked at again.
 pub const PAUSE: Timespec = Timespec {
@@ -219,48 +219,32 @@ impl Ssh {
         for word in words {
             quote(&mut line, word);
         }
-        let mut ssh = Command::new("ssh");
-        ssh.args(&self.options)
-            .args(["-T", "-o", "ServerAliveInterval=10"])
-            .args(["-o", "ServerAliveCountMax=3", "-o", "ConnectTimeout=30"]);
+        let mut ssh = Command::new("ssh".as_ref(), "ssh");
+        for option in &self.options {
+            ssh.word(option.as_bytes());
+        }
+        ssh.words(&["-T", "-o", "ServerAliveInterval=10"]);
+        ssh.words(&["-o", "ServerAliveCountMax=3", "-o", "ConnectTimeout=30"]);
         match pipes.compress {
-            Some(true) => ssh.args(["-o", "Compression=yes"]),
-            Some(false) => ssh.args(["-o", "Compression=no"]),
-            None => &mut ssh,
-        };
+            Some(true) => ssh.words(&["-o", "Compression=yes"]),
+            Some(false) => ssh.words(&["-o", "Compression=no"]),
+            None => {}
+        }
         if let Some(user) = &host.user {
-            ssh.args(["-l", user]);
+            ssh.words(&["-l", user]);
         }
         if let Some(port) = host.port {
-            ssh.args(["-p", &port.to_string()]);
+            ssh.words(&["-p", &port.to_string()]);
         }
-        ssh.arg("--").arg(&host.name).arg(line);
-        let fail = |e: &dyn std::fmt::Display| {
-            Error::failed(format_args!("{}: start ssh: {e}", host.shown))
-        };
-        let (stderr, far) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(|e| fail(&e))?;
-        let stdout = match pipes.stream {
-            true => Stdio::piped(),
-            false => far.try_clone().map_err(|e| fail(&e))?.into(),
-        };
-        let stdin = match pipes.input {
-            true => Stdio::piped(),
-            false => Stdio::null(),
-        };
-        ssh.stdin(stdin).stdout(stdout).stderr(far);
-        // A killed floe must not leave an ssh that goes on waiting: not every server hears that nobody reads any more.
-        crate::sys::process::die_with_parent(&mut ssh);
-        let mut child = ssh.spawn().map_err(|e| fail(&e))?;
-        drop(ssh); // and with it our ends of the child's pipes
-        let stdin = child.stdin.take();
-        if let Some(stdin) = &stdin {
-            rustix::fs::fcntl_setfl(stdin, OFlags::NONBLOCK).map_err(|e| fail(&e))?;
-        }
+        ssh.words(&["--", &host.name]);
+        ssh.word(line.as_bytes());
+        let fail = |errno| Error::failed(format_args!("{}: start ssh: {errno}", host.shown));
+        let started = start(&ssh, pipes).map_err(fail)?;
         Ok(Session {
-            stdin,
-            stdout: child.stdout.take(),
-            stderr: Some(stderr.into()),
-            child,
+            stdin: started.stdin,
+            stdout: started.stdout,
+            stderr: Some(started.stderr),
+            child: started.child,
             shown: host.shown.clone(),
             part: Vec::new(),
             marks: VecDeque::new(),
@@ -272,6 +256,41 @@ impl Ssh {
             silent: Duration::ZERO,
         })
     }
+}
+
+/// A child and our ends of its streams.
+struct Started {
+    child: Child,
+    stdin: Option<File>,
+    stdout: Option<File>,
+    stderr: File,
+}
+
+/// The far ends are closed here once the child has them. A killed floe must not leave an ssh that goes on waiting: not every
+/// server hears that nobody reads any more.
+fn start(ssh: &Command, pipes: Pipes) -> rustix::io::Result<Started> {
+    let (stderr, error) = spawn::pipe()?;
+    let (stdin, input) = match pipes.input {
+        true => {
+            let (input, stdin) = spawn::pipe()?;
+            rustix::fs::fcntl_setfl(&stdin, OFlags::NONBLOCK)?;
+            (Some(stdin.into()), input)
+        }
+        false => (None, spawn::null()?),
+    };
+    let (stdout, output) = match pipes.stream {
+        true => spawn::pipe().map(|(stdout, output)| (Some(stdout.into()), Some(output)))?,
+        false => (None, None),
+    };
+    let lines = error.as_fd();
+    let output = output.as_ref().map_or(lines, |output| output.as_fd());
+    let streams = [Some(input.as_fd()), Some(output), Some(lines)];
+    Ok(Started {
+        child: ssh.spawn(streams, &Ties::Close)?,
+        stdin,
+        stdout,
+        stderr: stderr.into(),
+    })
 }
 
 /// Who hears what the board says, and who may call the work off.
@@ -327,8 +346,8 @@ pub struct Session {
     child: Child,
     /// The host, as messages name it.
     shown: String,
-    stdin: Option<ChildStdin>,
-    stdout: Option<ChildStdout>,
+    stdin: Option<File>,
+    stdout: Option<File>,
     stderr: Option<File>,
     /// The line of stderr that is not complete yet.
     part: Vec<u8>,
@@ -513,7 +532,7 @@ impl Session {
                     self.drain();
                     self.tell_left_out();
                     return Ok(Ended {
-                        code: status.code(),
+                        code: WaitStatus::exit_status(status),
                         told: std::mem::take(&mut self.told),
                     });
                 }
@@ -591,14 +610,12 @@ impl Drop for Session {
         if !matches!(self.child.try_wait(), Ok(None)) {
             return;
         }
-        if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
-            let _ = kill_process(pid, Signal::TERM);
-        }
+        self.child.signal(Signal::TERM);
         let start = Instant::now();
         while matches!(self.child.try_wait(), Ok(None)) && start.elapsed() < GRACE {
             std::thread::sleep(Duration::from_millis(5));
         }
-        let _ = self.child.kill();
+        self.child.signal(Signal::KILL);
         let _ = self.child.wait();
     }
 }
@@ -717,7 +734,7 @@ mod tests {
             quote(&mut line, OsStr::new(word));
         }
         for shell in [&["sh"][..], &["busybox", "ash"], &["bash"]] {
-            let Ok(out) = Command::new(shell[0])
+            let Ok(out) = std::process::Command::new(shell[0])
                 .args(&shell[1..])
                 .arg("-c")
                 .arg(&line)

@@ -607,7 +607,7 @@ type Make = Box<dyn FnOnce() -> std::result::Result<Outlet, Problem> + Send>;
 fn begin(make: Make, signals: &Signals, limit: Duration, shown: &str) -> Result<Outlet> {
     let (send, receive) = channel();
     crate::threads::start(
-        "floe-front",
+        c"floe-front",
         256 * 1024,
         Box::new(move || {
             let _ = send.send(make());

@@ -7,7 +7,6 @@
 //! Never freezes, and in `--all` never touches ReiserFS, whose thaw may deadlock when something has synced meanwhile.
 
 use crate::threads::{RecvTimeoutError, channel};
-use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -82,7 +81,7 @@ fn thaw(places: Vec<Place>, all: bool) -> Result<usize> {
     for place in places {
         let sender = sender.clone();
         let _ = crate::threads::start(
-            "thaw",
+            c"thaw",
             128 * 1024,
             Box::new(move || {
                 let answer = fithaw(&place.fd);
@@ -215,7 +214,7 @@ fn unmounted(system: &System, dev: DevId, shown: &Path) -> Result<Option<Place>>
 
 /// One place for each filesystem on a block device that anybody has mounted, and for those left frozen without a mount.
 fn everything(system: &System, quiet: bool) -> Vec<Place> {
-    let mut seen: BTreeSet<DevId> = BTreeSet::new();
+    let mut seen: Vec<DevId> = Vec::new();
     let mut places = Vec::new();
     let others = system
         .namespaces()
@@ -223,9 +222,10 @@ fn everything(system: &System, quiet: bool) -> Vec<Place> {
         .flat_map(|other| &other.table.mounts);
     for mount in system.table().mounts.iter().chain(others) {
         // btrfs has a number of its own; it is found by its devices below.
-        if mount.dev.is_anonymous() || !seen.insert(mount.dev) {
+        if mount.dev.is_anonymous() || seen.contains(&mount.dev) {
             continue;
         }
+        seen.push(mount.dev);
         if mount.filesystem == "reiserfs" {
             if !quiet {
                 report::line(format_args!(

@@ -1,8 +1,6 @@
 //! Starting a guardian: executed from a copy of ourselves where that can be, else forked.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -20,6 +18,7 @@ use crate::report;
 use crate::signals::Signals;
 use crate::sys::process::{self, Fork};
 use crate::sys::shared::Board;
+use crate::sys::spawn::{Command, Ties};
 
 /// How often floe looks at the board when nothing wakes it.
 const LOOK: Duration = Duration::from_millis(100);
@@ -177,22 +176,18 @@ fn execute(wanted: &Wanted, form: Form) -> std::result::Result<Link, Errno> {
     };
     let charge = words.write(form)?;
     let board = Board::map_file(&charge)?;
-    let mut command = Command::new(path_of(&copy));
-    command.arg0(NAME).stdin(Stdio::from(charge));
+    let mut command = Command::new(path_of(&copy).as_ref(), NAME);
     // What `ps` shows: the numbers of the devices. A path would be found by `pkill -f PATH`, which finds floe as well.
     for target in &wanted.targets {
         let dev = rustix::fs::fstat(&target.fd)?.st_dev;
         let (major, minor) = (rustix::fs::major(dev), rustix::fs::minor(dev));
-        command.arg(format!("{major}:{minor}"));
+        command.word(format!("{major}:{minor}").as_bytes());
     }
-    process::stand_apart(&mut command, words.descriptors());
-    let child = command
-        .spawn()
-        .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
-    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+    let apart = Ties::Apart(words.descriptors());
+    let child = command.spawn([Some(charge.as_fd()), None, None], &apart)?;
     Ok(Link {
         board,
-        pid: pid.ok_or(Errno::SRCH)?,
+        pid: child.pid(),
         orders: pipes.orders,
         replies: pipes.replies,
     })

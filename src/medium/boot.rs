@@ -15,7 +15,7 @@ use crate::mounts::System;
 use crate::ptable::{ALIGN_BYTES, Guid, Partition, Piece, Scheme, Table};
 use crate::stream::target::Target;
 use crate::sys::memory::Pages;
-use crate::units::{Extent, round_up, to_usize};
+use crate::units::{self, Extent, round_up, to_usize};
 
 /// Boot code of the first sector: what follows are the disk's id and the table.
 const CODE_BYTES: usize = 440;
@@ -117,7 +117,7 @@ impl Boot {
         }
         let mut parts = self.table.partitions.clone();
         parts.retain(|part| part.extent.offset < first);
-        parts.sort_by_key(|part| part.extent.offset);
+        units::sort(&mut parts, |a, b| a.extent.offset < b.extent.offset);
         let mut at = from;
         for part in parts {
             let inside = Inside {

@@ -8,6 +8,8 @@ mod boot;
 mod choose;
 mod roles;
 
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use self::boot::Boot;
@@ -22,6 +24,7 @@ use crate::put::target::{Chosen, Overwrite, cannot, old_tail};
 use crate::put::uuid::random_guid;
 use crate::report::{self, Bytes};
 use crate::stream::target::Target;
+use crate::sys::spawn::{self, Command, Ties};
 use crate::units::{Extent, to_usize};
 
 /// What is copied into a role.
@@ -434,16 +437,21 @@ fn make_data(mkfs: &Path, disk: DevId, extent: Extent) -> Result<()> {
         Some("f2fs") => &["-q", "-f", "-l", "data"],
         _ => &["-q", "-F", "-L", "data"],
     };
-    let run = std::process::Command::new(mkfs)
-        .args(force)
-        .arg(&node)
-        .stdin(std::process::Stdio::null())
-        .stdout(std::process::Stdio::null())
-        .status();
+    let mut command = Command::new(mkfs.as_os_str(), &name);
+    command.words(force);
+    command.word(node.as_os_str().as_bytes());
+    let run = spawn::null().and_then(|null| {
+        let streams = [Some(null.as_fd()), Some(null.as_fd()), None];
+        command.spawn(streams, &Ties::Loose)?.wait()
+    });
     match run {
-        Ok(status) if status.success() => Ok(()),
-        Ok(status) => Err(Error::failed(format_args!(
-            "{shown}: {}: failed ({status})",
+        Ok(Some(0)) => Ok(()),
+        Ok(Some(code)) => Err(Error::failed(format_args!(
+            "{shown}: {}: failed (exit {code})",
+            node.display()
+        ))),
+        Ok(None) => Err(Error::failed(format_args!(
+            "{shown}: {}: was killed",
             node.display()
         ))),
         Err(error) => Err(Error::failed(format_args!("{shown}: start: {error}"))),

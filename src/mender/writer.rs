@@ -30,7 +30,7 @@ use crate::stream::pipeline::Problem;
 use crate::stream::tar::{self, Member};
 use crate::take::memory::jobs;
 use crate::take::options;
-use crate::units::{to_u64, to_usize};
+use crate::units::{ZEROS, to_u64, to_usize};
 
 /// The file `version`, all of it.
 const VERSION: &[u8] = br#"{"format":"mender","version":3}"#;
@@ -199,7 +199,6 @@ impl Writer {
 
     /// So many zero bytes of the image.
     pub fn zeros(&mut self, count: u64) -> Result<()> {
-        static ZEROS: [u8; 4096] = [0; 4096];
         self.flush()?;
         self.size_bytes = self.size_bytes.saturating_add(count);
         let mut left = count;

@@ -5,7 +5,6 @@
 //! running, its writes wait until the thaw, and its file in the image is as after a power cut; [`System::above`] names those, so
 //! that a verb can say so, or freeze them too. A loop file that cannot be placed for certain is refused, never guessed.
 
-use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -42,7 +41,7 @@ impl System {
             let Some(mounted) = filesystems.get(index) else {
                 continue;
             };
-            let mut under = BTreeSet::new();
+            let mut under = Vec::new();
             for dev in &mounted.devices {
                 under.extend(self.under(*dev)?.into_iter().filter(|at| at != dev));
             }
@@ -308,7 +307,7 @@ impl System {
 pub(super) struct Node {
     pub(super) index: usize,
     pub(super) devices: Vec<DevId>,
-    pub(super) under: BTreeSet<DevId>,
+    pub(super) under: Vec<DevId>,
 }
 
 impl Node {

@@ -2,7 +2,6 @@
 //!
 //! Devices are their numbers here; names are for messages only. Nothing is written, no udev database is read.
 
-use std::collections::BTreeSet;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -370,13 +369,12 @@ fn is_rebuilding(action: &str) -> bool {
 
 /// Everything reachable from `start` by `next`, without `start`, nearest first; at most [`DEVICES_MAX`].
 pub(super) fn closure(start: DevId, next: impl Fn(DevId) -> Vec<DevId>) -> Vec<DevId> {
-    let mut seen = BTreeSet::from([start]);
     let mut order = vec![start];
     let mut at = 0;
     while let Some(dev) = order.get(at).copied() {
         at += 1;
         for found in next(dev) {
-            if order.len() < DEVICES_MAX && seen.insert(found) {
+            if order.len() < DEVICES_MAX && !order.contains(&found) {
                 order.push(found);
             }
         }

@@ -3,7 +3,6 @@
 //! Everything is compared by number. An answer of "nothing" is checked against the kernel (O_EXCL), so that what no table
 //! shows still counts as in use.
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -333,8 +332,8 @@ impl System {
     }
 
     /// Every device below `/`, ours and process 1's: its partition, disk, array members. An overlay's layers count, too.
-    pub fn root_devices(&self) -> BTreeSet<DevId> {
-        let mut found = BTreeSet::new();
+    pub fn root_devices(&self) -> Vec<DevId> {
+        let mut found = Vec::new();
         for root in self.root_mounts() {
             for dev in self
                 .devices_below_mount(&root.0, root.1)
@@ -450,8 +449,7 @@ fn stat_target(path: &Path) -> Result<Stat> {
 
 /// One mount table for each (mount namespace, root directory) that is not ours.
 pub(super) fn read_namespaces(roots: &Roots) -> Vec<Namespace> {
-    let mut seen = BTreeSet::new();
-    seen.extend(view_of(&roots.proc.join("self")));
+    let mut seen = Vec::from_iter(view_of(&roots.proc.join("self")));
     let mut pids: Vec<u32> = std::fs::read_dir(&roots.proc)
         .into_iter()
         .flatten()
@@ -465,9 +463,10 @@ pub(super) fn read_namespaces(roots: &Roots) -> Vec<Namespace> {
         let Some(view) = view_of(&folder) else {
             continue;
         };
-        if !seen.insert(view) {
+        if seen.contains(&view) {
             continue;
         }
+        seen.push(view);
         // A process that ended just now is no error.
         if let Ok(table) = Table::read(&folder.join("mountinfo")) {
             found.push(Namespace { pid, table });

@@ -185,14 +185,14 @@ pub(crate) fn supervise<T: Send + 'static>(
         rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(|errno| fail("pipe", errno.into()))?;
     let (send, receive) = channel();
     crate::threads::start(
-        "write",
+        c"write",
         256 * 1024,
         Box::new(move || {
             let _ = send.send(work());
             drop(running); // the waiting thread sees the end of the pipe
         }),
     )
-    .map_err(|error| fail("start a thread", error))?;
+    .map_err(|errno| fail("start a thread", errno.into()))?;
     let mut line = report::Progress::new(common);
     loop {
         let mut ready = [

@@ -128,15 +128,11 @@ impl ReadAhead {
             let _ = spare.send(pages);
         }
         crate::threads::start(
-            "read",
+            c"read",
             STACK_BYTES,
             Box::new(move || read(reader, &empty, &send, &progress)),
         )
-        .map_err(|error| {
-            let mut fault = Fault::short("start a thread");
-            fault = fault.with_errno(error.raw_os_error());
-            fault
-        })?;
+        .map_err(|errno| Fault::io("start a thread", errno))?;
         Ok(Self { messages, spare })
     }
 }

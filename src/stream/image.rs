@@ -10,12 +10,10 @@ use crate::stream::frames;
 use crate::stream::gunzip::{self, Gunzip};
 use crate::stream::input::{Input, at_most, is_zero};
 use crate::sys::memory::Pages;
-use crate::units::{to_u64, to_usize};
+use crate::units::{ZEROS, to_u64, to_usize};
 
 /// Unit of zero runs in bytes: data and zero runs begin at multiples of it.
 pub const GRANULE_BYTES: u64 = 64 * 1024;
-
-static ZEROS: [u8; TAIL_BYTES] = [0; TAIL_BYTES];
 
 /// Longest zero run given at once, so that progress and signals come in between.
 const ZERO_RUN_LIMIT: u64 = 1 << 30;
@@ -250,6 +248,7 @@ impl<'a> ImageReader<'a> {
         }
         self.crc = self.shift.combine(self.crc, crc::zeros(zeros), zeros);
         let count = at_most(zeros, TAIL_BYTES);
+        const { assert!(TAIL_BYTES <= ZEROS.len()) };
         self.keep_tail(ZEROS.get(..count).unwrap_or_default());
         self.offset = self.offset.saturating_add(zeros);
         Piece::Zeros(zeros)

@@ -18,13 +18,10 @@ use super::pipeline::{Emit, Encoded, Meter, Problem};
 use super::zeros::ZeroRun;
 use crate::crc::{self, Shift};
 use crate::error::Fault;
-use crate::units::{to_u64, to_usize};
+use crate::units::{ZEROS, to_u64, to_usize};
 
 /// Pieces given to one `writev`.
 const BATCH: usize = 16;
-
-/// One page, given to `writev` many times over.
-static ZEROS: [u8; 4096] = [0; 4096];
 
 /// Where bytes go, in order.
 pub struct Output {

@@ -83,7 +83,7 @@ impl Worker {
         let (send, work) = channel::<Chunk>();
         let (done, receive) = channel();
         crate::threads::start(
-            "floe-pack",
+            c"floe-pack",
             STACK_BYTES,
             Box::new(move || {
                 let mut deflater = Deflater::new(level);

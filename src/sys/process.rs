@@ -46,6 +46,8 @@ pub const SIGHUP: i32 = 1;
 pub const SIGINT: i32 = 2;
 /// SIGUSR2.
 pub const SIGUSR2: i32 = 12;
+/// SIGPIPE.
+pub const SIGPIPE: i32 = 13;
 /// SIGTERM.
 pub const SIGTERM: i32 = 15;
 /// SIGCHLD.
@@ -82,8 +84,13 @@ pub fn die_by(number: i32) -> u8 {
 
 /// Has a write past RLIMIT_FSIZE fail with EFBIG, which can be told, instead of killing us by SIGXFSZ (setrlimit(2)).
 pub fn ignore_file_size_signal() {
+    ignore(SIGXFSZ);
+}
+
+/// Has a signal do nothing.
+pub fn ignore(number: i32) {
     // SAFETY: ignoring a signal touches no memory of ours.
-    unsafe { signal(SIGXFSZ, SIG_IGN) };
+    unsafe { signal(number, SIG_IGN) };
 }
 
 /// Gives a signal its default action back.
@@ -112,6 +119,11 @@ pub fn block(numbers: &[i32]) {
 /// Lets these signals through again in this thread.
 pub fn unblock(numbers: &[i32]) {
     change_mask(SIG_UNBLOCK, &set_of(numbers));
+}
+
+/// Lets every signal through again in this thread.
+pub fn unblock_all() {
+    change_mask(SIG_SETMASK, &set_of(&[]));
 }
 
 /// Blocks every signal that can be blocked.
@@ -146,7 +158,8 @@ pub fn take_signal(fd: impl AsFd) -> Option<i32> {
     }
 }
 
-fn last_errno() -> Errno {
+/// Why the last call of libc failed.
+pub(super) fn last_errno() -> Errno {
     let code = std::io::Error::last_os_error().raw_os_error();
     Errno::from_raw_os_error(code.unwrap_or(5))
 }
@@ -197,39 +210,6 @@ pub fn fork_single_threaded() -> Result<Fork> {
 pub fn exit_now(code: u8) -> ! {
     // SAFETY: never returns.
     unsafe { _exit(c_int::from(code)) }
-}
-
-/// Has a child die by SIGTERM when the thread that starts it ends, killed or not (prctl(2), PR_SET_PDEATHSIG), and lets it be
-/// interrupted: the signals that we block would stay blocked in it.
-pub fn die_with_parent(command: &mut std::process::Command) {
-    use std::os::unix::process::CommandExt;
-    let none = set_of(&[]);
-    let ask = move || {
-        change_mask(SIG_SETMASK, &none);
-        let signal = rustix::process::Signal::TERM;
-        rustix::process::set_parent_process_death_signal(Some(signal)).map_err(Into::into)
-    };
-    // SAFETY: between fork and exec only two system calls are made, without memory or locks.
-    unsafe { command.pre_exec(ask) };
-}
-
-/// Makes a command a process apart: it leads a session of its own, blocks every signal from its first instruction on, and keeps
-/// these descriptors, with their numbers, which must stay open until it was started.
-pub fn stand_apart(command: &mut std::process::Command, kept: Vec<RawFd>) {
-    use std::os::unix::process::CommandExt;
-    let ask = move || {
-        block_all();
-        // Fails only for the leader of a process group, which a new child is not.
-        let _ = rustix::process::setsid();
-        for fd in &kept {
-            // SAFETY: the caller promises that the descriptor is open.
-            let fd = unsafe { BorrowedFd::borrow_raw(*fd) };
-            rustix::io::fcntl_setfd(fd, FdFlags::empty())?;
-        }
-        Ok(())
-    };
-    // SAFETY: between fork and exec only system calls are made, without locks and without taking or giving back memory.
-    unsafe { command.pre_exec(ask) };
 }
 
 /// Takes a descriptor that was inherited under this number, and keeps it from being inherited further.

@@ -187,7 +187,7 @@ impl Surveyor {
         let mut scratch = vec![0u8; SCRATCH_BYTES];
         let mut swaps = Swaps::open();
         crate::threads::start(
-            "floe-survey",
+            c"floe-survey",
             STACK_BYTES,
             Box::new(move || {
                 surveyor.started.one();

@@ -33,7 +33,6 @@ use std::fmt;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
@@ -41,6 +40,7 @@ use rustix::io::Errno;
 use crate::device::{Access, Device};
 use crate::mounts::{DevId, Roots};
 use crate::sys::memory::Pages;
+use crate::threads::{self, Started};
 use crate::units::{BlockSize, round_down};
 pub use instance::Reserved;
 use instance::{EVENTS, Instance, Open};
@@ -124,7 +124,7 @@ pub struct Leftover {
 #[derive(Debug)]
 pub struct Tracer {
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
+    thread: Option<Started>,
 }
 
 #[derive(Debug)]
@@ -210,11 +210,8 @@ impl Tracer {
                 std::thread::park_timeout(if seen { PAUSE_BUSY } else { PAUSE_IDLE });
             }
         };
-        let thread = std::thread::Builder::new()
-            .name("floe-trace".to_owned())
-            .stack_size(STACK_BYTES)
-            .spawn(reader)
-            .map_err(|error| Untraced(format!("no thread can be started: {error}")))?;
+        let thread = threads::start(c"floe-trace", STACK_BYTES, Box::new(reader))
+            .map_err(|errno| Untraced::io("no thread can be started", errno))?;
         self.thread = Some(thread);
         Ok(())
     }
@@ -262,8 +259,8 @@ impl Drop for Tracer {
     fn drop(&mut self) {
         self.shared.ended.store(true, Ordering::SeqCst);
         if let Some(thread) = self.thread.take() {
-            thread.thread().unpark();
-            let _ = thread.join();
+            thread.unpark();
+            thread.join();
         }
         // The instance goes with the last owner of `shared`: us.
     }

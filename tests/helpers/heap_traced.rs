@@ -2,6 +2,8 @@
 //!
 //! For `tests/it/freeze/dump_window.rs` only: it proves that nothing is allocated or freed between FIFREEZE and FITHAW.
 
+#![no_main]
+
 use std::alloc::{GlobalAlloc, Layout, System};
 
 struct Traced;
@@ -30,6 +32,4 @@ unsafe impl GlobalAlloc for Traced {
 #[global_allocator]
 static HEAP: Traced = Traced;
 
-fn main() -> std::process::ExitCode {
-    floe::main(std::env::args_os().collect())
-}
+floe::entry!(floe::main);

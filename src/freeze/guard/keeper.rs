@@ -4,7 +4,6 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering;
-use std::thread::Thread;
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
@@ -15,12 +14,12 @@ use rustix::process::{Pid, Signal};
 
 use super::worker::{Worker, all_apart};
 use super::{
-    Cgroups, Fired, Form, Group, Leftover, Limits, NAME, Order, Phase, State, THAW_TURN_US, Target,
+    Cgroups, Fired, Form, Group, Leftover, Limits, Order, Phase, State, THAW_TURN_US, Target,
     micros, now_us,
 };
 use crate::sys::shared::{Board, Slot};
 use crate::sys::{lock, process};
-use crate::threads;
+use crate::threads::{self, Started};
 
 /// Comes when the thread of floe that started us dies. It is SIGCONT because that also wakes a guardian that somebody stopped.
 /// floe sends it too, to one that does not beat; so it says nothing by itself, and we look ([`Keeper::floe_is_gone`]).
@@ -105,7 +104,7 @@ struct Keeper {
     board: &'static Board,
     slots: &'static [Slot],
     targets: &'static [Target],
-    workers: Vec<Thread>,
+    workers: Vec<Started>,
     orders: OwnedFd,
     replies: OwnedFd,
     signals: OwnedFd,
@@ -175,7 +174,7 @@ impl Keeper {
                 wake: wake.as_fd(),
             };
             let work = Box::new(move || -> () { worker.run() });
-            let thread = threads::start(NAME, WORKER_STACK_BYTES, work);
+            let thread = threads::start(c"thaw-guard", WORKER_STACK_BYTES, work);
             workers.push(thread.map_err(|_| Errno::AGAIN)?);
         }
         if all_apart(workers.len()) {

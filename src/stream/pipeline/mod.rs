@@ -35,6 +35,7 @@ mod place;
 mod read;
 
 use std::collections::VecDeque;
+use std::ffi::CStr;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -442,14 +443,14 @@ impl Pipeline {
             places,
             frames: matches!(sink, Outlet::Frames(_)),
         }));
-        let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
+        let spawn = |name: &'static CStr, work: Box<dyn FnOnce() + Send>| {
             crate::threads::start(name, STACK_BYTES, work)
                 .map(drop)
                 .map_err(|_| Fault::short("start a thread"))
         };
         for _ in 0..READERS {
             spawn(
-                "floe-read",
+                c"floe-read",
                 Box::new(move || {
                     shared.started.one();
                     shared.reader();
@@ -463,7 +464,7 @@ impl Pipeline {
                 Some(_) => None,
             };
             spawn(
-                "floe-work",
+                c"floe-work",
                 Box::new(move || {
                     shared.started.one();
                     match (&mut worker, places) {
@@ -476,7 +477,7 @@ impl Pipeline {
             )?;
         }
         spawn(
-            "floe-emit",
+            c"floe-emit",
             Box::new(move || {
                 shared.started.one();
                 match sink {

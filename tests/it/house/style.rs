@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 /// The modules from the bottom to the top: one may use those before it, never those after it (`src/lib.rs`).
 const LAYERS: &[&[&str]] = &[
     &["error"],
-    &["threads"],
     &["units", "layout", "crc", "utc"],
     &["json"],
     &["map"],
     &["sys"],
+    &["threads"],
     &["device"],
     &["signals", "report", "help", "cli"],
     &["overlay"],
