@@ -5,6 +5,7 @@
 pub mod golden;
 
 use crate::cli::table::{self, Row, Taken};
+use crate::features;
 
 /// One verb: name, arguments, what it does, and its help around the options.
 pub struct Verb {
@@ -14,7 +15,8 @@ pub struct Verb {
     pub arguments: &'static str,
     /// What it does, in a few words.
     pub line: &'static str,
-    /// What `floe VERB --help` prints before the options, and after a line `---` what it prints after them.
+    /// What `floe VERB --help` prints before the options, and after a line `---` what it prints after them; empty for a verb that
+    /// was left out.
     pub text: &'static str,
 }
 
@@ -36,13 +38,13 @@ pub const VERBS: &[Verb] = &[
         name: "clone",
         arguments: "SOURCE=TARGET…",
         line: "live copy of active filesystems onto standby devices",
-        text: CLONE,
+        text: if features::CLONE { CLONE } else { "" },
     },
     Verb {
         name: "create",
         arguments: "NAME=SOURCE…",
         line: "several filesystems, frozen together, as one .zip with metadata",
-        text: CREATE,
+        text: if features::SNAPSHOTS { CREATE } else { "" },
     },
     Verb {
         name: "show",
@@ -60,31 +62,31 @@ pub const VERBS: &[Verb] = &[
         name: "list",
         arguments: "[DIR | HOST]",
         line: "the snapshots kept in a folder, or on a board",
-        text: LIST,
+        text: if features::SNAPSHOTS { LIST } else { "" },
     },
     Verb {
         name: "delete",
         arguments: "NAME…",
         line: "snapshots of the store go",
-        text: DELETE,
+        text: if features::SNAPSHOTS { DELETE } else { "" },
     },
     Verb {
         name: "artifact",
         arguments: "IMAGE",
         line: "wrap an image into a Mender artifact (.mender)",
-        text: ARTIFACT,
+        text: if features::HOST { ARTIFACT } else { "" },
     },
     Verb {
         name: "pull",
         arguments: "HOST…",
         line: "images and snapshots from boards over ssh, many at a time",
-        text: PULL,
+        text: if features::HOST { PULL } else { "" },
     },
     Verb {
         name: "push",
         arguments: "FILE HOST TARGET…",
         line: "restore an image or snapshot on a board over ssh, or keep it there",
-        text: PUSH,
+        text: if features::HOST { PUSH } else { "" },
     },
     Verb {
         name: "thaw",
@@ -283,11 +285,14 @@ When not even this can be started, SysRq-j thaws everything: echo j > /proc/sysr
 
 /// `floe --version`.
 pub fn version() -> String {
-    format!(
-        "floe {} {}\n",
-        env!("CARGO_PKG_VERSION"),
-        env!("FLOE_TARGET")
-    )
+    let mut out = ["floe ", env!("CARGO_PKG_VERSION"), " ", env!("FLOE_TARGET")].concat();
+    out.push_str("\nwith: ext");
+    for name in features::names() {
+        out.push(' ');
+        out.push_str(name);
+    }
+    out.push('\n');
+    out
 }
 
 /// `floe --help`.
@@ -295,7 +300,7 @@ pub fn overview() -> String {
     let mut out = String::from(
         "floe: consistent images of a running Linux device, through a pipe\n\nUsage: floe VERB …   (floe help VERB tells more)\n\n",
     );
-    for verb in VERBS {
+    for verb in VERBS.iter().filter(|verb| !verb.text.is_empty()) {
         let names = ["  ", verb.name, " ", verb.arguments].concat();
         entry(&mut out, &names, verb.line);
     }
@@ -305,7 +310,9 @@ pub fn overview() -> String {
 
 /// Whether there is such a verb.
 pub fn is_verb(name: &str) -> bool {
-    VERBS.iter().any(|verb| verb.name == name)
+    VERBS
+        .iter()
+        .any(|verb| verb.name == name && !verb.text.is_empty())
 }
 
 /// `floe VERB --help`; the overview for an unknown name.

@@ -23,6 +23,7 @@
 //! | [`json`] | a small strict JSON reader |
 //! | [`map`] | one bit a block: the used map |
 //! | [`sys`] | the only place that may say `unsafe`: one file for each kernel or libc concept |
+//! | [`features`] | what this executable was built with |
 //! | [`threads`] | threads and queues that are compiled once |
 //! | [`device`] | `ReadAt`, `WriteAt`, and `Device`: a block device with O_DIRECT, or a file |
 //! | [`signals`], [`report`], [`help`], [`cli`] | what a person types and reads; signals that wait to be taken |
@@ -71,6 +72,7 @@ pub mod content;
 pub mod crc;
 pub mod device;
 pub mod error;
+pub mod features;
 pub mod freeze;
 pub mod fs;
 pub mod golden;

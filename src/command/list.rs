@@ -16,6 +16,7 @@ use crate::board::ssh::{Host, Patience, Pipes};
 use crate::cli::{Args, Common, Item};
 use crate::config;
 use crate::error::{Error, Result};
+use crate::features;
 use crate::report::{self, JsonObject, ReportFile};
 use crate::snapshot::kept::Kept;
 use crate::snapshot::machine;
@@ -62,7 +63,11 @@ pub fn parse(mut args: Args) -> Result<Options> {
 pub fn run(options: Options) -> Result<()> {
     let folder = match &options.folder {
         Some(folder) => match host(folder) {
-            Some(host) => return far(options, host),
+            Some(host) if features::HOST => return far(options, host),
+            Some(_) => {
+                let why = features::without_verb("pull").unwrap_or_default();
+                return Err(Error::refused(format_args!("{}: {why}", folder.display())));
+            }
             None => PathBuf::from(folder),
         },
         None => config::store()?.unwrap_or_default(),

@@ -19,7 +19,7 @@ use std::ffi::{OsStr, OsString};
 
 use crate::cli::{self, Args, Item};
 use crate::error::{Error, Result};
-use crate::help;
+use crate::{features, help};
 
 /// Runs the command line: the program's name (which may be one that Mender's tools look for), the verb and its arguments.
 pub fn run(arguments: Vec<OsString>) -> Result<()> {
@@ -41,16 +41,16 @@ pub fn run(arguments: Vec<OsString>) -> Result<()> {
         Some("version") => Err(Error::answer(help::version())),
         Some("dump") => dump::run(dump::parse(args("dump"))?),
         Some("restore") => restore::run(restore::parse(args("restore"))?),
-        Some("clone") => clone::run(clone::parse(args("clone"))?),
-        Some("create") => create::run(create::parse(args("create"))?),
+        Some("clone") if features::CLONE => clone::run(clone::parse(args("clone"))?),
+        Some("create") if features::SNAPSHOTS => create::run(create::parse(args("create"))?),
         Some("show") => show::run(show::parse(args("show"))?),
         Some("verify") => verify::run(verify::parse(args("verify"))?),
-        Some("delete") => delete::run(delete::parse(args("delete"))?),
-        Some("list") => list::run(list::parse(args("list"))?),
-        Some("artifact") => artifact::run(artifact::parse(args("artifact"))?),
-        Some("pull") => pull::run(pull::parse(args("pull"))?),
-        Some("push") => push::run(push::parse(args("push"))?),
-        Some("kept") => kept::run(kept::parse(args("kept"))?),
+        Some("delete") if features::SNAPSHOTS => delete::run(delete::parse(args("delete"))?),
+        Some("list") if features::SNAPSHOTS => list::run(list::parse(args("list"))?),
+        Some("artifact") if features::HOST => artifact::run(artifact::parse(args("artifact"))?),
+        Some("pull") if features::HOST => pull::run(pull::parse(args("pull"))?),
+        Some("push") if features::HOST => push::run(push::parse(args("push"))?),
+        Some("kept") if features::SNAPSHOTS => kept::run(kept::parse(args("kept"))?),
         Some("thaw") => thaw::run(thaw::parse(args("thaw"))?),
         _ => Err(unknown(&verb)),
     };
@@ -74,6 +74,10 @@ fn help(args: &mut Args) -> Error {
 }
 
 fn unknown(verb: &OsStr) -> Error {
+    let name = verb.to_str().unwrap_or_default();
+    if let Some(why) = features::without_verb(name) {
+        return Error::refused(format_args!("{name}: {why}; floe --version says with what"));
+    }
     let mut verbs = help::VERBS.iter().map(|verb| verb.name);
     let meant = cli::meant(verb.to_str().unwrap_or_default(), &mut verbs);
     cli::usage("", format_args!("unknown verb '{}'{meant}", verb.display()))

@@ -8,6 +8,7 @@ use std::time::Instant;
 use crate::cli::{Args, Item};
 use crate::config::pairs::split_pair;
 use crate::error::{Error, NOTHING_WRITTEN, Result};
+use crate::features;
 use crate::put::grow;
 use crate::put::image::{Any, Image, Opened};
 use crate::put::job::{Job, Options, Shared, figures, last_line, left_alone, supervise};
@@ -114,7 +115,7 @@ pub fn run(options: Options) -> Result<()> {
         _ => None,
     };
     let opened = framed::open(&options.image, near).map_err(nothing)?;
-    if opened.format == Format::Zip {
+    if features::SNAPSHOTS && opened.format == Format::Zip {
         return unpack::run(&options, opened, Vec::new(), report.as_mut(), start);
     }
     let target = match options.targets.as_slice() {

@@ -12,6 +12,7 @@ use crate::cli::{Args, Common, Item};
 use crate::content::foreign;
 use crate::device::{Device, ReadAt};
 use crate::error::{Error, Fault, Result};
+use crate::features;
 use crate::fs::{self, Coverage, Identity, Kind, Still, UsedMap, Walk};
 use crate::mounts::{Holding, Means, Source, System};
 use crate::put::image::{Any, Content, Image};
@@ -60,7 +61,7 @@ pub fn run(options: Options) -> Result<()> {
     if options.identity {
         return identity(&options);
     }
-    if packed(path)? == Some(Format::Zip) {
+    if features::SNAPSHOTS && packed(path)? == Some(Format::Zip) {
         let kept = Kept::look(path.to_owned());
         if let Some(error) = kept.unknown() {
             return Err(error);

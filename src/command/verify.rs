@@ -4,6 +4,7 @@ use std::ffi::OsString;
 
 use crate::cli::{Args, Common, Item};
 use crate::error::Result;
+use crate::features;
 use crate::put::image::{self, Any, Image, Opened};
 use crate::report::{self, Bytes, JsonObject, Progress, ReportFile};
 use crate::snapshot::archive::Bundle;
@@ -45,7 +46,7 @@ pub fn run(options: Options) -> Result<()> {
     let start = std::time::Instant::now();
     let mut line = Progress::new(&options.common);
     let opened = framed::open(&kept::path_of(&options.path)?, None)?;
-    if opened.format == Format::Zip {
+    if features::SNAPSHOTS && opened.format == Format::Zip {
         return snapshot(opened, &options, report.as_mut(), start);
     }
     let mut found = Image::read(opened, options.any)?;

@@ -10,6 +10,7 @@ use heapless::String;
 use super::{Identity, Kind, Reader, Still, UsedMap, Verdict, Walk, read_array, text};
 use crate::device::ReadAt;
 use crate::error::Fault;
+use crate::features;
 use crate::layout;
 use crate::layout::le;
 use crate::units::{Extent, to_u64, to_usize};
@@ -18,7 +19,7 @@ use crate::units::{Extent, to_u64, to_usize};
 pub(super) const READER: Reader = Reader {
     kinds: &[Kind::Fat12, Kind::Fat16, Kind::Fat32],
     probe,
-    walk: Some(walk),
+    walk: if features::FAT { Some(walk) } else { None },
     witness,
 };
 

@@ -7,6 +7,7 @@
 use super::{Kind, ext, fat, swap, xfs};
 use crate::device::ReadAt;
 use crate::error::Fault;
+use crate::features;
 
 /// Takes bytes for an offset.
 pub type Write<'a> = dyn FnMut(u64, &[u8]) -> Result<(), Fault> + 'a;
@@ -18,11 +19,16 @@ pub fn change(
     uuid: &[u8; 16],
     write: &mut Write<'_>,
 ) -> Result<(), Fault> {
+    if let Some(why) = features::without_filesystem(kind.name()) {
+        return Err(Fault::refused(why));
+    }
     match kind {
         Kind::Ext2 | Kind::Ext3 | Kind::Ext4 => ext::change_uuid(device, uuid, write),
-        Kind::Fat12 | Kind::Fat16 | Kind::Fat32 => fat::change_serial(device, uuid, write),
+        Kind::Fat12 | Kind::Fat16 | Kind::Fat32 if features::FAT => {
+            fat::change_serial(device, uuid, write)
+        }
         Kind::Swap => swap::change_uuid(device, uuid, write),
-        Kind::Xfs => xfs::change_uuid(device, uuid, write),
+        Kind::Xfs if features::XFS => xfs::change_uuid(device, uuid, write),
         Kind::Btrfs => Err(Fault::refused(
             "its metadata is known by the uuid; btrfstune -m on the unmounted copy changes it",
         )),
@@ -34,7 +40,7 @@ pub fn change(
 pub fn can_change(device: &dyn ReadAt, kind: Kind) -> Result<(), Fault> {
     match kind {
         // The log of what is in use is dirty; that of the copy will not be.
-        Kind::Xfs => xfs::can_change_uuid(device).map(|_| ()),
+        Kind::Xfs if features::XFS => xfs::can_change_uuid(device).map(|_| ()),
         _ => change(device, kind, &[0x5a; 16], &mut |_, _| Ok(())),
     }
 }

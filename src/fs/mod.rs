@@ -22,6 +22,7 @@ use heapless::String;
 
 use crate::device::ReadAt;
 use crate::error::Fault;
+use crate::features;
 pub use crate::map::UsedMap;
 use crate::units::{to_u64, to_usize};
 use earlier::Known;
@@ -355,9 +356,11 @@ pub fn walk(
     }
     match reader_of(identity.kind).and_then(|reader| reader.walk) {
         Some(function) => function(identity, still, walk, map),
-        None => Ok(Verdict::whole(Fault::unsupported(
-            "no used-block map for this format",
-        ))),
+        None => {
+            let missed = features::without_filesystem(identity.kind.name());
+            let why = missed.unwrap_or("no used-block map for this format");
+            Ok(Verdict::whole(Fault::unsupported(why)))
+        }
     }
 }
 

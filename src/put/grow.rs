@@ -8,6 +8,7 @@ use std::path::Path;
 
 use crate::device::{Access, Device, ReadAt};
 use crate::error::{Error, Exit, Fault, Result};
+use crate::features;
 use crate::fs::{self, Identity, Kind};
 use crate::layout::{be, le};
 use crate::mounts::{DevId, Roots};
@@ -26,6 +27,9 @@ pub fn check(shown: &Path, device: Option<DevId>, filesystem: &str, uuid: &str) 
         (None, _) => "needs a block device as the target",
         (_, "ext2" | "ext3" | "ext4") if !may_resize_ext() => {
             "of ext4 needs the capability CAP_SYS_RESOURCE, which this process lacks"
+        }
+        (_, name) if features::without_filesystem(name).is_some() => {
+            features::without_filesystem(name).unwrap_or_default()
         }
         (_, "ext2" | "ext3" | "ext4" | "xfs" | "btrfs") => "",
         (_, "gpt" | "mbr") => "grows one filesystem, and this image is a whole disk",

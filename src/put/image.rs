@@ -11,6 +11,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{FileType, Mode, OFlags, SeekFrom};
 
 use crate::error::{Error, Exit, Fault, FaultKind, Result};
+use crate::features;
 use crate::report::{Progress, Step};
 use crate::stream::artifact::{self, Labels};
 use crate::stream::copy::{BUFFER_BYTES, Ended};
@@ -108,9 +109,10 @@ impl Image {
         let fail = |fault| image_error(&subject, fault);
         let (reader, artifact) = match format {
             Format::Zip => {
-                return Err(Error::refused(format_args!(
-                    "{subject}: is a snapshot, not an image"
-                )));
+                return Err(Error::refused(match features::SNAPSHOTS {
+                    true => format!("{subject}: is a snapshot, not an image"),
+                    false => format!("{subject}: {}", features::WITHOUT_SNAPSHOTS),
+                }));
             }
             Format::Frames => {
                 return Err(Error::corrupt(format_args!(

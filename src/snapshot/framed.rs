@@ -127,8 +127,8 @@ impl Standard {
             };
             *told.lock().unwrap_or_else(PoisonError::into_inner) = Some(fault);
         };
-        crate::threads::start("order", 256 * 1024, Box::new(work))
-            .map_err(|error| Fault::short("start a thread").with_errno(error.raw_os_error()))?;
+        crate::threads::start(c"order", 256 * 1024, Box::new(work))
+            .map_err(|errno| Fault::io("start a thread", errno))?;
         Ok(Self {
             pipe: pipe.into(),
             failed,

@@ -10,6 +10,7 @@ use rustix::fs::FlockOperation;
 
 use crate::config;
 use crate::error::{Error, Exit, Result};
+use crate::features;
 use crate::report::{Bytes, JsonObject, clean};
 use crate::snapshot::archive::{self, Catalog};
 use crate::snapshot::machine;
@@ -48,7 +49,11 @@ impl State {
 
 /// The path that `name` means: one that is there, or else a snapshot of the store by its name or as `latest`.
 pub fn path_of(name: &OsStr) -> Result<OsString> {
-    if name == "-" || name.as_bytes().contains(&b'/') || Path::new(name).exists() {
+    if !features::SNAPSHOTS
+        || name == "-"
+        || name.as_bytes().contains(&b'/')
+        || Path::new(name).exists()
+    {
         return Ok(name.to_owned());
     }
     let Some(folder) = config::store()? else {

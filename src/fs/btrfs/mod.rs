@@ -23,6 +23,7 @@ use heapless::String;
 use super::{Identity, Kind, Reader, Still, UsedMap, Verdict, Walk};
 use crate::device::ReadAt;
 use crate::error::{Fault, FaultKind};
+use crate::features;
 use crate::layout::le;
 use crate::units::{Extent, to_u64};
 use chunks::{Chunk, Chunks, IN_TREE};
@@ -52,7 +53,7 @@ const SIDE_BYTES: usize = 192 * 1024;
 pub const READER: Reader = Reader {
     kinds: &[Kind::Btrfs],
     probe,
-    walk: Some(walk),
+    walk: if features::BTRFS { Some(walk) } else { None },
     witness,
 };
 

@@ -18,6 +18,7 @@ mod tests;
 use crate::crc::crc32;
 use crate::device::ReadAt;
 use crate::error::{Fault, FaultKind};
+use crate::features;
 use crate::fs::{Identity, Kind, Reader, Still, Verdict, Walk, uuid_text};
 use crate::layout::le;
 use crate::map::UsedMap;
@@ -27,7 +28,7 @@ use crate::units::{BlockSize, Extent, to_u64, to_usize};
 pub const READER: Reader = Reader {
     kinds: &[Kind::F2fs],
     probe,
-    walk: Some(walk),
+    walk: if features::F2FS { Some(walk) } else { None },
     witness,
 };
 

@@ -26,6 +26,7 @@ use self::superblock::Superblock;
 pub use self::uuid::{can_change_uuid, change_uuid};
 use crate::device::ReadAt;
 use crate::error::{Fault, FaultKind};
+use crate::features;
 use crate::fs::earlier::Known;
 use crate::fs::{Identity, Kind, Reader, Still, Verdict, Walk, text, uuid_text};
 use crate::map::UsedMap;
@@ -35,7 +36,7 @@ use crate::units::{Extent, to_usize};
 pub const READER: Reader = Reader {
     kinds: &[Kind::Xfs],
     probe,
-    walk: Some(walk),
+    walk: if features::XFS { Some(walk) } else { None },
     witness,
 };
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 /// The modules from the bottom to the top: one may use those before it, never those after it (`src/lib.rs`).
 const LAYERS: &[&[&str]] = &[
     &["error"],
+    &["features"],
     &["units", "layout", "crc", "utc"],
     &["json"],
     &["map"],

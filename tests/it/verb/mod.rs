@@ -17,6 +17,7 @@ mod progress;
 mod pull;
 mod push;
 mod restore;
+mod sets;
 mod show;
 mod snapshots;
 mod store;
