@@ -327,7 +327,7 @@ pub fn verb(name: &str) -> String {
     fill(&mut out, before);
     options(&mut out, name, Taken::Here);
     handed_on(&mut out, name);
-    if matches!(name, "dump" | "create" | "clone") {
+    if features::GOLDEN && matches!(name, "dump" | "create" | "clone") {
         out.push_str("\nWhat --golden empties:\n");
         for item in golden::LIST {
             fill(&mut out, &["  ", item.path].concat());
@@ -355,7 +355,10 @@ fn options(out: &mut String, verb: &str, taken: Taken) {
     for row in table::rows() {
         if row.heading().is_some() {
             heading = row.heading();
-        } else if row.taken_by(verb) == Some(taken) && !row.help.is_empty() {
+        } else if row.taken_by(verb) == Some(taken)
+            && !row.help.is_empty()
+            && row.names().all(|name| features::without(name).is_none())
+        {
             if let Some(text) = heading.take() {
                 out.push('\n');
                 out.push_str(text);

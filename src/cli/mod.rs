@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::error::{Error, Result};
+use crate::features;
 use crate::help;
 
 use self::table::{Taken, Takes};
@@ -103,7 +104,12 @@ impl Args {
             match (found.name, found.taken) {
                 ("--help", _) => return Err(Error::answer(help::verb(self.verb))),
                 ("--version", _) => return Err(Error::answer(help::version())),
-                (name, Taken::Here) => return Ok(Some(Item::Option(name))),
+                (name, Taken::Here) => {
+                    return match features::without(name) {
+                        Some(why) => Err(Error::refused(format_args!("{name}: {why}"))),
+                        None => Ok(Some(Item::Option(name))),
+                    };
+                }
                 (name, Taken::HandedOn) => {
                     self.handed_names.push(name);
                     self.handed_on.push(name.into());

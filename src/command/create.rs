@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use crate::cli::{Args, Common, Item};
 use crate::error::{Error, Fault, Result};
+use crate::features;
 use crate::mounts::System;
 use crate::put::image;
 use crate::report::Told;
@@ -379,7 +380,7 @@ fn create(options: &Options, start: Instant) -> Result<Done> {
     let (images, front, time_s) = (paths(&snapshot), front(&snapshot, disk), snapshot.time_s);
     let consistent = options::weakest(&sources);
     let (told_end, sums, ends) = (Arc::clone(&told), Arc::clone(&known), Arc::clone(&totals));
-    let make: Make = match options.streaming.frames {
+    let make: Make = match features::FRAMES && options.streaming.frames {
         false => Box::new(move || {
             let ending = ending(consistent, told_end, sums);
             let emit = ZipEmitter::new(output, time_s, &front, images, ending, ends)?;

@@ -10,6 +10,7 @@ use rustix::fs::FileType;
 
 use crate::cli::{Args, Common, Item};
 use crate::error::{Error, Fault, Result};
+use crate::features;
 use crate::fs::Coverage;
 use crate::mounts::{DevId, System};
 use crate::put::image;
@@ -243,7 +244,7 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
     };
     let as_it_is = prepared.as_it_is.is_some();
     let told: Arc<Mutex<Option<Figures>>> = Arc::default();
-    let sink = match options.streaming.frames {
+    let sink = match features::FRAMES && options.streaming.frames {
         true => {
             wait_writable(&sink, options.streaming.wait_sink, &ready.signals)?;
             let mut header = options::frames_header(&sources, std::iter::once("image"));

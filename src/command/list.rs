@@ -65,7 +65,7 @@ pub fn run(options: Options) -> Result<()> {
         Some(folder) => match host(folder) {
             Some(host) if features::HOST => return far(options, host),
             Some(_) => {
-                let why = features::without_verb("pull").unwrap_or_default();
+                let why = features::without("pull").unwrap_or_default();
                 return Err(Error::refused(format_args!("{}: {why}", folder.display())));
             }
             None => PathBuf::from(folder),

@@ -75,7 +75,7 @@ fn help(args: &mut Args) -> Error {
 
 fn unknown(verb: &OsStr) -> Error {
     let name = verb.to_str().unwrap_or_default();
-    if let Some(why) = features::without_verb(name) {
+    if let Some(why) = features::without(name) {
         return Error::refused(format_args!("{name}: {why}; floe --version says with what"));
     }
     let mut verbs = help::VERBS.iter().map(|verb| verb.name);

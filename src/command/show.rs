@@ -58,7 +58,7 @@ pub fn run(options: Options) -> Result<()> {
     let path = kept::path_of(&options.path)?;
     let options = Options { path, ..options };
     let path = Path::new(&options.path);
-    if options.identity {
+    if features::GOLDEN && options.identity {
         return identity(&options);
     }
     if features::SNAPSHOTS && packed(path)? == Some(Format::Zip) {

@@ -19,7 +19,7 @@ pub fn change(
     uuid: &[u8; 16],
     write: &mut Write<'_>,
 ) -> Result<(), Fault> {
-    if let Some(why) = features::without_filesystem(kind.name()) {
+    if let Some(why) = features::without(kind.name()) {
         return Err(Fault::refused(why));
     }
     match kind {

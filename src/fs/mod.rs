@@ -357,7 +357,7 @@ pub fn walk(
     match reader_of(identity.kind).and_then(|reader| reader.walk) {
         Some(function) => function(identity, still, walk, map),
         None => {
-            let missed = features::without_filesystem(identity.kind.name());
+            let missed = features::without(identity.kind.name());
             let why = missed.unwrap_or("no used-block map for this format");
             Ok(Verdict::whole(Fault::unsupported(why)))
         }

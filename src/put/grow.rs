@@ -28,8 +28,8 @@ pub fn check(shown: &Path, device: Option<DevId>, filesystem: &str, uuid: &str) 
         (_, "ext2" | "ext3" | "ext4") if !may_resize_ext() => {
             "of ext4 needs the capability CAP_SYS_RESOURCE, which this process lacks"
         }
-        (_, name) if features::without_filesystem(name).is_some() => {
-            features::without_filesystem(name).unwrap_or_default()
+        (_, name) if features::without(name).is_some() => {
+            features::without(name).unwrap_or_default()
         }
         (_, "ext2" | "ext3" | "ext4" | "xfs" | "btrfs") => "",
         (_, "gpt" | "mbr") => "grows one filesystem, and this image is a whole disk",

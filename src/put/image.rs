@@ -111,7 +111,10 @@ impl Image {
             Format::Zip => {
                 return Err(Error::refused(match features::SNAPSHOTS {
                     true => format!("{subject}: is a snapshot, not an image"),
-                    false => format!("{subject}: {}", features::WITHOUT_SNAPSHOTS),
+                    false => format!(
+                        "{subject}: {}",
+                        features::without(".zip").unwrap_or_default()
+                    ),
                 }));
             }
             Format::Frames => {

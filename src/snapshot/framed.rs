@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rustix::pipe::PipeFlags;
 
 use crate::error::{Error, Fault, Result};
+use crate::features;
 use crate::json::{self, Value};
 use crate::put::image::{Opened, image_error};
 use crate::snapshot::{CHECKSUMS, CHECKSUMS_SHA256, Checksum, Checksums, image_name, sha256_line};
@@ -64,7 +65,7 @@ pub fn closing<'a>(
 /// file to come, or where temporary files are.
 pub fn open(path: &OsStr, near: Option<&Path>) -> Result<Opened> {
     let mut opened = Opened::open(path)?;
-    if opened.format != Format::Frames {
+    if !features::FRAMES || opened.format != Format::Frames {
         return Ok(opened);
     }
     let fail = |fault| image_error(&opened.subject, fault);

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use super::source::{Prepared, Reading, Wishes};
 use crate::cli::Args;
 use crate::error::{Error, NOTHING_WRITTEN, Result};
+use crate::features;
 use crate::fs::Kind;
 use crate::fs::files::{Emptying, Pattern, can_empty};
 use crate::golden;
@@ -77,7 +78,7 @@ impl Wanted {
 
     /// What is to be done for these sources; refused where it cannot be done for each filesystem that may hold such files.
     pub fn emptying(&self, sources: &[Prepared]) -> Result<Emptying> {
-        if !self.any() {
+        if !features::GOLDEN || !self.any() {
             return Ok(Emptying::default());
         }
         let mut any = false;

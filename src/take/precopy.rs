@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::device::DeviceKind;
+use crate::features;
 use crate::freeze::{Leftover, Method, Target};
 use crate::mounts::{DevId, System};
 use crate::stream::pipeline;
@@ -59,7 +60,7 @@ pub struct Watch {
 impl Watch {
     /// `None` where pre-copy is not wanted, or nothing would be frozen. Before the guardian starts.
     pub fn start(sources: &[Prepared], targets: &[Target], wanted: Wanted) -> Option<Self> {
-        if wanted == Wanted::Off || targets.is_empty() {
+        if !features::PRECOPY || wanted == Wanted::Off || targets.is_empty() {
             return None;
         }
         let pieces = || sources.iter().flat_map(|source| &source.pieces);
@@ -101,7 +102,7 @@ impl Watch {
 
     /// Starts the trace, and to read along. After the guardian has started, which wants one thread and outlives us.
     pub fn follow(&mut self, system: &System) {
-        let Some((reserved, watched)) = self.awaited.take() else {
+        let Some((reserved, watched)) = self.awaited.take().filter(|_| features::PRECOPY) else {
             return;
         };
         let tracer = BlockSize::from_bytes(CHUNK_BYTES)
@@ -130,7 +131,7 @@ impl Watch {
     /// Whether every write up to now is marked. Once it says no it always does. No heap.
     pub fn is_complete(&self, limit: Duration) -> bool {
         let tracer = self.tracer.as_ref();
-        tracer.is_some_and(|tracer| tracer.drain(limit).is_ok())
+        features::PRECOPY && tracer.is_some_and(|tracer| tracer.drain(limit).is_ok())
     }
 
     /// After a trial.

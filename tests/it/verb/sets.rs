@@ -54,6 +54,28 @@ fn a_verb_is_there_with_its_feature_and_refused_by_name_without() {
     }
 }
 
+#[test]
+fn an_option_that_was_left_out_is_refused_by_name_and_not_shown() {
+    require_floe!();
+    let features = features();
+    for (feature, verb, option) in [
+        ("golden", "dump", "--golden"),
+        ("golden", "show", "--identity"),
+        ("frames", "dump", "--frames"),
+    ] {
+        let is_there = features.iter().any(|name| name == feature);
+        let help = floe(&[verb, "--help"]).expect_code(0).stdout_text();
+        let shown = help
+            .lines()
+            .any(|line| line.trim_start().starts_with(option));
+        assert_eq!(shown, is_there, "{option}: {help}");
+        let run = floe(&[verb, option, "/nowhere"]);
+        let line = format!("floe: {option}: this floe was built without ");
+        let by_name = run.stderr_text().starts_with(&line);
+        assert_eq!((by_name, run.code), (!is_there, Some(4)), "{run}");
+    }
+}
+
 fn make(kind: &str, options: &[&str], image: &Path) {
     let file = std::fs::File::create(image).expect("create");
     file.set_len(512 << 20).expect("length");
