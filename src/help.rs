@@ -48,8 +48,8 @@ pub const VERBS: &[Verb] = &[
     },
     Verb {
         name: "show",
-        arguments: "PATH",
-        line: "what this device, mount, image or snapshot is",
+        arguments: "[PATH]",
+        line: "what could be imaged here; or what this device, mount or image is",
         text: SHOW,
     },
     Verb {
@@ -202,10 +202,12 @@ Exit: 0 deleted; 1 failed; 2 wrong command line; 4 refused, nothing was deleted.
 ";
 
 const SHOW: &str = "\
-floe show PATH: what a device, a mounted filesystem, an image or a snapshot is, and what a dump of it would read
+floe show [PATH]: what a device, a mounted filesystem, an image or a snapshot is, and what a dump of it would read
 
-Prints filesystem, size, used space, uuid, label, and whether it can be frozen. Only reads, and never freezes: for a mounted
-filesystem the figures are estimates. Of a gzip image only the beginning is unpacked.
+Without PATH a table of every filesystem and disk here that could be imaged. Of a disk, or the image of one, its partitions. USED is
+what a dump would read. Only reads, and never freezes: of what is mounted that is an estimate. Of a packed image only the beginning is
+unpacked, and used is what its superblock says. Whether something is frozen the kernel tells nobody: 'a floe takes its image' says
+that its guardian is there.
 ---
 ";
 

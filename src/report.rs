@@ -118,12 +118,45 @@ pub fn end(error: Error) -> u8 {
             exit.code()
         }
         Ending::Silent(exit) => exit.code(),
+        Ending::Answer(text) if text.is_empty() => 0,
         Ending::Answer(text) => match print(text) {
             Ok(()) => 0,
             Err(error) => end(error),
         },
         Ending::Signal(number) => crate::sys::process::die_by(*number),
     }
+}
+
+/// A table: columns as wide as what stands in them, those that `right` names to the right; nothing where there are no rows.
+pub fn table<const N: usize>(head: [&str; N], right: &[usize], rows: Vec<[String; N]>) -> String {
+    let rows: Vec<&[String]> = rows.iter().map(|row| &row[..]).collect();
+    lay_out(&head, right, &rows)
+}
+
+fn lay_out(head: &[&str], right: &[usize], rows: &[&[String]]) -> String {
+    let mut out = String::new();
+    if rows.is_empty() {
+        return out;
+    }
+    let mut widths: Vec<usize> = head.iter().map(|cell| cell.chars().count()).collect();
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(*row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let head: Vec<String> = head.iter().map(|cell| (*cell).to_owned()).collect();
+    for row in std::iter::once(&&head[..]).chain(rows) {
+        let mut line = String::new();
+        for (at, (cell, width)) in row.iter().zip(&widths).enumerate() {
+            let _ = match right.contains(&at) {
+                true => write!(line, "{cell:>width$}  "),
+                false => write!(line, "{cell:width$}  "),
+            };
+        }
+        out.push_str(line.trim_end());
+        out.push('\n');
+    }
+    out
 }
 
 /// A number of bytes for people: three digits and a binary unit.
@@ -582,6 +615,14 @@ impl Progress {
         }
         let now = Instant::now();
         self.last = Some(now);
+        let most = match step.total_bytes {
+            0 => u64::MAX,
+            total => total,
+        };
+        let step = Step {
+            done_bytes: step.done_bytes.min(most),
+            ..step
+        };
         if self.phase.0 != step.phase {
             self.phase = (step.phase, now);
         }
@@ -700,7 +741,10 @@ pub fn tell(
                 if let Some(source) = source {
                     object.str("source", source);
                 }
-                object.str("error", &error.to_string());
+                match error.ending() {
+                    Ending::Answer(_) => object.bool("dry_run", true),
+                    _ => object.str("error", &error.to_string()),
+                };
                 let _ = report.write(&object);
             }
         }
@@ -710,6 +754,14 @@ pub fn tell(
         line(done.words());
     }
     Ok(())
+}
+
+/// The end of a `--dry-run`: says what would have been done.
+pub fn dry(common: &Common, lines: impl IntoIterator<Item = String>) -> Error {
+    for text in lines.into_iter().filter(|_| !common.quiet) {
+        line(format_args!("{text}; nothing was touched (--dry-run)"));
+    }
+    Error::answer(String::new())
 }
 
 /// Milliseconds for a report.

@@ -25,6 +25,7 @@ pull|--kept NAME|a snapshot that is kept in the board's store, or 'latest': DIR/
 pull|--artifact|with --dump: straight into a Mender artifact, DIR/HOST[_PORT].mender
 #Where to:
 dump|-o, --output FILE|write FILE.part, and rename it to FILE when it is complete ('-' or none: stdout)
+dump|--split SIZE|with -o FILE: pieces FILE.001, FILE.002 … of that size, as for FAT32 (4000M); restore and verify take FILE.001, and cat FILE.0* puts them together
 create|-o, --output WHERE|a folder: HOST-YYYYMMDDThhmmssZ-SEQ.zip in it (SEQ counts: boards have no clock), one floe at a time; a FILE; or - for stdout. Default: the folder of 'store = DIR' in /etc/floe.conf, otherwise stdout. Written as .part and renamed when it is complete
 artifact|-o, --output FILE|write FILE.part, and rename it to FILE when it is complete ('-' or none: stdout)
 dump create artifact|--overwrite|FILE may be there and be no image
@@ -103,7 +104,7 @@ show|--json|one JSON object with stable keys
 show|--identity|instead: the files that make it one machine and not another, with fingerprints, of a mount, or of an ext filesystem on a device or in an image that is not packed; what --golden empties
 list|--json|one JSON array with stable keys
 delete|--force|factory and rescue snapshots, too
-delete|--dry-run|check everything, say what would be deleted, and delete nothing
+restore clone create delete >push|--dry-run|check everything, say what would be done, and touch nothing
 mender|--source, --fs-path PATH|what to dump: file, directory or device (default: /)
 mender|-C, --compression HOW|none (default) or gzip
 mender|-d, --data DIR|where Mender's own data is: it must not lie on what is dumped (default: /var/lib/mender, if it is there)
@@ -284,10 +285,15 @@ mod tests {
             "--compress",
             "over ssh the stream is compressed, so that its end is proven",
         ),
+        ("--split", "the host writes the file"),
         ("--sha256", "gzip always has it, and the host compares"),
         ("--keep", "nothing is kept on the board"),
         ("--fs-path", "--dump names the source"),
         ("--frames", "pull asks for it by itself"),
+        (
+            "--dry-run",
+            "without a stream there is nothing to check; on the board itself there is",
+        ),
     ];
 
     #[test]

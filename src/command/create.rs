@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use crate::cli::{Args, Common, Item};
 use crate::error::{Error, Fault, Result};
 use crate::features;
+use crate::fs::Coverage;
 use crate::mounts::System;
 use crate::put::image;
 use crate::report::Told;
@@ -46,6 +47,8 @@ pub struct Options {
     comment: String,
     factory: bool,
     rescue: bool,
+    /// `--dry-run`: nothing is frozen or written.
+    dry_run: bool,
     overwrite: bool,
     disk: Option<OsString>,
     taking: Taking,
@@ -62,6 +65,7 @@ pub fn parse(mut args: Args) -> Result<Options> {
         comment: String::new(),
         factory: false,
         rescue: false,
+        dry_run: false,
         overwrite: false,
         disk: None,
         taking: Taking::default(),
@@ -95,6 +99,7 @@ fn option(options: &mut Options, args: &mut Args, name: &str) -> Result<()> {
         "--factory" => options.factory = true,
         "--overwrite" => options.overwrite = true,
         "--rescue" => options.rescue = true,
+        "--dry-run" => options.dry_run = true,
         "--disk" => options.disk = Some(args.value()?),
         _ if options.taking.option(args, name)? => {}
         _ if options.streaming.option(args, name)? => {}
@@ -216,17 +221,20 @@ impl Told for Done {
             .iter()
             .map(|image| image.name.as_str())
             .collect();
+        let coverages = self.figures.outcomes.iter().map(|one| one.coverage);
+        let worst = coverages.reduce(|a, b| if a == b { a } else { Coverage::Partial });
+        let worst = worst.unwrap_or(Coverage::Whole);
         let held = options::held_words(&self.checksums.consistent, self.figures.frozen_ms);
         let retired = match self.retired.len() {
             0 => String::new(),
             count => format!(", {count} older removed"),
         };
         format!(
-            "{}: {}: {}, {} used, {} read, {} written{}, {held}, {} in all{retired}",
+            "{}: {}: {}, {}, {} read, {} written{}, {held}, {} in all{retired}",
             self.path,
             names.join(" "),
             Bytes(self.sum(|image| image.size_bytes)),
-            Bytes(self.used_bytes()),
+            options::used_words(worst.name(), self.used_bytes()),
             Bytes(self.figures.read_bytes),
             Bytes(self.written_bytes),
             self.figures.emptied.words(),
@@ -315,6 +323,37 @@ impl Sink {
     }
 }
 
+/// `--dry-run`: whether there could be a file, and what would be in it.
+fn would(options: &Options, place: &Place, snapshot: &Snapshot) -> Result<Error> {
+    let (folder, shown) = match place {
+        Place::Stdout => (None, "stdout".to_owned()),
+        Place::Folder(folder) => (Some(folder.as_path()), folder.display().to_string()),
+        Place::File(path) => {
+            let parent = path
+                .parent()
+                .filter(|parent| !parent.as_os_str().is_empty());
+            let folder = parent.unwrap_or(Path::new("."));
+            (Some(folder), path.display().to_string())
+        }
+    };
+    if let Some(folder) = folder {
+        let may = rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK;
+        rustix::fs::access(folder, may)
+            .map_err(|errno| Error::fault(folder.display(), Fault::io("write", errno)))?;
+    }
+    let images = snapshot.images.iter().map(|image| {
+        format!(
+            "{shown}: would hold {} ({} of {}, {}, about {} used)",
+            image.name,
+            image.filesystem,
+            image.source,
+            Bytes(image.size_bytes),
+            Bytes(image.used_bytes)
+        )
+    });
+    Ok(report::dry(&options.common, images))
+}
+
 fn create(options: &Options, start: Instant) -> Result<Done> {
     let quiet = options.common.quiet;
     let place = place(options)?;
@@ -360,6 +399,9 @@ fn create(options: &Options, start: Instant) -> Result<Done> {
         note.filter(|_| !quiet).iter().for_each(report::line);
     }
     let snapshot = describe(&system, options, &sources, disk.as_ref());
+    if options.dry_run {
+        return Err(would(options, &place, &snapshot)?);
+    }
     let sink = Sink::open(&place, &snapshot.host, snapshot.time_s)?;
     let waiting = rustix::io::fcntl_dupfd_cloexec(&sink.fd, 3)
         .map_err(|errno| Error::fault(&sink.shown, Fault::io("dup", errno)))?;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::FileType;
 
-use crate::cli::{Args, Common, Item};
+use crate::cli::{self, Args, Common, Item};
 use crate::error::{Error, Fault, Result};
 use crate::features;
 use crate::fs::Coverage;
@@ -21,7 +21,7 @@ use crate::stream::frames::{self, send::FrameEmitter};
 use crate::stream::gzip;
 use crate::stream::output::leaves_holes;
 use crate::stream::output::{GzipEmitter, Output, RawEmitter, Totals, TotalsCell};
-use crate::stream::partfile::PartFile;
+use crate::stream::partfile::{self, PartFile};
 use crate::stream::pipeline::{Emit, Outlet};
 use crate::take::capture::{self, Capture, Counters, Engine, Figures};
 use crate::take::options::{self, Streaming, Taking};
@@ -38,6 +38,8 @@ pub struct Options {
     pub raw: bool,
     /// `--sha256`: the report of a raw stream has its SHA-256 too.
     pub sha256: bool,
+    /// `--split`: bytes of a piece.
+    pub split: Option<u64>,
     /// `--overwrite`: FILE may be something else than an image.
     pub overwrite: bool,
     /// How the source is read and held.
@@ -56,6 +58,7 @@ impl Options {
             output: None,
             raw: false,
             sha256: false,
+            split: None,
             overwrite: false,
             taking: Taking::default(),
             streaming: Streaming::default(),
@@ -88,6 +91,9 @@ pub fn parse(mut args: Args) -> Result<Options> {
                 "--compress" => options.raw = args.parsed(options::compression, "gzip or none")?,
                 "--sha256" => options.sha256 = true,
                 "--overwrite" => options.overwrite = true,
+                "--split" => {
+                    options.split = Some(args.parsed(piece, "a size of at least 1M")?);
+                }
                 "--fs-path" => {
                     options.taking.wishes.fs_path = true;
                     source = Some(args.value()?);
@@ -98,12 +104,19 @@ pub fn parse(mut args: Args) -> Result<Options> {
             },
         }
     }
+    if options.split.is_some() && options.output.is_none() {
+        return Err(Error::usage("dump: --split needs -o FILE"));
+    }
     options.taking.check("dump")?;
     let elsewhere = options.output.is_some() || options.raw;
     options.streaming.check_frames("dump", elsewhere)?;
     options.source = source.unwrap_or(options.source);
     options.common = args.common;
     Ok(options)
+}
+
+fn piece(text: &str) -> Option<u64> {
+    cli::size(text).filter(|bytes| *bytes >= 1 << 20)
 }
 
 /// Runs the verb.
@@ -178,11 +191,11 @@ impl Told for Done {
             None => String::new(),
         };
         format!(
-            "{}: {} {}, {} used, {} read{why}, {} written{}, {held}, {} in all",
+            "{}: {} {}, {}, {} read{why}, {} written{}, {held}, {} in all",
             self.source,
             self.filesystem,
             Bytes(self.size_bytes),
-            Bytes(self.used_bytes()),
+            options::used_words(self.coverage().name(), self.used_bytes()),
             Bytes(self.figures.read_bytes),
             Bytes(self.totals.written_bytes),
             self.figures.emptied.words(),
@@ -212,16 +225,27 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
             prepared.name
         ));
     }
-    if let (Some(path), false) = (&options.output, options.overwrite) {
+    let first = options.output.as_ref().map(|path| match options.split {
+        Some(_) => partfile::piece(path, 1),
+        None => path.clone(),
+    });
+    if let (Some(path), false) = (&first, options.overwrite) {
         image::check_replaceable(path)?;
     }
-    let mut part = match &options.output {
-        Some(path) => Some(PartFile::create(path)?),
-        None => None,
+    let mut parts = match (&options.output, options.split) {
+        (Some(path), Some(bytes)) => {
+            // What does not pack takes a little more than it was.
+            let size = prepared.size_bytes;
+            let most = size.saturating_add(size / 1000).saturating_add(1 << 20);
+            partfile::create_pieces(path, bytes, most)?
+        }
+        (Some(path), None) => vec![PartFile::create(path)?],
+        (None, _) => Vec::new(),
     };
-    let sink = match &mut part {
-        Some(part) => part.take_fd(),
-        None => rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3).ok(),
+    let mut sinks: Vec<OwnedFd> = parts.iter_mut().filter_map(PartFile::take_fd).collect();
+    let sink = match sinks.is_empty() {
+        true => rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3).ok(),
+        false => Some(sinks.remove(0)),
     };
     let sink = sink.ok_or_else(|| Error::failed("stdout: dup: failed"))?;
     refuse_own_device(&system, &sink, prepared.dev)?;
@@ -233,7 +257,7 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
     let ready = capture::ready(&system, &mut sources, &options.taking, quiet)?;
     let counters = ready.counters;
     let onto_itself = ready.freezes(&sink);
-    let part_path = options.output.as_deref();
+    let part_path = first.as_deref();
     let settings =
         options
             .streaming
@@ -258,7 +282,7 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
         }
         false => Outlet::Stream(emitter(
             options,
-            sink,
+            (sink, sinks),
             counters,
             &totals,
             &ready.signals,
@@ -289,8 +313,13 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
     let figures = capture.run_telling(|figures| {
         *told.lock().unwrap_or_else(PoisonError::into_inner) = Some(figures);
     })?;
-    if let Some(part) = part {
-        part.finish()?;
+    match (&options.output, parts.pop()) {
+        (Some(path), Some(last)) if options.split.is_some() => {
+            parts.push(last);
+            partfile::finish_pieces(path, parts)?;
+        }
+        (_, Some(part)) => part.finish()?,
+        (_, None) => {}
     }
     if !quiet {
         figures.emptied.notes().iter().for_each(report::line);
@@ -348,20 +377,24 @@ fn refuse_own_device(system: &System, sink: &OwnedFd, source: Option<DevId>) -> 
 
 fn emitter(
     options: &Options,
-    sink: OwnedFd,
+    (sink, more): (OwnedFd, Vec<OwnedFd>),
     counters: &'static Counters,
     totals: &TotalsCell,
     signals: &Signals,
     as_it_is: bool,
 ) -> Result<Box<dyn Emit>> {
     let totals = Arc::clone(totals);
+    let split = |output: Output| match options.split {
+        Some(bytes) => output.split(bytes, more),
+        None => output,
+    };
     if options.raw {
-        let holes = leaves_holes(&sink);
-        let output = Output::new(sink, counters, options.hashes());
+        let holes = options.split.is_none() && leaves_holes(&sink);
+        let output = split(Output::new(sink, counters, options.hashes()));
         return Ok(Box::new(RawEmitter::new(output, holes, totals)));
     }
     wait_writable(&sink, options.streaming.wait_sink, signals)?;
-    let output = Output::new(sink, counters, options.hashes());
+    let output = split(Output::new(sink, counters, options.hashes()));
     let header = match as_it_is {
         true => &gzip::HEADER_AS_IT_IS[..],
         false => &gzip::HEADER,

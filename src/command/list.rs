@@ -90,7 +90,8 @@ pub fn run(options: Options) -> Result<()> {
         return report::print(&format!("{list}\n"));
     }
     let rows: Vec<[String; 5]> = found.iter().map(|kept| kept.row(now_s)).collect();
-    report::print(&table(rows))
+    let head = ["NAME", "SIZE", "AGE", "STATE", "ENTRIES"];
+    report::print(&report::table(head, &[1, 2], rows))
 }
 
 /// A board, where what was named is no path that is there, and could not be one that is not.
@@ -138,26 +139,4 @@ fn look(folder: &Path) -> Result<Vec<Kept>> {
         .collect();
     units::sort(&mut found, |a, b| a.order() < b.order());
     Ok(found)
-}
-
-/// Columns as wide as what stands in them; nothing where there is nothing.
-fn table(rows: Vec<[String; 5]>) -> String {
-    let head = ["NAME", "SIZE", "AGE", "STATE", "ENTRIES"].map(String::from);
-    let mut out = String::new();
-    if rows.is_empty() {
-        return out;
-    }
-    let mut widths = head.each_ref().map(|cell| cell.chars().count());
-    for row in &rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(cell.chars().count());
-        }
-    }
-    let [name, size, age, state, _] = widths;
-    for [a, b, c, d, e] in std::iter::once(head).chain(rows) {
-        let line = format!("{a:name$}  {b:>size$}  {c:>age$}  {d:state$}  {e}");
-        out.push_str(line.trim_end());
-        out.push('\n');
-    }
-    out
 }

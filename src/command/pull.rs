@@ -95,9 +95,13 @@ pub fn parse(mut args: Args) -> Result<Options> {
             // No host has a = in it, and every pair has.
             Item::Value(value) if value.as_bytes().contains(&b'=') => pairs.push(value),
             // Nor has it a slash, as `ssh://` apart: this was meant as a pair.
-            Item::Value(value) if (create || clone) && value.as_bytes().starts_with(b"/") => {
+            Item::Value(value) if value.as_bytes().starts_with(b"/") => {
+                let what = match clone {
+                    true => "SOURCE=TARGET, as in /=/dev/mmcblk0p3",
+                    false => "NAME=SOURCE, as in data=/data",
+                };
                 return Err(wrong(format_args!(
-                    "'{}' is not NAME=SOURCE, as in data=/data",
+                    "'{}' is no HOST, and not {what}",
                     value.display()
                 )));
             }

@@ -114,6 +114,13 @@ fn check(file: &OsString, any: Any, common: &Common) -> Result<Good> {
         });
     }
     let mut found = Image::read(opened, any).map_err(nothing)?;
+    let whole = found.reader.input_length_bytes();
+    if whole.is_some_and(|whole| found.file.metadata().is_ok_and(|meta| meta.len() < whole)) {
+        let shown = file.display();
+        return Err(nothing(Error::refused(format_args!(
+            "{shown}: is one of several pieces; put them together first, as in: cat {shown} … > FILE"
+        ))));
+    }
     let ended = image::read_all(&mut found, &mut line).map_err(nothing)?;
     Ok(Good {
         format,
@@ -172,6 +179,7 @@ pub fn run(options: Options) -> Result<()> {
         options.file.display().to_string(),
     );
     let host = options.host.shown.clone();
+    let dry = options.handed_on.iter().any(|word| word == "--dry-run");
     let job = move |host: &Host, board: &Board| push(host, board, &options, &good, &words);
     let mut outcomes = fleet::run(hosts, 1, &common, Arc::new(job))?;
     if let Some(report) = &mut report {
@@ -181,6 +189,10 @@ pub fn run(options: Options) -> Result<()> {
         return Ok(());
     };
     let arrived = outcome.result?;
+    if dry {
+        let would = format!("{shown}: is good, and {host} would take it");
+        return Err(report::dry(&common, [would]));
+    }
     if !common.quiet {
         report::line(format_args!(
             "{shown}: {} sent to {host}, {}, {} in all",
@@ -233,6 +245,16 @@ fn push(
     };
     let report = json::parse(text.as_bytes()).map_err(|fault| bad(&fault.to_string()))?;
     let number = |key| report.get(key).and_then(Value::number);
+    if report.get("dry_run").is_some() {
+        return Ok(Arrived {
+            path: "nowhere".into(),
+            stream_bytes: sent_bytes,
+            size_bytes: number("size_bytes").unwrap_or(0),
+            sha256: String::new(),
+            frozen_ms: None,
+            report: text.clone(),
+        });
+    }
     if let Some(image) = &good.ended {
         let crc32 = format!("{:08x}", image.crc32);
         let same = report.get("crc32").and_then(Value::text) == Some(&crc32)

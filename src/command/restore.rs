@@ -5,6 +5,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
+use rustix::fs::FileType;
+
 use crate::cli::{Args, Item};
 use crate::config::pairs::split_pair;
 use crate::error::{Error, NOTHING_WRITTEN, Result};
@@ -13,7 +15,7 @@ use crate::put::grow;
 use crate::put::image::{Any, Image, Opened};
 use crate::put::job::{Job, Options, Shared, figures, last_line, left_alone, supervise};
 use crate::put::target::{Chosen, Overwrite, is_tag};
-use crate::report::{self, Progress, ReportFile};
+use crate::report::{self, JsonObject, Progress, ReportFile};
 use crate::snapshot::{MAX_IMAGES, framed, kept, unpack};
 use crate::stream::image::Format;
 use crate::stream::target::Target;
@@ -25,7 +27,7 @@ pub fn parse(mut args: Args) -> Result<Options> {
     let (mut force, mut disk) = (false, None);
     let (mut any, mut unchecked) = (Any::No, false);
     let mut overwrite = Overwrite::Refused;
-    let (mut verify, mut skip_free, mut grow) = (false, false, false);
+    let (mut verify, mut skip_free, mut grow, mut dry_run) = (false, false, false, false);
     while let Some(item) = args.next_item()? {
         match item {
             Item::Value(value) if image.is_none() => image = Some(value),
@@ -39,6 +41,7 @@ pub fn parse(mut args: Args) -> Result<Options> {
                 "--any-content" => any = Any::Yes,
                 "--no-check" => unchecked = true,
                 "--grow" => grow = true,
+                "--dry-run" => dry_run = true,
                 "--disk" => disk = Some(args.value()?),
                 _ => return Err(args.unknown(name)),
             },
@@ -50,21 +53,32 @@ pub fn parse(mut args: Args) -> Result<Options> {
         ));
     }
     Ok(Options {
-        image: image.ok_or_else(|| args.missing("the IMAGE"))?,
-        targets: match (targets.len(), &disk) {
-            (0, None) => return Err(args.missing("the TARGET")),
+        targets: match (targets.len(), &disk, &image) {
+            (0, None, Some(target)) if is_pipe(rustix::stdio::stdin()) => {
+                let target = target.display();
+                return Err(args.missing(&format!(
+                    "the TARGET (to restore what comes through the pipe: floe restore - {target})"
+                )));
+            }
+            (0, None, Some(_)) => return Err(args.missing("the TARGET")),
             _ => targets,
         },
+        image: image.ok_or_else(|| args.missing("the IMAGE"))?,
         any,
         unchecked,
         force,
         grow,
+        dry_run,
         disk,
         overwrite,
         verify,
         skip_free,
         common: args.common,
     })
+}
+
+fn is_pipe(fd: std::os::fd::BorrowedFd<'_>) -> bool {
+    rustix::fs::fstat(fd).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Fifo)
 }
 
 /// A device as IMAGE and an image file as TARGET are the wrong way round: writing would destroy the image.
@@ -162,6 +176,25 @@ pub fn run(options: Options) -> Result<()> {
             "{}: cannot be read twice: that all of it is right is known only at its end, after the target was written",
             opened.subject
         ));
+    }
+    if options.dry_run {
+        let (shown, content) = (chosen.named().0.display(), opened.content.name());
+        let size = known.max(least);
+        let would = format!(
+            "{shown}: would be written with {} ({content}, {} at least)",
+            opened.subject,
+            report::Bytes(size)
+        );
+        if let Some(file) = &mut report {
+            let mut object = JsonObject::new();
+            object
+                .bool("dry_run", true)
+                .str("target", &target.to_string_lossy())
+                .str("filesystem", content)
+                .u64("size_bytes", size);
+            file.write(&object)?;
+        }
+        return Err(report::dry(&options.common, [would]));
     }
     let (path, device) = chosen.into_device()?;
     let left = left_alone(&options, &path, &device)?;

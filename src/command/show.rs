@@ -1,32 +1,41 @@
-//! `floe show`: what a device, a mounted filesystem or an image is, and what a dump of it would read.
+//! `floe show`: what there is, or what a device, a mounted filesystem or an image is, and what a dump of it would read.
 //!
-//! Reads only, and never freezes: what is mounted is asked for its own figures, because the blocks below it may change while
-//! they are read. A packed image is unpacked only as far as its head.
+//! Reads only, and never freezes: of what is mounted the map is walked as it lies on the device just now, which is an estimate. A
+//! packed image is unpacked only as far as its head. *Used* is what a dump would read, here as in every report.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::Read;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use rustix::fs::OFlags;
+
 use crate::cli::{Args, Common, Item};
+use crate::config::pairs;
 use crate::content::foreign;
 use crate::device::{Device, ReadAt};
-use crate::error::{Error, Fault, Result};
+use crate::error::{Error, Fault, FaultKind, Result};
 use crate::features;
+use crate::freeze::GUARDIAN;
 use crate::fs::{self, Coverage, Identity, Kind, Still, UsedMap, Walk};
-use crate::mounts::{Holding, Means, Source, System};
+use crate::mounts::{DevId, Holding, Means, Roots, Source, System};
+use crate::ptable::{self, Table};
 use crate::put::image::{Any, Content, Image};
 use crate::report::{self, Bytes, JsonObject, ReportFile, json_list};
 use crate::snapshot::kept::{self, Kept};
 use crate::stream::artifact::Labels;
 use crate::stream::image::{Format, LOOK_BYTES};
 use crate::take::identity::Found;
-use crate::units::{BlockSize, to_u64, to_usize};
+use crate::take::source::Slice;
+use crate::trace;
+use crate::units::{BlockSize, Extent, to_u64, to_usize};
 use crate::utc::Utc;
 
 /// What was asked for.
 pub struct Options {
-    path: OsString,
+    /// `None`: an overview.
+    path: Option<OsString>,
     json: bool,
     identity: bool,
     common: Common,
@@ -45,8 +54,11 @@ pub fn parse(mut args: Args) -> Result<Options> {
             Item::Option(name) => return Err(args.unknown(name)),
         }
     }
+    if identity && path.is_none() {
+        return Err(args.missing("the PATH whose --identity is to be shown"));
+    }
     Ok(Options {
-        path: path.ok_or_else(|| args.missing("the PATH to show"))?,
+        path,
         json,
         identity,
         common: args.common,
@@ -55,50 +67,167 @@ pub fn parse(mut args: Args) -> Result<Options> {
 
 /// Runs the verb.
 pub fn run(options: Options) -> Result<()> {
-    let path = kept::path_of(&options.path)?;
-    let options = Options { path, ..options };
-    let path = Path::new(&options.path);
+    let Some(name) = &options.path else {
+        return overview(&options);
+    };
+    let name = kept::path_of(name)?;
+    let path = Path::new(&name);
     if features::GOLDEN && options.identity {
-        return identity(&options);
+        return identity(&name, &options);
     }
     if features::SNAPSHOTS && packed(path)? == Some(Format::Zip) {
         let kept = Kept::look(path.to_owned());
         if let Some(error) = kept.unknown() {
             return Err(error);
         }
-        if let Some(path) = &options.common.report {
-            ReportFile::open(path)?.write(&kept.report())?;
-        }
-        return report::print(&kept.show(options.json));
+        return tell(&options, &kept.report(), kept.show(false));
     }
-    let facts = look(&options.path)?;
+    let facts = look(&name)?;
+    tell(&options, &facts.object(), facts.text())
+}
+
+/// The one answer: as a report, and to stdout as JSON or in words.
+fn tell(options: &Options, object: &JsonObject, text: String) -> Result<()> {
     if let Some(path) = &options.common.report {
-        ReportFile::open(path)?.write(&facts.object())?;
+        ReportFile::open(path)?.write(object)?;
     }
-    report::print(&if options.json {
-        format!("{}\n", facts.object().finish())
-    } else {
-        facts.text()
+    report::print(&match options.json {
+        true => format!("{}\n", object.finish()),
+        false => text,
     })
 }
 
+/// Without a PATH: every filesystem and disk that could be imaged here.
+fn overview(options: &Options) -> Result<()> {
+    let system = System::look()?;
+    let around = Around::look(&system);
+    let roots = system.roots();
+    let mut found = Vec::new();
+    let disks = roots.devices().into_iter();
+    for disk in disks.filter(|dev| roots.disk_of(*dev).is_none()) {
+        // An empty loop device, a card reader without a card.
+        if roots.size_bytes(disk).is_none_or(|size| size == 0) {
+            continue;
+        }
+        let mut facts = one(&system, &around, disk);
+        let parts = std::mem::take(&mut facts.parts);
+        found.push(facts);
+        found.extend(parts);
+    }
+    // What nobody knows can be dumped only as it is.
+    found.retain(|facts| facts.error.is_some() || !facts.content.is_empty());
+    let mut object = JsonObject::new();
+    let list: Vec<String> = found.iter().map(|facts| facts.object().finish()).collect();
+    object.raw("filesystems", &format!("[{}]", list.join(",")));
+    around.say(&mut object);
+    let text = match found.is_empty() {
+        true => "nothing that could be imaged\n".to_owned(),
+        false => format!("{}{}", rows(&found), around.words()),
+    };
+    tell(options, &object, text)
+}
+
+/// What is asked once, whatever is shown.
+#[derive(Default)]
+struct Around {
+    /// Standby devices of /etc/floe.conf, each with its source.
+    standby: Vec<(DevId, String)>,
+    /// `st_dev` of filesystems that a guardian holds open.
+    guarded: Vec<u64>,
+    /// Why writes cannot be traced here.
+    untraced: Option<String>,
+}
+
+impl Around {
+    fn look(system: &System) -> Self {
+        let standby = pairs::declared().into_iter().filter_map(|pair| {
+            let dev = system.target(&pair.target).ok()?.dev?;
+            Some((dev, pair.source.to_string_lossy().into_owned()))
+        });
+        Self {
+            standby: standby.collect(),
+            guarded: guarded(system.roots()),
+            untraced: match features::PRECOPY {
+                true => trace::available().err().map(|why| why.to_string()),
+                false => Some("this floe was built without pre-copy".into()),
+            },
+        }
+    }
+
+    fn say(&self, object: &mut JsonObject) {
+        object.bool("can_trace", self.untraced.is_none());
+        maybe_str(object, "trace_doubt", self.untraced.as_deref());
+    }
+
+    fn words(&self) -> String {
+        match &self.untraced {
+            None => "pre-copy: writes can be traced\n".into(),
+            Some(why) => format!(
+                "pre-copy: writes cannot be traced ({}), so what is used is read twice and compared\n",
+                report::clean(why)
+            ),
+        }
+    }
+}
+
+/// The filesystems that guardians hold open: a floe takes their images now. (Whether the kernel has one frozen, it tells nobody.)
+fn guarded(roots: &Roots) -> Vec<u64> {
+    let entries = |path: &Path| std::fs::read_dir(path).into_iter().flatten().flatten();
+    let processes = entries(&roots.proc).map(|process| process.path());
+    let guardians = processes.filter(|process| {
+        let comm = std::fs::read_to_string(process.join("comm"));
+        comm.is_ok_and(|comm| comm.trim_end() == GUARDIAN)
+    });
+    let threads = guardians.flat_map(|process| entries(&process.join("task")));
+    let files = threads.flat_map(|thread| entries(&thread.path().join("fd")));
+    let devices = files.filter_map(|file| std::fs::metadata(file.path()).ok());
+    devices.map(|meta| meta.dev()).collect()
+}
+
+/// One device of an overview.
+fn one(system: &System, around: &Around, dev: DevId) -> Facts {
+    let shown = system.roots().shown(dev);
+    let found = system
+        .resolve_device(shown.as_os_str(), dev)
+        .and_then(|source| facts(system, around, source, &shown));
+    found.unwrap_or_else(|error| {
+        let text = error.to_string();
+        let subject = format!("{}: ", shown.display());
+        Facts {
+            path: shown.display().to_string(),
+            kind: "device",
+            size_bytes: system.roots().size_bytes(dev),
+            error: Some(text.strip_prefix(&subject).unwrap_or(&text).to_owned()),
+            ..Facts::default()
+        }
+    })
+}
+
+fn rows(found: &[Facts]) -> String {
+    let head = [
+        "DEVICE",
+        "WHAT",
+        "SIZE",
+        "USED",
+        "LABEL",
+        "FREEZE",
+        "MOUNTED AT",
+        "",
+    ];
+    report::table(head, &[2, 3], found.iter().map(Facts::row).collect())
+}
+
 /// `--identity`: what makes it one machine and not another.
-fn identity(options: &Options) -> Result<()> {
-    let path = Path::new(&options.path);
+fn identity(name: &OsStr, options: &Options) -> Result<()> {
+    let path = Path::new(name);
     if packed(path)?.is_some() {
         let shown = path.display();
         return Err(Error::refused(format_args!(
             "{shown}: is packed; unpack it first: floe restore {shown} [NAME=]FILE, then floe show --identity FILE"
         )));
     }
-    let found = Found::look(&options.path)?;
-    if let Some(path) = &options.common.report {
-        ReportFile::open(path)?.write(&found.object())?;
-    }
-    report::print(&match options.json {
-        true => format!("{}\n", found.object().finish()),
-        false => found.text(),
-    })
+    let found = Found::look(name)?;
+    tell(options, &found.object(), found.text())
 }
 
 /// What is shown.
@@ -112,12 +241,25 @@ struct Facts {
     content: Content,
     /// Size of the device or image; `None` where only unpacking would tell.
     size_bytes: Option<u64>,
+    /// Of a packed image.
+    packed_bytes: Option<u64>,
+    /// As the superblock says, where nothing better is known.
     used_bytes: Option<u64>,
     mounted_at: Vec<String>,
     dump: Option<Dump>,
     artifact: Option<Labels>,
     /// What another program made of it, where it is no image.
     foreign: Option<&'static str>,
+    /// Of a disk.
+    parts: Vec<Facts>,
+    /// A floe takes its image now.
+    guarded: bool,
+    /// Of which source it is the standby.
+    standby_of: Option<String>,
+    /// Whether writes can be traced, and why not; where that matters.
+    trace: Option<Option<String>>,
+    /// Why nothing more is known.
+    error: Option<String>,
 }
 
 /// What a dump would read.
@@ -137,6 +279,7 @@ fn look(name: &OsStr) -> Result<Facts> {
         return Ok(Facts {
             foreign: what,
             used_bytes: identity.and_then(|found| found.used_bytes),
+            packed_bytes: std::fs::metadata(path).ok().map(|meta| meta.len()),
             path: image.subject,
             kind: "image",
             format: Some(image.reader.format()),
@@ -145,51 +288,150 @@ fn look(name: &OsStr) -> Result<Facts> {
             ..Facts::default()
         });
     }
-    let source = System::look()?.resolve_as(name, Means::Bytes)?;
+    let system = System::look()?;
+    let source = system.resolve_as(name, Means::Bytes)?;
+    let kind = kind_of(path, &source);
+    let around = Around::look(&system);
+    let mut found = facts(&system, &around, source, path)?;
+    found.kind = kind;
+    if kind != "image" && (found.can_freeze() || !found.parts.is_empty()) {
+        found.trace = Some(around.untraced);
+    }
+    Ok(found)
+}
+
+fn facts(system: &System, around: &Around, source: Source, path: &Path) -> Result<Facts> {
     let fail = |fault| Error::fault(source.shown.display(), fault);
-    let content = Content::probe(&source.device).map_err(fail)?;
+    let device = &source.device;
+    let content = Content::probe(device).map_err(fail)?;
     let mut first = [0u8; LOOK_BYTES];
-    let length = source.device.size_bytes().min(to_u64(LOOK_BYTES));
+    let length = device.size_bytes().min(to_u64(LOOK_BYTES));
     let first = first.get_mut(..to_usize(length)).unwrap_or_default();
     let is_foreign = source.dev.is_none() && content.is_empty();
-    source.device.read_at(0, first).map_err(fail)?;
+    device.read_at(0, first).map_err(fail)?;
+    let standby = around.standby.iter();
+    let mut standby = standby.filter(|(dev, _)| Some(*dev) == source.dev);
     let mut facts = Facts {
         path: path.display().to_string(),
-        kind: kind_of(path, &source),
+        kind: "device",
         format: source.dev.is_none().then_some(Format::Raw),
         device: source.dev.map(|_| source.shown.display().to_string()),
-        size_bytes: Some(source.device.size_bytes()),
+        size_bytes: Some(device.size_bytes()),
         used_bytes: content.identity.as_ref().and_then(|found| found.used_bytes),
         foreign: foreign(first).filter(|_| is_foreign),
+        standby_of: standby.next().map(|(_, source)| source.clone()),
         ..Facts::default()
     };
-    match &source.holding {
+    let still = match &source.holding {
         Holding::Mounted(mounted) => {
             let points = mounted.mounts.iter().map(|mount| &mount.point);
             facts.mounted_at = points.map(|point| point.display().to_string()).collect();
-            let stat = rustix::fs::fstatvfs(&mounted.fd);
-            let stat = stat.map_err(|e| fail(Fault::io("statvfs", e)))?;
-            let used = stat.f_blocks.saturating_sub(stat.f_bfree);
-            let used = used.saturating_mul(stat.f_frsize);
-            facts.used_bytes = Some(used);
-            facts.dump = Some(Dump {
-                bytes: used,
-                map: "estimate",
-                doubt: None,
-            });
+            facts.guarded = around.guarded.contains(&mounted.mount.dev.raw());
+            Still::Glimpse
         }
         Holding::Stacked(above) => {
             let points = above.mounted.iter().flat_map(|mounted| &mounted.mounts);
             facts.mounted_at = points.map(|m| m.point.display().to_string()).collect();
+            Still::Moving
         }
-        Holding::Unmounted | Holding::ImageFile => {
-            if let Some(identity) = &content.identity {
-                facts.dump = walk(&source.device, identity).map_err(fail)?;
-            }
+        Holding::Unmounted | Holding::ImageFile => Still::Unmounted,
+    };
+    if let Some(identity) = content.identity.as_ref().filter(|_| still != Still::Moving) {
+        let is_ext = matches!(identity.kind, Kind::Ext2 | Kind::Ext3 | Kind::Ext4);
+        let cached = (still == Still::Glimpse && is_ext).then(|| through_cache(device));
+        let cached = cached.transpose().map_err(fail)?;
+        facts.dump = walk(cached.as_ref().unwrap_or(device), identity, still).map_err(fail)?;
+    }
+    if let (Holding::Mounted(mounted), Some(dump)) = (&source.holding, &mut facts.dump)
+        && dump
+            .doubt
+            .is_none_or(|doubt| doubt.kind() != FaultKind::Unsupported)
+        && let Ok(stat) = rustix::fs::fstatvfs(&mounted.fd)
+    {
+        // What was written just now is not all on the device yet, so that its map may not fit; the kernel has the sum of it.
+        let used = stat.f_blocks.saturating_sub(stat.f_bfree);
+        let used = used.saturating_mul(stat.f_frsize);
+        if dump.map == Coverage::Whole.name() || used > dump.bytes {
+            dump.bytes = used;
+            (dump.map, dump.doubt) = ("estimate", None);
         }
+    }
+    if let Some(table) = &content.table {
+        facts.parts = parts(system, around, &source, table);
+        let gaps = table.gaps(device.size_bytes());
+        facts.dump = Some(Dump::of_disk(&facts.parts, &gaps));
     }
     facts.content = content;
     Ok(facts)
+}
+
+/// The device once more, through the page cache: there ext2/3/4 keep their metadata (buffer heads, fs/ext4/super.c), so that a walk sees
+/// what is not written back yet.
+fn through_cache(device: &Device) -> std::result::Result<Device, Fault> {
+    let fail = |errno| Fault::io("open without O_DIRECT", errno);
+    let fd = rustix::io::fcntl_dupfd_cloexec(device.as_fd(), 3).map_err(fail)?;
+    let flags = rustix::fs::fcntl_getfl(&fd).map_err(fail)?;
+    rustix::fs::fcntl_setfl(&fd, flags.difference(OFlags::DIRECT)).map_err(fail)?;
+    Device::from_fd(fd, false)
+}
+
+/// The partitions of a disk: as the kernel has them, or of an image as its table says.
+fn parts(system: &System, around: &Around, source: &Source, table: &Table) -> Vec<Facts> {
+    let known = source.dev.map(|dev| system.roots().partitions_of(dev));
+    let known = known.unwrap_or_default();
+    if !known.is_empty() {
+        let known = known.iter();
+        return known.map(|part| one(system, around, part.dev)).collect();
+    }
+    let within = |part: &ptable::Partition| {
+        let range = Slice {
+            device: &source.device,
+            offset: part.extent.offset,
+            length_bytes: part.extent.length_bytes,
+        };
+        let mut facts = Facts {
+            path: format!("partition {}", part.number),
+            kind: "image",
+            size_bytes: Some(part.extent.length_bytes),
+            ..Facts::default()
+        };
+        let content = Content::probe(&range).and_then(|content| {
+            if let Some(identity) = &content.identity {
+                facts.dump = walk(&range, identity, Still::Unmounted)?;
+            }
+            Ok(content)
+        });
+        match content {
+            Ok(content) => facts.content = content,
+            Err(fault) => facts.error = Some(fault.to_string()),
+        }
+        facts
+    };
+    table.partitions.iter().map(within).collect()
+}
+
+impl Dump {
+    /// Everything of it that is not known to be free.
+    fn of_disk(parts: &[Facts], gaps: &[Extent]) -> Self {
+        let mut sum = Self {
+            bytes: gaps.iter().map(|gap| gap.length_bytes).sum(),
+            map: Coverage::Used.name(),
+            doubt: None,
+        };
+        for part in parts {
+            let whole = part.size_bytes.unwrap_or(0);
+            let dump = part.dump.as_ref();
+            let bytes = dump.map_or(whole, |dump| dump.bytes);
+            sum.bytes = sum.bytes.saturating_add(bytes);
+            sum.doubt = sum.doubt.or(dump.and_then(|dump| dump.doubt));
+            sum.map = match dump.map_or(Coverage::Whole.name(), |dump| dump.map) {
+                "used" => sum.map,
+                "estimate" if sum.map != Coverage::Partial.name() => "estimate",
+                _ => Coverage::Partial.name(),
+            };
+        }
+        sum
+    }
 }
 
 /// How a file is packed, where it is one that has to be unpacked; what another program packed is an error that says how.
@@ -221,7 +463,11 @@ fn kind_of(path: &Path, source: &Source) -> &'static str {
     }
 }
 
-fn walk(device: &Device, identity: &Identity) -> std::result::Result<Option<Dump>, Fault> {
+fn walk(
+    device: &dyn ReadAt,
+    identity: &Identity,
+    still: Still,
+) -> std::result::Result<Option<Dump>, Fault> {
     let size = identity.size_bytes.min(device.size_bytes());
     let block = BlockSize::from_bytes(u64::from(identity.block_bytes));
     let Some(mut map) = block.and_then(|block| UsedMap::new(size, block)) else {
@@ -229,10 +475,10 @@ fn walk(device: &Device, identity: &Identity) -> std::result::Result<Option<Dump
     };
     let mut scratch = vec![0; fs::SCRATCH_BYTES];
     let mut walk = Walk::new(device, &mut scratch);
-    let verdict = match fs::walk(identity, Still::Unmounted, &mut walk, &mut map) {
+    let verdict = match fs::walk(identity, still, &mut walk, &mut map) {
         Ok(verdict) => verdict,
         // What cannot be dumped alone (an external journal, several devices) can still be shown.
-        Err(fault) if fault.kind() != crate::error::FaultKind::Io => fs::Verdict::whole(fault),
+        Err(fault) if fault.kind() != FaultKind::Io => fs::Verdict::whole(fault),
         Err(fault) => return Err(fault),
     };
     if verdict.coverage == Coverage::Whole {
@@ -240,7 +486,10 @@ fn walk(device: &Device, identity: &Identity) -> std::result::Result<Option<Dump
     }
     Ok(Some(Dump {
         bytes: map.used_bytes(),
-        map: verdict.coverage.name(),
+        map: match (still, verdict.coverage) {
+            (Still::Glimpse, Coverage::Used | Coverage::Partial) => "estimate",
+            (_, coverage) => coverage.name(),
+        },
         doubt: verdict.doubt,
     }))
 }
@@ -291,6 +540,44 @@ impl Facts {
         })
     }
 
+    /// What a dump reads; of a packed image what its superblock says.
+    fn used(&self) -> Option<u64> {
+        self.dump
+            .as_ref()
+            .map(|dump| dump.bytes)
+            .or(self.used_bytes)
+    }
+
+    /// Its line of a table.
+    fn row(&self) -> [String; 8] {
+        let size = |bytes: Option<u64>| bytes.map_or_else(|| "-".into(), |n| Bytes(n).to_string());
+        let found = self.content.identity.as_ref();
+        let mut notes: Vec<String> = Vec::new();
+        notes.extend(self.guarded.then(|| "a floe takes its image".to_owned()));
+        let standby = self.standby_of.as_ref();
+        notes.extend(standby.map(|source| format!("standby of {source}")));
+        notes.extend(self.error.clone());
+        let freeze = match (found, self.can_freeze()) {
+            (None, _) => "",
+            (_, true) => "yes",
+            (_, false) => "no",
+        };
+        let name = match self.content.is_empty() {
+            true => "-",
+            false => self.content.name(),
+        };
+        [
+            report::clean(&self.path),
+            name.into(),
+            size(self.whole_bytes()),
+            size(self.used()),
+            found.map_or_else(String::new, |found| report::clean(&found.label)),
+            freeze.into(),
+            report::clean(&self.mounted_at.join(", ")),
+            report::clean(&notes.join("; ")),
+        ]
+    }
+
     fn object(&self) -> JsonObject {
         let found = self.content.identity.as_ref();
         let table = self.content.table.as_ref();
@@ -306,7 +593,8 @@ impl Facts {
         maybe_u64(out, "size_bytes", self.whole_bytes());
         let filesystem_bytes = found.map(|found| found.size_bytes);
         maybe_u64(out, "filesystem_bytes", filesystem_bytes);
-        maybe_u64(out, "used_bytes", self.used_bytes);
+        maybe_u64(out, "packed_bytes", self.packed_bytes);
+        maybe_u64(out, "used_bytes", self.used());
         let block_bytes = found.map(|found| found.block_bytes.into());
         maybe_u64(out, "block_bytes", block_bytes);
         maybe_str(out, "uuid", found.map(|found| found.uuid.as_str()));
@@ -331,6 +619,19 @@ impl Facts {
             out.raw("device_types", &json_list(&labels.device_types));
             out.str("payload", &labels.payload);
         }
+        out.bool("floe_at_work", self.guarded);
+        maybe_str(out, "standby_of", self.standby_of.as_deref());
+        if let Some(untraced) = &self.trace {
+            out.bool("can_trace", untraced.is_none());
+            maybe_str(out, "trace_doubt", untraced.as_deref());
+        }
+        let parts: Vec<String> = self
+            .parts
+            .iter()
+            .map(|part| part.object().finish())
+            .collect();
+        out.raw("partitions", &format!("[{}]", parts.join(",")));
+        maybe_str(out, "error", self.error.as_deref());
         object
     }
 
@@ -351,6 +652,7 @@ impl Facts {
         );
         row("device", self.device.clone().unwrap_or_default());
         row("size", maybe(self.whole_bytes()));
+        row("packed", maybe(self.packed_bytes));
         match (&self.content.table, self.table_doubt()) {
             (Some(table), None) => row("table", table.scheme.name().into()),
             (_, Some(doubt)) => row(
@@ -365,6 +667,37 @@ impl Facts {
             row("payload", labels.payload.clone());
         }
         row("mounted at", self.mounted_at.join(", "));
+        if self.guarded {
+            row("now", "a floe takes its image".into());
+        }
+        row("standby of", self.standby_of.clone().unwrap_or_default());
+        match &self.dump {
+            Some(dump) => {
+                let note = match (dump.map, dump.doubt) {
+                    ("estimate", _) => "an estimate, while it is mounted".into(),
+                    (map, Some(doubt)) => format!("map: {map}, because of {doubt}"),
+                    (map, None) => format!("map: {map}"),
+                };
+                let used = bytes(dump.bytes);
+                row("a dump reads", format!("{used}; {note}"));
+            }
+            None => row("used", maybe(self.used_bytes)),
+        }
+        match &self.trace {
+            Some(None) => row("pre-copy", "writes can be traced".into()),
+            Some(Some(why)) => row("pre-copy", format!("writes cannot be traced: {why}")),
+            None => {}
+        }
+        if !self.parts.is_empty() {
+            out.push('\n');
+            out.push_str(&rows(&self.parts));
+            return out;
+        }
+        let mut row = |name: &str, value: String| {
+            if !value.is_empty() {
+                out.push_str(&format!("{name:<14}{}\n", report::clean(&value)));
+            }
+        };
         let Some(found) = &self.content.identity else {
             if self.content.is_empty() {
                 let what = self.foreign.map(|what| format!("none; it is {what}"));
@@ -373,7 +706,6 @@ impl Facts {
             return out;
         };
         row("filesystem", found.kind.name().into());
-        row("used", maybe(self.used_bytes));
         row("uuid", found.uuid.as_str().into());
         row("label", found.label.as_str().into());
         row("last mounted", found.last_mounted.as_str().into());
@@ -382,14 +714,6 @@ impl Facts {
         row("last written", written.unwrap_or_default());
         let freeze = if self.can_freeze() { "yes" } else { "no" };
         row("can freeze", freeze.into());
-        if let Some(dump) = &self.dump {
-            let note = match (dump.map, dump.doubt) {
-                ("estimate", _) => "an estimate, while it is mounted".into(),
-                (map, Some(doubt)) => format!("map: {map}, because of {doubt}"),
-                (map, None) => format!("map: {map}"),
-            };
-            row("a dump reads", format!("{}; {note}", bytes(dump.bytes)));
-        }
         out
     }
 }

@@ -22,10 +22,23 @@ pub fn store() -> Result<Option<PathBuf>> {
     }
 }
 
+/// A line without what a `#` begins, where it stands first or after a blank (a name may hold one); and without blanks around it.
+fn uncommented(line: &[u8]) -> &[u8] {
+    let mut before = b' ';
+    let begins = |byte: &u8| {
+        let found = *byte == b'#' && before.is_ascii_whitespace();
+        before = *byte;
+        found
+    };
+    let end = line.iter().position(begins).unwrap_or(line.len());
+    line.get(..end).unwrap_or_default().trim_ascii()
+}
+
 /// The last `store` line counts; other lines are not ours. `Err` is the number of a line that is wrong.
 fn store_in(text: &str) -> std::result::Result<Option<PathBuf>, usize> {
     let mut store = None;
     for (number, line) in (1usize..).zip(text.lines()) {
+        let line = std::str::from_utf8(uncommented(line.as_bytes())).unwrap_or_default();
         let Some((key, value)) = line.split_once('=') else {
             continue;
         };
@@ -46,9 +59,11 @@ mod tests {
 
     #[test]
     fn the_store_is_found_among_other_lines() {
-        let text = "# kept\n/=/dev/mmcblk0p3\n store = /data/snapshots \n";
+        let text = "# kept\n/=/dev/mmcblk0p3\n store = /data/snapshots \t# from /\n";
         assert_eq!(store_in(text), Ok(Some("/data/snapshots".into())));
         assert_eq!(store_in("/config=PARTLABEL=b\n#store = /x\n"), Ok(None));
+        assert_eq!(store_in("store = /a#b\n"), Ok(Some("/a#b".into())));
+        assert_eq!(uncommented(b"#x"), b"");
         assert_eq!(store_in("\nstore = relative\n"), Err(2));
         assert_eq!(store_in("store=\n"), Err(1));
     }

@@ -8,7 +8,7 @@ use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use crate::config::CONFIG;
+use crate::config::{CONFIG, uncommented};
 use crate::error::{Error, NOTHING_WRITTEN, Result};
 
 /// Most pairs: the guardian's board has room for a filesystem each.
@@ -91,6 +91,12 @@ pub fn read(file: Option<&Path>) -> Result<Vec<Pair>> {
     Ok(pairs)
 }
 
+/// The pairs of [`CONFIG`], where it is there and right: for who only shows them.
+pub fn declared() -> Vec<Pair> {
+    let text = text(Path::new(CONFIG)).unwrap_or_default();
+    parse(&text).unwrap_or_default()
+}
+
 fn text(path: &Path) -> std::io::Result<Vec<u8>> {
     let mut text = Vec::new();
     let file = std::fs::File::open(path)?;
@@ -102,8 +108,8 @@ fn text(path: &Path) -> std::io::Result<Vec<u8>> {
 fn parse(text: &[u8]) -> std::result::Result<Vec<Pair>, (usize, String)> {
     let mut pairs = Vec::new();
     for (number, line) in (1usize..).zip(text.split(|byte| *byte == b'\n')) {
-        let line = line.trim_ascii();
-        if line.is_empty() || line.starts_with(b"#") {
+        let line = uncommented(line);
+        if line.is_empty() {
             continue;
         }
         let shown = OsStr::from_bytes(line);
@@ -199,7 +205,8 @@ mod tests {
 
     #[test]
     fn a_file_may_hold_other_settings_and_its_errors_name_the_line() {
-        let text = b"# standby\n/=/dev/b\nstore = /data\n\n /config = PARTLABEL=config_b\r\n";
+        let text =
+            b"# standby\n/=/dev/b  # active\nstore = /data\n\n /config = PARTLABEL=config_b\t#\r\n";
         let pairs = parse(text).unwrap();
         assert_eq!(pairs.len(), 2);
         assert!(pairs.iter().all(|pair| pair.declared));

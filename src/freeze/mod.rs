@@ -27,7 +27,7 @@ use guard::{
 };
 use launch::{Link, Reply, Wanted, launch};
 
-pub use guard::{Form, Leftover, Limits, Method, Remount, Target, serve_if_guardian};
+pub use guard::{Form, GUARDIAN, Leftover, Limits, Method, Remount, Target, serve_if_guardian};
 pub use watchdog::shorter_hardware_watchdog;
 
 /// How long a thaw may take before floe stops waiting for it (the guardian goes on), in microseconds.

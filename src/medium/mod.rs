@@ -213,13 +213,20 @@ impl Medium {
                 .leaving(not_yet)
         })?;
         let note = rescan::refresh(self.target.device());
+        let too = match self.boot.is_some() {
+            true => "",
+            false => " or PARTUUID=",
+        };
+        let fstab = format!(
+            "{shown}: note: what /etc/fstab and the boot loader's settings name by /dev/…{too} is still the original: look at them before it boots"
+        );
         drop(self.target);
         let data = self.slots.iter().find(|slot| slot.role == Some(Role::Data));
         if let (Some(mkfs), Some(slot)) = (&self.mkfs, data) {
             make_data(mkfs, self.dev, slot.extent)
                 .map_err(|error| error.leaving("everything else on the medium is complete"))?;
         }
-        Ok(note.into_iter().collect())
+        Ok(note.into_iter().chain([fstab]).collect())
     }
 
     fn write(&mut self) -> std::result::Result<(), Fault> {

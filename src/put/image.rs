@@ -18,6 +18,7 @@ use crate::stream::copy::{BUFFER_BYTES, Ended};
 use crate::stream::image::Piece;
 use crate::stream::image::{Format, ImageReader, LOOK_BYTES};
 use crate::stream::input::Input;
+use crate::stream::partfile;
 use crate::sys::ioctl;
 use crate::sys::memory::Pages;
 use crate::units::to_u64;
@@ -81,7 +82,12 @@ impl Opened {
         let other = file
             .try_clone()
             .map_err(|error| Error::failed(format_args!("{subject}: dup: {error}")))?;
-        let mut input = Input::file(other, length_of(&file)).map_err(fail)?;
+        let mut length = length_of(&file);
+        let more = pieces(&subject, &file)?;
+        for piece in &more {
+            length = length.and_then(|sum| sum.checked_add(length_of(piece)?));
+        }
+        let mut input = Input::files(other, more, length).map_err(fail)?;
         let format = Format::recognise(input.peek(LOOK_BYTES).map_err(fail)?);
         Ok(Self {
             subject,
@@ -330,6 +336,27 @@ fn open(path: &OsStr) -> Result<(String, File)> {
 }
 
 /// The length of a regular file or block device that is read from its beginning.
+/// What follows FILE.001 of `dump --split`: FILE.002 and so on, as far as they are there.
+fn pieces(subject: &str, first: &File) -> Result<Vec<File>> {
+    let mut more = Vec::new();
+    let regular = first.metadata().is_ok_and(|meta| meta.is_file());
+    let Some(stem) = subject.strip_suffix(".001").filter(|_| regular) else {
+        return Ok(more);
+    };
+    for number in 2..=999 {
+        let name = partfile::piece(Path::new(stem), number);
+        match File::open(&name) {
+            Ok(file) => more.push(file),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => break,
+            Err(error) => {
+                let name = name.display();
+                return Err(Error::failed(format_args!("{name}: open: {error}")));
+            }
+        }
+    }
+    Ok(more)
+}
+
 fn length_of(file: &File) -> Option<u64> {
     let stat = rustix::fs::fstat(file).ok()?;
     let at_start = || rustix::fs::seek(file, SeekFrom::Current(0)).is_ok_and(|here| here == 0);

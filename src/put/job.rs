@@ -50,6 +50,8 @@ pub struct Options {
     pub(crate) unchecked: bool,
     /// `--force`: a snapshot of another architecture or board.
     pub(crate) force: bool,
+    /// `--dry-run`: nothing is written.
+    pub(crate) dry_run: bool,
     /// `--grow`: to the end of the partition afterwards.
     pub(crate) grow: bool,
     /// `--disk`: where the recorded partition table goes.

@@ -19,6 +19,7 @@ use crate::put::grow;
 use crate::put::image::{Any, Content, Image, Opened};
 use crate::put::job::{self, Done, Job, Options, Phase, Shared};
 use crate::put::target::{self, Chosen, check_sectors};
+use crate::report::JsonObject;
 use crate::report::{self, Bytes, ReportFile, Span};
 use crate::snapshot::archive::{Bundle, Catalog};
 use crate::snapshot::machine::Host;
@@ -113,6 +114,9 @@ pub fn run(
             "{subject}: comes through a pipe: that all of it is right is known only at its end, after the targets were written"
         ));
     }
+    if options.dry_run {
+        return Err(would(options, &found, chosen, disk, &origin, report)?);
+    }
     let (errands, laid) = errands(options, chosen, (disk, places), &origin, &found, &progress)?;
     let states = states_of(&errands, laid.as_ref());
     let verify = options.verify;
@@ -128,6 +132,53 @@ pub fn run(
     )
     .map_err(|error| states.explain(error, options.common.quiet))?;
     finish(options, &subject, &done, report, start)
+}
+
+/// `--dry-run`: the last checks, and what would be done.
+fn would(
+    options: &Options,
+    found: &Snapshot,
+    chosen: Vec<(String, Chosen)>,
+    disk: Option<Disk>,
+    origin: &Origin,
+    report: Option<&mut ReportFile>,
+) -> Result<Error> {
+    let mut lines = Vec::new();
+    for (name, target) in &chosen {
+        let (shown, dev) = target.named();
+        let Some(image) = found.image(name) else {
+            continue;
+        };
+        if options.grow {
+            grow::check(shown, dev, &image.filesystem, &image.uuid)?;
+        }
+        lines.push(format!(
+            "{}: would be written with {name} ({}, {})",
+            shown.display(),
+            image.filesystem,
+            report::Bytes(image.size_bytes)
+        ));
+    }
+    if let Some(disk) = disk {
+        let shown = disk.chosen.named().0.display().to_string();
+        let laid = disk.open(origin)?;
+        for image in &found.images {
+            if chosen.iter().all(|(name, _)| *name != image.name) {
+                laid.partition(image)?;
+            }
+        }
+        lines.push(format!(
+            "{shown}: would get the recorded partition table, and what is named nowhere else"
+        ));
+    }
+    if let Some(file) = report {
+        let mut object = JsonObject::new();
+        object
+            .bool("dry_run", true)
+            .raw("would", &report::json_list(&lines));
+        file.write(&object)?;
+    }
+    Ok(report::dry(&options.common, lines))
 }
 
 fn origin(opened: Opened) -> Result<Origin> {

@@ -23,6 +23,8 @@ pub trait Source: Read + Send {
 
 enum Origin<'a> {
     File(File),
+    /// One file after the other, the next one last.
+    Files(File, Vec<File>),
     Reader(Box<dyn Read + Send + 'a>),
     Source(Box<dyn Source + 'a>),
 }
@@ -56,6 +58,19 @@ impl<'a> Input<'a> {
     /// A file, device or pipe; `length_bytes` where the whole length is known beforehand.
     pub fn file(file: File, length_bytes: Option<u64>) -> Result<Self, Fault> {
         Self::with(Origin::File(file), length_bytes)
+    }
+
+    /// Files that follow each other, `length_bytes` in all.
+    pub fn files(
+        first: File,
+        mut more: Vec<File>,
+        length_bytes: Option<u64>,
+    ) -> Result<Self, Fault> {
+        more.reverse();
+        match more.is_empty() {
+            true => Self::file(first, length_bytes),
+            false => Self::with(Origin::Files(first, more), length_bytes),
+        }
     }
 
     /// Any reader (bytes in memory for tests).
@@ -189,6 +204,16 @@ fn read(origin: &mut Origin<'_>, space: &mut [u8], offset: u64) -> Result<usize,
     loop {
         let result = match origin {
             Origin::File(file) => file.read(space),
+            Origin::Files(file, more) => match (file.read(space), more.pop()) {
+                (Ok(0), Some(next)) if !space.is_empty() => {
+                    *file = next;
+                    continue;
+                }
+                (result, next) => {
+                    more.extend(next);
+                    result
+                }
+            },
             Origin::Reader(reader) => reader.read(space),
             Origin::Source(source) => source.read(space),
         };

@@ -26,6 +26,12 @@ const BATCH: usize = 16;
 /// Where bytes go, in order.
 pub struct Output {
     fd: OwnedFd,
+    /// What comes after it, last first, and what came before: open all the time, because while something is frozen nothing is opened.
+    next: Vec<OwnedFd>,
+    full: Vec<OwnedFd>,
+    /// Bytes a piece takes, and what `fd` still takes.
+    piece_bytes: u64,
+    room_bytes: u64,
     meter: &'static dyn Meter,
     written_bytes: u64,
     sha256: Option<Sha256>,
@@ -36,10 +42,34 @@ impl Output {
     pub fn new(fd: OwnedFd, meter: &'static dyn Meter, hash: bool) -> Self {
         Self {
             fd,
+            next: Vec::new(),
+            full: Vec::new(),
+            piece_bytes: u64::MAX,
+            room_bytes: u64::MAX,
             meter,
             written_bytes: 0,
             sha256: hash.then(Sha256::new),
         }
+    }
+
+    /// After so many bytes go on in the next of `files`.
+    pub fn split(mut self, piece_bytes: u64, mut files: Vec<OwnedFd>) -> Self {
+        files.reverse();
+        self.full = Vec::with_capacity(files.len());
+        self.next = files;
+        (self.piece_bytes, self.room_bytes) = (piece_bytes, piece_bytes);
+        self
+    }
+
+    /// No heap.
+    fn go_on(&mut self) -> Result<(), Problem> {
+        let next = self
+            .next
+            .pop()
+            .ok_or_else(|| self.problem("split", Errno::FBIG))?;
+        self.full.push(std::mem::replace(&mut self.fd, next));
+        self.room_bytes = self.piece_bytes;
+        Ok(())
     }
 
     /// Bytes the sink has taken so far.
@@ -79,13 +109,24 @@ impl Output {
             if let Some(sha256) = &mut self.sha256 {
                 sha256.update(part);
             }
-            if let Some(place) = batch.get_mut(count) {
-                *place = IoSlice::new(part);
-                count += 1;
-            }
-            if count == BATCH {
-                self.write_batch(&mut batch)?;
-                count = 0;
+            let mut rest = part;
+            loop {
+                let fits = to_usize(self.room_bytes).min(rest.len());
+                let (now, later) = rest.split_at_checked(fits).unwrap_or((rest, &[]));
+                if let Some(place) = batch.get_mut(count) {
+                    *place = IoSlice::new(now);
+                    count += 1;
+                }
+                self.room_bytes -= to_u64(now.len());
+                if count == BATCH || !later.is_empty() {
+                    self.write_batch(batch.get_mut(..count).unwrap_or_default())?;
+                    count = 0;
+                }
+                if later.is_empty() {
+                    break;
+                }
+                self.go_on()?;
+                rest = later;
             }
         }
         match batch.get_mut(..count) {
@@ -128,6 +169,9 @@ impl Output {
             let end = seek(&self.fd, SeekFrom::Current(0))
                 .map_err(|errno| self.problem("seek", errno))?;
             ftruncate(&self.fd, end).map_err(|errno| self.problem("ftruncate", errno))?;
+        }
+        for fd in &self.full {
+            fsync(fd).map_err(|errno| self.problem("fsync", errno))?;
         }
         match fsync(&self.fd) {
             // Pipes, sockets and /dev/null have nothing to flush.

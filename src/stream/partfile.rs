@@ -15,6 +15,7 @@ use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use crate::error::{Error, Fault, NOTHING_WRITTEN, Result};
+use crate::units::to_u64;
 
 /// How often a part file that changes hands is tried again.
 const TRIES: u32 = 20;
@@ -260,6 +261,55 @@ impl PartFile {
         let flushed = rustix::fs::fsync(folder);
         flushed.map_err(|errno| Error::fault(shown, Fault::io("fsync of its folder", errno)))
     }
+}
+
+/// Pieces of `--split` at most: each is open, and held, from before the freeze.
+const PIECES: u64 = 200;
+
+/// FILE.001, FILE.002 …: the name of a piece.
+pub fn piece(path: &Path, number: u64) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{number:03}"));
+    name.into()
+}
+
+/// The part files of pieces of `piece_bytes` that hold `most_bytes`; those that stay empty go at the end.
+pub fn create_pieces(path: &Path, piece_bytes: u64, most_bytes: u64) -> Result<Vec<PartFile>> {
+    let count = most_bytes.div_ceil(piece_bytes.max(1)).max(1);
+    if count > PIECES {
+        return Err(Error::refused(format_args!(
+            "{}: --split: {count} pieces of {piece_bytes} bytes could be needed, and {PIECES} is the most; make them larger",
+            path.display()
+        ))
+        .leaving("nothing was frozen"));
+    }
+    (1..=count)
+        .map(|number| PartFile::create(&piece(path, number)))
+        .collect()
+}
+
+/// Gives pieces their names, the first one last: where FILE.001 is, all are. What an earlier and longer set left behind them goes.
+pub fn finish_pieces(path: &Path, files: Vec<PartFile>) -> Result<()> {
+    let first = piece(path, 1);
+    let fail = |path: &Path, error: std::io::Error| {
+        Error::failed(format_args!("{}: remove: {error}", path.display()))
+    };
+    let gone = |path: &Path| match std::fs::remove_file(path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(fail(path, error)),
+    };
+    gone(&first)?;
+    let is_used = |file: &PartFile| file.lock.metadata().is_ok_and(|meta| meta.len() > 0);
+    let mut used: Vec<PartFile> = files.into_iter().filter(is_used).collect();
+    let mut behind = to_u64(used.len()) + 1;
+    while gone(&piece(path, behind))? {
+        behind += 1;
+    }
+    while let Some(file) = used.pop() {
+        file.finish()?;
+    }
+    Ok(())
 }
 
 /// Whether files here have an owner and a mode: on FAT every file has those that it was mounted with.

@@ -230,6 +230,7 @@ pub struct Capture {
     shown: Vec<String>,
     /// For each image the parts of the plan that make it up.
     images: Vec<std::ops::Range<usize>>,
+    unknown: Vec<usize>,
     pipeline: &'static Pipeline,
     surveyor: &'static Surveyor,
     counters: &'static Counters,
@@ -289,6 +290,8 @@ struct Draft {
     /// The same once more, for a look before the freeze.
     early: Vec<Vec<Part>>,
     ranges: Vec<std::ops::Range<usize>>,
+    /// Images with a partition that is read whole, because nobody knows what is in it.
+    unknown: Vec<usize>,
     errands: Vec<Errand>,
     devices: Vec<crate::device::Device>,
     shown: Vec<String>,
@@ -316,6 +319,9 @@ impl Draft {
                     "{}: {}: no used-block map for what is on it",
                     prepared.name, prepared.shown
                 )));
+            }
+            if matches!(piece.reading, Reading::Whole(None)) {
+                self.unknown.push(image);
             }
             if let Reading::Map(identity) | Reading::Whole(Some(identity)) = piece.reading {
                 let mut errand = Errand::new(self.parts, image, *identity, piece.still, piece.swap);
@@ -423,6 +429,7 @@ impl Capture {
         Ok(Self {
             shown: draft.shown,
             images: draft.ranges,
+            unknown: draft.unknown,
             pipeline,
             surveyor,
             counters,
@@ -542,6 +549,7 @@ impl Capture {
             self.guardian = Some(guardian);
         }
         self.surveyor.order(Step::Glimpse);
+        self.show(false);
         let (mut round, mut took) = (0u32, 0);
         let began = Instant::now();
         loop {
@@ -794,7 +802,7 @@ impl Capture {
                 (Some(only), None) if parts.len() == 1 => only,
                 (Some(first), _) => {
                     let all_used = mapped.chain([first]).all(|one| one == Coverage::Used);
-                    if all_used {
+                    if all_used && !self.unknown.contains(&image) {
                         Coverage::Used
                     } else {
                         Coverage::Partial

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::freeze::Limits;
 use crate::fs::Still;
 use crate::mounts::System;
-use crate::report::{self, JsonObject, Span, json_list};
+use crate::report::{self, Bytes, JsonObject, Span, json_list};
 use crate::stream::frames::{Framed, Header};
 use crate::stream::pipeline::{Encoding, Problem, Settings};
 use crate::take::capture::{Figures, Ready};
@@ -220,6 +220,15 @@ pub fn held_words(consistent: &str, frozen_ms: u64) -> String {
         "readonly" => "read-only".into(),
         _ if frozen_ms > 0 => format!("frozen {held}"),
         other => other.into(),
+    }
+}
+
+/// What was to be read, in words: *used* only where that was proven for every part of it. `map` is the report's word for how far.
+pub fn used_words(map: &str, bytes: u64) -> String {
+    match map {
+        "used" => format!("{} used", Bytes(bytes)),
+        "whole" => "taken whole".into(),
+        _ => format!("{} used or unclear", Bytes(bytes)),
     }
 }
 

@@ -83,6 +83,16 @@ pub fn run(options: &Options, pairs: &[Pair]) -> Result<()> {
                 .map_err(nothing)?;
         }
     }
+    if options.dry_run {
+        if let Some(medium) = medium.as_ref().filter(|_| !options.common.quiet) {
+            medium.print();
+        }
+        let would = pairs.iter().map(|pair| {
+            let (source, target) = (pair.source.display(), pair.target.display());
+            format!("{target}: would be written with what is kept of {source}")
+        });
+        return Err(report::dry(&options.common, would));
+    }
     if let Some(medium) = &mut medium {
         if !options.common.quiet {
             medium.print();
@@ -273,6 +283,7 @@ fn write(
         targets,
         overwrite: Overwrite::Allowed,
         verify: options.wants.verify,
+        dry_run: false,
         skip_free: options.wants.skip_free,
         any: Any::No,
         unchecked: false,

@@ -42,7 +42,7 @@ use crate::report::{Told, millis};
 use crate::stream::pipeline::{Encoding, Outlet, Settings};
 use crate::take::capture::{self, Capture, Engine, Figures};
 use crate::take::memory::Spool;
-use crate::take::options::{Taking, held_words, prepare_all, weakest};
+use crate::take::options::{Taking, held_words, prepare_all, used_words, weakest};
 use crate::take::source::Prepared;
 use crate::units::Extent;
 
@@ -57,6 +57,8 @@ pub struct Options {
     file: Option<PathBuf>,
     overwrite: Overwrite,
     wants: Wants,
+    /// `--dry-run`: nothing is written.
+    dry_run: bool,
     medium: Wanted,
     after: After,
     /// `--factory`: what is kept instead of what runs.
@@ -85,6 +87,7 @@ pub fn parse(mut args: Args) -> Result<Options> {
             verify: false,
             skip_free: false,
         },
+        dry_run: false,
         medium: Wanted::default(),
         after: After::default(),
         factory: false,
@@ -128,6 +131,7 @@ fn option(options: &mut Options, args: &mut Args, name: &str) -> Result<()> {
     match name {
         "--pairs" => options.file = Some(args.path()?),
         "--overwrite" => options.overwrite = Overwrite::Allowed,
+        "--dry-run" => options.dry_run = true,
         "--verify" => options.wants.verify = true,
         "--skip-free" => options.wants.skip_free = true,
         "--grow" => options.after.grow = true,
@@ -237,12 +241,12 @@ impl Archived {
             false => String::new(),
         };
         format!(
-            "{} to {}: {} {}, {} used, {} written, {} zeroed{skipped}{verified}",
+            "{} to {}: {} {}, {}, {} written, {} zeroed{skipped}{verified}",
             self.source,
             self.target,
             self.filesystem,
             Bytes(self.size_bytes),
-            Bytes(self.used_bytes),
+            used_words(self.map, self.used_bytes),
             Bytes(self.written_bytes),
             Bytes(self.zeroed_bytes),
         )
@@ -329,6 +333,16 @@ fn clone(options: &Options, start: Instant) -> Result<Done> {
     let running_root = system.running_root();
     let mut archived = describe(&sources, &targets);
     let consistent = weakest(&sources);
+    if options.dry_run {
+        let would = archived.iter().map(|one| {
+            let (source, size) = (&one.source, Bytes(one.size_bytes));
+            format!(
+                "{}: would be written with {source} ({}, {size})",
+                one.target, one.filesystem
+            )
+        });
+        return Err(report::dry(&options.common, would));
+    }
     let copy = Copy::new(&sources, targets, medium, options.wants)?;
     if !quiet {
         for pair in &archived {

@@ -11,7 +11,8 @@ use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
 use rustix::io::{Errno, Result};
 
 /// The guardian's name, wherever a process has one.
-pub(crate) const NAME: &str = "thaw-guard";
+/// What the guardian calls itself.
+pub const NAME: &str = "thaw-guard";
 
 /// What the guardian runs from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -91,7 +91,7 @@ use rustix::io::{Errno, Result};
 use rustix::mount::MountFlags;
 
 pub(crate) use cgroup::Cgroups;
-pub use copy::Form;
+pub use copy::{Form, NAME as GUARDIAN};
 pub(crate) use copy::{NAME, path_of};
 pub(crate) use handover::Words;
 pub use handover::serve_if_guardian;

@@ -35,7 +35,8 @@ pub fn apply_bitmaps(
         }
     }
     let free_blocks = free_clusters << geometry.cluster_log2;
-    if verdict.doubt.is_none() && free_blocks != geometry.free_blocks {
+    let stated = geometry.free_blocks.unwrap_or(free_blocks);
+    if verdict.doubt.is_none() && free_blocks != stated {
         // The kernel sums the groups into the superblock when it freezes and when it unmounts; so does e2fsck.
         map.set_all_used();
         *verdict = Verdict::whole(Fault::corrupt("sum of free blocks"));

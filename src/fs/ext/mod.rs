@@ -108,10 +108,14 @@ fn walk(
         ));
     }
     let device = walk.device();
-    let (raw, geometry) = match read_superblock(device)? {
+    let (raw, mut geometry) = match read_superblock(device)? {
         Ok(found) => found,
         Err(doubt) => return Ok(Verdict::whole(doubt)),
     };
+    if still == Still::Glimpse {
+        // While it is mounted the sum is out of date.
+        geometry.free_blocks = None;
+    }
     if raw.has_compat(feature::COMPAT_HAS_JOURNAL) && raw.s_journal_inum == 0 {
         return Err(Fault::refused(
             "its journal is on another device, and would be missing",

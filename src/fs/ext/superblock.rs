@@ -217,7 +217,7 @@ pub struct Geometry {
     /// Number of groups; at least 1.
     pub groups: u32,
     /// Free blocks as the superblock counts them.
-    pub free_blocks: u64,
+    pub free_blocks: Option<u64>,
     /// First metagroup whose descriptors lie inside itself (equal to the number of metagroups without meta_bg).
     pub first_meta_bg: u32,
     /// Blocks kept free after the descriptors for growth.
@@ -311,7 +311,7 @@ impl Geometry {
             inode_bytes,
             descriptor_bytes: u32::from(descriptor_bytes),
             groups,
-            free_blocks: raw.free_blocks(),
+            free_blocks: Some(raw.free_blocks()),
             first_meta_bg: 0,
             reserved_gdt_blocks: u64::from(raw.s_reserved_gdt_blocks),
             backups: Self::backups(raw),

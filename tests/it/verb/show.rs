@@ -100,8 +100,131 @@ fn a_mounted_filesystem_shows_where_and_an_estimate() {
 }
 
 #[test]
+fn used_is_one_number_in_show_dump_and_clone() {
+    let mounted = require_some!(LoopFs::make(Spec::default()).ok(), "root and mkfs.ext4");
+    require!(common::have("python3"), "python3");
+    drop(require_floe!());
+    mounted.fill(60);
+    common::output("sync", &["-f", &mounted.dir().to_string_lossy()]);
+    let shown = json(mounted.dir(), "used_bytes");
+    assert_eq!(json(mounted.dir(), "dump_bytes"), shown);
+    assert_eq!(json(mounted.device(), "used_bytes"), shown);
+    let scratch = Scratch::new();
+    let report = scratch.join("report");
+    let number = |key: &str| {
+        let text = fs::read(&report).expect("report");
+        let report = floe::json::parse(&text).unwrap_or_else(|_| panic!("the report"));
+        report.get(key).and_then(|value| value.number())
+    };
+    let place = mounted.dir().to_string_lossy().into_owned();
+    let image = scratch.join("image.gz");
+    let mut dump = require_floe!();
+    dump.args(["dump", &place, "--report"]).arg(&report);
+    common::run(dump.arg("-o").arg(&image), Limit::secs(60)).expect_code(0);
+    let dumped = number("used_bytes");
+    assert_eq!(dumped.map(|n| n.to_string()), Some(shown));
+    let target = common::LoopDevice::filled(&scratch, "target", 64, 0);
+    let mut clone = require_floe!();
+    clone
+        .arg("clone")
+        .arg(format!("{place}={}", target.path().display()));
+    common::run(clone.arg("--report").arg(&report), Limit::secs(60)).expect_code(0);
+    assert_eq!(number("used_bytes"), dumped);
+    // Of a packed image: how long the file is, too.
+    let packed = fs::metadata(&image).expect("image").len();
+    assert_eq!(json(&image, "packed_bytes"), packed.to_string());
+}
+
+#[test]
+fn a_disk_shows_its_partitions_and_the_overview_every_filesystem() {
+    let mounted = require_some!(LoopFs::make(Spec::default()).ok(), "root and mkfs.ext4");
+    require!(
+        common::have("python3") && common::have("sfdisk"),
+        "python3 and sfdisk"
+    );
+    drop(require_floe!());
+    let scratch = Scratch::new();
+    let image = scratch.join("disk");
+    let file = fs::File::create(&image).expect("disk");
+    file.set_len(48 << 20).expect("disk");
+    let name = image.to_string_lossy().into_owned();
+    let script = format!(
+        "printf 'label: gpt\nsize=16M\nsize=16M\n' | sfdisk -q {name} && mkfs.ext4 -q -F -L inside {name}.fs 16M && \
+         dd if={name}.fs of={name} bs=1M seek=1 conv=notrunc status=none"
+    );
+    common::shell(&script, Limit::secs(60)).expect_code(0);
+    let mut show = require_floe!();
+    let run = common::run(show.arg("show").arg(&image), Limit::secs(30)).expect_code(0);
+    let text = run.stdout_text();
+    let line = |text: &str, word: &str| {
+        text.lines()
+            .find(|line| line.contains(word))
+            .map(str::to_owned)
+    };
+    let head = line(&text, "DEVICE").unwrap_or_else(|| panic!("{text}"));
+    for word in ["WHAT", "SIZE", "USED", "LABEL", "FREEZE", "MOUNTED AT"] {
+        assert!(head.contains(word), "{text}");
+    }
+    let first = line(&text, "partition 1").unwrap_or_else(|| panic!("{text}"));
+    assert!(
+        first.contains("ext4") && first.contains("16.0 MiB") && first.contains("inside"),
+        "{text}"
+    );
+    assert!(
+        line(&text, "partition 2").is_some_and(|line| line.contains(" - ")),
+        "{text}"
+    );
+    // What a dump of it says: the unknown partition and the gaps whole, of the filesystem what is used.
+    let report = scratch.join("report");
+    let mut dump = require_floe!();
+    dump.arg("dump")
+        .arg(&image)
+        .arg("-o")
+        .arg(scratch.join("out"))
+        .arg("--report")
+        .arg(&report);
+    let run = common::run(&mut dump, Limit::secs(60)).expect_code(0);
+    assert!(run.stderr_text().contains(" used or unclear, "), "{run}");
+    let text = fs::read(&report).expect("report");
+    let object = floe::json::parse(&text).unwrap_or_else(|_| panic!("the report"));
+    assert_eq!(
+        object.get("map").and_then(|map| map.text()),
+        Some("partial")
+    );
+    let used = object
+        .get("used_bytes")
+        .and_then(|value| value.number())
+        .expect("used");
+    assert_eq!(json(&image, "used_bytes"), used.to_string());
+    assert_eq!(json(&image, "map"), "partial");
+    // The overview: our mount is there, with the same words as when it is named.
+    let run = common::run(require_floe!().arg("show"), Limit::secs(60)).expect_code(0);
+    let text = run.stdout_text();
+    let place = mounted.dir().to_string_lossy().into_owned();
+    let ours = line(&text, &place).unwrap_or_else(|| panic!("{text}"));
+    assert!(ours.contains("ext4") && ours.contains(" yes "), "{text}");
+    assert!(
+        text.lines()
+            .last()
+            .is_some_and(|line| line.starts_with("pre-copy: writes can")),
+        "{text}"
+    );
+    let run = common::run(require_floe!().args(["show", "--json"]), Limit::secs(60)).expect_code(0);
+    let object = floe::json::parse(&run.stdout).unwrap_or_else(|_| panic!("{run}"));
+    assert!(
+        object.get("filesystems").is_some() && object.get("can_trace").is_some(),
+        "{run}"
+    );
+    common::assert_not_frozen(mounted.dir(), "after show");
+}
+
+#[test]
 fn the_command_line_is_as_on_every_verb() {
-    let cases: [&[&str]; 3] = [&["show"], &["show", "a", "b"], &["show", "--no-such", "a"]];
+    let cases: [&[&str]; 3] = [
+        &["show", "--identity"],
+        &["show", "a", "b"],
+        &["show", "--no-such", "a"],
+    ];
     for case in cases {
         let run = common::run(require_floe!().args(case), Limit::secs(20)).expect_code(2);
         assert_eq!(run.stderr_text().lines().count(), 1, "{run}");

@@ -1,0 +1,116 @@
+//! `dump --split`: numbered pieces that are one image to restore, verify, show and cat, and that are there all or not at all.
+
+use std::fs;
+use std::path::Path;
+
+use crate::common::{self, Limit, Run, Scratch};
+
+fn floe(words: &[&str], code: i32) -> Run {
+    let mut floe = common::floe().expect("checked by the caller");
+    common::run(floe.args(words), Limit::secs(60)).expect_code(code)
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).expect("folder");
+    let name = |entry: fs::DirEntry| entry.file_name().to_string_lossy().into_owned();
+    let mut found: Vec<String> = entries.map(|entry| name(entry.expect("entry"))).collect();
+    found.sort();
+    found
+}
+
+#[test]
+fn pieces_are_one_image_and_there_all_or_not_at_all() {
+    require!(common::have("mkfs.ext4"), "mkfs.ext4");
+    drop(require_floe!());
+    let scratch = Scratch::new();
+    let (source, out) = (scratch.join("source"), scratch.join("out"));
+    fs::create_dir(&out).expect("out");
+    let path = source.to_string_lossy().into_owned();
+    let script = format!(
+        "truncate -s 32M {path}; mkdir {path}.d; head -c 5M /dev/urandom > {path}.d/noise; mkfs.ext4 -q -F -d {path}.d {path}"
+    );
+    common::shell(&script, Limit::secs(60)).expect_code(0);
+    let image = out.join("a.img");
+    let image = image.to_string_lossy().into_owned();
+    for raw in [&["-z", "none"][..], &[]] {
+        let words = [
+            &["dump", &path, "-o", &image, "--split", "1M", "--overwrite"],
+            raw,
+        ]
+        .concat();
+        floe(&words, 0);
+        let found = names(&out);
+        // The raw one is written in full; of the packed one, which is shorter, no piece of the raw one is left.
+        let count = found.len();
+        match raw.is_empty() {
+            false => assert_eq!(count, 32, "{found:?}"),
+            true => assert!((6..=7).contains(&count), "{found:?}"),
+        }
+        let wanted: Vec<String> = (1..=count)
+            .map(|number| format!("a.img.{number:03}"))
+            .collect();
+        assert_eq!(found, wanted);
+        for name in &found[..count - 1] {
+            assert_eq!(fs::metadata(out.join(name)).expect("piece").len(), 1 << 20);
+        }
+        let first = format!("{image}.001");
+        assert!(floe(&["verify", &first], 0).stdout_text().contains("good "));
+        assert!(floe(&["show", &first], 0).stdout_text().contains("ext4"));
+        let back = scratch.join("back");
+        floe(
+            &["restore", &first, &back.to_string_lossy(), "--overwrite"],
+            0,
+        );
+        let together = scratch.join("together");
+        let script = format!("cat {image}.0* > {}", together.display());
+        common::shell(&script, Limit::secs(60)).expect_code(0);
+        let whole = scratch.join("whole");
+        floe(
+            &[
+                "restore",
+                &together.to_string_lossy(),
+                &whole.to_string_lossy(),
+                "--overwrite",
+            ],
+            0,
+        );
+        assert_eq!(common::hash_file(&back), common::hash_file(&whole));
+        assert_eq!(fs::metadata(&back).expect("back").len(), 32 << 20);
+    }
+    // A piece that is missing, or cut, is a corrupt image, found before anything is written; and only a part cannot be pushed.
+    let first = format!("{image}.001");
+    let target = scratch.join("target");
+    let target = target.to_string_lossy().into_owned();
+    let third = out.join("a.img.003");
+    let kept = fs::read(&third).expect("third");
+    fs::write(&third, &kept[1..]).expect("cut");
+    floe(&["verify", &first], 3);
+    fs::remove_file(&third).expect("third");
+    floe(&["verify", &first], 3);
+    floe(&["restore", &first, &target], 3);
+    assert!(!Path::new(&target).exists());
+    fs::write(&third, &kept).expect("third");
+    let run = floe(&["push", &first, "host", "/dev/null"], 4);
+    assert!(run.stderr_text().contains("several pieces"), "{run}");
+    // Refused before anything begins; and a dump that fails leaves nothing.
+    let before = names(&out);
+    floe(&["dump", &path, "--split", "1M"], 2);
+    floe(&["dump", &path, "-o", &image, "--split", "1K"], 2);
+    let large = scratch.join("large");
+    let file = fs::File::create(&large).expect("large");
+    file.set_len(1 << 30).expect("large");
+    common::output("mkfs.ext4", &["-q", "-F", &large.to_string_lossy()]);
+    let run = floe(
+        &[
+            "dump",
+            &large.to_string_lossy(),
+            "-o",
+            &image,
+            "--split",
+            "1M",
+        ],
+        4,
+    );
+    assert!(run.stderr_text().contains("make them larger"), "{run}");
+    assert_eq!(names(&out), before);
+}
