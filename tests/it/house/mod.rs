@@ -1,5 +1,6 @@
 //! Rules about the code and its pages, and the tests' own tools.
 
+mod pages;
 mod readme;
 mod style;
 mod toolbox;
