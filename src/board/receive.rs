@@ -3,6 +3,8 @@
 //! Checked are the board's exit status, the length and SHA-256 of the stream against the board's own report (which comes on stderr
 //! of the same connection), and what is inside: gzip's checksum, the image's length and CRC, a snapshot's checksums. What stands
 //! before the stream (a banner, the output of a start-up file) is an error that quotes it.
+//!
+//! Frames come to their end first, and are checked and held; then what they stand for goes the same way as what comes without them.
 
 use std::io::Read;
 use std::path::Path;
@@ -13,12 +15,15 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
+use crate::board::fleet::Board;
 use crate::board::ssh::{Ended, Host, PAUSE, Session};
 use crate::error::{Error, Exit, Fault, Result};
 use crate::json::{self, Value};
 use crate::report::{clean, hex};
 use crate::snapshot::archive::Bundle;
+use crate::snapshot::framed::{self, Standard};
 use crate::stream::copy::BUFFER_BYTES;
+use crate::stream::frames;
 use crate::stream::gunzip;
 use crate::stream::image::{ImageReader, Piece};
 use crate::stream::input::Input;
@@ -172,13 +177,43 @@ impl Sink for ToStdout {
     }
 }
 
-/// The session's stdout, on its way to the sink.
+/// Where bytes come from.
+enum From {
+    /// The session's stdout.
+    Board(Box<Session>),
+    /// What the board sent in frames.
+    Held(Standard),
+    Nothing,
+}
+
+impl From {
+    fn stalled(&self) -> Option<Error> {
+        match self {
+            Self::Board(session) => session.stalled(),
+            Self::Held(_) | Self::Nothing => None,
+        }
+    }
+}
+
+/// What becomes of them.
+enum Passing {
+    /// They wait until it is known.
+    Undecided(Vec<u8>),
+    /// They are what the sink takes.
+    On,
+    /// They are frames.
+    Off,
+}
+
+/// The stream, on its way to the sink.
 struct Tee {
-    session: Session,
+    from: From,
+    passing: Passing,
     sink: Box<dyn Sink>,
     hash: Sha256,
     length_bytes: u64,
     progress: Arc<AtomicU64>,
+    stop: Arc<AtomicBool>,
     /// What the sink had to say; the reader in between only knows faults.
     failed: Option<Error>,
     ended: bool,
@@ -186,15 +221,40 @@ struct Tee {
 
 impl Tee {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let count = self.session.read(buffer)?;
+        let count = match &mut self.from {
+            From::Board(session) => session.read(buffer)?,
+            From::Held(_) if self.stop.load(Ordering::Relaxed) => {
+                return Err(std::io::Error::other(Fault::short("interrupted")));
+            }
+            From::Held(held) => held.read(buffer)?,
+            From::Nothing => 0,
+        };
         let bytes = buffer.get(..count).unwrap_or_default();
         self.ended = count == 0;
         self.hash.update(bytes);
         self.length_bytes = self.length_bytes.saturating_add(to_u64(count));
-        self.progress.store(self.length_bytes, Ordering::Relaxed);
-        let taken = self.sink.packed(bytes);
-        self.keep(taken).map_err(std::io::Error::other)?;
+        if let From::Board(_) = self.from {
+            self.progress.store(self.length_bytes, Ordering::Relaxed);
+        }
+        match &mut self.passing {
+            Passing::Undecided(first) => first.extend_from_slice(bytes),
+            Passing::Off => {}
+            Passing::On => {
+                let taken = self.sink.packed(bytes);
+                self.keep(taken).map_err(std::io::Error::other)?;
+            }
+        }
         Ok(count)
+    }
+
+    /// From now on all of it goes to the sink, or none of it.
+    fn decide(&mut self, passing: Passing) -> std::result::Result<(), Fault> {
+        let before = std::mem::replace(&mut self.passing, passing);
+        let (Passing::Undecided(first), Passing::On) = (before, &self.passing) else {
+            return Ok(());
+        };
+        let taken = self.sink.packed(&first);
+        self.keep(taken)
     }
 
     fn keep(&mut self, result: Result<()>) -> std::result::Result<(), Fault> {
@@ -228,24 +288,89 @@ struct Inside {
     crc32: Option<u32>,
 }
 
-/// Takes all of the stream, checks it, and has the sink finish it. `progress` counts the bytes.
+/// What a board said in frames.
+struct Came {
+    ended: Ended,
+    length_bytes: u64,
+    sha256: String,
+}
+
+/// Takes all frames, to the board's good end; from then on what they stand for comes.
+fn take_frames(
+    host: &Host,
+    shared: &Shared,
+    mut input: Input<'_>,
+    near: Option<&Path>,
+) -> Result<Came> {
+    let fail = |fault| Error::fault(&host.shown, fault);
+    shared.lock().decide(Passing::Off).map_err(fail)?;
+    let received = framed::hold(near)
+        .and_then(|held| frames::receive::receive(&mut input, held).map_err(fail));
+    drop(input);
+    let mut tee = shared.lock();
+    let lost = || Error::failed(format_args!("{}: the session is lost", host.shown));
+    let From::Board(session) = std::mem::replace(&mut tee.from, From::Nothing) else {
+        return Err(lost());
+    };
+    if let Some(error) = session.stalled() {
+        return Err(error);
+    }
+    if !tee.ended {
+        return Err(received.err().unwrap_or_else(lost));
+    }
+    let ended = session.end()?;
+    ended.check(host)?;
+    let standard = Standard::start(received?).map_err(fail)?;
+    tee.from = From::Held(standard);
+    tee.ended = false;
+    tee.decide(Passing::On).map_err(fail)?;
+    let hash = std::mem::replace(&mut tee.hash, Sha256::new());
+    Ok(Came {
+        ended,
+        length_bytes: std::mem::take(&mut tee.length_bytes),
+        sha256: hex(&hash.finalize()),
+    })
+}
+
+/// Takes all of the stream, checks it, and has the sink finish it. `frames`: they may come, and are held beside that.
 pub fn receive(
     host: &Host,
     session: Session,
     stream: Stream,
     sink: Box<dyn Sink>,
-    progress: Arc<AtomicU64>,
+    board: &Board,
+    frames: Option<Option<&Path>>,
 ) -> Result<Arrived> {
+    let fail = |fault| Error::fault(&host.shown, fault);
     let shared = Shared(Arc::new(Mutex::new(Tee {
-        session,
+        from: From::Board(Box::new(session)),
+        passing: Passing::Undecided(Vec::new()),
         sink,
         hash: Sha256::new(),
         length_bytes: 0,
-        progress,
+        progress: Arc::clone(&board.bytes),
+        stop: Arc::clone(&board.stop),
         failed: None,
         ended: false,
     })));
-    let mut inside = unpack(host, &shared, stream);
+    let mut input = Input::reader(shared.clone()).map_err(fail)?;
+    let magic = &frames::MAGIC;
+    let (came, input) = match frames {
+        Some(near)
+            if input
+                .peek(magic.len())
+                .is_ok_and(|it| it.starts_with(magic)) =>
+        {
+            let came = take_frames(host, &shared, input, near)?;
+            (Some(came), Input::reader(shared.clone()).map_err(fail)?)
+        }
+        _ => (None, input),
+    };
+    let passed = shared.lock().decide(Passing::On);
+    let mut inside = match passed {
+        Ok(()) => unpack(host, input, &shared, stream),
+        Err(fault) => Err(fail(fault)),
+    };
     if inside.is_ok()
         && let Err(fault) = drain(&shared)
     {
@@ -254,18 +379,32 @@ pub fn receive(
     let lost = || Error::failed(format_args!("{}: the reader is still in use", host.shown));
     let tee = Arc::try_unwrap(shared.0).map_err(|_| lost())?;
     let tee = tee.into_inner().unwrap_or_else(PoisonError::into_inner);
-    if let Some(error) = tee.failed.or_else(|| tee.session.stalled()) {
+    if let Some(error) = tee.failed.or_else(|| tee.from.stalled()) {
         return Err(error);
     }
     if !tee.ended {
         // It goes on, and is wrong already: dropping the session ends it.
         return Err(inside.err().unwrap_or_else(lost));
     }
-    let ended = tee.session.end()?;
-    ended.check(host)?;
-    let inside = inside?;
     let sha256 = hex(&tee.hash.finalize());
-    let arrived = compare(host, &ended, &inside, tee.length_bytes, sha256)?;
+    let came = match (came, tee.from) {
+        (Some(came), _) => came,
+        (None, From::Board(session)) => {
+            let ended = session.end()?;
+            ended.check(host)?;
+            Came {
+                ended,
+                length_bytes: tee.length_bytes,
+                sha256: sha256.clone(),
+            }
+        }
+        (None, _) => return Err(lost()),
+    };
+    // That of the file.
+    let arrived = Arrived {
+        sha256,
+        ..compare(host, &inside?, came)?
+    };
     tee.sink.finish(&arrived)?;
     Ok(arrived)
 }
@@ -280,9 +419,13 @@ fn drain(shared: &Shared) -> std::result::Result<(), Fault> {
     Ok(())
 }
 
-fn unpack(host: &Host, shared: &Shared, stream: Stream) -> Result<Inside> {
+fn unpack(
+    host: &Host,
+    mut input: Input<'static>,
+    shared: &Shared,
+    stream: Stream,
+) -> Result<Inside> {
     let fail = |fault| Error::fault(&host.shown, fault);
-    let mut input = Input::reader(shared.clone()).map_err(fail)?;
     let magic = stream.magic();
     let first = input.peek(magic.len()).map_err(fail)?;
     if first.is_empty() {
@@ -337,14 +480,13 @@ fn noise(host: &Host, first: &[u8], magic: &[u8]) -> Error {
 }
 
 /// The board's report against what came.
-fn compare(
-    host: &Host,
-    ended: &Ended,
-    inside: &Inside,
-    stream_bytes: u64,
-    sha256: String,
-) -> Result<Arrived> {
+fn compare(host: &Host, inside: &Inside, came: Came) -> Result<Arrived> {
     let host = &host.shown;
+    let Came {
+        ended,
+        length_bytes: stream_bytes,
+        sha256,
+    } = came;
     let bad =
         |what: &str| Error::failed(format_args!("{host}: {what}")).leaving("nothing was kept");
     let [text] = ended.told.reports.as_slice() else {

@@ -183,6 +183,8 @@ pub struct Pipes {
     pub stream: bool,
     /// Whether ssh shall compress; `None` leaves it to its configuration.
     pub compress: Option<bool>,
+    /// A line with this word is not for people: what it says is answered by another try.
+    pub hush: Option<&'static str>,
     /// How long it may be silent.
     pub patience: Patience,
 }
@@ -251,6 +253,7 @@ impl Ssh {
             listener,
             told: Told::default(),
             pace: Pace::new(),
+            hush: pipes.hush,
             patience: pipes.patience,
             limit: pipes.patience.stall,
             silent: Duration::ZERO,
@@ -355,6 +358,7 @@ pub struct Session {
     listener: Listener,
     told: Told,
     pace: Pace,
+    hush: Option<&'static str>,
     patience: Patience,
     /// Which of the two holds now.
     limit: Duration,
@@ -455,7 +459,8 @@ impl Session {
             let end = text.char_indices().nth(MAX_SHOWN).map(|(end, _)| end);
             let text = clean(text.get(..end.unwrap_or(text.len())).unwrap_or_default());
             let said = text.strip_prefix("floe: ").unwrap_or(&text);
-            if self.pace.take() {
+            let hushed = self.hush.is_some_and(|word| said.contains(word));
+            if !hushed && self.pace.take() {
                 self.tell_left_out();
                 (self.listener.hear)(said);
             }

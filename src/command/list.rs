@@ -12,7 +12,7 @@ use std::sync::Arc;
 use crate::board::fleet;
 use crate::board::reach::Reach;
 use crate::board::receive::Arrived;
-use crate::board::ssh::{Host, Patience, Pipes};
+use crate::board::ssh::{Host, Pipes};
 use crate::cli::{Args, Common, Item};
 use crate::config;
 use crate::error::{Error, Result};
@@ -109,10 +109,9 @@ fn far(options: Options, host: Host) -> Result<()> {
         let mut words: Vec<OsString> = vec!["list".into()];
         words.extend(options.json.then(|| "--json".into()));
         let pipes = Pipes {
-            input: false,
             stream: true,
             compress: Some(true),
-            patience: Patience::default(),
+            ..Pipes::default()
         };
         let mut session = options.reach.start(host, &words, pipes, board)?;
         let mut text = String::new();

@@ -265,19 +265,19 @@ fn place(options: &Options) -> Result<Place> {
 }
 
 impl Place {
-    /// The sink for this board, and its name.
+    /// The sink for this board, its name, and the file where it is one.
     fn open(
         &self,
         host: &Host,
         ending: &str,
         board: &Board,
         artifact: Option<&Recipe>,
-    ) -> Result<(Box<dyn Sink>, String)> {
+    ) -> Result<(Box<dyn Sink>, String, Option<PathBuf>)> {
         let ending = artifact.map_or(ending, |_| ".mender");
         let path = match self {
             Self::Stdout => {
                 let stop = Arc::clone(&board.stop);
-                return Ok((Box::new(ToStdout { stop }), "stdout".into()));
+                return Ok((Box::new(ToStdout { stop }), "stdout".into(), None));
             }
             Self::File(path) => path.clone(),
             Self::Folder(folder) => folder.join(host.file_stem() + ending),
@@ -287,7 +287,7 @@ impl Place {
             Some(recipe) => recipe.sink(&path, &host.file_stem())?,
             None => Box::new(ToFile::create(&path)?),
         };
-        Ok((sink, shown))
+        Ok((sink, shown, Some(path)))
     }
 }
 
@@ -310,22 +310,45 @@ pub fn run(options: Options) -> Result<()> {
     if let Some(recipe) = &mut artifact {
         recipe.read_scripts()?;
     }
-    let words = words(&work, &handed_on, common.quiet);
+    let commands = [false, true].map(|frames| words(&work, &handed_on, common.quiet, frames));
+    // A board that reads nothing before the freeze has nothing to send before it.
+    let mut precopy = handed_on.windows(2);
+    let is_off = precopy.any(|words| words == ["--precopy", "off"]);
+    let wanted = matches!(work, Work::Dump(_) | Work::Create(_)) && !is_off;
     let streams = work.stream().is_some();
     let job = move |host: &Host, board: &Board| -> Result<Arrived> {
         let mut pipes = Pipes::default();
         let Some(stream) = work.stream() else {
-            let session = reach.start(host, &words, pipes, board)?;
+            let [words, _] = &commands;
+            let session = reach.start(host, words, pipes, board)?;
             return talk(host, session);
         };
         pipes.stream = true;
         pipes.compress = Some(false);
-        let (sink, path) = place.open(host, work.ending(), board, artifact.as_ref())?;
-        let session = reach.start(host, &words, pipes, board)?;
-        let bytes = Arc::clone(&board.bytes);
-        let mut arrived = receive::receive(host, session, stream, sink, bytes)?;
-        arrived.path = path;
-        Ok(arrived)
+        let pull = |frames: bool| -> Result<Arrived> {
+            let [without, with] = &commands;
+            let words = if frames { with } else { without };
+            let pipes = Pipes {
+                hush: frames.then_some(FRAMES),
+                ..pipes
+            };
+            let (sink, path, file) = place.open(host, work.ending(), board, artifact.as_ref())?;
+            let session = reach.start(host, words, pipes, board)?;
+            let near = frames.then_some(file.as_deref());
+            let arrived = receive::receive(host, session, stream, sink, board, near)?;
+            Ok(Arrived { path, ..arrived })
+        };
+        match pull(wanted) {
+            // An older floe: it knows the option not, and has done nothing.
+            Err(error)
+                if wanted
+                    && error.exit() == Some(Exit::Usage)
+                    && error.to_string().contains(FRAMES) =>
+            {
+                pull(false)
+            }
+            result => result,
+        }
     };
     let mut outcomes = fleet::run(hosts, parallel, &common, Arc::new(job))?;
     if let Some(report) = &mut report {
@@ -384,8 +407,11 @@ fn talk(host: &Host, mut session: Session) -> Result<Arrived> {
     })
 }
 
+/// What has the board send as it reads.
+const FRAMES: &str = "--frames";
+
 /// What floe is told on the board, without its own name.
-fn words(work: &Work, handed_on: &[OsString], quiet: bool) -> Vec<OsString> {
+fn words(work: &Work, handed_on: &[OsString], quiet: bool, frames: bool) -> Vec<OsString> {
     let mut words: Vec<OsString> = Vec::new();
     let more: &[&str] = match work {
         Work::Create(_) => &["-o", "-"],
@@ -396,6 +422,9 @@ fn words(work: &Work, handed_on: &[OsString], quiet: bool) -> Vec<OsString> {
     words.extend(more.iter().chain(&["--report", "-"]).map(OsString::from));
     if quiet {
         words.push("-q".into());
+    }
+    if frames {
+        words.push(FRAMES.into());
     }
     words.extend_from_slice(handed_on);
     words.push("--".into());

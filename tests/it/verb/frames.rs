@@ -1,5 +1,6 @@
 //! `--frames`: what is at the other end of the pipe holds what is read before the freeze, and makes the standard format of it.
 
+use crate::boards::{Lab, Server, Setup};
 use crate::common::{self, Limit, LoopFs, Random, Scratch, Spec, Writer};
 use std::fs;
 use std::io::{Read, Write};
@@ -261,4 +262,153 @@ fn a_receiver_that_is_killed_leaves_nothing() {
     assert_eq!(code, Some(1), "a closed pipe");
     assert_eq!(fs::read_dir(scratch.path()).expect("folder").count(), 0);
     common::assert_not_frozen(fs.dir(), "after the kill");
+}
+
+// ---- pull -----------------------------------------------------------------------------------------------------------
+
+/// Puts a script in the place of the board's floe, which is `$F` in it.
+fn wrapped(lab: &Lab, name: &str, script: &str) -> String {
+    let wrapper = lab.join(name);
+    let text = format!("#!/bin/sh\nF='{}'\n{script}\n", lab.join("floe").display());
+    fs::write(&wrapper, text).expect("wrapper");
+    format!(
+        "cp '{}' /run/bin/w; chmod 755 /run/bin/w; mv /run/bin/w /run/bin/floe",
+        wrapper.display()
+    )
+}
+
+/// What comes out of floe, at a few MB a second.
+const SLOWLY: &str = r#"{ "$F" "$@"; echo $? > /run/code; } | {
+    while n=$(dd bs=131072 count=1 iflag=fullblock 2>&1 >&3 | sed -n 's/^\([0-9]*\) bytes.*/\1/p'); [ "$n" -gt 0 ]; do
+        sleep 0.02
+    done
+} 3>&1
+exit $(cat /run/code)"#;
+
+#[test]
+fn pull_has_the_host_hold_what_a_slow_line_brings() {
+    drop(require_floe!());
+    let mut lab = require_lab!();
+    let before = wrapped(&lab, "slow", SLOWLY);
+    require_board!(
+        lab,
+        Setup {
+            server: Server::OpenSsh,
+            mib: 64,
+            before: &before,
+        }
+    );
+    lab.wait_until_up();
+    let data = lab.boards[0].data.dir().to_owned();
+    fs::write(data.join("noise"), Random(5).bytes(20 << 20)).expect("noise");
+    let writer = Writer::start(&data);
+    let (out, report) = (lab.join("out"), lab.join("report.json"));
+    fs::create_dir(&out).expect("out");
+    common::run(
+        lab.floe("pull")
+            .args(["10.77.0.1", "--dump", "/mnt", "--spool", "4M", "--report"])
+            .arg(&report)
+            .arg("-o")
+            .arg(&out),
+        Limit::secs(60),
+    )
+    .expect_code(0);
+    drop(writer);
+    let (frozen_ms, total_ms) = (number(&report, "frozen_ms"), number(&report, "total_ms"));
+    assert!(total_ms > 2000, "{total_ms}");
+    assert!(frozen_ms * 4 < total_ms, "{frozen_ms} of {total_ms} ms");
+    let image = out.join("10.77.0.1.img.gz");
+    let raw = lab.join("raw");
+    common::shell(
+        &format!("gzip -dc '{}' > '{}'", image.display(), raw.display()),
+        Limit::secs(60),
+    )
+    .expect_code(0);
+    common::fsck("ext4", &raw);
+
+    // Whoever kills the host in the middle leaves nothing of what was held.
+    let mut pull = spawned(
+        lab.floe("pull")
+            .args(["10.77.0.1", "--dump", "/mnt", "-q", "-o"])
+            .arg(out.join("killed.img.gz")),
+    );
+    thread::sleep(Duration::from_millis(1500));
+    assert!(pull.try_wait().expect("pull").is_none(), "it is at it");
+    common::signal(pull.id(), "KILL");
+    let _ = pull.wait();
+    for entry in fs::read_dir(&out).expect("out").flatten() {
+        let name = entry.file_name();
+        let length = entry.metadata().expect("metadata").len();
+        assert!(name == "10.77.0.1.img.gz" || length == 0, "{name:?}");
+    }
+    let thawed = common::write_ends_within(&data, Duration::from_secs(10));
+    assert!(thawed, "the board is frozen");
+}
+
+#[test]
+fn pull_makes_of_frames_what_comes_without_them_byte_for_byte() {
+    drop(require_floe!());
+    let mut lab = require_lab!();
+    let old = "case \"$*\" in *--frames*) echo 'floe: dump: unknown option --frames; see floe dump --help' >&2; exit 2;; esac\nexec \"$F\" \"$@\"";
+    let before = wrapped(&lab, "old", old);
+    for before in ["", before.as_str()] {
+        require_board!(
+            lab,
+            Setup {
+                mib: 8,
+                before,
+                ..Setup::default()
+            }
+        );
+    }
+    lab.wait_until_up();
+    let mut still = require_ext4!(24, 3 << 20);
+    still.unmount();
+    let device = still.device().display().to_string();
+    let pull = |more: &[&str], to: &Path| {
+        let mut pull = lab.floe("pull");
+        common::run(pull.args(more).arg("-o").arg(to), Limit::secs(60)).expect_code(0)
+    };
+    let files: Vec<Vec<u8>> = [
+        ("10.77.0.1", "auto"),
+        ("10.77.0.1", "off"),
+        ("10.77.0.2", "auto"),
+    ]
+    .iter()
+    .map(|(board, precopy)| {
+        let file = lab.join("one.img.gz");
+        let run = pull(&[board, "--dump", &device, "--precopy", precopy], &file);
+        assert!(!run.stderr_text().contains("--frames"), "{run}");
+        fs::read(file).expect("file")
+    })
+    .collect();
+    assert!(files[0] == files[1] && files[1] == files[2]);
+    let run = pull(&["10.77.0.1", "--dump", &device, "-q"], Path::new("-"));
+    assert!(run.stdout == files[0]);
+    // The entry of a snapshot is what stands between gzip's header and its trailer.
+    let zip = lab.join("two.zip");
+    let (one, two) = (format!("a={device}"), "b=/mnt");
+    pull(&["10.77.0.1", "--create", &one, two], &zip);
+    let all = fs::read(&zip).expect("zip");
+    let entry = &files[0][10..files[0].len() - 8];
+    assert!(all.windows(64).any(|window| window == &entry[..64]));
+    let mut floe = require_floe!();
+    common::run(floe.arg("verify").arg(&zip), Limit::secs(60)).expect_code(0);
+    common::shell(&format!("unzip -tq '{}'", zip.display()), Limit::secs(60)).expect_code(0);
+    let artifact = lab.join("one.mender");
+    pull(
+        &[
+            "10.77.0.1",
+            "--dump",
+            "/mnt",
+            "--artifact",
+            "-n",
+            "x",
+            "-t",
+            "y",
+        ],
+        &artifact,
+    );
+    let mut floe = require_floe!();
+    common::run(floe.arg("verify").arg(&artifact), Limit::secs(60)).expect_code(0);
 }

@@ -269,15 +269,18 @@ fn noise_before_the_stream_is_quoted_and_nothing_is_kept() {
 fn what_only_the_length_the_sha256_the_report_or_the_exit_code_shows_is_noticed() {
     drop(require_floe!());
     let mut lab = require_lab!();
-    // Each passes every check inside the stream.
+    // Each passes every check inside the stream; those of frames see more.
     let wrappers = [
-        ("\"$F\" \"$@\"; printf '\\0\\0\\0'", "bytes were sent"),
+        (
+            "\"$F\" \"$@\"; printf '\\0\\0\\0'",
+            ["bytes were sent", "behind the end frame"],
+        ),
         (
             "\"$F\" \"$@\" | { dd bs=1 count=4; dd bs=1 count=1 of=/dev/null; printf X; cat; } 2> /dev/null",
-            "SHA-256",
+            ["SHA-256", "before the stream"],
         ),
-        ("\"$F\" \"$@\" 2> /dev/null", "report"),
-        ("\"$F\" \"$@\"; exit 7", "exit 7"),
+        ("\"$F\" \"$@\" 2> /dev/null", ["report"; 2]),
+        ("\"$F\" \"$@\"; exit 7", ["exit 7"; 2]),
     ];
     let floe = lab.join("floe");
     for (number, (script, _)) in wrappers.iter().enumerate() {
@@ -300,19 +303,23 @@ fn what_only_the_length_the_sha256_the_report_or_the_exit_code_shows_is_noticed(
     lab.wait_until_up();
     let out = lab.join("out");
     fs::create_dir(&out).expect("out");
-    let mut pull = lab.floe("pull");
-    for board in &lab.boards {
-        pull.arg(&board.address);
-    }
-    pull.args(["--dump", "/mnt", "-o"]).arg(&out);
-    let run = common::run(&mut pull, Limit::secs(60)).expect_code(1);
-    assert_eq!(names(&out), Vec::<String>::new(), "{run}");
-    let text = run.stderr_text();
-    for (board, (_, why)) in lab.boards.iter().zip(wrappers) {
-        let mut rows = text
-            .lines()
-            .filter(|line| line.starts_with(&format!("{} ", board.address)));
-        assert!(rows.any(|row| row.contains(why)), "{why}: {run}");
+    for (which, precopy) in ["off", "auto"].into_iter().enumerate() {
+        let mut pull = lab.floe("pull");
+        for board in &lab.boards {
+            pull.arg(&board.address);
+        }
+        pull.args(["--dump", "/mnt", "--precopy", precopy, "-o"])
+            .arg(&out);
+        let run = common::run(&mut pull, Limit::secs(60)).expect_code(1);
+        assert_eq!(names(&out), Vec::<String>::new(), "{run}");
+        let text = run.stderr_text();
+        for (board, (_, why)) in lab.boards.iter().zip(wrappers) {
+            let why = why[which];
+            let mut rows = text
+                .lines()
+                .filter(|line| line.starts_with(&format!("{} ", board.address)));
+            assert!(rows.any(|row| row.contains(why)), "{why}: {run}");
+        }
     }
 }
 
@@ -356,7 +363,8 @@ fn stalled(lab: &Lab, index: usize, more: &[&str]) -> std::process::Child {
     let mut pull = lab.floe("pull");
     let child = pull
         .args([board.address.as_str(), "--dump", "/mnt"])
-        .args(["--spool", "off", "-o", "-"])
+        // With frames nothing would be frozen yet.
+        .args(["--spool", "off", "--precopy", "off", "-o", "-"])
         .args(more)
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
@@ -482,9 +490,10 @@ fn silent(lab: &mut Lab, more: &[&str]) -> Result<std::process::Child, String> {
     lab.wait_until_up();
     let out = lab.join("out");
     fs::create_dir(&out).expect("out");
+    // Without frames, of which the part file would get nothing yet.
     let pull = lab
         .floe("pull")
-        .args(["10.77.0.1", "--dump", "/mnt", "-o"])
+        .args(["10.77.0.1", "--dump", "/mnt", "--precopy", "off", "-o"])
         .arg(&out)
         .args(more)
         .stderr(Stdio::piped())
