@@ -38,9 +38,12 @@ const LOOK: Duration = Duration::from_millis(200);
 /// A freeze that is announced: systemd's services and people notice it.
 const LONG: Duration = Duration::from_secs(5);
 
+/// A disk that gives no more than this in a millisecond, in bytes, is broken.
+const SLOWEST: u64 = 4 << 10;
+
 /// How long the trace may take to show everything, before the freeze and under it.
 const EARLY_DRAIN: Duration = Duration::from_secs(5);
-const FROZEN_DRAIN: Duration = Duration::from_millis(300);
+pub(super) const FROZEN_DRAIN: Duration = Duration::from_millis(300);
 
 /// The counters of a run; forwarded to the guardian when there is one.
 pub struct Counters {
@@ -237,8 +240,8 @@ pub struct Capture {
     /// Goes before the guardian, which would take it away.
     watch: Option<Watch>,
     guardian: Option<Guardian>,
-    /// The report's word for what pre-copy was.
-    precopy: &'static str,
+    /// Whether anything is read before the freeze.
+    precopy: bool,
     /// How long a trial froze.
     trial_ms: u64,
     signals: Signals,
@@ -424,6 +427,7 @@ impl Capture {
                 counters,
                 require_map: wishes.require_map,
                 marks: watch.as_ref().and_then(Watch::marks),
+                trace: watch.as_ref().map(|watch| watch.trace().clone()),
             },
         )?;
         Ok(Self {
@@ -434,7 +438,7 @@ impl Capture {
             surveyor,
             counters,
             guardian,
-            precopy: "off",
+            precopy: watch.is_some(),
             watch,
             trial_ms: 0,
             signals,
@@ -541,7 +545,7 @@ impl Capture {
             // was only in memory: so the early look sees what the freeze will find.
             let frozen = guardian.freeze(&self.signals)?;
             // What it says is asked again under the freeze that counts.
-            let _ = watch.is_complete_frozen(FROZEN_DRAIN);
+            let _ = watch.trace().is_complete_frozen(FROZEN_DRAIN);
             // Before the thaw: whatever is written from then on counts again.
             watch.thawed();
             let (window, guardian) = frozen.release()?;
@@ -563,7 +567,9 @@ impl Capture {
                 return Ok(());
             };
             let stale = self.pipeline.stale_bytes();
-            if !watch.is_complete(EARLY_DRAIN) || !watch.is_worth_it(round, all - took, stale) {
+            if !watch.trace().is_complete(EARLY_DRAIN)
+                || !watch.is_worth_it(round, all - took, stale)
+            {
                 return Ok(());
             }
             took = all;
@@ -578,6 +584,8 @@ impl Capture {
         let rest = self.pipeline.early_used_bytes().saturating_sub(held);
         // At the pace of what was read so far; a sink that is slower makes it longer.
         let millis = took.as_millis() * u128::from(rest) / u128::from(held.max(1));
+        // Of next to nothing no pace can be told; no disk of this kind is slower than this.
+        let millis = millis.min(u128::from(rest / SLOWEST));
         let seconds = Duration::from_millis(u64::try_from(millis).unwrap_or(u64::MAX));
         if self.quiet || seconds < LONG {
             return;
@@ -621,12 +629,7 @@ impl Capture {
     ) -> Result<Figures> {
         let mut frozen_ms = 0;
         let (mut checking, mut permitted) = (false, false);
-        let watch = self.watch.as_ref();
-        let traced = watch.is_some_and(|watch| watch.is_complete_frozen(FROZEN_DRAIN));
-        if self.watch.is_some() {
-            self.precopy = if traced { "traced" } else { "compared" };
-        }
-        self.surveyor.order(Step::Survey { traced });
+        self.surveyor.order(Step::Survey);
         loop {
             if let Some(number) = self.signals.take() {
                 return Err(Error::signal(number));
@@ -653,8 +656,7 @@ impl Capture {
             self.all_read = state.all_read;
             if state.all_read && !checking {
                 checking = true;
-                let traced = traced && self.is_traced();
-                self.surveyor.order(Step::Check { traced });
+                self.surveyor.order(Step::Check);
             }
             if step == Step::Checked && !permitted && !self.held_by_test.is_held() {
                 // A thaw may write to it.
@@ -680,12 +682,6 @@ impl Capture {
             self.show(frozen.is_some());
             self.rest(frozen.as_ref());
         }
-    }
-
-    /// Whether every write up to now is marked. Within the time that the guardian gives between two signs of life.
-    fn is_traced(&self) -> bool {
-        let watch = self.watch.as_ref();
-        watch.is_some_and(|watch| watch.is_complete(FROZEN_DRAIN))
     }
 
     fn rest(&self, frozen: Option<&Frozen>) {
@@ -714,7 +710,7 @@ impl Capture {
         let read = self.counters.read_bytes().saturating_sub(self.read_before);
         let (phase, done_bytes, total_bytes) = match self.watch.is_some() {
             // What was written since is not known beforehand.
-            true if is_frozen && self.precopy == "traced" => ("frozen", read, 0),
+            true if is_frozen && self.surveyor.is_traced() => ("frozen", read, 0),
             _ if is_frozen => ("frozen", read, used),
             true if self.pipeline.plan().is_none() => match self.round {
                 (0, _, _) => {
@@ -789,6 +785,15 @@ impl Capture {
         }
     }
 
+    /// The report's word for what pre-copy was.
+    fn precopy_word(&self) -> &'static str {
+        match (self.precopy, self.surveyor.is_traced()) {
+            (false, _) => "off",
+            (true, false) => "compared",
+            (true, true) => "traced",
+        }
+    }
+
     fn figures(&self, frozen_ms: u64) -> Figures {
         let verdicts = self.surveyor.verdicts();
         let parts = self.pipeline.plan().map_or(&[][..], Plan::parts);
@@ -819,7 +824,7 @@ impl Capture {
             outcomes: self.images.iter().enumerate().map(outcome).collect(),
             read_bytes: self.counters.read_bytes(),
             frozen_ms: frozen_ms.saturating_add(self.trial_ms),
-            precopy: self.precopy,
+            precopy: self.precopy_word(),
             rounds: self.pipeline.rounds(),
             emptied: self.surveyor.emptied(),
         }

@@ -3,7 +3,7 @@
 //! The rounds themselves are `stream/pipeline/hold.rs`. Here: which ranges are traced, and that a trace which lost anything is not
 //! believed from then on. Where writes cannot be traced, contents are compared under the freeze.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::device::DeviceKind;
@@ -47,11 +47,37 @@ const LITTLE_BYTES: u64 = 8 << 20;
 /// Rounds before the freeze at most, the first one included.
 const ROUNDS: u32 = 6;
 
-/// What watches the devices of a run.
+/// The trace of a run: for who waits until it shows everything (which may take as long as a disk that hangs), and for who ends it.
+#[derive(Clone, Default)]
+pub struct Trace(Arc<Mutex<Option<Tracer>>>);
+
+impl Trace {
+    fn with(&self, ask: impl FnOnce(&Tracer) -> bool) -> bool {
+        let tracer = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        features::PRECOPY && tracer.as_ref().is_some_and(ask)
+    }
+
+    /// Whether every write up to now is marked. Once it says no it always does. No heap.
+    pub fn is_complete(&self, limit: Duration) -> bool {
+        self.with(|tracer| tracer.drain(limit).is_ok())
+    }
+
+    /// The same when everything has just been frozen, and no write is under way.
+    pub fn is_complete_frozen(&self, limit: Duration) -> bool {
+        self.with(|tracer| tracer.drain_frozen(limit).is_ok())
+    }
+
+    fn set(&self, tracer: Option<Tracer>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = tracer;
+    }
+}
+
+/// What watches the devices of a run. With it the trace ends.
 pub struct Watch {
     /// What is to be traced, before the guardian has started.
     awaited: Option<(Reserved, Vec<Watched>)>,
-    tracer: Option<Tracer>,
+    trace: Trace,
+    marks: Option<Arc<Marks>>,
     /// Everything frozen can be thawed and frozen again without more harm than a short wait: no read-only remount is among it.
     tries: bool,
     chunks: u64,
@@ -77,7 +103,8 @@ impl Watch {
         };
         Some(Self {
             awaited: awaited.map(|(watched, reserved)| (reserved, watched)),
-            tracer: None,
+            trace: Trace::default(),
+            marks: None,
             tries,
             chunks,
         })
@@ -107,7 +134,9 @@ impl Watch {
         };
         let tracer = BlockSize::from_bytes(CHUNK_BYTES)
             .and_then(|chunk| Tracer::start(reserved, system.roots(), &watched, chunk).ok());
-        self.tracer = tracer.and_then(|mut tracer| tracer.follow().ok().map(|()| tracer));
+        let tracer = tracer.and_then(|mut tracer| tracer.follow().ok().map(|()| tracer));
+        self.marks = tracer.as_ref().map(Tracer::shared_marks);
+        self.trace.set(tracer);
     }
 
     /// For the pipeline.
@@ -120,7 +149,7 @@ impl Watch {
 
     /// Where writes are noted.
     pub fn marks(&self) -> Option<Arc<Marks>> {
-        self.tracer.as_ref().map(Tracer::shared_marks)
+        self.marks.clone()
     }
 
     /// Whether a freeze and thaw of an instant comes first.
@@ -128,26 +157,31 @@ impl Watch {
         self.tries
     }
 
-    /// Whether every write up to now is marked. Once it says no it always does. No heap.
-    pub fn is_complete(&self, limit: Duration) -> bool {
-        let tracer = self.tracer.as_ref();
-        features::PRECOPY && tracer.is_some_and(|tracer| tracer.drain(limit).is_ok())
+    /// The trace.
+    pub fn trace(&self) -> &Trace {
+        &self.trace
     }
 
     /// After a trial.
     pub fn thawed(&self) {
-        self.tracer.iter().for_each(Tracer::thawed);
-    }
-
-    /// The same when everything has just been frozen, and no write is under way.
-    pub fn is_complete_frozen(&self, limit: Duration) -> bool {
-        let tracer = self.tracer.as_ref();
-        tracer.is_some_and(|tracer| tracer.drain_frozen(limit).is_ok())
+        self.trace.with(|tracer| {
+            tracer.thawed();
+            true
+        });
     }
 
     /// Whether another round before the freeze is worth it, when `stale` bytes are out of date after a round that took `took`.
     pub fn is_worth_it(&self, round: u32, took: u64, stale: u64) -> bool {
         round < ROUNDS && stale > LITTLE_BYTES && stale < took / WORTH
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        // Held by who waits for a disk that hangs: then the guardian takes it away, or the next floe.
+        if let Ok(mut tracer) = self.trace.0.try_lock() {
+            *tracer = None;
+        }
     }
 }
 
@@ -221,7 +255,8 @@ mod tests {
     fn rounds_go_on_while_each_leaves_clearly_less_and_more_than_little() {
         let watch = Watch {
             awaited: None,
-            tracer: None,
+            trace: Trace::default(),
+            marks: None,
             tries: true,
             chunks: 0,
         };

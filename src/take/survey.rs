@@ -19,8 +19,9 @@ use crate::overlay::Layer;
 use crate::stream::pipeline::{Pipeline, Started};
 use crate::stream::plan::{CHUNK_BYTES, Content, Part, Plan};
 use crate::sys::ioctl::blkflsbuf;
-use crate::take::capture::Counters;
+use crate::take::capture::{Counters, FROZEN_DRAIN};
 use crate::take::emptied::Emptied;
+use crate::take::precopy::Trace;
 use crate::take::source::{Slice, SwapContent};
 use crate::trace::Marks;
 use crate::units::{Extent, to_u64};
@@ -85,17 +86,11 @@ pub enum Step {
     /// It has begun.
     Glimpsed,
     /// Walk, then start the pipeline.
-    Survey {
-        /// Whether every write since the glimpse is marked.
-        traced: bool,
-    },
+    Survey,
     /// Walked.
     Surveyed,
     /// Look again at what a write would have changed.
-    Check {
-        /// Whether every write is marked.
-        traced: bool,
-    },
+    Check,
     /// Nothing has changed.
     Checked,
 }
@@ -105,8 +100,8 @@ impl Step {
     const fn done(self) -> Self {
         match self {
             Self::Glimpse => Self::Glimpsed,
-            Self::Survey { .. } => Self::Surveyed,
-            Self::Check { .. } => Self::Checked,
+            Self::Survey => Self::Surveyed,
+            Self::Check => Self::Checked,
             other => other,
         }
     }
@@ -137,6 +132,8 @@ pub struct Looks {
     pub require_map: bool,
     /// Where writes are noted.
     pub marks: Option<Arc<Marks>>,
+    /// What notes them.
+    pub trace: Option<Trace>,
 }
 
 struct Desk {
@@ -145,6 +142,8 @@ struct Desk {
     errands: Vec<Errand>,
     emptying: Emptying,
     trouble: Option<Trouble>,
+    /// Whether every write up to the survey was marked.
+    traced: bool,
 }
 
 /// The surveyor's side of the run; leaked, because its thread may never return.
@@ -178,6 +177,7 @@ impl Surveyor {
                 errands,
                 emptying,
                 trouble: None,
+                traced: false,
             }),
             go: Condvar::new(),
             event,
@@ -209,6 +209,11 @@ impl Surveyor {
         let _ = rustix::io::read(&self.event, &mut [0; 8]);
         let desk = self.lock();
         (desk.step, desk.trouble)
+    }
+
+    /// Whether every write up to the survey was marked.
+    pub fn is_traced(&self) -> bool {
+        self.lock().traced
     }
 
     /// The verdicts, by image.
@@ -280,15 +285,13 @@ impl Surveyor {
     fn run(&self, pipeline: &Pipeline, swaps: &mut Swaps, scratch: &mut [u8]) {
         loop {
             let mut desk = self.lock();
-            while !matches!(
-                desk.step,
-                Step::Glimpse | Step::Survey { .. } | Step::Check { .. }
-            ) {
+            while !matches!(desk.step, Step::Glimpse | Step::Survey | Step::Check) {
                 desk = self.go.wait(desk).unwrap_or_else(PoisonError::into_inner);
             }
             let step = desk.step;
             let mut errands = std::mem::take(&mut desk.errands);
             let mut emptying = std::mem::take(&mut desk.emptying);
+            let mut traced = desk.traced;
             let (plan, has_early) = match step {
                 Step::Glimpse => (desk.plans.early.take(), true),
                 _ => (desk.plans.last.take(), pipeline.has_early()),
@@ -305,19 +308,20 @@ impl Surveyor {
                     pipeline.begin_early(plan);
                     None
                 }
-                (Some(mut plan), Step::Survey { traced }) => {
+                (Some(mut plan), Step::Survey) => {
+                    let complete = |trace: &Trace| trace.is_complete_frozen(FROZEN_DRAIN);
+                    traced = self.looks.trace.as_ref().is_some_and(complete);
                     swaps.read();
                     self.tell_of_writes(&errands, traced);
                     let require_map = self.looks.require_map;
                     let trouble = survey(
-                        &mut plan,
+                        (&mut plan, pipeline.early_plan()),
                         &mut errands,
                         &mut emptying,
                         &metered,
                         swaps,
                         scratch,
                         require_map,
-                        pipeline.early_plan(),
                     );
                     match (trouble, has_early) {
                         (None, true) => pipeline.start_last(plan, traced),
@@ -326,7 +330,9 @@ impl Surveyor {
                     }
                     trouble
                 }
-                (_, Step::Check { traced }) => {
+                (_, Step::Check) => {
+                    let complete = |trace: &Trace| trace.is_complete(FROZEN_DRAIN);
+                    let traced = traced && self.looks.trace.as_ref().is_some_and(complete);
                     let written = traced
                         .then(|| self.was_written(pipeline, &errands))
                         .flatten();
@@ -344,6 +350,7 @@ impl Surveyor {
             desk.errands = errands;
             desk.emptying = emptying;
             desk.trouble = trouble;
+            desk.traced = traced;
             // A small source may be read, and the check ordered, before we are here: that order must not be lost.
             if desk.step == step {
                 desk.step = step.done();
@@ -498,14 +505,13 @@ fn glimpse(
 
 /// Walks every errand's filesystem and fills its map. In the frozen window: no heap.
 fn survey(
-    plan: &mut Plan,
+    (plan, early): (&mut Plan, Option<&Plan>),
     errands: &mut [Errand],
     emptying: &mut Emptying,
     devices: &Metered,
     swaps: &Swaps,
     scratch: &mut [u8],
     require_map: bool,
-    early: Option<&Plan>,
 ) -> Option<Trouble> {
     if let Some(trouble) = flush_caches(devices.devices) {
         return Some(trouble);
@@ -736,6 +742,7 @@ mod tests {
             counters,
             require_map: false,
             marks: None,
+            trace: None,
         };
         let pipeline = Box::leak(Box::new(pipeline));
         Surveyor::start(plans, Vec::new(), Emptying::default(), pipeline, looks).unwrap()
@@ -745,12 +752,12 @@ mod tests {
     fn a_check_ordered_before_the_survey_has_answered_is_not_lost() {
         for _ in 0..20 {
             let surveyor = surveyor();
-            surveyor.order(Step::Survey { traced: false });
+            surveyor.order(Step::Survey);
             // As early as the supervisor could: the plan has been taken, the answer may not have been given yet.
             while surveyor.lock().plans.last.is_some() {
                 std::thread::yield_now();
             }
-            surveyor.order(Step::Check { traced: false });
+            surveyor.order(Step::Check);
             let began = std::time::Instant::now();
             while surveyor.state().0 != Step::Checked {
                 assert!(began.elapsed().as_secs() < 20, "{:?}", surveyor.state());
