@@ -125,6 +125,11 @@ impl Device {
             Ok(fd) => {
                 let mut device = Self::from_fd(fd, true)?;
                 device.try_direct()?;
+                if access == Access::WriteHeld {
+                    // What every writer ends with: who may not do it learns so before the first write.
+                    let flushed = ioctl::blkflsbuf(&device.fd);
+                    flushed.map_err(|errno| Fault::io("BLKFLSBUF", errno))?;
+                }
                 Ok(device)
             }
             Err(fault) if fault.is_errno(Errno::INVAL) => Self::from_fd(open(flags)?, false),

@@ -318,7 +318,7 @@ impl fmt::Display for Fault {
             write!(f, " at {offset:#x}")?;
         }
         if let Some(errno) = details.errno {
-            write!(f, ": {}", ErrnoText(errno))?;
+            write!(f, ": {}{}", ErrnoText(errno), denied(errno))?;
         }
         Ok(())
     }
@@ -326,6 +326,18 @@ impl fmt::Display for Fault {
 
 /// So that a reader of std can carry one.
 impl std::error::Error for Fault {}
+
+/// What helps where the kernel does not let us.
+pub fn denied(errno: i32) -> &'static str {
+    use rustix::io::Errno;
+    match Errno::from_raw_os_error(errno) {
+        Errno::ACCESS | Errno::PERM if rustix::process::geteuid().is_root() => {
+            " (even for root: a container without CAP_SYS_ADMIN or this device?)"
+        }
+        Errno::ACCESS | Errno::PERM => " (run it as root; pull and push: with --sudo)",
+        _ => "",
+    }
+}
 
 /// The C library's words for an errno, without the `(os error N)` that std appends.
 pub struct ErrnoText(pub i32);
@@ -407,6 +419,19 @@ impl Error {
     /// A fault and its subject: `SUBJECT: FAULT`.
     pub fn fault(subject: impl fmt::Display, fault: Fault) -> Self {
         message(fault.exit(), &format_args!("{subject}: {fault}"))
+    }
+
+    /// The same of an error of std, so that what is missing is the same everywhere.
+    #[cold]
+    #[inline(never)]
+    pub fn std(subject: impl fmt::Display, what: &'static str, error: &std::io::Error) -> Self {
+        match error.raw_os_error() {
+            Some(errno) => {
+                let errno = rustix::io::Errno::from_raw_os_error(errno);
+                Self::fault(subject, Fault::io(what, errno))
+            }
+            None => Self::failed(format_args!("{subject}: {what}: {error}")),
+        }
     }
 
     /// Without a word.

@@ -264,13 +264,15 @@ refused, no board was asked.
 ";
 
 const PUSH: &str = "\
-floe push FILE HOST TARGET | NAME=TARGET…: restore an image or snapshot on a board over ssh
+floe push FILE HOST TARGET | NAME=TARGET…: restore an image or snapshot on a board
+floe push FILE HOST… @FILE -- TARGET…: the same on many, each checked on its own
 
 FILE is verified here first; then it is floe restore on the board, with the same refusals and the same exit code. HOST and the
 options that reach it are those of floe pull.
 
   floe push root.img.gz root@board /dev/mmcblk0p3 --overwrite --verify
   floe push board.zip root@board root=/dev/mmcblk0p3 config=PARTLABEL=config_b
+  floe push root.img.gz @boards -P 8 --overwrite -- PARTLABEL=root_b
   floe push board.zip root@board --store
 ---
 Exit: as floe restore on the board; 1 also when ssh failed.

@@ -327,8 +327,8 @@ impl ReportFile {
             }
             None
         } else {
-            let file = File::create(path)
-                .map_err(|e| Error::failed(format_args!("{name}: open for the report: {e}")))?;
+            refuse_slip(path, &name)?;
+            let file = File::create(path).map_err(|e| Error::std(&name, "open", &e))?;
             Some(file)
         };
         Ok(Self { file, name })
@@ -352,6 +352,27 @@ impl ReportFile {
                 .leaving("what was to be reported is done")
         })
     }
+}
+
+/// A report over a device, or over a file that is none, was hardly meant.
+fn refuse_slip(path: &Path, name: &str) -> Result<()> {
+    use std::os::unix::fs::FileTypeExt;
+    let Ok(meta) = std::fs::metadata(path) else {
+        return Ok(());
+    };
+    let mut first = [b'{'];
+    if meta.is_file()
+        && let Ok(mut file) = File::open(path)
+    {
+        let _ = std::io::Read::read(&mut file, &mut first);
+    }
+    if first == [b'{'] && !meta.file_type().is_block_device() {
+        return Ok(());
+    }
+    Err(Error::refused(format_args!(
+        "{name}: is there and is no report; name another file"
+    ))
+    .leaving("nothing was done"))
 }
 
 /// How progress is shown.

@@ -3,6 +3,10 @@
 //! The waiting thread alone writes to stderr; the others tell it what to write. A signal calls all of them off; each ends its ssh and
 //! removes its part file, and the waiting thread waits for that.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
 use crate::threads::{Receiver, RecvTimeoutError, Sender, channel};
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -17,6 +21,12 @@ use crate::report::{self, Bytes, JsonObject, Manner, Pace, Span, Step};
 use crate::signals::Signals;
 use crate::units::{to_u64, to_usize};
 
+/// Most boards of one run.
+const MAX_HOSTS: usize = 4096;
+/// Largest file of hosts, in bytes.
+const MAX_FILE: u64 = 1 << 20;
+/// Boards at a time, unless `-P` says otherwise.
+pub const PARALLEL: usize = 4;
 /// Stack of a board's thread, in bytes.
 const STACK_BYTES: usize = 512 * 1024;
 /// How often the lines of a terminal are drawn anew.
@@ -169,6 +179,69 @@ pub fn table(outcomes: &[Outcome]) -> String {
         );
     }
     text
+}
+
+/// How a run over several boards ends: the table, and a failure if one failed.
+pub fn end(outcomes: &[Outcome], quiet: bool) -> Result<()> {
+    let failed = outcomes.iter().filter(|one| one.result.is_err()).count();
+    if !quiet || failed > 0 {
+        report::lines(&table(outcomes));
+    }
+    match failed {
+        0 => Ok(()),
+        _ => Err(Error::failed(format_args!(
+            "{failed} of {} boards failed; the others are complete",
+            outcomes.len()
+        ))),
+    }
+}
+
+/// A HOST, or `@FILE` with one on each line.
+pub fn add_hosts(hosts: &mut Vec<Host>, value: &OsStr) -> Result<()> {
+    if let Some(path) = value.as_bytes().strip_prefix(b"@") {
+        let path = Path::new(OsStr::from_bytes(path));
+        let shown = path.display();
+        let fail = |e: std::io::Error| Error::std(&shown, "open", &e);
+        let length = std::fs::metadata(path).map_err(fail)?.len();
+        if length > MAX_FILE {
+            return Err(Error::usage(format_args!(
+                "{shown}: is no list of hosts: too long"
+            )));
+        }
+        let text = std::fs::read_to_string(path).map_err(fail)?;
+        for (number, line) in (1u32..).zip(text.lines()) {
+            let line = line.split('#').next().unwrap_or_default().trim();
+            if !line.is_empty() {
+                add_host(hosts, line).map_err(|error| {
+                    Error::usage(format_args!("{shown}: line {number}: {error}"))
+                })?;
+            }
+        }
+        return Ok(());
+    }
+    let text = value
+        .to_str()
+        .ok_or_else(|| Error::usage(format_args!("'{}' is no HOST", value.display())))?;
+    add_host(hosts, text)
+}
+
+fn add_host(hosts: &mut Vec<Host>, text: &str) -> Result<()> {
+    let host = Host::parse(text)?;
+    // Two streams into one file would be neither.
+    if let Some(same) = hosts
+        .iter()
+        .find(|known| known.file_stem() == host.file_stem())
+    {
+        return Err(Error::usage(format_args!(
+            "'{text}' and '{}' are the same board",
+            same.shown
+        )));
+    }
+    if hosts.len() == MAX_HOSTS {
+        return Err(Error::usage(format_args!("more than {MAX_HOSTS} boards")));
+    }
+    hosts.push(host);
+    Ok(())
 }
 
 /// Does `job` for all of them, `parallel` at a time, and gives what became of each, in the order of `hosts`.

@@ -64,6 +64,8 @@ pub struct Args {
     pub handed_on: Vec<OsString>,
     /// Their names alone.
     pub handed_names: Vec<&'static str>,
+    /// Whether `--` has passed.
+    pub divided: bool,
 }
 
 impl Args {
@@ -77,6 +79,7 @@ impl Args {
             common: Common::default(),
             handed_on: Vec::new(),
             handed_names: Vec::new(),
+            divided: false,
         }
     }
 
@@ -84,6 +87,8 @@ impl Args {
     pub fn next_item(&mut self) -> Result<Option<Item>> {
         loop {
             let wrong = |e| usage(self.verb, format_args!("{e}"));
+            let next = self.parser.try_raw_args();
+            self.divided |= next.is_some_and(|words| words.peek() == Some(OsStr::new("--")));
             let typed = match self.parser.next().map_err(wrong)? {
                 None => return Ok(None),
                 Some(lexopt::Arg::Value(value)) => return Ok(Some(Item::Value(value))),

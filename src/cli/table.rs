@@ -29,8 +29,9 @@ dump|--split SIZE|with -o FILE: pieces FILE.001, FILE.002 … of that size, as f
 create|-o, --output WHERE|a folder: HOST-YYYYMMDDThhmmssZ-SEQ.zip in it (SEQ counts: boards have no clock), one floe at a time; a FILE; or - for stdout. Default: the folder of 'store = DIR' in /etc/floe.conf, otherwise stdout. Written as .part and renamed when it is complete
 artifact|-o, --output FILE|write FILE.part, and rename it to FILE when it is complete ('-' or none: stdout)
 dump create artifact|--overwrite|FILE may be there and be no image
+pull|--overwrite|a file of that name may be there and be no image; with --clone, as clone's
 pull|-o, --output DIR|a folder (default: this one); with one board a FILE, or - for stdout
-pull|-P, --parallel N|so many boards at a time (default 4)
+pull push|-P, --parallel N|so many boards at a time (default 4)
 push|--store|keep the snapshot FILE in the board's store ('store = DIR' in its /etc/floe.conf) instead
 #The artifact:
 artifact pull|-n, --artifact-name N|name of the artifact, without spaces
@@ -65,7 +66,7 @@ restore >push|--no-check|write an image in a file without reading it to its end 
 restore >push|--force|a snapshot of another architecture or board model
 clone >pull|--pairs FILE|read the pairs from this file; a target named in a file is standby by declaration: what it holds may go
 restore >push|--overwrite|the target may hold a filesystem, a partition table or (a file) anything
-clone >pull|--overwrite|a target of the command line may hold a filesystem or a partition table
+clone|--overwrite|a target of the command line may hold a filesystem or a partition table
 restore clone >push >pull|--verify|read everything back from the medium and compare it, before the superblock is written
 restore clone >push >pull|--grow|afterwards grow the filesystem (ext2/3/4, XFS, btrfs) to the end of its partition
 restore clone >push >pull|--skip-free|do not zero ranges that nothing owns: fast on slow cards, but what was there before (deleted files, old secrets) stays on the medium, and --verify does not look at it
@@ -294,6 +295,7 @@ mod tests {
             "--dry-run",
             "without a stream there is nothing to check; on the board itself there is",
         ),
+        ("--overwrite", "pull's own, and handed on with --clone"),
     ];
 
     #[test]

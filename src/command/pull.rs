@@ -17,15 +17,10 @@ use crate::board::ssh::{Host, Pipes, Session};
 use crate::cli::{self, Args, Common, Item, table};
 use crate::error::{Error, Exit, Result};
 use crate::json;
+use crate::put::image;
 use crate::report::{self, Bytes, ReportFile, Span};
+use crate::stream::partfile;
 use crate::take::options::Taking;
-
-/// Most boards of one run.
-const MAX_HOSTS: usize = 4096;
-/// Largest file of hosts, in bytes.
-const MAX_FILE: u64 = 1 << 20;
-/// Boards at a time, unless `-P` says otherwise.
-const PARALLEL: usize = 4;
 
 /// What is done on each board.
 #[derive(Clone, Debug)]
@@ -74,6 +69,7 @@ pub struct Options {
     hosts: Vec<Host>,
     work: Work,
     output: PathBuf,
+    overwrite: bool,
     parallel: usize,
     reach: Reach,
     handed_on: Vec<OsString>,
@@ -87,7 +83,8 @@ pub fn parse(mut args: Args) -> Result<Options> {
     let mut dump = None;
     let mut output = None;
     let (mut create, mut clone, mut kept) = (false, false, None);
-    let mut parallel = PARALLEL;
+    let mut parallel = fleet::PARALLEL;
+    let mut overwrite = false;
     let mut reach = Reach::default();
     let mut artifact = Wanted::default();
     while let Some(item) = args.next_item()? {
@@ -105,13 +102,14 @@ pub fn parse(mut args: Args) -> Result<Options> {
                     value.display()
                 )));
             }
-            Item::Value(value) => add_hosts(&mut hosts, &value)?,
+            Item::Value(value) => fleet::add_hosts(&mut hosts, &value)?,
             Item::Option(name) => match name {
                 "--dump" => dump = Some(args.value()?),
                 "--create" => create = true,
                 "--clone" => clone = true,
                 "--kept" => kept = Some(args.value()?),
                 "--output" => output = Some(args.path()?),
+                "--overwrite" => overwrite = true,
                 "--parallel" => {
                     parallel = args.parsed(fleet::parallel, "a number from 1 to 256")?;
                 }
@@ -135,6 +133,9 @@ pub fn parse(mut args: Args) -> Result<Options> {
             )));
         }
     };
+    if overwrite && clone {
+        args.handed_on.push("--overwrite".into());
+    }
     let verb = work.verb();
     let mut handed_on = args.handed_names.iter();
     if let Some(name) = handed_on.find(|name| table::find(verb, name).is_none()) {
@@ -165,6 +166,7 @@ pub fn parse(mut args: Args) -> Result<Options> {
         hosts,
         work,
         output: output.unwrap_or_else(|| ".".into()),
+        overwrite,
         parallel,
         reach,
         handed_on: args.handed_on,
@@ -175,54 +177,6 @@ pub fn parse(mut args: Args) -> Result<Options> {
 
 fn wrong(what: std::fmt::Arguments<'_>) -> Error {
     cli::usage("pull", what)
-}
-
-/// A HOST, or `@FILE` with one on each line.
-fn add_hosts(hosts: &mut Vec<Host>, value: &OsStr) -> Result<()> {
-    if let Some(path) = value.as_bytes().strip_prefix(b"@") {
-        let path = Path::new(OsStr::from_bytes(path));
-        let shown = path.display();
-        let fail = |e: &dyn std::fmt::Display| Error::failed(format_args!("{shown}: {e}"));
-        let length = std::fs::metadata(path).map_err(|e| fail(&e))?.len();
-        if length > MAX_FILE {
-            return Err(Error::usage(format_args!(
-                "{shown}: is no list of hosts: too long"
-            )));
-        }
-        let text = std::fs::read_to_string(path).map_err(|e| fail(&e))?;
-        for (number, line) in (1u32..).zip(text.lines()) {
-            let line = line.split('#').next().unwrap_or_default().trim();
-            if !line.is_empty() {
-                add_host(hosts, line).map_err(|error| {
-                    Error::usage(format_args!("{shown}: line {number}: {error}"))
-                })?;
-            }
-        }
-        return Ok(());
-    }
-    let text = value
-        .to_str()
-        .ok_or_else(|| Error::usage(format_args!("'{}' is no HOST", value.display())))?;
-    add_host(hosts, text)
-}
-
-fn add_host(hosts: &mut Vec<Host>, text: &str) -> Result<()> {
-    let host = Host::parse(text)?;
-    // Two streams into one file would be neither.
-    if let Some(same) = hosts
-        .iter()
-        .find(|known| known.file_stem() == host.file_stem())
-    {
-        return Err(Error::usage(format_args!(
-            "'{text}' and '{}' are the same board",
-            same.shown
-        )));
-    }
-    if hosts.len() == MAX_HOSTS {
-        return Err(Error::usage(format_args!("more than {MAX_HOSTS} boards")));
-    }
-    hosts.push(host);
-    Ok(())
 }
 
 /// Where the streams go.
@@ -252,6 +206,10 @@ fn place(options: &Options) -> Result<Place> {
         .leaving("nothing was pulled"));
     }
     if path != Path::new("-") {
+        partfile::Place::find(path)?;
+        if !options.overwrite {
+            image::check_replaceable(path)?;
+        }
         return Ok(Place::File(path.clone()));
     }
     report::check_stdout()?;
@@ -270,6 +228,7 @@ impl Place {
         &self,
         host: &Host,
         ending: &str,
+        overwrite: bool,
         board: &Board,
         artifact: Option<&Recipe>,
     ) -> Result<(Box<dyn Sink>, String, Option<PathBuf>)> {
@@ -282,6 +241,9 @@ impl Place {
             Self::File(path) => path.clone(),
             Self::Folder(folder) => folder.join(host.file_stem() + ending),
         };
+        if !overwrite {
+            image::check_replaceable(&path)?;
+        }
         let shown = path.display().to_string();
         let sink: Box<dyn Sink> = match artifact {
             Some(recipe) => recipe.sink(&path, &host.file_stem())?,
@@ -303,6 +265,7 @@ pub fn run(options: Options) -> Result<()> {
         work,
         parallel,
         reach,
+        overwrite,
         handed_on,
         mut artifact,
         ..
@@ -332,7 +295,8 @@ pub fn run(options: Options) -> Result<()> {
                 hush: frames.then_some(FRAMES),
                 ..pipes
             };
-            let (sink, path, file) = place.open(host, work.ending(), board, artifact.as_ref())?;
+            let (sink, path, file) =
+                place.open(host, work.ending(), overwrite, board, artifact.as_ref())?;
             let session = reach.start(host, words, pipes, board)?;
             let near = frames.then_some(file.as_deref());
             let arrived = receive::receive(host, session, stream, sink, board, near)?;
@@ -368,18 +332,7 @@ pub fn run(options: Options) -> Result<()> {
         }
         return Ok(());
     }
-    let failed = outcomes.iter().filter(|one| one.result.is_err()).count();
-    if !common.quiet || failed > 0 {
-        let table = fleet::table(&outcomes);
-        report::lines(&table);
-    }
-    match failed {
-        0 => Ok(()),
-        _ => Err(Error::failed(format_args!(
-            "{failed} of {} boards failed; the others are complete",
-            outcomes.len()
-        ))),
-    }
+    fleet::end(&outcomes, common.quiet)
 }
 
 /// What works there and only says how it went.

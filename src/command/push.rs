@@ -3,8 +3,9 @@
 //! The file is verified here before the board is asked; there it is an ordinary `floe restore -`, with all its refusals and its
 //! exit code. Over `--store` a snapshot gets its name there only when length and SHA-256 are right.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::{Read, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -13,10 +14,11 @@ use crate::board::fleet::{self, Board};
 use crate::board::reach::Reach;
 use crate::board::receive::Arrived;
 use crate::board::ssh::{Host, Pipes};
-use crate::cli::{Args, Common, Item};
+use crate::cli::{self, Args, Common, Item};
 use crate::error::{Error, Result};
 use crate::json::{self, Value};
 use crate::put::image::{self, Any, Image, Opened};
+use crate::put::target::is_tag;
 use crate::report::{self, Bytes, Progress, ReportFile, Span};
 use crate::snapshot::MAX_IMAGES;
 use crate::snapshot::archive::Bundle;
@@ -29,7 +31,8 @@ use crate::units::to_u64;
 /// What was typed.
 pub struct Options {
     file: OsString,
-    host: Host,
+    hosts: Vec<Host>,
+    parallel: usize,
     targets: Vec<OsString>,
     store: bool,
     reach: Reach,
@@ -39,15 +42,21 @@ pub struct Options {
 
 /// Reads the command line.
 pub fn parse(mut args: Args) -> Result<Options> {
-    let mut words = Vec::new();
+    // In front of `--`, and behind it.
+    let (mut words, mut behind) = (Vec::new(), Vec::new());
+    let mut parallel = fleet::PARALLEL;
     let mut store = false;
     let mut reach = Reach::default();
     while let Some(item) = args.next_item()? {
         match item {
-            Item::Value(value) if words.len() < MAX_IMAGES + 2 => words.push(value),
-            Item::Value(value) => return Err(args.surplus(&value)),
+            // A FILE and a HOST in front of it: what follows is the TARGETs. Otherwise it only ends the options.
+            Item::Value(value) if args.divided && words.len() > 1 => behind.push(value),
+            Item::Value(value) => words.push(value),
             Item::Option(name) => match name {
                 "--store" => store = true,
+                "--parallel" => {
+                    parallel = args.parsed(fleet::parallel, "a number from 1 to 256")?;
+                }
                 "--stall" => reach.set_stall(&args.value()?, Duration::ZERO)?,
                 _ if reach.option(&mut args, name)? => {}
                 _ => return Err(args.unknown(name)),
@@ -57,29 +66,49 @@ pub fn parse(mut args: Args) -> Result<Options> {
     let mut words = words.into_iter();
     let file = words.next().ok_or_else(|| args.missing("the FILE"))?;
     let host = words.next().ok_or_else(|| args.missing("the HOST"))?;
-    let targets: Vec<OsString> = words.collect();
-    let wrong = |line: &str| Error::usage(format_args!("push: {line}; see floe push --help"));
-    if file == "-" {
-        return Err(wrong(
-            "FILE must be a file: it is verified before it is sent",
-        ));
+    let mut hosts = Vec::new();
+    fleet::add_hosts(&mut hosts, &host)?;
+    let mut targets: Vec<OsString> = words.collect();
+    // With a snapshot for the stores there are no TARGETs.
+    if args.divided && !behind.is_empty() || store {
+        for host in std::mem::replace(&mut targets, behind) {
+            fleet::add_hosts(&mut hosts, &host)?;
+        }
     }
-    let disk = args.handed_names.contains(&"--disk");
+    let wrong = |line: std::fmt::Arguments<'_>| cli::usage("push", line);
+    if let Some(target) = targets.get(MAX_IMAGES) {
+        return Err(args.surplus(target));
+    }
+    let disk = args.handed_value("--disk");
+    if let Some(target) = targets
+        .iter()
+        .map(OsString::as_os_str)
+        .chain(disk)
+        .find(|target| !is_place(target))
+    {
+        return Err(wrong(format_args!(
+            "'{}' is no TARGET on a board: name an absolute path, LABEL=, UUID=, PARTLABEL= or PARTUUID=; several boards are FILE HOST… -- TARGET",
+            target.display()
+        )));
+    }
+    if file == "-" {
+        return Err(wrong(format_args!(
+            "FILE must be a file: it is verified before it is sent"
+        )));
+    }
     match (store, targets.is_empty()) {
         (true, true) if args.handed_on.is_empty() => {}
         (true, _) => {
-            return Err(wrong(
-                "--store takes neither a TARGET nor options of restore",
-            ));
+            return Err(wrong(format_args!(
+                "--store takes neither a TARGET nor options of restore"
+            )));
         }
-        (false, true) if !disk => return Err(args.missing("the TARGET")),
+        (false, true) if disk.is_none() => return Err(args.missing("the TARGET")),
         (false, _) => {}
     }
-    let host = host
-        .to_str()
-        .ok_or_else(|| wrong(&format!("'{}' is no HOST", host.display())))?;
     Ok(Options {
-        host: Host::parse(host)?,
+        hosts,
+        parallel,
         file,
         targets,
         store,
@@ -87,6 +116,16 @@ pub fn parse(mut args: Args) -> Result<Options> {
         handed_on: args.handed_on,
         common: args.common,
     })
+}
+
+/// Where something can be on a board, whose folders nobody knows here: a word without a slash would become a file there.
+fn is_place(target: &OsStr) -> bool {
+    let is = |name: &OsStr| name.as_bytes().starts_with(b"/") || is_tag(name);
+    let mut halves = target.as_bytes().splitn(2, |byte| *byte == b'=').skip(1);
+    is(target)
+        || halves
+            .next()
+            .is_some_and(|half| is(OsStr::from_bytes(half)))
 }
 
 /// The file, found good.
@@ -174,29 +213,27 @@ pub fn run(options: Options) -> Result<()> {
     };
     let good = check(&options.file, any, &common)?;
     let words = words(&options, &good)?;
-    let (hosts, shown) = (
-        vec![options.host.clone()],
-        options.file.display().to_string(),
-    );
-    let host = options.host.shown.clone();
     let dry = options.handed_on.iter().any(|word| word == "--dry-run");
+    let (hosts, shown) = (options.hosts.clone(), options.file.display().to_string());
+    let (one, parallel) = (hosts.len() == 1, options.parallel);
     let job = move |host: &Host, board: &Board| push(host, board, &options, &good, &words);
-    let mut outcomes = fleet::run(hosts, 1, &common, Arc::new(job))?;
+    let mut outcomes = fleet::run(hosts, parallel, &common, Arc::new(job))?;
     if let Some(report) = &mut report {
         report.write(&fleet::report_of(&outcomes, start))?;
     }
-    let Some(outcome) = outcomes.pop() else {
-        return Ok(());
+    let Some(outcome) = outcomes.pop_if(|_| one) else {
+        return fleet::end(&outcomes, common.quiet);
     };
     let arrived = outcome.result?;
     if dry {
-        let would = format!("{shown}: is good, and {host} would take it");
+        let would = format!("{shown}: is good, and {} would take it", outcome.host.shown);
         return Err(report::dry(&common, [would]));
     }
     if !common.quiet {
         report::line(format_args!(
-            "{shown}: {} sent to {host}, {}, {} in all",
+            "{shown}: {} sent to {}, {}, {} in all",
             Bytes(arrived.stream_bytes),
+            outcome.host.shown,
             arrived.path,
             Span(start.elapsed())
         ));
@@ -212,7 +249,7 @@ fn push(
     words: &[OsString],
 ) -> Result<Arrived> {
     let shown = options.file.display();
-    let fail = |e: std::io::Error| Error::failed(format_args!("{shown}: {e}"));
+    let fail = |e: std::io::Error| Error::std(&shown, "read", &e);
     let mut file = std::fs::File::open(&options.file).map_err(fail)?;
     let pipes = Pipes {
         input: true,

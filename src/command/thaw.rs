@@ -18,7 +18,7 @@ use rustix::io::Errno;
 use crate::cli::{Args, Common, Item};
 use crate::device::Access;
 use crate::error::{Error, Fault, Result};
-use crate::mounts::{DevId, Mount, System};
+use crate::mounts::{DevId, Mount, Roots, System};
 use crate::report;
 use crate::sys::ioctl::fithaw;
 
@@ -145,7 +145,14 @@ fn one(name: &OsStr) -> Result<Option<Place>> {
         .and_then(rustix::fs::fstat)
         .map_err(fault("open"))?;
     match FileType::from_raw_mode(stat.st_mode) {
-        FileType::BlockDevice => device(&System::look()?, DevId::from_raw(stat.st_rdev), path),
+        FileType::BlockDevice => {
+            let dev = DevId::from_raw(stat.st_rdev);
+            match System::look() {
+                Ok(system) => device(&system, dev, path),
+                // Without /proc nothing shows the mounts, and the superblock is found by mounting it once more.
+                Err(_) => unmounted(&Roots::default(), dev, path),
+            }
+        }
         FileType::Directory | FileType::RegularFile => {
             let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
             let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(fault("open"))?;
@@ -172,18 +179,18 @@ fn device(system: &System, dev: DevId, shown: &Path) -> Result<Option<Place>> {
             fd: mounted.fd,
         }));
     }
-    unmounted(system, dev, shown)
+    unmounted(system.roots(), dev, shown)
 }
 
 /// A device without a mount that is busy nevertheless holds a superblock that was unmounted while frozen, or something else.
-fn unmounted(system: &System, dev: DevId, shown: &Path) -> Result<Option<Place>> {
-    match system.roots().hold(dev, Access::ReadHeld) {
+fn unmounted(roots: &Roots, dev: DevId, shown: &Path) -> Result<Option<Place>> {
+    match roots.hold(dev, Access::ReadHeld) {
         Ok(_) => return Ok(None),
         Err(fault) if fault.is_errno(Errno::BUSY) => {}
         Err(fault) => return Err(Error::fault(shown.display(), fault)),
     }
     let mut kinds: Vec<String> = Vec::new();
-    if let Ok(device) = system.roots().open_device(dev, Access::Read)
+    if let Ok(device) = roots.open_device(dev, Access::Read)
         && let Ok(Some(identity)) = crate::fs::probe(&device)
     {
         kinds.push(identity.kind.name().into());
@@ -199,7 +206,7 @@ fn unmounted(system: &System, dev: DevId, shown: &Path) -> Result<Option<Place>>
     for kind in kinds {
         for read_only in [false, true] {
             // Taking the superblock that is there; another type, or another mode, is EBUSY.
-            if let Ok(fd) = system.roots().enter(dev, &kind, read_only) {
+            if let Ok(fd) = roots.enter(dev, &kind, read_only) {
                 let name = format!("{} (not mounted)", shown.display());
                 return Ok(Some(Place { name, fd }));
             }

@@ -18,7 +18,7 @@ pub fn store() -> Result<Option<PathBuf>> {
             ))
         }),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(Error::failed(format_args!("{CONFIG}: read: {error}"))),
+        Err(error) => Err(Error::std(CONFIG, "read", &error)),
     }
 }
 

@@ -76,9 +76,7 @@ pub fn read(file: Option<&Path>) -> Result<Vec<Pair>> {
             )));
         }
         Err(error) => {
-            return Err(
-                Error::failed(format_args!("{shown}: read: {error}")).leaving(NOTHING_WRITTEN)
-            );
+            return Err(Error::std(shown, "open", &error).leaving(NOTHING_WRITTEN));
         }
     };
     let pairs = parse(&text)

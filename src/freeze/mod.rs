@@ -18,7 +18,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 use rustix::process::{Signal, WaitOptions};
 
-use crate::error::{ErrnoText, Error, Exit, NOTHING_WRITTEN, Result};
+use crate::error::{ErrnoText, Error, Exit, NOTHING_WRITTEN, Result, denied};
 use crate::signals::Signals;
 use crate::sys::shared::{Board, Slot};
 use guard::{
@@ -583,7 +583,7 @@ fn thaw_here(slot: &Slot, target: &Target) {
 
 fn cannot_freeze(target: &Target, errno: i32) -> Error {
     let name = &target.name;
-    let mut help = "";
+    let help;
     let exit = match Errno::from_raw_os_error(errno) {
         Errno::BUSY if matches!(target.method, Method::ReadOnly(_)) => {
             return Error::refused(format_args!(
@@ -595,7 +595,10 @@ fn cannot_freeze(target: &Target, errno: i32) -> Error {
                 "{name}: already frozen by somebody else, which is left as it is (floe thaw ends it)"
             ));
         }
-        Errno::PERM | Errno::ACCESS | Errno::IO => Exit::Failed,
+        Errno::PERM | Errno::ACCESS | Errno::IO => {
+            help = denied(errno);
+            Exit::Failed
+        }
         _ => {
             help = "; unmount it, remount it read-only, or --live for an image that may not be consistent";
             Exit::Refused

@@ -60,11 +60,15 @@ impl Boot {
         let device = system.roots().open_device(disk, Access::Read);
         let device = device.map_err(fail)?;
         let table = crate::ptable::read(&device, device.sector_bytes()).map_err(fail)?;
-        let table = table.filter(|table| table.doubt.is_none()).ok_or_else(|| {
-            Error::refused(format_args!(
-                "{shown}: --as-primary: its partition table is missing or damaged"
-            ))
-        })?;
+        let refused = |what: std::fmt::Arguments<'_>| {
+            Error::refused(format_args!("{shown}: --as-primary: {what}"))
+        };
+        let table = table.ok_or_else(|| refused(format_args!("it has no partition table")))?;
+        if let Some(fault) = table.doubt {
+            return Err(refused(format_args!(
+                "its partition table is damaged: {fault}; repair it first"
+            )));
+        }
         if device.sector_bytes() != target.sector_bytes() {
             return Err(Error::refused(format_args!(
                 "{shown}: --as-primary: has sectors of {} bytes and the medium of {}: its boot code would not work there",

@@ -6,6 +6,7 @@ use crate::config::pairs::Pair;
 use crate::error::{Error, NOTHING_WRITTEN, Result};
 use crate::medium::roles::{Role, Wanted};
 use crate::mounts::{DevId, Media, System};
+use crate::ptable::{Partition, role_of};
 use crate::report::Bytes;
 
 const WORDS: [(&str, Media); 5] = [
@@ -26,7 +27,10 @@ pub fn disk(system: &System, wanted: &Wanted, sources: &[DevId]) -> Result<(Path
             system.roots().shown(own).display()
         )));
     }
-    if sources.iter().any(|source| system.overlaps(dev, *source)) {
+    if sources
+        .iter()
+        .any(|source| system.is_written_with(*source, dev))
+    {
         return Err(Error::refused(format_args!(
             "refused: {shown} holds what is to be copied"
         )));
@@ -59,7 +63,10 @@ fn find(system: &System, wanted: &Wanted, sources: &[DevId]) -> Result<(PathBuf,
     };
     let running = system.root_devices();
     let runs = |disk: DevId| {
-        running.contains(&disk) || sources.iter().any(|source| system.overlaps(disk, *source))
+        running.contains(&disk)
+            || sources
+                .iter()
+                .any(|source| system.is_written_with(*source, disk))
     };
     let roots = system.roots();
     let mut disks = roots.devices();
@@ -111,29 +118,51 @@ pub fn partitions_named(system: &System, wanted: &Wanted, pairs: &[Pair]) -> Res
     let shown = path.display();
     let table = system.read_table(dev);
     let known = system.roots().partitions_of(dev);
+    let refused =
+        |what: std::fmt::Arguments<'_>| Err(Error::refused(format_args!("{shown}: {what}")));
+    let damaged = |fault| {
+        refused(format_args!(
+            "its partition table is damaged: {fault}; repair it, or --partition lays the disk out anew"
+        ))
+    };
+    let table = match table {
+        Err(fault) => return damaged(fault),
+        Ok(table) => table,
+    };
     let mut found = Vec::new();
     for pair in pairs {
         let role = Role::parse(&pair.target)?;
-        let all = table.iter().flat_map(|table| &table.partitions);
-        let mut named = all.filter(|part| part.name == role.name());
-        let entry = named.next();
-        if named.next().is_some() {
-            return Err(Error::refused(format_args!(
-                "{shown}: has several partitions named {}; name the device itself as the TARGET",
-                role.name()
-            )));
+        let parts = table.as_ref().map_or(&[][..], |table| &table.partitions);
+        // What floe recorded, whatever they are called; otherwise the name.
+        let recorded = |part: &&Partition| role_of(part.attributes) == role.number();
+        let named = |part: &&Partition| part.name == role.name();
+        let mut fitting: Vec<&Partition> = parts.iter().filter(recorded).collect();
+        if fitting.is_empty() {
+            fitting.extend(parts.iter().filter(named));
         }
-        let part = entry.and_then(|entry| {
-            known
+        let part = match fitting.as_slice() {
+            [entry] => known
                 .iter()
-                .find(|part| part.start_bytes == entry.extent.offset)
-        });
-        let part = part.ok_or_else(|| {
-            Error::refused(format_args!(
-                "{shown}: has no partition named {}; --partition lays the disk out anew",
-                role.name()
-            ))
-        })?;
+                .find(|part| part.start_bytes == entry.extent.offset),
+            [] => None,
+            _ => {
+                return refused(format_args!(
+                    "has several partitions that are {}; name the device itself as the TARGET",
+                    role.name()
+                ));
+            }
+        };
+        let doubt = table.as_ref().and_then(|table| table.doubt);
+        let part = match (part, doubt) {
+            (Some(part), _) => part,
+            (None, Some(fault)) => return damaged(fault),
+            (None, None) => {
+                return refused(format_args!(
+                    "has no partition named {}; --partition lays the disk out anew",
+                    role.name()
+                ));
+            }
+        };
         found.push(Pair {
             target: system.roots().shown(part.dev).into_os_string(),
             ..pair.clone()

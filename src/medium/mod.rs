@@ -361,6 +361,7 @@ fn slot(
     if let Some((boot, source)) = boot.zip(source) {
         boot.identify(&mut slot, source);
     }
+    slot.attributes = crate::ptable::with_role(slot.attributes, role.number());
     Ok(slot)
 }
 

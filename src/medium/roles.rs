@@ -41,6 +41,13 @@ impl Role {
         }
     }
 
+    /// As a partition table records it, from 1.
+    pub fn number(self) -> u8 {
+        let mut all = (1..).zip(Self::ALL);
+        all.find(|(_, role)| *role == self)
+            .map_or(0, |(number, _)| number)
+    }
+
     /// The TARGET of a pair.
     pub fn parse(name: &OsStr) -> Result<Self> {
         let mut all = Self::ALL.into_iter().filter(|role| *role != Self::Swap);

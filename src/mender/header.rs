@@ -108,7 +108,7 @@ impl Labels {
         let mut left = MAX_SCRIPTS_BYTES;
         let mut scripts = Vec::new();
         for path in &self.scripts {
-            let fail = |error| Error::failed(format_args!("{}: read: {error}", path.display()));
+            let fail = |error| Error::std(path.display(), "open", &error);
             let file = std::fs::File::open(path).map_err(fail)?;
             let mode = file.metadata().map_err(fail)?.permissions().mode();
             let mut bytes = Vec::new();

@@ -114,10 +114,21 @@ pub struct System {
     namespaces: OnceLock<Vec<Namespace>>,
 }
 
+/// What everything else is asked of is not there.
+pub(crate) fn not_mounted(folder: &str, kind: &str) -> Error {
+    Error::failed(format_args!(
+        "{folder}: is not mounted here: mount -t {kind} {kind} {folder}"
+    ))
+}
+
 impl System {
     /// Looks at the machine floe runs on.
     pub fn look() -> Result<Self> {
         check_descriptors()?;
+        // Without it nothing would seem to be in use.
+        if !std::path::Path::new("/sys/dev/block").exists() {
+            return Err(not_mounted("/sys", "sysfs"));
+        }
         Self::look_at(Roots::default())
     }
 

@@ -101,10 +101,29 @@ impl System {
     }
 
     /// Whether writing one of two devices changes the other: the same device, a disk and its partition, a volume and what it
-    /// lies on, a loop device and the device of the filesystem that holds its file. What cannot be placed counts as yes.
+    /// lies on, a loop device and the device of the filesystem that holds its file, two loop devices over one file. What cannot be
+    /// placed counts as yes.
     pub fn overlaps(&self, one: DevId, other: DevId) -> bool {
-        let lies_on = |upper, lower| self.under(upper).map_or(true, |all| all.contains(&lower));
-        one == other || lies_on(one, other) || lies_on(other, one)
+        self.shares(one, other, true)
+    }
+
+    /// The same of a `target` that nobody uses, and has been placed: a file that cannot be placed is not on it, because
+    /// the filesystem that the file is on is in use.
+    pub fn is_written_with(&self, source: DevId, target: DevId) -> bool {
+        self.shares(source, target, false)
+    }
+
+    fn shares(&self, one: DevId, other: DevId, unplaced: bool) -> bool {
+        let lies_on = |upper, lower| match self.under(upper) {
+            Ok(all) => all.contains(&lower),
+            Err(_) => unplaced,
+        };
+        let file = |dev| {
+            let info = self.is_loop(dev).then(|| self.loop_info(dev))??;
+            Some((info.file_dev, info.file_inode, info.file_rdev))
+        };
+        let same_file = || file(one).is_some_and(|found| file(other) == Some(found));
+        one == other || lies_on(one, other) || lies_on(other, one) || same_file()
     }
 
     /// The loop devices whose backing file is this one (by device and inode number).

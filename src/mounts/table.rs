@@ -132,6 +132,9 @@ impl Table {
 
 fn read_bounded(path: &Path) -> Result<Vec<u8>> {
     let failed = |error: std::io::Error| {
+        if error.kind() == std::io::ErrorKind::NotFound && path.starts_with("/proc/self") {
+            return crate::mounts::not_mounted("/proc", "proc");
+        }
         let errno = crate::error::ErrnoText(error.raw_os_error().unwrap_or(0));
         Error::failed(format_args!("{}: read: {errno}", path.display()))
     };

@@ -87,15 +87,16 @@ impl System {
         }
     }
 
-    /// What to add where nothing was found: devices that could not be asked.
+    /// What to add where nothing was found: devices that could not be asked, or have a table that is damaged.
     fn unreadable(&self) -> String {
-        let closed = |dev: &DevId| self.roots.open_device(*dev, Access::Read).is_err();
-        let names: Vec<String> = self
-            .sized_devices()
-            .into_iter()
-            .filter(closed)
-            .map(|dev| self.roots.shown(dev).display().to_string())
-            .collect();
+        let wrong = |dev: DevId| match self.read_table(dev) {
+            // A partition that looks like a disk is none.
+            Err(fault) if fault.kind() == FaultKind::Io || self.roots.disk_of(dev).is_none() => {
+                Some(format!("{}: {fault}", self.roots.shown(dev).display()))
+            }
+            _ => None,
+        };
+        let names: Vec<String> = self.sized_devices().into_iter().filter_map(wrong).collect();
         match names.len() {
             0 => String::new(),
             _ => format!(" (could not be read: {})", names.join(", ")),
@@ -125,7 +126,7 @@ impl System {
                     .filter(|part| self.uevent_matches(part.dev, tag))
                     .map(|part| part.dev),
             );
-            let table = self.read_table(disk);
+            let table = self.read_table(disk).ok().flatten();
             for entry in table.iter().flat_map(|table| &table.partitions) {
                 if !tag.matches(entry_text(entry, tag.kind)) {
                     continue;
@@ -163,10 +164,10 @@ impl System {
             .is_some_and(|found| tag.matches(&found))
     }
 
-    /// The partition table of a disk, if it can be read and has one.
-    pub fn read_table(&self, disk: DevId) -> Option<ptable::Table> {
-        let device = self.roots.open_device(disk, Access::Read).ok()?;
-        ptable::read(&device, device.sector_bytes()).ok()?
+    /// The partition table of a disk, if it has one.
+    pub fn read_table(&self, disk: DevId) -> std::result::Result<Option<ptable::Table>, Fault> {
+        let device = self.roots.open_device(disk, Access::Read)?;
+        ptable::read(&device, device.sector_bytes())
     }
 
     /// What the table of its disk says about a partition: type, PARTUUID, PARTLABEL. `None` for what is no partition, or one that
@@ -175,7 +176,7 @@ impl System {
         let disk = self.roots.disk_of(dev)?;
         let known = self.roots.partitions_of(disk);
         let start = known.iter().find(|part| part.dev == dev)?.start_bytes;
-        let entries = self.read_table(disk)?.partitions.into_iter();
+        let entries = self.read_table(disk).ok()??.partitions.into_iter();
         entries
             .into_iter()
             .find(|entry| entry.extent.offset == start)

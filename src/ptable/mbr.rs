@@ -27,6 +27,9 @@ const NO_CHS: [u8; 3] = [0xfe, 0xff, 0xff];
 layout! {
     le struct Entry: 16 {
         0x00 status: u8,
+        0x01 head: u8,
+        0x02 sector: u8,
+        0x03 cylinder: u8,
         0x04 kind: u8,
         0x08 start: u32,
         0x0c count: u32,
@@ -36,6 +39,16 @@ layout! {
 impl Entry {
     fn is_extended(&self) -> bool {
         self.count != 0 && matches!(self.kind, 0x05 | 0x0f | 0x85)
+    }
+
+    /// The status, and where floe wrote the entry the role ([`super::with_role`]): below "too large for geometry" the start's cylinder,
+    /// which means nothing there and is 0xff otherwise.
+    fn attributes(&self) -> u64 {
+        let role = match (self.head, self.sector, self.cylinder & 0xf8) {
+            (0xfe, 0xff, 0xf0) => self.cylinder & 7,
+            _ => 0,
+        };
+        super::with_role(u64::from(self.status), role)
     }
 
     fn is_data(&self) -> bool {
@@ -155,7 +168,7 @@ impl Chain<'_> {
             kind: PartitionType::Byte(entry.kind),
             uuid,
             name: String::new(),
-            attributes: u64::from(entry.status),
+            attributes: entry.attributes(),
         });
     }
 
@@ -216,6 +229,8 @@ pub(super) fn link_bytes(scheme: Scheme, partitions: usize, index: usize) -> u64
 #[derive(Clone, Copy, Default)]
 struct NewEntry {
     active: bool,
+    /// 0: none.
+    role: u8,
     kind: u8,
     start: u64,
     count: u64,
@@ -229,6 +244,9 @@ fn put(bytes: &mut [u8], index: usize, entry: NewEntry) -> Result<(), Fault> {
     let mut field = [0u8; ENTRY_BYTES];
     field[0] = if entry.active { 0x80 } else { 0 };
     field[1..4].copy_from_slice(&NO_CHS);
+    if entry.role != 0 {
+        field[3] = 0xf0 | entry.role;
+    }
     field[4] = entry.kind;
     field[5..8].copy_from_slice(&NO_CHS);
     field[8..12].copy_from_slice(&start.to_le_bytes());
@@ -257,6 +275,7 @@ fn new_entry(table: &NewTable<'_>, index: usize) -> Option<NewEntry> {
     let sector = u64::from(table.sector_bytes);
     Some(NewEntry {
         active: partition.attributes & 0x80 != 0,
+        role: super::role_of(partition.attributes),
         kind,
         start: partition.extent.offset / sector,
         count: partition.extent.length_bytes / sector,
@@ -284,10 +303,10 @@ pub(super) fn build(table: &NewTable<'_>) -> Result<Vec<Piece>, Fault> {
             .last()
             .map_or(0, |(_, entry)| entry.start + entry.count);
         let extended = NewEntry {
-            active: false,
             kind: EXTENDED_LBA,
             start: base,
             count: end - base,
+            ..NewEntry::default()
         };
         put(&mut first, 3, extended)?;
         for (index, (link, entry)) in links.iter().enumerate() {
@@ -296,10 +315,10 @@ pub(super) fn build(table: &NewTable<'_>) -> Result<Vec<Piece>, Fault> {
             put(&mut bytes, 0, NewEntry { start, ..*entry })?;
             if let Some((next, following)) = links.get(index + 1) {
                 let chain = NewEntry {
-                    active: false,
                     kind: EXTENDED_LBA,
                     start: next - base,
                     count: following.start + following.count - next,
+                    ..NewEntry::default()
                 };
                 put(&mut bytes, 1, chain)?;
             }
@@ -340,10 +359,10 @@ fn links(table: &NewTable<'_>, first: usize) -> Result<Vec<(u64, NewEntry)>, Fau
 pub(super) fn protective(sector: u64, disk_lbas: u64) -> Vec<u8> {
     let mut bytes = signed(sector);
     let entry = NewEntry {
-        active: false,
         kind: 0xee,
         start: 1,
         count: (disk_lbas - 1).min(u64::from(u32::MAX)),
+        ..NewEntry::default()
     };
     // Both numbers fit 32 bits.
     let _ = put(&mut bytes, 0, entry);

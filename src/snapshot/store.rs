@@ -201,7 +201,7 @@ pub fn snapshots(folder: &Path) -> Result<Vec<(Name, PathBuf)>> {
 
 /// The names in a folder that are text, in no order.
 pub fn files(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
-    let fail = |e: std::io::Error| Error::failed(format_args!("{}: read: {e}", folder.display()));
+    let fail = |e: std::io::Error| Error::std(folder.display(), "open", &e);
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(fail)?.take(MAX_FILES) {
         let entry = entry.map_err(fail)?;

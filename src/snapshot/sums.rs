@@ -50,7 +50,7 @@ pub fn copy(
 /// Length and SHA-256 of a file.
 pub fn sums_of(path: &Path) -> Result<(u64, String)> {
     let shown = path.display().to_string();
-    let file = File::open(path).map_err(|e| Error::failed(format_args!("{shown}: open: {e}")))?;
+    let file = File::open(path).map_err(|e| Error::std(&shown, "open", &e))?;
     let sums = copy(file, &shown, |_| Ok(()))?;
     Ok((sums.length_bytes, sums.sha256))
 }

@@ -10,7 +10,9 @@ use rustix::io::Errno;
 
 use crate::cli;
 use crate::error::{Error, Fault, Result};
+use crate::sys::memory::Pages;
 use crate::take::capture::Ready;
+use crate::units::{round_down, to_usize};
 
 /// `--spool`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +25,8 @@ pub enum Spool {
     Bytes(u64),
 }
 
+/// A spool of less is none.
+const MIN_BYTES: u64 = 1 << 20;
 /// The most a 32-bit process takes for its spool by itself, in bytes.
 const AUTO_LIMIT_32: u64 = 512 << 20;
 
@@ -38,6 +42,16 @@ impl Spool {
 
     /// The size in bytes on this machine, now.
     pub fn bytes(self) -> u64 {
+        let mut bytes = self.wanted_bytes();
+        // Limits of address space and strict overcommit are met here, where less will do, and not in the middle of a start.
+        while bytes > 0 && Pages::new(to_usize(bytes.saturating_add(LEFT_FREE))).is_err() {
+            bytes = round_down(bytes / 2, MIN_BYTES);
+        }
+        bytes
+    }
+
+    /// What would be taken if there were room.
+    fn wanted_bytes(self) -> u64 {
         let available = match self {
             Self::Off => return 0,
             Self::Bytes(bytes) => return bytes.min(address_limit()),
@@ -108,7 +122,7 @@ fn cgroup_left() -> Option<u64> {
     least
 }
 
-/// Room that is left on a filesystem for others, in bytes.
+/// Room that is left for others on a filesystem, and for everything else in our address space, in bytes.
 const LEFT_FREE: u64 = 64 << 20;
 
 /// `--spool-file`: a file without a name in that file's folder, of as many bytes as are wanted or free there.
@@ -117,7 +131,7 @@ pub fn spool_file(file: &Path, wanted_bytes: u64, ready: &Ready) -> Result<(Arc<
     let fail = |what: &'static str, errno: Errno| {
         Error::fault(folder.display(), Fault::io(what, errno)).leaving("nothing was frozen")
     };
-    let unnamed = unnamed(folder).map_err(|errno| fail("make a spool file", errno))?;
+    let unnamed = unnamed(folder).map_err(|errno| fail("open", errno))?;
     if ready.freezes(&unnamed) {
         return Err(Error::refused(format_args!(
             "{}: --spool-file lies on a filesystem that is to be frozen; name a file on another one",

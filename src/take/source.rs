@@ -173,6 +173,9 @@ pub fn prepare(system: &System, name: &std::ffi::OsStr, wishes: Wishes) -> Resul
         watched: Vec::new(),
         as_it_is: None,
     };
+    if !wishes.whole {
+        refuse_cut_tail(system, &source)?;
+    }
     if moving.is_none() && !wishes.live {
         prepared.watched.extend(watched(system, &source)?);
     }
@@ -188,6 +191,42 @@ pub fn prepare(system: &System, name: &std::ffi::OsStr, wishes: Wishes) -> Resul
         }
     }
     Ok(prepared)
+}
+
+/// A loop device shows whole sectors of its file: what stands behind them would be in no image of the device, though whoever
+/// attached the file means all of it. Of a filesystem that is mounted only what is not zeros counts.
+fn refuse_cut_tail(system: &System, source: &Source) -> Result<()> {
+    let Some((file, path)) = source.dev.and_then(|dev| system.loop_file(dev)) else {
+        return Ok(());
+    };
+    let offset = source
+        .dev
+        .and_then(|dev| system.roots().attribute(dev, "loop/offset"));
+    let offset = offset
+        .and_then(|text| crate::cli::number(&text))
+        .unwrap_or(0);
+    let fault = |fault| Error::fault(path.display(), fault);
+    let file = Device::from_fd(file, false).map_err(fault)?;
+    let end = offset.saturating_add(source.device.size_bytes());
+    let behind = file.size_bytes().saturating_sub(end);
+    // More than that was left out on purpose (a sizelimit).
+    let mut tail = [0u8; 511];
+    let Some(tail) = tail
+        .get_mut(..to_usize(behind))
+        .filter(|tail| !tail.is_empty())
+    else {
+        return Ok(());
+    };
+    file.read_at(end, tail).map_err(fault)?;
+    if matches!(source.holding, Holding::Mounted(_)) && is_zero(tail) {
+        return Ok(());
+    }
+    Err(Error::refused(format_args!(
+        "{}: shows all but the last {} bytes of {}, which is not a multiple of 512 bytes long; dump that file, or --whole copies the device as it is",
+        source.shown.display(),
+        behind,
+        path.display()
+    )))
 }
 
 /// The file that an image is, or that a loop device shows. Of a partition of a loop device there is none: the others may be in use,

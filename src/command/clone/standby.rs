@@ -91,7 +91,7 @@ fn apart_from_sources(
             .dev
             .iter()
             .chain(devices)
-            .any(|from| system.overlaps(dev, *from));
+            .any(|from| system.is_written_with(*from, dev));
         if same {
             return Err(refused(
                 target,

@@ -470,7 +470,7 @@ fn a_pairs_file_declares_its_targets_standby_and_its_errors_name_the_line() {
     let missing = scratch.join("missing").to_string_lossy().into_owned();
     assert_refused(
         &["--pairs", &missing],
-        1,
+        4,
         "No such file",
         &scratch.join("target"),
     );

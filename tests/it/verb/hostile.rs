@@ -861,7 +861,7 @@ fn a_report_that_cannot_be_written_is_no_success() {
             floe(&words).args(["--report", "/nowhere/r"]),
             Limit::secs(60),
         )
-        .expect_code(1);
+        .expect_code(4);
         // stderr is closed: nobody gets the report.
         let quoted: Vec<String> = words.iter().map(|word| format!("'{word}'")).collect();
         let floe = common::floe_shell_words().expect("required before");

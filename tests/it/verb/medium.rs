@@ -159,7 +159,9 @@ fn as_primary_takes_boot_code_gap_raw_partitions_and_identifiers_along() {
     // Types, names and identifiers of the first four partitions are those of the original.
     let lines = |text: &str| -> Vec<String> {
         text.lines()
-            .filter_map(|line| Some(line.split_once("type=")?.1.to_owned()))
+            .filter_map(|line| Some(line.split_once("type=")?.1))
+            // Where the roles are recorded.
+            .map(|line| line.split(", attrs=").next().unwrap_or(line).to_owned())
             .collect()
     };
     let original = common::output("sfdisk", &["-d", &disk.device.path().to_string_lossy()]);
@@ -197,6 +199,21 @@ fn as_primary_takes_boot_code_gap_raw_partitions_and_identifiers_along() {
     if swapped.code == Some(0) {
         common::output("swapoff", &[&medium.part(6).to_string_lossy()]);
     }
+    // Found again by role, whatever the partitions are called.
+    fs::write(mounts[2].dir().join("newer"), b"newer").expect("newer");
+    common::run(
+        require_floe!()
+            .arg("clone")
+            .arg(pair(mounts[2].dir(), "config"))
+            .arg("--media")
+            .arg(medium.path())
+            .arg("--overwrite"),
+        Limit::secs(60),
+    )
+    .expect_code(0);
+    let copy = Mounted::new("ext4", &medium.part(4), "ro");
+    assert_eq!(fs::read(copy.dir().join("newer")).expect("newer"), b"newer");
+    drop(copy);
     // Once more: it holds something now.
     let run = common::run(
         require_floe!()
@@ -270,6 +287,22 @@ fn an_mbr_gets_logical_partitions_where_four_are_not_enough() {
     common::assert_same_tree(&common::tree(root.dir()), &common::tree(copy.dir()));
     let data = Mounted::new("ext4", &medium.part(5), "ro");
     drop((copy, data));
+    // An MBR has no names; the roles are found again all the same, the logical ones too.
+    fs::write(config.dir().join("newer"), b"newer").expect("newer");
+    let again = require_floe!()
+        .arg("clone")
+        .args([pair(config.dir(), "data"), pair(root.dir(), "root")])
+        .args(["--overwrite", "--media"])
+        .arg(medium.path())
+        .output()
+        .expect("floe");
+    let said = String::from_utf8_lossy(&again.stderr).into_owned();
+    assert_eq!(again.status.code(), Some(0), "{said}");
+    let data = Mounted::new("ext4", &medium.part(5), "ro");
+    assert_eq!(fs::read(data.dir().join("newer")).expect("newer"), b"newer");
+    drop(data);
+    let verify = common::output("sfdisk", &["--verify", &medium.path().to_string_lossy()]);
+    assert!(verify.contains("No errors"), "{verify}");
     assert!(medium.scratch.path().exists());
 }
 
@@ -457,14 +490,26 @@ fn media_without_partition_finds_the_partitions_by_their_names() {
     let (root, config) = (source!("ext4", 48), source!("ext4", 16));
     let mut floe = require_floe!();
     root.fill(20);
-    common::run(
-        floe.arg("clone")
-            .args([pair(root.dir(), "root"), pair(config.dir(), "config")])
-            .arg("--media")
-            .arg(disk.device.path()),
-        Limit::secs(60),
-    )
-    .expect_code(0);
+    let clone = floe
+        .arg("clone")
+        .args([pair(root.dir(), "root"), pair(config.dir(), "config")])
+        .arg("--media")
+        .arg(disk.device.path());
+    common::run(clone, Limit::secs(60)).expect_code(0);
     let copy = Mounted::new("ext4", &disk.part(2), "ro");
     common::assert_same_tree(&common::tree(root.dir()), &common::tree(copy.dir()));
+    drop(copy);
+    // A table that is damaged is called that, not one without such a partition.
+    let file = fs::File::options().write(true).open(disk.device.path());
+    let file = file.expect("disk");
+    let table = [512, 160 * (1 << 20) - 512];
+    for at in table {
+        file.write_all_at(&[0x55; 512], at).expect("damage");
+    }
+    file.sync_all().expect("sync");
+    let run = common::run(clone, Limit::secs(60)).expect_code(4);
+    assert!(
+        run.stderr_text().contains("partition table is damaged"),
+        "{run}"
+    );
 }

@@ -8,6 +8,7 @@ mod create;
 mod disk;
 mod dryrun;
 mod dump;
+mod edges;
 mod frames;
 mod golden;
 mod grow;

@@ -133,6 +133,18 @@ fn images_and_snapshots_come_from_openssh_and_dropbear_with_their_figures() {
     .expect_code(0);
     assert_good_image(&file);
     assert!(run.stderr_text().contains("checked"), "{run}");
+    // What is no image is replaced only where that was said.
+    fs::write(&file, b"notes of mine").expect("write");
+    let mut again = lab.floe("pull");
+    again.args(["10.77.0.2", "--dump", "/mnt", "-o"]).arg(&file);
+    let run = common::run(&mut again, Limit::secs(60)).expect_code(4);
+    assert!(
+        run.stderr_text().contains("--overwrite replaces it"),
+        "{run}"
+    );
+    assert_eq!(fs::read(&file).expect("notes"), b"notes of mine");
+    common::run(again.arg("--overwrite"), Limit::secs(60)).expect_code(0);
+    assert_good_image(&file);
     let run = common::run(
         lab.floe("pull")
             .args(["10.77.0.1", "--dump", "/mnt", "-o", "-"]),
@@ -176,7 +188,13 @@ fn of_twenty_boards_three_fail_in_their_own_ways_and_seventeen_files_are_complet
     lab.wait_until_up();
     let out = lab.join("out");
     fs::create_dir(&out).expect("out");
-    fs::write(out.join("10.77.0.5.img.gz"), b"older").expect("older");
+    let older = out.join("10.77.0.5.img.gz");
+    let script = format!(
+        "f='{}'; truncate -s 1M $f.i && mke2fs -q -F $f.i && gzip -c $f.i > $f && rm $f.i",
+        older.display()
+    );
+    common::shell(&script, Limit::secs(20)).expect_code(0);
+    let older = fs::read(&older).expect("older");
     let list = lab.join("boards.txt");
     let mut text = String::from("# all of them\n\n");
     for board in &lab.boards {
@@ -198,7 +216,7 @@ fn of_twenty_boards_three_fail_in_their_own_ways_and_seventeen_files_are_complet
     assert_eq!(found.len(), 18, "{found:?} {run}");
     assert_eq!(
         fs::read(out.join("10.77.0.5.img.gz")).expect("older"),
-        b"older"
+        older
     );
     for name in found.iter().filter(|name| *name != "10.77.0.5.img.gz") {
         assert!(

@@ -98,6 +98,57 @@ fn push_restores_on_the_board_with_the_refusals_of_restore() {
 }
 
 #[test]
+fn many_boards_get_an_image_each_checked_on_its_own_and_no_word_becomes_a_file() {
+    drop(require_floe!());
+    let mut lab = require_one!(Server::OpenSsh, "");
+    for _ in 0..2 {
+        if let Err(missing) = lab.add(Setup::default()) {
+            return common::skip(&missing);
+        }
+    }
+    lab.wait_until_up();
+    let file = image(&lab);
+    let scratch = Scratch::new();
+    let target = LoopDevice::filled(&scratch, "target", 8, 0);
+    let device = target.path().to_string_lossy().into_owned();
+    let list = lab.join("boards");
+    fs::write(&list, "10.77.0.2 # the second\n10.77.0.3\n").expect("list");
+    let list = format!("@{}", list.display());
+    // A second board's name in the place of the TARGET, and its like.
+    for words in [
+        &["10.77.0.1", "10.77.0.2"][..],
+        &["10.77.0.1", "data=root.img"],
+        &["10.77.0.1", "10.77.0.2", "--", "sdb"],
+        &["10.77.0.1", "--disk", "sdb"],
+    ] {
+        let run = common::run(lab.floe("push").arg(&file).args(words), Limit::secs(60));
+        let run = run.expect_code(2);
+        assert!(
+            run.stderr_text().contains("is no TARGET on a board"),
+            "{run}"
+        );
+    }
+    // One after another, because here all boards have the same device: the second one finds the first one's image.
+    let words = ["10.77.0.1", &list, "-P", "1", "--", &device];
+    let run = common::run(lab.floe("push").arg(&file).args(words), Limit::secs(120));
+    let run = run.expect_code(1);
+    let said = run.stderr_text();
+    assert!(said.contains("2 of 3 boards failed"), "{run}");
+    let row = |address: &str| {
+        let mut lines = said.lines().filter(|line| line.starts_with(address));
+        lines.next().unwrap_or_default().to_owned()
+    };
+    assert!(row("10.77.0.1 ").contains("done"), "{run}");
+    for address in ["10.77.0.2 ", "10.77.0.3 "] {
+        assert!(row(address).contains("--overwrite"), "{run}");
+    }
+    let words = ["--overwrite", "10.77.0.1", &list, "-P", "1", "--", &device];
+    let run = common::run(lab.floe("push").arg(&file).args(words), Limit::secs(120));
+    run.expect_code(0);
+    common::shell(&format!("e2fsck -fn {device}"), Limit::secs(60)).expect_code(0);
+}
+
+#[test]
 fn a_snapshot_goes_into_the_boards_store_and_comes_back_the_same() {
     drop(require_floe!());
     // /etc/floe.conf is the board's own: an empty /etc over the machine's.
