@@ -15,6 +15,8 @@ pub const FRAMES: bool = cfg!(feature = "frames");
 pub const PRECOPY: bool = cfg!(feature = "precopy");
 /// Files that come out empty.
 pub const GOLDEN: bool = cfg!(feature = "golden");
+/// Mender's artifacts as images, and floe under the names that Mender's tools call.
+pub const MENDER: bool = cfg!(feature = "mender");
 /// The used blocks of XFS, its growth and its uuid.
 pub const XFS: bool = cfg!(feature = "xfs");
 /// The used blocks of btrfs, and its growth.
@@ -80,6 +82,12 @@ const FEATURES: &[Feature] = &[
         &["--golden", "--empty", "--identity"],
         "this floe was built without golden images",
     ),
+    feature(
+        "mender",
+        MENDER,
+        &[".mender"],
+        "this floe was built without Mender artifacts",
+    ),
     feature("xfs", XFS, &["xfs"], "this floe was built without XFS"),
     feature(
         "btrfs",
@@ -97,7 +105,8 @@ pub fn names() -> impl Iterator<Item = &'static str> {
     there.map(|feature| feature.name)
 }
 
-/// What is said where this verb, option or filesystem was left out; `.zip` stands for a snapshot.
+/// What is said where this verb, option or filesystem was left out; `.zip` stands for a
+/// snapshot, `.mender` for an artifact.
 pub fn without(word: &str) -> Option<&'static str> {
     let mut missing = FEATURES.iter().filter(|feature| !feature.is_there);
     let found = missing.find(|feature| feature.words.contains(&word))?;

@@ -25,7 +25,9 @@ use crate::{features, help};
 pub fn run(arguments: Vec<OsString>) -> Result<()> {
     let mut arguments = arguments;
     let program = arguments.drain(..1.min(arguments.len())).next();
-    if let Some(words) = program.and_then(|name| mender::words(&name)) {
+    if features::MENDER
+        && let Some(words) = program.and_then(|name| mender::words(&name))
+    {
         return mender::run(words, arguments);
     }
     let verb = cli::take_verb(&mut arguments);

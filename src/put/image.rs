@@ -128,6 +128,10 @@ impl Image {
                     "{subject}: is what floe dump --frames sends, not an image: floe restore, verify and artifact take it, and make one of it"
                 )));
             }
+            Format::Mender if !features::MENDER => {
+                let why = features::without(".mender").unwrap_or_default();
+                return Err(Error::refused(format_args!("{subject}: {why}")));
+            }
             Format::Mender => {
                 let (labels, payload) = artifact::open(input).map_err(fail)?;
                 let input = Input::source(Box::new(payload)).map_err(fail)?;

@@ -114,30 +114,37 @@ fn a_filesystem_that_was_left_out_is_read_whole_and_says_why() {
 }
 
 #[test]
-fn a_snapshot_is_refused_by_name_where_nothing_is_known_of_them() {
+fn a_snapshot_and_an_artifact_are_refused_by_name_where_nothing_is_known_of_them() {
     require_floe!();
     let features = features();
     let scratch = Scratch::new();
-    // The beginning of a zip is enough to be refused; of a whole one `verb::snapshots` has more to say.
-    let zip = scratch.join("snapshot.zip");
-    std::fs::write(&zip, b"PK\x03\x04\x2d\0\x08\0\0\0 and no more than that").expect("write");
-    let path = zip.to_str().expect("path");
-    let target = scratch.join("target");
-    let knows = features.iter().any(|name| name == "snapshots");
-    for words in [
-        &["restore", path, target.to_str().expect("path")][..],
-        &["verify", path],
-        &["show", path],
+    // The beginning is enough to be refused; of whole ones `verb::snapshots` and `verb::artifact` have more to say.
+    let mut tar = vec![0; 1024];
+    tar[..7].copy_from_slice(b"version");
+    tar[257..262].copy_from_slice(b"ustar");
+    let zip = b"PK\x03\x04\x2d\0\x08\0\0\0 and no more than that".to_vec();
+    for (feature, bytes, what) in [
+        ("snapshots", zip, "snapshots"),
+        ("mender", tar, "Mender artifacts"),
     ] {
-        let run = floe(words);
-        let by_name = run
-            .stderr_text()
-            .contains("this floe was built without snapshots");
-        assert_eq!(
-            (by_name, run.code == Some(4)),
-            (!knows, !knows),
-            "{words:?}: {run}"
-        );
+        let (file, target) = (scratch.join(feature), scratch.join("target"));
+        std::fs::write(&file, bytes).expect("write");
+        let path = file.to_str().expect("path");
+        let knows = features.iter().any(|name| name == feature);
+        for words in [
+            &["restore", path, target.to_str().expect("path")][..],
+            &["verify", path],
+            &["show", path],
+        ] {
+            let run = floe(words);
+            let line = format!("this floe was built without {what}");
+            let by_name = run.stderr_text().contains(&line);
+            assert_eq!(
+                (by_name, run.code == Some(4)),
+                (!knows, !knows),
+                "{words:?}: {run}"
+            );
+        }
+        assert!(!target.exists());
     }
-    assert!(!target.exists());
 }
