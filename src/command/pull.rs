@@ -303,10 +303,10 @@ pub fn run(options: Options) -> Result<()> {
             Ok(Arrived { path, ..arrived })
         };
         match pull(wanted) {
-            // An older floe: it knows the option not, and has done nothing.
+            // An older floe does not know the option, a small one was built without it; neither has done anything.
             Err(error)
                 if wanted
-                    && error.exit() == Some(Exit::Usage)
+                    && matches!(error.exit(), Some(Exit::Usage | Exit::Refused))
                     && error.to_string().contains(FRAMES) =>
             {
                 pull(false)

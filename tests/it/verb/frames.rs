@@ -350,8 +350,10 @@ fn pull_makes_of_frames_what_comes_without_them_byte_for_byte() {
     drop(require_floe!());
     let mut lab = require_lab!();
     let old = "case \"$*\" in *--frames*) echo 'floe: dump: unknown option --frames; see floe dump --help' >&2; exit 2;; esac\nexec \"$F\" \"$@\"";
-    let before = wrapped(&lab, "old", old);
-    for before in ["", before.as_str()] {
+    let small = "case \"$*\" in *--frames*) echo 'floe: --frames: this floe was built without frames' >&2; exit 4;; esac\nexec \"$F\" \"$@\"";
+    let old = wrapped(&lab, "old", old);
+    let small = wrapped(&lab, "small", small);
+    for before in ["", &old, &small] {
         require_board!(
             lab,
             Setup {
@@ -373,6 +375,7 @@ fn pull_makes_of_frames_what_comes_without_them_byte_for_byte() {
         ("10.77.0.1", "auto"),
         ("10.77.0.1", "off"),
         ("10.77.0.2", "auto"),
+        ("10.77.0.3", "auto"),
     ]
     .iter()
     .map(|(board, precopy)| {
@@ -382,7 +385,7 @@ fn pull_makes_of_frames_what_comes_without_them_byte_for_byte() {
         fs::read(file).expect("file")
     })
     .collect();
-    assert!(files[0] == files[1] && files[1] == files[2]);
+    assert!(files.iter().all(|file| *file == files[0]));
     let run = pull(&["10.77.0.1", "--dump", &device, "-q"], Path::new("-"));
     assert!(run.stdout == files[0]);
     // The entry of a snapshot is what stands between gzip's header and its trailer.
