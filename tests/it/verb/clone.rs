@@ -597,6 +597,39 @@ fn a_whole_disk_goes_onto_a_larger_one_with_its_backup_table_at_the_end() {
 }
 
 #[test]
+fn a_medium_that_gets_the_factory_snapshot_keeps_nothing_of_what_it_held() {
+    drop(require_floe!());
+    let made = require_source!(16, 5);
+    let scratch = Scratch::new();
+    let store = scratch.join("store");
+    fs::create_dir(&store).expect("store");
+    let mut floe = require_floe!();
+    floe.arg("create")
+        .arg(format!("fs={}", made.dir().display()))
+        .args(["--factory", "-o"])
+        .arg(&store);
+    common::run(&mut floe, Limit::secs(60)).expect_code(0);
+    let file = scratch.join("medium");
+    fs::write(&file, vec![0xa5; 64 << 20]).expect("medium");
+    let medium = LoopDevice::attach_with(&file, &["-P"]);
+    let words = "mount -t tmpfs tmpfs /etc && echo \"store = $0\" > /etc/floe.conf && exec \"$@\"";
+    let mut run = Command::new("unshare");
+    run.args(["-m", "--propagation", "slave", "sh", "-c", words])
+        .arg(&store);
+    let floe = require_floe!();
+    run.arg(floe.get_program()).args(floe.get_args());
+    run.args(["clone", "--factory", "--partition", "--overwrite"])
+        .args(["--swap-size", "0", "--media"])
+        .arg(medium.path())
+        .arg(format!("{}=root", made.dir().display()));
+    let run = common::run(&mut run, Limit::secs(60)).expect_code(0);
+    let bytes = fs::read(&file).expect("medium");
+    let old = |block: &&[u8]| block.iter().all(|byte| *byte == 0xa5);
+    assert_eq!(bytes.chunks(512).filter(old).count(), 0, "{run}");
+    common::output("partx", &["-d", &medium.path().to_string_lossy()]);
+}
+
+#[test]
 fn the_factory_and_the_rescue_snapshot_never_go_to_the_same_target() {
     drop(require_floe!());
     let one = require_source!(16, 1);

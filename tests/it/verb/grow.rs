@@ -13,6 +13,16 @@ fn blocks_are_zero(file: &Path) -> bool {
     bytes.iter().all(|byte| *byte == 0)
 }
 
+/// What stood on the target before, and must be nowhere in it afterwards.
+const OLD: u8 = 0xa7;
+
+/// Blocks of a target that hold nothing but what was there before.
+fn old_blocks(file: &Path) -> usize {
+    let bytes = fs::read(file).expect("target");
+    let old = |block: &&[u8]| block.iter().all(|byte| *byte == OLD);
+    bytes.chunks(4096).filter(old).count()
+}
+
 fn size_shown(device: &Path) -> u64 {
     let run = common::run(
         common::floe()
@@ -44,7 +54,15 @@ fn grows(spec: Spec<'_>) {
     .expect_code(0);
     source.unmount();
     let scratch = Scratch::new();
+    let target_file = scratch.join("target");
     let target = LoopDevice::filled(&scratch, "target", spec.mib + 200, 0);
+    let file = fs::File::options().write(true).open(&target_file);
+    let (file, old) = (file.expect("target"), vec![OLD; 1 << 20]);
+    for mib in spec.mib..spec.mib + 200 {
+        file.write_all_at(&old, mib << 20).expect("old");
+    }
+    let before = old_blocks(&target_file);
+    assert_eq!(before, 200 * 256);
     let run = common::run(
         require_floe!()
             .args(["restore", "--grow"])
@@ -54,11 +72,12 @@ fn grows(spec: Spec<'_>) {
     );
     if run.code == Some(4) && run.stderr_text().contains("CAP_SYS_RESOURCE") {
         // The virtual machines grow it (tests/vm, scenario grow).
-        assert!(blocks_are_zero(&scratch.join("target")), "{run}");
+        assert_eq!(old_blocks(&target_file), before, "{run}");
         return common::skip("CAP_SYS_RESOURCE, to grow ext4");
     }
     let run = run.expect_code(0);
     assert!(run.stderr_text().contains("was grown from"), "{run}");
+    assert_eq!(old_blocks(&target_file), 0, "old data is free space now");
     common::fsck(spec.kind, target.path());
     let size = size_shown(target.path());
     assert!(
