@@ -7,7 +7,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 
@@ -172,16 +172,25 @@ impl Around {
 
 /// The filesystems that guardians hold open: a floe takes their images now. (Whether the kernel has one frozen, it tells nobody.)
 fn guarded(roots: &Roots) -> Vec<u64> {
-    let entries = |path: &Path| std::fs::read_dir(path).into_iter().flatten().flatten();
-    let processes = entries(&roots.proc).map(|process| process.path());
-    let guardians = processes.filter(|process| {
+    // What ends meanwhile is not there any more.
+    let entries = |path: &Path| -> Vec<PathBuf> {
+        let read = std::fs::read_dir(path).into_iter().flatten();
+        read.flatten().map(|entry| entry.path()).collect()
+    };
+    let mut devices = Vec::new();
+    for process in entries(&roots.proc) {
         let comm = std::fs::read_to_string(process.join("comm"));
-        comm.is_ok_and(|comm| comm.trim_end() == GUARDIAN)
-    });
-    let threads = guardians.flat_map(|process| entries(&process.join("task")));
-    let files = threads.flat_map(|thread| entries(&thread.path().join("fd")));
-    let devices = files.filter_map(|file| std::fs::metadata(file.path()).ok());
-    devices.map(|meta| meta.dev()).collect()
+        if !comm.is_ok_and(|comm| comm.trim_end() == GUARDIAN) {
+            continue;
+        }
+        // Its threads have descriptors of their own.
+        for thread in entries(&process.join("task")) {
+            for file in entries(&thread.join("fd")) {
+                devices.extend(std::fs::metadata(file).ok().map(|meta| meta.dev()));
+            }
+        }
+    }
+    devices
 }
 
 /// One device of an overview.
