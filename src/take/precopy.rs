@@ -3,8 +3,12 @@
 //! The rounds themselves are `stream/pipeline/hold.rs`. Here: which ranges are traced, and that a trace which lost anything is not
 //! believed from then on. Where writes cannot be traced, contents are compared under the freeze.
 
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::inotify;
 
 use crate::device::DeviceKind;
 use crate::features;
@@ -49,12 +53,22 @@ const ROUNDS: u32 = 6;
 
 /// The trace of a run: for who waits until it shows everything (which may take as long as a disk that hangs), and for who ends it.
 #[derive(Clone, Default)]
-pub struct Trace(Arc<Mutex<Option<Tracer>>>);
+pub struct Trace(Arc<Mutex<Option<Traced>>>);
+
+struct Traced {
+    tracer: Tracer,
+    /// Readable for ever once a program wrote to a file below a loop device, which is no write to that device.
+    notices: Option<OwnedFd>,
+}
 
 impl Trace {
     fn with(&self, ask: impl FnOnce(&Tracer) -> bool) -> bool {
-        let tracer = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        features::PRECOPY && tracer.as_ref().is_some_and(ask)
+        let traced = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let asked = |traced: &Traced| {
+            let noticed = traced.notices.as_ref().is_some_and(is_readable);
+            !noticed && ask(&traced.tracer)
+        };
+        features::PRECOPY && traced.as_ref().is_some_and(asked)
     }
 
     /// Whether every write up to now is marked. Once it says no it always does. No heap.
@@ -67,15 +81,50 @@ impl Trace {
         self.with(|tracer| tracer.drain_frozen(limit).is_ok())
     }
 
-    fn set(&self, tracer: Option<Tracer>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = tracer;
+    fn set(&self, traced: Option<Traced>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = traced;
     }
+}
+
+struct Awaited {
+    reserved: Reserved,
+    watched: Vec<Watched>,
+    notices: Option<OwnedFd>,
+}
+
+impl Awaited {
+    fn new(sources: &[Prepared]) -> Option<Self> {
+        Some(Self {
+            watched: watched(sources)?,
+            notices: notices(sources)?,
+            reserved: Reserved::new().ok()?,
+        })
+    }
+}
+
+fn is_readable(notices: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(notices, PollFlags::IN)];
+    !matches!(poll(&mut fds, Some(&Timespec::default())), Ok(0))
+}
+
+/// What tells of writes to the files below the sources. `None`: it cannot be had; `Some(None)`: there are none.
+fn notices(sources: &[Prepared]) -> Option<Option<OwnedFd>> {
+    let mut files = sources.iter().flat_map(|source| &source.watched).peekable();
+    if files.peek().is_none() {
+        return Some(None);
+    }
+    let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
+    let notices = inotify::init(flags).ok()?;
+    for file in files {
+        file.tell(&notices).ok()?;
+    }
+    Some(Some(notices))
 }
 
 /// What watches the devices of a run. With it the trace ends.
 pub struct Watch {
     /// What is to be traced, before the guardian has started.
-    awaited: Option<(Reserved, Vec<Watched>)>,
+    awaited: Option<Awaited>,
     trace: Trace,
     marks: Option<Arc<Marks>>,
     /// Everything frozen can be thawed and frozen again without more harm than a short wait: no read-only remount is among it.
@@ -98,11 +147,11 @@ impl Watch {
             .all(|target| matches!(target.method, Method::Freeze));
         let awaited = match wanted {
             // The trial leaves no write under way that began before the trace; without one contents are compared.
-            Wanted::Auto if tries => watched(sources).zip(Reserved::new().ok()),
+            Wanted::Auto if tries => Awaited::new(sources),
             Wanted::Auto | Wanted::Compared | Wanted::Off => None,
         };
         Some(Self {
-            awaited: awaited.map(|(watched, reserved)| (reserved, watched)),
+            awaited,
             trace: Trace::default(),
             marks: None,
             tries,
@@ -112,10 +161,10 @@ impl Watch {
 
     /// What the guardian takes away should floe die. Without that no trace is made.
     pub fn leftovers(&mut self) -> Vec<Leftover> {
-        let Some((reserved, _)) = &self.awaited else {
+        let Some(awaited) = &self.awaited else {
             return Vec::new();
         };
-        match reserved.leftover() {
+        match awaited.reserved.leftover() {
             Ok(left) => vec![Leftover {
                 directory: left.directory,
                 name: left.name,
@@ -129,14 +178,20 @@ impl Watch {
 
     /// Starts the trace, and to read along. After the guardian has started, which wants one thread and outlives us.
     pub fn follow(&mut self, system: &System) {
-        let Some((reserved, watched)) = self.awaited.take().filter(|_| features::PRECOPY) else {
+        let Some(awaited) = self.awaited.take().filter(|_| features::PRECOPY) else {
             return;
         };
+        let Awaited {
+            reserved,
+            watched,
+            notices,
+        } = awaited;
         let tracer = BlockSize::from_bytes(CHUNK_BYTES)
             .and_then(|chunk| Tracer::start(reserved, system.roots(), &watched, chunk).ok());
         let tracer = tracer.and_then(|mut tracer| tracer.follow().ok().map(|()| tracer));
         self.marks = tracer.as_ref().map(Tracer::shared_marks);
-        self.trace.set(tracer);
+        self.trace
+            .set(tracer.map(|tracer| Traced { tracer, notices }));
     }
 
     /// For the pipeline.
@@ -179,8 +234,8 @@ impl Watch {
 impl Drop for Watch {
     fn drop(&mut self) {
         // Held by who waits for a disk that hangs: then the guardian takes it away, or the next floe.
-        if let Ok(mut tracer) = self.trace.0.try_lock() {
-            *tracer = None;
+        if let Ok(mut traced) = self.trace.0.try_lock() {
+            *traced = None;
         }
     }
 }

@@ -4,10 +4,11 @@
 //! it. Its length and its times of change tell: the kernel sets them with every write (and, for what is mapped, with the first store
 //! to each page since it was last written back). What lies in tmpfs and is mapped changes unseen.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
-use rustix::fs::Stat;
+use rustix::fs::{Stat, inotify};
+use rustix::io::Errno;
 
 use crate::error::Error;
 
@@ -49,6 +50,13 @@ impl Watched {
         if self.before.is_none() {
             self.before = stamp(self.file.as_fd());
         }
+    }
+
+    /// Has `notices` (inotify) tell of what programs write to it. What a loop device writes for the filesystem on it does not count on
+    /// kernels since 6.16; on older ones it does, and on all a store to what is mapped does not.
+    pub fn tell(&self, notices: &OwnedFd) -> Result<(), Errno> {
+        let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        inotify::add_watch(notices, path, inotify::WatchFlags::MODIFY).map(drop)
     }
 
     /// An error when it was changed since. To be asked while it is still held still.
