@@ -2,6 +2,7 @@
 
 mod pages;
 mod readme;
+mod release;
 mod style;
 mod toolbox;
 
