@@ -81,3 +81,41 @@ fn a_release_has_its_files_belongs_to_nobody_and_is_the_same_every_time() {
     );
     common::shell(&script, Limit::secs(60)).expect_code(0);
 }
+
+#[test]
+fn recipes_are_of_this_version_and_every_script_is_a_script() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging");
+    let version = env!("CARGO_PKG_VERSION");
+    let says = |file: &str, text: &str| {
+        let page = fs::read_to_string(root.join(file)).unwrap_or_else(|_| panic!("{file}"));
+        assert!(page.contains(text), "{file}: no {text}");
+    };
+    let recipe = format!("yocto/recipes-core/floe/floe_{version}.bb");
+    says(
+        "buildroot/floe/floe.mk",
+        &format!("FLOE_VERSION = {version}\n"),
+    );
+    says(
+        "buildroot/floe/floe.hash",
+        &format!(" floe-{version}.tar.xz\n"),
+    );
+    says(
+        "openwrt/floe/Makefile",
+        &format!("PKG_VERSION:={version}\n"),
+    );
+    says("debian/changelog", &format!("floe ({version}) "));
+    says(&recipe, "inherit cargo\n");
+    let scratch = Scratch::new();
+    let (root, out) = (root.display(), scratch.path().display());
+    let script = format!(
+        "sh -n {root}/initramfs-tools/floe; bash -n {root}/dracut/90floe/module-setup.sh; cd {out}
+        for one in '' -x86_64 -aarch64 -armv7; do echo 0123abcd$one  floe-{version}$one.tar.xz; done > sums
+        {root}/pin sums pinned; cd pinned
+        grep -qx 'sha256  0123abcd  floe-{version}.tar.xz' buildroot/floe/floe.hash
+        grep -qx 'SRC_URI.sha256sum. = \"0123abcd\"' {recipe}
+        grep -qx 'FLOE_HASH_armv7:=0123abcd-armv7' openwrt/floe/Makefile
+        [ $(grep -c crate:// yocto/recipes-core/floe/floe-crates.inc) = $(grep -c ^checksum {root}/../Cargo.lock) ]
+        [ $(grep -c sha256sum yocto/recipes-core/floe/floe-crates.inc) = $(grep -c ^checksum {root}/../Cargo.lock) ]"
+    );
+    common::shell(&script, Limit::secs(60)).expect_code(0);
+}
