@@ -15,10 +15,9 @@ require floe-crates.inc
 
 inherit cargo
 
-# The archive has the crates in it too, and says so; here bitbake's are taken, which are the same.
-do_configure:prepend() {
-    sed -i '/^# In the source archive of a release/,$d' ${S}/.cargo/config.toml
-}
+# cargo runs in ${B}, outside the archive: its .cargo/config.toml (flags for rust-lld, the crates in VENDOR/) is not read.
+# bitbake strips, and keeps the symbols in floe-dbg: what is stripped already would be an error of its QA.
+export CARGO_PROFILE_RELEASE_STRIP = "none"
 
 # All of it by default; "board" and "rescue" are smaller sets (Cargo.toml).
 FLOE_FEATURES ?= ""
