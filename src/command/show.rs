@@ -99,7 +99,8 @@ fn tell(options: &Options, object: &JsonObject, text: String) -> Result<()> {
 
 /// Without a PATH: every filesystem and disk that could be imaged here.
 fn overview(options: &Options) -> Result<()> {
-    let system = System::look()?;
+    let mut system = System::look()?;
+    system.be_gentle();
     let around = Around::look(&system);
     let roots = system.roots();
     let mut found = Vec::new();

@@ -112,6 +112,7 @@ pub struct System {
     roots: Roots,
     table: Table,
     namespaces: OnceLock<Vec<Namespace>>,
+    is_gentle: bool,
 }
 
 /// What everything else is asked of is not there.
@@ -139,7 +140,13 @@ impl System {
             roots,
             table,
             namespaces: OnceLock::new(),
+            is_gentle: false,
         })
+    }
+
+    /// From now on no device is held, not even for an instant: others mount and format what somebody only looks at.
+    pub fn be_gentle(&mut self) {
+        self.is_gentle = true;
     }
 
     /// Our own mount table.

@@ -229,7 +229,15 @@ impl System {
         if let Some(mounted) = self.mounted_here(dev)? {
             return self.finish(name, dev, Holding::Mounted(mounted));
         }
-        match self.roots.open_device(dev, Access::ReadHeld) {
+        let access = match self.is_gentle {
+            true => Access::Read,
+            false => Access::ReadHeld,
+        };
+        match self.roots.open_device(dev, access) {
+            Ok(_) if self.is_gentle && !self.risen(dev).is_empty() => {
+                let stacked = self.stacked(dev)?;
+                self.finish(name, dev, Holding::Stacked(stacked))
+            }
             // O_EXCL does not see loop devices over a block device, which may be mounted and write to it.
             Ok(device) if self.risen(dev).iter().all(|at| !self.is_loop(*at)) => {
                 Ok(self.source(name, dev, device, Holding::Unmounted))

@@ -112,7 +112,7 @@ mod tests {
     fn a_thread_that_cannot_be_is_an_error_and_its_work_is_dropped() {
         let (send, receive) = channel::<()>();
         let work = Box::new(move || drop(send));
-        let started = start(c"large", usize::MAX >> 2, work);
+        let started = start(c"large", usize::MAX >> 1, work);
         assert!(started.is_err());
         assert!(receive.recv().is_err());
     }

@@ -504,7 +504,6 @@ fn glimpse(
 }
 
 /// Walks every errand's filesystem and fills its map. In the frozen window: no heap.
-#[allow(clippy::too_many_arguments)] // one call, and each is another thing
 fn survey(
     (plan, early): (&mut Plan, Option<&Plan>),
     errands: &mut [Errand],
@@ -569,7 +568,10 @@ fn survey_one(
             Some(Content::Used(before)) => Known::Knows(&earlier, before),
             _ => Known::Nothing,
         };
-        fill_map(errand, map, view, swaps, scratch, known)?;
+        let filled = fill_map(errand, map, view, swaps, scratch, known);
+        // Dropped here it would touch the heap.
+        errand.earlier = earlier;
+        filled?;
     } else {
         errand.verdict.coverage = Coverage::Whole;
     }

@@ -138,7 +138,14 @@ impl Instance {
 impl Drop for Instance {
     fn drop(&mut self) {
         self.open = None;
-        let _ = rustix::fs::unlinkat(&self.instances, &self.name, AtFlags::REMOVEDIR);
+        // A program that is just being started has our files open until it runs.
+        for _ in 0..100 {
+            let removed = rustix::fs::unlinkat(&self.instances, &self.name, AtFlags::REMOVEDIR);
+            if removed != Err(Errno::BUSY) {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
     }
 }
 

@@ -1,8 +1,10 @@
 //! Whole snapshots: the stream reader and the one that begins at the central directory, which must agree.
 #![no_main]
 
-use floe::snapshot::archive::{Bundle, Catalog};
+use floe::cli::Common;
 use floe::device::{Access, Device};
+use floe::report::Progress;
+use floe::snapshot::archive::{Bundle, Catalog};
 use floe::stream::input::Input;
 
 /// More than this is not inflated here.
@@ -28,10 +30,16 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     std::fs::write(&path, data).expect("file");
     let device = Device::open(&path, Access::Read);
     let _ = std::fs::remove_file(&path);
-    let catalog = device.ok().and_then(|device| Catalog::read("x", device).ok());
+    let catalog = device
+        .ok()
+        .and_then(|device| Catalog::read("x", device).ok());
     if let Some(catalog) = &catalog {
         for path in catalog.snapshot.paths() {
-            let _ = catalog.check_bytes(&path);
+            let mut line = Progress::new(&Common {
+                quiet: true,
+                ..Common::default()
+            });
+            let _ = catalog.check_bytes(&path, &mut line);
         }
     }
     if let Some(bundle) = stream(data) {

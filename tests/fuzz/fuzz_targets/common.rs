@@ -40,7 +40,10 @@ impl ReadAt for Disk {
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), Fault> {
         let length = buffer.len() as u64;
-        if offset.checked_add(length).is_none_or(|end| end > self.size_bytes) {
+        if offset
+            .checked_add(length)
+            .is_none_or(|end| end > self.size_bytes)
+        {
             return Err(Fault::short("read past the end").at(offset, length));
         }
         buffer.fill(0);

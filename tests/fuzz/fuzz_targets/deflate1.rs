@@ -27,7 +27,10 @@ fn program(rest: &[u8]) -> Vec<u8> {
         let distance = usize::from(u16::from_le_bytes([record[0], record[1]]));
         for _ in 0..=usize::from(record[2]) * 2 {
             noise = noise.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            let copied = out.len().checked_sub(distance.max(1)).map(|place| out[place]);
+            let copied = out
+                .len()
+                .checked_sub(distance.max(1))
+                .map(|place| out[place]);
             out.push(match copied {
                 Some(byte) if distance > 0 => byte,
                 _ => noise.to_be_bytes()[0],
@@ -41,7 +44,9 @@ fn program(rest: &[u8]) -> Vec<u8> {
 }
 
 fuzz_target!(|data: &[u8]| {
-    let [mode, a, b, rest @ ..] = data else { return };
+    let [mode, a, b, rest @ ..] = data else {
+        return;
+    };
     let length = usize::from(u16::from_le_bytes([*a, *b])) * 4;
     let mut chunk = match mode % 3 {
         0 => rest.to_vec(),
@@ -52,9 +57,14 @@ fuzz_target!(|data: &[u8]| {
     let room = bound(chunk.len());
     let mut stream = vec![0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3];
     let mut out = vec![0; room];
-    let count = ENCODER.with_borrow_mut(|encoder| encoder.encode(&chunk, &mut out)).unwrap();
+    let count = ENCODER
+        .with_borrow_mut(|encoder| encoder.encode(&chunk, &mut out))
+        .unwrap();
     assert!(count <= room && out[..count].ends_with(&[0, 0, 0xff, 0xff]));
-    assert_eq!(Encoder::new().encode(&chunk, &mut vec![0; room]), Some(count));
+    assert_eq!(
+        Encoder::new().encode(&chunk, &mut vec![0; room]),
+        Some(count)
+    );
     stream.extend_from_slice(&out[..count]);
     stream.extend([3, 0]);
     assert!(miniz_oxide::inflate::decompress_to_vec(&stream[10..]).unwrap() == chunk);

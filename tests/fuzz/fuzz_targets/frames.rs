@@ -19,12 +19,20 @@ impl Meter for NoMeter {
 }
 
 fuzz_target!(|data: &[u8]| {
-    let [mode, one, two, rest @ ..] = data else { return };
+    let [mode, one, two, rest @ ..] = data else {
+        return;
+    };
     let mut stream = Vec::new();
     if mode % 4 != 0 {
         let parts = vec![u64::from(*one) * 5000, u64::from(*two) * 777];
-        let image = |name: &str| Framed { path: name.into(), parts: parts.clone() };
-        let header = Header { images: vec![image("image")], ..Header::default() };
+        let image = |name: &str| Framed {
+            path: name.into(),
+            parts: parts.clone(),
+        };
+        let header = Header {
+            images: vec![image("image")],
+            ..Header::default()
+        };
         stream = header.to_bytes().expect("a good header");
     }
     stream.extend_from_slice(rest);
@@ -37,10 +45,18 @@ fuzz_target!(|data: &[u8]| {
         let sum = floe::crc::crc32(0, &stream);
         stream.extend(sum.to_le_bytes());
     }
-    let (Ok(mut input), Ok(held)) = (Input::reader(&stream[..]), unnamed_anywhere()) else { return };
-    let Ok(received) = receive(&mut input, held) else { return };
-    let Ok(sink) = std::fs::File::create("/dev/null") else { return };
+    let (Ok(mut input), Ok(held)) = (Input::reader(&stream[..]), unnamed_anywhere()) else {
+        return;
+    };
+    let Ok(received) = receive(&mut input, held) else {
+        return;
+    };
+    let Ok(sink) = std::fs::File::create("/dev/null") else {
+        return;
+    };
     let output = Output::new(sink.into(), &NoMeter, false);
-    let Ok(mut emit) = GzipEmitter::new(output, TotalsCell::default()) else { return };
+    let Ok(mut emit) = GzipEmitter::new(output, TotalsCell::default()) else {
+        return;
+    };
     assert!(received.emit(&mut emit).is_ok());
 });

@@ -29,7 +29,9 @@ fn gunzip(bytes: &[u8], piece: usize) -> Option<Vec<u8>> {
 }
 
 fuzz_target!(|data: &[u8]| {
-    let [size, mode, rest @ ..] = data else { return };
+    let [size, mode, rest @ ..] = data else {
+        return;
+    };
     let piece = 1 + usize::from(*size) * 257;
     if mode % 2 == 0 {
         let one = gunzip(rest, piece);

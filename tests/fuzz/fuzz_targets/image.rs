@@ -37,13 +37,19 @@ fuzz_target!(|data: &[u8]| {
     let _ = ptable::read_image(&bytes);
     let _ = fs::probe(&bytes);
 
-    let [head, size, packing, records @ ..] = data else { return };
+    let [head, size, packing, records @ ..] = data else {
+        return;
+    };
     let mut plain = Vec::new();
     for record in records.chunks_exact(3).take(64) {
         let count = usize::from(record[0]) * 8192 + usize::from(record[2]);
         plain.resize(plain.len() + count, record[1]);
     }
-    let packed = if packing % 2 == 0 { plain.clone() } else { gzip(&plain) };
+    let packed = if packing % 2 == 0 {
+        plain.clone()
+    } else {
+        gzip(&plain)
+    };
     let Ok(mut reader) = ImageReader::new(Input::reader(packed.as_slice()).unwrap()) else {
         return;
     };

@@ -19,7 +19,11 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     };
     let text = String::from_utf8_lossy(text);
     let own = (Header::parse(&text), Format::parse(&text));
-    for header in HEADERS.iter().map(|text| Header::parse(text)).chain([own.0]) {
+    for header in HEADERS
+        .iter()
+        .map(|text| Header::parse(text))
+        .chain([own.0])
+    {
         for format in [Format::parse(FORMAT), own.1] {
             let (Some(header), Some(format)) = (header, format) else {
                 continue;

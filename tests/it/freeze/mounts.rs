@@ -181,11 +181,12 @@ fn a_covered_mount_point_means_what_covers_it_and_its_device_is_still_entered() 
         1,
         "the look inside must leave no mount behind"
     );
-    assert!(
-        !fs::read_to_string("/proc/self/mountinfo")
-            .unwrap()
-            .contains("/.floe.")
-    );
+    // Those of neighbours come and go.
+    let gone = || {
+        let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        !table.contains("/.floe.")
+    };
+    assert!(common::wait_until(Duration::from_secs(5), gone));
     fifreeze(&mounted(&source).fd).unwrap();
     fithaw(&mounted(&source).fd).unwrap();
     drop(source);

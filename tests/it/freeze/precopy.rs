@@ -551,8 +551,12 @@ fn with_a_trace_that_lies_the_image_is_wrong_and_these_tests_see_it() {
             "{lies}: {why}"
         );
     }
-    let told = rack.dump(&["-z", "none"], 0, "ring=4").expect("ring=4");
-    assert_eq!(told.precopy, "compared", "{told:?}");
+    // How much is written in a moment differs; whatever is lost must be noticed.
+    let lost = (0..6).any(|_| {
+        let told = rack.dump(&["-z", "none"], 0, "ring=4").expect("ring=4");
+        told.precopy == "compared"
+    });
+    assert!(lost, "the smallest ring held everything six times");
 }
 
 // ---- other verbs, other holders ------------------------------------------------------------------------------------------

@@ -334,11 +334,20 @@ pub fn example(name: &str) -> Option<PathBuf> {
 /// Runs a system tool that must succeed, at most 5 minutes, and gives its stdout.
 #[track_caller]
 pub fn output(program: &str, args: &[&str]) -> String {
-    let run = run(
-        Command::new(program).args(args).stdin(Stdio::null()),
-        Limit(Duration::from_secs(300)),
-    );
-    run.expect_code(0).stdout_text()
+    let mut tries = 0;
+    loop {
+        let run = run(
+            Command::new(program).args(args).stdin(Stdio::null()),
+            Limit(Duration::from_secs(300)),
+        );
+        // A neighbour may be looking at it: whoever asks a mount how full it is has it open.
+        let text = run.stderr_text();
+        if run.code == Some(0) || tries == 20 || !text.contains("busy") {
+            return run.expect_code(0).stdout_text();
+        }
+        tries += 1;
+        thread::sleep(Duration::from_millis(100));
+    }
 }
 
 /// Runs a shell script with `set -e` and `pipefail`, at most `limit`.

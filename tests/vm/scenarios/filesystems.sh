@@ -1,7 +1,7 @@
 # Every filesystem this kernel has: mounted, written to while it is dumped through the pipe and restored to a second
 # disk, checked by its own checker, and every file compared.
 # Arguments: filesystems (default: all of them).
-#: select armv7 aarch64
+#: select aarch64
 #: modules ext4
 #: optional xfs btrfs f2fs jfs reiserfs vfat nls_ascii nls_cp437 nls_iso8859_1 nls_utf8 exfat nilfs2 squashfs erofs crc32c_generic
 #: tools
