@@ -247,6 +247,11 @@ impl Core {
             && self.head == self.tail
     }
 
+    /// Whether this is a round before the freeze.
+    pub(super) fn is_early(&self) -> bool {
+        matches!(&self.pass, Pass::Hold(hold) if !matches!(hold.round, Round::Last { .. }))
+    }
+
     /// Whether all that was read has arrived, but for so many readers.
     fn is_quiet(&self, readers: usize) -> bool {
         self.readers_busy == readers

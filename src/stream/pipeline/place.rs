@@ -27,9 +27,13 @@ impl Core {
         self.all_read() && self.spans.is_empty() && self.placers_busy == 0
     }
 
-    /// On one medium reading goes first, because the freeze lasts as long: writes wait until all is read or the slots run out.
+    /// On one medium reading goes first, because the freeze lasts as long: writes wait until all is read or the slots run out. Before
+    /// the freeze nobody waits for reads, and they stop long before the slots do: a write that waited for that would wait for ever.
     fn is_crowded(&self, jobs: usize) -> bool {
-        self.all_read() || self.round_is_handed_out() || self.slots_free.len() <= jobs
+        self.is_early()
+            || self.all_read()
+            || self.round_is_handed_out()
+            || self.slots_free.len() <= jobs
     }
 }
 
