@@ -68,6 +68,7 @@ clone >pull|--pairs FILE|read the pairs from this file; a target named in a file
 restore >push|--overwrite|the target may hold a filesystem, a partition table or (a file) anything
 clone|--overwrite|a target of the command line may hold a filesystem or a partition table
 restore clone >push >pull|--verify|read everything back from the medium and compare it, before the superblock is written
+restore clone >push >pull|--only-changes|read the target first, and leave alone what it holds already, zeros included: spares flash where little has changed
 restore clone >push >pull|--grow|afterwards grow the filesystem (ext2/3/4, XFS, btrfs) to the end of its partition
 restore clone >push >pull|--skip-free|do not zero ranges that nothing owns: fast on slow cards, but what was there before (deleted files, old secrets) stays on the medium, and --verify does not look at it
 clone >pull|--new-uuid|afterwards give the copies uuids of their own, where that is a matter of the superblock: ext4 without metadata_csum or with metadata_csum_seed, XFS, FAT, swap; others are refused

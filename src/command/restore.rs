@@ -28,6 +28,7 @@ pub fn parse(mut args: Args) -> Result<Options> {
     let (mut any, mut unchecked) = (Any::No, false);
     let mut overwrite = Overwrite::Refused;
     let (mut verify, mut skip_free, mut grow, mut dry_run) = (false, false, false, false);
+    let mut only_changes = false;
     while let Some(item) = args.next_item()? {
         match item {
             Item::Value(value) if image.is_none() => image = Some(value),
@@ -37,6 +38,7 @@ pub fn parse(mut args: Args) -> Result<Options> {
                 "--overwrite" => overwrite = Overwrite::Allowed,
                 "--verify" => verify = true,
                 "--skip-free" => skip_free = true,
+                "--only-changes" => only_changes = true,
                 "--force" => force = true,
                 "--any-content" => any = Any::Yes,
                 "--no-check" => unchecked = true,
@@ -73,6 +75,7 @@ pub fn parse(mut args: Args) -> Result<Options> {
         overwrite,
         verify,
         skip_free,
+        only_changes,
         common: args.common,
     })
 }
@@ -205,6 +208,7 @@ pub fn run(options: Options) -> Result<()> {
     let job = Job {
         name: path.display().to_string(),
         verify: options.verify,
+        only_changes: options.only_changes,
         left,
         fills: options.grow,
         facts,

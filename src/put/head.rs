@@ -4,7 +4,7 @@
 use crate::device::{DIRECT_ALIGN, DeviceKind, ReadAt, WriteAt};
 use crate::error::{Error, Fault};
 use crate::ptable::{self, Scheme, Table};
-use crate::put::image::{Content, Head};
+use crate::put::image::{Content, HEAD_BYTES, Head};
 use crate::stream::copy;
 use crate::stream::target::Target;
 use crate::sys::memory::Pages;
@@ -12,6 +12,20 @@ use crate::units::{Extent, round_up, to_u64, to_usize};
 
 /// The last write covers at least this much: boot sector, partition table and most superblocks.
 const LAST_WRITE_BYTES: u64 = 64 * 1024;
+
+/// Where every superblock and table ends that something would recognise: what `--only-changes` zeroes at first, for the rest may stay.
+const RECOGNISED_BYTES: u64 = 128 * 1024;
+
+/// How much of a target of so many bytes is zeroed before anything is written, so that nothing old is recognised.
+pub fn wiped(size_bytes: u64, only_changes: bool) -> Extent {
+    Extent {
+        offset: 0,
+        length_bytes: size_bytes.min(match only_changes {
+            true => RECOGNISED_BYTES,
+            false => to_u64(HEAD_BYTES),
+        }),
+    }
+}
 
 /// How much of a head of `length` bytes the last write takes: up to the end of the first superblock.
 pub fn last_bytes(content: &Content, length: usize) -> usize {

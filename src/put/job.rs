@@ -44,6 +44,7 @@ pub struct Options {
     pub(crate) overwrite: Overwrite,
     pub(crate) verify: bool,
     pub(crate) skip_free: bool,
+    pub(crate) only_changes: bool,
     /// `--any-content`.
     pub(crate) any: Any,
     /// `--no-check`: an image in a file is not read to its end beforehand.
@@ -103,6 +104,7 @@ pub struct Done {
     pub(crate) written_bytes: u64,
     pub(crate) zeroed_bytes: u64,
     pub(crate) skipped_bytes: u64,
+    pub(crate) unchanged_bytes: u64,
     pub(crate) notes: Vec<String>,
 }
 
@@ -119,6 +121,7 @@ pub(crate) fn figures(
         .u64("size_bytes", done.ended.size_bytes)
         .u64("read_bytes", done.ended.input_bytes)
         .u64("written_bytes", done.written_bytes)
+        .u64("unchanged_bytes", done.unchanged_bytes)
         .u64("zeroed_bytes", done.zeroed_bytes)
         .u64(
             "total_ms",
@@ -145,13 +148,22 @@ pub(crate) fn last_line(options: &Options, done: &Done, filesystem: &str, took: 
     if options.skip_free {
         skipped = format!(", {} free and left as it was", Bytes(done.skipped_bytes));
     }
+    let unchanged = unchanged(options.only_changes, done.unchanged_bytes);
     report::line(format_args!(
-        "{name}: restored {} bytes ({filesystem}), {} written, {} zeroed{skipped}{verified}, in {}",
+        "{name}: restored {} bytes ({filesystem}), {} written, {} zeroed{unchanged}{skipped}{verified}, in {}",
         done.ended.size_bytes,
         Bytes(done.written_bytes),
         Bytes(done.zeroed_bytes),
         Span(took),
     ));
+}
+
+/// What `--only-changes` came to, for people.
+pub(crate) fn unchanged(only_changes: bool, bytes: u64) -> String {
+    match only_changes {
+        true => format!(", {} there already and left alone", Bytes(bytes)),
+        false => String::new(),
+    }
 }
 
 /// The memory of `--skip-free`.
@@ -242,6 +254,7 @@ pub(crate) fn supervise<T: Send + 'static>(
 pub(crate) struct Job {
     pub(crate) name: String,
     pub(crate) verify: bool,
+    pub(crate) only_changes: bool,
     pub(crate) left: Option<LeftAlone>,
     /// What lies behind the image becomes part of a filesystem, or of a disk that is laid anew: zeros.
     pub(crate) fills: bool,
@@ -274,6 +287,10 @@ impl Job {
         };
         let ahead = ReadAhead::start(reader, Arc::clone(&self.shared.progress))
             .map_err(|fault| self.target_error(fault))?;
+        if self.only_changes {
+            let ready = target.only_changes();
+            ready.map_err(|fault| self.target_error(fault))?;
+        }
         self.shared.phase.set(Phase::WRITING);
         self.wipe(&mut target, old_backup)?;
         let mut body = Digest::new();
@@ -301,6 +318,10 @@ impl Job {
             };
             copy::zero_extent(&mut target, behind, &self.shared.progress)
                 .map_err(|failure| self.failure(failure))?;
+        }
+        if self.only_changes {
+            let cut = target.cut(ended.size_bytes);
+            cut.map_err(|fault| self.target_error(fault))?;
         }
         target.sync().map_err(|fault| self.target_error(fault))?;
         if self.verify {
@@ -331,6 +352,7 @@ impl Job {
             written_bytes: target.written_bytes,
             zeroed_bytes: target.zeroed_bytes,
             skipped_bytes,
+            unchanged_bytes: target.unchanged_bytes(),
             notes,
         })
     }
@@ -343,11 +365,7 @@ impl Job {
         {
             return target.sync().map_err(|fault| self.target_error(fault));
         }
-        let size = target.size_bytes();
-        let head = Extent {
-            offset: 0,
-            length_bytes: to_u64(image::HEAD_BYTES).min(size),
-        };
+        let head = head::wiped(target.size_bytes(), self.only_changes);
         for extent in [Some(head), old_backup].into_iter().flatten() {
             copy::zero_extent(target, extent, &self.shared.progress)
                 .map_err(|failure| self.failure(failure))?;
@@ -357,7 +375,7 @@ impl Job {
             // The partitions of the old table disappear; a partition, or a disk without any, has nothing to read anew.
             let _ = ioctl::blkrrpart(target.device().as_fd());
         }
-        target.zeroed_bytes = 0;
+        target.begin_figures();
         Ok(())
     }
 

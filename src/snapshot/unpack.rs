@@ -50,6 +50,7 @@ struct Errand {
     /// The partition's place on a disk that is laid anew.
     range: Option<Extent>,
     left: Option<LeftAlone>,
+    only_changes: bool,
     /// The device to grow on afterwards.
     grow: Option<(PathBuf, DevId)>,
     shared: Arc<Shared>,
@@ -405,6 +406,7 @@ fn errands(
             device,
             range,
             left,
+            only_changes: options.only_changes,
             grow: grown.map(|dev| (path.clone(), dev)),
             shared: Arc::new(Shared {
                 progress: Arc::clone(progress),
@@ -577,6 +579,7 @@ fn one(
     let job = Job {
         name: errand.shown.clone(),
         verify,
+        only_changes: errand.only_changes,
         left: errand.left,
         fills: errand.range.is_some() || grow.is_some(),
         facts,

@@ -11,6 +11,7 @@ use crate::crc;
 use crate::error::{Error, Fault, Result};
 use crate::medium::Medium;
 use crate::put::free::LeftAlone;
+use crate::put::head;
 use crate::put::job::Phase;
 use crate::stream::pipeline::Place;
 use crate::stream::plan::{CHUNK_BYTES, Cursor, Plan, Span};
@@ -71,6 +72,8 @@ pub struct Wants {
     pub verify: bool,
     /// `--skip-free`.
     pub skip_free: bool,
+    /// `--only-changes`.
+    pub only_changes: bool,
 }
 
 impl Copy {
@@ -97,7 +100,7 @@ impl Copy {
                 chunk = chunk.saturating_add(piece.length_bytes.div_ceil(CHUNK_BYTES));
             }
             let name = standby.name.clone();
-            let made = Onto::new(standby, offset, wants.skip_free);
+            let made = Onto::new(standby, offset, wants);
             onto.push(made.map_err(|fault| Error::fault(name, fault))?);
         }
         Ok(Box::leak(Box::new(Self {
@@ -233,25 +236,31 @@ impl Copy {
 }
 
 impl Onto {
-    fn new(standby: Standby, size_bytes: u64, skip_free: bool) -> std::result::Result<Self, Fault> {
-        let target = match standby.range {
+    fn new(standby: Standby, size_bytes: u64, wants: Wants) -> std::result::Result<Self, Fault> {
+        let mut target = match standby.range {
             Some(range) => Target::within(standby.device, range)?,
             None => Target::new(standby.device)?,
         };
-        let left = match skip_free {
+        if wants.only_changes {
+            target.only_changes()?;
+        }
+        let left = match wants.skip_free {
             true => Some(LeftAlone::new(target.size_bytes())?),
             false => None,
         };
         Ok(Self {
             name: standby.name,
-            target: RwLock::new(target),
             head: Mutex::new(Pages::new(to_usize(CHUNK_BYTES)).map_err(|e| Fault::io("mmap", e))?),
             head_bytes: to_usize(size_bytes.min(CHUNK_BYTES)),
             size_bytes,
             phase: Phase::default(),
             written: AtomicU64::new(0),
-            wiped: standby.wiped,
+            wiped: [
+                Some(head::wiped(target.size_bytes(), wants.only_changes)),
+                standby.old_tail,
+            ],
             left: Mutex::new(left),
+            target: RwLock::new(target),
         })
     }
 
@@ -265,14 +274,14 @@ impl Onto {
                 rest = target.zero_step(rest)?;
             }
         }
-        target.zeroed_bytes = 0;
+        target.begin_figures();
         target.sync()
     }
 
     /// Keeps what belongs to the head, writes the rest.
     fn put(&self, offset: u64, bytes: &[u8]) -> std::result::Result<(), Fault> {
-        let mut offset = offset;
-        let mut rest = bytes;
+        let (mut offset, mut rest) = (offset, bytes);
+        let mut written = 0u64;
         if let Some(start) = usize::try_from(offset)
             .ok()
             .filter(|at| *at < self.head_bytes)
@@ -283,15 +292,15 @@ impl Onto {
             held.get_mut(..kept.len())
                 .unwrap_or_default()
                 .copy_from_slice(kept);
-            offset = offset.saturating_add(to_u64(kept.len()));
+            written = to_u64(kept.len());
+            offset = offset.saturating_add(written);
             rest = after;
         }
         if !rest.is_empty() {
             let target = self.target.read().unwrap_or_else(PoisonError::into_inner);
-            target.put(offset, rest)?;
+            written = written.saturating_add(target.put(offset, rest)?);
         }
-        self.written
-            .fetch_add(to_u64(bytes.len()), Ordering::Relaxed);
+        self.written.fetch_add(written, Ordering::Relaxed);
         Ok(())
     }
 }

@@ -285,6 +285,7 @@ fn write(
         verify: options.wants.verify,
         dry_run: false,
         skip_free: options.wants.skip_free,
+        only_changes: options.wants.only_changes,
         any: Any::No,
         unchecked: false,
         force: false,

@@ -34,7 +34,7 @@ use crate::medium::Wanted;
 use crate::medium::partitions_named;
 use crate::mounts::{DevId, System};
 use crate::put::grow;
-use crate::put::job::supervise;
+use crate::put::job::{supervise, unchanged};
 use crate::put::target::Overwrite;
 use crate::put::uuid;
 use crate::report::{self, Bytes, JsonObject, Progress, Span};
@@ -86,6 +86,7 @@ pub fn parse(mut args: Args) -> Result<Options> {
         wants: Wants {
             verify: false,
             skip_free: false,
+            only_changes: false,
         },
         dry_run: false,
         medium: Wanted::default(),
@@ -134,6 +135,7 @@ fn option(options: &mut Options, args: &mut Args, name: &str) -> Result<()> {
         "--dry-run" => options.dry_run = true,
         "--verify" => options.wants.verify = true,
         "--skip-free" => options.wants.skip_free = true,
+        "--only-changes" => options.wants.only_changes = true,
         "--grow" => options.after.grow = true,
         "--factory" => options.factory = true,
         "--new-uuid" => options.after.new_uuid = true,
@@ -176,6 +178,7 @@ struct Archived {
     written_bytes: u64,
     zeroed_bytes: u64,
     skipped_bytes: u64,
+    unchanged_bytes: u64,
 }
 
 /// Everything the report says.
@@ -240,8 +243,9 @@ impl Archived {
             true => format!(", {} free and left as it was", Bytes(self.skipped_bytes)),
             false => String::new(),
         };
+        let unchanged = unchanged(wants.only_changes, self.unchanged_bytes);
         format!(
-            "{} to {}: {} {}, {}, {} written, {} zeroed{skipped}{verified}",
+            "{} to {}: {} {}, {}, {} written, {} zeroed{unchanged}{skipped}{verified}",
             self.source,
             self.target,
             self.filesystem,
@@ -263,6 +267,7 @@ impl Archived {
             .u64("size_bytes", self.size_bytes)
             .u64("used_bytes", self.used_bytes)
             .u64("written_bytes", self.written_bytes)
+            .u64("unchanged_bytes", self.unchanged_bytes)
             .u64("zeroed_bytes", self.zeroed_bytes)
             .u64("skipped_bytes", self.skipped_bytes);
         object.finish()
@@ -279,6 +284,7 @@ impl Told for Done {
             .u64("used_bytes", self.sum(|one| one.used_bytes))
             .u64("read_bytes", self.figures.read_bytes)
             .u64("written_bytes", self.sum(|one| one.written_bytes))
+            .u64("unchanged_bytes", self.sum(|one| one.unchanged_bytes))
             .u64("zeroed_bytes", self.sum(|one| one.zeroed_bytes))
             .u64("frozen_ms", self.figures.frozen_ms)
             .str("precopy", self.figures.precopy)
@@ -365,6 +371,8 @@ fn clone(options: &Options, start: Instant) -> Result<Done> {
         }
         if let Some(onto) = copy.onto.get(index) {
             one.written_bytes = onto.written.load(Ordering::Relaxed);
+            let target = onto.target.read().unwrap_or_else(PoisonError::into_inner);
+            one.unchanged_bytes = target.unchanged_bytes();
         }
     }
     let done = Done {
@@ -566,6 +574,7 @@ fn describe(sources: &[Prepared], targets: &[Standby]) -> Vec<Archived> {
             written_bytes: 0,
             zeroed_bytes: 0,
             skipped_bytes: 0,
+            unchanged_bytes: 0,
         })
         .collect()
 }

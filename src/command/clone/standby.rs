@@ -7,10 +7,9 @@ use crate::fs::Kind;
 use crate::medium::Medium;
 use crate::medium::Role;
 use crate::mounts::{DevId, Layer, Named, System, Why, is_mirror};
-use crate::put::image::HEAD_BYTES;
 use crate::put::target::{Chosen, Overwrite, cannot, old_tail};
 use crate::take::source::Prepared;
-use crate::units::{Extent, to_u64};
+use crate::units::Extent;
 
 /// A target that passed every check, held O_EXCL.
 #[derive(Debug)]
@@ -23,8 +22,8 @@ pub struct Standby {
     pub shares_medium: bool,
     /// Its place, on a disk that is laid out anew.
     pub range: Option<Extent>,
-    /// What is zeroed first, so that nothing old is recognised: its beginning, and an old table at its end.
-    pub wiped: [Option<Extent>; 2],
+    /// An old table at its end, which is zeroed first together with its beginning, so that nothing old is recognised.
+    pub old_tail: Option<Extent>,
 }
 
 /// Finds and checks the targets, one for each source, in order; cuts a source at the end of its filesystem where the target is
@@ -153,16 +152,12 @@ fn open(
     chosen.check_size(source.size_bytes)?;
     chosen.check_content(overwrite)?;
     let (_, device) = chosen.into_device()?;
-    let head = Extent {
-        offset: 0,
-        length_bytes: to_u64(HEAD_BYTES).min(device.size_bytes()),
-    };
     let below = |dev| system.under(dev).unwrap_or_default();
     let from = source.dev.map(below).unwrap_or_default();
     Ok(Standby {
         name,
         shares_medium: below(dev).iter().any(|at| from.contains(at)),
-        wiped: [Some(head), old_tail(&device)],
+        old_tail: old_tail(&device),
         device,
         range: None,
     })
@@ -200,17 +195,13 @@ pub fn on_medium(
         };
         cut_to_filesystem(source, range.length_bytes);
         check_sectors(&target, &device, source)?;
-        let head = Extent {
-            offset: 0,
-            length_bytes: to_u64(HEAD_BYTES).min(range.length_bytes),
-        };
         found.push(Standby {
             name,
             device,
             range: Some(range),
             // The medium is never the disk that holds a source.
             shares_medium: false,
-            wiped: [Some(head), None],
+            old_tail: None,
         });
     }
     Ok(found)
