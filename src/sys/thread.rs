@@ -57,10 +57,12 @@ pub fn start(
     let mut thread = 0;
     // SAFETY: room enough (a test holds it).
     unsafe { pthread_attr_init(&raw mut attributes) };
-    // SAFETY: initialised above; a size that is refused leaves libc's own.
-    unsafe { pthread_attr_setstacksize(&raw mut attributes, stack_bytes) };
-    // SAFETY: `run` takes a box of `Start`, and nobody else has it when a thread was made.
-    let code = unsafe { pthread_create(&raw mut thread, &raw const attributes, run, start.cast()) };
+    // SAFETY: initialised above.
+    let mut code = unsafe { pthread_attr_setstacksize(&raw mut attributes, stack_bytes) };
+    if code == 0 {
+        // SAFETY: `run` takes a box of `Start`, and nobody else has it when a thread was made.
+        code = unsafe { pthread_create(&raw mut thread, &raw const attributes, run, start.cast()) };
+    }
     // SAFETY: initialised above, and not used again.
     unsafe { pthread_attr_destroy(&raw mut attributes) };
     if code != 0 {
