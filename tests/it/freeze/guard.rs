@@ -423,7 +423,7 @@ fn a_stopped_guardian_is_woken_and_the_freeze_goes_on() {
 
 /// The guardian's cgroup, where cgroup v2 lets it have one.
 fn cgroup_of_guardian(guard: u32) -> Option<PathBuf> {
-    let table = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    let table = common::mount_table();
     let line = table.lines().find(|line| line.contains(" - cgroup2 "))?;
     let group = Path::new(line.split(' ').nth(4)?).join(format!("floe-guard.{guard}"));
     group.is_dir().then_some(group)
@@ -445,7 +445,7 @@ fn a_guardian_that_cannot_be_woken_is_replaced() {
 fn a_kill_of_floes_cgroup_is_survived_by_the_guardian() {
     let path = require_driver!();
     let fs = require_ext4!();
-    let table = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
+    let table = common::mount_table();
     let line = require_some!(
         table.lines().find(|line| line.contains(" - cgroup2 ")),
         "cgroup v2"
@@ -697,7 +697,7 @@ fn a_read_only_remount_is_undone_exactly_whoever_dies() {
     let fs = require_some!(LoopFs::make(spec).ok(), "mkfs.ext4");
     let lines = || {
         let dir = fs.dir().to_string_lossy().into_owned();
-        let table = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
+        let table = common::mount_table();
         table
             .lines()
             .filter(|line| line.contains(&dir))

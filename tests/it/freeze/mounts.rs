@@ -182,10 +182,7 @@ fn a_covered_mount_point_means_what_covers_it_and_its_device_is_still_entered() 
         "the look inside must leave no mount behind"
     );
     // Those of neighbours come and go.
-    let gone = || {
-        let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
-        !table.contains("/.floe.")
-    };
+    let gone = || !common::mount_table().contains("/.floe.");
     assert!(common::wait_until(Duration::from_secs(5), gone));
     fifreeze(&mounted(&source).fd).unwrap();
     fithaw(&mounted(&source).fd).unwrap();

@@ -797,11 +797,16 @@ fn release(dir: &Path) {
     let _ = Command::new("umount").arg("-l").arg(dir).status();
 }
 
+/// Our mount table. A neighbour may have mounted something under a name that is no text.
+pub fn mount_table() -> String {
+    let table = fs::read("/proc/self/mountinfo").expect("mountinfo");
+    String::from_utf8_lossy(&table).into_owned()
+}
+
 /// Whether something is mounted exactly here.
 pub fn is_mounted(dir: &Path) -> bool {
     let wanted = dir.to_string_lossy().replace(' ', "\\040");
-    fs::read_to_string("/proc/self/mountinfo")
-        .unwrap_or_default()
+    mount_table()
         .lines()
         .any(|line| line.split(' ').nth(4) == Some(wanted.as_str()))
 }
