@@ -1,6 +1,7 @@
-//! The toolbox itself: a test that fails in the middle must not leave a frozen filesystem, a mount or a loop device.
+//! The toolbox itself: a test that fails in the middle must not leave a frozen filesystem, a mount or a loop device, and cannot
+//! hang by what it started.
 
-use crate::common::{self, LoopFs, Spec, Writer};
+use crate::common::{self, Limit, LoopFs, Spec, Writer};
 use std::fs;
 use std::path::PathBuf;
 use std::thread;
@@ -62,4 +63,16 @@ fn tree_comparison_sees_a_changed_byte_a_missing_and_a_new_file() {
         .count();
     assert_eq!(differing, 1);
     assert_eq!(after.len(), before.len() + 1);
+}
+
+#[test]
+#[should_panic(expected = "(sleep 100, waiting in ")]
+fn what_stays_in_the_background_ends_with_the_limit_and_is_named() {
+    common::shell("sleep 100 & echo started", Limit(Duration::from_secs(1)));
+}
+
+#[test]
+#[should_panic(expected = "(sleep 200, waiting in ")]
+fn what_does_not_end_is_ended_with_its_children() {
+    common::shell("sleep 200; true", Limit(Duration::from_secs(1)));
 }

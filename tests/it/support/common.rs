@@ -11,12 +11,13 @@ use std::fmt;
 use std::fs;
 use std::hash::{DefaultHasher, Hasher};
 use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -218,7 +219,7 @@ impl fmt::Display for Run {
     }
 }
 
-/// Runs to the end and collects the output; after the limit the child is killed and the test fails.
+/// Runs to the end and collects the output; after the limit the child and whoever holds its pipes are killed and the test fails.
 #[track_caller]
 pub fn run(command: &mut Command, limit: Limit) -> Run {
     run_with_input(command, &[], limit)
@@ -237,43 +238,96 @@ pub fn run_with_input(command: &mut Command, input: &[u8], limit: Limit) -> Run 
         .stderr(Stdio::piped())
         .spawn()
         .unwrap_or_else(|e| panic!("{shown}: {e}"));
-    let mut stdout = child.stdout.take().expect("piped");
-    let mut stderr = child.stderr.take().expect("piped");
-    let stdin = child.stdin.take();
-    let (out, err, status) = thread::scope(|scope| {
-        let out = scope.spawn(move || read_all(&mut stdout));
-        let err = scope.spawn(move || read_all(&mut stderr));
-        if let Some(mut stdin) = stdin {
-            // The child may stop reading early; that is its business.
-            scope.spawn(move || drop(stdin.write_all(input)));
-        }
-        let status = wait_for(&mut child, limit.0);
-        if status.is_none() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-        (
-            out.join().expect("reader"),
-            err.join().expect("reader"),
-            status,
-        )
-    });
+    let out = collect(child.stdout.take().expect("piped"));
+    let err = collect(child.stderr.take().expect("piped"));
+    let held = [&out.1, &err.1].map(String::clone);
+    if let Some(mut stdin) = child.stdin.take() {
+        let input = input.to_vec();
+        // The child may stop reading early; that is its business.
+        thread::spawn(move || drop(stdin.write_all(&input)));
+    }
+    let status = wait_for(&mut child, limit.0);
+    // What was started beside it and stays may hold the pipes; that ends with the limit too.
+    let end = start + limit.0 + Duration::from_secs(2);
+    let mut late = String::new();
+    let mut text = |from: &mpsc::Receiver<Vec<u8>>| {
+        let left = if status.is_some() {
+            end.saturating_duration_since(Instant::now())
+        } else {
+            Duration::ZERO
+        };
+        from.recv_timeout(left).unwrap_or_else(|_| {
+            late += &end_holders(&held);
+            from.recv_timeout(Duration::from_secs(10))
+                .unwrap_or_default()
+        })
+    };
+    let (stdout, stderr) = (text(&out.0), text(&err.0));
+    if status.is_none() {
+        late += &format!("\n  {} is ended", process(child.id()));
+        let _ = child.kill();
+        // Whoever waits on a frozen filesystem cannot be killed: this test has failed all the same.
+        wait_for(&mut child, Duration::from_secs(10));
+    }
     let run = Run {
         command: shown,
         code: status.and_then(|s| s.code()),
         signal: status.and_then(|s| s.signal()),
-        stdout: out,
-        stderr: err,
+        stdout,
+        stderr,
         elapsed: start.elapsed(),
     };
-    assert!(status.is_some(), "still running after {limit:?}: {run}");
+    assert!(
+        late.is_empty(),
+        "still running after {limit:?}: {run}{late}"
+    );
     run
 }
 
-fn read_all(from: &mut impl Read) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    let _ = from.read_to_end(&mut bytes);
-    bytes
+/// Reads a pipe to its end beside the test; what it read, and the name by which processes hold that pipe.
+fn collect(mut pipe: impl Read + AsRawFd + Send + 'static) -> (mpsc::Receiver<Vec<u8>>, String) {
+    let name = fs::read_link(format!("/proc/self/fd/{}", pipe.as_raw_fd()));
+    let (to, from) = mpsc::channel();
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        let _ = pipe.read_to_end(&mut bytes);
+        let _ = to.send(bytes);
+    });
+    let name = name.expect("a pipe").display().to_string();
+    (from, name)
+}
+
+/// Ends whoever holds one of these pipes, and says who it was.
+fn end_holders(pipes: &[String]) -> String {
+    let mut said = String::new();
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Ok(pid) = entry.file_name().to_string_lossy().parse::<u32>() else {
+            continue;
+        };
+        let mut open = fs::read_dir(entry.path().join("fd"))
+            .into_iter()
+            .flatten()
+            .flatten();
+        let holds = open.any(|fd| {
+            fs::read_link(fd.path()).is_ok_and(|to| pipes.iter().any(|pipe| to == Path::new(pipe)))
+        });
+        if pid != std::process::id() && holds {
+            said += &format!("\n  {} held its output and is ended", process(pid));
+            signal(pid, "KILL");
+        }
+    }
+    said
+}
+
+/// A process in words: number, command line, and where in the kernel it waits.
+fn process(pid: u32) -> String {
+    let read = |name: &str| fs::read(format!("/proc/{pid}/{name}")).unwrap_or_default();
+    let line = String::from_utf8_lossy(&read("cmdline")).replace('\0', " ");
+    let line: String = line.trim_end().chars().take(120).collect();
+    format!(
+        "process {pid} ({line}, waiting in {})",
+        String::from_utf8_lossy(&read("wchan"))
+    )
 }
 
 /// Waits for a child's end, at most this long.
