@@ -68,6 +68,8 @@ fn seed() -> u64 {
 struct Torture {
     ended: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
+    /// In the campaign: writes that are only queued, many at once.
+    queued: Option<Ended>,
     dir: PathBuf,
 }
 
@@ -96,8 +98,21 @@ impl Torture {
                 }
             })
         });
+        let queued = (rounds() > 1 && common::have("fio")).then(|| {
+            let mut fio = Command::new("fio");
+            fio.args("--name=queued --filename=queued --size=6M --ioengine=libaio".split(' '));
+            fio.args("--direct=1 --iodepth=16 --rw=randwrite --bs=4k-32k".split(' '));
+            fio.args("--time_based --runtime=300 --fallocate=none".split(' '));
+            if !pause.is_zero() {
+                fio.arg(format!("--thinktime={}", pause.as_micros()));
+            }
+            fio.arg(format!("--randseed={seed}")).current_dir(dir);
+            fio.stdin(Stdio::null()).stdout(Stdio::null());
+            Ended(fio.spawn().expect("fio"))
+        });
         Self {
             threads: threads.collect(),
+            queued,
             ended,
             dir: dir.to_owned(),
         }
@@ -114,6 +129,11 @@ impl Drop for Torture {
         }
         for thread in self.threads.drain(..) {
             let _ = thread.join();
+        }
+        if let Some(mut fio) = self.queued.take() {
+            // Asked, it ends its children too, which would keep the filesystem busy.
+            common::signal(fio.0.id(), "TERM");
+            common::wait_for(&mut fio.0, Duration::from_secs(20));
         }
     }
 }
