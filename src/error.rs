@@ -177,7 +177,8 @@ impl Fault {
     }
 
     /// A numbered thing, e.g. `("group", 17)` or `("inode", 12)`.
-    pub fn unit(self) -> Option<(&'static str, u64)> {
+    #[cfg(test)]
+    pub(crate) fn unit(self) -> Option<(&'static str, u64)> {
         self.details().unit
     }
 
@@ -455,11 +456,6 @@ impl Error {
     /// How the run ends.
     pub fn ending(&self) -> &Ending {
         &self.0
-    }
-
-    /// How the run ends, taken out.
-    pub fn into_ending(self) -> Ending {
-        *self.0
     }
 
     /// The exit code, unless a signal is the reason or an answer was asked for.

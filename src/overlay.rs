@@ -40,11 +40,6 @@ impl Overlay {
         }
     }
 
-    /// Nothing differs.
-    pub fn is_empty(&self) -> bool {
-        self.pieces.is_empty()
-    }
-
     /// Index of the first piece of `part` that ends behind `offset`.
     fn first(&self, part: usize, offset: u64) -> usize {
         let number = offset / to_u64(PIECE_BYTES);

@@ -399,7 +399,7 @@ fn emitter(
         true => &gzip::HEADER_AS_IT_IS[..],
         false => &gzip::HEADER,
     };
-    match GzipEmitter::with_header(output, header, totals) {
+    match GzipEmitter::new(output, header, totals) {
         Ok(emitter) => Ok(Box::new(emitter)),
         Err(problem) => Err(options::early("stdout", problem)),
     }

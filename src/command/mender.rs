@@ -196,9 +196,6 @@ mod tests {
             assert_eq!(error.exit(), Some(Exit::Usage), "{line}");
         }
         let answer = asked("mender", "snapshot").unwrap_err();
-        assert!(matches!(
-            answer.into_ending(),
-            crate::error::Ending::Answer(_)
-        ));
+        assert!(matches!(answer.ending(), crate::error::Ending::Answer(_)));
     }
 }

@@ -38,15 +38,9 @@ const LAST_BREATH_US: u64 = 100_000;
 /// Why nothing is frozen.
 #[derive(Debug)]
 pub enum Failure {
-    /// This filesystem cannot be frozen; `errno` says why. What had been frozen before it is thawed.
-    Cannot {
-        /// Its place in the list of targets.
-        index: usize,
-        /// The kernel's answer: `EOPNOTSUPP`, `EBUSY` (a freeze that somebody else holds; it was left alone), …
-        errno: i32,
-        /// What to say when that is the end.
-        error: Error,
-    },
+    /// A filesystem cannot be frozen, or somebody else holds it frozen (which was left alone). What had been frozen before it is
+    /// thawed.
+    Cannot(Error),
     /// Anything else: a signal, the watchdog, a dead guardian.
     Other(Error),
 }
@@ -54,7 +48,7 @@ pub enum Failure {
 impl From<Failure> for Error {
     fn from(failure: Failure) -> Self {
         match failure {
-            Failure::Cannot { error, .. } | Failure::Other(error) => error,
+            Failure::Cannot(error) | Failure::Other(error) => error,
         }
     }
 }
@@ -74,16 +68,6 @@ impl Progress {
     /// So many bytes more were taken by the sink.
     pub fn add_taken(self, bytes: u64) {
         self.board.taken_bytes.fetch_add(bytes, Ordering::Relaxed);
-    }
-
-    /// Bytes read so far.
-    pub fn read_bytes(self) -> u64 {
-        self.board.read_bytes.load(Ordering::Relaxed)
-    }
-
-    /// Bytes taken so far.
-    pub fn taken_bytes(self) -> u64 {
-        self.board.taken_bytes.load(Ordering::Relaxed)
     }
 }
 
@@ -122,18 +106,9 @@ pub struct Frozen {
 impl Guardian {
     /// Takes the locks and starts the guardian for these filesystems (top of the stack first). Every descriptor that the
     /// guardian needs must be in `targets`. A process with threads may call it, too, but then has no way to go on where no copy of
-    /// the executable can be executed (under an emulator, say).
-    pub fn start(targets: Vec<Target>, limits: Limits) -> Result<Self> {
-        Self::start_with(targets, limits, Vec::new())
-    }
-
-    /// The same; and when floe is gone, the guardian removes these after the last thaw. Who lets the guardian end
-    /// ([`Frozen::thaw`], or dropping it) must have removed them before.
-    pub fn start_with(
-        targets: Vec<Target>,
-        limits: Limits,
-        leftovers: Vec<Leftover>,
-    ) -> Result<Self> {
+    /// the executable can be executed (under an emulator, say). When floe is gone, the guardian removes the leftovers after the
+    /// last thaw; who lets the guardian end ([`Frozen::thaw`], or dropping it) must have removed them before.
+    pub fn start(targets: Vec<Target>, limits: Limits, leftovers: Vec<Leftover>) -> Result<Self> {
         if targets.is_empty() || targets.len() > TARGETS_MAX {
             let line = format_args!(
                 "guardian: {} filesystems: from 1 to {TARGETS_MAX} can be frozen together",
@@ -211,15 +186,10 @@ impl Guardian {
 
     /// What the board says about a freeze that ended in DONE or by the watchdog.
     fn failure(&self) -> Failure {
-        for (index, (slot, target)) in self.slots.iter().zip(&self.targets).enumerate() {
+        for (slot, target) in self.slots.iter().zip(&self.targets) {
             let errno = slot.freeze_errno.load(Ordering::SeqCst);
             if errno != 0 {
-                let error = cannot_freeze(target, errno);
-                return Failure::Cannot {
-                    index,
-                    errno,
-                    error,
-                };
+                return Failure::Cannot(cannot_freeze(target, errno));
             }
         }
         let stuck = self

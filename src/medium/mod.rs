@@ -314,7 +314,7 @@ fn places(
         })
         .collect();
     let first = boot.map_or(0, Boot::end);
-    crate::ptable::allocate_from(
+    crate::ptable::allocate(
         scheme,
         device.sector_bytes(),
         device.size_bytes(),

@@ -76,30 +76,6 @@ impl System {
         Ok(order)
     }
 
-    /// The mounted filesystems, one mount of each, that lie on this device without being on it directly: in a loop file on its
-    /// filesystem, on an array of which it is part.
-    pub fn above(&self, dev: DevId) -> Vec<(Mount, Option<u32>)> {
-        let mut found: Vec<(Mount, Option<u32>)> = Vec::new();
-        let others = self
-            .namespaces()
-            .iter()
-            .map(|other| (&other.table, Some(other.pid)));
-        for (table, pid) in [(&self.table, None)].into_iter().chain(others) {
-            for mount in &table.mounts {
-                if found.iter().any(|(known, _)| known.dev == mount.dev) {
-                    continue;
-                }
-                let devices = self.devices_below_mount(mount, pid).unwrap_or_default();
-                let on =
-                    |at: &DevId| *at != dev && self.under(*at).is_ok_and(|all| all.contains(&dev));
-                if devices.iter().any(on) && !devices.contains(&dev) {
-                    found.push((mount.clone(), pid));
-                }
-            }
-        }
-        found
-    }
-
     /// Whether writing one of two devices changes the other: the same device, a disk and its partition, a volume and what it
     /// lies on, a loop device and the device of the filesystem that holds its file, two loop devices over one file. What cannot be
     /// placed counts as yes.
@@ -306,19 +282,6 @@ impl System {
             }
         }
         Some(devices)
-    }
-
-    /// The disk that a device is on, through partitions, arrays and volumes; more than one for an array.
-    pub fn disks_of(&self, dev: DevId) -> Vec<DevId> {
-        let next = |at: DevId| {
-            let mut below = self.roots.slaves(at);
-            below.extend(self.roots.disk_of(at));
-            below
-        };
-        let mut all = vec![dev];
-        all.extend(closure(dev, next));
-        all.retain(|at| self.roots.disk_of(*at).is_none() && self.roots.slaves(*at).is_empty());
-        all
     }
 }
 

@@ -56,11 +56,6 @@ impl Mount {
             || has_option(&self.super_options, "shutdown")
     }
 
-    /// Whether this mount (not the superblock) is read-only.
-    pub fn read_only(&self) -> bool {
-        has_option(&self.options, "ro")
-    }
-
     /// The value of the superblock's option `name=VALUE`, escapes resolved.
     pub fn super_value(&self, name: &str) -> Option<OsString> {
         self.super_values(name).into_iter().next()
@@ -269,9 +264,9 @@ mod tests {
     #[test]
     fn the_superblocks_read_only_is_not_the_mounts() {
         let bind = one(b"1 2 8:1 / /ro ro,relatime - ext4 /dev/sda1 rw,errors=remount-ro");
-        assert!(bind.read_only() && !bind.super_read_only() && !bind.emergency_read_only());
+        assert!(!bind.super_read_only() && !bind.emergency_read_only());
         let plain = one(b"1 2 8:1 / /ro rw - ext4 /dev/sda1 ro");
-        assert!(!plain.read_only() && plain.super_read_only());
+        assert!(plain.super_read_only());
         let failed = one(b"1 2 8:1 / /x rw - ext4 /dev/sda1 rw,errors=remount-ro,emergency_ro");
         assert!(!failed.super_read_only() && failed.emergency_read_only());
     }

@@ -129,13 +129,6 @@ impl Table {
             .find(|p| p.uuid.eq_ignore_ascii_case(uuid))
     }
 
-    /// The first partition with this PARTLABEL.
-    pub fn by_name(&self, name: &str) -> Option<&Partition> {
-        self.partitions
-            .iter()
-            .find(|p| !p.name.is_empty() && p.name == name)
-    }
-
     fn doubt(&mut self, fault: Fault) {
         self.doubt.get_or_insert(fault);
     }
@@ -306,20 +299,11 @@ pub enum Length {
     Rest,
 }
 
-/// Places for partitions of these lengths on a disk, in order and aligned; refuses when they do not fit.
+/// Places for partitions of these lengths on a disk, in order and aligned, behind its first `first_bytes` (rounded up to
+/// [`ALIGN_BYTES`]; at least one of these is kept free anyway); refuses when they do not fit.
 ///
 /// More than four on an MBR: the fourth and later ones are logical, each with its own link sector in front.
 pub fn allocate(
-    scheme: Scheme,
-    sector_bytes: u32,
-    disk_bytes: u64,
-    lengths: &[Length],
-) -> Result<Vec<Extent>, Fault> {
-    allocate_from(scheme, sector_bytes, disk_bytes, 0, lengths)
-}
-
-/// The same behind the first `first_bytes` of the disk (rounded up to [`ALIGN_BYTES`]; at least one of these is kept free anyway).
-pub fn allocate_from(
     scheme: Scheme,
     sector_bytes: u32,
     disk_bytes: u64,

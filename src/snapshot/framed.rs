@@ -164,7 +164,7 @@ fn write(mut received: Received, far: OwnedFd) -> std::result::Result<(), Proble
             true => &gzip::HEADER_AS_IT_IS[..],
             false => &gzip::HEADER,
         };
-        let mut emitter = GzipEmitter::with_header(output, lead, totals)?;
+        let mut emitter = GzipEmitter::new(output, lead, totals)?;
         return received.emit(&mut emitter);
     }
     let ending = ending(&received.report)?;

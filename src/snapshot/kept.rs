@@ -157,11 +157,6 @@ impl Kept {
         }
     }
 
-    /// Where it lies.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// Whether it says of itself that it is to stay.
     pub fn is_marked(&self) -> bool {
         let snapshot = self.snapshot.as_ref();

@@ -56,7 +56,6 @@ pub struct ZipEmitter {
     /// Where the current image's data began; `None` between images.
     start: Option<u64>,
     sum: Sum,
-    raw_bytes: u64,
     ending: Ending,
     totals: TotalsCell,
 }
@@ -80,7 +79,6 @@ impl ZipEmitter {
             next: front.len(),
             start: None,
             sum: Sum::new(),
-            raw_bytes: 0,
             ending,
             totals,
         };
@@ -114,7 +112,6 @@ impl ZipEmitter {
             },
             sha256: Sha256::digest(&text.bytes).into(),
         });
-        self.raw_bytes = self.raw_bytes.saturating_add(u64::from(length));
         Ok(())
     }
 
@@ -159,7 +156,6 @@ impl Emit for ZipEmitter {
             stored_bytes: self.output.written_bytes().saturating_sub(start),
             raw_bytes: self.sum.raw_bytes,
         };
-        self.raw_bytes = self.raw_bytes.saturating_add(sums.raw_bytes);
         if let Some(image) = self.written.get_mut(self.next) {
             image.sums = sums;
             image.sha256 = self.output.sha256().unwrap_or_default();
@@ -182,7 +178,6 @@ impl Emit for ZipEmitter {
         self.output.flush(false)?;
         *self.totals.lock().unwrap_or_else(PoisonError::into_inner) = Totals {
             written_bytes: self.output.written_bytes(),
-            raw_bytes: self.raw_bytes,
             ..Totals::default()
         };
         Ok(())
@@ -193,11 +188,12 @@ impl Emit for ZipEmitter {
 mod tests {
     use super::*;
     use crate::device::{Access, Device};
+    use crate::map::UsedMap;
     use crate::stream::input::Input;
     use crate::stream::pipeline::{Encoding, Meter, Outlet, Pipeline, Settings};
     use crate::stream::plan::{Content, Part, Plan};
     use crate::stream::unzip::{Body, Directory};
-    use crate::units::to_usize;
+    use crate::units::{BlockSize, to_usize};
     use std::os::fd::OwnedFd;
     use std::sync::{Arc, Mutex};
 
@@ -205,6 +201,13 @@ mod tests {
     impl Meter for NoMeter {
         fn read(&self, _: u64) {}
         fn taken(&self, _: u64) {}
+    }
+
+    /// Nothing is used.
+    fn free() -> Content {
+        let mut map = UsedMap::new(1, BlockSize::from_bytes(1024).unwrap()).unwrap();
+        map.set_all_free();
+        Content::Used(map)
     }
 
     fn part(length_bytes: u64, content: Content) -> Part {
@@ -271,8 +274,8 @@ mod tests {
         )
         .unwrap();
         pipeline.start(Plan::new(vec![
-            vec![part(size, Content::Whole), part(10_000_000, Content::Zeros)],
-            vec![part(5000, Content::Zeros)],
+            vec![part(size, Content::Whole), part(10_000_000, free())],
+            vec![part(5000, free())],
             vec![part(77_777, Content::Whole)],
         ]));
         pipeline.permit();

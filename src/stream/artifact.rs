@@ -326,11 +326,6 @@ pub struct Payload {
 }
 
 impl Payload {
-    /// Length of the image in bytes.
-    pub fn size_bytes(&self) -> u64 {
-        self.size_bytes
-    }
-
     fn end(&mut self) -> Result<(), Fault> {
         if std::mem::replace(&mut self.ended, true) {
             return Ok(());

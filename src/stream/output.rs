@@ -196,8 +196,6 @@ impl Output {
 pub struct Totals {
     /// Bytes the sink took.
     pub written_bytes: u64,
-    /// Raw bytes they stand for.
-    pub raw_bytes: u64,
     /// CRC-32 of the raw bytes.
     pub crc32: u32,
     /// SHA-256 of the bytes written, where it was asked for.
@@ -257,17 +255,8 @@ pub struct GzipEmitter {
 }
 
 impl GzipEmitter {
-    /// Begins the member: writes the header at once, so that a sink that asks first (ssh) has asked before anything freezes.
-    pub fn new(output: Output, totals: TotalsCell) -> Result<Self, Problem> {
-        Self::with_header(output, &gzip::HEADER, totals)
-    }
-
-    /// The same with another header.
-    pub fn with_header(
-        mut output: Output,
-        header: &[u8],
-        totals: TotalsCell,
-    ) -> Result<Self, Problem> {
+    /// Begins the member: writes its header at once, so that a sink that asks first (ssh) has asked before anything freezes.
+    pub fn new(mut output: Output, header: &[u8], totals: TotalsCell) -> Result<Self, Problem> {
         output.write_all(header)?;
         Ok(Self {
             output,
@@ -364,7 +353,6 @@ impl Emit for RawEmitter {
 fn leave(totals: &TotalsCell, output: &mut Output, sum: &Sum) {
     *totals.lock().unwrap_or_else(PoisonError::into_inner) = Totals {
         written_bytes: output.written_bytes(),
-        raw_bytes: sum.raw_bytes,
         crc32: sum.crc32,
         sha256: output.sha256(),
     };

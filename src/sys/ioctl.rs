@@ -12,8 +12,6 @@ use rustix::ioctl::{Getter, NoArg, Opcode, Setter, ioctl, opcode};
 pub const FIFREEZE: Opcode = opcode::read_write::<core::ffi::c_int>(b'X', 119);
 /// `FITHAW`, `_IOWR('X', 120, int)`.
 pub const FITHAW: Opcode = opcode::read_write::<core::ffi::c_int>(b'X', 120);
-/// `BLKROGET`, `_IO(0x12, 94)`.
-pub const BLKROGET: Opcode = opcode::none(0x12, 94);
 /// `BLKRRPART`, `_IO(0x12, 95)`.
 pub const BLKRRPART: Opcode = opcode::none(0x12, 95);
 /// `BLKFLSBUF`, `_IO(0x12, 97)`.
@@ -22,10 +20,6 @@ pub const BLKFLSBUF: Opcode = opcode::none(0x12, 97);
 pub const BLKSSZGET: Opcode = opcode::none(0x12, 104);
 /// `BLKGETSIZE64`, `_IOR(0x12, 114, size_t)`: the size of a `size_t` is part of the number, but a `u64` is written.
 pub const BLKGETSIZE64: Opcode = opcode::read::<usize>(0x12, 114);
-/// `BLKDISCARD`, `_IO(0x12, 119)`.
-pub const BLKDISCARD: Opcode = opcode::none(0x12, 119);
-/// `BLKPBSZGET`, `_IO(0x12, 123)`.
-pub const BLKPBSZGET: Opcode = opcode::none(0x12, 123);
 /// `BLKZEROOUT`, `_IO(0x12, 127)`.
 pub const BLKZEROOUT: Opcode = opcode::none(0x12, 127);
 
@@ -73,14 +67,6 @@ int_getter!(
     blksszget, BLKSSZGET, i32
 );
 int_getter!(
-    /// Physical sector size in bytes.
-    blkpbszget, BLKPBSZGET, u32
-);
-int_getter!(
-    /// Non-zero when the device is read-only.
-    blkroget, BLKROGET, i32
-);
-int_getter!(
     /// Size of a block device in bytes.
     blkgetsize64, BLKGETSIZE64, u64
 );
@@ -100,10 +86,6 @@ range_setter!(
     /// Zeroes a range of a block device; reads of it give zeros afterwards.
     blkzeroout, BLKZEROOUT
 );
-range_setter!(
-    /// Discards a range of a block device; what reads of it give afterwards is undefined.
-    blkdiscard, BLKDISCARD
-);
 
 #[cfg(test)]
 mod tests {
@@ -114,12 +96,9 @@ mod tests {
         // The same on x86_64, aarch64 and armv7 (asm-generic/ioctl.h).
         assert_eq!(FIFREEZE, 0xc004_5877);
         assert_eq!(FITHAW, 0xc004_5878);
-        assert_eq!(BLKROGET, 0x125e);
         assert_eq!(BLKRRPART, 0x125f);
         assert_eq!(BLKFLSBUF, 0x1261);
         assert_eq!(BLKSSZGET, 0x1268);
-        assert_eq!(BLKDISCARD, 0x1277);
-        assert_eq!(BLKPBSZGET, 0x127b);
         assert_eq!(BLKZEROOUT, 0x127f);
         #[cfg(target_pointer_width = "64")]
         assert_eq!(BLKGETSIZE64, 0x8008_1272);

@@ -56,11 +56,6 @@ impl Pages {
         })
     }
 
-    /// Length in bytes.
-    pub fn len(&self) -> usize {
-        self.length
-    }
-
     /// The first byte, for neighbours in `sys` that hand out disjoint parts.
     pub(super) fn base(&self) -> *mut u8 {
         self.start
@@ -72,11 +67,6 @@ impl Pages {
         // SAFETY: as in `deref_mut`; the value that owned the mapping is gone and never unmaps it, so the borrow is unique
         // and may last for ever.
         unsafe { std::slice::from_raw_parts_mut(pages.start, pages.length) }
-    }
-
-    /// Never true: a mapping has at least one byte.
-    pub fn is_empty(&self) -> bool {
-        self.length == 0
     }
 }
 

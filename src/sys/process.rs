@@ -45,7 +45,8 @@ pub const SIGHUP: i32 = 1;
 /// SIGINT.
 pub const SIGINT: i32 = 2;
 /// SIGUSR2.
-pub const SIGUSR2: i32 = 12;
+#[cfg(test)]
+pub(crate) const SIGUSR2: i32 = 12;
 /// SIGPIPE.
 pub const SIGPIPE: i32 = 13;
 /// SIGTERM.

@@ -50,11 +50,6 @@ impl Chain {
     pub fn len(&self) -> usize {
         self.length
     }
-
-    /// True when nothing was written to it.
-    pub fn is_empty(&self) -> bool {
-        self.length == 0
-    }
 }
 
 /// Cells needed for `length` bytes (at least one).
@@ -364,7 +359,7 @@ mod tests {
         assert_eq!(cells.free(), 40);
         let mut c = cells.reserve(40).unwrap();
         cells.fill(&mut c, b"").unwrap();
-        assert!(c.is_empty());
+        assert_eq!(c.len(), 0);
         assert_eq!(cells.free(), 39);
         assert!(cells.fill(&mut c, &[0; CELL_BYTES + 1]).is_none());
     }

@@ -185,7 +185,7 @@ fn guard(
     let signals = Signals::block()?;
     let guardian = match targets.is_empty() {
         true => None,
-        false => Some(Guardian::start_with(targets, limits, leftovers)?),
+        false => Some(Guardian::start(targets, limits, leftovers)?),
     };
     if !quiet
         && guardian
@@ -364,7 +364,7 @@ fn pieces(images: &[Vec<Part>]) -> usize {
     const MOST: u64 = 16 * 1024;
     let maps = images.iter().flatten().map(|part| match &part.content {
         Content::Used(map) => map.size_bytes() / u64::from(map.granule().bytes()) / 8,
-        Content::Whole | Content::Zeros => 0,
+        Content::Whole => 0,
     });
     let bytes = maps.fold(0, u64::saturating_add);
     to_usize((LEAST + bytes / to_u64(PIECE_BYTES)).min(MOST))

@@ -189,7 +189,7 @@ impl Watch {
         let tracer = BlockSize::from_bytes(CHUNK_BYTES)
             .and_then(|chunk| Tracer::start(reserved, system.roots(), &watched, chunk).ok());
         let tracer = tracer.and_then(|mut tracer| tracer.follow().ok().map(|()| tracer));
-        self.marks = tracer.as_ref().map(Tracer::shared_marks);
+        self.marks = tracer.as_ref().map(Tracer::marks);
         self.trace
             .set(tracer.map(|tracer| Traced { tracer, notices }));
     }

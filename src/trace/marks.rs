@@ -4,9 +4,9 @@
 //! *after* a write to it has ended; so a write that the read may have missed leaves the bit set, and a mark too many costs a
 //! read, never an image.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::units::{BlockSize, Extent, to_u64, to_usize};
+use crate::units::{BlockSize, Extent, to_usize};
 
 const WORD_BITS: u64 = 32;
 
@@ -15,8 +15,6 @@ const WORD_BITS: u64 = 32;
 pub struct Marks {
     ranges: Vec<Range>,
     chunk: BlockSize,
-    /// Writes that were seen, each as often as the kernel spoke of it.
-    events: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -45,18 +43,12 @@ impl Marks {
         Some(Self {
             ranges: lengths_bytes.map(range).collect::<Option<_>>()?,
             chunk,
-            events: AtomicU64::new(0),
         })
     }
 
     /// How many chunks a range has.
     pub fn chunks(&self, range: usize) -> u64 {
         self.ranges.get(range).map_or(0, |range| range.chunks)
-    }
-
-    /// Writes seen so far to any of the ranges; one write counts more than once (queued, completed).
-    pub fn events(&self) -> u64 {
-        self.events.load(Ordering::SeqCst)
     }
 
     /// Whether a chunk is marked. What is not there counts as marked.
@@ -102,7 +94,8 @@ impl Marks {
     }
 
     /// How many chunks of a range are marked.
-    pub fn count(&self, range: usize) -> u64 {
+    #[cfg(test)]
+    pub(crate) fn count(&self, range: usize) -> u64 {
         let words = self.ranges.get(range).map(|range| &range.words);
         let ones = |word: &AtomicU32| u64::from(word.load(Ordering::SeqCst).count_ones());
         words.into_iter().flatten().map(ones).sum()
@@ -134,21 +127,10 @@ impl Marks {
         end.saturating_sub(begin.max(extent.offset))
     }
 
-    /// Counts a write that was seen.
-    pub(super) fn count_event(&self) {
-        self.events.fetch_add(1, Ordering::SeqCst);
-    }
-
     fn word(&self, range: usize, chunk: u64) -> Option<(&AtomicU32, u32)> {
         let range = self.ranges.get(range)?;
         let word = range.words.get(to_usize(chunk / WORD_BITS))?;
         (chunk < range.chunks).then_some((word, 1 << (chunk % WORD_BITS)))
-    }
-
-    /// Bytes that the marks of `length_bytes` take.
-    pub fn memory_bytes(length_bytes: u64, chunk: BlockSize) -> u64 {
-        let words = length_bytes.div_ceil(chunk.bytes64()).div_ceil(WORD_BITS);
-        words.saturating_mul(to_u64(2 * size_of::<AtomicU32>()))
     }
 }
 

@@ -216,13 +216,8 @@ impl Tracer {
         Ok(())
     }
 
-    /// The marks; range `n` is the `n`th of what is watched.
-    pub fn marks(&self) -> &Marks {
-        &self.shared.marks
-    }
-
-    /// The same, for who outlives the trace.
-    pub fn shared_marks(&self) -> Arc<Marks> {
+    /// The marks, which may outlive the trace; range `n` is the `n`th of what is watched.
+    pub fn marks(&self) -> Arc<Marks> {
         Arc::clone(&self.shared.marks)
     }
 
@@ -247,11 +242,6 @@ impl Tracer {
         state.places.all_ended();
         state.frozen = true;
         Ok(())
-    }
-
-    /// Whether nothing was lost so far, by what is known now.
-    pub fn check(&self) -> Result<(), Lost> {
-        self.shared.lock().check()
     }
 }
 

@@ -73,7 +73,6 @@ impl Places {
                 continue;
             };
             if mark {
-                marks.count_event();
                 marks.set_extent(place.range, extent);
             }
             let sums = under_way.get_mut(place.range);
@@ -192,7 +191,6 @@ mod tests {
         );
         assert_eq!(set(&marks, 0), [0, 127]);
         assert_eq!(set(&marks, 1), [0, 1]);
-        assert_eq!(marks.events(), 3);
     }
 
     #[test]
@@ -216,7 +214,7 @@ mod tests {
             ..event(4096, 8, Action::Write)
         };
         places.take(&other, End::Queued, &marks, true);
-        assert_eq!(marks.count(0) + marks.count(1) + marks.events(), 0);
+        assert_eq!(marks.count(0) + marks.count(1), 0);
     }
 
     #[test]

@@ -60,7 +60,7 @@ fn once(what: &str, limits: Limits, dirs: &[String], signals: &Signals) -> Resul
             }
         });
     }
-    let mut guardian = Guardian::start_with(targets, limits, leftovers()?)?;
+    let mut guardian = Guardian::start(targets, limits, leftovers()?)?;
     say(&format!("ready {}", guardian.pid()));
     if what == "again" {
         for _ in 0..3 {

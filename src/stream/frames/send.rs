@@ -136,7 +136,6 @@ impl Emit for FrameEmitter {
         self.output.flush(false)?;
         *self.totals.lock().unwrap_or_else(PoisonError::into_inner) = Totals {
             written_bytes: self.output.written_bytes(),
-            raw_bytes,
             crc32: self.sums.first().map_or(0, |sum| sum.crc32),
             sha256: self.output.sha256(),
         };

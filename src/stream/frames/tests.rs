@@ -6,6 +6,7 @@ use super::*;
 use crate::error::FaultKind;
 use crate::stream::deflate::Deflater;
 use crate::stream::gunzip::Gunzip;
+use crate::stream::gzip;
 use crate::stream::input::Input;
 use crate::stream::output::{GzipEmitter, Output, TotalsCell};
 use crate::stream::partfile;
@@ -106,7 +107,7 @@ fn hold() -> File {
 fn whole(stream: &[u8]) -> Result<Vec<u8>, Fault> {
     let received = receive(&mut Input::reader(stream)?, hold())?;
     let gzip = written(|output| {
-        let mut emit = GzipEmitter::new(output, TotalsCell::default())
+        let mut emit = GzipEmitter::new(output, &gzip::HEADER, TotalsCell::default())
             .ok()
             .unwrap();
         received.emit(&mut emit).unwrap();

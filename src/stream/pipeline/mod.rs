@@ -339,15 +339,6 @@ fn slots_ahead(spool_bytes: u64, sink: &Outlet) -> usize {
     to_usize((bytes / SPAN_BYTES).min(SLOTS_AHEAD))
 }
 
-/// Fixed memory of a run in bytes, without the spool beyond the minimum: what `--jobs` costs.
-pub fn fixed_bytes(settings: &Settings) -> u64 {
-    let slots = to_u64(slots_for(settings.jobs));
-    let per_job = 330 * 1024 + to_u64(settings.encoding.bound());
-    slots * SPAN_BYTES
-        + minimum_cells(settings) * to_u64(CELL_BYTES)
-        + to_u64(settings.jobs) * per_job
-}
-
 fn minimum_cells(settings: &Settings) -> u64 {
     to_u64(slots_for(settings.jobs) * CHUNKS_PER_SLOT)
         * u64::from(cells_for(settings.encoding.bound()))
@@ -542,11 +533,6 @@ impl Pipeline {
     pub fn permit(&self) {
         self.shared.lock().permit = true;
         self.shared.wake_all();
-    }
-
-    /// Stops everything at the next opportunity; nothing more is written.
-    pub fn abandon(&self, problem: Problem) {
-        self.shared.fail(problem);
     }
 }
 

@@ -6,6 +6,7 @@
 
 use floe::stream::frames::receive::receive;
 use floe::stream::frames::{Framed, Header};
+use floe::stream::gzip;
 use floe::stream::input::Input;
 use floe::stream::output::{GzipEmitter, Output, TotalsCell};
 use floe::stream::partfile::unnamed_anywhere;
@@ -55,7 +56,7 @@ fuzz_target!(|data: &[u8]| {
         return;
     };
     let output = Output::new(sink.into(), &NoMeter, false);
-    let Ok(mut emit) = GzipEmitter::new(output, TotalsCell::default()) else {
+    let Ok(mut emit) = GzipEmitter::new(output, &gzip::HEADER, TotalsCell::default()) else {
         return;
     };
     assert!(received.emit(&mut emit).is_ok());

@@ -21,7 +21,6 @@ fn gunzip(bytes: &[u8], piece: usize) -> Option<Vec<u8>> {
         let count = gunzip.read(&mut input, &mut buffer).ok()?;
         out.extend_from_slice(&buffer[..count]);
         if count < piece {
-            assert_eq!(gunzip.crc32(), crc32(0, &out));
             return Some(out);
         }
     }

@@ -169,7 +169,7 @@ fn write_table(image: &Path, scheme: Scheme, mib: u64, count: u8) -> Vec<String>
         .expect("image");
     let mut lengths = vec![Length::Bytes(3 << 20); usize::from(count)];
     lengths[1] = Length::Rest;
-    let extents = ptable::allocate(scheme, 512, disk_bytes, &lengths).expect("room");
+    let extents = ptable::allocate(scheme, 512, disk_bytes, 0, &lengths).expect("room");
     let mut partitions = new_partitions(scheme, count);
     for (partition, extent) in partitions.iter_mut().zip(extents) {
         partition.extent = extent;

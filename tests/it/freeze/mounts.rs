@@ -223,7 +223,14 @@ fn a_read_only_bind_of_a_writable_filesystem_is_not_read_only() {
     let _over = Over::mount(&["--bind", made.dir().to_str().unwrap()], &point);
     common::output("mount", &["-o", "remount,bind,ro", point.to_str().unwrap()]);
     let source = resolve(&point).unwrap();
-    assert!(mounted(&source).mount.read_only());
+    let options = &mounted(&source).mount.options;
+    assert!(
+        options
+            .to_str()
+            .unwrap()
+            .split(',')
+            .any(|option| option == "ro")
+    );
     assert!(!mounted(&source).super_read_only());
     drop(source);
     common::output("mount", &["-o", "remount,ro", made.dir().to_str().unwrap()]);
@@ -686,13 +693,9 @@ fn inner_before_outer(outer: &LoopFs, hides_deleted: bool) {
     for index in [1, 3, 2] {
         fithaw(&all[index].fd).unwrap();
     }
-    let above: Vec<PathBuf> = system
-        .above(sources[1].dev.unwrap())
-        .into_iter()
-        .filter_map(|(mount, pid)| pid.is_none().then_some(mount.point))
-        .collect();
-    assert_eq!(above, [middle.dir(), inner.dir()]);
-    assert!(system.overlaps(sources[2].dev.unwrap(), sources[1].dev.unwrap()));
+    for inside in [2, 3] {
+        assert!(system.overlaps(sources[inside].dev.unwrap(), sources[1].dev.unwrap()));
+    }
     // The kernel still knows where a deleted file lies, unless its device number is a subvolume's.
     fs::remove_file(outer.dir().join("inner")).unwrap();
     let order = look().freeze_order(&all);

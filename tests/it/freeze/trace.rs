@@ -76,7 +76,6 @@ fn marked(tracer: &Tracer, range: usize) -> BTreeSet<u64> {
         found.insert(chunk);
         at = chunk + 1;
     }
-    assert_eq!(found.len() as u64, marks.count(range));
     found
 }
 
@@ -493,7 +492,6 @@ fn copy_under_writers(seconds: u64) -> Result<(), String> {
         }
     }
     let wrong = changed(&copy, &content(disk.path()));
-    eprintln!("{} events", tracer.marks().events());
     if wrong.is_empty() {
         return Ok(());
     }
