@@ -11,14 +11,14 @@ use crate::ptable::{self, Scheme, Table};
 use crate::units::to_u64;
 
 /// How much of the beginning is looked at, in bytes: every first superblock and partition table floe knows lies in it.
-pub const HEAD_BYTES: usize = 1 << 20;
+pub(crate) const HEAD_BYTES: usize = 1 << 20;
 
 /// How much of the end is looked at, in bytes: a backup GPT's header, the signature of a RAUC bundle.
-pub const TAIL_BYTES: usize = 8 * 1024;
+pub(crate) const TAIL_BYTES: usize = 8 * 1024;
 
 /// What stands at the beginning of a device or image.
 #[derive(Clone, Debug, Default)]
-pub struct Content {
+pub(crate) struct Content {
     /// The filesystem (or swap, LUKS …).
     pub identity: Option<Identity>,
     /// The partition table.
@@ -30,7 +30,7 @@ pub struct Content {
 impl Content {
     /// Recognises; a table counts only where no filesystem stands, except GPT, which no filesystem looks like. A filesystem
     /// outweighs what is left of a table.
-    pub fn probe(bytes: &dyn ReadAt) -> Result<Self, Fault> {
+    pub(crate) fn probe(bytes: &dyn ReadAt) -> Result<Self, Fault> {
         let (table, damaged) = match ptable::read_image(bytes) {
             Ok(table) => (table, None),
             Err(fault) if fault.kind() == FaultKind::Io => return Err(fault),
@@ -56,12 +56,12 @@ impl Content {
     }
 
     /// Nothing known is there.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.identity.is_none() && self.table.is_none() && self.damaged.is_none()
     }
 
     /// The name of what is there.
-    pub fn name(&self) -> &'static str {
+    pub(crate) fn name(&self) -> &'static str {
         match (&self.identity, &self.table) {
             (Some(identity), _) => identity.kind.name(),
             (None, Some(table)) => table.scheme.name(),
@@ -72,14 +72,14 @@ impl Content {
     }
 
     /// How long an image of it is at least, in bytes.
-    pub fn least_bytes(&self) -> u64 {
+    pub(crate) fn least_bytes(&self) -> u64 {
         let filesystem = self.identity.as_ref().map_or(0, |found| found.size_bytes);
         let table = self.table.as_ref().map_or(0, |table| table.end_bytes);
         filesystem.max(table)
     }
 
     /// The rule, as far as the beginning tells: something known is there.
-    pub fn judge_head(&self, head: &[u8]) -> Result<(), String> {
+    pub(crate) fn judge_head(&self, head: &[u8]) -> Result<(), String> {
         if !self.is_empty() {
             return Ok(());
         }
@@ -93,7 +93,7 @@ impl Content {
     }
 
     /// The rule: whether `size_bytes` that begin so and end with `tail` are whole. Says what is wrong.
-    pub fn judge(&self, head: &[u8], size_bytes: u64, tail: &[u8]) -> Result<(), String> {
+    pub(crate) fn judge(&self, head: &[u8], size_bytes: u64, tail: &[u8]) -> Result<(), String> {
         self.judge_head(head)?;
         let least = self.least_bytes();
         if size_bytes < least {
@@ -296,7 +296,7 @@ const TEXTS: &[(&[u8], &str)] = &[
 ];
 
 /// What another program made of the first bytes, and what would help; `None` where that is not known.
-pub fn foreign(first: &[u8]) -> Option<&'static str> {
+pub(crate) fn foreign(first: &[u8]) -> Option<&'static str> {
     let magic = |(at, magic, _): &&(usize, &[u8], &str)| {
         first.get(*at..).is_some_and(|rest| rest.starts_with(magic))
     };
@@ -322,7 +322,7 @@ pub fn foreign(first: &[u8]) -> Option<&'static str> {
 }
 
 /// The beginning of something as if it were whole: zeros follow, without an end.
-pub struct Head<'a>(pub &'a [u8]);
+pub(crate) struct Head<'a>(pub &'a [u8]);
 
 impl ReadAt for Head<'_> {
     fn size_bytes(&self) -> u64 {
@@ -343,7 +343,7 @@ impl ReadAt for Head<'_> {
 }
 
 /// What a device's image would begin with, and the rule's word on it.
-pub struct Judged {
+pub(crate) struct Judged {
     /// What is there, as whoever reads the image sees it.
     pub content: Content,
     /// Whether an image of it is taken back.
@@ -351,7 +351,7 @@ pub struct Judged {
 }
 
 /// The rule, asked of a whole device.
-pub fn of_device(device: &dyn ReadAt) -> Result<Judged, Fault> {
+pub(crate) fn of_device(device: &dyn ReadAt) -> Result<Judged, Fault> {
     let size = device.size_bytes();
     let mut head = vec![0; crate::units::to_usize(size.min(to_u64(HEAD_BYTES)))];
     device.read_at(0, &mut head)?;

@@ -4,27 +4,27 @@
 //! out by the linker.
 
 /// `pull`, `push`, `artifact`, and `list` of a board: what runs on a host.
-pub const HOST: bool = cfg!(feature = "host");
+pub(crate) const HOST: bool = cfg!(feature = "host");
 /// `clone`, and a medium laid anew.
-pub const CLONE: bool = cfg!(feature = "clone");
+pub(crate) const CLONE: bool = cfg!(feature = "clone");
 /// `create`, `list`, `delete`, and what other verbs know of snapshots.
-pub const SNAPSHOTS: bool = cfg!(feature = "snapshots");
+pub(crate) const SNAPSHOTS: bool = cfg!(feature = "snapshots");
 /// What two floes say to each other.
-pub const FRAMES: bool = cfg!(feature = "frames");
+pub(crate) const FRAMES: bool = cfg!(feature = "frames");
 /// Most is read before the freeze.
-pub const PRECOPY: bool = cfg!(feature = "precopy");
+pub(crate) const PRECOPY: bool = cfg!(feature = "precopy");
 /// Files that come out empty.
-pub const GOLDEN: bool = cfg!(feature = "golden");
+pub(crate) const GOLDEN: bool = cfg!(feature = "golden");
 /// Mender's artifacts as images, and floe under the names that Mender's tools call.
-pub const MENDER: bool = cfg!(feature = "mender");
+pub(crate) const MENDER: bool = cfg!(feature = "mender");
 /// The used blocks of XFS, its growth and its uuid.
-pub const XFS: bool = cfg!(feature = "xfs");
+pub(crate) const XFS: bool = cfg!(feature = "xfs");
 /// The used blocks of btrfs, and its growth.
-pub const BTRFS: bool = cfg!(feature = "btrfs");
+pub(crate) const BTRFS: bool = cfg!(feature = "btrfs");
 /// The used blocks of f2fs.
-pub const F2FS: bool = cfg!(feature = "f2fs");
+pub(crate) const F2FS: bool = cfg!(feature = "f2fs");
 /// The used clusters of FAT, and its serial number.
-pub const FAT: bool = cfg!(feature = "fat");
+pub(crate) const FAT: bool = cfg!(feature = "fat");
 
 struct Feature {
     name: &'static str,
@@ -100,14 +100,14 @@ const FEATURES: &[Feature] = &[
 ];
 
 /// The names of what is there, for `--version`.
-pub fn names() -> impl Iterator<Item = &'static str> {
+pub(crate) fn names() -> impl Iterator<Item = &'static str> {
     let there = FEATURES.iter().filter(|feature| feature.is_there);
     there.map(|feature| feature.name)
 }
 
 /// What is said where this verb, option or filesystem was left out; `.zip` stands for a
 /// snapshot, `.mender` for an artifact.
-pub fn without(word: &str) -> Option<&'static str> {
+pub(crate) fn without(word: &str) -> Option<&'static str> {
     let mut missing = FEATURES.iter().filter(|feature| !feature.is_there);
     let found = missing.find(|feature| feature.words.contains(&word))?;
     Some(found.without)

@@ -4,7 +4,7 @@
 //! structure, does not compile. Every reader adds a test that pins its offsets against a real image.
 
 /// A fixed-size value at an offset in bytes, in either byte order.
-pub trait Field: Sized {
+pub(crate) trait Field: Sized {
     /// Size on disk in bytes.
     const SIZE: usize;
     /// Reads it in little-endian order; `None` past the end.
@@ -54,7 +54,7 @@ macro_rules! layout {
         impl $name {
             /// Size on disk in bytes.
             #[allow(dead_code)]
-            pub const SIZE: usize = $size;
+            $vis const SIZE: usize = $size;
             const OFFSETS_ASCEND: () = {
                 let mut end = 0usize;
                 $(
@@ -64,7 +64,7 @@ macro_rules! layout {
                 assert!(end <= $size, "field past the end");
             };
             /// Reads the structure; `None` when the bytes are too few.
-            pub fn parse(bytes: &[u8]) -> Option<Self> {
+            $vis fn parse(bytes: &[u8]) -> Option<Self> {
                 let () = Self::OFFSETS_ASCEND;
                 let bytes = bytes.get(..$size)?;
                 Some(Self { $( $field: <$ty as $crate::layout::Field>::$order(bytes, $offset)? ),* })
@@ -74,12 +74,12 @@ macro_rules! layout {
 }
 
 /// Reads a little-endian value at `offset`; `None` past the end.
-pub fn le<T: Field>(bytes: &[u8], offset: usize) -> Option<T> {
+pub(crate) fn le<T: Field>(bytes: &[u8], offset: usize) -> Option<T> {
     T::le(bytes, offset)
 }
 
 /// Reads a big-endian value at `offset`; `None` past the end.
-pub fn be<T: Field>(bytes: &[u8], offset: usize) -> Option<T> {
+pub(crate) fn be<T: Field>(bytes: &[u8], offset: usize) -> Option<T> {
     T::be(bytes, offset)
 }
 

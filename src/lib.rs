@@ -62,41 +62,41 @@
 //! written but the data stream (and progress to a terminal that takes it at once). So everything that is needed is made before:
 //! threads, buffers, maps, the spool's address space, the strings of a remount. Lines for people wait for the thaw.
 #![deny(unsafe_code)]
-#![warn(missing_docs)]
+#![warn(missing_docs, unreachable_pub)]
 
-pub mod board;
+pub(crate) mod board;
 pub mod cli;
-pub mod command;
-pub mod config;
-pub mod content;
+pub(crate) mod command;
+pub(crate) mod config;
+pub(crate) mod content;
 pub mod crc;
 pub mod device;
 pub mod error;
-pub mod features;
+pub(crate) mod features;
 pub mod freeze;
 pub mod fs;
 pub mod golden;
 pub mod help;
 pub mod json;
-pub mod layout;
-pub mod map;
-pub mod medium;
-pub mod mender;
+pub(crate) mod layout;
+pub(crate) mod map;
+pub(crate) mod medium;
+pub(crate) mod mender;
 pub mod mounts;
 pub mod overlay;
 pub mod ptable;
-pub mod put;
+pub(crate) mod put;
 pub mod report;
 pub mod signals;
 pub mod snapshot;
 pub mod stream;
 #[allow(unsafe_code)]
 pub mod sys;
-pub mod take;
-pub mod threads;
+pub(crate) mod take;
+pub(crate) mod threads;
 pub mod trace;
 pub mod units;
-pub mod utc;
+pub(crate) mod utc;
 
 /// Runs the program with its name and its arguments and gives the exit code; dies by a signal where the run did.
 pub fn main(arguments: Vec<std::ffi::OsString>) -> u8 {

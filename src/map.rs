@@ -7,7 +7,7 @@
 use crate::units::{BlockSize, Extent, round_down, round_up, to_usize};
 
 /// Largest map in bytes before granules grow (contract, promise 8).
-pub const LIMIT_BYTES: u64 = 4 << 20;
+pub(crate) const LIMIT_BYTES: u64 = 4 << 20;
 
 /// Which granules of a filesystem are used.
 #[derive(Debug)]

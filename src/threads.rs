@@ -13,26 +13,26 @@ use std::time::{Duration, Instant};
 
 /// A thread that was started. Dropping it leaves it to itself.
 #[derive(Debug)]
-pub struct Started {
+pub(crate) struct Started {
     parked: std::thread::Thread,
     thread: crate::sys::thread::Thread,
 }
 
 impl Started {
     /// Wakes it from `std::thread::park`.
-    pub fn unpark(&self) {
+    pub(crate) fn unpark(&self) {
         self.parked.unpark();
     }
 
     /// Waits for its end.
-    pub fn join(self) {
+    pub(crate) fn join(self) {
         self.thread.join();
     }
 }
 
 /// Starts a thread with a stack of this many bytes; it runs when this returns.
 #[inline(never)]
-pub fn start(
+pub(crate) fn start(
     name: &'static CStr,
     stack_bytes: usize,
     work: Box<dyn FnOnce() + Send>,
@@ -65,11 +65,11 @@ struct Queue {
 
 /// The other side is gone.
 #[derive(Debug)]
-pub struct Lost;
+pub(crate) struct Lost;
 
 /// Why nothing came.
 #[derive(Debug, PartialEq, Eq)]
-pub enum RecvTimeoutError {
+pub(crate) enum RecvTimeoutError {
     /// Nothing yet.
     Timeout,
     /// All senders are gone, and so nothing will come.
@@ -137,10 +137,10 @@ impl Queue {
 }
 
 /// Puts items into a queue; may be cloned.
-pub struct Sender<T>(Arc<Queue>, PhantomData<fn(T)>);
+pub(crate) struct Sender<T>(Arc<Queue>, PhantomData<fn(T)>);
 
 /// Takes items out of a queue.
-pub struct Receiver<T>(Arc<Queue>, PhantomData<fn() -> T>);
+pub(crate) struct Receiver<T>(Arc<Queue>, PhantomData<fn() -> T>);
 
 impl<T> Clone for Sender<T> {
     fn clone(&self) -> Self {
@@ -163,7 +163,7 @@ impl<T> Drop for Receiver<T> {
 
 impl<T: Send + 'static> Sender<T> {
     /// Puts one in, and waits while a bounded queue is full.
-    pub fn send(&self, item: T) -> Result<(), Lost> {
+    pub(crate) fn send(&self, item: T) -> Result<(), Lost> {
         self.0.push(Box::new(item))
     }
 }
@@ -178,28 +178,28 @@ impl<T: Send + 'static> Receiver<T> {
     }
 
     /// Waits for one.
-    pub fn recv(&self) -> Result<T, RecvTimeoutError> {
+    pub(crate) fn recv(&self) -> Result<T, RecvTimeoutError> {
         self.take(None)
     }
 
     /// Waits so long for one.
-    pub fn recv_timeout(&self, time: Duration) -> Result<T, RecvTimeoutError> {
+    pub(crate) fn recv_timeout(&self, time: Duration) -> Result<T, RecvTimeoutError> {
         self.take(Some(Instant::now() + time))
     }
 
     /// Does not wait.
-    pub fn try_recv(&self) -> Result<T, RecvTimeoutError> {
+    pub(crate) fn try_recv(&self) -> Result<T, RecvTimeoutError> {
         self.recv_timeout(Duration::ZERO)
     }
 }
 
 /// A queue without a bound.
-pub fn channel<T>() -> (Sender<T>, Receiver<T>) {
+pub(crate) fn channel<T>() -> (Sender<T>, Receiver<T>) {
     bounded(usize::MAX)
 }
 
 /// A queue of at most so many items.
-pub fn bounded<T>(most: usize) -> (Sender<T>, Receiver<T>) {
+pub(crate) fn bounded<T>(most: usize) -> (Sender<T>, Receiver<T>) {
     let queue = Arc::new(Queue {
         state: Mutex::new(State {
             items: VecDeque::new(),

@@ -5,7 +5,7 @@ use core::fmt;
 /// Date and time of day.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
-pub struct Utc {
+pub(crate) struct Utc {
     pub year: u64,
     /// 1 to 12.
     pub month: u8,
@@ -18,7 +18,7 @@ pub struct Utc {
 
 impl Utc {
     /// From seconds since the epoch.
-    pub fn from_unix(seconds: u64) -> Self {
+    pub(crate) fn from_unix(seconds: u64) -> Self {
         let small = |value: u64| u8::try_from(value).unwrap_or(0);
         let (days, time) = (seconds / 86_400, seconds % 86_400);
         // Days since 0000-03-01, so that the leap day ends a year (H. Hinnant, "chrono-compatible low-level date algorithms").
@@ -43,7 +43,7 @@ impl Utc {
     }
 
     /// `YYYYMMDDThhmmssZ`, for file names.
-    pub fn compact(&self) -> String {
+    pub(crate) fn compact(&self) -> String {
         self.to_string().replace(['-', ':'], "")
     }
 }

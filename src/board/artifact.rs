@@ -14,7 +14,7 @@ use crate::stream::partfile::PartFile;
 
 /// What the command line says about artifacts.
 #[derive(Debug, Default)]
-pub struct Wanted {
+pub(crate) struct Wanted {
     what: What,
     asked: bool,
     /// An option that means nothing without `--artifact`.
@@ -23,7 +23,7 @@ pub struct Wanted {
 
 impl Wanted {
     /// Takes the option if it is one of these.
-    pub fn option(&mut self, name: &'static str, args: &mut Args) -> Result<bool> {
+    pub(crate) fn option(&mut self, name: &'static str, args: &mut Args) -> Result<bool> {
         if name == "--artifact" {
             self.asked = true;
             return Ok(true);
@@ -36,7 +36,7 @@ impl Wanted {
     }
 
     /// After the last option: how artifacts are made, if they are wanted.
-    pub fn check(mut self, args: &Args, output: Option<&Path>) -> Result<Option<Recipe>> {
+    pub(crate) fn check(mut self, args: &Args, output: Option<&Path>) -> Result<Option<Recipe>> {
         match self.label {
             Some(name) if !self.asked => return Err(args.unknown(name)),
             _ if !self.asked => return Ok(None),
@@ -58,20 +58,20 @@ impl Wanted {
 
 /// How the artifact of every board is made.
 #[derive(Clone, Debug)]
-pub struct Recipe {
+pub(crate) struct Recipe {
     what: What,
     scripts: Arc<[Script]>,
 }
 
 impl Recipe {
     /// Reads the state scripts, before any board is asked.
-    pub fn read_scripts(&mut self) -> Result<()> {
+    pub(crate) fn read_scripts(&mut self) -> Result<()> {
         self.scripts = self.what.labels.read_scripts()?.into();
         Ok(())
     }
 
     /// A sink for the image of the board whose files are called `stem`.
-    pub fn sink(&self, path: &Path, stem: &str) -> Result<Box<dyn Sink>> {
+    pub(crate) fn sink(&self, path: &Path, stem: &str) -> Result<Box<dyn Sink>> {
         let mut part = PartFile::create(path)?;
         let shown = path.display().to_string();
         let fd = part

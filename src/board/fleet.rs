@@ -26,7 +26,7 @@ const MAX_HOSTS: usize = 4096;
 /// Largest file of hosts, in bytes.
 const MAX_FILE: u64 = 1 << 20;
 /// Boards at a time, unless `-P` says otherwise.
-pub const PARALLEL: usize = 4;
+pub(crate) const PARALLEL: usize = 4;
 /// Stack of a board's thread, in bytes.
 const STACK_BYTES: usize = 512 * 1024;
 /// How often the lines of a terminal are drawn anew.
@@ -39,10 +39,10 @@ const MAX_WAITING: usize = 64;
 const PATIENCE: Duration = Duration::from_secs(6);
 
 /// What is done with one board.
-pub type Job = dyn Fn(&Host, &Board) -> Result<Arrived> + Send + Sync;
+pub(crate) type Job = dyn Fn(&Host, &Board) -> Result<Arrived> + Send + Sync;
 
 /// One board, as its thread knows it.
-pub struct Board {
+pub(crate) struct Board {
     index: usize,
     events: Sender<Event>,
     /// Set when the work is called off.
@@ -55,7 +55,7 @@ pub struct Board {
 
 impl Board {
     /// For the session: what the board says is told to the waiting thread, as long as that takes it.
-    pub fn listener(&self) -> Listener {
+    pub(crate) fn listener(&self) -> Listener {
         let (index, events) = (self.index, self.events.clone());
         let waiting = Arc::new(AtomicUsize::new(0));
         Listener {
@@ -89,7 +89,7 @@ enum Event {
 }
 
 /// What became of a board.
-pub struct Outcome {
+pub(crate) struct Outcome {
     /// Which one.
     pub host: Host,
     /// What it sent, or why not.
@@ -135,7 +135,7 @@ fn milliseconds(time: Duration) -> u64 {
 }
 
 /// The report of all boards.
-pub fn report_of(outcomes: &[Outcome], start: Instant) -> JsonObject {
+pub(crate) fn report_of(outcomes: &[Outcome], start: Instant) -> JsonObject {
     let failed = outcomes.iter().filter(|one| one.result.is_err()).count();
     let boards: Vec<String> = outcomes.iter().map(Outcome::object).collect();
     let mut object = JsonObject::new();
@@ -147,7 +147,7 @@ pub fn report_of(outcomes: &[Outcome], start: Instant) -> JsonObject {
 }
 
 /// The table at the end: board, result, size, frozen, time, and why not.
-pub fn table(outcomes: &[Outcome]) -> String {
+pub(crate) fn table(outcomes: &[Outcome]) -> String {
     let names = outcomes.iter().map(|one| one.host.shown.chars().count());
     let width = names.max().unwrap_or(0).max(5);
     let mut text = format!(
@@ -182,7 +182,7 @@ pub fn table(outcomes: &[Outcome]) -> String {
 }
 
 /// How a run over several boards ends: the table, and a failure if one failed.
-pub fn end(outcomes: &[Outcome], quiet: bool) -> Result<()> {
+pub(crate) fn end(outcomes: &[Outcome], quiet: bool) -> Result<()> {
     let failed = outcomes.iter().filter(|one| one.result.is_err()).count();
     if !quiet || failed > 0 {
         report::lines(&table(outcomes));
@@ -197,7 +197,7 @@ pub fn end(outcomes: &[Outcome], quiet: bool) -> Result<()> {
 }
 
 /// A HOST, or `@FILE` with one on each line.
-pub fn add_hosts(hosts: &mut Vec<Host>, value: &OsStr) -> Result<()> {
+pub(crate) fn add_hosts(hosts: &mut Vec<Host>, value: &OsStr) -> Result<()> {
     if let Some(path) = value.as_bytes().strip_prefix(b"@") {
         let path = Path::new(OsStr::from_bytes(path));
         let shown = path.display();
@@ -245,7 +245,7 @@ fn add_host(hosts: &mut Vec<Host>, text: &str) -> Result<()> {
 }
 
 /// Does `job` for all of them, `parallel` at a time, and gives what became of each, in the order of `hosts`.
-pub fn run(
+pub(crate) fn run(
     hosts: Vec<Host>,
     parallel: usize,
     common: &Common,
@@ -496,7 +496,7 @@ impl<'a> View<'a> {
 }
 
 /// A number of boards at a time.
-pub fn parallel(text: &str) -> Option<usize> {
+pub(crate) fn parallel(text: &str) -> Option<usize> {
     let number = crate::cli::number(text).map(to_usize)?;
     (1..=256).contains(&number).then_some(number)
 }

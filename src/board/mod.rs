@@ -1,8 +1,8 @@
 //! Another machine over ssh: the connection, many of them at once, what is sent there, and what comes from it.
 
-pub mod artifact;
-pub mod fleet;
-pub mod reach;
-pub mod receive;
-pub mod send;
-pub mod ssh;
+pub(crate) mod artifact;
+pub(crate) mod fleet;
+pub(crate) mod reach;
+pub(crate) mod receive;
+pub(crate) mod send;
+pub(crate) mod ssh;

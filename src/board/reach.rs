@@ -15,7 +15,7 @@ const GRACE: Duration = Duration::from_secs(1);
 
 /// What was typed about it.
 #[derive(Clone, Debug)]
-pub struct Reach {
+pub(crate) struct Reach {
     ssh_options: Vec<OsString>,
     sudo: bool,
     floe: OsString,
@@ -40,7 +40,7 @@ impl Default for Reach {
 
 impl Reach {
     /// Takes the option if it is one of these.
-    pub fn option(&mut self, args: &mut Args, name: &str) -> Result<bool> {
+    pub(crate) fn option(&mut self, args: &mut Args, name: &str) -> Result<bool> {
         match name {
             "--ssh-option" => self.ssh_options.push(args.value()?),
             "--sudo" => self.sudo = true,
@@ -53,7 +53,7 @@ impl Reach {
     }
 
     /// `--stall`: for how long no byte may come or go. `silent` comes on top while the board works.
-    pub fn set_stall(&mut self, text: &OsStr, silent: Duration) -> Result<()> {
+    pub(crate) fn set_stall(&mut self, text: &OsStr, silent: Duration) -> Result<()> {
         let wrong = || Error::usage("--stall: not a time such as 500ms, 30s or 2m");
         let stall = text
             .to_str()
@@ -67,7 +67,7 @@ impl Reach {
     }
 
     /// Starts floe with `words` on the board; with `--send` it is brought there first.
-    pub fn start(
+    pub(crate) fn start(
         &self,
         host: &Host,
         words: &[OsString],

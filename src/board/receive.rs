@@ -33,7 +33,7 @@ use crate::units::to_u64;
 
 /// What the board sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stream {
+pub(crate) enum Stream {
     /// An image, packed with gzip (`floe dump`).
     Image,
     /// A snapshot (`floe create`, or one that was kept).
@@ -51,7 +51,7 @@ impl Stream {
 }
 
 /// Where a stream goes. Dropped without [`Self::finish`], it leaves nothing behind.
-pub trait Sink: Send {
+pub(crate) trait Sink: Send {
     /// The next bytes as the board sent them.
     fn packed(&mut self, bytes: &[u8]) -> Result<()>;
 
@@ -71,7 +71,7 @@ pub trait Sink: Send {
 
 /// A stream that has arrived and was checked.
 #[derive(Clone, Debug, Default)]
-pub struct Arrived {
+pub(crate) struct Arrived {
     /// Where it is now.
     pub path: String,
     /// Length of the stream in bytes.
@@ -87,14 +87,14 @@ pub struct Arrived {
 }
 
 /// A file that gets its name when it is complete.
-pub struct ToFile {
+pub(crate) struct ToFile {
     part: PartFile,
     file: std::fs::File,
 }
 
 impl ToFile {
     /// Creates the part file, for its owner only: images hold keys and passwords.
-    pub fn create(path: &Path) -> Result<Self> {
+    pub(crate) fn create(path: &Path) -> Result<Self> {
         let mut part = PartFile::create(path)?;
         let fd = part
             .take_fd()
@@ -108,13 +108,13 @@ impl ToFile {
 
 impl ToFile {
     /// Writes to the part file.
-    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<()> {
         let result = std::io::Write::write_all(&mut self.file, bytes);
         result.map_err(|e| self.error("write", &e))
     }
 
     /// Flushes it and gives it its name.
-    pub fn close(self) -> Result<()> {
+    pub(crate) fn close(self) -> Result<()> {
         self.file.sync_all().map_err(|e| self.error("fsync", &e))?;
         self.part.finish()
     }
@@ -138,7 +138,7 @@ impl Sink for ToFile {
 }
 
 /// stdout: whoever reads it learns from the exit code whether it was good.
-pub struct ToStdout {
+pub(crate) struct ToStdout {
     /// Set when the work is called off: a reader that takes nothing must not hold that up.
     pub stop: Arc<AtomicBool>,
 }
@@ -333,7 +333,7 @@ fn take_frames(
 }
 
 /// Takes all of the stream, checks it, and has the sink finish it. `frames`: they may come, and are held beside that.
-pub fn receive(
+pub(crate) fn receive(
     host: &Host,
     session: Session,
     stream: Stream,

@@ -39,7 +39,7 @@ SUDO/proc/$$/fd/9 \"$@\"; exit $?; \
 done; say nowhere$why; exit 1";
 
 /// The command line that does this and then runs floe with what follows it.
-pub fn words(sudo: bool) -> Vec<OsString> {
+pub(crate) fn words(sudo: bool) -> Vec<OsString> {
     let prefix = if sudo { "sudo -n -- " } else { "" };
     let script = SCRIPT.replace("SUDO", prefix);
     ["sh", "-c", &script, "floe"].map(OsString::from).into()
@@ -74,7 +74,7 @@ fn executable(architecture: &str, folder: Option<&Path>) -> Result<PathBuf> {
 }
 
 /// Brings floe to the board; afterwards the session is floe's.
-pub fn send(host: &Host, mut session: Session, folder: Option<&Path>) -> Result<Session> {
+pub(crate) fn send(host: &Host, mut session: Session, folder: Option<&Path>) -> Result<Session> {
     match steps(host, &mut session, folder) {
         Ok(()) => Ok(session),
         Err(Some(error)) => Err(error),

@@ -26,7 +26,7 @@ use crate::report::{Span, clean};
 use crate::sys::spawn::{self, Child, Command, Ties};
 
 /// How long a wait lasts before the order to stop is looked at again.
-pub const PAUSE: Timespec = Timespec {
+pub(crate) const PAUSE: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 100_000_000,
 };
@@ -44,13 +44,13 @@ const MAX_SHOWN: usize = 400;
 const BURST: u32 = 64;
 const LINES_PER_SECOND: u32 = 8;
 /// What a line begins with that is meant for us and for nobody's eyes.
-pub const MARK: &str = "floe-send: ";
+pub(crate) const MARK: &str = "floe-send: ";
 /// ssh's own exit code when the connection failed.
 const SSH_FAILED: i32 = 255;
 
 /// A board as the user named it: `host`, `user@host`, `host:port`, `ssh://user@host:port`, an IPv6 address in brackets.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Host {
+pub(crate) struct Host {
     /// As messages name it: without the user.
     pub shown: String,
     user: Option<String>,
@@ -60,7 +60,7 @@ pub struct Host {
 
 impl Host {
     /// Takes the forms above apart; whatever ssh could take for an option is refused.
-    pub fn parse(text: &str) -> Result<Self> {
+    pub(crate) fn parse(text: &str) -> Result<Self> {
         let wrong = |why: &str| Error::usage(format_args!("'{text}' is no HOST: {why}"));
         let rest = text.strip_prefix("ssh://").unwrap_or(text);
         let rest = match text.starts_with("ssh://") {
@@ -129,7 +129,7 @@ impl Host {
     }
 
     /// `HOST` or `HOST_PORT`, as the name of a file.
-    pub fn file_stem(&self) -> String {
+    pub(crate) fn file_stem(&self) -> String {
         let plain = |c: char| c.is_alphanumeric() || matches!(c, '.' | '_' | '-');
         let mut stem: String = self
             .name
@@ -148,7 +148,7 @@ impl Host {
 
 /// Appends `word` so that a POSIX shell reads exactly it, whatever it holds: plain words as they are, all others between
 /// single quotes (in which only the single quote itself ends them).
-pub fn quote(out: &mut OsString, word: &OsStr) {
+pub(crate) fn quote(out: &mut OsString, word: &OsStr) {
     if !out.is_empty() {
         out.push(" ");
     }
@@ -169,14 +169,14 @@ pub fn quote(out: &mut OsString, word: &OsStr) {
 
 /// How boards are reached.
 #[derive(Clone, Debug, Default)]
-pub struct Ssh {
+pub(crate) struct Ssh {
     /// `--ssh-option`, one argument each; they come before ours, and for ssh the first one counts.
     pub options: Vec<OsString>,
 }
 
 /// What a session is joined to.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Pipes {
+pub(crate) struct Pipes {
     /// Something will be written to the command.
     pub input: bool,
     /// Its stdout is data; otherwise it is lines, like stderr.
@@ -191,7 +191,7 @@ pub struct Pipes {
 
 /// How long no byte may come or go, in either direction, before the board counts as lost. Only the time spent waiting counts.
 #[derive(Clone, Copy, Debug)]
-pub struct Patience {
+pub(crate) struct Patience {
     /// While it logs in and while a stream flows.
     pub stall: Duration,
     /// While the board works and has nothing to say: it copies, or writes what was sent to the end.
@@ -210,7 +210,7 @@ impl Default for Patience {
 
 impl Ssh {
     /// Starts `words` on the host.
-    pub fn start(
+    pub(crate) fn start(
         &self,
         host: &Host,
         words: &[OsString],
@@ -297,7 +297,7 @@ fn start(ssh: &Command, pipes: Pipes) -> rustix::io::Result<Started> {
 }
 
 /// Who hears what the board says, and who may call the work off.
-pub struct Listener {
+pub(crate) struct Listener {
     /// Set to end the session.
     pub stop: Arc<AtomicBool>,
     /// Gets each line of the board's stderr that is not for the program.
@@ -306,7 +306,7 @@ pub struct Listener {
 
 /// What the board's stderr told.
 #[derive(Debug, Default)]
-pub struct Told {
+pub(crate) struct Told {
     /// Lines that are one JSON object: floe's reports.
     pub reports: Vec<String>,
     /// The last line that was no report.
@@ -345,7 +345,7 @@ impl Pace {
 }
 
 /// A running command. Dropping it ends ssh.
-pub struct Session {
+pub(crate) struct Session {
     child: Child,
     /// The host, as messages name it.
     shown: String,
@@ -408,7 +408,7 @@ impl Session {
     }
 
     /// Why nothing more is waited for, once it has been silent for too long.
-    pub fn stalled(&self) -> Option<Error> {
+    pub(crate) fn stalled(&self) -> Option<Error> {
         (self.silent > self.limit).then(|| {
             Error::failed(format_args!(
                 "{}: nothing came and nothing was taken for {}; given up (--stall TIME gives it longer)",
@@ -477,12 +477,12 @@ impl Session {
     }
 
     /// From now on the board works, and need not say anything for long.
-    pub fn works_alone(&mut self) {
+    pub(crate) fn works_alone(&mut self) {
         self.limit = self.patience.finish;
     }
 
     /// The next line for the program (see [`MARK`]); an error when the command ends without one.
-    pub fn mark(&mut self) -> std::io::Result<String> {
+    pub(crate) fn mark(&mut self) -> std::io::Result<String> {
         loop {
             if let Some(mark) = self.marks.pop_front() {
                 return Ok(mark);
@@ -514,12 +514,12 @@ impl Session {
     }
 
     /// The end of the command's stdin.
-    pub fn close_stdin(&mut self) {
+    pub(crate) fn close_stdin(&mut self) {
         self.stdin = None;
     }
 
     /// Waits until it has said something, or has ended.
-    pub fn first_word(&mut self) -> std::io::Result<()> {
+    pub(crate) fn first_word(&mut self) -> std::io::Result<()> {
         while self.told.last.is_empty() && self.stderr.is_some() && self.child.try_wait()?.is_none()
         {
             self.wait(For::Stderr)?;
@@ -528,7 +528,7 @@ impl Session {
     }
 
     /// Waits for ssh's end; what is left on stdout is not looked at.
-    pub fn end(mut self) -> Result<Ended> {
+    pub(crate) fn end(mut self) -> Result<Ended> {
         self.stdin = None;
         self.stdout = None;
         loop {
@@ -627,7 +627,7 @@ impl Drop for Session {
 
 /// How a command ended.
 #[derive(Debug)]
-pub struct Ended {
+pub(crate) struct Ended {
     /// The exit code; `None` when a signal ended ssh.
     pub code: Option<i32>,
     /// What stderr told meanwhile.
@@ -636,7 +636,7 @@ pub struct Ended {
 
 impl Ended {
     /// An error unless the exit code was 0, with the board's own last words and what helps.
-    pub fn check(&self, host: &Host) -> Result<()> {
+    pub(crate) fn check(&self, host: &Host) -> Result<()> {
         let exit = match self.code {
             Some(0) => return Ok(()),
             Some(2) => Exit::Usage,

@@ -36,7 +36,7 @@ use crate::units::{to_u64, to_usize};
 
 /// What was asked for.
 #[derive(Debug)]
-pub struct Options {
+pub(super) struct Options {
     image: OsString,
     entry: Option<String>,
     output: Option<PathBuf>,
@@ -47,7 +47,7 @@ pub struct Options {
 }
 
 /// Reads the command line.
-pub fn parse(mut args: Args) -> Result<Options> {
+pub(super) fn parse(mut args: Args) -> Result<Options> {
     let (mut image, mut entry, mut output) = (None, None, None);
     let mut what = What::default();
     let mut any = Any::No;
@@ -81,7 +81,7 @@ pub fn parse(mut args: Args) -> Result<Options> {
 }
 
 /// Runs the verb.
-pub fn run(options: Options) -> Result<()> {
+pub(super) fn run(options: Options) -> Result<()> {
     let start = Instant::now();
     let source = options.image.to_string_lossy();
     tell(&options.common, Some(&source), &mut || {

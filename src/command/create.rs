@@ -40,7 +40,7 @@ use crate::take::source::Prepared;
 
 /// What was typed.
 #[derive(Debug)]
-pub struct Options {
+pub(super) struct Options {
     pairs: Vec<(String, OsString)>,
     output: Option<PathBuf>,
     keep: Option<usize>,
@@ -57,7 +57,7 @@ pub struct Options {
 }
 
 /// Parses the arguments after `create`.
-pub fn parse(mut args: Args) -> Result<Options> {
+pub(super) fn parse(mut args: Args) -> Result<Options> {
     let mut options = Options {
         pairs: Vec::new(),
         output: None,
@@ -142,7 +142,7 @@ fn comment(text: &str) -> Option<String> {
 }
 
 /// Runs the verb.
-pub fn run(options: Options) -> Result<()> {
+pub(super) fn run(options: Options) -> Result<()> {
     let start = Instant::now();
     report::tell(&options.common, None, &mut || {
         Ok(Box::new(create(&options, start)?))

@@ -16,7 +16,7 @@ use crate::snapshot::store::Store;
 const MAX_NAMES: usize = 4096;
 
 /// What was asked for.
-pub struct Options {
+pub(super) struct Options {
     names: Vec<OsString>,
     force: bool,
     dry_run: bool,
@@ -24,7 +24,7 @@ pub struct Options {
 }
 
 /// Reads the command line.
-pub fn parse(mut args: Args) -> Result<Options> {
+pub(super) fn parse(mut args: Args) -> Result<Options> {
     let mut names = Vec::new();
     let (mut force, mut dry_run) = (false, false);
     while let Some(item) = args.next_item()? {
@@ -48,7 +48,7 @@ pub fn parse(mut args: Args) -> Result<Options> {
 }
 
 /// Runs the verb.
-pub fn run(options: Options) -> Result<()> {
+pub(super) fn run(options: Options) -> Result<()> {
     let report = options.common.report.as_deref();
     let mut report = report.map(ReportFile::open).transpose()?;
     let folder = kept::folder()?;

@@ -29,7 +29,7 @@ use crate::take::source;
 
 /// What was typed.
 #[derive(Debug)]
-pub struct Options {
+pub(crate) struct Options {
     /// What to dump.
     pub source: OsString,
     /// `-o FILE`; stdout otherwise.
@@ -52,7 +52,7 @@ pub struct Options {
 
 impl Options {
     /// The defaults of the contract.
-    pub fn new(source: OsString) -> Self {
+    pub(crate) fn new(source: OsString) -> Self {
         Self {
             source,
             output: None,
@@ -76,7 +76,7 @@ impl Options {
 }
 
 /// Parses the arguments after `dump`.
-pub fn parse(mut args: Args) -> Result<Options> {
+pub(crate) fn parse(mut args: Args) -> Result<Options> {
     let mut options = Options::new("/".into());
     let mut source = None;
     while let Some(item) = args.next_item()? {
@@ -120,7 +120,7 @@ fn piece(text: &str) -> Option<u64> {
 }
 
 /// Runs the verb.
-pub fn run(options: Options) -> Result<()> {
+pub(crate) fn run(options: Options) -> Result<()> {
     let start = Instant::now();
     report::tell(
         &options.common,

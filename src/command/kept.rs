@@ -17,7 +17,7 @@ use crate::snapshot::sums::{Sums, copy};
 use crate::snapshot::{archive, kept};
 
 /// What was asked for.
-pub struct Options {
+pub(super) struct Options {
     words: Vec<OsString>,
     host: String,
     time_s: u64,
@@ -27,7 +27,7 @@ pub struct Options {
 }
 
 /// Reads the command line.
-pub fn parse(mut args: Args) -> Result<Options> {
+pub(super) fn parse(mut args: Args) -> Result<Options> {
     let mut options = Options {
         words: Vec::new(),
         host: String::new(),
@@ -54,7 +54,7 @@ pub fn parse(mut args: Args) -> Result<Options> {
 }
 
 /// Runs the verb.
-pub fn run(options: Options) -> Result<()> {
+pub(super) fn run(options: Options) -> Result<()> {
     let start = Instant::now();
     let word = |index: usize| options.words.get(index).and_then(|word| word.to_str());
     let (path, sums) = match (word(0), word(1)) {

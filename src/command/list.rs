@@ -27,7 +27,7 @@ use crate::units;
 const MAX_LIST: u64 = 16 << 20;
 
 /// What was asked for.
-pub struct Options {
+pub(super) struct Options {
     folder: Option<OsString>,
     json: bool,
     reach: Reach,
@@ -35,7 +35,7 @@ pub struct Options {
 }
 
 /// Reads the command line.
-pub fn parse(mut args: Args) -> Result<Options> {
+pub(super) fn parse(mut args: Args) -> Result<Options> {
     let mut folder = None;
     let mut json = false;
     let mut reach = Reach::default();
@@ -60,7 +60,7 @@ pub fn parse(mut args: Args) -> Result<Options> {
 }
 
 /// Runs the verb.
-pub fn run(options: Options) -> Result<()> {
+pub(super) fn run(options: Options) -> Result<()> {
     let folder = match &options.folder {
         Some(folder) => match host(folder) {
             Some(host) if features::HOST => return far(options, host),

@@ -20,7 +20,7 @@ use crate::help;
 const DATA: &str = "/var/lib/mender";
 
 /// The words before the options, if `program` (as it was called) is one of the names.
-pub fn words(program: &OsStr) -> Option<&'static [&'static str]> {
+pub(super) fn words(program: &OsStr) -> Option<&'static [&'static str]> {
     match Path::new(program).file_name()?.to_str()? {
         "mender" => Some(&["snapshot", "dump"]),
         "mender-snapshot" => Some(&["dump"]),
@@ -29,7 +29,7 @@ pub fn words(program: &OsStr) -> Option<&'static [&'static str]> {
 }
 
 /// Runs the command line; `words` come from [`words`].
-pub fn run(words: &'static [&'static str], arguments: Vec<OsString>) -> Result<()> {
+pub(super) fn run(words: &'static [&'static str], arguments: Vec<OsString>) -> Result<()> {
     parse(words, arguments)
         .and_then(|asked| {
             check_data(&asked.options.source, asked.data.as_deref())?;

@@ -4,11 +4,11 @@ mod artifact;
 mod clone;
 mod create;
 mod delete;
-pub mod dump;
+pub(crate) mod dump;
 mod kept;
 mod list;
 mod mender;
-pub mod pull;
+pub(crate) mod pull;
 mod push;
 mod restore;
 mod show;
@@ -22,7 +22,7 @@ use crate::error::{Error, Result};
 use crate::{features, help};
 
 /// Runs the command line: the program's name (which may be one that Mender's tools look for), the verb and its arguments.
-pub fn run(arguments: Vec<OsString>) -> Result<()> {
+pub(crate) fn run(arguments: Vec<OsString>) -> Result<()> {
     let mut arguments = arguments;
     let program = arguments.drain(..1.min(arguments.len())).next();
     if features::MENDER

@@ -65,7 +65,7 @@ impl Work {
 }
 
 /// What was typed.
-pub struct Options {
+pub(crate) struct Options {
     hosts: Vec<Host>,
     work: Work,
     output: PathBuf,
@@ -78,7 +78,7 @@ pub struct Options {
 }
 
 /// Reads the command line.
-pub fn parse(mut args: Args) -> Result<Options> {
+pub(crate) fn parse(mut args: Args) -> Result<Options> {
     let (mut hosts, mut pairs) = (Vec::new(), Vec::new());
     let mut dump = None;
     let mut output = None;
@@ -254,7 +254,7 @@ impl Place {
 }
 
 /// Runs the verb.
-pub fn run(options: Options) -> Result<()> {
+pub(crate) fn run(options: Options) -> Result<()> {
     let start = Instant::now();
     let common = options.common.clone();
     let mut report = common.report.as_deref().map(ReportFile::open).transpose()?;

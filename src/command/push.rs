@@ -29,7 +29,7 @@ use crate::stream::image::Format;
 use crate::units::to_u64;
 
 /// What was typed.
-pub struct Options {
+pub(super) struct Options {
     file: OsString,
     hosts: Vec<Host>,
     parallel: usize,
@@ -41,7 +41,7 @@ pub struct Options {
 }
 
 /// Reads the command line.
-pub fn parse(mut args: Args) -> Result<Options> {
+pub(super) fn parse(mut args: Args) -> Result<Options> {
     // In front of `--`, and behind it.
     let (mut words, mut behind) = (Vec::new(), Vec::new());
     let mut parallel = fleet::PARALLEL;
@@ -201,7 +201,7 @@ fn words(options: &Options, good: &Good) -> Result<Vec<OsString>> {
 }
 
 /// Runs the verb.
-pub fn run(options: Options) -> Result<()> {
+pub(super) fn run(options: Options) -> Result<()> {
     let start = Instant::now();
     let common = options.common.clone();
     let mut report = common.report.as_deref().map(ReportFile::open).transpose()?;

@@ -22,7 +22,7 @@ use crate::stream::target::Target;
 use crate::units::to_u64;
 
 /// Reads the command line.
-pub fn parse(mut args: Args) -> Result<Options> {
+pub(super) fn parse(mut args: Args) -> Result<Options> {
     let (mut image, mut targets) = (None, Vec::new());
     let (mut force, mut disk) = (false, None);
     let (mut any, mut unchecked) = (Any::No, false);
@@ -108,7 +108,7 @@ fn check_order(options: &Options) -> Result<()> {
 }
 
 /// Runs the verb.
-pub fn run(options: Options) -> Result<()> {
+pub(super) fn run(options: Options) -> Result<()> {
     let report = options.common.report.as_deref();
     let mut report = report.map(ReportFile::open).transpose()?;
     let start = Instant::now();

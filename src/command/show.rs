@@ -33,7 +33,7 @@ use crate::units::{BlockSize, Extent, to_u64, to_usize};
 use crate::utc::Utc;
 
 /// What was asked for.
-pub struct Options {
+pub(super) struct Options {
     /// `None`: an overview.
     path: Option<OsString>,
     json: bool,
@@ -42,7 +42,7 @@ pub struct Options {
 }
 
 /// Reads the command line.
-pub fn parse(mut args: Args) -> Result<Options> {
+pub(super) fn parse(mut args: Args) -> Result<Options> {
     let mut path = None;
     let (mut json, mut identity) = (false, false);
     while let Some(item) = args.next_item()? {
@@ -66,7 +66,7 @@ pub fn parse(mut args: Args) -> Result<Options> {
 }
 
 /// Runs the verb.
-pub fn run(options: Options) -> Result<()> {
+pub(super) fn run(options: Options) -> Result<()> {
     let Some(name) = &options.path else {
         return overview(&options);
     };

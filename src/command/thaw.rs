@@ -32,14 +32,14 @@ struct Place {
 }
 
 /// What was asked for.
-pub struct Options {
+pub(super) struct Options {
     /// `--all`: no PATH then.
     path: Option<OsString>,
     common: Common,
 }
 
 /// Reads the command line.
-pub fn parse(mut args: Args) -> Result<Options> {
+pub(super) fn parse(mut args: Args) -> Result<Options> {
     let (mut all, mut path) = (false, None);
     while let Some(item) = args.next_item()? {
         match item {
@@ -60,7 +60,7 @@ pub fn parse(mut args: Args) -> Result<Options> {
 }
 
 /// Runs the verb.
-pub fn run(options: Options) -> Result<()> {
+pub(super) fn run(options: Options) -> Result<()> {
     let quiet = options.common.quiet;
     // A path is enough of itself: the way out must not need /proc.
     let places = match &options.path {

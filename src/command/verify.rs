@@ -14,14 +14,14 @@ use crate::stream::image::Format;
 use crate::units::to_u64;
 
 /// What was asked for.
-pub struct Options {
+pub(super) struct Options {
     path: OsString,
     any: Any,
     common: Common,
 }
 
 /// Reads the command line.
-pub fn parse(mut args: Args) -> Result<Options> {
+pub(super) fn parse(mut args: Args) -> Result<Options> {
     let mut path = None;
     let mut any = Any::No;
     while let Some(item) = args.next_item()? {
@@ -40,7 +40,7 @@ pub fn parse(mut args: Args) -> Result<Options> {
 }
 
 /// Runs the verb.
-pub fn run(options: Options) -> Result<()> {
+pub(super) fn run(options: Options) -> Result<()> {
     let report = options.common.report.as_deref();
     let mut report = report.map(ReportFile::open).transpose()?;
     let start = std::time::Instant::now();

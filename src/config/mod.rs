@@ -1,16 +1,16 @@
 //! `/etc/floe.conf`: where snapshots are kept, and the pairs of a clone.
 
-pub mod pairs;
+pub(crate) mod pairs;
 
 use std::path::PathBuf;
 
 use crate::error::{Error, Result};
 
 /// The configuration file.
-pub const CONFIG: &str = "/etc/floe.conf";
+pub(crate) const CONFIG: &str = "/etc/floe.conf";
 
 /// `store = DIR` of /etc/floe.conf: where snapshots are kept.
-pub fn store() -> Result<Option<PathBuf>> {
+pub(crate) fn store() -> Result<Option<PathBuf>> {
     match std::fs::read_to_string(CONFIG) {
         Ok(text) => store_in(&text).map_err(|line| {
             Error::usage(format_args!(

@@ -12,7 +12,7 @@ use crate::config::{CONFIG, uncommented};
 use crate::error::{Error, NOTHING_WRITTEN, Result};
 
 /// Most pairs: the guardian's board has room for a filesystem each.
-pub const MAX_PAIRS: usize = 16;
+pub(crate) const MAX_PAIRS: usize = 16;
 /// The names that a device can have besides its node; their own `=` does not split.
 const TAGS: [&[u8]; 4] = [b"LABEL=", b"UUID=", b"PARTLABEL=", b"PARTUUID="];
 /// Longest file that is read, in bytes.
@@ -20,7 +20,7 @@ const LIMIT_BYTES: u64 = 64 * 1024;
 
 /// One source and where it goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pair {
+pub(crate) struct Pair {
     /// What is copied.
     pub source: OsString,
     /// Onto what; with `--partition`, which role.
@@ -31,7 +31,7 @@ pub struct Pair {
 
 impl Pair {
     /// At the first `=`, that of a tag in front passed over; `None` where a half is missing.
-    pub fn parse(text: &OsStr) -> Option<Self> {
+    pub(crate) fn parse(text: &OsStr) -> Option<Self> {
         let bytes = text.as_bytes();
         let tag = TAGS.iter().find(|tag| bytes.starts_with(tag));
         let skip = tag.map_or(0, |tag| tag.len());
@@ -52,7 +52,7 @@ impl Pair {
 }
 
 /// Adds a pair of the command line.
-pub fn add(pairs: &mut Vec<Pair>, text: &OsStr) -> Result<()> {
+pub(crate) fn add(pairs: &mut Vec<Pair>, text: &OsStr) -> Result<()> {
     let pair = Pair::parse(text).ok_or_else(|| {
         Error::usage(format_args!(
             "clone: '{}' is not SOURCE=TARGET",
@@ -65,7 +65,7 @@ pub fn add(pairs: &mut Vec<Pair>, text: &OsStr) -> Result<()> {
 }
 
 /// The pairs of a file; of [`CONFIG`] where none is named.
-pub fn read(file: Option<&Path>) -> Result<Vec<Pair>> {
+pub(crate) fn read(file: Option<&Path>) -> Result<Vec<Pair>> {
     let path = file.unwrap_or(Path::new(CONFIG));
     let shown = path.display();
     let text = match text(path) {
@@ -90,7 +90,7 @@ pub fn read(file: Option<&Path>) -> Result<Vec<Pair>> {
 }
 
 /// The pairs of [`CONFIG`], where it is there and right: for who only shows them.
-pub fn declared() -> Vec<Pair> {
+pub(crate) fn declared() -> Vec<Pair> {
     let text = text(Path::new(CONFIG)).unwrap_or_default();
     parse(&text).unwrap_or_default()
 }
@@ -156,7 +156,7 @@ fn check(pairs: &[Pair], pair: &Pair) -> std::result::Result<(), String> {
 }
 
 /// `NAME=REST` at the first `=`; `None` where a half is missing or NAME is not text.
-pub fn split_pair(value: &OsStr) -> Option<(String, OsString)> {
+pub(crate) fn split_pair(value: &OsStr) -> Option<(String, OsString)> {
     let bytes = value.as_bytes();
     let middle = bytes.iter().position(|byte| *byte == b'=')?;
     let name = std::str::from_utf8(bytes.get(..middle)?).ok()?;

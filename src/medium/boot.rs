@@ -27,7 +27,7 @@ const PIECE_BYTES: usize = 1 << 20;
 const AREA_MAX: u64 = 1 << 30;
 
 /// What is taken over from the original.
-pub struct Boot {
+pub(super) struct Boot {
     device: Device,
     table: Table,
     code: Vec<u8>,
@@ -41,7 +41,7 @@ pub struct Boot {
 
 impl Boot {
     /// Of the disk that the root (or the first source) lies on.
-    pub fn of(system: &System, sources: &[Source], target: &Device) -> Result<Self> {
+    pub(super) fn of(system: &System, sources: &[Source], target: &Device) -> Result<Self> {
         let root = sources
             .iter()
             .find(|source| source.role == crate::medium::Role::Root)
@@ -159,17 +159,17 @@ impl Boot {
     }
 
     /// The format of the original's table.
-    pub fn scheme(&self) -> Scheme {
+    pub(super) fn scheme(&self) -> Scheme {
         self.table.scheme
     }
 
     /// Where the first partition may begin.
-    pub fn end(&self) -> u64 {
+    pub(super) fn end(&self) -> u64 {
         round_up(self.end, ALIGN_BYTES).unwrap_or(self.end)
     }
 
     /// The disk's identifier.
-    pub fn disk_id(&self) -> Option<Guid> {
+    pub(super) fn disk_id(&self) -> Option<Guid> {
         match self.table.scheme {
             Scheme::Gpt => Guid::parse(&self.table.disk_id),
             Scheme::Mbr => {
@@ -183,7 +183,7 @@ impl Boot {
     }
 
     /// The raw partitions of the area.
-    pub fn kept(&self) -> Vec<Slot> {
+    pub(super) fn kept(&self) -> Vec<Slot> {
         let slot = |part: &Partition| Slot {
             role: None,
             extent: part.extent,
@@ -198,7 +198,7 @@ impl Boot {
     }
 
     /// Gives a slot what its source's partition has: type, identifier, name, attributes.
-    pub fn identify(&self, slot: &mut Slot, source: &Source) {
+    pub(super) fn identify(&self, slot: &mut Slot, source: &Source) {
         let system = System::look().ok();
         let entry = system.and_then(|system| entry_of(&system, &self.table, source));
         let Some(entry) = entry else {
@@ -211,7 +211,7 @@ impl Boot {
     }
 
     /// What does not become as on the original.
-    pub fn notes(&self, slots: &[Slot]) -> Vec<String> {
+    pub(super) fn notes(&self, slots: &[Slot]) -> Vec<String> {
         let mut notes = self.notes.clone();
         for (number, slot) in (1u32..).zip(slots) {
             let uuid = slot.uuid.to_string();
@@ -227,7 +227,7 @@ impl Boot {
     }
 
     /// Puts the boot code into the first sector of a table.
-    pub fn put_code(&self, pieces: &mut [Piece]) {
+    pub(super) fn put_code(&self, pieces: &mut [Piece]) {
         let first = pieces.iter_mut().find(|piece| piece.offset == 0);
         if let Some(place) = first.and_then(|piece| piece.bytes.get_mut(..self.code.len())) {
             place.copy_from_slice(&self.code);
@@ -235,7 +235,7 @@ impl Boot {
     }
 
     /// Copies the area.
-    pub fn copy_area(&self, target: &mut Target) -> std::result::Result<(), Fault> {
+    pub(super) fn copy_area(&self, target: &mut Target) -> std::result::Result<(), Fault> {
         let mut buffer = Pages::new(PIECE_BYTES).map_err(|errno| Fault::io("mmap", errno))?;
         for extent in &self.area {
             let mut offset = extent.offset;

@@ -18,7 +18,11 @@ const WORDS: [(&str, Media); 5] = [
 ];
 
 /// The disk, which nothing on it is in use for.
-pub fn disk(system: &System, wanted: &Wanted, sources: &[DevId]) -> Result<(PathBuf, DevId)> {
+pub(super) fn disk(
+    system: &System,
+    wanted: &Wanted,
+    sources: &[DevId],
+) -> Result<(PathBuf, DevId)> {
     let (path, dev) = find(system, wanted, sources)?;
     let shown = path.display();
     if let Some(own) = system.roots().disk_of(dev) {
@@ -113,7 +117,11 @@ fn find(system: &System, wanted: &Wanted, sources: &[DevId]) -> Result<(PathBuf,
 }
 
 /// `--media` without `--partition`: the partitions that bear the names of the roles.
-pub fn partitions_named(system: &System, wanted: &Wanted, pairs: &[Pair]) -> Result<Vec<Pair>> {
+pub(crate) fn partitions_named(
+    system: &System,
+    wanted: &Wanted,
+    pairs: &[Pair],
+) -> Result<Vec<Pair>> {
     let (path, dev) = find(system, wanted, &[])?;
     let shown = path.display();
     let table = system.read_table(dev);

@@ -13,8 +13,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use self::boot::Boot;
-pub use self::choose::partitions_named;
-pub use self::roles::{Role, Wanted};
+pub(crate) use self::choose::partitions_named;
+pub(crate) use self::roles::{Role, Wanted};
 use crate::device::{Access, Device, ReadAt, WriteAt};
 use crate::error::{Error, Exit, Fault, NOTHING_WRITTEN, Result};
 use crate::mounts::{DevId, Roots, System};
@@ -29,7 +29,7 @@ use crate::units::{Extent, to_usize};
 
 /// What is copied into a role.
 #[derive(Clone, Debug)]
-pub struct Source {
+pub(crate) struct Source {
     /// Where it goes.
     pub role: Role,
     /// What the user called it.
@@ -56,7 +56,7 @@ struct Slot {
 }
 
 /// A disk that is laid out anew.
-pub struct Medium {
+pub(crate) struct Medium {
     /// Its node.
     pub path: PathBuf,
     dev: DevId,
@@ -72,7 +72,7 @@ pub struct Medium {
 
 impl Medium {
     /// Finds the disk and lays it out; every check is made here.
-    pub fn plan(
+    pub(crate) fn plan(
         system: &System,
         wanted: &Wanted,
         sources: &[Source],
@@ -150,7 +150,7 @@ impl Medium {
     }
 
     /// Refuses a disk whose partitions the kernel will not show, for what is done to them afterwards.
-    pub fn check_nodes(&self) -> Result<()> {
+    pub(crate) fn check_nodes(&self) -> Result<()> {
         check_nodes(&Roots::default(), self.dev)
     }
 
@@ -162,7 +162,7 @@ impl Medium {
     }
 
     /// Prints what will be written.
-    pub fn print(&self) {
+    pub(crate) fn print(&self) {
         let shown = self.path.display();
         report::line(format_args!(
             "{shown}: {} in all, new partition table:",
@@ -184,7 +184,7 @@ impl Medium {
     }
 
     /// The disk opened once more, the place on it where a role is written, and what messages call that.
-    pub fn place(&self, role: Role) -> Result<(Device, Extent, String)> {
+    pub(crate) fn place(&self, role: Role) -> Result<(Device, Extent, String)> {
         let fail = |fault| Error::fault(self.path.display(), fault).leaving(NOTHING_WRITTEN);
         let found = self.numbered().find(|(_, slot)| slot.role == Some(role));
         let (number, slot) = found.ok_or_else(|| fail(Fault::refused("no such partition")))?;
@@ -196,7 +196,7 @@ impl Medium {
     }
 
     /// Zeroes the beginning of the disk and an old table at its end. Without the heap: it may run while something is frozen.
-    pub fn wipe(&mut self) -> std::result::Result<(), Fault> {
+    pub(crate) fn wipe(&mut self) -> std::result::Result<(), Fault> {
         for extent in self.wiped.into_iter().flatten() {
             zero(&mut self.target, extent)?;
         }
@@ -204,7 +204,7 @@ impl Medium {
     }
 
     /// Writes swap, boot area and table, has the kernel show the partitions, and makes the data filesystem; gives notes.
-    pub fn finish(mut self) -> Result<Vec<String>> {
+    pub(crate) fn finish(mut self) -> Result<Vec<String>> {
         let shown = self.path.display().to_string();
         let not_yet = "the partition table was not written: the medium is not usable";
         self.write().map_err(|fault| {
@@ -258,7 +258,7 @@ impl Medium {
     }
 
     /// The device of a role, after [`Self::finish`].
-    pub fn dev_of(disk: DevId, extent: Extent) -> Option<DevId> {
+    pub(crate) fn dev_of(disk: DevId, extent: Extent) -> Option<DevId> {
         let known = Roots::default().partitions_of(disk);
         let found = known
             .iter()

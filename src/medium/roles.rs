@@ -13,7 +13,7 @@ const SWAP_FROM_BYTES: u64 = 128 << 20;
 
 /// What a partition is for; in the order on the medium.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Role {
+pub(crate) enum Role {
     /// What a boot loader reads.
     Boot,
     /// `/`.
@@ -28,10 +28,11 @@ pub enum Role {
 
 impl Role {
     /// All of them, in their order.
-    pub const ALL: [Self; 5] = [Self::Boot, Self::Root, Self::Config, Self::Data, Self::Swap];
+    pub(crate) const ALL: [Self; 5] =
+        [Self::Boot, Self::Root, Self::Config, Self::Data, Self::Swap];
 
     /// As it is typed, and the name of the partition.
-    pub const fn name(self) -> &'static str {
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Boot => "boot",
             Self::Root => "root",
@@ -42,14 +43,14 @@ impl Role {
     }
 
     /// As a partition table records it, from 1.
-    pub fn number(self) -> u8 {
+    pub(crate) fn number(self) -> u8 {
         let mut all = (1..).zip(Self::ALL);
         all.find(|(_, role)| *role == self)
             .map_or(0, |(number, _)| number)
     }
 
     /// The TARGET of a pair.
-    pub fn parse(name: &OsStr) -> Result<Self> {
+    pub(crate) fn parse(name: &OsStr) -> Result<Self> {
         let mut all = Self::ALL.into_iter().filter(|role| *role != Self::Swap);
         all.find(|role| name == role.name()).ok_or_else(|| {
             Error::usage(format_args!(
@@ -62,7 +63,7 @@ impl Role {
 
 /// What was typed.
 #[derive(Clone, Debug, Default)]
-pub struct Wanted {
+pub(crate) struct Wanted {
     /// `--media`.
     pub media: Option<OsString>,
     /// `--partition`, or anything that implies it.
@@ -77,7 +78,7 @@ pub struct Wanted {
 
 impl Wanted {
     /// Takes an option that is one of ours.
-    pub fn option(&mut self, args: &mut Args, name: &str) -> Result<bool> {
+    pub(crate) fn option(&mut self, args: &mut Args, name: &str) -> Result<bool> {
         match name {
             "--media" => self.media = Some(args.value()?),
             "--partition" => self.partition = true,
@@ -105,7 +106,7 @@ impl Wanted {
     }
 
     /// Whether what was typed fits together.
-    pub fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         let why = match () {
             () if self.partition && self.media.is_none() => {
                 "--partition needs --media: which disk is laid out anew"
@@ -122,7 +123,7 @@ impl Wanted {
     }
 
     /// The roles that get a partition, with their lengths; `None` is the rest.
-    pub fn lengths(
+    pub(crate) fn lengths(
         &self,
         sources: &[Source],
         disk_bytes: u64,

@@ -34,7 +34,7 @@ const STATES: [(&str, bool); 6] = [
 
 /// As typed.
 #[derive(Clone, Debug, Default)]
-pub struct Labels {
+pub(crate) struct Labels {
     /// `-n/--artifact-name`.
     pub name: String,
     /// `-t/--device-type`, at least one.
@@ -53,7 +53,7 @@ pub struct Labels {
 
 /// A state script that was read.
 #[derive(Debug)]
-pub struct Script {
+pub(crate) struct Script {
     name: String,
     mode: u32,
     bytes: Vec<u8>,
@@ -61,7 +61,7 @@ pub struct Script {
 
 impl Labels {
     /// Takes `option` if it is one of these.
-    pub fn option(&mut self, option: &str, args: &mut Args) -> Result<bool> {
+    pub(crate) fn option(&mut self, option: &str, args: &mut Args) -> Result<bool> {
         match option {
             "--artifact-name" => {
                 let spaced = "a name without spaces";
@@ -85,7 +85,7 @@ impl Labels {
     }
 
     /// What must have been given was given, and every script has a name that Mender runs.
-    pub fn check(&self, args: &Args) -> Result<()> {
+    pub(crate) fn check(&self, args: &Args) -> Result<()> {
         if self.name.is_empty() {
             return Err(args.missing("-n NAME"));
         }
@@ -104,7 +104,7 @@ impl Labels {
     }
 
     /// Reads the state scripts.
-    pub fn read_scripts(&self) -> Result<Vec<Script>> {
+    pub(crate) fn read_scripts(&self) -> Result<Vec<Script>> {
         let mut left = MAX_SCRIPTS_BYTES;
         let mut scripts = Vec::new();
         for path in &self.scripts {
@@ -129,7 +129,7 @@ impl Labels {
     }
 
     /// The tar archive `header.tar`, for a payload with this checksum.
-    pub fn header(
+    pub(crate) fn header(
         &self,
         scripts: &[Script],
         sha256: &[u8; 32],
@@ -248,7 +248,7 @@ fn add(pairs: &mut Vec<(String, String)>, args: &mut Args) -> Result<()> {
 }
 
 /// A JSON array of strings.
-pub fn array(texts: &[String]) -> String {
+pub(crate) fn array(texts: &[String]) -> String {
     let mut out = String::from("[");
     for text in texts {
         if out.len() > 1 {
@@ -305,14 +305,14 @@ fn script_name(path: &Path) -> Result<&str> {
 }
 
 /// Seconds since 1970.
-pub fn now() -> u64 {
+pub(crate) fn now() -> u64 {
     SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .map_or(0, |time| time.as_secs())
 }
 
 /// The payload's name: the image's own without `.gz`, where Mender's tools take it.
-pub fn payload_name(path: &OsStr) -> String {
+pub(crate) fn payload_name(path: &OsStr) -> String {
     let name = Path::new(path).file_name().and_then(OsStr::to_str);
     let name = name.map_or("", |name| name.strip_suffix(".gz").unwrap_or(name));
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.,".contains(&byte);

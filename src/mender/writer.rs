@@ -37,7 +37,7 @@ const VERSION: &[u8] = br#"{"format":"mender","version":3}"#;
 
 /// What the artifact is to be: all that does not come from the image.
 #[derive(Clone, Debug)]
-pub struct What {
+pub(crate) struct What {
     /// Its header.
     pub labels: Labels,
     /// Deflate at this level; `None`: not compressed.
@@ -58,12 +58,12 @@ impl Default for What {
 
 impl What {
     /// As many workers as the common options say.
-    pub fn set_jobs(&mut self, common: &Common) {
+    pub(crate) fn set_jobs(&mut self, common: &Common) {
         self.jobs = jobs(common.jobs);
     }
 
     /// Takes `option` if it says what the artifact is to be.
-    pub fn option(&mut self, option: &str, args: &mut Args) -> Result<bool> {
+    pub(crate) fn option(&mut self, option: &str, args: &mut Args) -> Result<bool> {
         match option {
             "--compression" | "--compress" => {
                 let raw = args.parsed(options::compression, "gzip or none")?;
@@ -78,7 +78,7 @@ impl What {
 
 /// What is known at the end of the image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Figures {
+pub(crate) struct Figures {
     /// Length of the image.
     pub size_bytes: u64,
     /// SHA-256 of the image.
@@ -91,7 +91,7 @@ pub struct Figures {
 
 /// How an artifact is put together: all that does not come from the image's bytes.
 #[derive(Debug)]
-pub struct Maker {
+pub(crate) struct Maker {
     /// What it is to be.
     pub what: What,
     /// Its state scripts.
@@ -111,7 +111,7 @@ struct Front {
 }
 
 /// An artifact that is being written; its image comes piece by piece.
-pub struct Writer {
+pub(crate) struct Writer {
     maker: Arc<Maker>,
     packer: Packer,
     /// The chunk that is being filled, and how far it is.
@@ -126,7 +126,7 @@ pub struct Writer {
 
 impl Writer {
     /// Into an output that can be written over and ends where we begin.
-    pub fn over(maker: Arc<Maker>, sink: OwnedFd) -> Result<Self> {
+    pub(crate) fn over(maker: Arc<Maker>, sink: OwnedFd) -> Result<Self> {
         let fail = |what, errno| maker.output_error(Fault::io(what, errno));
         let begin =
             rustix::fs::seek(&sink, SeekFrom::Current(0)).map_err(|errno| fail("seek", errno))?;
@@ -137,7 +137,7 @@ impl Writer {
     }
 
     /// Into anything; the front says what `figures` says.
-    pub fn begin(maker: Arc<Maker>, sink: OwnedFd, figures: &Figures) -> Result<Self> {
+    pub(crate) fn begin(maker: Arc<Maker>, sink: OwnedFd, figures: &Figures) -> Result<Self> {
         let holes = leaves_holes(&sink);
         let output = Output::new(sink, UNWATCHED, false);
         let (level, jobs) = (maker.what.level, maker.what.jobs);
@@ -162,7 +162,7 @@ impl Writer {
     }
 
     /// The next bytes of the image.
-    pub fn data(&mut self, bytes: &[u8]) -> Result<()> {
+    pub(crate) fn data(&mut self, bytes: &[u8]) -> Result<()> {
         self.hash.update(bytes);
         self.size_bytes = self.size_bytes.saturating_add(to_u64(bytes.len()));
         let mut left = bytes;
@@ -198,7 +198,7 @@ impl Writer {
     }
 
     /// So many zero bytes of the image.
-    pub fn zeros(&mut self, count: u64) -> Result<()> {
+    pub(crate) fn zeros(&mut self, count: u64) -> Result<()> {
         self.flush()?;
         self.size_bytes = self.size_bytes.saturating_add(count);
         let mut left = count;
@@ -212,7 +212,7 @@ impl Writer {
     }
 
     /// The image is complete: ends the archives, writes the front over, flushes.
-    pub fn end(mut self) -> Result<Figures> {
+    pub(crate) fn end(mut self) -> Result<Figures> {
         self.flush()?;
         let maker = Arc::clone(&self.maker);
         let fail = |problem| maker.problem(problem);

@@ -15,13 +15,13 @@ use crate::stream::target::Target;
 use crate::units::{BlockSize, Extent, round_down, round_up};
 
 /// The zero runs left alone so far: "free" in a map of granules.
-pub struct LeftAlone {
+pub(crate) struct LeftAlone {
     map: UsedMap,
 }
 
 impl LeftAlone {
     /// For a device of `size_bytes`; its memory is allocated here.
-    pub fn new(size_bytes: u64) -> Result<Self, Fault> {
+    pub(crate) fn new(size_bytes: u64) -> Result<Self, Fault> {
         let map = BlockSize::from_bytes(GRANULE_BYTES)
             .and_then(|granule| UsedMap::new(size_bytes, granule))
             .ok_or_else(|| Fault::refused("size of the target"))?;
@@ -29,7 +29,7 @@ impl LeftAlone {
     }
 
     /// The first part of `extent` that was left alone.
-    pub fn first_in(&self, extent: Extent) -> Option<Extent> {
+    pub(crate) fn first_in(&self, extent: Extent) -> Option<Extent> {
         let used = self.map.next_used(extent.offset, extent.end());
         let offset = match used {
             Some(used) if used.offset == extent.offset => used.end(),
@@ -116,7 +116,7 @@ impl ReadAt for View<'_> {
 }
 
 /// Zeroes what was left alone and is owned, and gives the number of bytes that stay untouched.
-pub fn settle(
+pub(crate) fn settle(
     target: &mut Target,
     content: &Content,
     head: &[u8],

@@ -21,7 +21,12 @@ const XFS_GROUP_MIN: u64 = 64;
 const BTRFS_SUPER: u64 = 64 << 10;
 
 /// Whether a filesystem of this name and uuid can grow on this target; before the first write. Gives the device.
-pub fn check(shown: &Path, device: Option<DevId>, filesystem: &str, uuid: &str) -> Result<DevId> {
+pub(crate) fn check(
+    shown: &Path,
+    device: Option<DevId>,
+    filesystem: &str,
+    uuid: &str,
+) -> Result<DevId> {
     let name = shown.display();
     let why = match (device, filesystem) {
         (None, _) => "needs a block device as the target",
@@ -64,7 +69,7 @@ fn may_resize_ext() -> bool {
 }
 
 /// Grows what is on the device; gives a note.
-pub fn grow(shown: &Path, dev: DevId) -> Result<String> {
+pub(crate) fn grow(shown: &Path, dev: DevId) -> Result<String> {
     steps(shown, dev).map_err(|error| {
         error
             .with_exit(Exit::Failed)

@@ -17,7 +17,7 @@ const LAST_WRITE_BYTES: u64 = 64 * 1024;
 const RECOGNISED_BYTES: u64 = 128 * 1024;
 
 /// How much of a target of so many bytes is zeroed before anything is written, so that nothing old is recognised.
-pub fn wiped(size_bytes: u64, only_changes: bool) -> Extent {
+pub(crate) fn wiped(size_bytes: u64, only_changes: bool) -> Extent {
     Extent {
         offset: 0,
         length_bytes: size_bytes.min(match only_changes {
@@ -28,7 +28,7 @@ pub fn wiped(size_bytes: u64, only_changes: bool) -> Extent {
 }
 
 /// How much of a head of `length` bytes the last write takes: up to the end of the first superblock.
-pub fn last_bytes(content: &Content, length: usize) -> usize {
+pub(crate) fn last_bytes(content: &Content, length: usize) -> usize {
     let superblock = content.identity.as_ref();
     let superblock = superblock.map_or(0, |identity| identity.superblock.end());
     let last = round_up(superblock.max(LAST_WRITE_BYTES), DIRECT_ALIGN).unwrap_or(u64::MAX);
@@ -38,7 +38,7 @@ pub fn last_bytes(content: &Content, length: usize) -> usize {
 
 /// Writes the first `length` bytes of `head` (page-aligned memory, with room up to a whole sector): first what lies behind
 /// `last`, then, after a flush, the rest in one write.
-pub fn write(
+pub(crate) fn write(
     head: &mut [u8],
     length: usize,
     last: usize,
@@ -54,7 +54,7 @@ pub fn write(
 }
 
 /// Whether the medium holds the head.
-pub fn is_there(head: &[u8], target: &Target) -> Result<bool, Fault> {
+pub(crate) fn is_there(head: &[u8], target: &Target) -> Result<bool, Fault> {
     target.drop_cache()?;
     let mut found = Pages::new(copy::BUFFER_BYTES).map_err(|e| Fault::io("mmap", e))?;
     let mut offset = 0u64;
@@ -70,7 +70,7 @@ pub fn is_there(head: &[u8], target: &Target) -> Result<bool, Fault> {
 }
 
 /// The error for a medium that gives back something else.
-pub fn differs(name: &str, place: Extent) -> Error {
+pub(crate) fn differs(name: &str, place: Extent) -> Error {
     Error::failed(format_args!(
         "{name}: what was read back differs from the image in the {} bytes from {:#x}: the medium does not keep what is written to it",
         place.length_bytes, place.offset,
@@ -78,7 +78,7 @@ pub fn differs(name: &str, place: Extent) -> Error {
 }
 
 /// On a disk larger than the image's, the backup GPT goes to the disk's end and the head says so.
-pub fn move_backup_table(
+pub(crate) fn move_backup_table(
     head: &mut [u8],
     table: Option<&Table>,
     target: &Target,

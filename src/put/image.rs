@@ -23,7 +23,7 @@ use crate::sys::ioctl;
 use crate::sys::memory::Pages;
 use crate::units::to_u64;
 
-pub use crate::content::{Content, HEAD_BYTES, Head};
+pub(crate) use crate::content::{Content, HEAD_BYTES, Head};
 
 /// How long a pipe with a name may stay without a byte at first.
 const FIFO_PATIENCE: Timespec = Timespec {
@@ -32,7 +32,7 @@ const FIFO_PATIENCE: Timespec = Timespec {
 };
 
 /// An image whose head was read.
-pub struct Image {
+pub(crate) struct Image {
     /// As the user named it.
     pub subject: String,
     /// What follows the head comes from here.
@@ -50,7 +50,7 @@ pub struct Image {
 
 /// Whether bytes that show no image are taken for one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Any {
+pub(crate) enum Any {
     /// No: they are corrupt input.
     #[default]
     No,
@@ -59,7 +59,7 @@ pub enum Any {
 }
 
 /// A path or `-` that was opened, and what its first bytes say.
-pub struct Opened {
+pub(crate) struct Opened {
     /// As the user named it.
     pub subject: String,
     /// The open file.
@@ -72,7 +72,7 @@ pub struct Opened {
 
 impl Opened {
     /// Opens it and looks at its first bytes.
-    pub fn open(path: &OsStr) -> Result<Self> {
+    pub(crate) fn open(path: &OsStr) -> Result<Self> {
         let (subject, file) = open(path)?;
         Self::of(subject, file)
     }
@@ -100,12 +100,12 @@ impl Opened {
 
 impl Image {
     /// Opens a path or `-` and reads the head.
-    pub fn open(path: &OsStr, any: Any) -> Result<Self> {
+    pub(crate) fn open(path: &OsStr, any: Any) -> Result<Self> {
         Self::read(Opened::open(path)?, any)
     }
 
     /// Reads the head of what is no snapshot.
-    pub fn read(opened: Opened, any: Any) -> Result<Self> {
+    pub(crate) fn read(opened: Opened, any: Any) -> Result<Self> {
         let Opened {
             subject,
             file,
@@ -145,7 +145,7 @@ impl Image {
     }
 
     /// Reads the head of an image that comes through `reader`; `file` is what it comes from.
-    pub fn head_of(
+    pub(crate) fn head_of(
         subject: String,
         file: File,
         mut reader: ImageReader<'static>,
@@ -196,7 +196,7 @@ impl Image {
 
     /// Reads all of a second one that comes from the same file, when that is a regular one and was read from its beginning, and so
     /// checks it; then goes back to where this one stands. False where that cannot be.
-    pub fn check_beforehand(&self, line: &mut Progress) -> Result<bool> {
+    pub(crate) fn check_beforehand(&self, line: &mut Progress) -> Result<bool> {
         let is_file = self.file.metadata().is_ok_and(|meta| meta.is_file());
         if !is_file || self.reader.input_length_bytes().is_none() && self.artifact.is_none() {
             return Ok(false);
@@ -209,19 +209,19 @@ impl Image {
     }
 
     /// The first bytes of the image.
-    pub fn head(&self) -> &[u8] {
+    pub(crate) fn head(&self) -> &[u8] {
         self.head.get(..self.head_bytes).unwrap_or_default()
     }
 
     /// That it ended well: gives back how.
-    pub fn check_end(&self, ended: &Ended) -> Result<Ended> {
+    pub(crate) fn check_end(&self, ended: &Ended) -> Result<Ended> {
         let (content, head) = (&self.content, self.head());
         check_end(&self.subject, self.any, content, head, ended)?;
         Ok(ended.clone())
     }
 
     /// Splits it for a copy: the reader goes to a thread of its own.
-    pub fn into_parts(self) -> (Facts, ImageReader<'static>) {
+    pub(crate) fn into_parts(self) -> (Facts, ImageReader<'static>) {
         let facts = Facts {
             subject: self.subject,
             head: self.head,
@@ -234,7 +234,7 @@ impl Image {
 }
 
 /// An image without its reader.
-pub struct Facts {
+pub(crate) struct Facts {
     /// As the user named it.
     pub subject: String,
     /// Its beginning, in aligned memory.
@@ -248,7 +248,7 @@ pub struct Facts {
 
 impl Facts {
     /// See [`check_end`].
-    pub fn check_end(&self, ended: &Ended) -> Result<()> {
+    pub(crate) fn check_end(&self, ended: &Ended) -> Result<()> {
         let head = self.head.get(..self.head_bytes).unwrap_or_default();
         check_end(&self.subject, self.any, &self.content, head, ended)
     }
@@ -270,7 +270,7 @@ fn not_an_image(subject: &str, what: &str) -> Error {
 }
 
 /// The line for a fault of the image itself: what is not ours to read is exit 3, like what is corrupt.
-pub fn image_error(subject: &str, fault: Fault) -> Error {
+pub(crate) fn image_error(subject: &str, fault: Fault) -> Error {
     let error = Error::fault(subject, fault);
     match fault.kind() {
         FaultKind::Unsupported => error.with_exit(Exit::Corrupt),
@@ -280,7 +280,7 @@ pub fn image_error(subject: &str, fault: Fault) -> Error {
 
 /// A file that is to be replaced must be an image, an archive of images, or empty, as a target of `restore` must be: anything else
 /// was hardly meant.
-pub fn check_replaceable(path: &Path) -> Result<()> {
+pub(crate) fn check_replaceable(path: &Path) -> Result<()> {
     let is_there = |meta: std::fs::Metadata| meta.is_file() && meta.len() > 0;
     if !std::fs::metadata(path).is_ok_and(is_there) {
         return Ok(());
@@ -380,7 +380,7 @@ fn length_of(file: &File) -> Option<u64> {
 }
 
 /// Length of the head as a number of bytes.
-pub fn head_length(facts: &Facts) -> u64 {
+pub(crate) fn head_length(facts: &Facts) -> u64 {
     to_u64(facts.head_bytes)
 }
 

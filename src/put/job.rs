@@ -37,7 +37,7 @@ const PAUSE: Timespec = Timespec {
 };
 
 /// What was asked for.
-pub struct Options {
+pub(crate) struct Options {
     pub(crate) image: std::ffi::OsString,
     /// One TARGET, or NAME=TARGET of a snapshot; what it is, the image says.
     pub(crate) targets: Vec<std::ffi::OsString>,
@@ -62,7 +62,7 @@ pub struct Options {
 
 /// How far the target is: what a message about its state depends on.
 #[derive(Debug, Default)]
-pub struct Phase(AtomicU8);
+pub(crate) struct Phase(AtomicU8);
 
 impl Phase {
     pub(crate) const UNTOUCHED: u8 = 0;
@@ -92,13 +92,13 @@ impl Phase {
 
 /// What the working thread and the waiting one share.
 #[derive(Default)]
-pub struct Shared {
+pub(crate) struct Shared {
     pub(crate) progress: Arc<Progress>,
     pub(crate) phase: Phase,
 }
 
 /// What a finished restore did.
-pub struct Done {
+pub(crate) struct Done {
     pub(crate) name: String,
     pub(crate) ended: Ended,
     pub(crate) written_bytes: u64,

@@ -14,7 +14,7 @@ use crate::ptable::{self, Table};
 use crate::sys::{blkpg, ioctl};
 
 /// Makes the kernel's partitions those of the table on `device`, a disk; a note for the user where that did not work.
-pub fn refresh(device: &Device) -> Option<String> {
+pub(crate) fn refresh(device: &Device) -> Option<String> {
     let table = ptable::read(device, device.sector_bytes()).ok()??;
     let roots = Roots::default();
     let disk = DevId::from_raw(device.rdev());
@@ -51,7 +51,7 @@ pub fn refresh(device: &Device) -> Option<String> {
 }
 
 /// Whether the disk may have partitions: all but loop devices that were attached without.
-pub fn has_partitions(roots: &Roots, disk: DevId) -> bool {
+pub(crate) fn has_partitions(roots: &Roots, disk: DevId) -> bool {
     roots.attribute(disk, "loop/partscan").as_deref() != Some("0")
 }
 

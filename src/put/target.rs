@@ -23,7 +23,7 @@ const GPT_SIGNATURE: &[u8; 8] = b"EFI PART";
 
 /// Whether a target that holds something may be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Overwrite {
+pub(crate) enum Overwrite {
     /// `--overwrite` was given.
     Allowed,
     /// It was not.
@@ -32,7 +32,7 @@ pub enum Overwrite {
 
 /// A target as named, before it is opened for writing.
 #[derive(Debug)]
-pub enum Chosen {
+pub(crate) enum Chosen {
     /// A file that is not there yet; its folder is.
     New(Place),
     /// A device or file, held open for writing.
@@ -42,7 +42,7 @@ pub enum Chosen {
 impl Chosen {
     /// Finds the target (`LABEL=` and its like included), checks that nothing uses it and that `image` is not the same thing,
     /// and holds it.
-    pub fn find(name: &OsStr, image: &File) -> Result<Self> {
+    pub(crate) fn find(name: &OsStr, image: &File) -> Result<Self> {
         let path = Path::new(name);
         if is_missing(path) && !is_tag(name) {
             return new_file(path);
@@ -70,7 +70,7 @@ impl Chosen {
     }
 
     /// Its path, and its number where it is a block device.
-    pub fn named(&self) -> (&Path, Option<DevId>) {
+    pub(crate) fn named(&self) -> (&Path, Option<DevId>) {
         match self {
             Self::New(place) => (place.path(), None),
             Self::Existing(path, device) => {
@@ -81,7 +81,7 @@ impl Chosen {
     }
 
     /// Refuses a device smaller than the image, where that is known, and a file on a filesystem that has none of that length.
-    pub fn check_size(&self, image_bytes: u64) -> Result<()> {
+    pub(crate) fn check_size(&self, image_bytes: u64) -> Result<()> {
         let (path, device) = match self {
             Self::Existing(path, device) if device.kind() == DeviceKind::Block => (path, device),
             Self::Existing(path, device) => return check_length(path, device.as_fd(), image_bytes),
@@ -106,7 +106,7 @@ impl Chosen {
     }
 
     /// Refuses a device on whose sectors what is in the image means nothing, or cannot be mounted.
-    pub fn check_sectors(&self, content: &Content) -> Result<()> {
+    pub(crate) fn check_sectors(&self, content: &Content) -> Result<()> {
         let Self::Existing(path, device) = self else {
             return Ok(());
         };
@@ -117,7 +117,7 @@ impl Chosen {
     }
 
     /// Refuses to write over something, unless that was asked for.
-    pub fn check_content(&self, overwrite: Overwrite) -> Result<()> {
+    pub(crate) fn check_content(&self, overwrite: Overwrite) -> Result<()> {
         let Self::Existing(path, device) = self else {
             return Ok(());
         };
@@ -152,7 +152,7 @@ impl Chosen {
     }
 
     /// The device to write to; a new file is made now, for its owner only, as the image was.
-    pub fn into_device(self) -> Result<(PathBuf, Device)> {
+    pub(crate) fn into_device(self) -> Result<(PathBuf, Device)> {
         let place = match self {
             Self::Existing(path, device) => return Ok((path, device)),
             Self::New(place) => place,
@@ -168,7 +168,7 @@ impl Chosen {
 }
 
 /// Refuses targets of one run that are the same file or device, whatever they are called: a hard link, a bind mount, a link.
-pub fn check_distinct<'a>(targets: impl Iterator<Item = &'a OsStr>) -> Result<()> {
+pub(crate) fn check_distinct<'a>(targets: impl Iterator<Item = &'a OsStr>) -> Result<()> {
     let mut seen: Vec<((u64, u64, OsString), &OsStr)> = Vec::new();
     for target in targets {
         let path = Path::new(target);
@@ -229,7 +229,7 @@ fn check_length(path: &Path, file: BorrowedFd<'_>, image_bytes: u64) -> Result<(
 
 /// A partition table counts in sectors, and a filesystem is not mounted where its blocks are smaller than the device's: what was
 /// made for 512 bytes means nothing on a disk of 4096, and the other way round for a table.
-pub fn check_sectors(path: &Path, sector_bytes: u32, content: &Content) -> Result<()> {
+pub(crate) fn check_sectors(path: &Path, sector_bytes: u32, content: &Content) -> Result<()> {
     let name = path.display();
     if let Some(table) = &content.table
         && table.sector_bytes != sector_bytes
@@ -274,7 +274,7 @@ fn new_file(path: &Path) -> Result<Chosen> {
 }
 
 /// Whether a device is named by `LABEL=` and its like.
-pub fn is_tag(name: &OsStr) -> bool {
+pub(crate) fn is_tag(name: &OsStr) -> bool {
     let tags = ["LABEL=", "UUID=", "PARTLABEL=", "PARTUUID="];
     tags.iter()
         .any(|tag| name.as_encoded_bytes().starts_with(tag.as_bytes()))
@@ -338,7 +338,7 @@ fn has_data(device: &Device) -> bool {
 }
 
 /// What stands at the end of a device and would bring the old content back: a backup GPT, an md or second NILFS2 superblock.
-pub fn old_tail(device: &Device) -> Option<Extent> {
+pub(crate) fn old_tail(device: &Device) -> Option<Extent> {
     let sector = u64::from(device.sector_bytes());
     let last = device.size_bytes().checked_sub(sector)?;
     let mut signature = [0u8; 8];

@@ -13,7 +13,7 @@ use crate::ptable::Guid;
 use crate::units::{round_down, round_up, to_u64, to_usize};
 
 /// Refuses a source whose copy could not get a uuid of its own.
-pub fn check(name: &str, source: &dyn ReadAt, kind: Option<Kind>) -> Result<()> {
+pub(crate) fn check(name: &str, source: &dyn ReadAt, kind: Option<Kind>) -> Result<()> {
     let kind = kind.ok_or_else(|| {
         Error::refused(format_args!(
             "{name}: --new-uuid: no known filesystem is there"
@@ -28,7 +28,7 @@ pub fn check(name: &str, source: &dyn ReadAt, kind: Option<Kind>) -> Result<()> 
 }
 
 /// Changes the uuid of what is on the device; gives a note with the new one.
-pub fn renew(shown: &Path, dev: DevId) -> Result<String> {
+pub(crate) fn renew(shown: &Path, dev: DevId) -> Result<String> {
     let mut begun = false;
     steps(dev, &mut begun).map_err(|fault| {
         Error::fault(shown.display(), fault)
@@ -87,7 +87,7 @@ fn write(device: &Device, offset: u64, bytes: &[u8]) -> std::result::Result<(), 
 }
 
 /// Sixteen random bytes, marked as a random uuid; from the kernel's own source of them.
-pub fn random() -> std::result::Result<[u8; 16], Fault> {
+pub(crate) fn random() -> std::result::Result<[u8; 16], Fault> {
     let text = std::fs::read_to_string("/proc/sys/kernel/random/uuid").unwrap_or_default();
     let digits = text.trim().replace('-', "");
     let number = u128::from_str_radix(&digits, 16).unwrap_or(0);
@@ -98,6 +98,6 @@ pub fn random() -> std::result::Result<[u8; 16], Fault> {
 }
 
 /// A random GUID for a partition table.
-pub fn random_guid() -> std::result::Result<Guid, Fault> {
+pub(crate) fn random_guid() -> std::result::Result<Guid, Fault> {
     random().map(Guid::random)
 }

@@ -27,7 +27,7 @@ use crate::stream::partfile;
 use crate::stream::pipeline::{Meter, Problem};
 
 /// What stands behind the images of a snapshot, and what it says; `maps`: one word for each image.
-pub fn closing<'a>(
+pub(crate) fn closing<'a>(
     written: &[Written],
     consistent: &str,
     frozen_ms: u64,
@@ -63,7 +63,7 @@ pub fn closing<'a>(
 
 /// Opens what the user named; frames are taken to their end, and what they stand for is opened. They are held beside `near`, a
 /// file to come, or where temporary files are.
-pub fn open(path: &OsStr, near: Option<&Path>) -> Result<Opened> {
+pub(crate) fn open(path: &OsStr, near: Option<&Path>) -> Result<Opened> {
     let mut opened = Opened::open(path)?;
     if !features::FRAMES || opened.format != Format::Frames {
         return Ok(opened);
@@ -86,7 +86,7 @@ pub fn open(path: &OsStr, near: Option<&Path>) -> Result<Opened> {
 }
 
 /// A file without a name for what is held: beside `near`, unless that is a device.
-pub fn hold(near: Option<&Path>) -> Result<File> {
+pub(crate) fn hold(near: Option<&Path>) -> Result<File> {
     let is_device = |near: &Path| {
         std::fs::metadata(near).is_ok_and(|meta| !meta.is_file())
             || near.starts_with("/dev")
@@ -99,7 +99,7 @@ pub fn hold(near: Option<&Path>) -> Result<File> {
 }
 
 /// What they stand for.
-pub fn format_of(received: &Received) -> Format {
+pub(crate) fn format_of(received: &Received) -> Format {
     match received.header.is_snapshot {
         true => Format::Zip,
         false => Format::Gzip,
@@ -107,14 +107,14 @@ pub fn format_of(received: &Received) -> Format {
 }
 
 /// Reads the standard format.
-pub struct Standard {
+pub(crate) struct Standard {
     pipe: File,
     failed: Arc<Mutex<Option<Fault>>>,
 }
 
 impl Standard {
     /// Starts the thread that writes it.
-    pub fn start(received: Received) -> std::result::Result<Self, Fault> {
+    pub(crate) fn start(received: Received) -> std::result::Result<Self, Fault> {
         let pipe = rustix::pipe::pipe_with(PipeFlags::CLOEXEC);
         let (pipe, far) = pipe.map_err(|errno| Fault::io("pipe", errno))?;
         let failed: Arc<Mutex<Option<Fault>>> = Arc::default();

@@ -21,7 +21,7 @@ use crate::utc::Utc;
 
 /// How far a snapshot in a file is one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
+pub(crate) enum State {
     /// All of it is there, as far as its ends say.
     Complete,
     /// Somebody writes it now.
@@ -36,7 +36,7 @@ pub enum State {
 
 impl State {
     /// As `list` says it.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Complete => "complete",
             Self::BeingMade => "being made",
@@ -48,7 +48,7 @@ impl State {
 }
 
 /// The path that `name` means: one that is there, or else a snapshot of the store by its name or as `latest`.
-pub fn path_of(name: &OsStr) -> Result<OsString> {
+pub(crate) fn path_of(name: &OsStr) -> Result<OsString> {
     if !features::SNAPSHOTS
         || name == "-"
         || name.as_bytes().contains(&b'/')
@@ -67,7 +67,7 @@ pub fn path_of(name: &OsStr) -> Result<OsString> {
 }
 
 /// The snapshot of the store that `name` means: a file's name, with or without its ending, or `latest`, the newest that is complete.
-pub fn find(folder: &Path, name: &OsStr) -> Result<Option<PathBuf>> {
+pub(crate) fn find(folder: &Path, name: &OsStr) -> Result<Option<PathBuf>> {
     let all = store::snapshots(folder)?;
     let whole = |path: &Path| matches!(archive::class(path, None), Class::Good | Class::Kept);
     let same = |path: &Path| {
@@ -86,7 +86,7 @@ pub fn find(folder: &Path, name: &OsStr) -> Result<Option<PathBuf>> {
 }
 
 /// The error where [`find`] found nothing.
-pub fn none(folder: &Path, name: &OsStr) -> Error {
+pub(crate) fn none(folder: &Path, name: &OsStr) -> Error {
     Error::refused(format_args!(
         "{}: has no snapshot '{}'; floe list shows what there is",
         folder.display(),
@@ -95,14 +95,14 @@ pub fn none(folder: &Path, name: &OsStr) -> Error {
 }
 
 /// The folder of kept snapshots, where nothing can be done without one.
-pub fn folder() -> Result<PathBuf> {
+pub(crate) fn folder() -> Result<PathBuf> {
     config::store()?.ok_or_else(|| {
         Error::refused("/etc/floe.conf: has no line 'store = DIR': no snapshots are kept here")
     })
 }
 
 /// A snapshot in a file, whole or not.
-pub struct Kept {
+pub(crate) struct Kept {
     path: PathBuf,
     size_bytes: u64,
     snapshot: Option<Snapshot>,
@@ -114,7 +114,7 @@ pub struct Kept {
 
 impl Kept {
     /// Looks at a file.
-    pub fn look(path: PathBuf) -> Self {
+    pub(crate) fn look(path: PathBuf) -> Self {
         let size_bytes = std::fs::metadata(&path).map_or(0, |meta| meta.len());
         let part = path.extension().is_some_and(|end| end == "part");
         let found = Catalog::open(&path);
@@ -158,18 +158,18 @@ impl Kept {
     }
 
     /// Whether it says of itself that it is to stay.
-    pub fn is_marked(&self) -> bool {
+    pub(crate) fn is_marked(&self) -> bool {
         let snapshot = self.snapshot.as_ref();
         snapshot.is_some_and(|snapshot| snapshot.factory || snapshot.rescue)
     }
 
     /// Whether somebody writes it now.
-    pub fn is_being_made(&self) -> bool {
+    pub(crate) fn is_being_made(&self) -> bool {
         self.state == State::BeingMade
     }
 
     /// What the oldest comes first by: when it says it was made (last where it says nothing), then its number and its name.
-    pub fn order(&self) -> (u64, u64, &Path) {
+    pub(crate) fn order(&self) -> (u64, u64, &Path) {
         let file = self.path.file_name().and_then(OsStr::to_str);
         let file = file.map(|file| file.strip_suffix(".part").unwrap_or(file));
         let name = file.and_then(store::Name::parse);
@@ -181,7 +181,7 @@ impl Kept {
     }
 
     /// What is wrong with it where not even its beginning is a snapshot's.
-    pub fn unknown(&self) -> Option<Error> {
+    pub(crate) fn unknown(&self) -> Option<Error> {
         let reason = self.reason.as_ref().filter(|_| self.snapshot.is_none())?;
         let exit = match self.state {
             State::Newer => Exit::Refused,
@@ -199,7 +199,7 @@ impl Kept {
     }
 
     /// Everything about it, as JSON.
-    pub fn object(&self, now_s: u64) -> JsonObject {
+    pub(crate) fn object(&self, now_s: u64) -> JsonObject {
         let mut object = JsonObject::new();
         object
             .str("path", &self.path.display().to_string())
@@ -278,7 +278,7 @@ impl Kept {
     }
 
     /// Its line of the table: name, size, age, state, and what is in it or what is wrong with it.
-    pub fn row(&self, now_s: u64) -> [String; 5] {
+    pub(crate) fn row(&self, now_s: u64) -> [String; 5] {
         let name = self.path.file_name().unwrap_or_default();
         let mut what = String::new();
         if let Some(snapshot) = &self.snapshot {
@@ -307,7 +307,7 @@ impl Kept {
     }
 
     /// What `show` prints.
-    pub fn show(&self, json: bool) -> String {
+    pub(crate) fn show(&self, json: bool) -> String {
         let now_s = machine::now_s();
         if json {
             return format!("{}\n", self.object(now_s).finish());
@@ -377,7 +377,7 @@ impl Kept {
     }
 
     /// What `show --report` writes.
-    pub fn report(&self) -> JsonObject {
+    pub(crate) fn report(&self) -> JsonObject {
         self.object(machine::now_s())
     }
 }

@@ -12,7 +12,7 @@ const LIMIT_BYTES: u64 = 64 * 1024;
 
 /// What is known about the machine; empty where nothing is.
 #[derive(Clone, Debug, Default)]
-pub struct Host {
+pub(crate) struct Host {
     /// Its name.
     pub name: String,
     /// As `uname -m` says.
@@ -27,7 +27,7 @@ pub struct Host {
 
 impl Host {
     /// The machine floe runs on.
-    pub fn look() -> Self {
+    pub(crate) fn look() -> Self {
         let uname = rustix::system::uname();
         let text = |text: &core::ffi::CStr| text.to_string_lossy().into_owned();
         Self {
@@ -72,7 +72,7 @@ fn pretty_name(os_release: &str) -> Option<String> {
 }
 
 /// Seconds since the epoch; boards may have no clock.
-pub fn now_s() -> u64 {
+pub(crate) fn now_s() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |since| since.as_secs())

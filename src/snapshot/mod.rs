@@ -2,14 +2,14 @@
 //! and its way back onto targets.
 
 pub mod archive;
-pub mod framed;
-pub mod kept;
-pub mod machine;
+pub(crate) mod framed;
+pub(crate) mod kept;
+pub(crate) mod machine;
 mod metadata;
-pub mod recorded;
-pub mod relaid;
-pub mod store;
-pub mod sums;
-pub mod unpack;
+pub(crate) mod recorded;
+pub(crate) mod relaid;
+pub(crate) mod store;
+pub(crate) mod sums;
+pub(crate) mod unpack;
 
 pub use metadata::*;

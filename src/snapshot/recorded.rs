@@ -21,7 +21,7 @@ const MAX_BOOT_BYTES: u64 = 32 << 20;
 const FIRST_LOGICAL: u32 = 5;
 
 /// What was taken.
-pub struct Taken {
+pub(crate) struct Taken {
     /// As the metadata says it.
     pub facts: Disk,
     /// The table.
@@ -33,14 +33,14 @@ pub struct Taken {
 
 impl Taken {
     /// Whether a device is a partition of this disk.
-    pub fn holds(&self, system: &System, dev: Option<DevId>) -> bool {
+    pub(crate) fn holds(&self, system: &System, dev: Option<DevId>) -> bool {
         let disk = dev.and_then(|dev| system.roots().disk_of(dev));
         disk.is_some() && disk == self.dev
     }
 }
 
 /// Reads table and boot area of the disk that `name` means.
-pub fn take(system: &System, name: &OsStr, quiet: bool) -> Result<Taken> {
+pub(crate) fn take(system: &System, name: &OsStr, quiet: bool) -> Result<Taken> {
     let named = system.target(name)?;
     let shown = named.shown.display().to_string();
     let fail = |fault| Error::fault(&shown, fault);

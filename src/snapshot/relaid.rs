@@ -18,7 +18,7 @@ use crate::stream::target::Target;
 use crate::units::{Extent, to_usize};
 
 /// A disk that is laid out anew.
-pub struct Laid {
+pub(crate) struct Laid {
     /// Its node.
     pub path: PathBuf,
     /// How far its table is.
@@ -33,7 +33,12 @@ pub struct Laid {
 
 impl Laid {
     /// Opens the disk and computes what will be written; writes nothing, except that a file gets its size.
-    pub fn new(chosen: Chosen, facts: Disk, beginning: Vec<u8>, boot: Vec<u8>) -> Result<Self> {
+    pub(crate) fn new(
+        chosen: Chosen,
+        facts: Disk,
+        beginning: Vec<u8>,
+        boot: Vec<u8>,
+    ) -> Result<Self> {
         let (path, device) = chosen.into_device()?;
         let shown = path.display().to_string();
         let fail = |fault| Error::fault(&shown, fault);
@@ -82,7 +87,7 @@ impl Laid {
     }
 
     /// The disk opened once more, and the place on it where an entry belongs.
-    pub fn partition(&self, image: &Image) -> Result<(Device, Extent)> {
+    pub(crate) fn partition(&self, image: &Image) -> Result<(Device, Extent)> {
         let number = image.partition_number;
         let place = self
             .table
@@ -109,7 +114,7 @@ impl Laid {
 
     /// Zeroes the beginning, an old backup table, and then everything that no entry fills: nothing old stays in a partition without one,
     /// or between them.
-    pub fn wipe(&mut self, filled: Vec<Extent>) -> Result<()> {
+    pub(crate) fn wipe(&mut self, filled: Vec<Extent>) -> Result<()> {
         self.phase.set(Phase::WRITING);
         let rest = ptable::gaps(filled, self.target.device().size_bytes());
         let first = self.table.partitions.iter().map(|p| p.extent.offset).min();
@@ -135,7 +140,7 @@ impl Laid {
     }
 
     /// Writes boot area and table, the first sector at the very end; gives notes.
-    pub fn finish(mut self) -> Result<Vec<String>> {
+    pub(crate) fn finish(mut self) -> Result<Vec<String>> {
         let sector = to_usize(u64::from(self.table.sector_bytes));
         let mut beginning = std::mem::take(&mut self.beginning);
         let table_bytes = crate::units::to_u64(beginning.len());

@@ -23,7 +23,7 @@ const MAX_FILES: usize = 65_536;
 
 /// The parts of a kept snapshot's name: `HOST-YYYYMMDDThhmmssZ-SEQ.zip`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Name {
+pub(crate) struct Name {
     /// The host's name, as far as it may stand in a file name.
     pub host: String,
     /// `YYYYMMDDThhmmssZ`.
@@ -34,7 +34,7 @@ pub struct Name {
 
 impl Name {
     /// From a file's name; `None` for anything else.
-    pub fn parse(file: &str) -> Option<Self> {
+    pub(crate) fn parse(file: &str) -> Option<Self> {
         let (rest, sequence) = file.strip_suffix(".zip")?.rsplit_once('-')?;
         let (host, time) = rest.rsplit_once('-')?;
         let digit = |index: usize, byte: u8| match index {
@@ -61,7 +61,7 @@ impl Name {
 }
 
 /// The host's name with everything replaced that does not belong into a file name.
-pub fn host_in_name(host: &str) -> String {
+pub(crate) fn host_in_name(host: &str) -> String {
     let plain = |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, '.' | '_' | '-');
     let mut name: String = host
         .chars()
@@ -76,7 +76,7 @@ pub fn host_in_name(host: &str) -> String {
 
 /// A folder that is locked for one writer; unlocked when dropped.
 #[derive(Debug)]
-pub struct Store {
+pub(crate) struct Store {
     folder: PathBuf,
     lock: PathBuf,
     _held: File,
@@ -84,7 +84,7 @@ pub struct Store {
 
 impl Store {
     /// Locks `folder`, and removes what an interrupted run left of its snapshot.
-    pub fn open(folder: &Path) -> Result<Self> {
+    pub(crate) fn open(folder: &Path) -> Result<Self> {
         let lock = folder.join(LOCK);
         // A lock that was removed between open and flock is no lock: try the next one, a few times.
         for _ in 0..20 {
@@ -125,7 +125,7 @@ impl Store {
     }
 
     /// The name of the next snapshot of `host` made at `unix_seconds`.
-    pub fn next(&self, host: &str, unix_seconds: u64) -> Result<PathBuf> {
+    pub(crate) fn next(&self, host: &str, unix_seconds: u64) -> Result<PathBuf> {
         let last = snapshots(&self.folder)?
             .last()
             .map_or(0, |(name, _)| name.sequence);
@@ -139,7 +139,7 @@ impl Store {
 
     /// Removes the oldest snapshots of `host`, so that `keep` that `counts` says yes to remain; whatever `stays` is never removed
     /// and does not count. Gives what was removed.
-    pub fn retire(
+    pub(crate) fn retire(
         &self,
         host: &str,
         keep: usize,
@@ -189,7 +189,7 @@ impl Drop for Store {
 }
 
 /// The snapshots in a folder by sequence number, the oldest first.
-pub fn snapshots(folder: &Path) -> Result<Vec<(Name, PathBuf)>> {
+pub(crate) fn snapshots(folder: &Path) -> Result<Vec<(Name, PathBuf)>> {
     let mut found: Vec<(Name, PathBuf)> = files(folder)?
         .into_iter()
         .filter_map(|(file, path)| Some((Name::parse(&file)?, path)))
@@ -200,7 +200,7 @@ pub fn snapshots(folder: &Path) -> Result<Vec<(Name, PathBuf)>> {
 }
 
 /// The names in a folder that are text, in no order.
-pub fn files(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
+pub(crate) fn files(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
     let fail = |e: std::io::Error| Error::std(folder.display(), "open", &e);
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(fail)?.take(MAX_FILES) {

@@ -11,7 +11,7 @@ use crate::report::hex;
 use crate::units::to_u64;
 
 /// Length and SHA-256 of what was copied.
-pub struct Sums {
+pub(crate) struct Sums {
     /// Length in bytes.
     pub length_bytes: u64,
     /// In hexadecimal digits.
@@ -19,7 +19,7 @@ pub struct Sums {
 }
 
 /// Gives everything to `to`, and what it was.
-pub fn copy(
+pub(crate) fn copy(
     mut from: impl Read,
     shown: &str,
     mut to: impl FnMut(&[u8]) -> Result<()>,
@@ -48,7 +48,7 @@ pub fn copy(
 }
 
 /// Length and SHA-256 of a file.
-pub fn sums_of(path: &Path) -> Result<(u64, String)> {
+pub(crate) fn sums_of(path: &Path) -> Result<(u64, String)> {
     let shown = path.display().to_string();
     let file = File::open(path).map_err(|e| Error::std(&shown, "open", &e))?;
     let sums = copy(file, &shown, |_| Ok(()))?;

@@ -57,7 +57,7 @@ struct Errand {
 }
 
 /// A place on a disk that is laid out anew, for an entry.
-pub struct Place {
+pub(crate) struct Place {
     /// The entry's name.
     pub name: String,
     /// What messages call it.
@@ -69,7 +69,7 @@ pub struct Place {
 }
 
 /// Runs the verb for an archive. Entries with a place go there, besides those that the options name.
-pub fn run(
+pub(crate) fn run(
     options: &Options,
     opened: Opened,
     places: Vec<Place>,
@@ -198,7 +198,7 @@ fn origin(opened: Opened) -> Result<Origin> {
 }
 
 /// A snapshot of another kind of machine hardly runs here.
-pub fn check_machine(subject: &str, snapshot: &Snapshot, here: &Host) -> Result<()> {
+pub(crate) fn check_machine(subject: &str, snapshot: &Snapshot, here: &Host) -> Result<()> {
     for (what, theirs, ours) in [
         ("architecture", &snapshot.architecture, &here.architecture),
         ("board model", &snapshot.board, &here.board),

@@ -26,7 +26,7 @@ pub struct Text {
 
 /// An entry that was written.
 #[derive(Clone, Debug)]
-pub struct Written {
+pub(crate) struct Written {
     /// The archive's name of it.
     pub path: String,
     /// CRC and sizes.
@@ -36,7 +36,7 @@ pub struct Written {
 }
 
 /// Gives the entries behind the images, from what was written in front; called once, after the thaw, and may allocate.
-pub type Ending = Box<dyn FnMut(&[Written]) -> Result<Vec<Text>, Fault> + Send>;
+pub(crate) type Ending = Box<dyn FnMut(&[Written]) -> Result<Vec<Text>, Fault> + Send>;
 
 impl From<Fault> for Problem {
     fn from(fault: Fault) -> Self {
@@ -45,7 +45,7 @@ impl From<Fault> for Problem {
 }
 
 /// Writes an archive; see the module's page.
-pub struct ZipEmitter {
+pub(crate) struct ZipEmitter {
     output: Output,
     writer: Writer,
     record: Record,
@@ -63,7 +63,7 @@ pub struct ZipEmitter {
 impl ZipEmitter {
     /// Writes `front` at once; `images` are the archive's names of the images that the pipeline will bring, in its order.
     /// `output` need not hash.
-    pub fn new(
+    pub(crate) fn new(
         output: Output,
         unix_seconds: u64,
         front: &[Text],

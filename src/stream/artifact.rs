@@ -28,7 +28,7 @@ const MAX_MEMBERS: u32 = 256;
 
 /// What an artifact says of itself.
 #[derive(Clone, Debug, Default)]
-pub struct Labels {
+pub(crate) struct Labels {
     /// Its name.
     pub name: String,
     /// The types of device it is for.
@@ -146,7 +146,7 @@ fn is_gzip(name: &str, stem: &str) -> Result<Option<bool>, Fault> {
 }
 
 /// Reads the front, up to the payload's first byte.
-pub fn open(mut input: Input<'static>) -> Result<(Labels, Payload), Fault> {
+pub(crate) fn open(mut input: Input<'static>) -> Result<(Labels, Payload), Fault> {
     let mut manifest = None;
     let mut version = Vec::new();
     let mut labels = Labels::default();
@@ -316,7 +316,7 @@ impl Read for Unpacked {
 }
 
 /// The image in the artifact; its end is an error unless its checksum is the manifest's.
-pub struct Payload {
+pub(crate) struct Payload {
     inner: Input<'static>,
     size_bytes: u64,
     left: u64,

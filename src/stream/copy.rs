@@ -20,14 +20,14 @@ use crate::units::{Extent, to_u64, to_usize};
 const BUFFERS: usize = 3;
 
 /// Size of one buffer, in bytes: the largest single write.
-pub const BUFFER_BYTES: usize = 256 * 1024;
+pub(crate) const BUFFER_BYTES: usize = 256 * 1024;
 
 /// Stack of the reading thread, in bytes.
 const STACK_BYTES: usize = 256 * 1024;
 
 /// How far a job is; read by another thread.
 #[derive(Debug, Default)]
-pub struct Progress {
+pub(crate) struct Progress {
     /// Bytes of the image that are done.
     pub done_bytes: AtomicU64,
     /// Bytes of the packed input that were read.
@@ -43,19 +43,19 @@ pub struct Progress {
 }
 
 /// What a job may be at, as people are told. While it is at the first two its input says how far.
-pub const PHASES: [&str; 4] = ["writing", "measuring", "zeroing", "reading back"];
+pub(crate) const PHASES: [&str; 4] = ["writing", "measuring", "zeroing", "reading back"];
 /// Numbers of [`PHASES`].
-pub const WRITING: usize = 0;
+pub(crate) const WRITING: usize = 0;
 /// The input is read to know its length.
-pub const MEASURING: usize = 1;
+pub(crate) const MEASURING: usize = 1;
 /// What nothing owns becomes zeros.
-pub const ZEROING: usize = 2;
+pub(crate) const ZEROING: usize = 2;
 /// The target is compared.
-pub const READING_BACK: usize = 3;
+pub(crate) const READING_BACK: usize = 3;
 
 impl Progress {
     /// Begins a phase of so many bytes.
-    pub fn begin(&self, phase: usize, total_bytes: u64) {
+    pub(crate) fn begin(&self, phase: usize, total_bytes: u64) {
         self.phase.store(phase, Ordering::Relaxed);
         self.total_bytes.store(total_bytes, Ordering::Relaxed);
         self.base_bytes.store(0, Ordering::Relaxed);
@@ -63,7 +63,7 @@ impl Progress {
     }
 
     /// An error once the job was told to stop.
-    pub fn stopped(&self) -> Result<(), Failure> {
+    pub(crate) fn stopped(&self) -> Result<(), Failure> {
         if self.stop.load(Ordering::Relaxed) {
             return Err(Failure::Target(Fault::refused("stopped")));
         }
@@ -73,7 +73,7 @@ impl Progress {
 
 /// Which end failed.
 #[derive(Clone, Copy, Debug)]
-pub enum Failure {
+pub(crate) enum Failure {
     /// The image: unreadable, or not what it should be.
     Image(Fault),
     /// The target.
@@ -82,7 +82,7 @@ pub enum Failure {
 
 /// What is known when the image has ended well.
 #[derive(Clone, Debug)]
-pub struct Ended {
+pub(crate) struct Ended {
     /// Length of the image in bytes.
     pub size_bytes: u64,
     /// CRC-32 of the image.
@@ -95,7 +95,7 @@ pub struct Ended {
 
 impl Ended {
     /// Of a reader that came to its end.
-    pub fn of(reader: &ImageReader<'_>) -> Self {
+    pub(crate) fn of(reader: &ImageReader<'_>) -> Self {
         Self {
             size_bytes: reader.offset(),
             crc32: reader.crc32(),
@@ -113,14 +113,17 @@ enum Message {
 }
 
 /// The reading thread, from the writer's side.
-pub struct ReadAhead {
+pub(crate) struct ReadAhead {
     messages: Receiver<Message>,
     spare: Sender<Pages>,
 }
 
 impl ReadAhead {
     /// Starts reading.
-    pub fn start(reader: ImageReader<'static>, progress: Arc<Progress>) -> Result<Self, Fault> {
+    pub(crate) fn start(
+        reader: ImageReader<'static>,
+        progress: Arc<Progress>,
+    ) -> Result<Self, Fault> {
         let (send, messages) = bounded(2 * BUFFERS);
         let (spare, empty) = channel();
         for _ in 0..BUFFERS {
@@ -169,13 +172,13 @@ fn read(
 }
 
 /// What happens to zero runs.
-pub trait ZeroRuns {
+pub(crate) trait ZeroRuns {
     /// The part of a zero run to be left alone for now; the rest is zeroed at once.
     fn leave(&mut self, run: Extent) -> Option<Extent>;
 }
 
 /// Zeroes every run at once.
-pub struct ZeroAll;
+pub(crate) struct ZeroAll;
 
 impl ZeroRuns for ZeroAll {
     fn leave(&mut self, _run: Extent) -> Option<Extent> {
@@ -184,7 +187,7 @@ impl ZeroRuns for ZeroAll {
 }
 
 /// Writes everything that comes, until the image ends. `digest` gets the same bytes.
-pub fn write(
+pub(crate) fn write(
     ahead: &ReadAhead,
     target: &mut Target,
     zero_runs: &mut dyn ZeroRuns,
@@ -228,7 +231,7 @@ fn done(progress: &Progress, offset: u64) {
 }
 
 /// Zeroes `run` but for `leave`, a part of it.
-pub fn zero(
+pub(crate) fn zero(
     target: &mut Target,
     run: Extent,
     leave: Option<Extent>,
@@ -249,7 +252,7 @@ pub fn zero(
 }
 
 /// Zeroes an extent in steps.
-pub fn zero_extent(
+pub(crate) fn zero_extent(
     target: &mut Target,
     extent: Extent,
     progress: &Progress,
@@ -264,7 +267,7 @@ pub fn zero_extent(
 }
 
 /// Reads `extent` of the target back in order and adds it to `digest`; what `skipped` names counts as zeros and is not read.
-pub fn read_back(
+pub(crate) fn read_back(
     target: &Target,
     extent: Extent,
     skipped: &mut dyn FnMut(Extent) -> Option<Extent>,

@@ -14,7 +14,7 @@ const ENTRIES: usize = 8192;
 const FIRST_UNIT_BYTES: u64 = 1 << 20;
 
 /// Checksums of a stream of bytes.
-pub struct Digest {
+pub(crate) struct Digest {
     unit_bytes: u64,
     sums: Vec<u32>,
     /// The unit that is not full yet.
@@ -30,7 +30,7 @@ impl Default for Digest {
 
 impl Digest {
     /// Of nothing yet. All memory is allocated here.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             unit_bytes: FIRST_UNIT_BYTES,
             sums: Vec::with_capacity(ENTRIES),
@@ -40,7 +40,7 @@ impl Digest {
     }
 
     /// Adds bytes.
-    pub fn data(&mut self, bytes: &[u8]) {
+    pub(crate) fn data(&mut self, bytes: &[u8]) {
         let mut rest = bytes;
         while !rest.is_empty() {
             let space = to_usize(self.unit_bytes - self.length_bytes);
@@ -52,7 +52,7 @@ impl Digest {
     }
 
     /// Adds zero bytes.
-    pub fn zeros(&mut self, count: u64) {
+    pub(crate) fn zeros(&mut self, count: u64) {
         let mut rest = count;
         while rest > 0 {
             let part = rest.min(self.unit_bytes - self.length_bytes);
@@ -86,7 +86,7 @@ impl Digest {
     }
 
     /// The first place where two streams of the same length differ; both must have got the same bytes to be equal.
-    pub fn difference(&self, other: &Self) -> Option<Extent> {
+    pub(crate) fn difference(&self, other: &Self) -> Option<Extent> {
         let unit = |index: usize, length| Extent {
             offset: to_u64(index).saturating_mul(self.unit_bytes),
             length_bytes: length,

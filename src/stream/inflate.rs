@@ -19,11 +19,11 @@ use crate::units::to_u64;
 const WINDOW_BYTES: usize = 64 * 1024;
 
 /// So many bytes of input a step should see where there are so many: the beginning of a zero run is recognised only whole.
-pub const LOOK_BYTES: usize = 64;
+pub(crate) const LOOK_BYTES: usize = 64;
 
 /// What one step did.
 #[derive(Debug)]
-pub struct Step<'a> {
+pub(crate) struct Step<'a> {
     /// Input bytes taken.
     pub consumed: usize,
     /// Bytes that came out.
@@ -35,7 +35,7 @@ pub struct Step<'a> {
 }
 
 /// One deflate stream being undone.
-pub struct Inflate {
+pub(crate) struct Inflate {
     core: Box<DecompressorOxide>,
     window: Pages,
     position: usize,
@@ -59,7 +59,7 @@ enum Run {
 
 impl Inflate {
     /// Ready for a stream. All memory is allocated here.
-    pub fn new() -> Result<Self, Fault> {
+    pub(crate) fn new() -> Result<Self, Fault> {
         let (bytes, count) = zeros::head();
         let head = bytes.get(..count).unwrap_or_default();
         Ok(Self {
@@ -72,7 +72,7 @@ impl Inflate {
     }
 
     /// Forgets the stream, ready for another.
-    pub fn reset(&mut self) {
+    pub(crate) fn reset(&mut self) {
         self.core.init();
         self.window.fill(0);
         self.position = 0;
@@ -81,7 +81,7 @@ impl Inflate {
 
     /// Takes what it can from `input` (not empty) and gives what came out; steps that neither take nor give nor end do not
     /// repeat for ever.
-    pub fn step(&mut self, input: &[u8]) -> Result<Step<'_>, Fault> {
+    pub(crate) fn step(&mut self, input: &[u8]) -> Result<Step<'_>, Fault> {
         let mut input = input;
         if self.run == Run::Maybe {
             self.run = match input.starts_with(&self.head) && !self.head.is_empty() {

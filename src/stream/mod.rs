@@ -7,24 +7,24 @@
 //! Archives: [`archive`] emits them, [`zip`] writes their records, [`unzip`] reads them, as a stream or through the directory;
 //! [`tar`] writes headers, [`pack`] encodes an image into the body of a member. Between two floes: [`frames`], chunks in any order.
 
-pub mod archive;
-pub mod artifact;
-pub mod copy;
+pub(crate) mod archive;
+pub(crate) mod artifact;
+pub(crate) mod copy;
 pub mod deflate;
-pub mod digest;
+pub(crate) mod digest;
 pub mod frames;
 pub mod gunzip;
 pub mod gzip;
 pub mod image;
-pub mod inflate;
+pub(crate) mod inflate;
 pub mod input;
 pub mod output;
-pub mod pack;
+pub(crate) mod pack;
 pub mod partfile;
 pub mod pipeline;
-pub mod plan;
-pub mod tar;
-pub mod target;
+pub(crate) mod plan;
+pub(crate) mod tar;
+pub(crate) mod target;
 pub mod unzip;
 pub mod zeros;
 pub mod zip;

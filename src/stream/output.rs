@@ -213,7 +213,7 @@ pub(super) struct Sum {
 }
 
 impl Sum {
-    pub fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self {
             crc32: 0,
             raw_bytes: 0,
@@ -221,12 +221,12 @@ impl Sum {
         }
     }
 
-    pub fn data(&mut self, crc32: u32, raw_bytes: u64) {
+    pub(super) fn data(&mut self, crc32: u32, raw_bytes: u64) {
         self.crc32 = self.shift.combine(self.crc32, crc32, raw_bytes);
         self.raw_bytes = self.raw_bytes.saturating_add(raw_bytes);
     }
 
-    pub fn zeros(&mut self, raw_bytes: u64) {
+    pub(super) fn zeros(&mut self, raw_bytes: u64) {
         self.crc32 = crc::combine(self.crc32, crc::zeros(raw_bytes), raw_bytes);
         self.raw_bytes = self.raw_bytes.saturating_add(raw_bytes);
     }

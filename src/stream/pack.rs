@@ -21,7 +21,7 @@ use crate::error::Fault;
 use crate::units::to_u64;
 
 /// Raw bytes of a full chunk.
-pub const CHUNK_BYTES: usize = 256 * 1024;
+pub(crate) const CHUNK_BYTES: usize = 256 * 1024;
 
 /// Chunks under way for each worker.
 const AHEAD: usize = 2;
@@ -38,10 +38,10 @@ impl Meter for Unwatched {
 }
 
 /// A meter for outputs that nothing watches.
-pub static UNWATCHED: &dyn Meter = &Unwatched;
+pub(crate) static UNWATCHED: &dyn Meter = &Unwatched;
 
 /// Raw bytes on their way to being encoded ones.
-pub struct Chunk {
+pub(crate) struct Chunk {
     /// Room for [`CHUNK_BYTES`].
     pub raw: Vec<u8>,
     length: usize,
@@ -107,7 +107,7 @@ enum Turn {
 }
 
 /// Writes the body of an archive member.
-pub struct Packer {
+pub(crate) struct Packer {
     output: Output,
     /// None of them: bytes go out as they are.
     workers: Vec<Worker>,
@@ -123,7 +123,12 @@ pub struct Packer {
 
 impl Packer {
     /// Into `output`, deflated at `level` by `jobs` workers, or raw without a level; `holes`: zeros in a raw body become holes.
-    pub fn new(output: Output, level: Option<u8>, jobs: usize, holes: bool) -> Result<Self, Fault> {
+    pub(crate) fn new(
+        output: Output,
+        level: Option<u8>,
+        jobs: usize,
+        holes: bool,
+    ) -> Result<Self, Fault> {
         let count = level.map_or(0, |_| jobs.max(1));
         let workers = (0..count)
             .map(|_| Worker::start(level.unwrap_or(1)))
@@ -142,19 +147,19 @@ impl Packer {
     }
 
     /// The stream below, for what stands between bodies.
-    pub fn output(&mut self) -> &mut Output {
+    pub(crate) fn output(&mut self) -> &mut Output {
         &mut self.output
     }
 
     /// Bytes that went out so far, holes counted.
-    pub fn written_bytes(&self) -> u64 {
+    pub(crate) fn written_bytes(&self) -> u64 {
         self.output
             .written_bytes()
             .saturating_add(self.skipped_bytes)
     }
 
     /// A chunk to be filled.
-    pub fn chunk(&mut self) -> Result<Chunk, Problem> {
+    pub(crate) fn chunk(&mut self) -> Result<Chunk, Problem> {
         loop {
             if let Some(chunk) = self.spare.pop() {
                 return Ok(chunk);
@@ -168,7 +173,7 @@ impl Packer {
     }
 
     /// Takes the chunk back with so many bytes in it.
-    pub fn data(&mut self, mut chunk: Chunk, length: usize) -> Result<(), Problem> {
+    pub(crate) fn data(&mut self, mut chunk: Chunk, length: usize) -> Result<(), Problem> {
         chunk.length = length.min(chunk.raw.len());
         if length == 0 {
             self.spare.push(chunk);
@@ -188,7 +193,7 @@ impl Packer {
     }
 
     /// So many zero bytes.
-    pub fn zeros(&mut self, length_bytes: u64) -> Result<(), Problem> {
+    pub(crate) fn zeros(&mut self, length_bytes: u64) -> Result<(), Problem> {
         if length_bytes == 0 {
             return Ok(());
         }
@@ -231,7 +236,7 @@ impl Packer {
 
     /// Writes all that is under way. For a deflated body its end and the gzip trailer: `before` are the CRC-32 and length of raw
     /// bytes that stood in front of the body, in stored blocks.
-    pub fn finish(&mut self, before: (u32, u64)) -> Result<(), Problem> {
+    pub(crate) fn finish(&mut self, before: (u32, u64)) -> Result<(), Problem> {
         while !self.turns.is_empty() {
             self.write_next()?;
         }
@@ -250,7 +255,7 @@ fn died() -> Problem {
 }
 
 /// `bytes` as stored deflate blocks (RFC 1951, 3.2.4), none of them final: as long whatever the bytes are.
-pub fn stored(out: &mut Vec<u8>, bytes: &[u8]) {
+pub(crate) fn stored(out: &mut Vec<u8>, bytes: &[u8]) {
     for piece in bytes.chunks(usize::from(u16::MAX)) {
         let [a, b] = u16::try_from(piece.len()).unwrap_or(0).to_le_bytes();
         out.extend_from_slice(&[0, a, b, !a, !b]);

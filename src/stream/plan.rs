@@ -9,10 +9,10 @@ use crate::overlay::Overlay;
 use crate::units::{Extent, round_down};
 
 /// Raw bytes of one chunk, the unit that is encoded alone.
-pub const CHUNK_BYTES: u64 = 128 * 1024;
+pub(crate) const CHUNK_BYTES: u64 = 128 * 1024;
 
 /// Raw bytes of one span at most: four chunks, one slot of the reader.
-pub const SPAN_BYTES: u64 = 4 * CHUNK_BYTES;
+pub(crate) const SPAN_BYTES: u64 = 4 * CHUNK_BYTES;
 
 /// What a part's bytes are.
 #[derive(Debug)]
@@ -73,7 +73,7 @@ impl Part {
 
 /// One piece of work, from a [`Cursor`] over a [`Plan`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Span {
+pub(crate) enum Span {
     /// Consecutive chunks with used blocks, to be read from a part.
     Data {
         /// Index of the part.
@@ -187,7 +187,7 @@ impl Plan {
 
 /// How far a [`Plan`] has been handed out.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Cursor {
+pub(crate) struct Cursor {
     part: usize,
     image: usize,
     offset: u64,
@@ -195,12 +195,12 @@ pub struct Cursor {
 
 impl Cursor {
     /// The image that the last span belongs to, unless that was its end.
-    pub fn image(&self) -> usize {
+    pub(crate) fn image(&self) -> usize {
         self.image
     }
 
     /// The next span; `None` after the last image's end.
-    pub fn next_span(&mut self, plan: &Plan) -> Option<Span> {
+    pub(crate) fn next_span(&mut self, plan: &Plan) -> Option<Span> {
         loop {
             let end = *plan.ends.get(self.image)?;
             if self.part >= end {

@@ -21,17 +21,17 @@ use crate::error::Fault;
 use crate::units::to_u64;
 
 /// Everything is a multiple of this.
-pub const BLOCK_BYTES: usize = 512;
+pub(crate) const BLOCK_BYTES: usize = 512;
 
 /// What follows the last member.
-pub const END_BYTES: u64 = 1024;
+pub(crate) const END_BYTES: u64 = 1024;
 
 /// Longest name in bytes.
-pub const MAX_NAME: usize = 100;
+pub(crate) const MAX_NAME: usize = 100;
 
 /// One file.
 #[derive(Clone, Copy, Debug)]
-pub struct Member<'a> {
+pub(crate) struct Member<'a> {
     /// Its path in the archive, at most [`MAX_NAME`] bytes.
     pub name: &'a str,
     /// Permission bits.
@@ -44,7 +44,7 @@ pub struct Member<'a> {
 
 impl Member<'_> {
     /// The header block.
-    pub fn header(&self) -> Result<[u8; BLOCK_BYTES], Fault> {
+    pub(crate) fn header(&self) -> Result<[u8; BLOCK_BYTES], Fault> {
         let mut block = [0; BLOCK_BYTES];
         if self.name.is_empty() || self.name.len() > MAX_NAME {
             return Err(Fault::refused("length of a name in a tar archive"));
@@ -71,7 +71,7 @@ impl Member<'_> {
 
 /// A member's header that was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Found<'a> {
+pub(crate) struct Found<'a> {
     /// Its path.
     pub name: &'a str,
     /// Length in bytes.
@@ -81,7 +81,7 @@ pub struct Found<'a> {
 }
 
 /// Reads a header block; `None` where it is none.
-pub fn parse(block: &[u8; BLOCK_BYTES]) -> Option<Found<'_>> {
+pub(crate) fn parse(block: &[u8; BLOCK_BYTES]) -> Option<Found<'_>> {
     let field = |at: usize, length: usize| block.get(at..at + length);
     let number = |bytes: &[u8]| {
         let text = std::str::from_utf8(bytes).ok()?;
@@ -106,7 +106,7 @@ pub fn parse(block: &[u8; BLOCK_BYTES]) -> Option<Found<'_>> {
 }
 
 /// Appends a whole member.
-pub fn append(out: &mut Vec<u8>, member: Member<'_>, content: &[u8]) -> Result<(), Fault> {
+pub(crate) fn append(out: &mut Vec<u8>, member: Member<'_>, content: &[u8]) -> Result<(), Fault> {
     let member = Member {
         size_bytes: to_u64(content.len()),
         ..member
@@ -119,7 +119,7 @@ pub fn append(out: &mut Vec<u8>, member: Member<'_>, content: &[u8]) -> Result<(
 }
 
 /// Zeros that follow so many bytes of content.
-pub fn padding(size_bytes: u64) -> u64 {
+pub(crate) fn padding(size_bytes: u64) -> u64 {
     size_bytes.wrapping_neg() % to_u64(BLOCK_BYTES)
 }
 

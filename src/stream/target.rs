@@ -21,7 +21,7 @@ use crate::sys::memory::Pages;
 use crate::units::{Extent, round_up, to_u64, to_usize};
 
 /// Longest range zeroed by one call, in bytes: a signal waits for no more than this.
-pub const ZERO_STEP_BYTES: u64 = 64 << 20;
+pub(crate) const ZERO_STEP_BYTES: u64 = 64 << 20;
 
 /// Zero bytes written at a time where nothing better works.
 const ZERO_PAGE_BYTES: usize = 256 * 1024;
@@ -72,7 +72,7 @@ enum Zeroing {
 }
 
 /// A target being written.
-pub struct Target {
+pub(crate) struct Target {
     device: Device,
     zeroing: Zeroing,
     zero_page: Pages,
@@ -91,7 +91,7 @@ pub struct Target {
 
 impl Target {
     /// Takes a device opened for writing.
-    pub fn new(device: Device) -> Result<Self, Fault> {
+    pub(crate) fn new(device: Device) -> Result<Self, Fault> {
         Ok(Self {
             zero_page: Pages::new(ZERO_PAGE_BYTES).map_err(|e| Fault::io("mmap", e))?,
             zeroing: Zeroing::Punch,
@@ -106,7 +106,7 @@ impl Target {
     }
 
     /// A range of a device or file (a partition of a disk) whose size is fixed; every offset counts from its beginning.
-    pub fn within(device: Device, range: Extent) -> Result<Self, Fault> {
+    pub(crate) fn within(device: Device, range: Extent) -> Result<Self, Fault> {
         if range.end() > device.size_bytes() {
             return Err(
                 Fault::refused("the device is too small").at(range.offset, range.length_bytes)
@@ -119,19 +119,19 @@ impl Target {
     }
 
     /// From now on what holds already what it should is read and left alone, a chunk at a time.
-    pub fn only_changes(&mut self) -> Result<(), Fault> {
+    pub(crate) fn only_changes(&mut self) -> Result<(), Fault> {
         self.compared = Some(Compared::new()?);
         self.drop_cache()
     }
 
     /// Bytes that were read and left alone.
-    pub fn unchanged_bytes(&self) -> u64 {
+    pub(crate) fn unchanged_bytes(&self) -> u64 {
         let compared = self.compared.as_ref();
         compared.map_or(0, |all| all.unchanged_bytes.load(Ordering::Relaxed))
     }
 
     /// What was zeroed so far was in the way, and is no part of the figures.
-    pub fn begin_figures(&mut self) {
+    pub(crate) fn begin_figures(&mut self) {
         self.zeroed_bytes = 0;
         if let Some(compared) = &self.compared {
             compared.unchanged_bytes.store(0, Ordering::Relaxed);
@@ -210,12 +210,12 @@ impl Target {
     }
 
     /// Size in bytes: of the range, where it is one.
-    pub fn size_bytes(&self) -> u64 {
+    pub(crate) fn size_bytes(&self) -> u64 {
         self.old_bytes
     }
 
     /// Whether it is a range of something larger.
-    pub fn is_range(&self) -> bool {
+    pub(crate) fn is_range(&self) -> bool {
         self.window.is_some()
     }
 
@@ -225,12 +225,12 @@ impl Target {
     }
 
     /// The device or file.
-    pub fn device(&self) -> &Device {
+    pub(crate) fn device(&self) -> &Device {
         &self.device
     }
 
     /// See [`Device::release`].
-    pub fn release(&mut self) -> Result<(), Fault> {
+    pub(crate) fn release(&mut self) -> Result<(), Fault> {
         self.device.release()
     }
 
@@ -249,7 +249,12 @@ impl Target {
 
     /// Writes the first `length` bytes of `buffer` (page-aligned memory) at `offset`, a multiple of the sector size. On a device
     /// a last partial sector is filled with zeros.
-    pub fn write(&mut self, offset: u64, buffer: &mut [u8], length: usize) -> Result<(), Fault> {
+    pub(crate) fn write(
+        &mut self,
+        offset: u64,
+        buffer: &mut [u8],
+        length: usize,
+    ) -> Result<(), Fault> {
         let end = self.check_room(offset, to_u64(length))?;
         let mut padded = length;
         if self.is_block() {
@@ -271,14 +276,14 @@ impl Target {
 
     /// Writes `bytes` at `offset`, from any thread: both aligned to the device's sectors, the memory too. Gives how many of them
     /// were written, and does not count them.
-    pub fn put(&self, offset: u64, bytes: &[u8]) -> Result<u64, Fault> {
+    pub(crate) fn put(&self, offset: u64, bytes: &[u8]) -> Result<u64, Fault> {
         self.check_room(offset, to_u64(bytes.len()))?;
         self.update(offset, bytes)
     }
 
     /// Zeroes an extent, at most [`ZERO_STEP_BYTES`] of what is there, and gives what is left. An extent for which there is no
     /// room fails as a whole: the image decides how long it is, and the time of this must not be up to the image.
-    pub fn zero_step(&mut self, extent: Extent) -> Result<Extent, Fault> {
+    pub(crate) fn zero_step(&mut self, extent: Extent) -> Result<Extent, Fault> {
         let end = self.check_room(extent.offset, extent.length_bytes)?;
         let mut count = extent.length_bytes.min(match self.compared {
             Some(_) => COMPARE_STEP_BYTES,
@@ -364,7 +369,7 @@ impl Target {
     }
 
     /// Cuts a regular file to the length of what was written to it; where that is longer, [`sync`](Self::sync) gives it its length.
-    pub fn cut(&mut self, length_bytes: u64) -> Result<(), Fault> {
+    pub(crate) fn cut(&mut self, length_bytes: u64) -> Result<(), Fault> {
         if self.is_block() || self.is_range() || length_bytes >= self.old_bytes {
             return Ok(());
         }
@@ -375,7 +380,7 @@ impl Target {
 
     /// Empties a regular file, so that it becomes exactly what is written; false (and nothing happens) for anything else, and where
     /// what it holds may stay.
-    pub fn empty_file(&mut self) -> Result<bool, Fault> {
+    pub(crate) fn empty_file(&mut self) -> Result<bool, Fault> {
         if self.is_block() || self.is_range() || self.compared.is_some() {
             return Ok(false);
         }
@@ -385,14 +390,14 @@ impl Target {
     }
 
     /// Leaves `length_bytes` at `offset` as they are.
-    pub fn skip(&mut self, offset: u64, length_bytes: u64) -> Result<(), Fault> {
+    pub(crate) fn skip(&mut self, offset: u64, length_bytes: u64) -> Result<(), Fault> {
         let end = self.check_room(offset, length_bytes)?;
         self.reached = self.reached.max(end);
         Ok(())
     }
 
     /// Everything so far is on the medium when this returns: a file has its length, caches are flushed.
-    pub fn sync(&mut self) -> Result<(), Fault> {
+    pub(crate) fn sync(&mut self) -> Result<(), Fault> {
         if !self.is_block() && !self.is_range() && self.reached > self.old_bytes {
             rustix::fs::ftruncate(self.device.as_fd(), self.reached)
                 .map_err(|e| Fault::io("ftruncate", e))?;
@@ -402,7 +407,7 @@ impl Target {
     }
 
     /// Drops what the page cache holds of the target, so that the next reader sees the medium.
-    pub fn drop_cache(&self) -> Result<(), Fault> {
+    pub(crate) fn drop_cache(&self) -> Result<(), Fault> {
         if self.is_block() {
             return ioctl::blkflsbuf(self.device.as_fd()).map_err(|e| Fault::io("BLKFLSBUF", e));
         }
@@ -411,7 +416,7 @@ impl Target {
     }
 
     /// Where the hole of a file ends that begins at `offset`, if one does; `end` is as far as it matters. Reads as zeros.
-    pub fn hole_at(&self, offset: u64, end: u64) -> Option<u64> {
+    pub(crate) fn hole_at(&self, offset: u64, end: u64) -> Option<u64> {
         if self.is_block() {
             return None;
         }
@@ -425,7 +430,12 @@ impl Target {
     }
 
     /// Reads back `length` bytes at `offset` into aligned memory.
-    pub fn read_back(&self, offset: u64, buffer: &mut [u8], length: usize) -> Result<(), Fault> {
+    pub(crate) fn read_back(
+        &self,
+        offset: u64,
+        buffer: &mut [u8],
+        length: usize,
+    ) -> Result<(), Fault> {
         let sector = u64::from(self.device.sector_bytes());
         let padded = if self.is_block() {
             round_up(to_u64(length), sector).map_or(length, to_usize)

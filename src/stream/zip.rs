@@ -33,13 +33,13 @@ macro_rules! record {
         pub(super) struct $name { $(pub $field: $ty),* }
 
         impl $name {
-            pub const SIGNATURE: [u8; 4] = u32::to_le_bytes($signature);
+            pub(super) const SIGNATURE: [u8; 4] = u32::to_le_bytes($signature);
             /// Bytes on disk, the signature included.
-            pub const SIZE: usize = 4 $(+ <$ty as Field>::SIZE)*;
+            pub(super) const SIZE: usize = 4 $(+ <$ty as Field>::SIZE)*;
 
             /// `None` for another signature or too few bytes.
             #[allow(unused_assignments, dead_code)] // a descriptor is only ever compared
-            pub fn parse(bytes: &[u8]) -> Option<Self> {
+            pub(super) fn parse(bytes: &[u8]) -> Option<Self> {
                 let mut at = 4;
                 bytes.starts_with(&Self::SIGNATURE).then_some(())?;
                 $(

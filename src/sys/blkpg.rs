@@ -54,12 +54,12 @@ fn blkpg(fd: impl AsFd, operation: c_int, number: u32, extent: Extent) -> Result
 }
 
 /// Makes partition `number` of the disk `fd` appear at `extent` (bytes; whole sectors). `EBUSY` when something is there.
-pub fn add(fd: impl AsFd, number: u32, extent: Extent) -> Result<()> {
+pub(crate) fn add(fd: impl AsFd, number: u32, extent: Extent) -> Result<()> {
     blkpg(fd, ADD, number, extent)
 }
 
 /// Makes partition `number` disappear; `EBUSY` when it is in use, `ENXIO` when it is not there.
-pub fn delete(fd: impl AsFd, number: u32) -> Result<()> {
+pub(crate) fn delete(fd: impl AsFd, number: u32) -> Result<()> {
     let nowhere = Extent {
         offset: 0,
         length_bytes: 0,

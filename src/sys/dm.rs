@@ -8,7 +8,7 @@ use rustix::io::{Errno, Result};
 use rustix::ioctl::{Opcode, Updater, ioctl, opcode};
 
 /// `DM_TABLE_STATUS`, `_IOWR(0xfd, 12, struct dm_ioctl)`, of 312 bytes.
-pub const DM_TABLE_STATUS: Opcode = opcode::read_write::<[u64; 39]>(0xfd, 12);
+pub(crate) const DM_TABLE_STATUS: Opcode = opcode::read_write::<[u64; 39]>(0xfd, 12);
 
 /// Size of struct dm_ioctl in bytes; what follows it is the answer.
 const HEAD_BYTES: usize = 312;
@@ -23,7 +23,7 @@ const BUFFER_FULL: u32 = 1 << 8;
 
 /// One target of a device's table.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DmTarget {
+pub(crate) struct DmTarget {
     /// Its type: `linear`, `cache`, `raid` …
     pub kind: String,
     /// Its status line, of the type's own format (Documentation/admin-guide/device-mapper).
@@ -31,7 +31,7 @@ pub struct DmTarget {
 }
 
 /// The targets of the device with this number. `control` is /dev/mapper/control.
-pub fn dm_targets(control: impl AsFd, dev: u64) -> Result<Vec<DmTarget>> {
+pub(crate) fn dm_targets(control: impl AsFd, dev: u64) -> Result<Vec<DmTarget>> {
     let mut buffer = [0u8; BUFFER_BYTES];
     // version 4.0.0: every kernel since 2.6 takes it.
     put(&mut buffer, 0, 4);

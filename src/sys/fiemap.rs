@@ -47,7 +47,7 @@ const FS_IOC_FIEMAP: Opcode = opcode::read_write::<Header>(b'f', 11);
 
 /// One extent of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mapped {
+pub(crate) struct Mapped {
     /// Offset in the file in bytes.
     pub logical: u64,
     /// Offset on the device in bytes.
@@ -57,7 +57,7 @@ pub struct Mapped {
 }
 
 /// The extents of a file that have a plain place on its device.
-pub fn extents(file: impl AsFd) -> Result<Vec<Mapped>> {
+pub(crate) fn extents(file: impl AsFd) -> Result<Vec<Mapped>> {
     let mut found = Vec::new();
     let mut start = 0;
     for _ in 0..BATCHES {

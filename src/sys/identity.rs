@@ -6,13 +6,13 @@ use rustix::io::Result;
 use rustix::ioctl::{Getter, Opcode, ioctl, opcode};
 
 /// `BTRFS_IOC_FS_INFO`, `_IOR(0x94, 31, struct btrfs_ioctl_fs_info_args)`, 1024 bytes (include/uapi/linux/btrfs.h).
-pub const BTRFS_IOC_FS_INFO: Opcode = opcode::read::<[u64; 128]>(0x94, 31);
+pub(crate) const BTRFS_IOC_FS_INFO: Opcode = opcode::read::<[u64; 128]>(0x94, 31);
 /// `LOOP_GET_STATUS64`, a plain number from before the `_IOR` macros (include/uapi/linux/loop.h).
-pub const LOOP_GET_STATUS64: Opcode = 0x4c05;
+pub(crate) const LOOP_GET_STATUS64: Opcode = 0x4c05;
 
 /// What a mounted btrfs says about itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BtrfsInfo {
+pub(crate) struct BtrfsInfo {
     /// Number of devices it spans.
     pub devices: u64,
     /// Its fsid, as the directory under `/sys/fs/btrfs` is named (a temporary one where the kernel gave a clone its own).
@@ -21,7 +21,7 @@ pub struct BtrfsInfo {
 
 /// What a loop device says about the file below it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LoopInfo {
+pub(crate) struct LoopInfo {
     /// `st_dev` of the backing file.
     pub file_dev: u64,
     /// `st_ino` of the backing file.
@@ -33,7 +33,7 @@ pub struct LoopInfo {
 }
 
 /// Asks the btrfs that holds `fd`; `ENOTTY` on any other filesystem.
-pub fn btrfs_info(fd: impl AsFd) -> Result<BtrfsInfo> {
+pub(crate) fn btrfs_info(fd: impl AsFd) -> Result<BtrfsInfo> {
     // SAFETY: the kernel writes one struct btrfs_ioctl_fs_info_args of 1024 bytes (fs/btrfs/ioctl.c).
     let request = unsafe { Getter::<BTRFS_IOC_FS_INFO, [u64; 128]>::new() };
     // SAFETY: the getter owns the memory that is written.
@@ -48,7 +48,7 @@ pub fn btrfs_info(fd: impl AsFd) -> Result<BtrfsInfo> {
 }
 
 /// Asks a loop device for its backing file; `ENXIO` when it has none.
-pub fn loop_info(fd: impl AsFd) -> Result<LoopInfo> {
+pub(crate) fn loop_info(fd: impl AsFd) -> Result<LoopInfo> {
     // SAFETY: the kernel writes one struct loop_info64 of 232 bytes (drivers/block/loop.c).
     let request = unsafe { Getter::<LOOP_GET_STATUS64, [u64; 29]>::new() };
     // SAFETY: the getter owns the memory that is written.

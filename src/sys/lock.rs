@@ -36,12 +36,12 @@ const SEEK_SET: i16 = 0;
 
 /// Locks the byte at `place`, exclusively and without waiting; `AGAIN` when another open file has it. The file must be open for
 /// writing. The byte need not exist.
-pub fn byte(file: impl AsFd, place: i64) -> Result<()> {
+pub(crate) fn byte(file: impl AsFd, place: i64) -> Result<()> {
     set(file, WRITE_LOCK, place, 1)
 }
 
 /// Gives up every lock of this open file, whoever else has it.
-pub fn release(file: impl AsFd) -> Result<()> {
+pub(crate) fn release(file: impl AsFd) -> Result<()> {
     set(file, UNLOCK, 0, 0)
 }
 

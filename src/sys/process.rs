@@ -41,22 +41,22 @@ const SIG_SETMASK: c_int = 2;
 const SFD_FLAGS: c_int = 0o2_000_000 | 0o4_000;
 
 /// SIGHUP, the same on every architecture of floe (as are the others).
-pub const SIGHUP: i32 = 1;
+pub(crate) const SIGHUP: i32 = 1;
 /// SIGINT.
-pub const SIGINT: i32 = 2;
+pub(crate) const SIGINT: i32 = 2;
 /// SIGUSR2.
 #[cfg(test)]
 pub(crate) const SIGUSR2: i32 = 12;
 /// SIGPIPE.
-pub const SIGPIPE: i32 = 13;
+pub(crate) const SIGPIPE: i32 = 13;
 /// SIGTERM.
-pub const SIGTERM: i32 = 15;
+pub(crate) const SIGTERM: i32 = 15;
 /// SIGCHLD.
-pub const SIGCHLD: i32 = 17;
+pub(crate) const SIGCHLD: i32 = 17;
 /// SIGXFSZ, the same on x86, arm and arm64.
 const SIGXFSZ: i32 = 25;
 /// SIGCONT.
-pub const SIGCONT: i32 = 18;
+pub(crate) const SIGCONT: i32 = 18;
 
 fn set_of(numbers: &[i32]) -> SignalSet {
     let mut set = SignalSet([0; 128]);
@@ -75,7 +75,7 @@ fn change_mask(how: c_int, set: &SignalSet) {
 }
 
 /// Dies by the signal `number`, blocked or not; where it cannot kill us (as PID 1), gives the exit code 128 + `number`.
-pub fn die_by(number: i32) -> u8 {
+pub(crate) fn die_by(number: i32) -> u8 {
     restore_default(number);
     change_mask(SIG_UNBLOCK, &set_of(&[number]));
     // SAFETY: raising a signal touches no memory of ours.
@@ -84,25 +84,25 @@ pub fn die_by(number: i32) -> u8 {
 }
 
 /// Has a write past RLIMIT_FSIZE fail with EFBIG, which can be told, instead of killing us by SIGXFSZ (setrlimit(2)).
-pub fn ignore_file_size_signal() {
+pub(crate) fn ignore_file_size_signal() {
     ignore(SIGXFSZ);
 }
 
 /// Has a signal do nothing.
-pub fn ignore(number: i32) {
+pub(crate) fn ignore(number: i32) {
     // SAFETY: ignoring a signal touches no memory of ours.
     unsafe { signal(number, SIG_IGN) };
 }
 
 /// Gives a signal its default action back.
-pub fn restore_default(number: i32) {
+pub(crate) fn restore_default(number: i32) {
     // SAFETY: restoring the default action touches no memory of ours.
     unsafe { signal(number, SIG_DFL) };
 }
 
 /// Whether the signal's action is to be ignored (as under nohup). Only for a process with one thread: the action is
 /// default for an instant.
-pub fn is_ignored(number: i32) -> bool {
+pub(crate) fn is_ignored(number: i32) -> bool {
     // SAFETY: setting an action without a handler touches no memory of ours.
     let old = unsafe { signal(number, SIG_DFL) };
     if old != SIG_ERR && old != SIG_DFL {
@@ -113,22 +113,22 @@ pub fn is_ignored(number: i32) -> bool {
 }
 
 /// Blocks these signals in this thread and in all that it starts.
-pub fn block(numbers: &[i32]) {
+pub(crate) fn block(numbers: &[i32]) {
     change_mask(SIG_BLOCK, &set_of(numbers));
 }
 
 /// Lets these signals through again in this thread.
-pub fn unblock(numbers: &[i32]) {
+pub(crate) fn unblock(numbers: &[i32]) {
     change_mask(SIG_UNBLOCK, &set_of(numbers));
 }
 
 /// Lets every signal through again in this thread.
-pub fn unblock_all() {
+pub(crate) fn unblock_all() {
     change_mask(SIG_SETMASK, &set_of(&[]));
 }
 
 /// Blocks every signal that can be blocked.
-pub fn block_all() {
+pub(crate) fn block_all() {
     let mut set = SignalSet([0; 128]);
     // SAFETY: the set is 128 bytes, as large as libc's.
     unsafe { sigfillset(&raw mut set) };
@@ -136,7 +136,7 @@ pub fn block_all() {
 }
 
 /// A descriptor that is readable when one of these (blocked) signals is pending; close-on-exec and non-blocking.
-pub fn signal_fd(numbers: &[i32]) -> Result<OwnedFd> {
+pub(crate) fn signal_fd(numbers: &[i32]) -> Result<OwnedFd> {
     let set = set_of(numbers);
     // SAFETY: reads the set only.
     let fd = unsafe { signalfd(-1, &raw const set, SFD_FLAGS) };
@@ -148,7 +148,7 @@ pub fn signal_fd(numbers: &[i32]) -> Result<OwnedFd> {
 }
 
 /// Takes one pending signal from a [`signal_fd`]: its number.
-pub fn take_signal(fd: impl AsFd) -> Option<i32> {
+pub(crate) fn take_signal(fd: impl AsFd) -> Option<i32> {
     // struct signalfd_siginfo is 128 bytes and begins with the number as a u32.
     let mut info = [0_u8; 128];
     match rustix::io::read(fd, &mut info) {
@@ -167,7 +167,7 @@ pub(super) fn last_errno() -> Errno {
 
 /// Which side of a [`fork_single_threaded`] we are on.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Fork {
+pub(crate) enum Fork {
     /// The parent, with the child's number.
     Parent(Pid),
     /// The child.
@@ -184,7 +184,7 @@ fn count_threads() -> Result<usize> {
 }
 
 /// Counts the threads, for [`fork_single_threaded`] to compare. To be called before the first thread is started.
-pub fn remember_threads() {
+pub(crate) fn remember_threads() {
     let _ = FIRST_THREADS.compare_exchange(
         0,
         count_threads().unwrap_or(1),
@@ -195,7 +195,7 @@ pub fn remember_threads() {
 
 /// Forks; refuses (`EDEADLK`) when this process has started a thread, because the child would inherit locks that
 /// nobody holds any more. Needs /proc.
-pub fn fork_single_threaded() -> Result<Fork> {
+pub(crate) fn fork_single_threaded() -> Result<Fork> {
     if count_threads()? > FIRST_THREADS.load(Ordering::SeqCst).max(1) {
         return Err(Errno::DEADLK);
     }
@@ -208,13 +208,13 @@ pub fn fork_single_threaded() -> Result<Fork> {
 }
 
 /// Ends the process without running anything that std or libc registered (a forked child must not run it twice).
-pub fn exit_now(code: u8) -> ! {
+pub(crate) fn exit_now(code: u8) -> ! {
     // SAFETY: never returns.
     unsafe { _exit(c_int::from(code)) }
 }
 
 /// Takes a descriptor that was inherited under this number, and keeps it from being inherited further.
-pub fn adopt(number: RawFd) -> Result<OwnedFd> {
+pub(crate) fn adopt(number: RawFd) -> Result<OwnedFd> {
     if number < 0 {
         return Err(Errno::BADF);
     }
@@ -227,14 +227,14 @@ pub fn adopt(number: RawFd) -> Result<OwnedFd> {
 
 /// Gives the calling thread a table of descriptors of its own, a copy of the one it shared (unshare(2), CLONE_FILES). What other
 /// threads open or close from now on it does not see: only for a thread that uses nothing but what is open already.
-pub fn own_descriptors() -> Result<()> {
+pub(crate) fn own_descriptors() -> Result<()> {
     // SAFETY: as the caller promises, no number that another thread opens later is used in this one.
     unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::FILES) }
 }
 
 /// Closes every descriptor of this process (of this thread, where it has its own) except these. For a process that will never return to code which owns one of the
 /// others. Without /proc the first 4096 are tried.
-pub fn close_others(keep: &[RawFd]) {
+pub(crate) fn close_others(keep: &[RawFd]) {
     let mut open: Vec<RawFd> = Vec::new();
     match std::fs::read_dir("/proc/self/fd") {
         Ok(entries) => {

@@ -29,7 +29,7 @@ struct BtrfsArgs {
 }
 
 /// Grows an ext4 to this many blocks.
-pub fn ext4(fd: impl AsFd, blocks: u64) -> Result<()> {
+pub(crate) fn ext4(fd: impl AsFd, blocks: u64) -> Result<()> {
     // SAFETY: this opcode reads one u64 (fs/ext4/ioctl.c).
     let request = unsafe { Setter::<EXT4_IOC_RESIZE_FS, u64>::new(blocks) };
     // SAFETY: the setter owns the memory that is read.
@@ -37,7 +37,7 @@ pub fn ext4(fd: impl AsFd, blocks: u64) -> Result<()> {
 }
 
 /// Grows the data section of an XFS to this many blocks; `inode_percent` must be what its superblock says, or it is changed.
-pub fn xfs(fd: impl AsFd, blocks: u64, inode_percent: u32) -> Result<()> {
+pub(crate) fn xfs(fd: impl AsFd, blocks: u64, inode_percent: u32) -> Result<()> {
     let grow = XfsGrow {
         blocks,
         inode_percent,
@@ -50,7 +50,7 @@ pub fn xfs(fd: impl AsFd, blocks: u64, inode_percent: u32) -> Result<()> {
 }
 
 /// Grows a btrfs on its device `device_id` to the end of that device.
-pub fn btrfs(fd: impl AsFd, device_id: u64) -> Result<()> {
+pub(crate) fn btrfs(fd: impl AsFd, device_id: u64) -> Result<()> {
     let mut args = BtrfsArgs {
         fd: 0,
         name: [0; 4088],

@@ -11,12 +11,12 @@ use rustix::io::{Errno, Result};
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous};
 
 /// The most filesystems one guardian keeps.
-pub const SLOTS: usize = 64;
+pub(crate) const SLOTS: usize = 64;
 
 /// One filesystem on the [`Board`]. What the numbers mean is `guard`'s business.
 #[repr(C)]
 #[derive(Debug, Default)]
-pub struct Slot {
+pub(crate) struct Slot {
     /// How far this filesystem is (`guard::State`).
     pub state: AtomicU32,
     /// What the guardian's main thread wants of this filesystem's worker (`guard::Order`).
@@ -30,7 +30,7 @@ pub struct Slot {
 /// The page that both processes see.
 #[repr(C)]
 #[derive(Debug)]
-pub struct Board {
+pub(crate) struct Board {
     /// What floe wants (`guard::Order`).
     pub order: AtomicU32,
     /// How far the guardian is (`guard::Phase`).
@@ -57,7 +57,7 @@ pub struct Board {
 
 impl Board {
     /// Maps a new page, all zeros, that children share.
-    pub fn map() -> Result<&'static Self> {
+    pub(crate) fn map() -> Result<&'static Self> {
         // SAFETY: a new anonymous mapping at an address the kernel chooses aliases nothing.
         let start = unsafe {
             mmap_anonymous(
@@ -73,7 +73,7 @@ impl Board {
     }
 
     /// Maps the first bytes of a file in memory, which is to be at least as long as a board and zero when it is new.
-    pub fn map_file(file: impl AsFd) -> Result<&'static Self> {
+    pub(crate) fn map_file(file: impl AsFd) -> Result<&'static Self> {
         let length = rustix::fs::fstat(&file)?.st_size;
         if !usize::try_from(length).is_ok_and(|length| length >= size_of::<Self>()) {
             return Err(Errno::INVAL);

@@ -22,7 +22,7 @@ unsafe extern "C" {
 }
 
 /// What a child has to do with us.
-pub enum Ties {
+pub(crate) enum Ties {
     /// It blocks the signals that we block, and outlives us.
     Loose,
     /// It dies by SIGTERM when the thread that starts it ends, killed or not (prctl(2), PR_SET_PDEATHSIG), and can be
@@ -34,7 +34,7 @@ pub enum Ties {
 }
 
 /// A program with its words.
-pub struct Command {
+pub(crate) struct Command {
     program: CString,
     /// The first one is the name under which it runs.
     words: Vec<CString>,
@@ -44,7 +44,7 @@ pub struct Command {
 
 impl Command {
     /// This program (looked for in `PATH` when it has no slash), run under this name.
-    pub fn new(program: &OsStr, name: &str) -> Self {
+    pub(crate) fn new(program: &OsStr, name: &str) -> Self {
         let mut command = Self {
             program: CString::default(),
             words: Vec::new(),
@@ -58,14 +58,14 @@ impl Command {
 
     /// One more word.
     #[inline(never)]
-    pub fn word(&mut self, word: &[u8]) {
+    pub(crate) fn word(&mut self, word: &[u8]) {
         let word = CString::new(word);
         self.is_spoiled |= word.is_err();
         self.words.push(word.unwrap_or_default());
     }
 
     /// More words.
-    pub fn words(&mut self, words: &[&str]) {
+    pub(crate) fn words(&mut self, words: &[&str]) {
         for word in words {
             self.word(word.as_bytes());
         }
@@ -73,7 +73,7 @@ impl Command {
 
     /// Starts it with this standard input, output and error; what is `None` is ours. A program that cannot be executed is an
     /// error here already.
-    pub fn spawn(&self, streams: [Option<BorrowedFd<'_>>; 3], ties: &Ties) -> Result<Child> {
+    pub(crate) fn spawn(&self, streams: [Option<BorrowedFd<'_>>; 3], ties: &Ties) -> Result<Child> {
         if self.is_spoiled {
             return Err(Errno::INVAL);
         }
@@ -140,14 +140,14 @@ fn prepare(streams: [Option<BorrowedFd<'_>>; 3], ties: &Ties) -> Result<()> {
 }
 
 /// A child that was started. Dropping it leaves it to itself.
-pub struct Child {
+pub(crate) struct Child {
     pid: Pid,
     ended: Option<WaitStatus>,
 }
 
 impl Child {
     /// Its number.
-    pub fn pid(&self) -> Pid {
+    pub(crate) fn pid(&self) -> Pid {
         self.pid
     }
 
@@ -161,18 +161,18 @@ impl Child {
     }
 
     /// How it ended, if it has.
-    pub fn try_wait(&mut self) -> Result<Option<WaitStatus>> {
+    pub(crate) fn try_wait(&mut self) -> Result<Option<WaitStatus>> {
         self.look(WaitOptions::NOHANG)
     }
 
     /// Waits for its end: its exit code, `None` when a signal ended it.
-    pub fn wait(&mut self) -> Result<Option<i32>> {
+    pub(crate) fn wait(&mut self) -> Result<Option<i32>> {
         let ended = self.look(WaitOptions::empty())?;
         Ok(ended.and_then(WaitStatus::exit_status))
     }
 
     /// Sends it a signal while it is known to be ours.
-    pub fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         if self.ended.is_none() {
             let _ = kill_process(self.pid, signal);
         }
@@ -180,12 +180,12 @@ impl Child {
 }
 
 /// A stream from which nothing comes, or into which everything vanishes.
-pub fn null() -> Result<OwnedFd> {
+pub(crate) fn null() -> Result<OwnedFd> {
     rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
 }
 
 /// A pipe that no child inherits by itself: the end to read, and the end to write.
-pub fn pipe() -> Result<(OwnedFd, OwnedFd)> {
+pub(crate) fn pipe() -> Result<(OwnedFd, OwnedFd)> {
     rustix::pipe::pipe_with(PipeFlags::CLOEXEC)
 }
 

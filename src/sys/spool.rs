@@ -12,14 +12,14 @@ use rustix::io::Result;
 use super::memory::Pages;
 
 /// Bytes of one cell: a page on most machines, and the unit of a pipe's buffer.
-pub const CELL_BYTES: usize = 4096;
+pub(crate) const CELL_BYTES: usize = 4096;
 
 /// "No cell".
 const NONE: u32 = u32::MAX;
 
 /// The pool of cells.
 #[derive(Debug)]
-pub struct Cells {
+pub(crate) struct Cells {
     pages: Pages,
     /// Link `i` is the cell after `i` in its chain or in the free list; written only by the owner of cell `i`. A mapping, so
     /// that the links of cells never used cost nothing.
@@ -39,7 +39,7 @@ struct Free {
 
 /// Cells owned together, in order. Goes back to the pool through [`Cells::release`]; dropping it leaks its cells.
 #[derive(Debug)]
-pub struct Chain {
+pub(crate) struct Chain {
     first: u32,
     cells: u32,
     length: usize,
@@ -47,13 +47,13 @@ pub struct Chain {
 
 impl Chain {
     /// Bytes that were written to it.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.length
     }
 }
 
 /// Cells needed for `length` bytes (at least one).
-pub const fn cells_for(length: usize) -> u32 {
+pub(crate) const fn cells_for(length: usize) -> u32 {
     let cells = length.div_ceil(CELL_BYTES);
     #[allow(clippy::cast_possible_truncation)] // lengths of chunks: far below 2^32 cells
     if cells == 0 { 1 } else { cells as u32 }
@@ -61,12 +61,12 @@ pub const fn cells_for(length: usize) -> u32 {
 
 impl Cells {
     /// Reserves `count` cells; memory is touched when used.
-    pub fn new(count: u32) -> Result<Self> {
+    pub(crate) fn new(count: u32) -> Result<Self> {
         Self::over(count, Pages::new)
     }
 
     /// The same in a file that has no name and has been allocated: see [`Pages::of_file`].
-    pub fn in_file(count: u32, file: impl std::os::fd::AsFd) -> Result<Self> {
+    pub(crate) fn in_file(count: u32, file: impl std::os::fd::AsFd) -> Result<Self> {
         Self::over(count, |length| Pages::of_file(file, length))
     }
 
@@ -89,12 +89,12 @@ impl Cells {
     }
 
     /// Cells that are free now.
-    pub fn free(&self) -> u32 {
+    pub(crate) fn free(&self) -> u32 {
         self.free.lock().map_or(0, |free| free.count)
     }
 
     /// Takes `cells` cells; `None` when there are not that many.
-    pub fn reserve(&self, cells: u32) -> Option<Chain> {
+    pub(crate) fn reserve(&self, cells: u32) -> Option<Chain> {
         let mut free = self.free.lock().ok()?;
         if cells == 0 || free.count < cells {
             return None;
@@ -122,7 +122,7 @@ impl Cells {
     }
 
     /// Writes `bytes` as the whole content of `chain`, and gives back the cells it does not need. `None` when they do not fit.
-    pub fn fill(&self, chain: &mut Chain, bytes: &[u8]) -> Option<()> {
+    pub(crate) fn fill(&self, chain: &mut Chain, bytes: &[u8]) -> Option<()> {
         let wanted = cells_for(bytes.len());
         if wanted > chain.cells {
             return None;
@@ -153,7 +153,7 @@ impl Cells {
     }
 
     /// The content of `chain`, cell by cell.
-    pub fn parts<'a>(&'a self, chain: &'a Chain) -> impl Iterator<Item = &'a [u8]> {
+    pub(crate) fn parts<'a>(&'a self, chain: &'a Chain) -> impl Iterator<Item = &'a [u8]> {
         let mut index = chain.first;
         let mut left = chain.length;
         std::iter::from_fn(move || {
@@ -169,7 +169,7 @@ impl Cells {
     }
 
     /// Gives the cells of `chain` back.
-    pub fn release(&self, chain: Chain) {
+    pub(crate) fn release(&self, chain: Chain) {
         let Ok(mut free) = self.free.lock() else {
             return;
         };
@@ -229,7 +229,7 @@ impl Cells {
 
 /// What a [`Shelf`] holds at a place.
 #[derive(Debug)]
-pub enum Kept {
+pub(crate) enum Kept {
     /// Nothing.
     Nothing,
     /// Something is on its way there.
@@ -247,14 +247,14 @@ const MARK: u32 = 3;
 
 /// Filled chains by number, in 16 bytes each, of which those never used cost no memory: it owns them as a [`Chain`] owns its cells.
 #[derive(Debug)]
-pub struct Shelf {
+pub(crate) struct Shelf {
     /// State, first cell, length and checksum.
     places: Vec<[u32; 4]>,
 }
 
 impl Shelf {
     /// For so many places.
-    pub fn new(places: usize) -> Self {
+    pub(crate) fn new(places: usize) -> Self {
         Self {
             places: vec![[NOTHING; 4]; places],
         }
@@ -283,7 +283,12 @@ impl Shelf {
     }
 
     /// Puts a filled chain there. Gives back what cannot be kept: a place that is not there, a chain with cells to spare.
-    pub fn put(&mut self, place: usize, chain: Chain, sum: u32) -> std::result::Result<(), Chain> {
+    pub(crate) fn put(
+        &mut self,
+        place: usize,
+        chain: Chain,
+        sum: u32,
+    ) -> std::result::Result<(), Chain> {
         let length = u32::try_from(chain.length);
         let (Ok(length), true) = (length, chain.cells == cells_for(chain.length)) else {
             return Err(chain);
@@ -296,32 +301,32 @@ impl Shelf {
     }
 
     /// Notes that something is on its way; what was there comes back.
-    pub fn announce(&mut self, place: usize) -> Kept {
+    pub(crate) fn announce(&mut self, place: usize) -> Kept {
         self.replace(place, [COMING, 0, 0, 0])
     }
 
     /// Notes that nothing needs to be kept; what was there comes back.
-    pub fn mark(&mut self, place: usize) -> Kept {
+    pub(crate) fn mark(&mut self, place: usize) -> Kept {
         self.note(place, 0)
     }
 
     /// The same, with a checksum.
-    pub fn note(&mut self, place: usize, sum: u32) -> Kept {
+    pub(crate) fn note(&mut self, place: usize, sum: u32) -> Kept {
         self.replace(place, [MARK, 0, 0, sum])
     }
 
     /// Takes out what is there.
-    pub fn take(&mut self, place: usize) -> Kept {
+    pub(crate) fn take(&mut self, place: usize) -> Kept {
         self.replace(place, [NOTHING; 4])
     }
 
     /// Whether something is kept, or on its way.
-    pub fn has(&self, place: usize) -> bool {
+    pub(crate) fn has(&self, place: usize) -> bool {
         self.state(place) != NOTHING
     }
 
     /// Whether it is on its way.
-    pub fn is_coming(&self, place: usize) -> bool {
+    pub(crate) fn is_coming(&self, place: usize) -> bool {
         self.state(place) == COMING
     }
 

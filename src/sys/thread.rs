@@ -31,7 +31,7 @@ unsafe extern "C" {
 
 /// A thread that was started. Dropping it leaves it to itself.
 #[derive(Debug)]
-pub struct Thread(usize);
+pub(crate) struct Thread(usize);
 
 struct Start {
     name: &'static CStr,
@@ -47,7 +47,7 @@ extern "C" fn run(start: *mut c_void) -> *mut c_void {
 }
 
 /// Starts a thread of this name (15 bytes of it show) with a stack of this many bytes.
-pub fn start(
+pub(crate) fn start(
     name: &'static CStr,
     stack_bytes: usize,
     work: Box<dyn FnOnce() + Send>,
@@ -75,7 +75,7 @@ pub fn start(
 
 impl Thread {
     /// Waits for its end.
-    pub fn join(self) {
+    pub(crate) fn join(self) {
         let thread = ManuallyDrop::new(self);
         // SAFETY: a thread that was neither joined nor detached: both take the handle away.
         unsafe { pthread_join(thread.0, std::ptr::null_mut()) };

@@ -46,7 +46,7 @@ const EARLY_DRAIN: Duration = Duration::from_secs(5);
 pub(super) const FROZEN_DRAIN: Duration = Duration::from_millis(300);
 
 /// The counters of a run; forwarded to the guardian when there is one.
-pub struct Counters {
+pub(crate) struct Counters {
     read: AtomicU64,
     taken: AtomicU64,
     beat: Option<Beat>,
@@ -54,7 +54,7 @@ pub struct Counters {
 
 impl Counters {
     /// Leaked, because threads that may never return use it.
-    pub fn leak(beat: Option<Beat>) -> &'static Self {
+    pub(crate) fn leak(beat: Option<Beat>) -> &'static Self {
         Box::leak(Box::new(Self {
             read: AtomicU64::new(0),
             taken: AtomicU64::new(0),
@@ -63,19 +63,19 @@ impl Counters {
     }
 
     /// Bytes read from the sources.
-    pub fn read_bytes(&self) -> u64 {
+    pub(crate) fn read_bytes(&self) -> u64 {
         self.read.load(Ordering::Relaxed)
     }
 
     /// A sign of life for the guardian that is not counted as read: the survey's own reads.
-    pub fn alive(&self, bytes: u64) {
+    pub(crate) fn alive(&self, bytes: u64) {
         if let Some(beat) = self.beat {
             beat.add_read(bytes);
         }
     }
 
     /// Bytes taken by the sink.
-    pub fn taken_bytes(&self) -> u64 {
+    pub(crate) fn taken_bytes(&self) -> u64 {
         self.taken.load(Ordering::Relaxed)
     }
 }
@@ -97,7 +97,7 @@ impl Meter for Counters {
 }
 
 /// Sources that are about to be held still: signals are blocked, and the guardian waits.
-pub struct Ready {
+pub(crate) struct Ready {
     /// The signals, blocked.
     pub signals: Signals,
     /// The counters that the emitter uses, too.
@@ -113,7 +113,7 @@ type Ground = (u64, Option<[u8; 16]>);
 
 impl Ready {
     /// Whether a regular file lies on a filesystem that is to be frozen.
-    pub fn freezes(&self, file: impl AsFd) -> bool {
+    pub(crate) fn freezes(&self, file: impl AsFd) -> bool {
         let is_file = rustix::fs::fstat(&file)
             .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile);
         ground(file).filter(|_| is_file).is_some_and(|file| {
@@ -131,7 +131,7 @@ fn ground(file: impl AsFd) -> Option<Ground> {
 
 /// Starts what holds `sources` still: their filesystems in the order in which they freeze, the trace of their devices, the guardian.
 /// Call it while the process has one thread.
-pub fn ready(
+pub(crate) fn ready(
     system: &System,
     sources: &mut [Prepared],
     taking: &Taking,
@@ -201,7 +201,7 @@ fn guard(
 
 /// What came of one image.
 #[derive(Clone, Copy, Debug)]
-pub struct Outcome {
+pub(crate) struct Outcome {
     /// How far its map was proven.
     pub coverage: Coverage,
     /// Why not wholly.
@@ -212,7 +212,7 @@ pub struct Outcome {
 
 /// The figures of a capture.
 #[derive(Debug)]
-pub struct Figures {
+pub(crate) struct Figures {
     /// One for each image.
     pub outcomes: Vec<Outcome>,
     /// Bytes read.
@@ -228,7 +228,7 @@ pub struct Figures {
 }
 
 /// Everything ready to freeze: threads exist and wait, memory is allocated.
-pub struct Capture {
+pub(crate) struct Capture {
     /// What messages call the devices.
     shown: Vec<String>,
     /// For each image the parts of the plan that make it up.
@@ -265,7 +265,7 @@ pub struct Capture {
 }
 
 /// What [`Capture::new`] puts together, besides the images.
-pub struct Engine {
+pub(crate) struct Engine {
     /// What holds the sources still.
     pub ready: Ready,
     /// Takes what is read.
@@ -372,7 +372,7 @@ fn pieces(images: &[Vec<Part>]) -> usize {
 
 impl Capture {
     /// Allocates everything and starts the threads. One image for each of `sources`, in order.
-    pub fn new(sources: Vec<Prepared>, engine: Engine, wishes: Wishes) -> Result<Self> {
+    pub(crate) fn new(sources: Vec<Prepared>, engine: Engine, wishes: Wishes) -> Result<Self> {
         let Ready {
             signals,
             counters,
@@ -458,13 +458,13 @@ impl Capture {
     }
 
     /// The pipeline, which outlives the run.
-    pub fn pipeline(&self) -> &'static Pipeline {
+    pub(crate) fn pipeline(&self) -> &'static Pipeline {
         self.pipeline
     }
 
     /// Waits until the reader of `sink` has taken what was written to it (the first bytes of the stream), so that an ssh on the
     /// other side has logged in before anything freezes.
-    pub fn wait_sink(&mut self, sink: BorrowedFd<'_>, limit: Duration) -> Result<()> {
+    pub(crate) fn wait_sink(&mut self, sink: BorrowedFd<'_>, limit: Duration) -> Result<()> {
         let start = Instant::now();
         loop {
             if let Some(number) = self.signals.take() {
@@ -497,12 +497,12 @@ impl Capture {
     }
 
     /// Freezes, surveys, reads, thaws, ends the stream.
-    pub fn run(self) -> Result<Figures> {
+    pub(crate) fn run(self) -> Result<Figures> {
         self.run_telling(|_| ())
     }
 
     /// The same; `thawed` gets the figures after the thaw and before the end of the stream, which may carry them.
-    pub fn run_telling(mut self, mut thawed: impl FnMut(Figures)) -> Result<Figures> {
+    pub(crate) fn run_telling(mut self, mut thawed: impl FnMut(Figures)) -> Result<Figures> {
         self.take_early()?;
         self.read_before = self.counters.read_bytes();
         if self.guardian.is_some() {

@@ -21,7 +21,7 @@ const MAX_PATTERNS: usize = 256;
 
 /// What was typed.
 #[derive(Debug, Default)]
-pub struct Wanted {
+pub(crate) struct Wanted {
     /// `--empty`.
     paths: Vec<Pattern>,
     /// `--golden`.
@@ -30,7 +30,7 @@ pub struct Wanted {
 
 impl Wanted {
     /// Takes option `name` with its value; `false`: it is none of these.
-    pub fn option(&mut self, args: &mut Args, name: &str) -> Result<bool> {
+    pub(crate) fn option(&mut self, args: &mut Args, name: &str) -> Result<bool> {
         match name {
             "--golden" => self.golden = true,
             "--empty" => {
@@ -52,12 +52,12 @@ impl Wanted {
     }
 
     /// Whether anything is to be emptied.
-    pub fn any(&self) -> bool {
+    pub(crate) fn any(&self) -> bool {
         self.golden || !self.paths.is_empty()
     }
 
     /// What does not go together with it.
-    pub fn check(&self, verb: &str, wishes: Wishes) -> Result<()> {
+    pub(crate) fn check(&self, verb: &str, wishes: Wishes) -> Result<()> {
         let against = match (wishes.whole, wishes.live) {
             (true, _) => "--whole (which keeps what was deleted)",
             (_, true) => "--live (where nothing holds still)",
@@ -72,12 +72,12 @@ impl Wanted {
     }
 
     /// For snapshots: `--golden`, and the paths of `--empty`.
-    pub fn metadata(&self) -> (bool, Vec<String>) {
+    pub(crate) fn metadata(&self) -> (bool, Vec<String>) {
         (self.golden, self.paths.iter().map(shown).collect())
     }
 
     /// What is to be done for these sources; refused where it cannot be done for each filesystem that may hold such files.
-    pub fn emptying(&self, sources: &[Prepared]) -> Result<Emptying> {
+    pub(crate) fn emptying(&self, sources: &[Prepared]) -> Result<Emptying> {
         if !features::GOLDEN || !self.any() {
             return Ok(Emptying::default());
         }
@@ -138,7 +138,7 @@ fn refused(source: &Prepared, filesystem: &str) -> Error {
 }
 
 /// Adds the snapshots of `folder`, where that lies on one of the sources: they would contain themselves. A line where it cannot be done.
-pub fn spare_snapshots(
+pub(crate) fn spare_snapshots(
     system: &System,
     folder: &Path,
     sources: &[Prepared],
@@ -192,7 +192,7 @@ fn inside(system: &System, folder: &Path) -> Option<(DevId, PathBuf)> {
 
 /// What was emptied, after the thaw.
 #[derive(Debug, Default)]
-pub struct Emptied {
+pub(crate) struct Emptied {
     /// Whether somebody asked for it.
     asked: bool,
     files: u64,
@@ -210,7 +210,7 @@ fn shown(pattern: &Pattern) -> String {
 
 impl Emptied {
     /// From what the surveyor did.
-    pub fn new(emptying: &Emptying) -> Self {
+    pub(crate) fn new(emptying: &Emptying) -> Self {
         let log = &emptying.log;
         Self {
             asked: emptying.insists(),
@@ -226,7 +226,7 @@ impl Emptied {
     }
 
     /// Adds its keys to a report.
-    pub fn json(&self, object: &mut JsonObject) {
+    pub(crate) fn json(&self, object: &mut JsonObject) {
         if !self.asked && self.files == 0 {
             return;
         }
@@ -238,7 +238,7 @@ impl Emptied {
     }
 
     /// For the last line: how many.
-    pub fn words(&self) -> String {
+    pub(crate) fn words(&self) -> String {
         match (self.asked || self.files > 0, self.files) {
             (false, _) => String::new(),
             (true, 0) => ", no file emptied".into(),
@@ -248,7 +248,7 @@ impl Emptied {
     }
 
     /// Lines before the last one.
-    pub fn notes(&self) -> Vec<String> {
+    pub(crate) fn notes(&self) -> Vec<String> {
         let mut notes = Vec::new();
         if let Some(why) = &self.spared {
             notes.push(format!(

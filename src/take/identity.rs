@@ -20,14 +20,14 @@ use crate::ptable;
 use crate::report::JsonObject;
 
 /// What was found, in the order of the list.
-pub struct Found {
+pub(crate) struct Found {
     path: String,
     rows: Vec<Row>,
 }
 
 impl Found {
     /// Looks.
-    pub fn look(name: &OsStr) -> Result<Self> {
+    pub(crate) fn look(name: &OsStr) -> Result<Self> {
         let system = System::look()?;
         let source = system.resolve(name)?;
         let mut rows = Vec::new();
@@ -69,7 +69,7 @@ impl Found {
     }
 
     /// For scripts.
-    pub fn object(&self) -> JsonObject {
+    pub(crate) fn object(&self) -> JsonObject {
         let row = |row: &Row| {
             let mut object = JsonObject::new();
             object
@@ -87,7 +87,7 @@ impl Found {
     }
 
     /// A line for each file.
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         // A name may hold anything: no control character reaches a terminal.
         let clean = |text: &str| text.replace(char::is_control, "?");
         let width = self.rows.iter().map(|row| row.path.chars().count()).max();

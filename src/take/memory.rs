@@ -16,7 +16,7 @@ use crate::units::{round_down, to_usize};
 
 /// `--spool`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Spool {
+pub(crate) enum Spool {
     /// At most half of what is available.
     Auto,
     /// Only the fixed minimum.
@@ -32,7 +32,7 @@ const AUTO_LIMIT_32: u64 = 512 << 20;
 
 impl Spool {
     /// Parses `auto`, `off` or a size.
-    pub fn parse(text: &str) -> Option<Self> {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         match text {
             "auto" => Some(Self::Auto),
             "off" => Some(Self::Off),
@@ -41,7 +41,7 @@ impl Spool {
     }
 
     /// The size in bytes on this machine, now.
-    pub fn bytes(self) -> u64 {
+    pub(crate) fn bytes(self) -> u64 {
         let mut bytes = self.wanted_bytes();
         // Limits of address space and strict overcommit are met here, where less will do, and not in the middle of a start.
         while bytes > 0 && Pages::new(to_usize(bytes.saturating_add(LEFT_FREE))).is_err() {
@@ -126,7 +126,11 @@ fn cgroup_left() -> Option<u64> {
 const LEFT_FREE: u64 = 64 << 20;
 
 /// `--spool-file`: a file without a name in that file's folder, of as many bytes as are wanted or free there.
-pub fn spool_file(file: &Path, wanted_bytes: u64, ready: &Ready) -> Result<(Arc<File>, u64)> {
+pub(crate) fn spool_file(
+    file: &Path,
+    wanted_bytes: u64,
+    ready: &Ready,
+) -> Result<(Arc<File>, u64)> {
     let folder = folder_of(file);
     let fail = |what: &'static str, errno: Errno| {
         Error::fault(folder.display(), Fault::io(what, errno)).leaving("nothing was frozen")
@@ -156,7 +160,11 @@ pub fn spool_file(file: &Path, wanted_bytes: u64, ready: &Ready) -> Result<(Arc<
 }
 
 /// The same beside the file that is written, where there is room for both; otherwise memory must do.
-pub fn spool_beside(file: &Path, wanted_bytes: u64, ready: &Ready) -> Option<(Arc<File>, u64)> {
+pub(crate) fn spool_beside(
+    file: &Path,
+    wanted_bytes: u64,
+    ready: &Ready,
+) -> Option<(Arc<File>, u64)> {
     let unnamed = unnamed(folder_of(file)).ok()?;
     let free = free_bytes(&unnamed).saturating_sub(LEFT_FREE);
     if ready.freezes(&unnamed)
@@ -213,7 +221,7 @@ fn allocate(file: impl AsFd, bytes: u64) -> rustix::io::Result<()> {
 }
 
 /// `--jobs`, or the CPUs we may run on.
-pub fn jobs(asked: Option<usize>) -> usize {
+pub(crate) fn jobs(asked: Option<usize>) -> usize {
     asked.unwrap_or_else(|| {
         let cpus = rustix::thread::sched_getaffinity(None).map_or(1, |set| set.count());
         usize::try_from(cpus).unwrap_or(1).clamp(1, 64)

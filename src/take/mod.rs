@@ -1,12 +1,12 @@
 //! From a name to bytes that held still: what a source is, what freezes it, which of its blocks are read, and the one run that
 //! `dump`, `create` and `clone` share.
 
-pub mod capture;
-pub mod emptied;
-pub mod identity;
-pub mod memory;
-pub mod options;
-pub mod precopy;
-pub mod source;
-pub mod survey;
+pub(crate) mod capture;
+pub(crate) mod emptied;
+pub(crate) mod identity;
+pub(crate) mod memory;
+pub(crate) mod options;
+pub(crate) mod precopy;
+pub(crate) mod source;
+pub(crate) mod survey;
 mod watched;

@@ -25,7 +25,7 @@ use crate::take::source::{self, Prepared, Wishes};
 
 /// How sources are read and held still.
 #[derive(Debug, Default)]
-pub struct Taking {
+pub(crate) struct Taking {
     /// `--live`, `--whole` and `--require-map`.
     pub wishes: Wishes,
     /// `--stall` and `--max-freeze`.
@@ -38,7 +38,7 @@ pub struct Taking {
 
 impl Taking {
     /// Takes option `name` with its value; `false`: it is none of these.
-    pub fn option(&mut self, args: &mut Args, name: &str) -> Result<bool> {
+    pub(crate) fn option(&mut self, args: &mut Args, name: &str) -> Result<bool> {
         match name {
             "--whole" => self.wishes.whole = true,
             "--require-map" => self.wishes.require_map = true,
@@ -52,7 +52,7 @@ impl Taking {
     }
 
     /// After the last option: what does not go together.
-    pub fn check(&self, verb: &str) -> Result<()> {
+    pub(crate) fn check(&self, verb: &str) -> Result<()> {
         if self.wishes.whole && self.wishes.require_map {
             return Err(Error::usage(format_args!(
                 "{verb}: --whole and --require-map exclude each other"
@@ -69,7 +69,7 @@ impl Taking {
 
 /// How a stream is made and waited for.
 #[derive(Debug)]
-pub struct Streaming {
+pub(crate) struct Streaming {
     /// `--level`.
     pub level: u8,
     /// `--wait-sink`.
@@ -96,7 +96,7 @@ impl Default for Streaming {
 
 impl Streaming {
     /// Takes option `name` with its value; `false`: it is none of these.
-    pub fn option(&mut self, args: &mut Args, name: &str) -> Result<bool> {
+    pub(crate) fn option(&mut self, args: &mut Args, name: &str) -> Result<bool> {
         match name {
             "--level" => self.level = args.parsed(level, "a level from 1 to 9")?,
             "--wait-sink" => self.wait_sink = args.time()?,
@@ -109,7 +109,7 @@ impl Streaming {
     }
 
     /// What does not go together with `--frames`: they go to another floe, and nowhere else.
-    pub fn check_frames(&self, verb: &str, elsewhere: bool) -> Result<()> {
+    pub(crate) fn check_frames(&self, verb: &str, elsewhere: bool) -> Result<()> {
         if !self.frames {
             return Ok(());
         }
@@ -128,7 +128,7 @@ impl Streaming {
     }
 
     /// What the pipeline is made of; `raw`: without deflate. `part`: the file that is written, beside which there may be room.
-    pub fn settings(
+    pub(crate) fn settings(
         &self,
         common: &Common,
         raw: bool,
@@ -168,7 +168,7 @@ pub(crate) fn level(text: &str) -> Option<u8> {
 }
 
 /// A stream that failed at its first bytes, before anything was frozen.
-pub fn early(shown: &str, problem: Problem) -> Error {
+pub(crate) fn early(shown: &str, problem: Problem) -> Error {
     match problem {
         Problem::ClosedPipe => Error::failed(format_args!("{shown}: the reader closed the pipe"))
             .leaving("nothing was frozen"),
@@ -179,7 +179,10 @@ pub fn early(shown: &str, problem: Problem) -> Error {
 }
 
 /// The header of frames, for images with these names.
-pub fn frames_header<'a>(sources: &[Prepared], paths: impl Iterator<Item = &'a str>) -> Header {
+pub(crate) fn frames_header<'a>(
+    sources: &[Prepared],
+    paths: impl Iterator<Item = &'a str>,
+) -> Header {
     let images = sources.iter().zip(paths).map(|(source, path)| Framed {
         path: path.to_owned(),
         parts: source
@@ -195,7 +198,7 @@ pub fn frames_header<'a>(sources: &[Prepared], paths: impl Iterator<Item = &'a s
 }
 
 /// The report in the end frame.
-pub fn frames_report(consistent: &str, figures: &Figures) -> String {
+pub(crate) fn frames_report(consistent: &str, figures: &Figures) -> String {
     let outcomes = figures.outcomes.iter();
     let maps: Vec<String> = outcomes
         .map(|outcome| outcome.coverage.name().to_owned())
@@ -212,7 +215,7 @@ pub fn frames_report(consistent: &str, figures: &Figures) -> String {
 }
 
 /// How the sources were held, in words: `consistent` is the report's word for it.
-pub fn held_words(consistent: &str, frozen_ms: u64) -> String {
+pub(crate) fn held_words(consistent: &str, frozen_ms: u64) -> String {
     let held = Span(Duration::from_millis(frozen_ms));
     match consistent {
         "live" => "LIVE: read while it may have changed, not consistent".into(),
@@ -224,7 +227,7 @@ pub fn held_words(consistent: &str, frozen_ms: u64) -> String {
 }
 
 /// What was to be read, in words: *used* only where that was proven for every part of it. `map` is the report's word for how far.
-pub fn used_words(map: &str, bytes: u64) -> String {
+pub(crate) fn used_words(map: &str, bytes: u64) -> String {
     match map {
         "used" => format!("{} used", Bytes(bytes)),
         "whole" => "taken whole".into(),
@@ -233,7 +236,7 @@ pub fn used_words(map: &str, bytes: u64) -> String {
 }
 
 /// Prepares several sources, each with the name it has in messages; refuses those that share a filesystem.
-pub fn prepare_all(
+pub(crate) fn prepare_all(
     system: &System,
     named: &[(&str, &OsStr)],
     wishes: Wishes,
@@ -273,7 +276,7 @@ fn same(system: &System, one: &Prepared, other: &Prepared) -> bool {
 }
 
 /// The report's word for how all of them were held still: the weakest of them.
-pub fn weakest(sources: &[Prepared]) -> &'static str {
+pub(crate) fn weakest(sources: &[Prepared]) -> &'static str {
     let rank = |still: Still| match still {
         Still::Unmounted => 0,
         Still::Frozen => 1,

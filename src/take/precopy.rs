@@ -22,7 +22,7 @@ use crate::units::BlockSize;
 
 /// `--precopy`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Wanted {
+pub(crate) enum Wanted {
     /// Wherever something can hold what is read early.
     #[default]
     Auto,
@@ -34,7 +34,7 @@ pub enum Wanted {
 
 impl Wanted {
     /// Parses `auto` or `off`.
-    pub fn parse(text: &str) -> Option<Self> {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         match text {
             "auto" => Some(Self::Auto),
             "compare" => Some(Self::Compared),
@@ -53,7 +53,7 @@ const ROUNDS: u32 = 6;
 
 /// The trace of a run: for who waits until it shows everything (which may take as long as a disk that hangs), and for who ends it.
 #[derive(Clone, Default)]
-pub struct Trace(Arc<Mutex<Option<Traced>>>);
+pub(crate) struct Trace(Arc<Mutex<Option<Traced>>>);
 
 struct Traced {
     tracer: Tracer,
@@ -72,12 +72,12 @@ impl Trace {
     }
 
     /// Whether every write up to now is marked. Once it says no it always does. No heap.
-    pub fn is_complete(&self, limit: Duration) -> bool {
+    pub(crate) fn is_complete(&self, limit: Duration) -> bool {
         self.with(|tracer| tracer.drain(limit).is_ok())
     }
 
     /// The same when everything has just been frozen, and no write is under way.
-    pub fn is_complete_frozen(&self, limit: Duration) -> bool {
+    pub(crate) fn is_complete_frozen(&self, limit: Duration) -> bool {
         self.with(|tracer| tracer.drain_frozen(limit).is_ok())
     }
 
@@ -122,7 +122,7 @@ fn notices(sources: &[Prepared]) -> Option<Option<OwnedFd>> {
 }
 
 /// What watches the devices of a run. With it the trace ends.
-pub struct Watch {
+pub(crate) struct Watch {
     /// What is to be traced, before the guardian has started.
     awaited: Option<Awaited>,
     trace: Trace,
@@ -134,7 +134,7 @@ pub struct Watch {
 
 impl Watch {
     /// `None` where pre-copy is not wanted, or nothing would be frozen. Before the guardian starts.
-    pub fn start(sources: &[Prepared], targets: &[Target], wanted: Wanted) -> Option<Self> {
+    pub(crate) fn start(sources: &[Prepared], targets: &[Target], wanted: Wanted) -> Option<Self> {
         if !features::PRECOPY || wanted == Wanted::Off || targets.is_empty() {
             return None;
         }
@@ -160,7 +160,7 @@ impl Watch {
     }
 
     /// What the guardian takes away should floe die. Without that no trace is made.
-    pub fn leftovers(&mut self) -> Vec<Leftover> {
+    pub(crate) fn leftovers(&mut self) -> Vec<Leftover> {
         let Some(awaited) = &self.awaited else {
             return Vec::new();
         };
@@ -177,7 +177,7 @@ impl Watch {
     }
 
     /// Starts the trace, and to read along. After the guardian has started, which wants one thread and outlives us.
-    pub fn follow(&mut self, system: &System) {
+    pub(crate) fn follow(&mut self, system: &System) {
         let Some(awaited) = self.awaited.take().filter(|_| features::PRECOPY) else {
             return;
         };
@@ -195,7 +195,7 @@ impl Watch {
     }
 
     /// For the pipeline.
-    pub fn precopy(&self) -> pipeline::Precopy {
+    pub(crate) fn precopy(&self) -> pipeline::Precopy {
         pipeline::Precopy {
             chunks: self.chunks,
             marks: self.marks(),
@@ -203,22 +203,22 @@ impl Watch {
     }
 
     /// Where writes are noted.
-    pub fn marks(&self) -> Option<Arc<Marks>> {
+    pub(crate) fn marks(&self) -> Option<Arc<Marks>> {
         self.marks.clone()
     }
 
     /// Whether a freeze and thaw of an instant comes first.
-    pub fn tries(&self) -> bool {
+    pub(crate) fn tries(&self) -> bool {
         self.tries
     }
 
     /// The trace.
-    pub fn trace(&self) -> &Trace {
+    pub(crate) fn trace(&self) -> &Trace {
         &self.trace
     }
 
     /// After a trial.
-    pub fn thawed(&self) {
+    pub(crate) fn thawed(&self) {
         self.trace.with(|tracer| {
             tracer.thawed();
             true
@@ -226,7 +226,7 @@ impl Watch {
     }
 
     /// Whether another round before the freeze is worth it, when `stale` bytes are out of date after a round that took `took`.
-    pub fn is_worth_it(&self, round: u32, took: u64, stale: u64) -> bool {
+    pub(crate) fn is_worth_it(&self, round: u32, took: u64, stale: u64) -> bool {
         round < ROUNDS && stale > LITTLE_BYTES && stale < took / WORTH
     }
 }
@@ -243,7 +243,7 @@ impl Drop for Watch {
 /// For tests that compare an image with its source: when all is read, a debug build renames the file that FLOE_TEST_HOLD names to
 /// `FILE.frozen`, and keeps everything frozen while that is there. A release build cannot.
 #[derive(Debug, Default)]
-pub struct Hold {
+pub(crate) struct Hold {
     #[cfg(debug_assertions)]
     file: Option<(std::ffi::CString, std::ffi::CString)>,
 }
@@ -264,7 +264,7 @@ impl Hold {
 #[cfg(debug_assertions)]
 impl Hold {
     /// What the environment says, read before the freeze.
-    pub fn told() -> Self {
+    pub(crate) fn told() -> Self {
         let names = |name: String| {
             let frozen = std::ffi::CString::new(format!("{name}.frozen")).ok()?;
             Some((std::ffi::CString::new(name).ok()?, frozen))
@@ -274,7 +274,7 @@ impl Hold {
     }
 
     /// Whether the test still wants it frozen. No heap.
-    pub fn is_held(&self) -> bool {
+    pub(crate) fn is_held(&self) -> bool {
         self.file.as_ref().is_some_and(|(name, frozen)| {
             let _ = rustix::fs::rename(name, frozen);
             rustix::fs::stat(frozen).is_ok()

@@ -31,7 +31,7 @@ fn is_remounted(filesystem: &str) -> bool {
 
 /// What the user asked for, as far as reading is concerned.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Wishes {
+pub(crate) struct Wishes {
     /// Read a source that cannot be held still.
     pub live: bool,
     /// Read every block.
@@ -44,7 +44,7 @@ pub struct Wishes {
 
 /// How a piece is read.
 #[derive(Clone, Debug)]
-pub enum Reading {
+pub(crate) enum Reading {
     /// Used blocks of the filesystem in it.
     Map(Box<Identity>),
     /// Every byte; of a filesystem that is known, what a write would change is looked at again before the thaw.
@@ -55,7 +55,7 @@ pub enum Reading {
 
 /// A range of a device that makes up a range of the image.
 #[derive(Debug)]
-pub struct Piece {
+pub(crate) struct Piece {
     /// Index in [`Prepared::devices`].
     pub device: usize,
     /// Where it begins on that device, in bytes.
@@ -74,7 +74,7 @@ pub struct Piece {
 
 /// The content of active swap files on one filesystem.
 #[derive(Clone, Debug, Default)]
-pub struct SwapContent {
+pub(crate) struct SwapContent {
     /// All but their headers, relative to the filesystem.
     pub extents: Vec<Extent>,
     /// Their names as /proc/swaps has them: they must still stand there after the freeze.
@@ -83,7 +83,7 @@ pub struct SwapContent {
 
 /// An open device and what messages call it.
 #[derive(Debug)]
-pub struct Opened {
+pub(crate) struct Opened {
     /// The device.
     pub device: Device,
     /// Its node.
@@ -92,7 +92,7 @@ pub struct Opened {
 
 /// One source, ready to be held still and read: it becomes one image.
 #[derive(Debug)]
-pub struct Prepared {
+pub(crate) struct Prepared {
     /// What the user called it.
     pub name: String,
     /// The device, for messages.
@@ -126,13 +126,13 @@ pub struct Prepared {
 
 impl Prepared {
     /// The report's word for how it was held still.
-    pub fn consistent(&self) -> &'static str {
+    pub(crate) fn consistent(&self) -> &'static str {
         consistent(self.still)
     }
 }
 
 /// The report's word.
-pub fn consistent(still: Still) -> &'static str {
+pub(crate) fn consistent(still: Still) -> &'static str {
     match still {
         Still::Frozen => "frozen",
         Still::ReadOnly => "readonly",
@@ -142,7 +142,7 @@ pub fn consistent(still: Still) -> &'static str {
 }
 
 /// Finds `name`, decides how it is held still, and recognises what is on it.
-pub fn prepare(system: &System, name: &std::ffi::OsStr, wishes: Wishes) -> Result<Prepared> {
+pub(crate) fn prepare(system: &System, name: &std::ffi::OsStr, wishes: Wishes) -> Result<Prepared> {
     let means = match (wishes.fs_path, wishes.whole) {
         (true, _) => Means::Filesystem,
         (false, true) => Means::Bytes,
@@ -419,7 +419,11 @@ fn still_of(mounted: &Mounted, wishes: Wishes) -> Still {
 }
 
 /// The targets for a guardian, top of the stack first, for all that `mounted` lists.
-pub fn targets(system: &System, mounted: Vec<Mounted>, wishes: Wishes) -> Result<Vec<Target>> {
+pub(crate) fn targets(
+    system: &System,
+    mounted: Vec<Mounted>,
+    wishes: Wishes,
+) -> Result<Vec<Target>> {
     let order = system.freeze_order(&mounted.iter().collect::<Vec<_>>())?;
     let mut mounted: Vec<Option<Mounted>> = mounted.into_iter().map(Some).collect();
     let mut targets = Vec::new();
@@ -728,7 +732,7 @@ fn swap_files_on(system: &System, dev: DevId, identity: &Identity) -> Result<Swa
 }
 
 /// A range of a device as a device.
-pub struct Slice<'a> {
+pub(crate) struct Slice<'a> {
     /// The device.
     pub device: &'a dyn ReadAt,
     /// Where the range begins.

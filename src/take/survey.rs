@@ -33,7 +33,7 @@ const _: () = assert!(PIECE_BYTES == CHUNK_BYTES);
 const STACK_BYTES: usize = 512 * 1024;
 
 /// A piece whose filesystem is walked in the frozen window.
-pub struct Errand {
+pub(crate) struct Errand {
     /// Index in the plan's parts.
     pub part: usize,
     /// Index of the image it belongs to.
@@ -55,7 +55,7 @@ pub struct Errand {
 
 impl Errand {
     /// For one part.
-    pub fn new(
+    pub(crate) fn new(
         part: usize,
         image: usize,
         identity: Identity,
@@ -78,7 +78,7 @@ impl Errand {
 
 /// What the surveyor is to do next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
+pub(crate) enum Step {
     /// Nothing.
     Wait,
     /// Walk what moves, for a hint, and begin pre-copy.
@@ -109,7 +109,7 @@ impl Step {
 
 /// Why a survey stopped the run; made without the heap.
 #[derive(Clone, Copy, Debug)]
-pub struct Trouble {
+pub(crate) struct Trouble {
     /// Index of the device.
     pub device: usize,
     /// What went wrong.
@@ -117,7 +117,7 @@ pub struct Trouble {
 }
 
 /// The plans, before their maps are filled.
-pub struct Plans {
+pub(crate) struct Plans {
     /// The one that counts.
     pub last: Option<Plan>,
     /// The hint of a glimpse; without it there is no pre-copy.
@@ -125,7 +125,7 @@ pub struct Plans {
 }
 
 /// How a surveyor looks.
-pub struct Looks {
+pub(crate) struct Looks {
     /// Signs of life.
     pub counters: &'static Counters,
     /// `--require-map`.
@@ -147,7 +147,7 @@ struct Desk {
 }
 
 /// The surveyor's side of the run; leaked, because its thread may never return.
-pub struct Surveyor {
+pub(crate) struct Surveyor {
     desk: Mutex<Desk>,
     go: Condvar,
     event: OwnedFd,
@@ -161,7 +161,7 @@ impl Surveyor {
     }
 
     /// Allocates everything and starts the thread, which waits for [`Self::order`].
-    pub fn start(
+    pub(crate) fn start(
         plans: Plans,
         errands: Vec<Errand>,
         emptying: Emptying,
@@ -200,24 +200,24 @@ impl Surveyor {
     }
 
     /// Readable when [`Self::state`] may have changed.
-    pub fn event(&self) -> BorrowedFd<'_> {
+    pub(crate) fn event(&self) -> BorrowedFd<'_> {
         self.event.as_fd()
     }
 
     /// Clears the event and says how far it is.
-    pub fn state(&self) -> (Step, Option<Trouble>) {
+    pub(crate) fn state(&self) -> (Step, Option<Trouble>) {
         let _ = rustix::io::read(&self.event, &mut [0; 8]);
         let desk = self.lock();
         (desk.step, desk.trouble)
     }
 
     /// Whether every write up to the survey was marked.
-    pub fn is_traced(&self) -> bool {
+    pub(crate) fn is_traced(&self) -> bool {
         self.lock().traced
     }
 
     /// The verdicts, by image.
-    pub fn verdicts(&self) -> Vec<(usize, Verdict)> {
+    pub(crate) fn verdicts(&self) -> Vec<(usize, Verdict)> {
         self.lock()
             .errands
             .iter()
@@ -226,17 +226,17 @@ impl Surveyor {
     }
 
     /// What was emptied in the images.
-    pub fn emptied(&self) -> Emptied {
+    pub(crate) fn emptied(&self) -> Emptied {
         Emptied::new(&self.lock().emptying)
     }
 
     /// The path in a filesystem at which [`Trouble`] arose, where it did so at one.
-    pub fn path_of_trouble(&self) -> String {
+    pub(crate) fn path_of_trouble(&self) -> String {
         String::from_utf8_lossy(&self.lock().emptying.log.at).into_owned()
     }
 
     /// Sets it to work.
-    pub fn order(&self, step: Step) {
+    pub(crate) fn order(&self, step: Step) {
         self.lock().step = step;
         self.go.notify_all();
     }

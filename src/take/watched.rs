@@ -20,7 +20,7 @@ type Stamp = (i64, [i64; 4]);
 
 /// A file that is watched.
 #[derive(Debug)]
-pub struct Watched {
+pub(crate) struct Watched {
     file: OwnedFd,
     shown: String,
     before: Option<Stamp>,
@@ -28,7 +28,7 @@ pub struct Watched {
 
 impl Watched {
     /// From when [`Self::begin`] is called.
-    pub fn new(file: OwnedFd, shown: String) -> Self {
+    pub(crate) fn new(file: OwnedFd, shown: String) -> Self {
         Self {
             file,
             shown,
@@ -38,7 +38,7 @@ impl Watched {
 
     /// From now on. What was changed in memory only, or within the same tick of the clock, would change later without a trace:
     /// so it is written first, and the tick waited for.
-    pub fn settled(mut self) -> Self {
+    pub(crate) fn settled(mut self) -> Self {
         let _ = rustix::fs::fdatasync(&self.file);
         std::thread::sleep(TICK);
         self.begin();
@@ -46,7 +46,7 @@ impl Watched {
     }
 
     /// From now on, unless it was begun before. Nothing is opened or allocated.
-    pub fn begin(&mut self) {
+    pub(crate) fn begin(&mut self) {
         if self.before.is_none() {
             self.before = stamp(self.file.as_fd());
         }
@@ -54,18 +54,18 @@ impl Watched {
 
     /// Has `notices` (inotify) tell of what programs write to it. What a loop device writes for the filesystem on it does not count on
     /// kernels since 6.16; on older ones it does, and on all a store to what is mapped does not.
-    pub fn tell(&self, notices: &OwnedFd) -> Result<(), Errno> {
+    pub(crate) fn tell(&self, notices: &OwnedFd) -> Result<(), Errno> {
         let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
         inotify::add_watch(notices, path, inotify::WatchFlags::MODIFY).map(drop)
     }
 
     /// An error when it was changed since. To be asked while it is still held still.
-    pub fn has_changed(&self) -> bool {
+    pub(crate) fn has_changed(&self) -> bool {
         self.before.is_none() || self.before != stamp(self.file.as_fd())
     }
 
     /// For a person.
-    pub fn error(&self) -> Error {
+    pub(crate) fn error(&self) -> Error {
         Error::failed(format_args!(
             "{}: somebody wrote to this file while it was read; the image is not consistent",
             self.shown

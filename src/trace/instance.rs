@@ -15,7 +15,7 @@ use crate::trace::page::{Format, Header};
 use crate::trace::{Leftover, Lost, Untraced};
 
 /// The events that tell of a write's beginning and end; the second and third as the device has requests or not.
-pub const EVENTS: [&str; 3] = ["block_bio_queue", "block_rq_complete", "block_bio_complete"];
+pub(super) const EVENTS: [&str; 3] = ["block_bio_queue", "block_rq_complete", "block_bio_complete"];
 /// Every instance of a floe begins so.
 const PREFIX: &str = "floe-";
 /// Longest text of a control that is read.
@@ -28,7 +28,7 @@ const DIRECTORY: OFlags = OFlags::RDONLY
 
 /// One ring buffer: that of a CPU, present or not (one that comes later uses the buffer whose files are open already).
 #[derive(Debug)]
-pub struct Ring {
+pub(super) struct Ring {
     /// Its records, page by page; does not block.
     pub pages: OwnedFd,
     stats: OwnedFd,
@@ -40,7 +40,7 @@ pub struct Ring {
 
 /// What the kernel counts for a ring buffer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Stats {
+pub(super) struct Stats {
     /// Records that wait to be read.
     pub entries: u64,
     /// Records that are lost, for any reason.
@@ -58,7 +58,7 @@ struct Held {
 
 /// An instance; dropping it removes it.
 #[derive(Debug)]
-pub struct Instance {
+pub(super) struct Instance {
     instances: OwnedFd,
     name: CString,
     /// Empty once it is to be removed: open files keep an instance from that.
@@ -67,7 +67,7 @@ pub struct Instance {
 
 /// What is open of it.
 #[derive(Debug)]
-pub struct Open {
+pub(super) struct Open {
     root: OwnedFd,
     /// How its pages begin.
     pub header: Header,
@@ -110,7 +110,7 @@ impl Reserved {
 
 impl Instance {
     /// Makes it, recording with buffers of `ring_kib` for each CPU; everything is seen, reads too, until a filter is set.
-    pub fn new(reserved: Reserved, ring_kib: u32) -> Result<Self, Untraced> {
+    pub(super) fn new(reserved: Reserved, ring_kib: u32) -> Result<Self, Untraced> {
         let Reserved { instances, name } = reserved;
         rustix::fs::mkdirat(&instances, &name, Mode::RWXU)
             .map_err(|errno| Untraced::io("no tracefs instance can be made", errno))?;
@@ -125,12 +125,12 @@ impl Instance {
     }
 
     /// The same, for who can only say that it is lost.
-    pub fn opened(&mut self) -> Result<&mut Open, Lost> {
+    pub(super) fn opened(&mut self) -> Result<&mut Open, Lost> {
         self.open.as_mut().ok_or(Lost("it has ended"))
     }
 
     /// What is open of it.
-    pub fn open(&mut self) -> Option<&mut Open> {
+    pub(super) fn open(&mut self) -> Option<&mut Open> {
         self.open.as_mut()
     }
 }
@@ -172,7 +172,7 @@ impl Open {
     }
 
     /// Has only those events recorded that match; where the kernel does not take the filter, all are.
-    pub fn filter(&mut self, text: &str) {
+    pub(super) fn filter(&mut self, text: &str) {
         for event in EVENTS {
             let path = format!("events/block/{event}/filter");
             if text.len() >= SHORT_BYTES || write(&self.root, &path, text).is_err() {
@@ -182,7 +182,7 @@ impl Open {
     }
 
     /// From now on nobody is to change anything: remembers the controls, and watches them.
-    pub fn hold(&mut self) -> Result<(), Untraced> {
+    pub(super) fn hold(&mut self) -> Result<(), Untraced> {
         let mut paths = vec!["tracing_on".to_owned(), "buffer_size_kb".to_owned()];
         for event in EVENTS {
             paths.push(format!("events/block/{event}/enable"));
@@ -234,7 +234,7 @@ impl Open {
     }
 
     /// Whether everything is still as it was, and nothing was lost. No heap, no open.
-    pub fn check(&self) -> Result<(), Lost> {
+    pub(super) fn check(&self) -> Result<(), Lost> {
         let mut content = [0; SHORT_BYTES];
         for held in &self.held {
             let length = rustix::io::pread(&held.file, &mut content, 0).unwrap_or(0);
@@ -264,7 +264,7 @@ impl Open {
 
 impl Ring {
     /// What the kernel counts for it. No heap.
-    pub fn stats(&self) -> Result<Stats, Lost> {
+    pub(super) fn stats(&self) -> Result<Stats, Lost> {
         let mut text = [0; 512];
         let length = rustix::io::pread(&self.stats, &mut text, 0)
             .map_err(|_| Lost("its counters cannot be read"))?;
@@ -274,7 +274,7 @@ impl Ring {
 
 impl Stats {
     /// From the text of `per_cpu/cpuN/stats`.
-    pub fn parse(text: &[u8]) -> Option<Self> {
+    pub(super) fn parse(text: &[u8]) -> Option<Self> {
         let text = std::str::from_utf8(text).ok()?;
         let value = |key: &str| {
             let line = |line: &str| line.strip_prefix(key)?.strip_prefix(": ")?.parse().ok();
@@ -293,7 +293,7 @@ impl Stats {
 }
 
 /// The folder `instances` of tracefs, mounted for us.
-pub fn instances() -> Result<OwnedFd, Untraced> {
+pub(super) fn instances() -> Result<OwnedFd, Untraced> {
     let root = mount_kernel("tracefs").map_err(|fault| {
         Untraced(match fault.errno().map(Errno::from_raw_os_error) {
             Some(Errno::NODEV) => "this kernel has no tracefs".to_owned(),
@@ -305,7 +305,7 @@ pub fn instances() -> Result<OwnedFd, Untraced> {
 }
 
 /// The layout of pages and events, read from an instance or from tracefs itself.
-pub fn formats(root: impl AsFd) -> Result<(Header, [Format; 3]), Untraced> {
+pub(super) fn formats(root: impl AsFd) -> Result<(Header, [Format; 3]), Untraced> {
     // Where an instance has no header_page of its own, all have the same.
     let text =
         read(&root, "events/header_page").or_else(|_| read(&root, "../../events/header_page"))?;

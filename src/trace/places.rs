@@ -17,7 +17,7 @@ const STUCK: i16 = i16::MIN;
 
 /// One way in which the kernel names one of the watched ranges.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
+pub(super) struct Place {
     /// The device in events: major << 20 | minor.
     pub dev: u32,
     /// Where the range begins there, in bytes.
@@ -30,7 +30,7 @@ pub struct Place {
 
 /// Which end of a write an event tells of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
+pub(super) enum End {
     /// It was queued.
     Queued,
     /// It, or a part of it, was completed.
@@ -39,7 +39,7 @@ pub enum End {
 
 /// Everything that turns events into marks.
 #[derive(Debug)]
-pub struct Places {
+pub(super) struct Places {
     places: Vec<Place>,
     /// For each range and chunk: sectors queued less sectors completed.
     under_way: Vec<Vec<i16>>,
@@ -49,7 +49,7 @@ pub struct Places {
 
 impl Places {
     /// With nothing under way; `None` when it does not fit memory.
-    pub fn new(places: Vec<Place>, marks: &Marks, ranges: usize) -> Option<Self> {
+    pub(super) fn new(places: Vec<Place>, marks: &Marks, ranges: usize) -> Option<Self> {
         let sums = |range| Some(vec![0; usize::try_from(marks.chunks(range)).ok()?]);
         Some(Self {
             places,
@@ -59,7 +59,7 @@ impl Places {
     }
 
     /// Takes one event into the marks.
-    pub fn take(&mut self, event: &Event, end: End, marks: &Marks, mark: bool) {
+    pub(super) fn take(&mut self, event: &Event, end: End, marks: &Marks, mark: bool) {
         if matches!(event.action, Action::Read | Action::Nothing) {
             return;
         }
@@ -94,14 +94,14 @@ impl Places {
 
     /// Nothing is under way, as is known from elsewhere: what the sums say otherwise comes from writes that began before the trace,
     /// or whose ends were read in another order.
-    pub fn all_ended(&mut self) {
+    pub(super) fn all_ended(&mut self) {
         self.under_way.iter_mut().for_each(|sums| sums.fill(0));
         self.open = 0;
     }
 
     /// Marks what is under way. A sum below zero means completions whose beginning was never seen: such a chunk is given up,
     /// so that they cannot make up for others later.
-    pub fn settle(&mut self, marks: &Marks) {
+    pub(super) fn settle(&mut self, marks: &Marks) {
         if self.open == 0 {
             return;
         }

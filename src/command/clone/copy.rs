@@ -24,7 +24,7 @@ use crate::units::{Extent, to_u64, to_usize};
 const MAX_SUMS: u64 = 1 << 20;
 
 /// One target.
-pub struct Onto {
+pub(super) struct Onto {
     /// Its node.
     pub name: String,
     /// Written to by the placers through a shared lock, by one thread otherwise.
@@ -53,7 +53,7 @@ struct Home {
 }
 
 /// All targets of a run; leaked, because threads that may never return use it.
-pub struct Copy {
+pub(super) struct Copy {
     /// One for each image, in order.
     pub onto: Vec<Onto>,
     homes: Vec<Home>,
@@ -67,7 +67,7 @@ pub struct Copy {
 
 /// Whether what is written is remembered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Wants {
+pub(super) struct Wants {
     /// `--verify`.
     pub verify: bool,
     /// `--skip-free`.
@@ -78,7 +78,7 @@ pub struct Wants {
 
 impl Copy {
     /// For sources that are ready, and a target for each. Allocates everything; writes nothing.
-    pub fn new(
+    pub(super) fn new(
         sources: &[Prepared],
         targets: Vec<Standby>,
         medium: Option<Medium>,
@@ -114,7 +114,7 @@ impl Copy {
     }
 
     /// Goes through the plan in order: what is data (with its part), and what is zeros.
-    pub fn walk<E>(
+    pub(super) fn walk<E>(
         &self,
         plan: &Plan,
         mut visit: impl FnMut(usize, Extent, Option<usize>) -> std::result::Result<(), E>,
@@ -146,14 +146,14 @@ impl Copy {
     }
 
     /// Number of the chunk at `offset` of a target, which lies in `part`.
-    pub fn chunk_at(&self, part: usize, offset: u64) -> Option<u64> {
+    pub(super) fn chunk_at(&self, part: usize, offset: u64) -> Option<u64> {
         let home = self.homes.get(part)?;
         let inside = offset.checked_sub(home.offset)?;
         Some(home.chunk.saturating_add(inside / CHUNK_BYTES))
     }
 
     /// A run of a target that became zeros: what was placed there before the freeze does not count.
-    pub fn forget(&self, target: usize, run: Extent) {
+    pub(super) fn forget(&self, target: usize, run: Extent) {
         let Some(sums) = &self.sums else {
             return;
         };
@@ -170,7 +170,7 @@ impl Copy {
     }
 
     /// The target and place of a chunk.
-    pub fn place_of(&self, chunk: u64) -> Option<(&Onto, u64)> {
+    pub(super) fn place_of(&self, chunk: u64) -> Option<(&Onto, u64)> {
         let home = self.homes.iter().rev().find(|home| home.chunk <= chunk)?;
         let inside = (chunk - home.chunk).saturating_mul(CHUNK_BYTES);
         Some((
@@ -180,7 +180,7 @@ impl Copy {
     }
 
     /// The state the targets would be left in now, for a message.
-    pub fn state(&self) -> String {
+    pub(super) fn state(&self) -> String {
         let state = |onto: &Onto| onto.phase.state();
         match self.onto.as_slice() {
             [only] => state(only).to_owned(),
@@ -197,14 +197,14 @@ impl Copy {
     }
 
     /// Whether anything has been written to any target.
-    pub fn is_begun(&self) -> bool {
+    pub(super) fn is_begun(&self) -> bool {
         let mut all = self.onto.iter();
         all.any(|onto| onto.phase.get() != Phase::UNTOUCHED)
     }
 
     /// Whether a chunk may be placed more than once, the last time counting: then it is copied before the freeze, too. What
     /// `--skip-free` leaves alone must not have been written before; and sums that several chunks share cannot be taken back.
-    pub fn takes_back(&self) -> bool {
+    pub(super) fn takes_back(&self) -> bool {
         let skips = |onto: &Onto| {
             let left = onto.left.lock();
             left.unwrap_or_else(PoisonError::into_inner).is_some()
@@ -214,7 +214,7 @@ impl Copy {
     }
 
     /// Lets go of every target: what follows opens them anew.
-    pub fn release(&self) -> Result<()> {
+    pub(super) fn release(&self) -> Result<()> {
         for onto in &self.onto {
             let mut target = onto.target.write().unwrap_or_else(PoisonError::into_inner);
             target
@@ -344,14 +344,14 @@ impl Place for Copy {
 /// Checksums of chunks that come in any order, in bounded memory: one for each chunk, or for a power of two of them. CRC-32s are
 /// summed with a factor for their place, so that neither another content nor another order passes for the same.
 #[derive(Debug)]
-pub struct Sums {
+pub(super) struct Sums {
     shift: u32,
     sums: Vec<AtomicU32>,
 }
 
 impl Sums {
     /// For so many chunks. All memory is allocated here.
-    pub fn new(chunks: u64) -> Self {
+    pub(super) fn new(chunks: u64) -> Self {
         let mut shift = 0;
         while chunks >> shift > MAX_SUMS {
             shift += 1;
@@ -364,7 +364,7 @@ impl Sums {
     }
 
     /// Of nothing, for as many chunks.
-    pub fn empty(&self) -> Self {
+    pub(super) fn empty(&self) -> Self {
         Self {
             shift: self.shift,
             sums: self.sums.iter().map(|_| AtomicU32::new(0)).collect(),
@@ -372,7 +372,7 @@ impl Sums {
     }
 
     /// Adds chunks, the first of which has this number.
-    pub fn add_all(&self, first: u64, bytes: &[u8]) {
+    pub(super) fn add_all(&self, first: u64, bytes: &[u8]) {
         for (number, chunk) in (first..).zip(bytes.chunks(to_usize(CHUNK_BYTES))) {
             let place = u32::try_from(number & 0x7fff_ffff).unwrap_or(0);
             let factor = place.wrapping_mul(2).wrapping_add(1);
@@ -398,7 +398,7 @@ impl Sums {
     }
 
     /// The first chunk of the first difference, and how many chunks it may lie in.
-    pub fn difference(&self, other: &Self) -> Option<(u64, u64)> {
+    pub(super) fn difference(&self, other: &Self) -> Option<(u64, u64)> {
         let value = |sum: &AtomicU32| sum.load(Ordering::Relaxed);
         let mut pairs = self.sums.iter().zip(&other.sums);
         let index = pairs.position(|(a, b)| value(a) != value(b))?;

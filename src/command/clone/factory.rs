@@ -36,7 +36,7 @@ struct Kept {
 }
 
 /// Runs the verb with what is kept.
-pub fn run(options: &Options, pairs: &[Pair]) -> Result<()> {
+pub(super) fn run(options: &Options, pairs: &[Pair]) -> Result<()> {
     let start = Instant::now();
     let report = options.common.report.as_deref();
     let mut report = report.map(ReportFile::open).transpose()?;

@@ -19,7 +19,7 @@ use crate::sys::memory::Pages;
 use crate::units::{Extent, to_u64, to_usize};
 
 /// What is left to be done, in a thread of its own.
-pub struct Finish {
+pub(super) struct Finish {
     /// The targets.
     pub copy: &'static Copy,
     /// What was read.
@@ -30,7 +30,7 @@ pub struct Finish {
 
 /// What came of it.
 #[derive(Debug, Default)]
-pub struct Finished {
+pub(super) struct Finished {
     /// By target: bytes zeroed, and bytes left as they were.
     pub figures: Vec<(u64, u64)>,
     /// Things to tell.
@@ -39,7 +39,7 @@ pub struct Finished {
 
 impl Finish {
     /// Does all of it. After the first write a refusal is 1, never 4.
-    pub fn run(self) -> Result<Finished> {
+    pub(super) fn run(self) -> Result<Finished> {
         self.steps().map_err(|error| error.begun(""))
     }
 

@@ -51,7 +51,7 @@ const WRITES: usize = 4;
 
 /// What was typed.
 #[derive(Debug)]
-pub struct Options {
+pub(super) struct Options {
     pairs: Vec<Pair>,
     /// `--pairs`: where the pairs are read from; the configuration where neither is given.
     file: Option<PathBuf>,
@@ -78,7 +78,7 @@ struct After {
 }
 
 /// Parses the arguments after `clone`.
-pub fn parse(mut args: Args) -> Result<Options> {
+pub(super) fn parse(mut args: Args) -> Result<Options> {
     let mut options = Options {
         pairs: Vec::new(),
         file: None,
@@ -148,7 +148,7 @@ fn option(options: &mut Options, args: &mut Args, name: &str) -> Result<()> {
 }
 
 /// Runs the verb.
-pub fn run(options: Options) -> Result<()> {
+pub(super) fn run(options: Options) -> Result<()> {
     let start = Instant::now();
     if options.factory {
         return factory::run(&options, &typed(&options)?);

@@ -13,7 +13,7 @@ use crate::units::Extent;
 
 /// A target that passed every check, held O_EXCL.
 #[derive(Debug)]
-pub struct Standby {
+pub(super) struct Standby {
     /// Its node.
     pub name: String,
     /// Open for writing.
@@ -28,7 +28,7 @@ pub struct Standby {
 
 /// Finds and checks the targets, one for each source, in order; cuts a source at the end of its filesystem where the target is
 /// smaller than the device.
-pub fn find(
+pub(super) fn find(
     system: &System,
     pairs: &[Pair],
     sources: &mut [Prepared],
@@ -181,7 +181,7 @@ fn check_sectors(target: &Named, device: &Device, source: &Prepared) -> Result<(
 }
 
 /// Partitions of a disk that is laid out anew, one for each source, in order.
-pub fn on_medium(
+pub(super) fn on_medium(
     medium: &Medium,
     roles: &[Role],
     sources: &mut [Prepared],

@@ -101,7 +101,7 @@ use crate::sys::ioctl::{fifreeze, fithaw};
 use crate::sys::shared::{SLOTS, Slot};
 
 /// The most filesystems that can be frozen together.
-pub const TARGETS_MAX: usize = SLOTS;
+pub(super) const TARGETS_MAX: usize = SLOTS;
 
 /// A beat older than this makes M suspect that G hangs, in microseconds.
 pub(crate) const BEAT_LATE_US: u64 = 1_000_000;

@@ -13,7 +13,7 @@ const FIELD_BYTES: usize = 32;
 /// A kind of checksum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
-pub enum Checksum {
+pub(super) enum Checksum {
     Crc32c,
     Xxhash64,
     Sha256,
@@ -22,14 +22,14 @@ pub enum Checksum {
 
 impl Checksum {
     /// From `csum_type` of the superblock; `None` for one this reader does not know.
-    pub fn from_type(csum_type: u16) -> Option<Self> {
+    pub(super) fn from_type(csum_type: u16) -> Option<Self> {
         [Self::Crc32c, Self::Xxhash64, Self::Sha256, Self::Blake2b]
             .get(usize::from(csum_type))
             .copied()
     }
 
     /// Bytes one takes in the checksum tree.
-    pub fn bytes(self) -> u64 {
+    pub(super) fn bytes(self) -> u64 {
         match self {
             Self::Crc32c => 4,
             Self::Xxhash64 => 8,
@@ -38,7 +38,7 @@ impl Checksum {
     }
 
     /// Whether `block` (a superblock or tree block) carries its own checksum.
-    pub fn holds(self, block: &[u8]) -> bool {
+    pub(super) fn holds(self, block: &[u8]) -> bool {
         let Some((field, rest)) = block.split_at_checked(FIELD_BYTES) else {
             return false;
         };

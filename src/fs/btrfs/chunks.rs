@@ -12,7 +12,7 @@ use super::superblock::{Geometry, SEVERAL_DEVICES};
 
 layout! {
     /// `struct btrfs_chunk` without its stripes.
-    le pub struct RawChunk: 48 {
+    le pub(super) struct RawChunk: 48 {
         0x00 length: u64,
         0x18 flags: u64,
         0x2c num_stripes: u16,
@@ -21,7 +21,7 @@ layout! {
 
 layout! {
     /// `struct btrfs_stripe`.
-    le pub struct RawStripe: 32 { 0x00 devid: u64, 0x08 offset: u64, 0x10 dev_uuid: [u8; 16] }
+    le pub(super) struct RawStripe: 32 { 0x00 devid: u64, 0x08 offset: u64, 0x10 dev_uuid: [u8; 16] }
 }
 
 /// Block group type bits (`BTRFS_BLOCK_GROUP_*`).
@@ -33,7 +33,7 @@ const NONE: u64 = u64::MAX;
 
 /// One chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Chunk {
+pub(super) struct Chunk {
     /// First logical address.
     pub logical: u64,
     /// Length in bytes.
@@ -51,17 +51,17 @@ pub struct Chunk {
 }
 
 /// The chunk tree has it (not only the superblock's array).
-pub const IN_TREE: u64 = 1;
+pub(super) const IN_TREE: u64 = 1;
 /// A block group item was seen.
-pub const HAS_GROUP: u64 = 2;
+pub(super) const HAS_GROUP: u64 = 2;
 /// Something about it was wrong: all of it counts as used.
-pub const DOUBTFUL: u64 = 4;
+pub(super) const DOUBTFUL: u64 = 4;
 
 impl Chunk {
     const RECORD_BYTES: usize = 64;
 
     /// From a chunk item at `logical`, checked against the device.
-    pub fn parse(logical: u64, item: &[u8], geometry: &Geometry) -> Result<Self, Fault> {
+    pub(super) fn parse(logical: u64, item: &[u8], geometry: &Geometry) -> Result<Self, Fault> {
         let bad = |what| Fault::corrupt(what).in_unit("chunk", logical);
         let raw = RawChunk::parse(item).ok_or(bad("short item"))?;
         let stripes = match raw.flags & !TYPES {
@@ -103,23 +103,23 @@ impl Chunk {
     }
 
     /// Bytes that the item at the start of `bytes` takes, from its number of stripes.
-    pub fn item_bytes(bytes: &[u8]) -> Option<usize> {
+    pub(super) fn item_bytes(bytes: &[u8]) -> Option<usize> {
         let raw = RawChunk::parse(bytes)?;
         Some(RawChunk::SIZE + usize::from(raw.num_stripes) * RawStripe::SIZE)
     }
 
     /// Number of copies on the device.
-    pub fn copies(&self) -> u64 {
+    pub(super) fn copies(&self) -> u64 {
         to_u64(self.places.iter().filter(|place| **place != NONE).count())
     }
 
     /// One past the last logical address.
-    pub fn end(&self) -> u64 {
+    pub(super) fn end(&self) -> u64 {
         self.logical.saturating_add(self.length_bytes)
     }
 
     /// All of it, as logical addresses.
-    pub fn extent(&self) -> Extent {
+    pub(super) fn extent(&self) -> Extent {
         Extent {
             offset: self.logical,
             length_bytes: self.length_bytes,
@@ -127,7 +127,7 @@ impl Chunk {
     }
 
     /// Where the copies of a logical extent lie on the device; nothing when it is not wholly inside.
-    pub fn on_device(&self, extent: Extent) -> impl Iterator<Item = Extent> {
+    pub(super) fn on_device(&self, extent: Extent) -> impl Iterator<Item = Extent> {
         let skip = extent
             .offset
             .checked_sub(self.logical)
@@ -159,24 +159,24 @@ impl Chunk {
 }
 
 /// The chunks of a filesystem, sorted by logical address, none overlapping.
-pub struct Chunks<'s> {
+pub(super) struct Chunks<'s> {
     memory: &'s mut [u8],
     count: usize,
 }
 
 impl<'s> Chunks<'s> {
     /// An empty table in `memory`.
-    pub fn new(memory: &'s mut [u8]) -> Self {
+    pub(super) fn new(memory: &'s mut [u8]) -> Self {
         Self { memory, count: 0 }
     }
 
     /// How many there are.
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.count
     }
 
     /// The chunk at `index` in the order of logical addresses.
-    pub fn get(&self, index: usize) -> Option<Chunk> {
+    pub(super) fn get(&self, index: usize) -> Option<Chunk> {
         let start = index.checked_mul(Chunk::RECORD_BYTES)?;
         let record = self.memory.get(start..)?.get(..Chunk::RECORD_BYTES)?;
         let word = |number: usize| le::<u64>(record, number * 8);
@@ -192,7 +192,7 @@ impl<'s> Chunks<'s> {
     }
 
     /// Replaces the chunk at `index`, which must exist.
-    pub fn set(&mut self, index: usize, chunk: &Chunk) {
+    pub(super) fn set(&mut self, index: usize, chunk: &Chunk) {
         let start = index.saturating_mul(Chunk::RECORD_BYTES);
         let record = self.memory.get_mut(start..).unwrap_or_default();
         for (bytes, word) in record.chunks_exact_mut(8).zip(chunk.words()) {
@@ -215,14 +215,14 @@ impl<'s> Chunks<'s> {
     }
 
     /// The chunk that holds `logical`, and its index.
-    pub fn find(&self, logical: u64) -> Option<(usize, Chunk)> {
+    pub(super) fn find(&self, logical: u64) -> Option<(usize, Chunk)> {
         let index = self.position(logical);
         let chunk = self.get(index)?;
         (chunk.logical <= logical).then_some((index, chunk))
     }
 
     /// Adds a chunk. One that is there already must be the same and takes the new state too.
-    pub fn insert(&mut self, chunk: &Chunk) -> Result<(), Fault> {
+    pub(super) fn insert(&mut self, chunk: &Chunk) -> Result<(), Fault> {
         let index = self.position(chunk.logical);
         if let Some(mut next) = self.get(index).filter(|next| next.logical < chunk.end()) {
             if !next.same_place(chunk) {
@@ -247,7 +247,7 @@ impl<'s> Chunks<'s> {
     }
 
     /// Marks every chunk that touches `[from, to]` as doubtful.
-    pub fn doubt(&mut self, from: u64, to: u64) {
+    pub(super) fn doubt(&mut self, from: u64, to: u64) {
         let mut index = self.position(from);
         while let Some(mut chunk) = self.get(index).filter(|chunk| chunk.logical <= to) {
             chunk.state |= DOUBTFUL;

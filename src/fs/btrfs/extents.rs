@@ -13,12 +13,12 @@ use super::tree::{Cursor, Key, MAX_LEVELS, Root, Source};
 
 layout! {
     /// `struct btrfs_extent_item`.
-    le pub struct RawExtent: 24 { 0x00 refs: u64, 0x08 generation: u64, 0x10 flags: u64 }
+    le pub(super) struct RawExtent: 24 { 0x00 refs: u64, 0x08 generation: u64, 0x10 flags: u64 }
 }
 
 layout! {
     /// `struct btrfs_block_group_item`.
-    le pub struct RawGroup: 24 { 0x00 used: u64, 0x10 flags: u64 }
+    le pub(super) struct RawGroup: 24 { 0x00 used: u64, 0x10 flags: u64 }
 }
 
 /// Item kinds of the extent tree (`btrfs_tree.h`).
@@ -38,7 +38,7 @@ const GROUP_METADATA_OR_SYSTEM: u64 = 4 | 2;
 const BAD_BLOCKS: u32 = 64;
 
 /// What the marking works on.
-pub struct Marking<'a, 's> {
+pub(super) struct Marking<'a, 's> {
     /// The device and its geometry.
     pub source: Source<'a>,
     /// The chunk map, which also keeps the counts.
@@ -53,7 +53,7 @@ pub struct Marking<'a, 's> {
 
 /// An extent as its item describes it.
 #[derive(Clone, Copy, Debug)]
-pub struct Found {
+pub(super) struct Found {
     /// Logical addresses.
     pub extent: Extent,
     /// References in all.
@@ -64,7 +64,7 @@ pub struct Found {
 
 impl<'a, 's> Marking<'a, 's> {
     /// Starts with everything free.
-    pub fn new(source: Source<'a>, chunks: Chunks<'s>, map: &'a mut UsedMap) -> Self {
+    pub(super) fn new(source: Source<'a>, chunks: Chunks<'s>, map: &'a mut UsedMap) -> Self {
         map.set_all_free();
         Self {
             source,
@@ -76,7 +76,7 @@ impl<'a, 's> Marking<'a, 's> {
     }
 
     /// Walks a tree of extents or block groups (or of both). `each` sees every sound extent after it was marked.
-    pub fn walk(
+    pub(super) fn walk(
         &mut self,
         cursor: &mut Cursor,
         root: Root,
@@ -177,7 +177,7 @@ impl<'a, 's> Marking<'a, 's> {
     }
 
     /// Compares what was seen with what each block group, and then the superblock, counts.
-    pub fn settle(&mut self) -> Result<(), Fault> {
+    pub(super) fn settle(&mut self) -> Result<(), Fault> {
         let mut total = 0u64;
         for index in 0..self.chunks.len() {
             let Some(chunk) = self.chunks.get(index) else {
@@ -206,7 +206,7 @@ impl<'a, 's> Marking<'a, 's> {
     }
 
     /// Marks all copies of a part of an extent free: it was never written.
-    pub fn free_again(&mut self, part: Extent) {
+    pub(super) fn free_again(&mut self, part: Extent) {
         if let Some((_, chunk)) = self.chunks.find(part.offset) {
             for place in chunk.on_device(part) {
                 self.map.set_free(place);
@@ -215,7 +215,7 @@ impl<'a, 's> Marking<'a, 's> {
     }
 
     /// Takes [`Self::free_again`] back.
-    pub fn use_again(&mut self, extent: Extent) {
+    pub(super) fn use_again(&mut self, extent: Extent) {
         if let Some((_, chunk)) = self.chunks.find(extent.offset) {
             for place in chunk.on_device(extent) {
                 self.map.set_used(place);
@@ -224,7 +224,7 @@ impl<'a, 's> Marking<'a, 's> {
     }
 
     /// The top block of a tree that is in use must have come out used, in every copy.
-    pub fn expect_used(&self, root: Root) -> Result<(), Fault> {
+    pub(super) fn expect_used(&self, root: Root) -> Result<(), Fault> {
         let fault = Fault::corrupt("tree block in no extent").in_unit("tree block", root.logical);
         let bytes = to_u64(self.source.geometry.node_bytes);
         let extent = Extent::new(root.logical, bytes).ok_or(fault)?;

@@ -50,7 +50,7 @@ const MAIN_BYTES: usize = 256 * 1024;
 const SIDE_BYTES: usize = 192 * 1024;
 
 /// The row of the table of readers.
-pub const READER: Reader = Reader {
+pub(super) const READER: Reader = Reader {
     kinds: &[Kind::Btrfs],
     probe,
     walk: if features::BTRFS { Some(walk) } else { None },
@@ -58,7 +58,7 @@ pub const READER: Reader = Reader {
 };
 
 /// Recognises btrfs by its first superblock.
-pub fn probe(device: &dyn ReadAt) -> Result<Option<Identity>, Fault> {
+pub(super) fn probe(device: &dyn ReadAt) -> Result<Option<Identity>, Fault> {
     let Some(found) = Superblock::read(device)? else {
         return Ok(None);
     };
@@ -86,7 +86,7 @@ pub fn probe(device: &dyn ReadAt) -> Result<Option<Identity>, Fault> {
 }
 
 /// Marks what extents own.
-pub fn walk(
+pub(super) fn walk(
     identity: &Identity,
     still: Still,
     walk: &mut Walk<'_>,
@@ -109,7 +109,7 @@ pub fn walk(
 }
 
 /// Reads every copy of the superblock: each commit changes generation and root address in all of them.
-pub fn witness(identity: &Identity, walk: &mut Walk<'_>) -> Result<(), Fault> {
+pub(super) fn witness(identity: &Identity, walk: &mut Walk<'_>) -> Result<(), Fault> {
     let size_bytes = identity.size_bytes.min(walk.device().size_bytes());
     walk.witness_extent(identity.superblock)?;
     for copy in superblock::copies(size_bytes).skip(1) {

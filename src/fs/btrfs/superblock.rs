@@ -11,13 +11,13 @@ use crate::units::{BlockSize, Extent, to_u64, to_usize};
 use super::checksum::Checksum;
 
 /// Where the copies lie, in bytes; those that do not fit the device do not exist.
-pub const COPIES: [u64; 3] = [64 << 10, 64 << 20, 256 << 30];
+pub(super) const COPIES: [u64; 3] = [64 << 10, 64 << 20, 256 << 30];
 
 /// Size of the superblock in bytes.
-pub const SUPER_BYTES: usize = 4096;
+pub(super) const SUPER_BYTES: usize = 4096;
 
 /// Start of the device that the allocator never hands out: boot loaders live there.
-pub const RESERVED_BYTES: u64 = 1 << 20;
+pub(super) const RESERVED_BYTES: u64 = 1 << 20;
 
 const MAGIC: [u8; 8] = *b"_BHRfS_M";
 /// `BTRFS_SYSTEM_CHUNK_ARRAY_SIZE`, and where the array starts.
@@ -25,7 +25,7 @@ const CHUNK_ARRAY: (usize, usize) = (0x32b, 2048);
 
 layout! {
     /// The fixed fields; `dev_*` are those of the embedded device item.
-    le pub struct RawSuper: 4096 {
+    le pub(super) struct RawSuper: 4096 {
         0x020 fsid: [u8; 16],
         0x030 bytenr: u64,
         0x038 flags: u64,
@@ -69,7 +69,7 @@ const FLAGS_KNOWN: u64 = 3 | 1 << 32;
 
 /// What the tree code needs to know; only made for a superblock whose every claim was checked.
 #[derive(Clone, Copy, Debug)]
-pub struct Geometry {
+pub(super) struct Geometry {
     /// Size of a tree block in bytes: a power of two from 4096 to 65536.
     pub node_bytes: usize,
     /// Allocation unit.
@@ -95,7 +95,7 @@ pub struct Geometry {
 }
 
 /// A superblock as read, believed in nothing but its magic and place.
-pub struct Superblock {
+pub(super) struct Superblock {
     bytes: [u8; SUPER_BYTES],
     /// The fields.
     pub raw: RawSuper,
@@ -103,7 +103,7 @@ pub struct Superblock {
 
 impl Superblock {
     /// Reads the first copy; `None` when there is no btrfs. Read again when its checksum is wrong: a commit may be writing it.
-    pub fn read(device: &dyn ReadAt) -> Result<Option<Self>, Fault> {
+    pub(super) fn read(device: &dyn ReadAt) -> Result<Option<Self>, Fault> {
         for _ in 0..2 {
             match Self::read_once(device)? {
                 Some(found) if found.checksum().is_none() => {}
@@ -125,12 +125,12 @@ impl Superblock {
     }
 
     /// The checksum, when its kind is known and it is right.
-    pub fn checksum(&self) -> Option<Checksum> {
+    pub(super) fn checksum(&self) -> Option<Checksum> {
         Checksum::from_type(self.raw.csum_type).filter(|checksum| checksum.holds(&self.bytes))
     }
 
     /// The array of system chunks: key and chunk item after each other.
-    pub fn chunk_array(&self) -> Result<&[u8], Fault> {
+    pub(super) fn chunk_array(&self) -> Result<&[u8], Fault> {
         let (start, limit) = CHUNK_ARRAY;
         usize::try_from(self.raw.sys_chunk_array_size)
             .ok()
@@ -140,7 +140,7 @@ impl Superblock {
     }
 
     /// Checks every claim. Refused: several devices. Anything else unknown or wrong means "read everything".
-    pub fn geometry(&self) -> Result<Geometry, Fault> {
+    pub(super) fn geometry(&self) -> Result<Geometry, Fault> {
         let raw = &self.raw;
         let checksum = self.checksum().ok_or_else(|| {
             Fault::corrupt("superblock checksum").at(COPIES[0], to_u64(SUPER_BYTES))
@@ -210,12 +210,12 @@ impl Superblock {
 
 /// An image of one device of several is no filesystem.
 #[allow(non_snake_case)]
-pub fn SEVERAL_DEVICES() -> Fault {
+pub(super) fn SEVERAL_DEVICES() -> Fault {
     Fault::refused("one device of a btrfs on several cannot be imaged alone")
 }
 
 /// The copies of the superblock that fit `size_bytes`.
-pub fn copies(size_bytes: u64) -> impl Iterator<Item = Extent> {
+pub(super) fn copies(size_bytes: u64) -> impl Iterator<Item = Extent> {
     COPIES
         .into_iter()
         .filter_map(|offset| Extent::new(offset, to_u64(SUPER_BYTES)))

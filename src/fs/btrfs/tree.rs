@@ -14,11 +14,11 @@ use super::chunks::Chunks;
 use super::superblock::Geometry;
 
 /// `BTRFS_MAX_LEVEL`: levels a tree can have.
-pub const MAX_LEVELS: usize = 8;
+pub(super) const MAX_LEVELS: usize = 8;
 
 layout! {
     /// `struct btrfs_header`, at the start of every tree block.
-    le pub struct Header: 101 {
+    le pub(super) struct Header: 101 {
         0x20 fsid: [u8; 16],
         0x30 bytenr: u64,
         0x50 generation: u64,
@@ -29,7 +29,7 @@ layout! {
 
 layout! {
     /// The parts of `struct btrfs_root_item` that say where a tree is.
-    le pub struct RawRoot: 239 { 0xa0 generation: u64, 0xb0 bytenr: u64, 0xd8 refs: u32, 0xee level: u8 }
+    le pub(super) struct RawRoot: 239 { 0xa0 generation: u64, 0xb0 bytenr: u64, 0xd8 refs: u32, 0xee level: u8 }
 }
 
 const LEAF_ENTRY_BYTES: usize = 25;
@@ -38,7 +38,7 @@ const NODE_ENTRY_BYTES: usize = 33;
 /// The key of an item; keys are ordered by object, kind, offset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[allow(missing_docs)]
-pub struct Key {
+pub(super) struct Key {
     pub objectid: u64,
     pub kind: u8,
     pub offset: u64,
@@ -46,12 +46,12 @@ pub struct Key {
 
 impl Key {
     /// Size on disk in bytes.
-    pub const SIZE: usize = 17;
+    pub(super) const SIZE: usize = 17;
     /// No item has it.
-    pub const LAST: Self = Self::new(u64::MAX, u8::MAX, u64::MAX);
+    pub(super) const LAST: Self = Self::new(u64::MAX, u8::MAX, u64::MAX);
 
     /// From its parts.
-    pub const fn new(objectid: u64, kind: u8, offset: u64) -> Self {
+    pub(super) const fn new(objectid: u64, kind: u8, offset: u64) -> Self {
         Self {
             objectid,
             kind,
@@ -60,14 +60,14 @@ impl Key {
     }
 
     /// From bytes; `None` when they are too few.
-    pub fn parse(bytes: &[u8]) -> Option<Self> {
+    pub(super) fn parse(bytes: &[u8]) -> Option<Self> {
         Some(Self::new(le(bytes, 0)?, le(bytes, 8)?, le(bytes, 9)?))
     }
 }
 
 /// Where a tree starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Root {
+pub(super) struct Root {
     /// Logical address of its top block.
     pub logical: u64,
     /// Level of that block.
@@ -78,7 +78,7 @@ pub struct Root {
 
 impl Root {
     /// From a root item; `None` for a tree that is being deleted, whose blocks may be gone already.
-    pub fn parse(item: &[u8]) -> Option<Self> {
+    pub(super) fn parse(item: &[u8]) -> Option<Self> {
         let raw = RawRoot::parse(item).filter(|raw| raw.refs != 0)?;
         Some(Self {
             logical: raw.bytenr,
@@ -90,7 +90,7 @@ impl Root {
 
 /// Where tree blocks are read from.
 #[derive(Clone, Copy)]
-pub struct Source<'a> {
+pub(super) struct Source<'a> {
     /// The device.
     pub device: &'a dyn ReadAt,
     /// What the superblock says.
@@ -211,7 +211,7 @@ const UNREAD: Step = Step {
 };
 
 /// A position in a tree: the path of blocks lies in scratch memory.
-pub struct Cursor<'s> {
+pub(super) struct Cursor<'s> {
     memory: &'s mut [u8],
     node_bytes: usize,
     steps: [Step; MAX_LEVELS],
@@ -226,7 +226,7 @@ pub struct Cursor<'s> {
 
 impl<'s> Cursor<'s> {
     /// A cursor that stands nowhere yet; `memory` must hold a block for each level of the trees it will walk.
-    pub fn new(memory: &'s mut [u8], geometry: &Geometry) -> Self {
+    pub(super) fn new(memory: &'s mut [u8], geometry: &Geometry) -> Self {
         Self {
             memory,
             node_bytes: geometry.node_bytes,
@@ -239,7 +239,7 @@ impl<'s> Cursor<'s> {
     }
 
     /// Tree blocks read so far: what the walk has cost.
-    pub fn blocks_read(&self) -> u32 {
+    pub(super) fn blocks_read(&self) -> u32 {
         self.blocks_read
     }
 
@@ -278,7 +278,12 @@ impl<'s> Cursor<'s> {
     }
 
     /// Loads the top block: the next item is the first of the tree. After an error the cursor stands at an end.
-    pub fn start(&mut self, source: &Source, chunks: &Chunks, root: Root) -> Result<(), Fault> {
+    pub(super) fn start(
+        &mut self,
+        source: &Source,
+        chunks: &Chunks,
+        root: Root,
+    ) -> Result<(), Fault> {
         self.steps = [UNREAD; MAX_LEVELS];
         self.root = Some(root);
         self.level = root.level;
@@ -291,7 +296,7 @@ impl<'s> Cursor<'s> {
     }
 
     /// Makes the first item at or after `key` the next one; blocks of the path that hold it already are not read again.
-    pub fn seek(
+    pub(super) fn seek(
         &mut self,
         source: &Source,
         chunks: &Chunks,
@@ -383,7 +388,7 @@ impl<'s> Cursor<'s> {
     }
 
     /// The key of the next item, `None` at the end. After an error the next call goes on behind the block that was bad.
-    pub fn next(&mut self, source: &Source, chunks: &Chunks) -> Result<Option<Key>, Fault> {
+    pub(super) fn next(&mut self, source: &Source, chunks: &Chunks) -> Result<Option<Key>, Fault> {
         loop {
             let level = self.level;
             let step = *self.step(level);
@@ -405,7 +410,7 @@ impl<'s> Cursor<'s> {
     }
 
     /// The bytes of the item whose key was returned last.
-    pub fn item(&self) -> Result<&[u8], Fault> {
+    pub(super) fn item(&self) -> Result<&[u8], Fault> {
         let bad = Fault::corrupt("place of an item in its tree block");
         let block = self.block(0).ok_or(bad)?;
         let entry = entry(block, 0, self.current).ok_or(bad)?;

@@ -16,7 +16,7 @@ use super::tree::{Cursor, Key, Root, Source};
 
 layout! {
     /// An inline `struct btrfs_extent_data_ref` behind the byte of its kind: items of one file in one tree.
-    le pub struct RawDataRef: 29 {
+    le pub(super) struct RawDataRef: 29 {
         0x01 root: u64,
         0x09 objectid: u64,
         0x11 offset: u64,
@@ -26,12 +26,12 @@ layout! {
 
 layout! {
     /// An inline `struct btrfs_shared_data_ref`, the same: items in one leaf, whatever trees share it.
-    le pub struct RawSharedRef: 13 { 0x01 parent: u64, 0x09 count: u32 }
+    le pub(super) struct RawSharedRef: 13 { 0x01 parent: u64, 0x09 count: u32 }
 }
 
 layout! {
     /// `struct btrfs_file_extent_item` of an extent that is not inline.
-    le pub struct RawFileExtent: 53 {
+    le pub(super) struct RawFileExtent: 53 {
         0x10 compression: u8,
         0x14 kind: u8,
         0x15 disk_bytenr: u64,
@@ -58,7 +58,7 @@ const PREALLOCATED: u8 = 2;
 const LOOKUP_BLOCKS: u32 = 8192;
 
 /// Finds them while the extents pass by in order.
-pub struct Unwritten<'s> {
+pub(super) struct Unwritten<'s> {
     checksums: Cursor<'s>,
     /// The run of checksummed data at or after the last extent.
     run: Option<Extent>,
@@ -70,7 +70,7 @@ pub struct Unwritten<'s> {
 
 impl<'s> Unwritten<'s> {
     /// Stands before the first checksum of the tree at `checksum_root`.
-    pub fn new(
+    pub(super) fn new(
         source: &Source,
         chunks: &Chunks,
         (root_tree, checksum_root): (Root, Root),
@@ -125,7 +125,7 @@ impl<'s> Unwritten<'s> {
     }
 
     /// Frees the unwritten parts of an extent that was just marked.
-    pub fn release(
+    pub(super) fn release(
         &mut self,
         marking: &mut Marking,
         found: Found,

@@ -3,7 +3,7 @@
 use crate::units::{to_u64, to_usize};
 
 /// The zero bits of `[0, end)` as runs `(first, end)`, in order. Bits that the bytes do not reach count as ones.
-pub struct ZeroRuns<'b> {
+pub(super) struct ZeroRuns<'b> {
     bits: &'b [u8],
     next: u64,
     end: u64,
@@ -11,7 +11,7 @@ pub struct ZeroRuns<'b> {
 
 impl<'b> ZeroRuns<'b> {
     /// Over the first `end` bits.
-    pub fn new(bits: &'b [u8], end: u64) -> Self {
+    pub(super) fn new(bits: &'b [u8], end: u64) -> Self {
         Self {
             bits,
             next: 0,
@@ -62,14 +62,14 @@ impl Iterator for ZeroRuns<'_> {
 }
 
 /// Number of zero bits in `[0, end)`.
-pub fn zeros(bits: &[u8], end: u64) -> u64 {
+pub(super) fn zeros(bits: &[u8], end: u64) -> u64 {
     ZeroRuns::new(bits, end)
         .map(|(first, end)| end - first)
         .sum()
 }
 
 /// The set bits of `[0, end)`, in order.
-pub fn ones(bits: &[u8], end: u64) -> impl Iterator<Item = u64> {
+pub(super) fn ones(bits: &[u8], end: u64) -> impl Iterator<Item = u64> {
     let runs = ZeroRuns::new(bits, end);
     let mut bit = 0;
     core::iter::from_fn(move || {

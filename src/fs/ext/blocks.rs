@@ -13,7 +13,7 @@ use crate::units::{self, to_usize};
 
 /// Which part of the inode tables counts as metadata.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Tables {
+pub(super) enum Tables {
     /// All of it.
     Whole,
     /// Not what descriptors say was never used.
@@ -21,7 +21,7 @@ pub enum Tables {
 }
 
 /// Marks free what the bitmaps prove free. The map comes in with everything used.
-pub fn apply_bitmaps(
+pub(super) fn apply_bitmaps(
     geometry: &Geometry,
     buffers: &mut Buffers<'_>,
     map: &mut UsedMap,
@@ -91,7 +91,7 @@ fn apply_group(
 }
 
 /// Bitmaps of neighbouring groups lie side by side under flex_bg.
-pub fn ahead_end(geometry: &Geometry, offset: u64) -> u64 {
+pub(super) fn ahead_end(geometry: &Geometry, offset: u64) -> u64 {
     if geometry.is_flex {
         offset.saturating_add(64 * 1024).min(geometry.size_bytes())
     } else {
@@ -148,7 +148,7 @@ fn apply_unwritten(geometry: &Geometry, descriptor: &Descriptor, map: &mut UsedM
 
 /// Checks that the metadata of every group is used in the map, wherever it lies, and marks it so. A group whose bitmap gave
 /// metadata away counts as used wholly.
-pub fn mark_metadata(
+pub(super) fn mark_metadata(
     geometry: &Geometry,
     buffers: &mut Buffers<'_>,
     map: &mut UsedMap,
@@ -198,7 +198,7 @@ fn claim(geometry: &Geometry, map: &mut UsedMap, run: Blocks) -> bool {
 }
 
 /// Whether all of `run` is used in the map (an empty run is).
-pub fn is_used(geometry: &Geometry, map: &UsedMap, run: Blocks) -> bool {
+pub(super) fn is_used(geometry: &Geometry, map: &UsedMap, run: Blocks) -> bool {
     if run.count == 0 {
         return true;
     }

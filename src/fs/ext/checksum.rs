@@ -9,7 +9,7 @@ use crate::error::Fault;
 
 /// Which checksums a filesystem uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Checksums {
+pub(super) enum Checksums {
     /// None: flags of a group descriptor are not valid either.
     None,
     /// Group descriptors only; the value is CRC-16 over the UUID.
@@ -20,7 +20,7 @@ pub enum Checksums {
 
 impl Checksums {
     /// From the superblock, whose own checksum is verified first.
-    pub fn new(raw: &Raw, bytes: &[u8]) -> Result<Self, Fault> {
+    pub(super) fn new(raw: &Raw, bytes: &[u8]) -> Result<Self, Fault> {
         if raw.has_ro_compat(f::RO_COMPAT_METADATA_CSUM) {
             if raw.s_checksum_type != 1 {
                 return Err(Fault::unsupported("checksum type"));
@@ -45,12 +45,12 @@ impl Checksums {
     }
 
     /// Whether descriptors are protected, and so their flags and `bg_itable_unused` mean something.
-    pub fn cover_descriptors(self) -> bool {
+    pub(super) fn cover_descriptors(self) -> bool {
         self != Self::None
     }
 
     /// The seed of everything, where everything is covered.
-    pub fn seed(self) -> Option<u32> {
+    pub(super) fn seed(self) -> Option<u32> {
         match self {
             Self::All(seed) => Some(seed),
             Self::None | Self::Descriptors(_) => None,
@@ -58,7 +58,7 @@ impl Checksums {
     }
 
     /// Whether the descriptor `bytes` (its whole size) of `group` carries the right checksum at 0x1e.
-    pub fn descriptor_is_right(self, group: u32, bytes: &[u8]) -> bool {
+    pub(super) fn descriptor_is_right(self, group: u32, bytes: &[u8]) -> bool {
         let stored = crate::layout::le::<u16>(bytes, 0x1e);
         stored.is_some_and(|stored| {
             self.of_descriptor(group, bytes)
@@ -67,7 +67,7 @@ impl Checksums {
     }
 
     /// The checksum that the descriptor `bytes` of `group` should carry at 0x1e; `None` where there is none.
-    pub fn of_descriptor(self, group: u32, bytes: &[u8]) -> Option<u16> {
+    pub(super) fn of_descriptor(self, group: u32, bytes: &[u8]) -> Option<u16> {
         let (before, after) = (bytes.get(..0x1e)?, bytes.get(0x20..)?);
         match self {
             Self::None => None,
@@ -84,7 +84,7 @@ impl Checksums {
     }
 
     /// Whether `bits` (the bytes of a bitmap that count) carry this checksum.
-    pub fn bitmap_is_right(self, bits: &[u8], stored: BitmapChecksum) -> bool {
+    pub(super) fn bitmap_is_right(self, bits: &[u8], stored: BitmapChecksum) -> bool {
         let Self::All(seed) = self else {
             return true;
         };
@@ -92,7 +92,7 @@ impl Checksums {
     }
 
     /// The seed of everything that belongs to one inode; `None` where nothing is checked.
-    pub fn inode_seed(self, inode: u32, generation: u32) -> Option<u32> {
+    pub(super) fn inode_seed(self, inode: u32, generation: u32) -> Option<u32> {
         let Self::All(seed) = self else {
             return None;
         };
@@ -103,7 +103,7 @@ impl Checksums {
 
 /// The checksum of a bitmap as its descriptor keeps it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BitmapChecksum {
+pub(super) enum BitmapChecksum {
     /// 32-byte descriptors keep the low half only.
     Half(u16),
     /// All 32 bits.
@@ -112,7 +112,7 @@ pub enum BitmapChecksum {
 
 impl BitmapChecksum {
     /// Whether `crc` is the sum it keeps.
-    pub fn fits(self, crc: u32) -> bool {
+    pub(super) fn fits(self, crc: u32) -> bool {
         match self {
             Self::Half(half) => low_half(crc) == half,
             Self::Whole(whole) => crc == whole,
@@ -121,13 +121,13 @@ impl BitmapChecksum {
 }
 
 /// The low 16 bits.
-pub fn low_half(crc: u32) -> u16 {
+pub(super) fn low_half(crc: u32) -> u16 {
     let [a, b, ..] = crc.to_le_bytes();
     u16::from_le_bytes([a, b])
 }
 
 /// Whether the inode `bytes` carries the right checksum.
-pub fn inode_is_right(seed: u32, bytes: &[u8]) -> Option<bool> {
+pub(super) fn inode_is_right(seed: u32, bytes: &[u8]) -> Option<bool> {
     let low: u16 = crate::layout::le(bytes, 0x7c)?;
     match of_inode(seed, bytes)? {
         (crc, false) => Some(low_half(crc) == low),
@@ -139,7 +139,7 @@ pub fn inode_is_right(seed: u32, bytes: &[u8]) -> Option<bool> {
 }
 
 /// The checksum of the inode `bytes`, computed with its two halves (0x7c, 0x82) taken as zero, and whether it has the second one.
-pub fn of_inode(seed: u32, bytes: &[u8]) -> Option<(u32, bool)> {
+pub(super) fn of_inode(seed: u32, bytes: &[u8]) -> Option<(u32, bool)> {
     let extra: u16 = crate::layout::le(bytes, 0x80).unwrap_or(0);
     let has_high = bytes.len() > 128 && extra >= 4;
     let crc = crc32c_raw(seed, bytes.get(..0x7c)?);

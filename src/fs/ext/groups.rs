@@ -43,7 +43,7 @@ const FLAG_BLOCK_UNINIT: u16 = 2;
 
 /// A run of blocks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Blocks {
+pub(super) struct Blocks {
     /// First block.
     pub start: u64,
     /// Number of blocks.
@@ -52,7 +52,7 @@ pub struct Blocks {
 
 /// A group descriptor whose checksum held and whose places lie inside the filesystem.
 #[derive(Clone, Copy, Debug)]
-pub struct Descriptor {
+pub(super) struct Descriptor {
     /// Block of the block bitmap.
     pub block_bitmap: u64,
     /// Block of the inode bitmap.
@@ -77,13 +77,13 @@ pub struct Descriptor {
 
 impl Geometry {
     /// First block of a group.
-    pub fn group_first(&self, group: u32) -> u64 {
+    pub(super) fn group_first(&self, group: u32) -> u64 {
         // groups * blocks_per_group < blocks + blocks_per_group: no overflow.
         self.first_data_block + u64::from(group) * self.blocks_per_group
     }
 
     /// The blocks of a group; the last one may be short.
-    pub fn group_blocks(&self, group: u32) -> Blocks {
+    pub(super) fn group_blocks(&self, group: u32) -> Blocks {
         let start = self.group_first(group);
         Blocks {
             start,
@@ -92,7 +92,7 @@ impl Geometry {
     }
 
     /// The group a block lies in; `None` for the boot block of a 1 KiB filesystem and for blocks past the end.
-    pub fn group_of(&self, block: u64) -> Option<u32> {
+    pub(super) fn group_of(&self, block: u64) -> Option<u32> {
         let inside = block.checked_sub(self.first_data_block)?;
         u32::try_from(inside / self.blocks_per_group)
             .ok()
@@ -100,14 +100,14 @@ impl Geometry {
     }
 
     /// Number of clusters of a group that exist.
-    pub fn group_clusters(&self, group: u32) -> u64 {
+    pub(super) fn group_clusters(&self, group: u32) -> u64 {
         self.group_blocks(group)
             .count
             .div_ceil(1 << self.cluster_log2)
     }
 
     /// Whether a copy of the superblock stands at the group's start.
-    pub fn has_super(&self, group: u32) -> bool {
+    pub(super) fn has_super(&self, group: u32) -> bool {
         match self.backups {
             Backups::All => true,
             Backups::Two(groups) => group == 0 || groups.contains(&group),
@@ -116,7 +116,7 @@ impl Geometry {
     }
 
     /// Copies of superblock and descriptors (with the blocks reserved for their growth) at the start of a group.
-    pub fn base_metadata(&self, group: u32) -> Blocks {
+    pub(super) fn base_metadata(&self, group: u32) -> Blocks {
         let start = self.group_first(group);
         let per_block = self.descriptors_per_block();
         let metagroup = group / per_block;
@@ -145,7 +145,7 @@ impl Geometry {
     }
 
     /// The block of descriptors with this index.
-    pub fn descriptor_block(&self, index: u32) -> u64 {
+    pub(super) fn descriptor_block(&self, index: u32) -> u64 {
         let super_block = u64::from(self.block.bytes() == 1024);
         if index < self.first_meta_bg {
             return super_block + 1 + u64::from(index);
@@ -159,19 +159,19 @@ impl Geometry {
     }
 
     /// Number of blocks of descriptors.
-    pub fn descriptor_blocks(&self) -> u32 {
+    pub(super) fn descriptor_blocks(&self) -> u32 {
         self.groups.div_ceil(self.descriptors_per_block())
     }
 
     /// Where the descriptor of `group` lies, in bytes; `None` outside the filesystem.
-    pub fn descriptor_place(&self, group: u32) -> Option<u64> {
+    pub(super) fn descriptor_place(&self, group: u32) -> Option<u64> {
         let per_block = self.descriptors_per_block();
         let block = self.extent(self.descriptor_block(group / per_block), 1)?;
         Some(block.offset + u64::from(group % per_block) * u64::from(self.descriptor_bytes))
     }
 
     /// Reads and checks the descriptor of `group`: `Err` for an I/O error, `Ok(Err)` for one that cannot be believed.
-    pub fn descriptor(
+    pub(super) fn descriptor(
         &self,
         window: &mut Window<'_>,
         group: u32,
@@ -200,7 +200,7 @@ impl Geometry {
     }
 
     /// Checks the descriptor of `group`; the fault says why it cannot be believed.
-    pub fn parse_descriptor(&self, group: u32, bytes: &[u8]) -> Result<Descriptor, Fault> {
+    pub(super) fn parse_descriptor(&self, group: u32, bytes: &[u8]) -> Result<Descriptor, Fault> {
         let bad = |what| Fault::corrupt(what).in_unit("group", u64::from(group));
         if !self.checksums.descriptor_is_right(group, bytes) {
             return Err(bad("group descriptor checksum"));
@@ -291,7 +291,7 @@ impl Descriptor {
     }
 
     /// Both bitmaps and the part of the inode table that holds the first `inodes` inodes.
-    pub fn own_metadata(&self, geometry: &Geometry, inodes: u32) -> [Blocks; 3] {
+    pub(super) fn own_metadata(&self, geometry: &Geometry, inodes: u32) -> [Blocks; 3] {
         [
             Blocks {
                 start: self.block_bitmap,
@@ -309,7 +309,7 @@ impl Descriptor {
     }
 
     /// The inodes of the table that may hold something.
-    pub fn inodes_in_table(&self) -> u32 {
+    pub(super) fn inodes_in_table(&self) -> u32 {
         if self.inode_uninit {
             0
         } else {

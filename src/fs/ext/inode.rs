@@ -43,7 +43,7 @@ const FAST_LINK_BYTES: u64 = 60;
 
 /// The parts of an inode that matter for the map.
 #[derive(Clone, Copy, Debug)]
-pub struct Inode {
+pub(super) struct Inode {
     /// Its number, from 1.
     pub number: u32,
     /// Size in bytes.
@@ -64,7 +64,7 @@ pub struct Inode {
 
 impl Inode {
     /// Where inode `number` lies, in bytes: `Ok(Err)` when there is none.
-    pub fn place(
+    pub(super) fn place(
         geometry: &Geometry,
         buffers: &mut Buffers<'_>,
         number: u32,
@@ -87,7 +87,7 @@ impl Inode {
     }
 
     /// Reads one inode by its number, with its bytes: `Ok(Err)` when there is none or it cannot be believed.
-    pub fn read_whole<'b>(
+    pub(super) fn read_whole<'b>(
         geometry: &Geometry,
         buffers: &'b mut Buffers<'_>,
         number: u32,
@@ -108,7 +108,7 @@ impl Inode {
     }
 
     /// The same without the bytes.
-    pub fn read(
+    pub(super) fn read(
         geometry: &Geometry,
         buffers: &mut Buffers<'_>,
         number: u32,
@@ -117,7 +117,7 @@ impl Inode {
     }
 
     /// Parses the bytes of inode `number`; `None` when they are too few.
-    pub fn parse(geometry: &Geometry, number: u32, bytes: &[u8]) -> Option<Self> {
+    pub(super) fn parse(geometry: &Geometry, number: u32, bytes: &[u8]) -> Option<Self> {
         let raw = Raw::parse(bytes)?;
         let seed = geometry.checksums.inode_seed(number, raw.i_generation);
         // The number enters the checksum as le32; a wrong one of a never written inode does not matter (mode 0 owns nothing).
@@ -147,7 +147,7 @@ impl Inode {
     }
 
     /// Whether it can own blocks at all: a file, folder or link.
-    pub fn owns_blocks(&self) -> bool {
+    pub(super) fn owns_blocks(&self) -> bool {
         matches!(
             self.mode & MODE_TYPE,
             MODE_REGULAR | MODE_DIRECTORY | MODE_SYMLINK
@@ -155,7 +155,7 @@ impl Inode {
     }
 
     /// Whether `map` maps blocks (and does not hold the content itself).
-    pub fn has_map(&self) -> bool {
+    pub(super) fn has_map(&self) -> bool {
         let fast_link = self.mode & MODE_TYPE == MODE_SYMLINK
             && self.size_bytes < FAST_LINK_BYTES
             && !(self.has_extents() && le::<u16>(&self.map, 0) == Some(HEADER_MAGIC));
@@ -163,46 +163,46 @@ impl Inode {
     }
 
     /// Regular file.
-    pub fn is_regular(&self) -> bool {
+    pub(super) fn is_regular(&self) -> bool {
         self.mode & MODE_TYPE == MODE_REGULAR
     }
 
     /// Whether `map` is the root of an extent tree.
-    pub fn has_extents(&self) -> bool {
+    pub(super) fn has_extents(&self) -> bool {
         self.flags & FLAG_EXTENTS != 0
     }
     /// Folder.
-    pub fn is_directory(&self) -> bool {
+    pub(super) fn is_directory(&self) -> bool {
         self.mode & MODE_TYPE == MODE_DIRECTORY
     }
 
     /// Symbolic link.
-    pub fn is_symlink(&self) -> bool {
+    pub(super) fn is_symlink(&self) -> bool {
         self.mode & MODE_TYPE == MODE_SYMLINK
     }
 
     /// Content, names or link are encrypted (fscrypt).
-    pub fn is_encrypted(&self) -> bool {
+    pub(super) fn is_encrypted(&self) -> bool {
         self.flags & FLAG_ENCRYPT != 0
     }
 
     /// Content is fixed by a hash tree (fs-verity).
-    pub fn has_verity(&self) -> bool {
+    pub(super) fn has_verity(&self) -> bool {
         self.flags & FLAG_VERITY != 0
     }
 
     /// A folder whose names are looked up without regard to case.
-    pub fn folds_case(&self) -> bool {
+    pub(super) fn folds_case(&self) -> bool {
         self.flags & FLAG_CASEFOLD != 0
     }
 
     /// The content lies in `map` and in an attribute inside the inode.
-    pub fn is_inline(&self) -> bool {
+    pub(super) fn is_inline(&self) -> bool {
         self.flags & FLAG_INLINE_DATA != 0
     }
 
     /// `i_blocks` counts blocks, and not 512 bytes each.
-    pub fn counts_blocks(&self, geometry: &Geometry) -> bool {
+    pub(super) fn counts_blocks(&self, geometry: &Geometry) -> bool {
         geometry.has_huge_file && self.flags & FLAG_HUGE_FILE != 0
     }
 }

@@ -23,7 +23,7 @@ const RESIZE: u32 = 7;
 
 /// What a pass does besides checking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pass {
+pub(super) enum Pass {
     /// Frees unwritten extents and tables that were never used.
     Free,
     /// Only checks, and marks used what belongs to a file.
@@ -32,7 +32,7 @@ pub enum Pass {
 
 /// What a pass found.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Found {
+pub(super) struct Found {
     /// Blocks of unwritten extents that were freed.
     pub unwritten_blocks: u64,
     /// Among them some that were used when an earlier walk met all files; or there was none.
@@ -48,7 +48,7 @@ impl Found {
 }
 
 /// Goes through all inodes once, but for those of which an earlier walk knows enough.
-pub fn pass(
+pub(super) fn pass(
     geometry: &Geometry,
     buffers: &mut Buffers<'_>,
     map: &mut UsedMap,

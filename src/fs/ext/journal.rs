@@ -35,7 +35,7 @@ const INCOMPAT_CHECKSUMS: u32 = 0x18;
 
 /// A journal inside the filesystem.
 #[derive(Clone, Copy, Debug)]
-pub struct Journal {
+pub(super) struct Journal {
     /// Its inode.
     pub inode: Inode,
     /// Block of its superblock.
@@ -43,7 +43,7 @@ pub struct Journal {
 }
 
 /// Finds the journal: `Ok(Err)` when what should be one cannot be believed.
-pub fn find(
+pub(super) fn find(
     geometry: &Geometry,
     buffers: &mut Buffers<'_>,
 ) -> Result<Result<Option<Journal>, Fault>, Fault> {
@@ -89,7 +89,7 @@ fn for_each_run(
 }
 
 /// `Ok(None)` when the journal's superblock says that it is empty and without error; `Ok(Some)` says why not.
-pub fn doubt(
+pub(super) fn doubt(
     geometry: &Geometry,
     buffers: &Buffers<'_>,
     journal: &Journal,
@@ -138,7 +138,7 @@ fn checksum_is_right(raw: &Raw, bytes: &[u8; Raw::SIZE]) -> bool {
 }
 
 /// Marks the journal's blocks free, except its superblock and the blocks of its tree.
-pub fn free(
+pub(super) fn free(
     geometry: &Geometry,
     buffers: &mut Buffers<'_>,
     journal: &Journal,

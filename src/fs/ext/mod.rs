@@ -41,15 +41,15 @@ use crate::error::Fault;
 use crate::fs::earlier::Known;
 use crate::fs::{Identity, Kind, Reader, Still, UsedMap, Verdict, Walk, text, uuid_text};
 use blocks::Tables;
-pub use empty::{empty, look};
+pub(super) use empty::{empty, look};
 use inodes::Pass;
 use journal::Journal;
 use superblock::{Geometry, OFFSET_BYTES, Raw, feature};
-pub use uuid::{change_uuid, needs_recovery};
+pub(super) use uuid::{change_uuid, needs_recovery};
 use window::Buffers;
 
 /// The reader's row in the table.
-pub const READER: Reader = Reader {
+pub(super) const READER: Reader = Reader {
     kinds: &[Kind::Ext2, Kind::Ext3, Kind::Ext4, Kind::ExtJournal],
     probe,
     walk: Some(walk),

@@ -9,13 +9,13 @@ use crate::fs::Kind;
 use crate::units::{BlockSize, Extent, to_usize};
 
 /// Where the primary superblock lies, and its length, in bytes.
-pub const OFFSET_BYTES: u64 = 1024;
+pub(super) const OFFSET_BYTES: u64 = 1024;
 /// `s_magic`.
 const MAGIC: u16 = 0xef53;
 
 crate::layout! {
     /// `struct ext4_super_block`.
-    le pub struct Raw: 1024 {
+    le pub(super) struct Raw: 1024 {
         0x000 s_inodes_count: u32,
         0x004 s_blocks_count_lo: u32,
         0x00c s_free_blocks_count_lo: u32,
@@ -56,26 +56,26 @@ crate::layout! {
 
 /// Feature bits, by the field they stand in.
 #[allow(missing_docs)]
-pub mod feature {
-    pub const COMPAT_HAS_JOURNAL: u32 = 0x4;
-    pub const COMPAT_SPARSE_SUPER2: u32 = 0x200;
+pub(super) mod feature {
+    pub(crate) const COMPAT_HAS_JOURNAL: u32 = 0x4;
+    pub(crate) const COMPAT_SPARSE_SUPER2: u32 = 0x200;
 
-    pub const INCOMPAT_FILETYPE: u32 = 0x2;
-    pub const INCOMPAT_RECOVER: u32 = 0x4;
-    pub const INCOMPAT_JOURNAL_DEV: u32 = 0x8;
-    pub const INCOMPAT_META_BG: u32 = 0x10;
-    pub const INCOMPAT_EXTENTS: u32 = 0x40;
-    pub const INCOMPAT_64BIT: u32 = 0x80;
-    pub const INCOMPAT_MMP: u32 = 0x100;
-    pub const INCOMPAT_FLEX_BG: u32 = 0x200;
-    pub const INCOMPAT_EA_INODE: u32 = 0x400;
-    pub const INCOMPAT_CSUM_SEED: u32 = 0x2000;
-    pub const INCOMPAT_LARGEDIR: u32 = 0x4000;
-    pub const INCOMPAT_INLINE_DATA: u32 = 0x8000;
-    pub const INCOMPAT_ENCRYPT: u32 = 0x1_0000;
-    pub const INCOMPAT_CASEFOLD: u32 = 0x2_0000;
+    pub(crate) const INCOMPAT_FILETYPE: u32 = 0x2;
+    pub(crate) const INCOMPAT_RECOVER: u32 = 0x4;
+    pub(crate) const INCOMPAT_JOURNAL_DEV: u32 = 0x8;
+    pub(crate) const INCOMPAT_META_BG: u32 = 0x10;
+    pub(crate) const INCOMPAT_EXTENTS: u32 = 0x40;
+    pub(crate) const INCOMPAT_64BIT: u32 = 0x80;
+    pub(crate) const INCOMPAT_MMP: u32 = 0x100;
+    pub(crate) const INCOMPAT_FLEX_BG: u32 = 0x200;
+    pub(crate) const INCOMPAT_EA_INODE: u32 = 0x400;
+    pub(crate) const INCOMPAT_CSUM_SEED: u32 = 0x2000;
+    pub(crate) const INCOMPAT_LARGEDIR: u32 = 0x4000;
+    pub(crate) const INCOMPAT_INLINE_DATA: u32 = 0x8000;
+    pub(crate) const INCOMPAT_ENCRYPT: u32 = 0x1_0000;
+    pub(crate) const INCOMPAT_CASEFOLD: u32 = 0x2_0000;
     /// Everything whose effect on the used map is known (compression and dirdata are not).
-    pub const INCOMPAT_KNOWN: u32 = INCOMPAT_FILETYPE
+    pub(crate) const INCOMPAT_KNOWN: u32 = INCOMPAT_FILETYPE
         | INCOMPAT_RECOVER
         | INCOMPAT_META_BG
         | INCOMPAT_EXTENTS
@@ -89,32 +89,32 @@ pub mod feature {
         | INCOMPAT_ENCRYPT
         | INCOMPAT_CASEFOLD;
     /// What ext2 and ext3 may have.
-    pub const INCOMPAT_EXT3: u32 = INCOMPAT_FILETYPE | INCOMPAT_RECOVER | INCOMPAT_META_BG;
+    pub(crate) const INCOMPAT_EXT3: u32 = INCOMPAT_FILETYPE | INCOMPAT_RECOVER | INCOMPAT_META_BG;
 
-    pub const RO_COMPAT_SPARSE_SUPER: u32 = 0x1;
-    pub const RO_COMPAT_HUGE_FILE: u32 = 0x8;
-    pub const RO_COMPAT_GDT_CSUM: u32 = 0x10;
-    pub const RO_COMPAT_QUOTA: u32 = 0x100;
-    pub const RO_COMPAT_BIGALLOC: u32 = 0x200;
-    pub const RO_COMPAT_METADATA_CSUM: u32 = 0x400;
-    pub const RO_COMPAT_PROJECT: u32 = 0x2000;
-    pub const RO_COMPAT_SHARED_BLOCKS: u32 = 0x4000;
+    pub(crate) const RO_COMPAT_SPARSE_SUPER: u32 = 0x1;
+    pub(crate) const RO_COMPAT_HUGE_FILE: u32 = 0x8;
+    pub(crate) const RO_COMPAT_GDT_CSUM: u32 = 0x10;
+    pub(crate) const RO_COMPAT_QUOTA: u32 = 0x100;
+    pub(crate) const RO_COMPAT_BIGALLOC: u32 = 0x200;
+    pub(crate) const RO_COMPAT_METADATA_CSUM: u32 = 0x400;
+    pub(crate) const RO_COMPAT_PROJECT: u32 = 0x2000;
+    pub(crate) const RO_COMPAT_SHARED_BLOCKS: u32 = 0x4000;
     /// sparse_super large_file btree_dir huge_file gdt_csum dir_nlink extra_isize quota bigalloc metadata_csum readonly project
     /// shared_blocks verity orphan_present. Others (snapshots, replica) may change what a bitmap means, as bigalloc did.
-    pub const RO_COMPAT_KNOWN: u32 = 0x1_f77f;
+    pub(crate) const RO_COMPAT_KNOWN: u32 = 0x1_f77f;
     /// What ext2 and ext3 may have: sparse_super large_file btree_dir.
-    pub const RO_COMPAT_EXT3: u32 = 0x7;
+    pub(crate) const RO_COMPAT_EXT3: u32 = 0x7;
 }
 use feature as f;
 
 /// `s_state`: cleanly unmounted (or mounted with a journal).
-pub const STATE_VALID: u16 = 0x1;
+pub(super) const STATE_VALID: u16 = 0x1;
 /// `s_state`: the kernel saw an error.
-pub const STATE_ERROR: u16 = 0x2;
+pub(super) const STATE_ERROR: u16 = 0x2;
 
 impl Raw {
     /// Loose bounds that random bytes with the right magic do not meet; `None` for "not ext".
-    pub fn recognise(bytes: &[u8]) -> Option<Self> {
+    pub(super) fn recognise(bytes: &[u8]) -> Option<Self> {
         let raw = Self::parse(bytes)?;
         let sane = raw.s_magic == MAGIC
             && raw.s_log_block_size <= 6
@@ -127,22 +127,22 @@ impl Raw {
     }
 
     /// Any of these bits in `s_feature_incompat` (revision 0 has no features).
-    pub fn has_incompat(&self, bits: u32) -> bool {
+    pub(super) fn has_incompat(&self, bits: u32) -> bool {
         self.s_rev_level > 0 && self.s_feature_incompat & bits != 0
     }
 
     /// Any of these bits in `s_feature_ro_compat`.
-    pub fn has_ro_compat(&self, bits: u32) -> bool {
+    pub(super) fn has_ro_compat(&self, bits: u32) -> bool {
         self.s_rev_level > 0 && self.s_feature_ro_compat & bits != 0
     }
 
     /// Any of these bits in `s_feature_compat`.
-    pub fn has_compat(&self, bits: u32) -> bool {
+    pub(super) fn has_compat(&self, bits: u32) -> bool {
         self.s_rev_level > 0 && self.s_feature_compat & bits != 0
     }
 
     /// Block size; `None` out of bounds.
-    pub fn block(&self) -> Option<BlockSize> {
+    pub(super) fn block(&self) -> Option<BlockSize> {
         BlockSize::from_log2(self.s_log_block_size.checked_add(10)?)
     }
 
@@ -155,22 +155,22 @@ impl Raw {
     }
 
     /// Number of blocks.
-    pub fn blocks(&self) -> u64 {
+    pub(super) fn blocks(&self) -> u64 {
         self.wide(self.s_blocks_count_lo, self.s_blocks_count_hi)
     }
 
     /// Free blocks (blocks, not clusters).
-    pub fn free_blocks(&self) -> u64 {
+    pub(super) fn free_blocks(&self) -> u64 {
         self.wide(self.s_free_blocks_count_lo, self.s_free_blocks_count_hi)
     }
 
     /// Size of the filesystem in bytes; `None` when it cannot be.
-    pub fn size_bytes(&self) -> Option<u64> {
+    pub(super) fn size_bytes(&self) -> Option<u64> {
         self.block()?.bytes_of(self.blocks())
     }
 
     /// The name of what this is: as libblkid decides it, by the features that ext3 does not have.
-    pub fn kind(&self) -> Kind {
+    pub(super) fn kind(&self) -> Kind {
         if self.has_incompat(f::INCOMPAT_JOURNAL_DEV) {
             Kind::ExtJournal
         } else if self.has_incompat(!f::INCOMPAT_EXT3) || self.has_ro_compat(!f::RO_COMPAT_EXT3) {
@@ -183,7 +183,7 @@ impl Raw {
     }
 
     /// The block (or the kilobyte) that holds the primary superblock.
-    pub fn extent(&self) -> Extent {
+    pub(super) fn extent(&self) -> Extent {
         let length_bytes = self.block().map_or(1024, BlockSize::bytes64);
         let offset = if length_bytes == 1024 { 1024 } else { 0 };
         Extent {
@@ -195,7 +195,7 @@ impl Raw {
 
 /// A superblock whose numbers fit each other: block, group and inode arithmetic on them cannot go wrong.
 #[derive(Clone, Copy, Debug)]
-pub struct Geometry {
+pub(super) struct Geometry {
     /// Block size.
     pub block: BlockSize,
     /// Binary logarithm of blocks per cluster (0 without bigalloc).
@@ -238,7 +238,7 @@ pub struct Geometry {
 
 /// Which groups hold copies of superblock and descriptors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Backups {
+pub(super) enum Backups {
     /// Every group.
     All,
     /// 0, 1 and the powers of 3, 5 and 7 (sparse_super).
@@ -249,7 +249,7 @@ pub enum Backups {
 
 impl Geometry {
     /// Checks everything; the fault says what is out of bounds or not known.
-    pub fn new(raw: &Raw, bytes: &[u8]) -> Result<Self, Fault> {
+    pub(super) fn new(raw: &Raw, bytes: &[u8]) -> Result<Self, Fault> {
         if raw.has_incompat(!f::INCOMPAT_KNOWN) {
             return Err(Fault::unsupported("unknown incompatible feature"));
         }
@@ -355,32 +355,32 @@ impl Geometry {
     }
 
     /// Group descriptors in one block.
-    pub fn descriptors_per_block(&self) -> u32 {
+    pub(super) fn descriptors_per_block(&self) -> u32 {
         (self.block.bytes() / self.descriptor_bytes).max(1)
     }
 
     /// Size in bytes.
-    pub fn size_bytes(&self) -> u64 {
+    pub(super) fn size_bytes(&self) -> u64 {
         self.block.bytes_of(self.blocks).unwrap_or(u64::MAX)
     }
 
     /// Length of a block in memory.
-    pub fn block_len(&self) -> usize {
+    pub(super) fn block_len(&self) -> usize {
         to_usize(self.block.bytes64())
     }
 
     /// Blocks of one group's inode table.
-    pub fn table_blocks(&self) -> u64 {
+    pub(super) fn table_blocks(&self) -> u64 {
         self.table_blocks_of(self.inodes_per_group)
     }
 
     /// Blocks that hold the first `inodes` inodes of a table.
-    pub fn table_blocks_of(&self, inodes: u32) -> u64 {
+    pub(super) fn table_blocks_of(&self, inodes: u32) -> u64 {
         (u64::from(inodes) * u64::from(self.inode_bytes)).div_ceil(self.block.bytes64())
     }
 
     /// `count` blocks from `start` as bytes; `None` unless all of them exist.
-    pub fn extent(&self, start: u64, count: u64) -> Option<Extent> {
+    pub(super) fn extent(&self, start: u64, count: u64) -> Option<Extent> {
         let end = start.checked_add(count)?;
         if end > self.blocks {
             return None;

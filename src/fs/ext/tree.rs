@@ -44,7 +44,7 @@ crate::layout! {
 }
 
 /// `eh_magic`.
-pub const HEADER_MAGIC: u16 = 0xf30a;
+pub(super) const HEADER_MAGIC: u16 = 0xf30a;
 /// Entries and header have the same size.
 const ENTRY_BYTES: usize = 12;
 /// Longest extent; a longer one is unwritten.
@@ -56,7 +56,7 @@ const DIRECT: u64 = 12;
 
 /// What a file uses a run of blocks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Usage {
+pub(super) enum Usage {
     /// A block of the tree itself.
     Tree,
     /// Content.
@@ -67,7 +67,7 @@ pub enum Usage {
 
 /// Blocks that a file owns.
 #[derive(Clone, Copy, Debug)]
-pub struct Run {
+pub(super) struct Run {
     /// What for.
     pub usage: Usage,
     /// Logical block of the first one (0 for tree blocks).
@@ -77,7 +77,7 @@ pub struct Run {
 }
 
 /// What a visit works with.
-pub struct Visit<'v> {
+pub(super) struct Visit<'v> {
     /// The filesystem.
     pub geometry: &'v Geometry,
     /// Where tree blocks are read.
@@ -89,7 +89,11 @@ pub struct Visit<'v> {
 }
 
 /// Visits every run of `inode`, with `memory` for one block per level. A corrupt tree is an error of that kind.
-pub fn visit<'v>(inode: &'v Inode, visit: Visit<'v>, memory: &mut [u8]) -> Result<(), Fault> {
+pub(super) fn visit<'v>(
+    inode: &'v Inode,
+    visit: Visit<'v>,
+    memory: &mut [u8],
+) -> Result<(), Fault> {
     let mut walker = Walker {
         inode,
         visit,

@@ -13,7 +13,7 @@ const CHECKSUM: usize = 0x3fc;
 const COMPAT_STABLE_INODES: u32 = 0x800;
 
 /// Whether the journal holds what the filesystem's blocks do not (EXT4_FEATURE_INCOMPAT_RECOVER).
-pub fn needs_recovery(device: &dyn ReadAt) -> Result<bool, Fault> {
+pub(crate) fn needs_recovery(device: &dyn ReadAt) -> Result<bool, Fault> {
     let mut bytes = [0u8; 1024];
     device.read_at(OFFSET_BYTES, &mut bytes)?;
     let raw = Raw::recognise(&bytes).ok_or_else(|| Fault::corrupt("superblock"))?;
@@ -21,7 +21,7 @@ pub fn needs_recovery(device: &dyn ReadAt) -> Result<bool, Fault> {
 }
 
 /// See [`crate::fs::identity::change`].
-pub fn change_uuid(
+pub(crate) fn change_uuid(
     device: &dyn ReadAt,
     uuid: &[u8; 16],
     write: &mut Write<'_>,

@@ -8,17 +8,17 @@ use crate::error::Fault;
 use crate::units::{to_u64, to_usize};
 
 /// Largest block of the format in bytes.
-pub const MAX_BLOCK_BYTES: usize = 64 * 1024;
+pub(super) const MAX_BLOCK_BYTES: usize = 64 * 1024;
 /// Window over the inode tables, in bytes.
 const INODES_BYTES: usize = 128 * 1024;
 /// Blocks of one block-mapping tree held at a time: its greatest depth.
-pub const MAX_DEPTH: u16 = 5;
+pub(super) const MAX_DEPTH: u16 = 5;
 /// What [`Buffers::split`] needs, in bytes.
-pub const BUFFERS_BYTES: usize = 3 * MAX_BLOCK_BYTES + INODES_BYTES + 5 * MAX_BLOCK_BYTES;
+pub(super) const BUFFERS_BYTES: usize = 3 * MAX_BLOCK_BYTES + INODES_BYTES + 5 * MAX_BLOCK_BYTES;
 
 /// What is read and how far it is worth reading ahead.
 #[derive(Clone, Copy, Debug)]
-pub struct Wanted {
+pub(super) struct Wanted {
     /// First byte.
     pub offset: u64,
     /// Bytes that must be there.
@@ -28,7 +28,7 @@ pub struct Wanted {
 }
 
 /// A piece of the device in memory.
-pub struct Window<'w> {
+pub(super) struct Window<'w> {
     device: &'w dyn ReadAt,
     buffer: &'w mut [u8],
     offset: u64,
@@ -46,7 +46,7 @@ impl<'w> Window<'w> {
     }
 
     /// The bytes wanted, read now unless they are here. More than the window's size is a corrupt input.
-    pub fn get(&mut self, wanted: Wanted) -> Result<&[u8], Fault> {
+    pub(super) fn get(&mut self, wanted: Wanted) -> Result<&[u8], Fault> {
         let length = wanted.length_bytes;
         let too_long =
             || Fault::corrupt("structure too long").at(wanted.offset, to_u64(wanted.length_bytes));
@@ -94,7 +94,7 @@ impl<'w> Window<'w> {
 }
 
 /// The walk's scratch memory, one part for each kind of structure.
-pub struct Buffers<'w> {
+pub(super) struct Buffers<'w> {
     /// The device.
     pub device: &'w dyn ReadAt,
     /// Group descriptors.
@@ -111,7 +111,7 @@ pub struct Buffers<'w> {
 
 impl<'w> Buffers<'w> {
     /// Splits `scratch`; `None` when it is too short.
-    pub fn split(device: &'w dyn ReadAt, scratch: &'w mut [u8]) -> Option<Self> {
+    pub(super) fn split(device: &'w dyn ReadAt, scratch: &'w mut [u8]) -> Option<Self> {
         let (descriptors, rest) = scratch.split_at_mut_checked(MAX_BLOCK_BYTES)?;
         let (block_bitmaps, rest) = rest.split_at_mut_checked(MAX_BLOCK_BYTES)?;
         let (inode_bitmaps, rest) = rest.split_at_mut_checked(MAX_BLOCK_BYTES)?;

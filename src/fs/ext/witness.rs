@@ -11,7 +11,7 @@ use crate::fs::{Walk, Witness};
 use crate::units::{Extent, to_u64, to_usize};
 
 /// Adds everything to the witness of `walk`.
-pub fn add(geometry: &Geometry, walk: &mut Walk<'_>) -> Result<(), Fault> {
+pub(super) fn add(geometry: &Geometry, walk: &mut Walk<'_>) -> Result<(), Fault> {
     let device = walk.device;
     let split = walk.scratch.split_at_mut_checked(BUFFERS_BYTES);
     let (buffers, rest) = split.ok_or_else(|| Fault::refused("scratch memory"))?;

@@ -25,7 +25,7 @@ use crate::map::UsedMap;
 use crate::units::{BlockSize, Extent, to_u64, to_usize};
 
 /// The reader's row in the table.
-pub const READER: Reader = Reader {
+pub(super) const READER: Reader = Reader {
     kinds: &[Kind::F2fs],
     probe,
     walk: if features::F2FS { Some(walk) } else { None },

@@ -11,11 +11,11 @@ use crate::layout::be;
 use crate::units::{to_u64, to_usize};
 
 /// Deepest tree the kernel handles (`XFS_BTREE_MAXLEVELS`).
-pub const LEVELS_MAX: usize = 9;
+pub(super) const LEVELS_MAX: usize = 9;
 
 /// A kind of tree.
 #[derive(Clone, Copy, Debug)]
-pub struct Shape {
+pub(super) struct Shape {
     magic_v4: u32,
     magic_v5: u32,
     record_bytes: usize,
@@ -43,19 +43,21 @@ const fn shape(
 }
 
 /// Free space by block number: "ABTB", "AB3B".
-pub const FREE_BY_BLOCK: Shape = shape([0x4142_5442, 0x4142_3342], 8, 8, "free space by block");
+pub(super) const FREE_BY_BLOCK: Shape =
+    shape([0x4142_5442, 0x4142_3342], 8, 8, "free space by block");
 /// Free space by size: "ABTC", "AB3C".
-pub const FREE_BY_SIZE: Shape = shape([0x4142_5443, 0x4142_3343], 8, 8, "free space by size");
+pub(super) const FREE_BY_SIZE: Shape =
+    shape([0x4142_5443, 0x4142_3343], 8, 8, "free space by size");
 /// Inode chunks: "IABT", "IAB3".
-pub const INODES: Shape = shape([0x4941_4254, 0x4941_4233], 16, 4, "inode btree");
+pub(super) const INODES: Shape = shape([0x4941_4254, 0x4941_4233], 16, 4, "inode btree");
 /// Extents of a fork: "BMAP", "BMA3".
-pub const EXTENTS: Shape = Shape {
+pub(super) const EXTENTS: Shape = Shape {
     long: true,
     ..shape([0x424d_4150, 0x424d_4133], 16, 8, "extent btree")
 };
 
 /// One block of a tree, checked.
-pub struct Block<'b> {
+pub(super) struct Block<'b> {
     /// Where it lies on the device, in bytes.
     pub offset: u64,
     /// Its records, when it is a leaf.
@@ -64,7 +66,7 @@ pub struct Block<'b> {
 
 /// Where block numbers of the tree count from, and whom its blocks name as owner.
 #[derive(Clone, Copy, Debug)]
-pub enum Space {
+pub(super) enum Space {
     /// Blocks of one allocation group; it is the owner.
     Group(u32),
     /// Filesystem blocks; this inode is the owner.
@@ -80,7 +82,7 @@ struct Frame {
 }
 
 /// A walk through one tree (or through the children of a root that lies in an inode).
-pub struct Walker<'a> {
+pub(super) struct Walker<'a> {
     geometry: &'a Geometry,
     device: &'a dyn ReadAt,
     shape: Shape,
@@ -91,11 +93,11 @@ pub struct Walker<'a> {
 }
 
 /// What is done with each block.
-pub type Visit<'v> = dyn FnMut(&Block<'_>) -> Result<(), Fault> + 'v;
+pub(super) type Visit<'v> = dyn FnMut(&Block<'_>) -> Result<(), Fault> + 'v;
 
 impl<'a> Walker<'a> {
     /// `stack` holds one block for each level; `budget` is the number of blocks that may still be read.
-    pub fn new(
+    pub(super) fn new(
         geometry: &'a Geometry,
         device: &'a dyn ReadAt,
         (shape, space): (Shape, Space),
@@ -153,7 +155,7 @@ impl<'a> Walker<'a> {
     }
 
     /// Walks the subtree whose root is block `root`, a tree of `levels` levels, in order.
-    pub fn subtree(
+    pub(super) fn subtree(
         &mut self,
         root: u64,
         levels: usize,
@@ -182,7 +184,7 @@ impl<'a> Walker<'a> {
     }
 
     /// The chain of each level must have ended with its last block.
-    pub fn finish(self) -> Result<(), Fault> {
+    pub(super) fn finish(self) -> Result<(), Fault> {
         if self.frames.iter().any(|frame| frame.right.is_some()) {
             return Err(self.corrupt());
         }

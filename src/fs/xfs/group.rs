@@ -34,7 +34,7 @@ crate::layout! {
 
 crate::layout! {
     /// `struct xfs_agi`, without its last version 5 fields.
-    be pub struct Agi: 320 {
+    be pub(super) struct Agi: 320 {
         0x00 agi_magicnum: u32,
         0x04 agi_versionnum: u32,
         0x08 agi_seqno: u32,
@@ -67,7 +67,7 @@ const AGI_SECTOR: u32 = 2;
 const AGFL_SECTOR: u32 = 3;
 
 /// What the functions here work on.
-pub struct Group<'a> {
+pub(super) struct Group<'a> {
     /// The filesystem's shape.
     pub geometry: &'a Geometry,
     /// Where it is read from.
@@ -107,7 +107,7 @@ fn free_records(block: &Block<'_>) -> impl Iterator<Item = (u32, u32)> {
 
 impl Group<'_> {
     /// The whole group in bytes.
-    pub fn extent(&self) -> Extent {
+    pub(super) fn extent(&self) -> Extent {
         let length = u64::from(self.geometry.ag_length(self.ag)) << self.geometry.block.log2();
         Extent {
             offset: self.geometry.offset(self.ag, 0),
@@ -120,7 +120,7 @@ impl Group<'_> {
     }
 
     /// The four sectors of the headers, superblock copy included.
-    pub fn header_extent(&self) -> Extent {
+    pub(super) fn header_extent(&self) -> Extent {
         Extent {
             offset: self.geometry.offset(self.ag, 0),
             length_bytes: 4 * u64::from(self.geometry.sector_bytes),
@@ -157,7 +157,7 @@ impl Group<'_> {
     }
 
     /// The header of the inode trees, checked.
-    pub fn agi(&self, buffer: &mut [u8]) -> Result<Agi, Fault> {
+    pub(super) fn agi(&self, buffer: &mut [u8]) -> Result<Agi, Fault> {
         let sector = self.sector(AGI_SECTOR, buffer)?;
         Agi::parse(sector)
             .filter(|agi| {
@@ -171,7 +171,7 @@ impl Group<'_> {
     }
 
     /// Marks free what is free in this group. After a fault the map says nothing about the group: the caller sets it used.
-    pub fn mark_free(&self, stack: &mut [u8], map: &mut UsedMap) -> Result<(), Fault> {
+    pub(super) fn mark_free(&self, stack: &mut [u8], map: &mut UsedMap) -> Result<(), Fault> {
         let agf = self.agf(stack)?;
         let by_block = self.mark_by_block(&agf, stack, map)?;
         let by_size = self.check_by_size(&agf, stack, map)?;
@@ -206,7 +206,7 @@ impl Group<'_> {
     }
 
     /// Fails when the block at `offset`, which the group needs, is marked free.
-    pub fn expect_used(&self, offset: u64, map: &UsedMap) -> Result<(), Fault> {
+    pub(super) fn expect_used(&self, offset: u64, map: &UsedMap) -> Result<(), Fault> {
         if map.is_used(offset) {
             return Ok(());
         }
@@ -259,7 +259,7 @@ impl Group<'_> {
     }
 
     /// Marks the blocks of the free list. A fault leaves those that remain used, and nothing else in doubt.
-    pub fn mark_free_list(&self, buffer: &mut [u8], map: &mut UsedMap) -> Result<(), Fault> {
+    pub(super) fn mark_free_list(&self, buffer: &mut [u8], map: &mut UsedMap) -> Result<(), Fault> {
         let fault = Fault::corrupt("AGFL");
         let agf = self.agf(buffer)?;
         let sector = self.sector(AGFL_SECTOR, buffer)?;

@@ -49,10 +49,10 @@ const FORMAT_BTREE: u8 = 3;
 const INODES_A_CHUNK: u32 = 64;
 const RECORD_BYTES: usize = 16;
 /// One chunk of the largest inodes.
-pub const CHUNK_BYTES: usize = 64 * 2048;
+pub(super) const CHUNK_BYTES: usize = 64 * 2048;
 
 /// Memory of the pass, cut from the walk's scratch memory.
-pub struct Scratch<'a> {
+pub(super) struct Scratch<'a> {
     /// A path through an inode tree.
     pub inodes: &'a mut [u8],
     /// A path through an extent tree.
@@ -63,7 +63,7 @@ pub struct Scratch<'a> {
 
 impl<'a> Scratch<'a> {
     /// Cuts `memory` into the three; `None` when it is too small.
-    pub fn cut(memory: &'a mut [u8]) -> Option<Self> {
+    pub(super) fn cut(memory: &'a mut [u8]) -> Option<Self> {
         let (inodes, rest) = memory.split_at_mut_checked(STACK_BYTES)?;
         let (extents, rest) = rest.split_at_mut_checked(STACK_BYTES)?;
         let chunk = rest.get_mut(..CHUNK_BYTES)?;
@@ -131,7 +131,7 @@ fn doubt_or_fail(fault: Fault, verdict: &mut Verdict) -> Result<(), Fault> {
 }
 
 /// Visits every allocated inode of the group.
-pub fn walk_group(
+pub(super) fn walk_group(
     group: &Group<'_>,
     scratch: &mut Scratch<'_>,
     findings: &mut Findings<'_>,

@@ -42,7 +42,7 @@ const LAST_RECORD_BLOCKS: u64 = 256 * 1024 / BASIC_BYTES + 16;
 const WINDOW_BLOCKS: u64 = 16;
 
 /// The log of a filesystem.
-pub struct Log<'a> {
+pub(super) struct Log<'a> {
     device: &'a dyn ReadAt,
     place: Extent,
     uuid: [u8; 16],
@@ -65,7 +65,7 @@ fn cycle_of(block: &[u8]) -> Option<u32> {
 
 impl<'a> Log<'a> {
     /// The log of a filesystem of this shape.
-    pub fn new(device: &'a dyn ReadAt, geometry: &Geometry) -> Self {
+    pub(super) fn new(device: &'a dyn ReadAt, geometry: &Geometry) -> Self {
         Self {
             device,
             place: geometry.log,
@@ -125,7 +125,7 @@ impl<'a> Log<'a> {
     }
 
     /// Proves that the log ends in an unmount record and nothing was written behind it.
-    pub fn prove_clean(&self, buffer: &mut [u8]) -> Result<(), Fault> {
+    pub(super) fn prove_clean(&self, buffer: &mut [u8]) -> Result<(), Fault> {
         let head = self.head()?;
         let dirty = Fault::corrupt("the log is dirty: mount the filesystem once to recover it");
         let (start, header) = self.last_record(head, buffer)?.ok_or(dirty)?;
@@ -213,7 +213,7 @@ impl<'a> Log<'a> {
     }
 
     /// The blocks before and at the head: any record written from now on changes the latter. `None` when there is no head.
-    pub fn window(&self) -> Result<Option<[Extent; 2]>, Fault> {
+    pub(super) fn window(&self) -> Result<Option<[Extent; 2]>, Fault> {
         let head = match self.head() {
             Ok(head) => head.block,
             Err(fault) if fault.kind() == crate::error::FaultKind::Io => return Err(fault),

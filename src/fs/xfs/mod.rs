@@ -23,7 +23,7 @@ mod uuid;
 use self::group::Group;
 use self::log::Log;
 use self::superblock::Superblock;
-pub use self::uuid::{can_change_uuid, change_uuid};
+pub(super) use self::uuid::{can_change_uuid, change_uuid};
 use crate::device::ReadAt;
 use crate::error::{Fault, FaultKind};
 use crate::features;
@@ -33,7 +33,7 @@ use crate::map::UsedMap;
 use crate::units::{Extent, to_usize};
 
 /// The reader's row in the table.
-pub const READER: Reader = Reader {
+pub(super) const READER: Reader = Reader {
     kinds: &[Kind::Xfs],
     probe,
     walk: if features::XFS { Some(walk) } else { None },

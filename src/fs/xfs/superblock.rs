@@ -10,7 +10,7 @@ use crate::units::{BlockSize, Extent, to_usize};
 
 crate::layout! {
     /// `struct xfs_dsb`.
-    be pub struct DiskSuperblock: 264 {
+    be pub(crate) struct DiskSuperblock: 264 {
         0x000 sb_magicnum: u32,
         0x004 sb_blocksize: u32,
         0x008 sb_dblocks: u64,
@@ -42,9 +42,9 @@ crate::layout! {
 }
 
 /// "XFSB".
-pub const MAGIC: u32 = 0x5846_5342;
+pub(super) const MAGIC: u32 = 0x5846_5342;
 /// Where `sb_crc` stands.
-pub const CRC_OFFSET: usize = 0xe0;
+pub(super) const CRC_OFFSET: usize = 0xe0;
 
 const VERSION_MASK: u16 = 0x000f;
 const VERSION_SHARED: u16 = 0x0200;
@@ -64,13 +64,13 @@ const INCOMPAT_NEEDSREPAIR: u32 = 0x10;
 const LOG_INCOMPAT_KNOWN: u32 = 0x3;
 
 /// Bytes of the largest sector the format allows.
-pub const SECTOR_BYTES_MAX: usize = 32 * 1024;
+pub(super) const SECTOR_BYTES_MAX: usize = 32 * 1024;
 /// Fewest blocks of an allocation group (`XFS_MIN_AG_BLOCKS`).
 const AG_BLOCKS_MIN: u32 = 64;
 
 /// The filesystem's shape, checked: every field is within what the format allows, and no product of them overflows.
 #[derive(Clone, Copy, Debug)]
-pub struct Geometry {
+pub(crate) struct Geometry {
     /// Block size.
     pub block: BlockSize,
     /// Sector size in bytes: the unit of the AG headers.
@@ -102,7 +102,7 @@ pub struct Geometry {
 }
 
 /// A checked superblock: the shape, and what stands in the way of trusting the rest.
-pub struct Superblock {
+pub(crate) struct Superblock {
     /// The structure as it was on disk.
     pub disk: DiskSuperblock,
     /// The checked shape.
@@ -112,7 +112,7 @@ pub struct Superblock {
 }
 
 /// CRC-32C of `bytes` with the four bytes at `crc_offset` taken as zero, compared with the little-endian value there.
-pub fn checksum_holds(bytes: &[u8], crc_offset: usize) -> bool {
+pub(super) fn checksum_holds(bytes: &[u8], crc_offset: usize) -> bool {
     let Some((before, rest)) = bytes.split_at_checked(crc_offset) else {
         return false;
     };
@@ -124,7 +124,7 @@ pub fn checksum_holds(bytes: &[u8], crc_offset: usize) -> bool {
 }
 
 /// Reads the superblock; `None` when there is none, or its shape is impossible.
-pub fn read(device: &dyn ReadAt) -> Result<Option<Superblock>, Fault> {
+pub(super) fn read(device: &dyn ReadAt) -> Result<Option<Superblock>, Fault> {
     let mut first = [0; 512];
     if device.size_bytes() < 512 {
         return Ok(None);
@@ -246,24 +246,24 @@ fn doubt(disk: &DiskSuperblock, geometry: &Geometry) -> Option<Fault> {
 
 impl Geometry {
     /// Bytes of the data section.
-    pub fn size_bytes(&self) -> u64 {
+    pub(crate) fn size_bytes(&self) -> u64 {
         self.blocks << self.block.log2()
     }
 
     /// Blocks of allocation group `ag`; 0 past the last.
-    pub fn ag_length(&self, ag: u32) -> u32 {
+    pub(crate) fn ag_length(&self, ag: u32) -> u32 {
         let start = u64::from(ag) * u64::from(self.ag_blocks);
         let left = self.blocks.saturating_sub(start);
         u32::try_from(left).map_or(self.ag_blocks, |left| left.min(self.ag_blocks))
     }
 
     /// Byte offset of block `block` of allocation group `ag`; both were checked.
-    pub fn offset(&self, ag: u32, block: u32) -> u64 {
+    pub(crate) fn offset(&self, ag: u32, block: u32) -> u64 {
         (u64::from(ag) * u64::from(self.ag_blocks) + u64::from(block)) << self.block.log2()
     }
 
     /// `count` blocks of group `ag` from `block`; `None` when they leave it.
-    pub fn ag_extent(&self, ag: u32, block: u32, count: u32) -> Option<Extent> {
+    pub(crate) fn ag_extent(&self, ag: u32, block: u32, count: u32) -> Option<Extent> {
         if block.checked_add(count)? > self.ag_length(ag) {
             return None;
         }
@@ -274,25 +274,25 @@ impl Geometry {
     }
 
     /// The group that the byte at `offset` lies in.
-    pub fn group_of(&self, offset: u64) -> Option<u32> {
+    pub(crate) fn group_of(&self, offset: u64) -> Option<u32> {
         u32::try_from(self.block.blocks_in(offset) / u64::from(self.ag_blocks)).ok()
     }
 
     /// A filesystem block number as group and block within it; `None` when there is no such block.
-    pub fn split(&self, number: u64) -> Option<(u32, u32)> {
+    pub(crate) fn split(&self, number: u64) -> Option<(u32, u32)> {
         let ag = u32::try_from(number >> self.ag_block_log2).ok()?;
         let block = u32::try_from(number & ((1 << self.ag_block_log2) - 1)).ok()?;
         (ag < self.ag_count && block < self.ag_length(ag)).then_some((ag, block))
     }
 
     /// `count` blocks from filesystem block `number`; `None` when they leave its group.
-    pub fn extent(&self, number: u64, count: u64) -> Option<Extent> {
+    pub(crate) fn extent(&self, number: u64, count: u64) -> Option<Extent> {
         let (ag, block) = self.split(number)?;
         self.ag_extent(ag, block, u32::try_from(count).ok()?)
     }
 
     /// The blocks at the start of each group that hold superblock, AGF, AGI and AGFL.
-    pub fn header_blocks(&self) -> u32 {
+    pub(crate) fn header_blocks(&self) -> u32 {
         (4 * self.sector_bytes).div_ceil(self.block.bytes())
     }
 }

@@ -37,7 +37,7 @@ const RECORD_MAX: u32 = 256 * 1024;
 const PIECE_BLOCKS: u64 = 64;
 
 /// Whether the format allows it.
-pub fn can_change_uuid(device: &dyn ReadAt) -> Result<Superblock, Fault> {
+pub(crate) fn can_change_uuid(device: &dyn ReadAt) -> Result<Superblock, Fault> {
     let found = read(device)?.ok_or_else(|| Fault::corrupt("superblock"))?;
     if !found.geometry.checksums {
         return Err(Fault::refused(
@@ -51,7 +51,7 @@ pub fn can_change_uuid(device: &dyn ReadAt) -> Result<Superblock, Fault> {
 }
 
 /// See [`crate::fs::identity::change`]. The log must be clean: in a dirty one a superblock with the old uuid waits for recovery.
-pub fn change_uuid(
+pub(crate) fn change_uuid(
     device: &dyn ReadAt,
     uuid: &[u8; 16],
     write: &mut Write<'_>,

@@ -27,7 +27,7 @@ crate::layout! {
 
 /// Where `system.data` lies in an inode.
 #[derive(Clone, Debug)]
-pub struct Data {
+pub(super) struct Data {
     /// Its entry, with the name.
     pub entry: Range<usize>,
     /// Its value.
@@ -37,7 +37,7 @@ pub struct Data {
 }
 
 /// Looks for it in the bytes of an inode; `None` when there is none, or the attributes are not as they should be.
-pub fn find(inode: &[u8]) -> Option<Data> {
+pub(super) fn find(inode: &[u8]) -> Option<Data> {
     let header = GOOD_OLD + usize::from(le::<u16>(inode, 0x80)?);
     if le::<u32>(inode, header)? != MAGIC {
         return None;
@@ -69,7 +69,7 @@ pub fn find(inode: &[u8]) -> Option<Data> {
 }
 
 /// Takes it out of the bytes of an inode: the entries behind it close up, the value becomes zeros.
-pub fn remove(inode: &mut [u8], data: &Data) -> Option<()> {
+pub(super) fn remove(inode: &mut [u8], data: &Data) -> Option<()> {
     inode.get_mut(data.value.clone())?.fill(0);
     inode.get_mut(data.entry.start..data.end)?;
     inode.copy_within(data.entry.end..data.end, data.entry.start);

@@ -39,7 +39,7 @@ const PIECE: usize = 1024;
 const MAX_DESCRIPTOR: usize = 1024;
 
 /// Empties the files that `emptying` names. `map` is what the walk made of the filesystem.
-pub fn empty(
+pub(crate) fn empty(
     still: Still,
     walk: &mut Walk<'_>,
     map: &mut UsedMap,
@@ -104,7 +104,7 @@ pub fn empty(
 }
 
 /// Reads the files that `pattern` names.
-pub fn look(
+pub(crate) fn look(
     walk: &mut Walk<'_>,
     pattern: &[u8],
     give: &mut dyn FnMut(Seen<'_>),

@@ -30,7 +30,8 @@ const ENTRY_BYTES: usize = 8;
 const PARENT_BYTES: usize = 4;
 
 /// Called for each regular file with the buffers, a block's worth of memory, and what was found.
-pub type Each<'e> = dyn FnMut(&mut Buffers<'_>, &mut [u8], &[u8], &Inode) -> Result<(), Fault> + 'e;
+pub(super) type Each<'e> =
+    dyn FnMut(&mut Buffers<'_>, &mut [u8], &[u8], &Inode) -> Result<(), Fault> + 'e;
 
 /// What a name must be.
 #[derive(Clone, Copy)]
@@ -49,7 +50,7 @@ struct Position {
 }
 
 /// Finds files by their names.
-pub struct Finder<'f, 'w> {
+pub(super) struct Finder<'f, 'w> {
     geometry: &'f Geometry,
     buffers: &'f mut Buffers<'w>,
     /// A piece of a folder, and which one.
@@ -66,7 +67,7 @@ pub struct Finder<'f, 'w> {
 
 impl<'f, 'w> Finder<'f, 'w> {
     /// `block` holds at least a block.
-    pub fn new(
+    pub(super) fn new(
         geometry: &'f Geometry,
         buffers: &'f mut Buffers<'w>,
         block: &'f mut [u8],
@@ -87,7 +88,7 @@ impl<'f, 'w> Finder<'f, 'w> {
     }
 
     /// Finds every regular file that `pattern` names, and says how many. `links` is memory for the targets of links.
-    pub fn run(&mut self, pattern: &[u8], links: &mut [u8]) -> Result<u64, Fault> {
+    pub(super) fn run(&mut self, pattern: &[u8], links: &mut [u8]) -> Result<u64, Fault> {
         self.path.clear();
         let root = self.inode(ROOT)?;
         self.names(&root, pattern, links)
@@ -381,7 +382,7 @@ fn entry_bytes(stored: u16, block: usize) -> usize {
 }
 
 /// The blocks of `inode` from the logical block `first` on; 0 where there is none.
-pub fn places(
+pub(super) fn places(
     geometry: &Geometry,
     buffers: &mut Buffers<'_>,
     inode: &Inode,
@@ -411,7 +412,7 @@ pub fn places(
 }
 
 /// Reads the beginning of a file or link into `out`; gives its length there.
-pub fn read(
+pub(super) fn read(
     geometry: &Geometry,
     buffers: &mut Buffers<'_>,
     inode: &Inode,

@@ -39,7 +39,7 @@ crate::layout! {
 const CURSPACE: u64 = 0x30;
 
 /// Takes `bytes` from what `id` uses according to the quota file `number`.
-pub fn release(
+pub(super) fn release(
     geometry: &Geometry,
     buffers: &mut Buffers<'_>,
     layer: &mut Layer<'_>,
