@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use crate::error::Fault;
 use crate::sys::ioctl;
 use crate::sys::memory::Pages;
-use crate::units::{round_down, round_up, to_u64, to_usize};
+use crate::units::{Extent, round_down, round_up, to_u64, to_usize};
 
 /// Alignment of offset, length and memory that O_DIRECT accepts everywhere: the largest common sector size.
 pub const DIRECT_ALIGN: u64 = 4096;
@@ -57,6 +57,31 @@ impl ReadAt for Vec<u8> {
     }
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), Fault> {
         self.as_slice().read_at(offset, buffer)
+    }
+}
+
+/// A range of a device as a device.
+pub(crate) struct Range<'a> {
+    /// The device.
+    pub device: &'a dyn ReadAt,
+    /// The range.
+    pub extent: Extent,
+}
+
+impl ReadAt for Range<'_> {
+    fn size_bytes(&self) -> u64 {
+        self.extent.length_bytes
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), Fault> {
+        let length = to_u64(buffer.len());
+        let past = Fault::short("read past the end").at(offset, length);
+        let end = offset.checked_add(length).ok_or(past)?;
+        if end > self.extent.length_bytes {
+            return Err(past);
+        }
+        let start = self.extent.offset.checked_add(offset).ok_or(past)?;
+        self.device.read_at(start, buffer)
     }
 }
 

@@ -20,7 +20,7 @@ use crate::mender::header::array;
 use crate::mender::header::{now, payload_name};
 use crate::mender::writer::{Figures, Maker, What, Writer};
 use crate::put::image::{self, Any, Image};
-use crate::put::job::supervise;
+use crate::put::supervise::supervise;
 use crate::report::{self, Bytes, JsonObject, Span, hex};
 use crate::report::{Told, millis, tell};
 use crate::snapshot::archive::Catalog;

@@ -14,7 +14,7 @@ use rustix::fs::OFlags;
 use crate::cli::{Args, Common, Item};
 use crate::config::pairs;
 use crate::content::foreign;
-use crate::device::{Device, ReadAt};
+use crate::device::{Device, Range, ReadAt};
 use crate::error::{Error, Fault, FaultKind, Result};
 use crate::features;
 use crate::freeze::GUARDIAN;
@@ -27,7 +27,6 @@ use crate::snapshot::kept::{self, Kept};
 use crate::stream::artifact::Labels;
 use crate::stream::image::{Format, LOOK_BYTES};
 use crate::take::identity::Found;
-use crate::take::source::Slice;
 use crate::trace;
 use crate::units::{BlockSize, Extent, to_u64, to_usize};
 use crate::utc::Utc;
@@ -394,10 +393,9 @@ fn parts(system: &System, around: &Around, source: &Source, table: &Table) -> Ve
         return known.map(|part| one(system, around, part.dev)).collect();
     }
     let within = |part: &ptable::Partition| {
-        let range = Slice {
+        let range = Range {
             device: &source.device,
-            offset: part.extent.offset,
-            length_bytes: part.extent.length_bytes,
+            extent: part.extent,
         };
         let mut facts = Facts {
             path: format!("partition {}", part.number),

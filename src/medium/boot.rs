@@ -4,7 +4,7 @@
 //!
 //! The area keeps its place, for boot code finds its next stage by sector numbers. Only reads the original.
 
-use crate::device::{Access, Device, ReadAt};
+use crate::device::{Access, Device, Range, ReadAt};
 use crate::error::{Error, Fault, NOTHING_WRITTEN, Result};
 use crate::fs;
 use crate::layout::le;
@@ -124,7 +124,7 @@ impl Boot {
         units::sort(&mut parts, |a, b| a.extent.offset < b.extent.offset);
         let mut at = from;
         for part in parts {
-            let inside = Inside {
+            let inside = Range {
                 device: &self.device,
                 extent: part.extent,
             };
@@ -262,25 +262,4 @@ fn entry_of(system: &System, table: &Table, source: &Source) -> Option<Partition
     let start = known.iter().find(|part| part.dev == dev)?.start_bytes;
     let mut entries = table.partitions.iter();
     entries.find(|entry| entry.extent.offset == start).cloned()
-}
-
-/// A range of a disk as if it were a device.
-struct Inside<'a> {
-    device: &'a Device,
-    extent: Extent,
-}
-
-impl ReadAt for Inside<'_> {
-    fn size_bytes(&self) -> u64 {
-        self.extent.length_bytes
-    }
-
-    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> std::result::Result<(), Fault> {
-        let end = offset.checked_add(crate::units::to_u64(buffer.len()));
-        if end.is_none_or(|end| end > self.extent.length_bytes) {
-            return Err(Fault::short("read past the end"));
-        }
-        self.device
-            .read_at(self.extent.offset.saturating_add(offset), buffer)
-    }
 }

@@ -1,11 +1,13 @@
 //! The beginning of a target, with what makes it recognisable: held in memory while all else is written, and written last. Shared by
 //! `restore` and `clone`.
 
-use crate::device::{DIRECT_ALIGN, DeviceKind, ReadAt, WriteAt};
-use crate::error::{Error, Fault};
-use crate::ptable::{self, Scheme, Table};
+use crate::device::{DIRECT_ALIGN, Device, DeviceKind, ReadAt, WriteAt};
+use crate::error::{Error, Fault, Result};
+use crate::ptable::{self, Piece, Scheme, Table};
 use crate::put::image::{Content, HEAD_BYTES, Head};
-use crate::stream::copy;
+use crate::put::phase::Phase;
+use crate::put::rescan;
+use crate::stream::copy::{self, Progress};
 use crate::stream::target::Target;
 use crate::sys::memory::Pages;
 use crate::units::{Extent, round_up, to_u64, to_usize};
@@ -28,7 +30,7 @@ pub(crate) fn wiped(size_bytes: u64, only_changes: bool) -> Extent {
 }
 
 /// How much of a head of `length` bytes the last write takes: up to the end of the first superblock.
-pub(crate) fn last_bytes(content: &Content, length: usize) -> usize {
+fn last_bytes(content: &Content, length: usize) -> usize {
     let superblock = content.identity.as_ref();
     let superblock = superblock.map_or(0, |identity| identity.superblock.end());
     let last = round_up(superblock.max(LAST_WRITE_BYTES), DIRECT_ALIGN).unwrap_or(u64::MAX);
@@ -36,14 +38,66 @@ pub(crate) fn last_bytes(content: &Content, length: usize) -> usize {
     to_usize(last.min(whole))
 }
 
-/// Writes the first `length` bytes of `head` (page-aligned memory, with room up to a whole sector): first what lies behind
-/// `last`, then, after a flush, the rest in one write.
-pub(crate) fn write(
+/// What is written last, when everything else is on the medium: the one place where a target becomes whole.
+pub(crate) struct Last<'a> {
+    /// The target, for people.
+    pub name: &'a str,
+    /// Page-aligned memory, with room up to a whole sector.
+    pub head: &'a mut [u8],
+    /// How much of it is the image's.
+    pub length: usize,
+    /// What it shows.
+    pub content: &'a Content,
+    /// How far the target is.
+    pub phase: &'a Phase,
+    /// Whether it is read back.
+    pub verify: bool,
+    /// For the waiting thread.
+    pub progress: &'a Progress,
+}
+
+impl Last<'_> {
+    /// Writes it, its superblock at the very end; gives notes.
+    pub(crate) fn write(self, target: &mut Target) -> Result<Vec<String>> {
+        let Self {
+            name, head, length, ..
+        } = self;
+        let fail = |fault| Error::fault(name, fault);
+        self.phase.set(Phase::LAST);
+        let table = self.content.table.as_ref();
+        let held = head.get_mut(..length).unwrap_or_default();
+        let moved = move_backup_table(held, table, target).map_err(fail)?;
+        let mut notes = Vec::from_iter(moved);
+        let last = last_bytes(self.content, length);
+        write(head, length, last, target).map_err(fail)?;
+        let held = head.get(..length).unwrap_or_default();
+        if self.verify && !is_there(held, target).map_err(fail)? {
+            // What does not read as it was written must not be taken for a good one.
+            let whole = Extent {
+                offset: 0,
+                length_bytes: to_u64(length),
+            };
+            let _ = copy::zero_extent(target, whole, self.progress);
+            let _ = target.sync();
+            return Err(differs(name, whole));
+        }
+        target.drop_cache().map_err(fail)?;
+        self.phase.set(Phase::COMPLETE);
+        let device = target.device();
+        if table.is_some() && device.kind() == DeviceKind::Block && !target.is_range() {
+            notes.extend(rescan::refresh(device));
+        }
+        Ok(notes)
+    }
+}
+
+/// Writes the first `length` bytes of `head`: first what lies behind `last`, then, after a flush, the rest in one write.
+fn write(
     head: &mut [u8],
     length: usize,
     last: usize,
     target: &mut Target,
-) -> Result<(), Fault> {
+) -> std::result::Result<(), Fault> {
     let (first, rest) = head
         .split_at_mut_checked(last)
         .ok_or_else(|| Fault::refused("length of the head"))?;
@@ -54,7 +108,7 @@ pub(crate) fn write(
 }
 
 /// Whether the medium holds the head.
-pub(crate) fn is_there(head: &[u8], target: &Target) -> Result<bool, Fault> {
+fn is_there(head: &[u8], target: &Target) -> std::result::Result<bool, Fault> {
     target.drop_cache()?;
     let mut found = Pages::new(copy::BUFFER_BYTES).map_err(|e| Fault::io("mmap", e))?;
     let mut offset = 0u64;
@@ -78,11 +132,11 @@ pub(crate) fn differs(name: &str, place: Extent) -> Error {
 }
 
 /// On a disk larger than the image's, the backup GPT goes to the disk's end and the head says so.
-pub(crate) fn move_backup_table(
+fn move_backup_table(
     head: &mut [u8],
     table: Option<&Table>,
     target: &Target,
-) -> Result<Option<String>, Fault> {
+) -> std::result::Result<Option<String>, Fault> {
     let Some(table) = table.filter(|table| table.scheme == Scheme::Gpt) else {
         return Ok(None);
     };
@@ -94,8 +148,20 @@ pub(crate) fn move_backup_table(
     if pieces.is_empty() {
         return Ok(None);
     }
+    put_pieces(&pieces, head, device)?;
+    Ok(Some(
+        "the backup partition table was moved to the end of the larger disk".into(),
+    ))
+}
+
+/// Pieces of a table: into the head what lies in it, onto the device what lies behind it.
+pub(crate) fn put_pieces(
+    pieces: &[Piece],
+    head: &mut [u8],
+    device: &Device,
+) -> std::result::Result<(), Fault> {
     let length = head.len();
-    for piece in &pieces {
+    for piece in pieces {
         let start = to_usize(piece.offset);
         let end = start.saturating_add(piece.bytes.len());
         match head.get_mut(start..end) {
@@ -106,7 +172,5 @@ pub(crate) fn move_backup_table(
             None => device.write_at(piece.offset, &piece.bytes)?,
         }
     }
-    Ok(Some(
-        "the backup partition table was moved to the end of the larger disk".into(),
-    ))
+    Ok(())
 }

@@ -9,8 +9,9 @@ use std::sync::Arc;
 use crate::device::{Device, DeviceKind, ReadAt, WriteAt};
 use crate::error::{Error, Fault, Result};
 use crate::ptable::{self, Piece, Scheme, Table};
+use crate::put::head::put_pieces;
 use crate::put::image::Head;
-use crate::put::job::Phase;
+use crate::put::phase::Phase;
 use crate::put::rescan;
 use crate::put::target::{Chosen, old_tail};
 use crate::snapshot::{Disk, Image};
@@ -146,14 +147,7 @@ impl Laid {
         let table_bytes = crate::units::to_u64(beginning.len());
         let device = self.target.device();
         let result = device.write_at(table_bytes, &self.boot).and_then(|()| {
-            for piece in &self.pieces {
-                let start = to_usize(piece.offset);
-                let end = start.saturating_add(piece.bytes.len());
-                match beginning.get_mut(start..end) {
-                    Some(part) => part.copy_from_slice(&piece.bytes),
-                    None => device.write_at(piece.offset, &piece.bytes)?,
-                }
-            }
+            put_pieces(&self.pieces, &mut beginning, device)?;
             let (first, rest) = beginning
                 .split_at_checked(sector)
                 .ok_or_else(|| Fault::corrupt("length of the recorded table"))?;

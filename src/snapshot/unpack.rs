@@ -14,10 +14,14 @@ use crate::config::pairs::split_pair;
 use crate::device::{Device, DeviceKind};
 use crate::error::{Error, Fault, NOTHING_WRITTEN, Result};
 use crate::mounts::DevId;
+use crate::put::figures::{self, Done};
 use crate::put::free::LeftAlone;
 use crate::put::grow;
 use crate::put::image::{Any, Content, Image, Opened};
-use crate::put::job::{self, Done, Job, Options, Phase, Shared};
+use crate::put::job::{Job, Shared};
+use crate::put::options::{self, Options};
+use crate::put::phase::Phase;
+use crate::put::supervise::supervise;
 use crate::put::target::{self, Chosen, check_sectors};
 use crate::report::JsonObject;
 use crate::report::{self, Bytes, ReportFile, Span};
@@ -123,7 +127,7 @@ pub(crate) fn run(
     let verify = options.verify;
     let name = subject.clone();
     let work = move || unpack(origin, errands, laid, verify, (&name, &file));
-    let done = job::supervise(
+    let done = supervise(
         &options.common,
         &progress,
         &|| states.text(),
@@ -390,7 +394,7 @@ fn errands(
             (None, None, None) => continue,
         };
         let left = match range {
-            None => job::left_alone(options, &path, &device)?,
+            None => options::left_alone(options, &path, &device)?,
             Some(_) => None,
         };
         let shown = path.display().to_string();
@@ -604,7 +608,7 @@ fn finish(
         let entries: Vec<String> = done
             .iter()
             .map(|(name, filesystem, done)| {
-                let mut object = job::figures(options, done, filesystem, took);
+                let mut object = figures::figures(options, done, filesystem, took);
                 object.str("name", name);
                 object.finish()
             })
@@ -623,7 +627,7 @@ fn finish(
         return Ok(());
     }
     for (_, filesystem, done) in done {
-        job::last_line(options, done, filesystem, took);
+        figures::last_line(options, done, filesystem, took);
     }
     let names: Vec<&str> = done.iter().map(|(name, _, _)| name.as_str()).collect();
     let bytes = done.iter().fold(0u64, |sum, (_, _, done)| {

@@ -9,8 +9,7 @@ use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
 
-use super::source::Slice;
-use crate::device::ReadAt;
+use crate::device::{Range, ReadAt};
 use crate::error::{Error, Fault, Result};
 use crate::fs::files::{Seen, can_empty};
 use crate::fs::{self, SCRATCH_BYTES, Walk};
@@ -48,12 +47,11 @@ impl Found {
                 let table = table.map_err(fail)?;
                 let mut known = filesystem_rows(&source.device, &mut rows).map_err(fail)?;
                 for partition in table.iter().flat_map(|table| &table.partitions) {
-                    let slice = Slice {
+                    let range = Range {
                         device: &source.device,
-                        offset: partition.extent.offset,
-                        length_bytes: partition.extent.length_bytes,
+                        extent: partition.extent,
                     };
-                    known |= filesystem_rows(&slice, &mut rows).map_err(fail)?;
+                    known |= filesystem_rows(&range, &mut rows).map_err(fail)?;
                 }
                 if !known {
                     return Err(Error::refused(format_args!(

@@ -3,7 +3,7 @@
 //! Runs before the freeze, so it may allocate and open. Decides nothing about used blocks: that is the survey's, in the window.
 
 use crate::content::{self, Judged};
-use crate::device::{Device, ReadAt};
+use crate::device::{Device, Range, ReadAt};
 use crate::error::{Error, Fault, FaultKind, Result};
 use crate::freeze::{Method, Remount, Target};
 use crate::fs::{self, Identity, Kind, Still};
@@ -601,10 +601,9 @@ fn partition_piece(
     let Some(opened) = opened else {
         return Err(Error::failed("floe: internal: no device"));
     };
-    let view = Slice {
+    let view = Range {
         device: &opened.device,
-        offset,
-        length_bytes: extent.length_bytes,
+        extent: Extent { offset, ..extent },
     };
     let identity = fs::probe(&view).map_err(|fault| Error::fault(&opened.shown, fault))?;
     if let Some(found) = &identity
@@ -729,31 +728,4 @@ fn swap_files_on(system: &System, dev: DevId, identity: &Identity) -> Result<Swa
         }
     }
     Ok(swap)
-}
-
-/// A range of a device as a device.
-pub(crate) struct Slice<'a> {
-    /// The device.
-    pub device: &'a dyn ReadAt,
-    /// Where the range begins.
-    pub offset: u64,
-    /// Its length.
-    pub length_bytes: u64,
-}
-
-impl ReadAt for Slice<'_> {
-    fn size_bytes(&self) -> u64 {
-        self.length_bytes
-    }
-
-    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> std::result::Result<(), Fault> {
-        let length = crate::units::to_u64(buffer.len());
-        let past = Fault::short("read past the end").at(offset, length);
-        let end = offset.checked_add(length).ok_or(past)?;
-        if end > self.length_bytes {
-            return Err(past);
-        }
-        self.device
-            .read_at(self.offset.checked_add(offset).ok_or(past)?, buffer)
-    }
 }

@@ -10,7 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use rustix::event::{EventfdFlags, eventfd};
 
-use crate::device::{Device, DeviceKind, ReadAt};
+use crate::device::{Device, DeviceKind, Range, ReadAt};
 use crate::error::{Error, Fault, FaultKind, Result};
 use crate::fs::earlier::{Earlier, Known, PIECE_BYTES};
 use crate::fs::files::{self, Emptying};
@@ -22,7 +22,7 @@ use crate::sys::ioctl::blkflsbuf;
 use crate::take::capture::{Counters, FROZEN_DRAIN};
 use crate::take::emptied::Emptied;
 use crate::take::precopy::Trace;
-use crate::take::source::{Slice, SwapContent};
+use crate::take::source::SwapContent;
 use crate::trace::Marks;
 use crate::units::{Extent, to_u64};
 
@@ -408,18 +408,20 @@ struct Metered {
 
 /// The range of a device that a part is.
 struct View {
-    device: &'static Device,
-    offset: u64,
-    length_bytes: u64,
+    range: Range<'static>,
     counters: &'static Counters,
 }
 
 impl Metered {
     fn view(&self, part: &Part) -> Option<View> {
         Some(View {
-            device: self.devices.get(part.device)?,
-            offset: part.device_offset,
-            length_bytes: part.length_bytes,
+            range: Range {
+                device: self.devices.get(part.device)?,
+                extent: Extent {
+                    offset: part.device_offset,
+                    length_bytes: part.length_bytes,
+                },
+            },
             counters: self.counters,
         })
     }
@@ -427,16 +429,11 @@ impl Metered {
 
 impl ReadAt for View {
     fn size_bytes(&self) -> u64 {
-        self.length_bytes
+        self.range.size_bytes()
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> std::result::Result<(), Fault> {
-        let slice = Slice {
-            device: self.device,
-            offset: self.offset,
-            length_bytes: self.length_bytes,
-        };
-        slice.read_at(offset, buffer)?;
+        self.range.read_at(offset, buffer)?;
         self.counters.alive(to_u64(buffer.len()));
         Ok(())
     }

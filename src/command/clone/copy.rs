@@ -12,7 +12,7 @@ use crate::error::{Error, Fault, Result};
 use crate::medium::Medium;
 use crate::put::free::LeftAlone;
 use crate::put::head;
-use crate::put::job::Phase;
+use crate::put::phase::Phase;
 use crate::stream::pipeline::Place;
 use crate::stream::plan::{CHUNK_BYTES, Cursor, Plan, Span};
 use crate::stream::target::Target;

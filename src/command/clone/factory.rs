@@ -18,7 +18,7 @@ use crate::medium::partitions_named;
 use crate::mounts::{DevId, System};
 use crate::put::grow;
 use crate::put::image::{Any, Opened};
-use crate::put::job;
+use crate::put::options;
 use crate::put::target::{Chosen, Overwrite};
 use crate::report::{self, JsonObject, ReportFile};
 use crate::snapshot::archive::{Catalog, open_file};
@@ -278,7 +278,7 @@ fn write(
             range,
         });
     }
-    let options = job::Options {
+    let options = options::Options {
         image: kept.path.clone().into_os_string(),
         targets,
         overwrite: Overwrite::Allowed,

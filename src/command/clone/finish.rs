@@ -4,19 +4,15 @@
 use std::sync::{Arc, PoisonError};
 
 use crate::command::clone::copy::{Copy, Onto, Sums};
-use crate::device::DeviceKind;
 use crate::error::{Error, Result};
 use crate::put::free;
-use crate::put::head;
+use crate::put::head::{self, Last};
 use crate::put::image::{Content, Head};
-use crate::put::job::Phase;
-use crate::put::rescan;
 use crate::stream::copy::{self as writing, Failure, Progress, ZeroRuns};
 use crate::stream::pipeline::is_zero;
 use crate::stream::plan::{Plan, SPAN_BYTES};
-use crate::stream::target::Target;
 use crate::sys::memory::Pages;
-use crate::units::{Extent, to_u64, to_usize};
+use crate::units::{Extent, to_usize};
 
 /// What is left to be done, in a thread of its own.
 pub(super) struct Finish {
@@ -206,40 +202,20 @@ impl Finish {
 
     /// The head, its superblock at the very end.
     fn write_head(&self, onto: &Onto) -> Result<Vec<String>> {
-        let fail = |fault| Error::fault(&onto.name, fault);
         let mut target = onto.target.write().unwrap_or_else(PoisonError::into_inner);
-        let mut bytes = onto.head.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut head = onto.head.lock().unwrap_or_else(PoisonError::into_inner);
         let length = onto.head_bytes;
-        let mut notes = Vec::new();
-        onto.phase.set(Phase::LAST);
-        let content = content(onto, bytes.get(..length).unwrap_or_default())?;
-        let held = bytes.get_mut(..length).unwrap_or_default();
-        let moved = head::move_backup_table(held, content.table.as_ref(), &target).map_err(fail)?;
-        notes.extend(moved);
-        let last = head::last_bytes(&content, length);
-        head::write(&mut bytes, length, last, &mut target).map_err(fail)?;
-        let held = bytes.get(..length).unwrap_or_default();
-        if self.copy.sums.is_some() && !head::is_there(held, &target).map_err(fail)? {
-            return Err(self.take_back(onto, &mut target));
-        }
-        target.drop_cache().map_err(fail)?;
-        onto.phase.set(Phase::COMPLETE);
-        if content.table.is_some() && target.device().kind() == DeviceKind::Block {
-            notes.extend(rescan::refresh(target.device()));
-        }
-        let name = |note| format!("{}: {note}", onto.name);
-        Ok(notes.into_iter().map(name).collect())
-    }
-
-    /// A head that does not read as it was written must not be taken for a good one.
-    fn take_back(&self, onto: &Onto, target: &mut Target) -> Error {
-        let whole = Extent {
-            offset: 0,
-            length_bytes: to_u64(onto.head_bytes),
+        let last = Last {
+            name: &onto.name,
+            content: &content(onto, head.get(..length).unwrap_or_default())?,
+            head: &mut head,
+            length,
+            phase: &onto.phase,
+            verify: self.copy.sums.is_some(),
+            progress: &self.progress,
         };
-        let _ = writing::zero_extent(target, whole, &self.progress);
-        let _ = target.sync();
-        head::differs(&onto.name, whole)
+        let name = |note| format!("{}: {note}", onto.name);
+        Ok(last.write(&mut target)?.into_iter().map(name).collect())
     }
 }
 

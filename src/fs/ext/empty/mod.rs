@@ -25,6 +25,7 @@ use super::tree::{HEADER_MAGIC, Run, Visit, visit};
 use super::window::{BUFFERS_BYTES, Buffers, MAX_BLOCK_BYTES};
 use super::{doubt_all, journal, read_superblock};
 use crate::crc::crc32c_raw;
+use crate::device::ReadAt;
 use crate::error::Fault;
 use crate::fs::files::{Emptying, Seen};
 use crate::fs::{Still, UsedMap, Walk};
@@ -37,6 +38,19 @@ use names::Finder;
 const PIECE: usize = 1024;
 /// Largest group descriptor.
 const MAX_DESCRIPTOR: usize = 1024;
+
+/// Scratch memory for what is read, for one block and for links.
+fn memory<'a>(
+    device: &'a dyn ReadAt,
+    scratch: &'a mut [u8],
+) -> Result<(Buffers<'a>, &'a mut [u8], &'a mut [u8]), Fault> {
+    let parts = scratch.split_at_mut_checked(BUFFERS_BYTES);
+    let parts = parts.and_then(|(scratch, rest)| {
+        let (block, links) = rest.split_at_mut_checked(MAX_BLOCK_BYTES)?;
+        Some((Buffers::split(device, scratch)?, block, links))
+    });
+    parts.ok_or_else(|| Fault::refused("scratch memory"))
+}
 
 /// Empties the files that `emptying` names. `map` is what the walk made of the filesystem.
 pub(crate) fn empty(
@@ -51,13 +65,7 @@ pub(crate) fn empty(
     if raw.has_ro_compat(feature::RO_COMPAT_SHARED_BLOCKS) {
         return Err(Fault::unsupported("files that share their blocks"));
     }
-    let memory = || Fault::refused("scratch memory");
-    let split = walk.scratch.split_at_mut_checked(BUFFERS_BYTES);
-    let (scratch, rest) = split.ok_or_else(memory)?;
-    let mut buffers = Buffers::split(device, scratch).ok_or_else(memory)?;
-    let (block, links) = rest
-        .split_at_mut_checked(MAX_BLOCK_BYTES)
-        .ok_or_else(memory)?;
+    let (mut buffers, block, links) = memory(device, walk.scratch)?;
     let journal = journal::find(&geometry, &mut buffers)??;
     if let Some(doubt) = doubt_all(&raw, &geometry, still, &buffers, journal.as_ref())? {
         return Err(doubt);
@@ -114,13 +122,7 @@ pub(crate) fn look(
     if raw.has_incompat(feature::INCOMPAT_RECOVER) {
         return Err(Fault::refused("the journal needs recovery"));
     }
-    let memory = || Fault::refused("scratch memory");
-    let split = walk.scratch.split_at_mut_checked(BUFFERS_BYTES);
-    let (scratch, rest) = split.ok_or_else(memory)?;
-    let mut buffers = Buffers::split(device, scratch).ok_or_else(memory)?;
-    let (block, links) = rest
-        .split_at_mut_checked(MAX_BLOCK_BYTES)
-        .ok_or_else(memory)?;
+    let (mut buffers, block, links) = memory(device, walk.scratch)?;
     let mut each = |buffers: &mut Buffers<'_>, block: &mut [u8], path: &[u8], file: &Inode| {
         let content = match file.is_encrypted() {
             true => None,

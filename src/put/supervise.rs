@@ -1,0 +1,88 @@
+//! Long work in a thread of its own, while the main thread shows how far it is and takes signals.
+
+use std::sync::atomic::Ordering;
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::pipe::PipeFlags;
+
+use crate::cli::Common;
+use crate::error::{Error, Result};
+use crate::report::{self, Step};
+use crate::signals::Signals;
+use crate::stream::copy::{self, Progress};
+use crate::threads::{RecvTimeoutError, channel};
+
+/// How long the waiting thread sleeps at most, for the progress line.
+const PAUSE: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 200_000_000,
+};
+
+/// Runs `work` in a thread of its own and waits for it, with progress and signals meanwhile. A signal ends the process at
+/// once, whatever the input or the target is stuck in.
+pub(crate) fn supervise<T: Send + 'static>(
+    common: &Common,
+    progress: &Progress,
+    state: &dyn Fn() -> String,
+    name: &str,
+    input_length: Option<u64>,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let fail = |what: &str, error: std::io::Error| {
+        Error::failed(format_args!("{what}: {error}")).leaving(&state())
+    };
+    let signals = Signals::block()?;
+    let (over, running) =
+        rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(|errno| fail("pipe", errno.into()))?;
+    let (send, receive) = channel();
+    crate::threads::start(
+        c"write",
+        256 * 1024,
+        Box::new(move || {
+            let _ = send.send(work());
+            drop(running); // the waiting thread sees the end of the pipe
+        }),
+    )
+    .map_err(|errno| fail("start a thread", errno.into()))?;
+    let mut line = report::Progress::new(common);
+    loop {
+        let mut ready = [
+            PollFd::new(&over, PollFlags::IN),
+            PollFd::from_borrowed_fd(signals.fd(), PollFlags::IN),
+        ];
+        let _ = rustix::event::poll(&mut ready, Some(&PAUSE));
+        if let Some(number) = signals.take() {
+            progress.stop.store(true, Ordering::Relaxed);
+            line.clear();
+            report::line(format_args!("{name}: interrupted; {}", state()));
+            return Err(Error::signal(number));
+        }
+        match receive.try_recv() {
+            Ok(result) => {
+                line.clear();
+                return result;
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                let phase = progress.phase.load(Ordering::Relaxed);
+                let (done, total) = match input_length.filter(|_| phase <= copy::MEASURING) {
+                    Some(length) => (&progress.input_bytes, length),
+                    None => {
+                        let total = progress.total_bytes.load(Ordering::Relaxed);
+                        (&progress.done_bytes, total)
+                    }
+                };
+                let step = Step {
+                    phase: copy::PHASES.get(phase).unwrap_or(&""),
+                    subject: "",
+                    done_bytes: done.load(Ordering::Relaxed),
+                    total_bytes: total,
+                };
+                line.show(false, step);
+            }
+            Err(RecvTimeoutError::Disconnected) => {
+                let error = Error::failed(format_args!("{name}: the writing thread died"));
+                return Err(error.leaving(&state()));
+            }
+        }
+    }
+}
