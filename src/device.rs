@@ -6,7 +6,6 @@
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::sync::Mutex;
 
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
@@ -14,6 +13,7 @@ use rustix::io::Errno;
 use crate::error::Fault;
 use crate::sys::ioctl;
 use crate::sys::memory::Pages;
+use crate::threads::Lock;
 use crate::units::{Extent, round_down, round_up, to_u64, to_usize};
 
 /// Alignment of offset, length and memory that O_DIRECT accepts everywhere: the largest common sector size.
@@ -114,7 +114,7 @@ pub struct Device {
     sector_bytes: u32,
     direct: bool,
     rdev: u64,
-    bounce: Mutex<Pages>,
+    bounce: Lock<Pages>,
 }
 
 impl Device {
@@ -165,7 +165,7 @@ impl Device {
     /// Some devices accept the flag and then refuse the read: one read tells.
     fn try_direct(&mut self) -> Result<(), Fault> {
         let refused = {
-            let mut bounce = self.bounce.lock().map_err(|_| Fault::refused("lock"))?;
+            let mut bounce = self.bounce.lock();
             let length = to_usize(self.size_bytes.min(DIRECT_ALIGN));
             let piece = bounce.get_mut(..length).unwrap_or_default();
             matches!(
@@ -183,7 +183,7 @@ impl Device {
     /// Takes an open descriptor; `direct` says whether it was opened with O_DIRECT.
     pub fn from_fd(fd: OwnedFd, direct: bool) -> Result<Self, Fault> {
         let stat = rustix::fs::fstat(&fd).map_err(|e| Fault::io("stat", e))?;
-        let bounce = Mutex::new(Pages::new(BOUNCE_BYTES).map_err(|e| Fault::io("mmap", e))?);
+        let bounce = Lock::new(Pages::new(BOUNCE_BYTES).map_err(|e| Fault::io("mmap", e))?);
         let (kind, size_bytes, sector_bytes) = match FileType::from_raw_mode(stat.st_mode) {
             FileType::BlockDevice => {
                 let size = ioctl::blkgetsize64(&fd).map_err(|e| Fault::io("BLKGETSIZE64", e))?;
@@ -311,7 +311,7 @@ impl ReadAt for Device {
         if !self.direct {
             return self.read_aligned(offset, buffer);
         }
-        let mut bounce = self.bounce.lock().map_err(|_| Fault::refused("lock"))?;
+        let mut bounce = self.bounce.lock();
         let mut position = offset;
         let mut rest = buffer;
         while position < end {
@@ -346,7 +346,7 @@ impl WriteAt for Device {
         if !self.direct {
             return self.write_aligned(offset, bytes);
         }
-        let mut bounce = self.bounce.lock().map_err(|_| Fault::refused("lock"))?;
+        let mut bounce = self.bounce.lock();
         let mut position = offset;
         for part in bytes.chunks(BOUNCE_BYTES) {
             let piece = bounce

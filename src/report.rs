@@ -7,7 +7,6 @@ use std::fmt::{self, Write as _};
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -15,6 +14,7 @@ use rustix::io::Errno;
 
 use crate::cli::{Asked, Common};
 use crate::error::{Ending, Error, Exit, Result};
+use crate::threads::Lock;
 
 /// What is written at once: as much as a pipe takes without waiting when it takes anything (PIPE_BUF, pipe(7)).
 const PIECE_BYTES: usize = 4096;
@@ -729,11 +729,11 @@ pub trait Told {
 }
 
 /// What every report of this run says besides.
-static FACTS: Mutex<Vec<(&'static str, &'static str)>> = Mutex::new(Vec::new());
+static FACTS: Lock<Vec<(&'static str, &'static str)>> = Lock::new(Vec::new());
 
 /// Puts a word into the report of this run, whichever verb writes it; of two for one key the later stays.
 pub fn fact(key: &'static str, word: &'static str) {
-    let mut facts = FACTS.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut facts = FACTS.lock();
     facts.retain(|(known, _)| *known != key);
     facts.push((key, word));
 }
@@ -751,7 +751,7 @@ pub fn tell(
         match &result {
             Ok(done) => {
                 let mut object = done.json();
-                let facts = FACTS.lock().unwrap_or_else(PoisonError::into_inner);
+                let facts = FACTS.lock();
                 for (key, word) in facts.iter() {
                     object.str(key, word);
                 }

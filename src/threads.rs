@@ -8,8 +8,34 @@ use std::any::Any;
 use std::collections::VecDeque;
 use std::ffi::CStr;
 use std::marker::PhantomData;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, LockResult, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+/// A mutex that is never poisoned: where a thread panics, floe ends (`panic = "abort"`).
+#[derive(Debug, Default)]
+pub struct Lock<T>(Mutex<T>);
+
+impl<T> Lock<T> {
+    /// Guards `value`.
+    pub const fn new(value: T) -> Self {
+        Self(Mutex::new(value))
+    }
+
+    /// Waits until nobody else has it.
+    pub fn lock(&self) -> MutexGuard<'_, T> {
+        forgive(self.0.lock())
+    }
+
+    /// Where nobody else has it.
+    pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
+        self.0.try_lock().ok()
+    }
+}
+
+/// The same for what waits for a condition, and for locks that many may read.
+pub(crate) fn forgive<T>(guard: LockResult<T>) -> T {
+    guard.unwrap_or_else(PoisonError::into_inner)
+}
 
 /// A thread that was started. Dropping it leaves it to itself.
 #[derive(Debug)]
@@ -59,7 +85,7 @@ struct State {
 }
 
 struct Queue {
-    state: Mutex<State>,
+    state: Lock<State>,
     changed: Condvar,
 }
 
@@ -78,15 +104,14 @@ pub(crate) enum RecvTimeoutError {
 
 impl Queue {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     #[inline(never)]
     fn push(&self, item: Item) -> Result<(), Lost> {
         let mut state = self.lock();
         while state.has_receiver && state.items.len() >= state.most {
-            let waiting = self.changed.wait(state);
-            state = waiting.unwrap_or_else(PoisonError::into_inner);
+            state = forgive(self.changed.wait(state));
         }
         if !state.has_receiver {
             return Err(Lost);
@@ -114,8 +139,7 @@ impl Queue {
             if left.is_zero() {
                 return Err(RecvTimeoutError::Timeout);
             }
-            let waiting = self.changed.wait_timeout(state, left);
-            state = waiting.unwrap_or_else(PoisonError::into_inner).0;
+            state = forgive(self.changed.wait_timeout(state, left)).0;
         }
     }
 
@@ -201,7 +225,7 @@ pub(crate) fn channel<T>() -> (Sender<T>, Receiver<T>) {
 /// A queue of at most so many items.
 pub(crate) fn bounded<T>(most: usize) -> (Sender<T>, Receiver<T>) {
     let queue = Arc::new(Queue {
-        state: Mutex::new(State {
+        state: Lock::new(State {
             items: VecDeque::new(),
             most,
             senders: 1,

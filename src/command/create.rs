@@ -5,13 +5,13 @@
 
 use crate::config;
 use crate::config::pairs::split_pair;
-use crate::threads::{RecvTimeoutError, channel};
+use crate::threads::{Lock, RecvTimeoutError, channel};
 use std::ffi::{OsStr, OsString};
 use std::io::IsTerminal;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::cli::{Args, Common, Item};
@@ -416,8 +416,8 @@ fn create(options: &Options, start: Instant) -> Result<Done> {
     let settings = options
         .streaming
         .settings(&options.common, false, &ready, &sources, path)?;
-    let told: Arc<Mutex<Option<Figures>>> = Arc::default();
-    let known: Arc<Mutex<Checksums>> = Arc::default();
+    let told: Arc<Lock<Option<Figures>>> = Arc::default();
+    let known: Arc<Lock<Checksums>> = Arc::default();
     let output = Output::new(sink.fd, counters, false);
     let (images, front, time_s) = (paths(&snapshot), front(&snapshot, disk), snapshot.time_s);
     let consistent = options::weakest(&sources);
@@ -461,7 +461,7 @@ fn create(options: &Options, start: Instant) -> Result<Done> {
         capture.wait_sink(waiting.as_fd(), options.streaming.wait_sink)?;
     }
     let figures = capture.run_telling(|figures| {
-        *told.lock().unwrap_or_else(PoisonError::into_inner) = Some(figures);
+        *told.lock() = Some(figures);
     })?;
     if let Some(part) = part {
         part.finish()?;
@@ -475,11 +475,8 @@ fn create(options: &Options, start: Instant) -> Result<Done> {
         })?,
         _ => Vec::new(),
     };
-    let written_bytes = totals
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .written_bytes;
-    let checksums = std::mem::take(&mut *known.lock().unwrap_or_else(PoisonError::into_inner));
+    let written_bytes = totals.lock().written_bytes;
+    let checksums = std::mem::take(&mut *known.lock());
     Ok(Done {
         path: sink.shown,
         snapshot,
@@ -596,11 +593,11 @@ fn front(snapshot: &Snapshot, disk: Option<recorded::Taken>) -> Vec<Text> {
 /// What stands behind them: made after the thaw.
 fn ending(
     consistent: &'static str,
-    told: Arc<Mutex<Option<Figures>>>,
-    known: Arc<Mutex<Checksums>>,
+    told: Arc<Lock<Option<Figures>>>,
+    known: Arc<Lock<Checksums>>,
 ) -> Ending {
     Box::new(move |written: &[Written]| {
-        let told = told.lock().unwrap_or_else(PoisonError::into_inner);
+        let told = told.lock();
         let figures = told
             .as_ref()
             .ok_or_else(|| Fault::refused("an end before the thaw"))?;
@@ -609,7 +606,7 @@ fn ending(
             .iter()
             .map(|outcome| outcome.coverage.name());
         let (checksums, texts) = closing(written, consistent, figures.frozen_ms, maps);
-        *known.lock().unwrap_or_else(PoisonError::into_inner) = checksums;
+        *known.lock() = checksums;
         Ok(texts)
     })
 }
@@ -618,11 +615,11 @@ fn ending(
 fn frames_ending(
     consistent: &'static str,
     images: Vec<String>,
-    told: Arc<Mutex<Option<Figures>>>,
-    known: Arc<Mutex<Checksums>>,
+    told: Arc<Lock<Option<Figures>>>,
+    known: Arc<Lock<Checksums>>,
 ) -> frames::send::Ending {
     Box::new(move |sums: &[ImageSum]| {
-        let told = told.lock().unwrap_or_else(PoisonError::into_inner);
+        let told = told.lock();
         let figures = told
             .as_ref()
             .ok_or_else(|| Fault::refused("an end before the thaw"))?;
@@ -634,7 +631,7 @@ fn frames_ending(
             sha256: [0; 32],
             map: String::new(),
         });
-        *known.lock().unwrap_or_else(PoisonError::into_inner) = Checksums {
+        *known.lock() = Checksums {
             frozen_ms: figures.frozen_ms,
             consistent: consistent.into(),
             entries: entries.collect(),

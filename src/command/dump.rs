@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::fs::FileType;
@@ -26,6 +26,7 @@ use crate::stream::pipeline::{Emit, Outlet};
 use crate::take::capture::{self, Capture, Counters, Engine, Figures};
 use crate::take::options::{self, Streaming, Taking};
 use crate::take::source;
+use crate::threads::Lock;
 
 /// What was typed.
 #[derive(Debug)]
@@ -267,7 +268,7 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
         return Err(Error::failed("floe: internal: no source"));
     };
     let as_it_is = prepared.as_it_is.is_some();
-    let told: Arc<Mutex<Option<Figures>>> = Arc::default();
+    let told: Arc<Lock<Option<Figures>>> = Arc::default();
     let sink = match features::FRAMES && options.streaming.frames {
         true => {
             wait_writable(&sink, options.streaming.wait_sink, &ready.signals)?;
@@ -311,7 +312,7 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
         capture.wait_sink(waiting.as_fd(), options.streaming.wait_sink)?;
     }
     let figures = capture.run_telling(|figures| {
-        *told.lock().unwrap_or_else(PoisonError::into_inner) = Some(figures);
+        *told.lock() = Some(figures);
     })?;
     match (&options.output, parts.pop()) {
         (Some(path), Some(last)) if options.split.is_some() => {
@@ -324,7 +325,7 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
     if !quiet {
         figures.emptied.notes().iter().for_each(report::line);
     }
-    let totals = *totals.lock().unwrap_or_else(PoisonError::into_inner);
+    let totals = *totals.lock();
     Ok(Done {
         source: name,
         device: shown,
@@ -408,10 +409,10 @@ fn emitter(
 /// The report in the end frame: made after the thaw.
 fn frames_ending(
     consistent: &'static str,
-    told: Arc<Mutex<Option<Figures>>>,
+    told: Arc<Lock<Option<Figures>>>,
 ) -> frames::send::Ending {
     Box::new(move |_| {
-        let told = told.lock().unwrap_or_else(PoisonError::into_inner);
+        let told = told.lock();
         let figures = told
             .as_ref()
             .ok_or_else(|| Fault::refused("an end before the thaw"))?;

@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use rustix::pipe::PipeFlags;
 
@@ -25,6 +25,7 @@ use crate::stream::input::Input;
 use crate::stream::output::{GzipEmitter, Output, TotalsCell};
 use crate::stream::partfile;
 use crate::stream::pipeline::{Meter, Problem};
+use crate::threads::Lock;
 
 /// What stands behind the images of a snapshot, and what it says; `maps`: one word for each image.
 pub(crate) fn closing<'a>(
@@ -109,7 +110,7 @@ pub(crate) fn format_of(received: &Received) -> Format {
 /// Reads the standard format.
 pub(crate) struct Standard {
     pipe: File,
-    failed: Arc<Mutex<Option<Fault>>>,
+    failed: Arc<Lock<Option<Fault>>>,
 }
 
 impl Standard {
@@ -117,7 +118,7 @@ impl Standard {
     pub(crate) fn start(received: Received) -> std::result::Result<Self, Fault> {
         let pipe = rustix::pipe::pipe_with(PipeFlags::CLOEXEC);
         let (pipe, far) = pipe.map_err(|errno| Fault::io("pipe", errno))?;
-        let failed: Arc<Mutex<Option<Fault>>> = Arc::default();
+        let failed: Arc<Lock<Option<Fault>>> = Arc::default();
         let told = Arc::clone(&failed);
         let work = move || {
             let fault = match write(received, far) {
@@ -126,7 +127,7 @@ impl Standard {
                     fault
                 }
             };
-            *told.lock().unwrap_or_else(PoisonError::into_inner) = Some(fault);
+            *told.lock() = Some(fault);
         };
         crate::threads::start(c"order", 256 * 1024, Box::new(work))
             .map_err(|errno| Fault::io("start a thread", errno))?;
@@ -140,7 +141,7 @@ impl Standard {
 impl Read for Standard {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         let count = self.pipe.read(buffer)?;
-        let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        let failed = self.failed.lock();
         match *failed {
             Some(fault) if count == 0 => Err(std::io::Error::other(fault)),
             _ => Ok(count),

@@ -7,7 +7,7 @@
 use std::ffi::OsString;
 use std::io::Read;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
 use crate::config::pairs::split_pair;
@@ -33,6 +33,7 @@ use crate::stream::copy::Progress;
 use crate::stream::image::ImageReader;
 use crate::stream::input::{Input, Source};
 use crate::stream::target::Target;
+use crate::threads::Lock;
 use crate::units::Extent;
 
 /// Where the entries come from.
@@ -40,7 +41,7 @@ enum Origin {
     /// A file, all of it checked beforehand.
     File(Box<Catalog>),
     /// A pipe, read once.
-    Pipe(Arc<Mutex<Bundle>>),
+    Pipe(Arc<Lock<Bundle>>),
 }
 
 /// One entry and where it goes.
@@ -87,7 +88,7 @@ pub(crate) fn run(
     let (subject, found) = match &origin {
         Origin::File(catalog) => (catalog.subject.clone(), catalog.snapshot.clone()),
         Origin::Pipe(bundle) => {
-            let bundle = bundle.lock().unwrap_or_else(PoisonError::into_inner);
+            let bundle = bundle.lock();
             (bundle.subject.clone(), bundle.snapshot.clone())
         }
     };
@@ -198,7 +199,7 @@ fn origin(opened: Opened) -> Result<Origin> {
         )?)));
     }
     let bundle = Bundle::open(&opened.subject, opened.input)?;
-    Ok(Origin::Pipe(Arc::new(Mutex::new(bundle))))
+    Ok(Origin::Pipe(Arc::new(Lock::new(bundle))))
 }
 
 /// A snapshot of another kind of machine hardly runs here.
@@ -341,7 +342,7 @@ impl Disk {
                 )
             }
             Origin::Pipe(bundle) => {
-                let mut bundle = bundle.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut bundle = bundle.lock();
                 let table = bundle
                     .small(TABLE, self.facts.table_bytes)
                     .map_err(nothing)?;
@@ -494,7 +495,7 @@ fn unpack(
         done.push((name, filesystem, one));
     }
     if let Origin::Pipe(bundle) = &origin {
-        let mut bundle = bundle.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut bundle = bundle.lock();
         let mut rest = Ok(Some(String::new()));
         while matches!(rest, Ok(Some(_))) {
             rest = bundle.next();
@@ -511,8 +512,8 @@ fn unpack(
 }
 
 /// Skips to an entry.
-fn advance(bundle: &Mutex<Bundle>, path: &str) -> Result<()> {
-    let mut bundle = bundle.lock().unwrap_or_else(PoisonError::into_inner);
+fn advance(bundle: &Lock<Bundle>, path: &str) -> Result<()> {
+    let mut bundle = bundle.lock();
     loop {
         match bundle.next()? {
             Some(next) if next == path => return Ok(()),
@@ -529,18 +530,18 @@ fn advance(bundle: &Mutex<Bundle>, path: &str) -> Result<()> {
     }
 }
 
-struct PipeReader(Arc<Mutex<Bundle>>);
+struct PipeReader(Arc<Lock<Bundle>>);
 
 impl Read for PipeReader {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let mut bundle = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut bundle = self.0.lock();
         bundle.read(buffer).map_err(std::io::Error::other)
     }
 }
 
 impl Source for PipeReader {
     fn take_zeros(&mut self, unit: u64) -> u64 {
-        let mut bundle = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut bundle = self.0.lock();
         bundle.take_zeros(unit)
     }
 }

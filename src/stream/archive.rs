@@ -4,8 +4,6 @@
 //! Behind: entries that only the end of the run knows (checksums), asked for after the thaw. In between nothing allocates.
 //! Each entry's bytes in the archive are hashed on the way.
 
-use std::sync::PoisonError;
-
 use sha2::{Digest, Sha256};
 
 use super::deflate::FINAL_BLOCK;
@@ -176,7 +174,7 @@ impl Emit for ZipEmitter {
         let output = &mut self.output;
         self.writer.finish(|bytes| output.write_all(bytes))?;
         self.output.flush(false)?;
-        *self.totals.lock().unwrap_or_else(PoisonError::into_inner) = Totals {
+        *self.totals.lock() = Totals {
             written_bytes: self.output.written_bytes(),
             ..Totals::default()
         };
@@ -193,9 +191,10 @@ mod tests {
     use crate::stream::pipeline::{Encoding, Meter, Outlet, Pipeline, Settings};
     use crate::stream::plan::{Content, Part, Plan};
     use crate::stream::unzip::{Body, Directory};
+    use crate::threads::Lock;
     use crate::units::{BlockSize, to_usize};
     use std::os::fd::OwnedFd;
-    use std::sync::{Arc, Mutex};
+    use std::sync::Arc;
 
     struct NoMeter;
     impl Meter for NoMeter {
@@ -236,10 +235,10 @@ mod tests {
             &NoMeter,
             false,
         );
-        let seen = Arc::new(Mutex::new(Vec::new()));
+        let seen = Arc::new(Lock::new(Vec::new()));
         let told = Arc::clone(&seen);
         let ending: Ending = Box::new(move |written| {
-            told.lock().unwrap().extend_from_slice(written);
+            told.lock().extend_from_slice(written);
             Ok(vec![Text {
                 path: "checksums.json".into(),
                 bytes: b"{}".to_vec(),
@@ -291,7 +290,7 @@ mod tests {
         let mut first = data.clone();
         first.resize(data.len() + 10_000_000, 0);
         let expected = [first, vec![0; 5000], data[..77_777].to_vec()];
-        for (written, bytes) in seen.lock().unwrap()[1..].iter().zip(&expected) {
+        for (written, bytes) in seen.lock()[1..].iter().zip(&expected) {
             let entry = directory.find(&written.path).unwrap();
             assert_eq!(entry.sums, written.sums);
             let stored = to_usize(entry.data_offset())
@@ -307,7 +306,7 @@ mod tests {
             assert!(found[..count] == bytes[..], "{}", written.path);
         }
         assert_eq!(
-            totals.lock().unwrap().written_bytes,
+            totals.lock().written_bytes,
             u64::try_from(zip.len()).unwrap()
         );
     }

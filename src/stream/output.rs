@@ -5,7 +5,7 @@
 
 use std::io::IoSlice;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{FileType, SeekFrom, fsync, ftruncate, seek};
@@ -18,6 +18,7 @@ use super::pipeline::{Emit, Encoded, Meter, Problem};
 use super::zeros::ZeroRun;
 use crate::crc::{self, Shift};
 use crate::error::Fault;
+use crate::threads::Lock;
 use crate::units::{ZEROS, to_u64, to_usize};
 
 /// Pieces given to one `writev`.
@@ -203,7 +204,7 @@ pub struct Totals {
 }
 
 /// Totals that the emitter thread leaves for the supervisor.
-pub type TotalsCell = Arc<Mutex<Totals>>;
+pub type TotalsCell = Arc<Lock<Totals>>;
 
 /// The CRC-32 of a stream put together from chunks.
 pub(super) struct Sum {
@@ -351,7 +352,7 @@ impl Emit for RawEmitter {
 }
 
 fn leave(totals: &TotalsCell, output: &mut Output, sum: &Sum) {
-    *totals.lock().unwrap_or_else(PoisonError::into_inner) = Totals {
+    *totals.lock() = Totals {
         written_bytes: output.written_bytes(),
         crc32: sum.crc32,
         sha256: output.sha256(),

@@ -6,8 +6,8 @@
 //!
 //! With [`only_changes`](Target::only_changes) every piece is read first, and what holds already what it should is left alone.
 
+use std::sync::MutexGuard;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::Errno;
@@ -18,6 +18,7 @@ use crate::stream::input::is_zero;
 use crate::stream::plan::CHUNK_BYTES;
 use crate::sys::ioctl;
 use crate::sys::memory::Pages;
+use crate::threads::Lock;
 use crate::units::{Extent, round_up, to_u64, to_usize};
 
 /// Longest range zeroed by one call, in bytes: a signal waits for no more than this.
@@ -34,7 +35,7 @@ const READERS: usize = 4;
 
 /// What comparing needs. Its memory exists before anything is frozen, and is touched as it is used.
 struct Compared {
-    buffers: [Mutex<Pages>; READERS],
+    buffers: [Lock<Pages>; READERS],
     unchanged_bytes: AtomicU64,
 }
 
@@ -42,7 +43,7 @@ impl Compared {
     fn new() -> Result<Self, Fault> {
         let buffer = || {
             let pages = Pages::new(to_usize(CHUNK_BYTES));
-            pages.map(Mutex::new).map_err(|e| Fault::io("mmap", e))
+            pages.map(Lock::new).map_err(|e| Fault::io("mmap", e))
         };
         Ok(Self {
             buffers: [buffer()?, buffer()?, buffer()?, buffer()?],
@@ -51,12 +52,9 @@ impl Compared {
     }
 
     fn buffer(&self) -> MutexGuard<'_, Pages> {
-        let free = self
-            .buffers
-            .iter()
-            .find_map(|buffer| buffer.try_lock().ok());
+        let free = self.buffers.iter().find_map(Lock::try_lock);
         let [first, ..] = &self.buffers;
-        free.unwrap_or_else(|| first.lock().unwrap_or_else(PoisonError::into_inner))
+        free.unwrap_or_else(|| first.lock())
     }
 }
 

@@ -4,7 +4,7 @@
 //! believed from then on. Where writes cannot be traced, contents are compared under the freeze.
 
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -17,6 +17,7 @@ use crate::mounts::{DevId, System};
 use crate::stream::pipeline;
 use crate::stream::plan::CHUNK_BYTES;
 use crate::take::source::Prepared;
+use crate::threads::Lock;
 use crate::trace::{Marks, Reserved, Tracer, Watched};
 use crate::units::BlockSize;
 
@@ -53,7 +54,7 @@ const ROUNDS: u32 = 6;
 
 /// The trace of a run: for who waits until it shows everything (which may take as long as a disk that hangs), and for who ends it.
 #[derive(Clone, Default)]
-pub(crate) struct Trace(Arc<Mutex<Option<Traced>>>);
+pub(crate) struct Trace(Arc<Lock<Option<Traced>>>);
 
 struct Traced {
     tracer: Tracer,
@@ -63,7 +64,7 @@ struct Traced {
 
 impl Trace {
     fn with(&self, ask: impl FnOnce(&Tracer) -> bool) -> bool {
-        let traced = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let traced = self.0.lock();
         let asked = |traced: &Traced| {
             let noticed = traced.notices.as_ref().is_some_and(is_readable);
             !noticed && ask(&traced.tracer)
@@ -82,7 +83,7 @@ impl Trace {
     }
 
     fn set(&self, traced: Option<Traced>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = traced;
+        *self.0.lock() = traced;
     }
 }
 
@@ -234,7 +235,7 @@ impl Watch {
 impl Drop for Watch {
     fn drop(&mut self) {
         // Held by who waits for a disk that hangs: then the guardian takes it away, or the next floe.
-        if let Ok(mut traced) = self.trace.0.try_lock() {
+        if let Some(mut traced) = self.trace.0.try_lock() {
             *traced = None;
         }
     }

@@ -6,7 +6,7 @@
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, MutexGuard};
 
 use rustix::event::{EventfdFlags, eventfd};
 
@@ -23,6 +23,7 @@ use crate::take::capture::{Counters, FROZEN_DRAIN};
 use crate::take::emptied::Emptied;
 use crate::take::precopy::Trace;
 use crate::take::source::SwapContent;
+use crate::threads::{Lock, forgive};
 use crate::trace::Marks;
 use crate::units::{Extent, to_u64};
 
@@ -148,7 +149,7 @@ struct Desk {
 
 /// The surveyor's side of the run; leaked, because its thread may never return.
 pub(crate) struct Surveyor {
-    desk: Mutex<Desk>,
+    desk: Lock<Desk>,
     go: Condvar,
     event: OwnedFd,
     looks: Looks,
@@ -157,7 +158,7 @@ pub(crate) struct Surveyor {
 
 impl Surveyor {
     fn lock(&self) -> MutexGuard<'_, Desk> {
-        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
+        self.desk.lock()
     }
 
     /// Allocates everything and starts the thread, which waits for [`Self::order`].
@@ -171,7 +172,7 @@ impl Surveyor {
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|errno| Error::fault("floe", Fault::io("eventfd", errno)))?;
         let surveyor: &'static Self = Box::leak(Box::new(Self {
-            desk: Mutex::new(Desk {
+            desk: Lock::new(Desk {
                 step: Step::Wait,
                 plans,
                 errands,
@@ -286,7 +287,7 @@ impl Surveyor {
         loop {
             let mut desk = self.lock();
             while !matches!(desk.step, Step::Glimpse | Step::Survey | Step::Check) {
-                desk = self.go.wait(desk).unwrap_or_else(PoisonError::into_inner);
+                desk = forgive(self.go.wait(desk));
             }
             let step = desk.step;
             let mut errands = std::mem::take(&mut desk.errands);

@@ -32,7 +32,7 @@ use std::ffi::CString;
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
@@ -40,7 +40,7 @@ use rustix::io::Errno;
 use crate::device::{Access, Device};
 use crate::mounts::{DevId, Roots};
 use crate::sys::memory::Pages;
-use crate::threads::{self, Started};
+use crate::threads::{self, Lock, Started};
 use crate::units::{BlockSize, round_down};
 pub use instance::Reserved;
 use instance::{EVENTS, Instance, Open};
@@ -130,13 +130,13 @@ pub struct Tracer {
 #[derive(Debug)]
 struct Shared {
     marks: Arc<Marks>,
-    state: Mutex<State>,
+    state: Lock<State>,
     ended: AtomicBool,
 }
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 
@@ -192,7 +192,7 @@ impl Tracer {
         Ok(Self {
             shared: Arc::new(Shared {
                 marks: Arc::new(marks),
-                state: Mutex::new(state),
+                state: Lock::new(state),
                 ended: AtomicBool::new(false),
             }),
             thread: None,

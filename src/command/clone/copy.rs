@@ -3,8 +3,8 @@
 //! The first chunk of every target, with its superblock, is held back in memory; `finish` writes it when everything else has
 //! proven good. Until then the target's beginning is zeros. Allocates before the freeze only.
 
+use std::sync::RwLock;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError, RwLock};
 
 use crate::command::clone::standby::Standby;
 use crate::crc;
@@ -18,6 +18,7 @@ use crate::stream::plan::{CHUNK_BYTES, Cursor, Plan, Span};
 use crate::stream::target::Target;
 use crate::sys::memory::Pages;
 use crate::take::source::Prepared;
+use crate::threads::{Lock, forgive};
 use crate::units::{Extent, to_u64, to_usize};
 
 /// Most checksums that are kept: 4 MiB of memory, a chunk each up to 128 GiB.
@@ -30,7 +31,7 @@ pub(super) struct Onto {
     /// Written to by the placers through a shared lock, by one thread otherwise.
     pub target: RwLock<Target>,
     /// The first chunk, once it was read.
-    pub head: Mutex<Pages>,
+    pub head: Lock<Pages>,
     /// How much of it is the image's.
     pub head_bytes: usize,
     /// Length of the image.
@@ -41,7 +42,7 @@ pub(super) struct Onto {
     pub written: AtomicU64,
     wiped: [Option<Extent>; 2],
     /// The memory of `--skip-free`.
-    pub left: Mutex<Option<LeftAlone>>,
+    pub left: Lock<Option<LeftAlone>>,
 }
 
 /// Where a part of the plan belongs.
@@ -58,7 +59,7 @@ pub(super) struct Copy {
     pub onto: Vec<Onto>,
     homes: Vec<Home>,
     /// The disk that is laid out anew, if any.
-    pub medium: Mutex<Option<Medium>>,
+    pub medium: Lock<Option<Medium>>,
     /// What was read, for `--verify`.
     pub sums: Option<Sums>,
     failed: AtomicUsize,
@@ -106,7 +107,7 @@ impl Copy {
         Ok(Box::leak(Box::new(Self {
             onto,
             homes,
-            medium: Mutex::new(medium),
+            medium: Lock::new(medium),
             sums: wants.verify.then(|| Sums::new(chunk)),
             failed: AtomicUsize::new(0),
             shares_medium,
@@ -205,10 +206,7 @@ impl Copy {
     /// Whether a chunk may be placed more than once, the last time counting: then it is copied before the freeze, too. What
     /// `--skip-free` leaves alone must not have been written before; and sums that several chunks share cannot be taken back.
     pub(super) fn takes_back(&self) -> bool {
-        let skips = |onto: &Onto| {
-            let left = onto.left.lock();
-            left.unwrap_or_else(PoisonError::into_inner).is_some()
-        };
+        let skips = |onto: &Onto| onto.left.lock().is_some();
         let shared = self.sums.as_ref().is_some_and(|sums| sums.shift > 0);
         !shared && !self.onto.iter().any(skips)
     }
@@ -216,7 +214,7 @@ impl Copy {
     /// Lets go of every target: what follows opens them anew.
     pub(super) fn release(&self) -> Result<()> {
         for onto in &self.onto {
-            let mut target = onto.target.write().unwrap_or_else(PoisonError::into_inner);
+            let mut target = forgive(onto.target.write());
             target
                 .release()
                 .map_err(|fault| Error::fault(&onto.name, fault))?;
@@ -250,7 +248,7 @@ impl Onto {
         };
         Ok(Self {
             name: standby.name,
-            head: Mutex::new(Pages::new(to_usize(CHUNK_BYTES)).map_err(|e| Fault::io("mmap", e))?),
+            head: Lock::new(Pages::new(to_usize(CHUNK_BYTES)).map_err(|e| Fault::io("mmap", e))?),
             head_bytes: to_usize(size_bytes.min(CHUNK_BYTES)),
             size_bytes,
             phase: Phase::default(),
@@ -259,14 +257,14 @@ impl Onto {
                 Some(head::wiped(target.size_bytes(), wants.only_changes)),
                 standby.old_tail,
             ],
-            left: Mutex::new(left),
+            left: Lock::new(left),
             target: RwLock::new(target),
         })
     }
 
     /// Zeroes what would be recognised.
     fn wipe(&self) -> std::result::Result<(), Fault> {
-        let mut target = self.target.write().unwrap_or_else(PoisonError::into_inner);
+        let mut target = forgive(self.target.write());
         self.phase.set(Phase::WRITING);
         for extent in self.wiped.into_iter().flatten() {
             let mut rest = extent;
@@ -286,7 +284,7 @@ impl Onto {
             .ok()
             .filter(|at| *at < self.head_bytes)
         {
-            let mut head = self.head.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut head = self.head.lock();
             let held = head.get_mut(start..self.head_bytes).unwrap_or_default();
             let (kept, after) = rest.split_at(held.len().min(rest.len()));
             held.get_mut(..kept.len())
@@ -297,7 +295,7 @@ impl Onto {
             rest = after;
         }
         if !rest.is_empty() {
-            let target = self.target.read().unwrap_or_else(PoisonError::into_inner);
+            let target = forgive(self.target.read());
             written = written.saturating_add(target.put(offset, rest)?);
         }
         self.written.fetch_add(written, Ordering::Relaxed);
@@ -307,7 +305,7 @@ impl Onto {
 
 impl Place for Copy {
     fn begin(&self) -> std::result::Result<(), Fault> {
-        let mut medium = self.medium.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut medium = self.medium.lock();
         if let Some(medium) = medium.as_mut() {
             // From here on a refusal is a failure.
             if let Some(first) = self.onto.first() {

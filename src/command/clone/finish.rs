@@ -1,7 +1,7 @@
 //! The end of a clone, after the thaw: free ranges become zeros, everything is flushed and (with `--verify`) read back, and only then
 //! the first superblocks are written, one target after another.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use crate::command::clone::copy::{Copy, Onto, Sums};
 use crate::error::{Error, Result};
@@ -12,6 +12,7 @@ use crate::stream::copy::{self as writing, Failure, Progress, ZeroRuns};
 use crate::stream::pipeline::is_zero;
 use crate::stream::plan::{Plan, SPAN_BYTES};
 use crate::sys::memory::Pages;
+use crate::threads::forgive;
 use crate::units::{Extent, to_usize};
 
 /// What is left to be done, in a thread of its own.
@@ -46,7 +47,7 @@ impl Finish {
         self.zero()?;
         for onto in &self.copy.onto {
             let skipped = self.settle(onto)?;
-            let mut target = onto.target.write().unwrap_or_else(PoisonError::into_inner);
+            let mut target = forgive(onto.target.write());
             target
                 .sync()
                 .map_err(|fault| Error::fault(&onto.name, fault))?;
@@ -82,8 +83,8 @@ impl Finish {
         let before = self.copy.onto.iter().take(index).map(size).sum();
         let base = &self.progress.base_bytes;
         base.store(before, std::sync::atomic::Ordering::Relaxed);
-        let mut target = onto.target.write().unwrap_or_else(PoisonError::into_inner);
-        let mut left = onto.left.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut target = forgive(onto.target.write());
+        let mut left = onto.left.lock();
         let leave = left.as_mut().and_then(|left| left.leave(run));
         writing::zero(&mut target, run, leave, &self.progress)
             .map_err(|failure| failed(onto, failure))
@@ -91,12 +92,12 @@ impl Finish {
 
     /// Zeroes what was left alone and must not keep stale bytes; gives the bytes that stay untouched.
     fn settle(&self, onto: &Onto) -> Result<u64> {
-        let mut left = onto.left.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut left = onto.left.lock();
         let Some(left) = left.as_mut() else {
             return Ok(0);
         };
-        let mut target = onto.target.write().unwrap_or_else(PoisonError::into_inner);
-        let head = onto.head.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut target = forgive(onto.target.write());
+        let head = onto.head.lock();
         let head = head.get(..onto.head_bytes).unwrap_or_default();
         free::settle(
             &mut target,
@@ -114,7 +115,7 @@ impl Finish {
         let buffer = Pages::new(to_usize(SPAN_BYTES));
         let mut buffer = buffer.map_err(|e| Error::failed(format_args!("floe: mmap: {e}")))?;
         for onto in &self.copy.onto {
-            let target = onto.target.read().unwrap_or_else(PoisonError::into_inner);
+            let target = forgive(onto.target.read());
             target
                 .drop_cache()
                 .map_err(|fault| Error::fault(&onto.name, fault))?;
@@ -157,13 +158,13 @@ impl Finish {
             .stopped()
             .map_err(|failure| failed(onto, failure))?;
         let length = to_usize(extent.length_bytes);
-        let target = onto.target.read().unwrap_or_else(PoisonError::into_inner);
+        let target = forgive(onto.target.read());
         target
             .read_back(extent.offset, buffer, length)
             .map_err(|fault| Error::fault(&onto.name, fault))?;
         let bytes = buffer.get_mut(..length).unwrap_or_default();
         if let Ok(start) = usize::try_from(extent.offset) {
-            let head = onto.head.lock().unwrap_or_else(PoisonError::into_inner);
+            let head = onto.head.lock();
             let head = head.get(start..onto.head_bytes).unwrap_or_default();
             for (to, from) in bytes.iter_mut().zip(head) {
                 *to = *from;
@@ -175,7 +176,7 @@ impl Finish {
     }
 
     fn compare_zeros(&self, onto: &Onto, run: Extent, buffer: &mut Pages) -> Result<()> {
-        let left = onto.left.lock().unwrap_or_else(PoisonError::into_inner);
+        let left = onto.left.lock();
         let mut offset = run.offset;
         while offset < run.end() {
             let rest = Extent {
@@ -202,8 +203,8 @@ impl Finish {
 
     /// The head, its superblock at the very end.
     fn write_head(&self, onto: &Onto) -> Result<Vec<String>> {
-        let mut target = onto.target.write().unwrap_or_else(PoisonError::into_inner);
-        let mut head = onto.head.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut target = forgive(onto.target.write());
+        let mut head = onto.head.lock();
         let length = onto.head_bytes;
         let last = Last {
             name: &onto.name,
@@ -230,13 +231,13 @@ fn content(onto: &Onto, head: &[u8]) -> Result<Content> {
 }
 
 fn size(onto: &Onto) -> u64 {
-    let target = onto.target.read().unwrap_or_else(PoisonError::into_inner);
+    let target = forgive(onto.target.read());
     target.size_bytes()
 }
 
 /// What of the target lies behind the image.
 fn behind(onto: &Onto) -> Extent {
-    let target = onto.target.read().unwrap_or_else(PoisonError::into_inner);
+    let target = forgive(onto.target.read());
     Extent {
         offset: onto.size_bytes,
         length_bytes: target.size_bytes().saturating_sub(onto.size_bytes),

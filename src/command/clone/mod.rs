@@ -16,8 +16,8 @@ mod standby;
 
 use std::ffi::OsStr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use self::copy::{Copy, Wants};
@@ -45,6 +45,7 @@ use crate::take::capture::{self, Capture, Engine, Figures};
 use crate::take::memory::Spool;
 use crate::take::options::{Taking, held_words, prepare_all, used_words, weakest};
 use crate::take::source::Prepared;
+use crate::threads::forgive;
 use crate::units::Extent;
 
 /// Writes in flight where `--jobs` does not say: they wait for the medium, not for a CPU.
@@ -372,7 +373,7 @@ fn clone(options: &Options, start: Instant) -> Result<Done> {
         }
         if let Some(onto) = copy.onto.get(index) {
             one.written_bytes = onto.written.load(Ordering::Relaxed);
-            let target = onto.target.read().unwrap_or_else(PoisonError::into_inner);
+            let target = forgive(onto.target.read());
             one.unchanged_bytes = target.unchanged_bytes();
         }
     }
@@ -467,7 +468,7 @@ fn copies(after: After, sources: &[Prepared], targets: &[Standby]) -> Result<Vec
 /// The rest of a medium, and what was asked to be done to the copies; gives notes.
 fn complete(after: After, copies: Vec<Place>, copy: &Copy) -> Result<Vec<String>> {
     let mut notes = Vec::new();
-    let mut held = copy.medium.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut held = copy.medium.lock();
     let medium = held.take();
     if medium.is_some() || after.grow || after.new_uuid {
         copy.release()?;

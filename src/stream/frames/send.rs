@@ -1,7 +1,5 @@
 //! The emitter of frames: what rounds of pre-copy take goes out at once, and what it was worth is said in order, after the freeze.
 
-use std::sync::PoisonError;
-
 use super::{Control, EARLY, END, HELD, HERE, Header, IMAGE, MAX_REPORT, ZEROS};
 use crate::error::Fault;
 use crate::stream::output::{Output, Sum, Totals, TotalsCell};
@@ -134,7 +132,7 @@ impl Emit for FrameEmitter {
         let sum = self.control.0.to_le_bytes();
         self.output.write_all(&sum)?;
         self.output.flush(false)?;
-        *self.totals.lock().unwrap_or_else(PoisonError::into_inner) = Totals {
+        *self.totals.lock() = Totals {
             written_bytes: self.output.written_bytes(),
             crc32: self.sums.first().map_or(0, |sum| sum.crc32),
             sha256: self.output.sha256(),

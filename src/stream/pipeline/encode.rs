@@ -1,11 +1,10 @@
 //! Workers: chunks out of slots, encoded into chains of spool cells.
 
-use std::sync::PoisonError;
-
 use super::{Encoding, Goes, Job, Problem, Record, Shared};
 use crate::crc;
 use crate::error::Fault;
 use crate::stream::deflate::Deflater;
+use crate::threads::forgive;
 use crate::units::to_u64;
 
 impl Shared {
@@ -66,7 +65,7 @@ impl Shared {
 
     fn hash_of(&self, job: &Job) -> u64 {
         let slot = self.slots.get(job.slot).map(|slot| slot.read());
-        let slot = slot.map(|slot| slot.unwrap_or_else(PoisonError::into_inner));
+        let slot = slot.map(forgive);
         let chunk = slot
             .as_ref()
             .and_then(|slot| slot.get(job.start..job.start + job.length));
@@ -76,12 +75,7 @@ impl Shared {
     /// Encodes one chunk into its chain; an all-zero chunk becomes a zero record and gives its cells back.
     fn encode(&self, worker: &mut Worker, job: Job) -> Result<Record, Problem> {
         let internal = Problem::Internal(Fault::refused("chunk outside its slot"));
-        let slot = self
-            .slots
-            .get(job.slot)
-            .ok_or(internal)?
-            .read()
-            .unwrap_or_else(PoisonError::into_inner);
+        let slot = forgive(self.slots.get(job.slot).ok_or(internal)?.read());
         let chunk = slot
             .get(job.start..job.start + job.length)
             .ok_or(internal)?;

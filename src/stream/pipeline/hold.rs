@@ -23,7 +23,7 @@
 //! then says of each chunk in order that it is what was sent, or zeros.
 
 use std::hash::{BuildHasher, Hasher};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use super::read::Taken;
 use super::{
@@ -33,6 +33,7 @@ use crate::crc;
 use crate::error::Fault;
 use crate::stream::plan::{CHUNK_BYTES, Cursor, Plan, Span};
 use crate::sys::spool::{Chain, Kept, Shelf, cells_for};
+use crate::threads::forgive;
 use crate::trace::Marks;
 use crate::units::{Extent, to_u64, to_usize};
 
@@ -520,7 +521,7 @@ impl Shared {
         let mut hashes = [0; CHUNKS_PER_SLOT];
         let slot = self.slots.get(taken.slot);
         if let Some(slot) = slot {
-            let slot = slot.read().unwrap_or_else(PoisonError::into_inner);
+            let slot = forgive(slot.read());
             let bytes = slot.get(..taken.length).unwrap_or_default();
             for (hash, chunk) in hashes.iter_mut().zip(bytes.chunks(CHUNK_LENGTH)) {
                 *hash = self.hash(chunk);

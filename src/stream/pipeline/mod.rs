@@ -39,7 +39,7 @@ use std::ffi::CStr;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Condvar, MutexGuard, OnceLock, RwLock};
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
@@ -56,6 +56,7 @@ use crate::device::Device;
 use crate::error::Fault;
 use crate::sys::memory::Pages;
 use crate::sys::spool::{CELL_BYTES, Cells, Chain, cells_for};
+use crate::threads::{Lock, forgive};
 use crate::units::{to_u64, to_usize};
 
 /// Chunks of one slot.
@@ -284,7 +285,7 @@ struct Shared {
     /// slow to start and to end.
     slots: Vec<RwLock<&'static mut [u8]>>,
     cells: Cells,
-    core: Mutex<Core>,
+    core: Lock<Core>,
     can_read: Condvar,
     can_work: Condvar,
     can_emit: Condvar,
@@ -400,7 +401,7 @@ impl Pipeline {
                 None => Cells::new(cells),
             }
             .map_err(memory)?,
-            core: Mutex::new(Core {
+            core: Lock::new(Core {
                 pass: Pass::Wait,
                 early: Early::new(settings.precopy.as_ref()),
                 workers_busy: 0,
@@ -586,11 +587,11 @@ impl Core {
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Core> {
         // A panic aborts the process, so a poisoned lock cannot be seen.
-        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+        self.core.lock()
     }
 
     fn wait<'a>(&self, condition: &Condvar, core: MutexGuard<'a, Core>) -> MutexGuard<'a, Core> {
-        condition.wait(core).unwrap_or_else(PoisonError::into_inner)
+        forgive(condition.wait(core))
     }
 
     fn wake_all(&self) {

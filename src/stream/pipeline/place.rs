@@ -3,11 +3,10 @@
 //! Nothing is encoded, copied or kept. Reading begins while [`Place::begin`] still prepares the target, and placing after it. The
 //! end of a copy is not the pipeline's business: it says that all is placed, and that it is permitted.
 
-use std::sync::PoisonError;
-
 use super::read::Taken;
 use super::{CHUNK_LENGTH, Core, Pass, Problem, Shared};
 use crate::error::Fault;
+use crate::threads::forgive;
 use crate::units::to_u64;
 
 /// Takes what was read straight from its buffer, from several threads at once. No heap while frozen.
@@ -79,12 +78,7 @@ impl Shared {
 
     fn place_span(&self, places: &dyn Place, taken: &Taken) -> Result<(), Problem> {
         let internal = Problem::Internal(Fault::refused("span outside its slot"));
-        let slot = self
-            .slots
-            .get(taken.slot)
-            .ok_or(internal)?
-            .read()
-            .unwrap_or_else(PoisonError::into_inner);
+        let slot = forgive(self.slots.get(taken.slot).ok_or(internal)?.read());
         let bytes = slot.get(..taken.length).ok_or(internal)?;
         places
             .place(taken.part, taken.offset, bytes)

@@ -2,13 +2,12 @@
 //!
 //! No heap, and nothing here waits for a lock while it reads.
 
-use std::sync::PoisonError;
-
 use super::hold::{ForShelf, FromShelf, Turn};
 use super::{CHUNK_LENGTH, CHUNKS_PER_SLOT, Core, Goes, Job, Pass, Problem, Record, Shared};
 use crate::error::Fault;
 use crate::stream::plan::{Part, Span};
 use crate::sys::spool::Chain;
+use crate::threads::forgive;
 use crate::units::{round_down, round_up, to_u64, to_usize};
 
 /// A span that a reader has taken, with everything it needs.
@@ -161,12 +160,7 @@ impl Shared {
         let plan = plan.get().ok_or(internal)?;
         let part = plan.parts().get(taken.part).ok_or(internal)?;
         let device = self.devices.get(part.device).ok_or(internal)?;
-        let mut slot = self
-            .slots
-            .get(taken.slot)
-            .ok_or(internal)?
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut slot = forgive(self.slots.get(taken.slot).ok_or(internal)?.write());
         let buffer = slot.get_mut(..taken.length).ok_or(internal)?;
         let align = u64::from(device.sector_bytes());
         read_used(part, taken.offset, buffer, align, |offset, piece| {

@@ -118,7 +118,7 @@ fn run(path: &std::path::Path, map: UsedMap, settings: Settings, slow: bool) -> 
         )];
         rustix::event::poll(&mut fds, None).unwrap();
     }
-    let result = *totals.lock().unwrap();
+    let result = *totals.lock();
     assert_eq!(meter.1.load(Ordering::Relaxed), result.written_bytes);
     // The emitter thread drops the write end when it is done, which ends the sink.
     (sink.join().unwrap(), result)
@@ -279,7 +279,7 @@ fn a_closed_pipe_is_told_apart() {
 /// A copy into memory; slow now and then, and failing where it is told to.
 struct Memory {
     begun: AtomicU64,
-    bytes: Mutex<Vec<u8>>,
+    bytes: Lock<Vec<u8>>,
     fails_at: Option<u64>,
     shares_medium: bool,
 }
@@ -297,7 +297,7 @@ impl Place for Memory {
             return Err(Fault::short("no room").at(offset, to_u64(bytes.len())));
         }
         let start = to_usize(offset);
-        self.bytes.lock().unwrap()[start..start + bytes.len()].copy_from_slice(bytes);
+        self.bytes.lock()[start..start + bytes.len()].copy_from_slice(bytes);
         Ok(())
     }
 
@@ -350,14 +350,14 @@ fn a_copy_places_every_used_block_once_begun_and_ends_only_when_permitted() {
         let (path, map, expected) = source(&mut seed, 7000);
         let memory: &'static Memory = Box::leak(Box::new(Memory {
             begun: AtomicU64::new(0),
-            bytes: Mutex::new(vec![0; expected.len()]),
+            bytes: Lock::new(vec![0; expected.len()]),
             fails_at: None,
             shares_medium: sizes.1 > 0,
         }));
         let state = copy(map, &path, memory, sizes);
         std::fs::remove_file(&path).unwrap();
         assert!(state.finished && state.problem.is_none(), "{state:?}");
-        assert!(*memory.bytes.lock().unwrap() == expected);
+        assert!(*memory.bytes.lock() == expected);
     }
 }
 
@@ -367,7 +367,7 @@ fn a_target_that_fails_stops_a_copy_with_its_place() {
     let (path, map, expected) = source(&mut seed, 9000);
     let memory: &'static Memory = Box::leak(Box::new(Memory {
         begun: AtomicU64::new(0),
-        bytes: Mutex::new(vec![0; expected.len()]),
+        bytes: Lock::new(vec![0; expected.len()]),
         fails_at: Some(3 << 20),
         shares_medium: true,
     }));
