@@ -12,6 +12,7 @@ use rustix::fs::{FileType, Mode, OFlags, SeekFrom};
 
 use crate::error::{Error, Exit, Fault, FaultKind, Result};
 use crate::features;
+use crate::put::lanes;
 use crate::report::{Progress, Step};
 use crate::stream::artifact::{self, Labels};
 use crate::stream::copy::{BUFFER_BYTES, Ended};
@@ -387,6 +388,29 @@ pub(crate) fn head_length(facts: &Facts) -> u64 {
 /// Reads all of an image, and so checks it.
 pub(crate) fn read_all(found: &mut Image, line: &mut Progress) -> Result<Ended> {
     let fail = |fault| image_error(&found.subject, fault);
+    let length = found.reader.input_length_bytes();
+    let one_file = length.filter(|length| {
+        found
+            .file
+            .metadata()
+            .is_ok_and(|meta| meta.len() == *length)
+            && found.reader.format() == Format::Gzip
+    });
+    let in_lanes = one_file.and_then(|length_bytes| {
+        lanes::read(&found.file, length_bytes, &mut |done_bytes| {
+            let step = Step {
+                phase: "checking",
+                subject: "",
+                done_bytes,
+                total_bytes: length_bytes,
+            };
+            line.show(false, step);
+        })
+    });
+    if let Some(ended) = in_lanes {
+        line.clear();
+        return found.check_end(&ended);
+    }
     let mut buffer = Pages::new(BUFFER_BYTES).map_err(|e| fail(Fault::io("mmap", e)))?;
     // Each turn takes at least one granule of the input, or is the last.
     while found.reader.next(&mut buffer).map_err(fail)? != Piece::End {

@@ -7,6 +7,7 @@ pub(crate) mod grow;
 pub(crate) mod head;
 pub(crate) mod image;
 pub(crate) mod job;
+pub(crate) mod lanes;
 pub(crate) mod options;
 pub(crate) mod phase;
 pub(crate) mod rescan;

@@ -48,6 +48,9 @@ pub struct Gunzip {
     /// Zeros that were not handed out yet; they come after `held`.
     zeros: u64,
     as_it_is: bool,
+    /// See [`Self::part`], and whether the data of the member ended in it.
+    is_part: bool,
+    has_end: bool,
 }
 
 impl Gunzip {
@@ -62,7 +65,25 @@ impl Gunzip {
             held_start: 0,
             zeros: 0,
             as_it_is: false,
+            is_part: false,
+            has_end: false,
         })
+    }
+
+    /// For a part of one member's data: its input ends with the data, or between two blocks, on a byte. Who reads parts checks the
+    /// trailer. The `first` one begins with the header.
+    pub(crate) fn part(first: bool) -> Result<Self, Fault> {
+        let state = if first { State::Header } else { State::Body };
+        Ok(Self {
+            state,
+            is_part: true,
+            ..Self::new()?
+        })
+    }
+
+    /// Whether the last block of a member was read.
+    pub(crate) fn has_end(&self) -> bool {
+        self.has_end
     }
 
     /// Whether a header has [`AS_IT_IS`].
@@ -113,6 +134,10 @@ impl Gunzip {
     fn body(&mut self, input: &mut Input<'_>, out: &mut [u8]) -> Result<usize, Fault> {
         let offset = input.offset();
         let bytes = input.peek(LOOK_BYTES)?;
+        if bytes.is_empty() && self.is_part && self.inflate.is_between_blocks() {
+            self.state = State::End;
+            return Ok(0);
+        }
         if bytes.is_empty() {
             return Err(ends_early(offset));
         }
@@ -133,7 +158,11 @@ impl Gunzip {
         self.held
             .extend_from_slice(step.output.get(count..).unwrap_or_default());
         if step.ended {
-            self.state = State::Trailer;
+            self.has_end = true;
+            self.state = match self.is_part {
+                true => State::End,
+                false => State::Trailer,
+            };
         }
         input.consume(step.consumed);
         Ok(count)

@@ -112,6 +112,18 @@ impl<'a> ImageReader<'a> {
         Self::with(input, Format::Raw)
     }
 
+    /// See [`Gunzip::part`].
+    pub(crate) fn part(input: Input<'a>, first: bool) -> Result<Self, Fault> {
+        let mut part = Self::with(input, Format::Raw)?;
+        part.gunzip = Some(Gunzip::part(first)?);
+        Ok(part)
+    }
+
+    /// See [`Gunzip::has_end`].
+    pub(crate) fn has_end(&self) -> bool {
+        self.gunzip.as_ref().is_some_and(Gunzip::has_end)
+    }
+
     fn with(input: Input<'a>, format: Format) -> Result<Self, Fault> {
         Ok(Self {
             input,

@@ -74,6 +74,11 @@ impl Inflate {
         self.run = Run::Maybe;
     }
 
+    /// Whether a block begins with the next byte.
+    pub(crate) fn is_between_blocks(&self) -> bool {
+        self.run == Run::Maybe
+    }
+
     /// Takes what it can from `input` (not empty) and gives what came out; steps that neither take nor give nor end do not
     /// repeat for ever.
     pub(crate) fn step(&mut self, input: &[u8]) -> Result<Step<'_>, Fault> {
