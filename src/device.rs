@@ -75,12 +75,12 @@ impl ReadAt for Range<'_> {
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), Fault> {
         let length = to_u64(buffer.len());
-        let past = Fault::short("read past the end").at(offset, length);
-        let end = offset.checked_add(length).ok_or(past)?;
+        let past = || Fault::short("read past the end").at(offset, length);
+        let end = offset.checked_add(length).ok_or_else(past)?;
         if end > self.extent.length_bytes {
-            return Err(past);
+            return Err(past());
         }
-        let start = self.extent.offset.checked_add(offset).ok_or(past)?;
+        let start = self.extent.offset.checked_add(offset).ok_or_else(past)?;
         self.device.read_at(start, buffer)
     }
 }
@@ -303,11 +303,11 @@ impl ReadAt for Device {
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), Fault> {
         let length = to_u64(buffer.len());
-        let past = Fault::short("read past the end").at(offset, length);
+        let past = || Fault::short("read past the end").at(offset, length);
         let end = offset
             .checked_add(length)
             .filter(|end| *end <= self.size_bytes)
-            .ok_or(past)?;
+            .ok_or_else(past)?;
         if !self.direct {
             return self.read_aligned(offset, buffer);
         }
@@ -321,12 +321,12 @@ impl ReadAt for Device {
                 .min(to_u64(BOUNCE_BYTES));
             // The last sectors of a device whose size is no multiple of the alignment.
             let wanted = wanted.min(self.size_bytes - start);
-            let piece = bounce.get_mut(..to_usize(wanted)).ok_or(past)?;
+            let piece = bounce.get_mut(..to_usize(wanted)).ok_or_else(past)?;
             self.read_aligned(start, piece)?;
             let skip = to_usize(position - start);
             let count = (piece.len() - skip).min(rest.len());
             let (head, tail) = rest.split_at_mut(count);
-            head.copy_from_slice(piece.get(skip..skip + count).ok_or(past)?);
+            head.copy_from_slice(piece.get(skip..skip + count).ok_or_else(past)?);
             position += to_u64(count);
             rest = tail;
         }

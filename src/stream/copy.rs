@@ -196,8 +196,8 @@ pub(crate) fn write(
 ) -> Result<Ended, Failure> {
     loop {
         progress.stopped()?;
-        let lost = Failure::Image(Fault::short("the reading thread died"));
-        match ahead.messages.recv().map_err(|_| lost)? {
+        let lost = |_| Failure::Image(Fault::short("the reading thread died"));
+        match ahead.messages.recv().map_err(lost)? {
             Message::Data(offset, mut buffer, length) => {
                 if let Some(digest) = digest.as_deref_mut() {
                     digest.data(buffer.get(..length).unwrap_or_default());

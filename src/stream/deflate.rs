@@ -51,10 +51,11 @@ impl Deflater {
 
     /// Encodes `input` into `output`, which must have [`bound`] bytes of room; gives the number of bytes written.
     pub fn encode(&mut self, input: &[u8], output: &mut [u8]) -> Result<usize, Fault> {
-        let too_small = Fault::refused("deflate output larger than its bound");
+        // Made only when it is needed: the details of a fault take a place in a table, and there is one call a chunk.
+        let too_small = || Fault::refused("deflate output larger than its bound");
         let (state, compress) = match self {
             Self::Fast(encoder, encode) => {
-                return encode(encoder, input, output).ok_or(too_small);
+                return encode(encoder, input, output).ok_or_else(too_small);
             }
             Self::Dense(state, compress) => (state, compress),
         };
@@ -64,7 +65,7 @@ impl Deflater {
             let rest = input.get(read..).unwrap_or_default();
             let room = output.get_mut(written..).unwrap_or_default();
             if room.is_empty() {
-                return Err(too_small);
+                return Err(too_small());
             }
             let room_bytes = room.len();
             let (status, taken, given) = compress(state, rest, room, TDEFLFlush::Sync);

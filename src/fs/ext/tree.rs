@@ -102,7 +102,7 @@ pub(super) fn visit<'v>(
     };
     if inode.has_extents() {
         let header = Header::parse(&inode.map).filter(|h| h.eh_depth <= MAX_DEPTH);
-        let depth = header.ok_or(walker.bad("extent tree"))?.eh_depth;
+        let depth = header.ok_or_else(|| walker.bad("extent tree"))?.eh_depth;
         walker.extents(&inode.map, depth, LOGICAL_END, memory)
     } else {
         walker.pointers(memory)

@@ -74,18 +74,18 @@ impl Shared {
 
     /// Encodes one chunk into its chain; an all-zero chunk becomes a zero record and gives its cells back.
     fn encode(&self, worker: &mut Worker, job: Job) -> Result<Record, Problem> {
-        let internal = Problem::Internal(Fault::refused("chunk outside its slot"));
-        let slot = forgive(self.slots.get(job.slot).ok_or(internal)?.read());
+        let internal = || Problem::Internal(Fault::refused("chunk outside its slot"));
+        let slot = forgive(self.slots.get(job.slot).ok_or_else(internal)?.read());
         let chunk = slot
             .get(job.start..job.start + job.length)
-            .ok_or(internal)?;
+            .ok_or_else(internal)?;
         if is_zero(chunk) {
             self.cells.release(job.chain);
             return Ok(Record::Zeros(to_u64(chunk.len())));
         }
         let mut chain = job.chain;
         let encoded = worker.encode(chunk).map_err(Problem::Internal)?;
-        self.cells.fill(&mut chain, encoded).ok_or(internal)?;
+        self.cells.fill(&mut chain, encoded).ok_or_else(internal)?;
         Ok(Record::Data {
             chain,
             raw_bytes: u32::try_from(chunk.len()).unwrap_or(0),

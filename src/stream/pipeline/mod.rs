@@ -340,9 +340,10 @@ fn slots_ahead(spool_bytes: u64, sink: &Outlet) -> usize {
     to_usize((bytes / SPAN_BYTES).min(SLOTS_AHEAD))
 }
 
+/// Cells for what is being encoded. There are none for the slot that is being filled meanwhile: most chunks give back more than half
+/// of theirs when they are encoded, and where they do not, its span waits for one that went out.
 fn minimum_cells(settings: &Settings) -> u64 {
-    to_u64(slots_for(settings.jobs) * CHUNKS_PER_SLOT)
-        * u64::from(cells_for(settings.encoding.bound()))
+    to_u64(settings.jobs * CHUNKS_PER_SLOT) * u64::from(cells_for(settings.encoding.bound()))
 }
 
 impl Pipeline {

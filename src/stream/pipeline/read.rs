@@ -152,16 +152,16 @@ impl Shared {
 
     /// Reads the used extents of a span into its slot and zeroes what lies between them.
     fn read_span(&self, taken: &Taken) -> Result<(), Problem> {
-        let internal = Problem::Internal(Fault::refused("span outside its plan"));
+        let internal = || Problem::Internal(Fault::refused("span outside its plan"));
         let plan = match taken.held {
             Some(held) if held.is_early() => &self.early_plan,
             _ => &self.plan,
         };
-        let plan = plan.get().ok_or(internal)?;
-        let part = plan.parts().get(taken.part).ok_or(internal)?;
-        let device = self.devices.get(part.device).ok_or(internal)?;
-        let mut slot = forgive(self.slots.get(taken.slot).ok_or(internal)?.write());
-        let buffer = slot.get_mut(..taken.length).ok_or(internal)?;
+        let plan = plan.get().ok_or_else(internal)?;
+        let part = plan.parts().get(taken.part).ok_or_else(internal)?;
+        let device = self.devices.get(part.device).ok_or_else(internal)?;
+        let mut slot = forgive(self.slots.get(taken.slot).ok_or_else(internal)?.write());
+        let buffer = slot.get_mut(..taken.length).ok_or_else(internal)?;
         let align = u64::from(device.sector_bytes());
         read_used(part, taken.offset, buffer, align, |offset, piece| {
             let place = part.device_offset.saturating_add(offset);
@@ -211,7 +211,7 @@ fn read_used(
     align: u64,
     mut read: impl FnMut(u64, &mut [u8]) -> Result<(), Problem>,
 ) -> Result<(), Problem> {
-    let internal = Problem::Internal(Fault::refused("extent outside its span"));
+    let internal = || Problem::Internal(Fault::refused("extent outside its span"));
     let limit = offset.saturating_add(to_u64(buffer.len()));
     let mut from = offset;
     let mut done = offset;
@@ -221,7 +221,7 @@ fn read_used(
         if start < end {
             let piece = buffer
                 .get_mut(to_usize(start - offset)..to_usize(end - offset))
-                .ok_or(internal)?;
+                .ok_or_else(internal)?;
             read(start, piece)?;
             done = end;
         }
@@ -233,7 +233,7 @@ fn read_used(
         let zero_end = used.map_or(limit, |used| used.offset);
         buffer
             .get_mut(to_usize(zero_from - offset)..to_usize(zero_end - offset))
-            .ok_or(internal)?
+            .ok_or_else(internal)?
             .fill(0);
         zero_from = used.map_or(limit, |used| used.end());
     }
