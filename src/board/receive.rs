@@ -332,7 +332,8 @@ fn take_frames(
     })
 }
 
-/// Takes all of the stream, checks it, and has the sink finish it. `frames`: they may come, and are held beside that.
+/// Takes all of the stream, checks it, and has the sink finish it. `frames`: they may come, and are held beside that. `expected`: a key
+/// without which the board's report is not that of the work that was asked for.
 pub(crate) fn receive(
     host: &Host,
     session: Session,
@@ -340,6 +341,7 @@ pub(crate) fn receive(
     sink: Box<dyn Sink>,
     board: &Board,
     frames: Option<Option<&Path>>,
+    expected: Option<&str>,
 ) -> Result<Arrived> {
     let fail = |fault| Error::fault(&host.shown, fault);
     let shared = Shared(Arc::new(Mutex::new(Tee {
@@ -405,8 +407,21 @@ pub(crate) fn receive(
         sha256,
         ..compare(host, &inside?, came)?
     };
+    check_report(host, &arrived.report, expected)?;
     tee.sink.finish(&arrived)?;
     Ok(arrived)
+}
+
+/// What ran there may be something that takes no words from us: a forced command, a wrapper.
+pub(crate) fn check_report(host: &Host, report: &str, expected: Option<&str>) -> Result<()> {
+    match expected.filter(|key| !report.contains(&format!("\"{key}\":"))) {
+        None => Ok(()),
+        Some(key) => Err(Error::failed(format_args!(
+            "{}: the report of floe there has no {key}: it was not asked for what was asked for here",
+            host.shown
+        ))
+        .leaving("nothing was kept")),
+    }
 }
 
 /// Reads to the stream's end; there should be nothing, and what there is shows in the length.

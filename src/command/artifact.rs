@@ -61,6 +61,7 @@ pub(super) fn parse(mut args: Args) -> Result<Options> {
                 "--any-content" => any = Any::Yes,
                 "--overwrite" => overwrite = true,
                 "--entry" => entry = Some(args.text()?),
+                "--golden" | "--empty" => return Err(emptied_before(name)),
                 _ if what.option(name, &mut args)? => {}
                 _ => return Err(args.unknown(name)),
             },
@@ -78,6 +79,13 @@ pub(super) fn parse(mut args: Args) -> Result<Options> {
         what,
         common: args.common,
     })
+}
+
+/// What is emptied is decided where a filesystem is read; here bytes pass by.
+fn emptied_before(name: &str) -> Error {
+    Error::usage(format_args!(
+        "artifact: {name}: an image goes in as it is; empty the files on the way to it: floe dump {name} … IMAGE | floe artifact - -o X.mender …, or from a board: floe pull HOST {name} … --artifact …"
+    ))
 }
 
 /// Runs the verb.

@@ -474,3 +474,128 @@ fn a_pull_becomes_an_artifact_and_the_image_is_nowhere_on_the_host() {
         common::run(pull.arg("10.77.0.1").args(line), Limit::secs(20)).expect_code(2);
     }
 }
+
+const SECRET: &str = "SECRET-OF-THIS-ONE-DEVICE";
+
+#[test]
+fn a_golden_artifact_comes_from_a_board_in_one_pass_and_not_without_its_word() {
+    require_tools!();
+    drop(require_floe!());
+    let mut lab = require_lab!();
+    let identity = format!(
+        "mkdir -p /mnt/etc/ssh; echo {SECRET} > /mnt/etc/machine-id; echo {SECRET} > /mnt/etc/ssh/ssh_host_rsa_key; echo stays > /mnt/etc/fstab"
+    );
+    // A board that takes no words: its floe was started by something else, for something else.
+    let deaf = lab.join("deaf");
+    let script = format!(
+        "#!/bin/sh\nF='{}'\nfor word; do shift; case $word in --golden) ;; *) set -- \"$@\" \"$word\";; esac; done\nexec \"$F\" \"$@\"\n",
+        lab.join("floe").display()
+    );
+    fs::write(&deaf, script).expect("deaf");
+    let deaf = format!(
+        "{identity}; cp '{}' /run/bin/d; chmod 755 /run/bin/d; mv /run/bin/d /run/bin/floe",
+        deaf.display()
+    );
+    for before in [identity.as_str(), deaf.as_str()] {
+        require_board!(
+            lab,
+            Setup {
+                before,
+                ..Setup::default()
+            }
+        );
+    }
+    lab.wait_until_up();
+    let out = lab.join("out");
+    fs::create_dir(&out).expect("out");
+    let mut pull = lab.floe("pull");
+    pull.args(["10.77.0.1", "10.77.0.2", "--dump", "/mnt", "--golden"]);
+    pull.args(["--artifact", "-n", "golden-1", "-t", "board", "-o"]);
+    let run = common::run(pull.arg(&out), Limit::secs(60)).expect_code(1);
+    assert!(run.stderr_text().contains("has no emptied_files"), "{run}");
+    assert_eq!(fs::read_dir(&out).expect("out").count(), 1, "{run}");
+    let artifact = out.join("10.77.0.1.mender");
+    mender_artifact(&["validate", &artifact.to_string_lossy()]).expect_code(0);
+    let read = mender_artifact(&["read", "--no-progress", &artifact.to_string_lossy()]);
+    let told = read.expect_code(0).stdout_text();
+    assert!(
+        told.contains("Name: golden-1") && told.contains("rootfs-image"),
+        "{told}"
+    );
+    let payload = &members(&artifact)["data/0000:10.77.0.1.img"];
+    assert!(
+        !payload
+            .windows(SECRET.len())
+            .any(|it| it == SECRET.as_bytes())
+    );
+    let image = lab.join("image");
+    fs::write(&image, payload).expect("image");
+    common::output("e2fsck", &["-fn", &image.to_string_lossy()]);
+    for (name, length) in [
+        ("/etc/machine-id", 0),
+        ("/etc/ssh/ssh_host_rsa_key", 0),
+        ("/etc/fstab", 6),
+    ] {
+        let cat = format!("cat {name}");
+        let text = common::output("debugfs", &["-R", &cat, &image.to_string_lossy()]);
+        assert_eq!(text.len(), length, "{name}");
+    }
+    // The board keeps its own.
+    let own = lab.boards[0].data.dir().join("etc/machine-id");
+    assert!(
+        fs::read_to_string(own)
+            .expect("machine-id")
+            .contains(SECRET)
+    );
+    // Nor does a snapshot come without its word.
+    let mut pull = lab.floe("pull");
+    pull.args(["10.77.0.2", "--create", "data=/mnt", "--golden", "-o"]);
+    let run = common::run(pull.arg(&out), Limit::secs(60)).expect_code(1);
+    assert!(run.stderr_text().contains("has no emptied_files"), "{run}");
+    assert_eq!(fs::read_dir(&out).expect("out").count(), 1);
+}
+
+#[test]
+fn an_image_in_a_file_is_emptied_on_its_way_into_an_artifact() {
+    require_tools!();
+    let words = require_some!(common::floe_shell_words(), "FLOE_BIN");
+    let scratch = Scratch::new();
+    let (image, output) = (scratch.join("rootfs.ext4"), scratch.join("x.mender"));
+    let files = scratch.join("files/etc");
+    fs::create_dir_all(&files).expect("files");
+    fs::write(files.join("machine-id"), SECRET).expect("write");
+    fs::File::create(&image)
+        .and_then(|file| file.set_len(8 << 20))
+        .expect("image");
+    let (from, to) = (scratch.join("files"), image.to_string_lossy());
+    common::output(
+        "mkfs.ext4",
+        &["-q", "-F", "-d", &from.to_string_lossy(), &to],
+    );
+    let run = require_some!(
+        floe(&image, &["--golden", "-n", "a", "-t", "b"], &output),
+        "FLOE_BIN"
+    );
+    let told = run.expect_code(2).stderr_text();
+    assert!(
+        told.contains("floe dump --golden … IMAGE | floe artifact -"),
+        "{told}"
+    );
+    let line = format!(
+        "{words} dump -q --golden '{to}' | {words} artifact -q - -n a -t b -o '{}'",
+        output.display()
+    );
+    common::shell(&line, Limit::secs(60)).expect_code(0);
+    mender_artifact(&["validate", &output.to_string_lossy()]).expect_code(0);
+    let found = members(&output);
+    let (name, payload) = found
+        .iter()
+        .find(|(name, _)| name.starts_with("data/0000:"))
+        .expect("payload");
+    assert!(
+        !payload
+            .windows(SECRET.len())
+            .any(|it| it == SECRET.as_bytes()),
+        "{name}"
+    );
+}
