@@ -86,7 +86,8 @@ dump create clone >pull|--require-map|refuse instead of reading everything when 
 dump create clone >pull|--live|do not freeze: what is read may not be consistent, and is called live
 dump create clone >pull|--golden|what makes one machine out of many comes out empty: machine-id, ssh and dropbear host keys, random seeds, DHCP leases, NetworkManager's and Mender's keys, cloud-init's instance, shell histories (ext2/3/4; floe show --identity lists them)
 dump create clone >pull|--empty PATH|this file, too; may be given several times, a name may hold *, and DIR/ is every file below
-artifact|--golden, --empty|
+artifact|--golden|
+artifact|--empty PATH|
 #How long it may stay frozen:
 dump create clone >pull|--stall TIME|thaw and fail when no byte is read or taken for this long (default 30s)
 dump create clone >pull|--max-freeze TIME|thaw and fail after this long in all (default 2m)
