@@ -260,6 +260,14 @@ fn check_end(subject: &str, any: Any, content: &Content, head: &[u8], ended: &En
     if any == Any::Yes {
         return Ok(());
     }
+    // Appended with >> to an older one: what came back would be the older one.
+    let whole = content.identity.as_ref().map(|found| found.size_bytes);
+    if whole.is_some() && ended.first_bytes == whole {
+        return Err(not_an_image(
+            subject,
+            "holds another image behind the first: was it appended with >>?",
+        ));
+    }
     let word = content.judge(head, ended.size_bytes, &ended.tail);
     word.map_err(|what| not_an_image(subject, &what))
 }

@@ -16,7 +16,7 @@ use crate::error::Fault;
 use crate::json::{self, Value};
 use crate::report::hex;
 use crate::stream::gunzip::{self, Gunzip};
-use crate::stream::input::{Input, Source, at_most};
+use crate::stream::input::{Input, Source, at_most, is_zero};
 use crate::stream::tar::{self, BLOCK_BYTES};
 use crate::units::{to_u64, to_usize};
 
@@ -75,6 +75,28 @@ fn next_member(input: &mut Input<'_>) -> Result<Option<Member>, Fault> {
         )?;
     }
     Err(corrupt("too many members in a tar archive"))
+}
+
+/// An archive ends with a second block of zeros, and more of them up to a whole record (POSIX): anything else was cut or appended.
+fn only_zeros(input: &mut Input<'_>) -> Result<(), Fault> {
+    let mut seen = 0;
+    loop {
+        let at = input.offset();
+        let bytes = input.fill()?;
+        let count = bytes.len();
+        match count {
+            0 if seen < BLOCK_BYTES => {
+                return Err(corrupt("the artifact ends early").at(at, to_u64(BLOCK_BYTES)));
+            }
+            0 => return Ok(()),
+            _ if !is_zero(bytes) => {
+                return Err(corrupt("data after the end of the artifact").at(at, to_u64(count)));
+            }
+            _ => {}
+        }
+        seen = seen.saturating_add(count);
+        input.consume(count);
+    }
 }
 
 fn skip(input: &mut Input<'_>, count: u64) -> Result<(), Fault> {
@@ -277,7 +299,7 @@ impl Part {
         }
         skip(&mut self.input, self.padding)?;
         match next_member(&mut self.input)? {
-            None => Ok(()),
+            None => only_zeros(&mut self.input),
             Some(_) => Err(Fault::unsupported(
                 "the artifact has several payloads: take the image out with 'mender-artifact cp'",
             )),
@@ -343,9 +365,7 @@ impl Payload {
             ));
         }
         // What is packed ends with a checksum of its own.
-        let mut rest = [0u8; BLOCK_BYTES];
-        while self.inner.read(&mut rest)? > 0 {}
-        Ok(())
+        only_zeros(&mut self.inner)
     }
 }
 

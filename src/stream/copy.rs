@@ -91,6 +91,8 @@ pub(crate) struct Ended {
     pub input_bytes: u64,
     /// The image's last bytes ([`crate::content::TAIL_BYTES`]).
     pub tail: Vec<u8>,
+    /// Of a gzip file of several members: what the first one unpacked to.
+    pub first_bytes: Option<u64>,
 }
 
 impl Ended {
@@ -101,6 +103,7 @@ impl Ended {
             crc32: reader.crc32(),
             input_bytes: reader.input_bytes(),
             tail: reader.tail().to_vec(),
+            first_bytes: reader.first_bytes(),
         }
     }
 }

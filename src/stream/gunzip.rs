@@ -51,6 +51,7 @@ pub struct Gunzip {
     /// See [`Self::part`], and whether the data of the member ended in it.
     is_part: bool,
     has_end: bool,
+    first_bytes: Option<u64>,
 }
 
 impl Gunzip {
@@ -67,6 +68,7 @@ impl Gunzip {
             as_it_is: false,
             is_part: false,
             has_end: false,
+            first_bytes: None,
         })
     }
 
@@ -84,6 +86,11 @@ impl Gunzip {
     /// Whether the last block of a member was read.
     pub(crate) fn has_end(&self) -> bool {
         self.has_end
+    }
+
+    /// What the first member unpacked to, where another one followed.
+    pub fn first_bytes(&self) -> Option<u64> {
+        self.first_bytes
     }
 
     /// Whether a header has [`AS_IT_IS`].
@@ -184,6 +191,7 @@ impl Gunzip {
             return Err(placed(Fault::corrupt("gzip length is wrong"), offset));
         }
         if input.peek(2)?.starts_with(&MAGIC) {
+            self.first_bytes.get_or_insert(self.member_bytes);
             self.state = State::Header;
             return Ok(());
         }

@@ -167,6 +167,11 @@ impl<'a> ImageReader<'a> {
             .filter(|_| self.format == Format::Raw)
     }
 
+    /// See [`Gunzip::first_bytes`].
+    pub fn first_bytes(&self) -> Option<u64> {
+        self.gunzip.as_ref().and_then(Gunzip::first_bytes)
+    }
+
     /// Whether the stream says that it is a copy as it is, of something that need not be an image ([`crate::stream::gzip`]).
     pub fn is_as_it_is(&self) -> bool {
         self.gunzip.as_ref().is_some_and(Gunzip::is_as_it_is)

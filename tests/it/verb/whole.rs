@@ -574,3 +574,102 @@ fn what_was_made_for_small_sectors_is_refused_on_larger_ones() {
     common::output("mkfs.ext4", &["-q", "-F", "-b", "4096", &path]);
     floe(&["restore", &path, &target]).expect_code(0);
 }
+
+#[test]
+fn what_was_cut_anywhere_or_appended_to_is_taken_back_by_nothing() {
+    drop(require_floe!());
+    require!(common::have("mkfs.ext4"), "mkfs.ext4");
+    let scratch = Scratch::new();
+    let image = ext4(&scratch, "image", 4);
+    let make = |name: &str, words: &[&str]| {
+        let path = scratch.join(name);
+        floe(&[words, &["-q", "-o", &text(&path)]].concat()).expect_code(0);
+        fs::read(path).expect("made")
+    };
+    let from = text(&image);
+    let gz = make("whole.gz", &["dump", &from]);
+    let raw = make("whole.raw", &["dump", &from, "-z", "none"]);
+    let zip = make("whole.zip", &["create", &format!("root={from}")]);
+    let packed = text(&scratch.join("whole.gz"));
+    let mender = make("whole.mender", &["artifact", &packed, "-n", "a", "-t", "b"]);
+    let (bad, target, artifact) = (
+        scratch.join("bad"),
+        scratch.join("target"),
+        scratch.join("x.mender"),
+    );
+    // All readers say the same of it: 3, and nothing is written.
+    let refused = |what: &str, bytes: &[u8], is_zip: bool| {
+        fs::write(&bad, bytes).expect("write");
+        let (path, to, out) = (text(&bad), text(&target), text(&artifact));
+        let pair = if is_zip {
+            format!("root={to}")
+        } else {
+            to.clone()
+        };
+        for words in [
+            &["verify", path.as_str()][..],
+            &["restore", &path, &pair],
+            &["artifact", &path, "-n", "a", "-t", "b", "-o", &out],
+        ] {
+            let run = floe(words);
+            assert_eq!(run.code, Some(3), "{what}: {run}");
+            assert_eq!(run.stderr_text().lines().count(), 1, "{what}: {run}");
+        }
+        let mut verify = common::floe().expect("FLOE_BIN");
+        let run = common::run_with_input(verify.args(["verify", "-"]), bytes, Limit::secs(60));
+        assert_eq!(run.code, Some(3), "{what} from a pipe: {run}");
+        assert!(!target.exists() && !artifact.exists(), "{what}");
+    };
+    for (kind, bytes) in [
+        ("gz", &gz),
+        ("raw", &raw),
+        ("zip", &zip),
+        ("mender", &mender),
+    ] {
+        let length = bytes.len();
+        // The ends of an artifact are two blocks of zeros.
+        for cut in [1, 511, 512, 1024, length / 2, length - 1025] {
+            refused(
+                &format!("{kind} without {cut}"),
+                &bytes[..length - cut],
+                kind == "zip",
+            );
+        }
+    }
+    // Written with >> instead of >: what came back would be the older one.
+    for (kind, one, other) in [
+        ("gz", &gz, &gz),
+        ("zip", &zip, &zip),
+        ("mender", &mender, &mender),
+        ("mixed", &gz, &mender),
+        ("mixed", &mender, &gz),
+    ] {
+        refused(
+            &format!("{kind} twice"),
+            &[one.as_slice(), other].concat(),
+            kind == "zip",
+        );
+    }
+    refused(
+        "a line behind an artifact",
+        &[mender.as_slice(), b"x\n"].concat(),
+        false,
+    );
+    // Members of a gzip file that are one image are one, and so is an artifact on a tape.
+    let both = scratch.join("members");
+    let half = raw.len() / 2;
+    for (name, part) in [("one", &raw[..half]), ("two", &raw[half..])] {
+        fs::write(scratch.join(name), part).expect("part");
+        common::output("gzip", &["-1", &text(&scratch.join(name))]);
+    }
+    let members = [
+        fs::read(scratch.join("one.gz")),
+        fs::read(scratch.join("two.gz")),
+    ];
+    fs::write(&both, members.map(|part| part.expect("packed")).concat()).expect("members");
+    floe(&["verify", &text(&both)]).expect_code(0);
+    let mut tape = mender.clone();
+    tape.resize(tape.len().next_multiple_of(10240), 0);
+    fs::write(&both, tape).expect("tape");
+    floe(&["verify", &text(&both)]).expect_code(0);
+}
