@@ -5,7 +5,7 @@
 //! The area keeps its place, for boot code finds its next stage by sector numbers. Only reads the original.
 
 use crate::device::{Access, Device, Range, ReadAt};
-use crate::error::{Error, Fault, NOTHING_WRITTEN, Result};
+use crate::error::{Error, Fault, FaultKind, NOTHING_WRITTEN, Result};
 use crate::fs;
 use crate::layout::le;
 use crate::medium::Slot;
@@ -59,15 +59,21 @@ impl Boot {
         let fail = |fault| Error::fault(&shown, fault).leaving(NOTHING_WRITTEN);
         let device = system.roots().open_device(disk, Access::Read);
         let device = device.map_err(fail)?;
-        let table = crate::ptable::read(&device, device.sector_bytes()).map_err(fail)?;
         let refused = |what: std::fmt::Arguments<'_>| {
             Error::refused(format_args!("{shown}: --as-primary: {what}"))
         };
+        let damaged = |fault| {
+            refused(format_args!(
+                "its partition table is damaged: {fault}; repair it first"
+            ))
+        };
+        let table = match crate::ptable::read(&device, device.sector_bytes()) {
+            Err(fault) if fault.kind() != FaultKind::Io => return Err(damaged(fault)),
+            table => table.map_err(fail)?,
+        };
         let table = table.ok_or_else(|| refused(format_args!("it has no partition table")))?;
         if let Some(fault) = table.doubt {
-            return Err(refused(format_args!(
-                "its partition table is damaged: {fault}; repair it first"
-            )));
+            return Err(damaged(fault));
         }
         if device.sector_bytes() != target.sector_bytes() {
             return Err(Error::refused(format_args!(

@@ -7,7 +7,7 @@
 use std::ffi::OsStr;
 
 use crate::device::{Device, ReadAt};
-use crate::error::{Error, Fault, Result};
+use crate::error::{Error, Fault, FaultKind, Result};
 use crate::layout::le;
 use crate::mounts::{DevId, System};
 use crate::ptable::{self, Scheme, Table};
@@ -50,7 +50,13 @@ pub(crate) fn take(system: &System, name: &OsStr, quiet: bool) -> Result<Taken> 
         None => Device::open(&named.shown, access),
     }
     .map_err(fail)?;
-    let table = ptable::read(&device, device.sector_bytes()).map_err(fail)?;
+    let table = ptable::read(&device, device.sector_bytes());
+    let table = table.map_err(|fault| match fault.kind() {
+        FaultKind::Io => fail(fault),
+        _ => Error::refused(format_args!(
+            "{shown}: its partition table is damaged: {fault}; repair it first, or floe dump --whole {shown} keeps the disk as it is"
+        )),
+    })?;
     let table = table.ok_or_else(|| {
         Error::refused(format_args!(
             "{shown}: has no partition table; --disk names a whole disk"
@@ -97,7 +103,7 @@ pub(crate) fn take(system: &System, name: &OsStr, quiet: bool) -> Result<Taken> 
 fn check(shown: &str, table: &Table) -> Result<()> {
     if let Some(doubt) = table.doubt {
         return Err(Error::refused(format_args!(
-            "{shown}: partition table: {doubt}; dump the whole disk instead"
+            "{shown}: partition table: {doubt}; repair it first, or floe dump --whole {shown} keeps the disk as it is"
         )));
     }
     let logical =

@@ -238,3 +238,54 @@ fn an_unused_disk_and_a_disk_image_need_no_freeze() {
     }
     assert!(!dumps.is_empty() && dumps.iter().all(|dump| *dump == dumps[0]));
 }
+
+#[test]
+fn a_damaged_table_is_no_table_for_a_snapshot() {
+    drop(require_floe!());
+    require!(
+        common::have("sfdisk") && common::have("mkfs.ext4"),
+        "sfdisk and mkfs.ext4"
+    );
+    let scratch = common::Scratch::new();
+    let (disk, root) = (scratch.join("disk"), scratch.join("root"));
+    for path in [&disk, &root] {
+        let file = fs::File::create(path).expect("file");
+        file.set_len(8 << 20).expect("file");
+    }
+    common::output("mkfs.ext4", &["-q", "-F", &root.to_string_lossy()]);
+    let table = b"label: gpt\nstart=1MiB, size=4MiB\n";
+    let mut sfdisk = Command::new("sfdisk");
+    common::run_with_input(sfdisk.arg("-q").arg(&disk), table, Limit::secs(20)).expect_code(0);
+    let zip = scratch.join("s.zip");
+    let pair = format!("root={}", root.display());
+    let create = || {
+        let mut floe = common::floe().expect("checked above");
+        floe.args(["create", &pair, "-o"])
+            .arg(&zip)
+            .arg("--disk")
+            .arg(&disk);
+        common::run(&mut floe, Limit::secs(60))
+    };
+    create().expect_code(0);
+    fs::remove_file(&zip).expect("made");
+    // A byte in the first header, then in the last one, too.
+    for (at, what) in [
+        (512 + 60, "partition table: "),
+        ((8 << 20) - 512 + 60, "its partition table is damaged: "),
+    ] {
+        use std::os::unix::fs::FileExt;
+        let file = fs::File::options().write(true).open(&disk).expect("disk");
+        file.write_all_at(b"X", at).expect("damage");
+        let told = create().expect_code(4).stderr_text();
+        let shown = disk.display();
+        for part in [
+            format!("floe: {shown}: {what}"),
+            "floe dump --whole".into(),
+            "nothing was written".into(),
+        ] {
+            assert!(told.contains(&part), "{part}: {told}");
+        }
+        assert_eq!(told.lines().count(), 1, "{told}");
+        assert!(!zip.exists());
+    }
+}
