@@ -290,6 +290,81 @@ fn names_and_labels_of_others_are_shown_without_what_a_terminal_obeys() {
     assert!(told.contains(r"\u202d"), "{run}");
 }
 
+#[test]
+fn a_mount_point_or_folder_with_a_line_of_its_own_makes_no_second_line() {
+    drop(require_floe!());
+    let made = match common::LoopFs::make(common::Spec::default()) {
+        Ok(made) => made,
+        Err(missing) => return common::skip(&missing),
+    };
+    let scratch = Scratch::new();
+    let odd = scratch.join("p\n\x1b[2Jfloe: evil\u{202e}\u{85}");
+    fs::create_dir(&odd).expect("folder");
+    let (from, at) = (text(made.dir()), text(&odd));
+    common::output("mount", &["--bind", &from, &at]);
+    let device = text(made.device());
+    let (out, zip) = (text(&scratch.join("out.gz")), text(&scratch.join("a.zip")));
+    let folder = scratch.join("store\nNAME  evil");
+    fs::create_dir(&folder).expect("folder");
+    let store = text(&folder);
+    let pair = format!("a={at}");
+    let onto = format!("{at}={device}");
+    let cases: [(&[&str], i32); 13] = [
+        (&["dump", &at, "-o", &out, "--report", "-"], 0),
+        (
+            &[
+                "dump",
+                &at,
+                "--golden",
+                "--empty",
+                "/x\ny\x1b[1m",
+                "-o",
+                &out,
+            ],
+            0,
+        ),
+        (&["create", &pair, "-o", &zip, "--comment", "c\n\x1b[3J"], 0),
+        (&["show", &zip], 0),
+        (&["show", &at], 0),
+        (&["show", "--json", &at], 0),
+        (&["show", "--identity", &at], 0),
+        (&["show"], 0),
+        (&["show", "--json"], 0),
+        (&["restore", &out, &device], 4),
+        (&["clone", &onto], 4),
+        (&["thaw", &at], 0),
+        (&["list", &store], 0),
+    ];
+    let runs: Vec<Run> = cases.iter().map(|(words, _)| run(words)).collect();
+    common::output("umount", &[&at]);
+    for ((words, code), run) in cases.iter().zip(&runs) {
+        assert_eq!(run.code, Some(*code), "{words:?}: {run}");
+        assert_clean(run);
+        for line in run.stderr_text().lines() {
+            assert!(line.starts_with("floe: ") || line.starts_with('{'), "{run}");
+        }
+        // Lines of ours begin with words of ours, whoever names what is shown.
+        for line in run.stdout_text().lines().chain(run.stderr_text().lines()) {
+            assert!(
+                !line.contains("floe: evil") || line.contains("p\\n") || line.contains("p?"),
+                "{line:?}"
+            );
+            assert!(
+                !line.starts_with("evil") && !line.starts_with("NAME  evil"),
+                "{line:?}"
+            );
+        }
+    }
+    // A listing of files with such names: a line each.
+    fs::copy(&zip, folder.join("no\nevil\x1b[7m.zip")).expect("copy");
+    for words in [&["list", store.as_str()][..], &["list", "--json", &store]] {
+        let run = run(words).expect_code(0);
+        assert_clean(&run);
+        let lines = if words.len() == 2 { 2 } else { 1 };
+        assert_eq!(run.stdout_text().lines().count(), lines, "{run}");
+    }
+}
+
 // ---- folders that others may write to -------------------------------------------------------------------------------
 
 /// A folder as /tmp is.
