@@ -401,6 +401,14 @@ impl System {
                 && self.roots.btrfs_of(dev).is_some())
     }
 
+    /// What lies on loop devices over a device that is mounted itself: behind its filesystem, as OpenWrt's overlay behind its squashfs.
+    pub fn looped(&self, dev: DevId) -> Result<Stacked> {
+        match self.loops_over_device(dev).is_empty() {
+            true => Ok(Stacked::default()),
+            false => self.stacked(dev),
+        }
+    }
+
     /// What is above a busy device that is not mounted itself; refused, by name, unless all of it can be held still (or is swap).
     fn stacked(&self, dev: DevId) -> Result<Stacked> {
         let mut stacked = Stacked::default();

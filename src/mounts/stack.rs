@@ -113,7 +113,7 @@ impl System {
     }
 
     /// The loop devices over a block device.
-    pub(super) fn loops_over_device(&self, dev: DevId) -> Vec<DevId> {
+    pub fn loops_over_device(&self, dev: DevId) -> Vec<DevId> {
         self.loops(|info| info.file_rdev != 0 && DevId::from_raw(info.file_rdev) == dev)
     }
 

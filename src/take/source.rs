@@ -319,8 +319,18 @@ fn fill(system: &System, source: Source, wishes: Wishes, prepared: &mut Prepared
     let (stacked, still) = match holding {
         Holding::Unmounted | Holding::ImageFile => (None, Still::Unmounted),
         Holding::Mounted(mounted) => {
-            let still = still_of(&mounted, wishes);
+            let mut still = still_of(&mounted, wishes);
             prepared.mounted.push(mounted);
+            let above = match dev {
+                Some(dev) => system.looped(dev)?,
+                None => Stacked::default(),
+            };
+            refuse_swap(&above, wishes, prepared)?;
+            // Where nothing is written above, what holds the filesystem itself says it all.
+            match hold_stacked(above, wishes, prepared) {
+                Still::Unmounted => {}
+                above => still = above,
+            }
             (None, still)
         }
         Holding::Stacked(stacked) => (Some(stacked), Still::Frozen),
@@ -342,7 +352,8 @@ fn fill(system: &System, source: Source, wishes: Wishes, prepared: &mut Prepared
     let mut behind = Vec::new();
     if let Some(opened) = prepared.devices.first() {
         let fault = |fault| Error::fault(&prepared.shown, fault);
-        behind = used_behind(&opened.device, &reading).map_err(fault)?;
+        let is_written = is_looped(system, dev.iter());
+        behind = used_behind(&opened.device, &reading, is_written).map_err(fault)?;
     }
     prepared.pieces.push(Piece {
         device: 0,
@@ -361,8 +372,13 @@ fn fill(system: &System, source: Source, wishes: Wishes, prepared: &mut Prepared
 const LOOK_BYTES: u64 = 1 << 20;
 
 /// What is not zeros behind the filesystem of a piece: a hash tree, a footer, an overlay, firmware's own. Looked for before the freeze,
-/// which does not hold it still anyway: the filesystem's freeze ends where the filesystem does.
-fn used_behind(view: &dyn ReadAt, reading: &Reading) -> std::result::Result<Vec<Extent>, Fault> {
+/// which does not hold it still anyway: the filesystem's freeze ends where the filesystem does. What is written through a loop device
+/// is all of it: what was zeros when it was looked at need not be when it is read.
+fn used_behind(
+    view: &dyn ReadAt,
+    reading: &Reading,
+    is_written: bool,
+) -> std::result::Result<Vec<Extent>, Fault> {
     let mut found: Vec<Extent> = Vec::new();
     let end = match reading {
         // What swap leaves behind its last page is less than one.
@@ -370,6 +386,11 @@ fn used_behind(view: &dyn ReadAt, reading: &Reading) -> std::result::Result<Vec<
         _ => 0,
     };
     if end == 0 {
+        return Ok(found);
+    }
+    if is_written {
+        let length_bytes = view.size_bytes().saturating_sub(end);
+        found.extend(Extent::new(end, length_bytes).filter(|rest| !rest.is_empty()));
         return Ok(found);
     }
     let mut buffer = vec![0; to_usize(LOOK_BYTES)];
@@ -392,6 +413,11 @@ fn used_behind(view: &dyn ReadAt, reading: &Reading) -> std::result::Result<Vec<
         offset += length_bytes;
     }
     Ok(found)
+}
+
+/// Whether a loop device lies on one of these.
+fn is_looped<'a>(system: &System, mut devices: impl Iterator<Item = &'a DevId>) -> bool {
+    devices.any(|dev| !system.loops_over_device(*dev).is_empty())
 }
 
 fn reading(identity: Option<Identity>, whole: bool) -> Reading {
@@ -630,10 +656,14 @@ fn partition_piece(
         None => !in_use,
     };
     let is_swap = identity.as_ref().is_some_and(|i| i.kind == Kind::Swap);
+    let numbers = dev.iter().chain(node.as_ref().map(|node| &node.dev));
+    let is_written = is_looped(system, numbers);
     // A map is believed of what we freeze ourselves, and of what nobody uses (our exclusive hold keeps it so). What is used in
     // another way, or has no node that could tell, is read whole. Of swap only the header is read, which no swapping changes.
     let (still, believed) = match mounted {
         _ if is_swap => (Still::Unmounted, true),
+        // Of what is never written, what lies behind it may be, and is frozen with the rest.
+        Some(_) if is_written && prepared.still == Still::Frozen => (Still::Frozen, true),
         Some(mounted) => (still_of(mounted, wishes), true),
         None if idle => (Still::Unmounted, true),
         None => (prepared.still, false),
@@ -643,8 +673,8 @@ fn partition_piece(
         swap = swap_files_on(system, node.dev, identity)?;
     }
     let reading = reading(identity, wishes.whole || !believed);
-    let behind =
-        used_behind(&view, &reading).map_err(|fault| Error::fault(&opened.shown, fault))?;
+    let behind = used_behind(&view, &reading, is_written)
+        .map_err(|fault| Error::fault(&opened.shown, fault))?;
     Ok(Piece {
         device,
         offset,

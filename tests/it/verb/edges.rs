@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
 
-use crate::common::{self, Limit, LoopDevice, LoopFs, Run, Scratch, Spec};
+use crate::common::{self, Limit, LoopDevice, LoopFs, Mounted, Run, Scratch, Spec, Writer};
 
 /// Runs floe with these words.
 fn floe(words: &[&str]) -> Run {
@@ -77,7 +77,7 @@ fn the_end_of_a_file_that_its_loop_device_does_not_show_is_not_forgotten() {
     // Mounted, zeros behind it are no reason to refuse.
     file.write_all_at(&[0; 17], 8 << 20).expect("tail");
     let device = LoopDevice::attach(path.as_ref(), 512);
-    let mounted = common::Mounted::new("ext4", device.path(), "rw");
+    let mounted = Mounted::new("ext4", device.path(), "rw");
     floe(&["dump", &text(mounted.dir()), "-o", &out]).expect_code(0);
     drop(mounted);
     floe(&["dump", &text(device.path()), "-o", &out]).expect_code(4);
@@ -298,4 +298,70 @@ fn what_stands_in_the_place_of_a_report_or_an_archive_is_not_lost_by_a_slip() {
         floe(words).expect_code(0);
         floe(words).expect_code(0);
     }
+}
+
+#[test]
+fn an_overlay_behind_a_mounted_squashfs_is_frozen_with_it() {
+    drop(require_floe!());
+    require!(common::is_root(), "root");
+    require!(common::have("mksquashfs"), "mksquashfs");
+    let scratch = Scratch::new();
+    let (tree, image) = (scratch.join("tree"), scratch.join("firmware"));
+    fs::create_dir(&tree).expect("tree");
+    common::fill(&tree, 10);
+    let (from, to) = (tree.to_string_lossy(), image.to_string_lossy());
+    common::output("mksquashfs", &[&from, &to, "-quiet", "-no-progress"]);
+    // As OpenWrt lays it out: behind the squashfs, on the next 64 KiB.
+    let offset = fs::metadata(&image).expect("image").len().div_ceil(65536) * 65536;
+    let file = fs::File::options().write(true).open(&image).expect("image");
+    file.set_len(offset + (16 << 20)).expect("room");
+    drop(file);
+    let partition = LoopDevice::attach(&image, 512);
+    let overlay = LoopDevice::attach_with(partition.path(), &["-o", &offset.to_string()]);
+    common::output(
+        "mkfs.ext4",
+        &["-q", "-F", &overlay.path().to_string_lossy()],
+    );
+    let rom = Mounted::new("squashfs", partition.path(), "ro");
+    let data = Mounted::new("ext4", overlay.path(), "rw");
+    fs::write(data.dir().join("first"), "before").expect("write");
+    let writer = Writer::start(data.dir());
+    let (shown, rom_dir) = (
+        partition.path().to_string_lossy(),
+        rom.dir().to_string_lossy(),
+    );
+    for (source, precopy) in [(&shown, "auto"), (&rom_dir, "auto"), (&shown, "off")] {
+        let (out, part) = (scratch.join("out"), scratch.join("part"));
+        let mut dump = common::floe().expect("floe");
+        dump.args([
+            "dump",
+            source,
+            "--precopy",
+            precopy,
+            "-z",
+            "none",
+            "--overwrite",
+        ]);
+        dump.args(["--report", "-", "-q", "-o"]).arg(&out);
+        let run = common::run(&mut dump, Limit::secs(60)).expect_code(0);
+        assert!(
+            run.stderr_text().contains("\"consistent\":\"frozen\""),
+            "{run}"
+        );
+        let bytes = fs::read(&out).expect("image");
+        fs::write(&part, &bytes[usize::try_from(offset).unwrap()..]).expect("part");
+        // Frozen: the journal is empty, and nothing is to be mended.
+        let part = part.to_string_lossy();
+        let run = common::run(Command::new("e2fsck").args(["-fn", &part]), Limit::secs(60));
+        assert_eq!(run.code, Some(0), "{source} {precopy}: {run}");
+        let features = common::output("dumpe2fs", &["-h", &part]);
+        assert!(
+            !features.contains("needs_recovery"),
+            "{source} {precopy}: {features}"
+        );
+        let first = common::output("debugfs", &["-R", "cat /first", &part]);
+        assert_eq!(first, "before");
+        common::assert_not_frozen(data.dir(), "after the dump");
+    }
+    drop(writer);
 }
