@@ -329,6 +329,10 @@ impl ReadAt for Head<'_> {
         i64::MAX.unsigned_abs()
     }
 
+    fn known_bytes(&self) -> u64 {
+        to_u64(self.0.len())
+    }
+
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), Fault> {
         buffer.fill(0);
         let held = usize::try_from(offset)

@@ -26,6 +26,10 @@ const BOUNCE_BYTES: usize = 64 * 1024;
 pub trait ReadAt: Sync {
     /// Size in bytes.
     fn size_bytes(&self) -> u64;
+    /// How much of it is there to be read; less than its size where only the beginning of a stream is held.
+    fn known_bytes(&self) -> u64 {
+        self.size_bytes()
+    }
     /// Fills `buffer` from `offset`, whole or not at all; a read past the end is an error.
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), Fault>;
 }

@@ -285,7 +285,11 @@ fn look(name: &OsStr) -> Result<Facts> {
         let image = Image::open(name, Any::Yes)?;
         let identity = image.content.identity.as_ref();
         let what = foreign(image.head()).filter(|_| image.content.is_empty());
+        // What lies on them is behind what is unpacked.
+        let table = image.content.table.as_ref();
+        let parts = table.map(|table| table.partitions.iter().map(stated).collect());
         return Ok(Facts {
+            parts: parts.unwrap_or_default(),
             foreign: what,
             used_bytes: identity.and_then(|found| found.used_bytes),
             packed_bytes: std::fs::metadata(path).ok().map(|meta| meta.len()),
@@ -366,8 +370,8 @@ fn facts(system: &System, around: &Around, source: Source, path: &Path) -> Resul
         }
     }
     if let Some(table) = &content.table {
-        facts.parts = parts(system, around, &source, table);
         let gaps = table.gaps(device.size_bytes());
+        facts.parts = parts(system, around, source, table);
         facts.dump = Some(Dump::of_disk(&facts.parts, &gaps));
     }
     facts.content = content;
@@ -385,10 +389,12 @@ fn through_cache(device: &Device) -> std::result::Result<Device, Fault> {
 }
 
 /// The partitions of a disk: as the kernel has them, or of an image as its table says.
-fn parts(system: &System, around: &Around, source: &Source, table: &Table) -> Vec<Facts> {
+fn parts(system: &System, around: &Around, source: Source, table: &Table) -> Vec<Facts> {
     let known = source.dev.map(|dev| system.roots().partitions_of(dev));
     let known = known.unwrap_or_default();
     if !known.is_empty() {
+        // Held O_EXCL, the disk keeps everybody from holding a partition, us too (bd_prepare_to_claim, block/bdev.c).
+        drop(source);
         let known = known.iter();
         return known.map(|part| one(system, around, part.dev)).collect();
     }
@@ -397,12 +403,7 @@ fn parts(system: &System, around: &Around, source: &Source, table: &Table) -> Ve
             device: &source.device,
             extent: part.extent,
         };
-        let mut facts = Facts {
-            path: format!("partition {}", part.number),
-            kind: "image",
-            size_bytes: Some(part.extent.length_bytes),
-            ..Facts::default()
-        };
+        let mut facts = stated(part);
         let content = Content::probe(&range).and_then(|content| {
             if let Some(identity) = &content.identity {
                 facts.dump = walk(&range, identity, Still::Unmounted)?;
@@ -416,6 +417,16 @@ fn parts(system: &System, around: &Around, source: &Source, table: &Table) -> Ve
         facts
     };
     table.partitions.iter().map(within).collect()
+}
+
+/// A partition of an image, as the table says.
+fn stated(part: &ptable::Partition) -> Facts {
+    Facts {
+        path: format!("partition {}", part.number),
+        kind: "image",
+        size_bytes: Some(part.extent.length_bytes),
+        ..Facts::default()
+    }
 }
 
 impl Dump {

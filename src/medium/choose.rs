@@ -149,9 +149,20 @@ pub(crate) fn partitions_named(
             fitting.extend(parts.iter().filter(named));
         }
         let part = match fitting.as_slice() {
-            [entry] => known
-                .iter()
-                .find(|part| part.start_bytes == entry.extent.offset),
+            [entry] => {
+                let there = known
+                    .iter()
+                    .find(|part| part.start_bytes == entry.extent.offset);
+                // To lay it out anew would erase what is there.
+                if there.is_none() {
+                    return refused(format_args!(
+                        "its table has {} as partition {}, but the kernel does not show it: 'partx -a {shown}' or partprobe makes it appear (a loop device: losetup -P)",
+                        role.name(),
+                        entry.number
+                    ));
+                }
+                there
+            }
             [] => None,
             _ => {
                 return refused(format_args!(

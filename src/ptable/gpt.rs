@@ -164,9 +164,14 @@ pub(super) fn read(device: &dyn ReadAt, sector_bytes: u32) -> Result<Option<Tabl
     let last_lba = (device.size_bytes() / sector).saturating_sub(1);
     match read_copy(device, sector, 1) {
         Ok(primary) => {
-            let backup = read_copy(device, sector, primary.header.alternate_lba);
             let mut table = table_of(&primary, sector_bytes);
-            match backup {
+            let known = device.known_bytes();
+            let place = primary.header.alternate_lba.saturating_mul(sector);
+            // Of a stream only the beginning is held: nothing is known of a copy behind that.
+            if known < device.size_bytes() && place >= known {
+                return Ok(Some(table));
+            }
+            match read_copy(device, sector, primary.header.alternate_lba) {
                 Ok(backup) if agree(&primary.header, &backup.header) => {}
                 Ok(_) => table.doubt(Fault::corrupt("the two copies of the GPT differ")),
                 Err(fault) => table.doubt(fault),

@@ -26,6 +26,9 @@ use crate::units::to_u64;
 
 pub(crate) use crate::content::{Content, HEAD_BYTES, Head};
 
+/// Numbers of pieces that have three digits.
+const PIECES: u64 = 999;
+
 /// How long a pipe with a name may stay without a byte at first.
 const FIFO_PATIENCE: Timespec = Timespec {
     tv_sec: 60,
@@ -273,14 +276,32 @@ fn check_end(subject: &str, any: Any, content: &Content, head: &[u8], ended: &En
 }
 
 fn not_an_image(subject: &str, what: &str) -> Error {
+    let missing = match what.ends_with("cut off") {
+        true => missing_piece(subject),
+        false => String::new(),
+    };
     Error::corrupt(format_args!(
-        "{subject}: {what}; --any-content takes it as it is"
+        "{subject}: {what}{missing}; --any-content takes it as it is"
     ))
+}
+
+/// Of pieces of `--split` that end early: the one that would come next.
+fn missing_piece(subject: &str) -> String {
+    let stem = subject.strip_suffix(".001").unwrap_or_default();
+    let mut next = (2..=PIECES).map(|number| partfile::piece(Path::new(stem), number));
+    match next.find(|piece| !stem.is_empty() && !piece.exists()) {
+        Some(piece) => format!("; {}, which would be next, is not there", piece.display()),
+        None => String::new(),
+    }
 }
 
 /// The line for a fault of the image itself: what is not ours to read is exit 3, like what is corrupt.
 pub(crate) fn image_error(subject: &str, fault: Fault) -> Error {
-    let error = Error::fault(subject, fault);
+    let missing = match fault.what().ends_with("ends early") {
+        true => missing_piece(subject),
+        false => String::new(),
+    };
+    let error = Error::with(fault.exit(), format_args!("{subject}: {fault}{missing}"));
     match fault.kind() {
         FaultKind::Unsupported => error.with_exit(Exit::Corrupt),
         _ => error,
@@ -356,19 +377,28 @@ fn open(path: &OsStr) -> Result<(String, File)> {
     Ok((subject, file.into()))
 }
 
-/// The length of a regular file or block device that is read from its beginning.
-/// What follows FILE.001 of `dump --split`: FILE.002 and so on, as far as they are there.
+/// What follows FILE.001 of `dump --split`: FILE.002 and so on; one that is missing in between is an error.
 fn pieces(subject: &str, first: &File) -> Result<Vec<File>> {
     let mut more = Vec::new();
     let regular = first.metadata().is_ok_and(|meta| meta.is_file());
     let Some(stem) = subject.strip_suffix(".001").filter(|_| regular) else {
         return Ok(more);
     };
-    for number in 2..=999 {
-        let name = partfile::piece(Path::new(stem), number);
+    let piece = |number| partfile::piece(Path::new(stem), number);
+    for number in 2..=PIECES {
+        let name = piece(number);
         match File::open(&name) {
             Ok(file) => more.push(file),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => break,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return match (number..=PIECES).map(piece).find(|piece| piece.exists()) {
+                    Some(later) => Err(Error::corrupt(format_args!(
+                        "{}: is missing: {subject} is the first of several pieces, and {} is there",
+                        name.display(),
+                        later.display()
+                    ))),
+                    None => Ok(more),
+                };
+            }
             Err(error) => {
                 let name = name.display();
                 return Err(Error::failed(format_args!("{name}: open: {error}")));
@@ -378,6 +408,7 @@ fn pieces(subject: &str, first: &File) -> Result<Vec<File>> {
     Ok(more)
 }
 
+/// The length of a regular file or block device that is read from its beginning.
 fn length_of(file: &File) -> Option<u64> {
     let stat = rustix::fs::fstat(file).ok()?;
     let at_start = || rustix::fs::seek(file, SeekFrom::Current(0)).is_ok_and(|here| here == 0);

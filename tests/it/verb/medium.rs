@@ -513,3 +513,28 @@ fn media_without_partition_finds_the_partitions_by_their_names() {
         "{run}"
     );
 }
+
+#[test]
+fn a_table_whose_partitions_the_kernel_does_not_show_is_not_to_be_laid_anew() {
+    let mut floe = require_floe!();
+    let source = source!("ext4", 16);
+    let scratch = Scratch::new();
+    // Attached without -P, so that nobody adds the partitions.
+    let medium = LoopDevice::filled(&scratch, "medium", 40, 0);
+    let path = medium.path().to_string_lossy().into_owned();
+    let words = ["-q", "--no-reread", "--no-tell-kernel", &path];
+    common::run_with_input(
+        Command::new("sfdisk").args(words),
+        b"label: gpt\nsize=24M, name=root\n",
+        common::Limit::secs(30),
+    )
+    .expect_code(0);
+    if Path::new(&format!("{path}p1")).exists() {
+        return common::skip("a kernel that shows no partitions by itself");
+    }
+    floe.args(["clone", &pair(source.dir(), "root"), "--media", &path]);
+    let run = common::run(&mut floe, Limit::secs(60)).expect_code(4);
+    let text = run.stderr_text();
+    assert!(text.contains(&format!("partx -a {path}")), "{text}");
+    assert!(!text.contains("--partition"), "{text}");
+}

@@ -24,6 +24,12 @@ fn json(path: &Path, key: &str) -> String {
     .to_owned()
 }
 
+fn run_show(path: &Path) -> String {
+    let mut floe = common::floe().expect("checked by the caller");
+    let run = common::run(floe.arg("show").arg(path), Limit::secs(30));
+    run.expect_code(0).stdout_text()
+}
+
 #[test]
 fn an_image_raw_or_packed_shows_what_its_superblock_says() {
     require!(
@@ -197,6 +203,13 @@ fn a_disk_shows_its_partitions_and_the_overview_every_filesystem() {
         .expect("used");
     assert_eq!(json(&image, "used_bytes"), used.to_string());
     assert_eq!(json(&image, "map"), "partial");
+    // Packed: of the table the beginning is enough, and its backup behind that is not missed.
+    let words = run_show(&scratch.join("out"));
+    assert!(
+        words.contains("\npartition 1  -     16.0 MiB") && !words.contains("damaged"),
+        "{words}"
+    );
+    assert_eq!(json(&scratch.join("out"), "partition_table_doubt"), "None");
     // The overview: our mount is there, with the same words as when it is named.
     let run = common::run(require_floe!().arg("show"), Limit::secs(60)).expect_code(0);
     let text = run.stdout_text();
@@ -216,6 +229,37 @@ fn a_disk_shows_its_partitions_and_the_overview_every_filesystem() {
         "{run}"
     );
     common::assert_not_frozen(mounted.dir(), "after show");
+}
+
+#[test]
+fn partitions_that_nothing_uses_are_shown_and_counted_as_a_dump_of_their_disk_reads_them() {
+    let table = "label: gpt\nsize=16M\nsize=16M\n";
+    let disk = match crate::disk::Disk::make(40, table, 512) {
+        Ok(disk) => disk,
+        Err(missing) => return common::skip(&missing),
+    };
+    drop(require_floe!());
+    for number in [1, 2] {
+        common::output(
+            "mke2fs",
+            &["-q", "-F", "-t", "ext4", &disk.part_text(number)],
+        );
+    }
+    let text = run_show(disk.device.path());
+    assert!(!text.contains("in use"), "{text}");
+    assert_eq!(text.matches(" ext4 ").count(), 2, "{text}");
+    let report = disk.scratch.join("report");
+    let mut dump = require_floe!();
+    dump.arg("dump").arg(disk.device.path()).arg("--report");
+    dump.arg(&report).arg("-o").arg(disk.scratch.join("out"));
+    common::run(&mut dump, Limit::secs(60)).expect_code(0);
+    let object = floe::json::parse(&fs::read(&report).expect("report"));
+    let object = object.unwrap_or_else(|_| panic!("the report"));
+    let used = object.get("used_bytes").and_then(|value| value.number());
+    assert!(
+        text.contains(&format!("({} bytes); map: used", used.expect("used"))),
+        "{text}"
+    );
 }
 
 #[test]

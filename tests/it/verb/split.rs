@@ -86,9 +86,19 @@ fn pieces_are_one_image_and_there_all_or_not_at_all() {
     fs::write(&third, &kept[1..]).expect("cut");
     floe(&["verify", &first], 3);
     fs::remove_file(&third).expect("third");
-    floe(&["verify", &first], 3);
-    floe(&["restore", &first, &target], 3);
+    for words in [&["verify", &first][..], &["restore", &first, &target]] {
+        let run = floe(words, 3);
+        let text = run.stderr_text();
+        assert!(text.contains("a.img.003: is missing: "), "{run}");
+    }
     assert!(!Path::new(&target).exists());
+    let last = names(&out).pop().expect("pieces");
+    fs::write(&third, &kept).expect("third");
+    fs::rename(out.join(&last), scratch.join("last")).expect("last");
+    let text = floe(&["verify", &first], 3).stderr_text();
+    let wanted = format!("{last}, which would be next, is not there");
+    assert!(text.contains(&wanted), "{text}");
+    fs::rename(scratch.join("last"), out.join(&last)).expect("last");
     fs::write(&third, &kept).expect("third");
     let run = floe(&["push", &first, "host", "/dev/null"], 4);
     assert!(run.stderr_text().contains("several pieces"), "{run}");
