@@ -154,3 +154,81 @@ fn kept_names_and_latest_are_understood_and_deleted() {
     with_store(&store, &["delete", "--force", &stem(&factory)]).expect_code(0);
     assert!(zips(&store).is_empty());
 }
+
+#[test]
+fn a_snapshot_of_a_newer_floe_is_the_same_answer_in_every_verb_and_is_left_alone() {
+    drop(require_floe!());
+    require!(common::have("mkfs.ext4"), "mkfs.ext4");
+    let scratch = Scratch::new();
+    let store = scratch.join("store");
+    fs::create_dir(&store).expect("store");
+    let good = make(&scratch, &store, &[]);
+    // Its metadata are stored: the same with another version, and their checksum in both places.
+    let mut bytes = fs::read(&good).expect("snapshot");
+    let find = |bytes: &[u8], what: &[u8]| bytes.windows(what.len()).position(|it| it == what);
+    let start = find(&bytes, b"{\"format\":1,").expect("metadata");
+    let length = find(&bytes[start..], b"PK").expect("its end");
+    // Whether a descriptor stands behind it or not: it ends with its last brace.
+    let end = bytes[start..start + length]
+        .iter()
+        .rposition(|byte| *byte == b'}');
+    let mut end = start + end.expect("a brace") + 1;
+    end += usize::from(bytes[end] == b'\n');
+    let old = crc32fast::hash(&bytes[start..end]).to_le_bytes();
+    bytes[start + 10] = b'9';
+    let new = crc32fast::hash(&bytes[start..end]).to_le_bytes();
+    let mut places = 0;
+    while let Some(at) = find(&bytes, &old) {
+        bytes[at..at + 4].copy_from_slice(&new);
+        places += 1;
+    }
+    assert_eq!(places, 2, "a descriptor and the directory");
+    let newer = store.join("newer.zip");
+    fs::write(&newer, &bytes).expect("newer");
+    fs::write(store.join("half.zip.part"), &bytes).expect("part");
+    let listed = with_store(&store, &["list"]).expect_code(0).stdout_text();
+    for name in ["newer.zip", "half.zip.part"] {
+        let line = listed.lines().find(|line| line.starts_with(name));
+        let line = line.expect("it is listed");
+        assert!(
+            line.contains("newer format") && !line.contains("damaged"),
+            "{line}"
+        );
+    }
+    let (shown, target) = (newer.to_string_lossy(), scratch.join("target"));
+    let pair = format!("root={}", target.display());
+    let artifact = scratch.join("x.mender");
+    let artifact = artifact.to_string_lossy();
+    let lines: [&[&str]; 9] = [
+        &["show", &shown],
+        &["verify", &shown],
+        &["restore", &shown, &pair],
+        &["restore", "--force", &shown, &pair],
+        &["artifact", &shown, "-n", "a", "-t", "b", "-o", &artifact],
+        &["push", &shown, "nobody.invalid", "root=/x"],
+        &["show", "newer"],
+        &["verify", "newer"],
+        &["restore", "newer", &pair],
+    ];
+    for words in lines {
+        let told = with_store(&store, words).expect_code(4).stderr_text();
+        assert!(
+            told.contains("a newer floe made this snapshot"),
+            "{words:?}: {told}"
+        );
+        assert_eq!(told.lines().count(), 1, "{words:?}: {told}");
+    }
+    for words in [&["verify", "-"][..], &["restore", "-", &pair]] {
+        let mut floe = common::floe().expect("floe");
+        let run = common::run_with_input(floe.args(words), &bytes, Limit::secs(60));
+        let told = run.expect_code(4).stderr_text();
+        assert!(
+            told.contains("a newer floe made this snapshot"),
+            "{words:?}: {told}"
+        );
+    }
+    assert!(!target.exists() && !Path::new(&*artifact).exists());
+    // --keep counts what it knows, and judges nothing else.
+    make(&scratch, &store, &["--keep", "1"]);
+    assert!(!good.exists() && newer.exists());
+}
