@@ -466,9 +466,8 @@ fn create(options: &Options, start: Instant) -> Result<Done> {
     if let Some(part) = part {
         part.finish()?;
     }
-    if !quiet {
-        figures.emptied.notes().iter().for_each(report::line);
-    }
+    // Whoever asked for silence still wants to know what is not as it was asked for.
+    figures.emptied.notes().iter().for_each(report::line);
     let retired = match (&store, options.keep) {
         (Some(store), Some(keep)) => store.retire(&snapshot.host, keep, |path| {
             archive::class(path, Some(&snapshot))

@@ -322,9 +322,8 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
         (_, Some(part)) => part.finish()?,
         (_, None) => {}
     }
-    if !quiet {
-        figures.emptied.notes().iter().for_each(report::line);
-    }
+    // Whoever asked for silence still wants to know what is not as it was asked for.
+    figures.emptied.notes().iter().for_each(report::line);
     let totals = *totals.lock();
     Ok(Done {
         source: name,

@@ -181,6 +181,14 @@ impl Log {
         self.gave_up = Some(fault);
     }
 
+    /// As if nothing had been looked for yet.
+    pub fn clear(&mut self) {
+        self.undo((0, 0, 0), Fault::refused(""));
+        self.gave_up = None;
+        self.found.fill(0);
+        self.at.clear();
+    }
+
     /// `count` files were found for a pattern.
     pub(super) fn count(&mut self, pattern: usize, count: u64) {
         if let Some(found) = self.found.get_mut(pattern) {

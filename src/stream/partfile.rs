@@ -9,12 +9,14 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use crate::error::{Error, Fault, NOTHING_WRITTEN, Result};
+use crate::mounts::System;
 use crate::units::to_u64;
 
 /// How often a part file that changes hands is tried again.
@@ -162,6 +164,13 @@ pub fn unnamed_anywhere() -> Result<File> {
     result
 }
 
+/// Whether it would be a file among the device nodes.
+fn is_for_devices(place: &Place) -> bool {
+    let folder = place.path.parent().unwrap_or(Path::new(""));
+    let folder = std::fs::canonicalize(folder).unwrap_or_default();
+    folder.starts_with("/dev") && !folder.starts_with("/dev/shm")
+}
+
 fn is(stat: &Stat, kind: FileType) -> bool {
     FileType::from_raw_mode(stat.st_mode) == kind
 }
@@ -185,6 +194,13 @@ impl PartFile {
     /// Creates `TARGET.part`, readable for its owner only. The target may be absent or a regular file, or a link to either; a
     /// device, directory or anything else is refused.
     pub fn create(target: &Path) -> Result<Self> {
+        // What a link of /proc leads to has no name of its own.
+        if std::fs::metadata(target).is_ok_and(|meta| meta.file_type().is_fifo()) {
+            let name = target.display();
+            return Err(Error::refused(format_args!(
+                "{name}: is a pipe, not a regular file; -o - writes to standard output"
+            )));
+        }
         let place = Place::find(target)?;
         let name = place.path.display();
         match place.stat() {
@@ -198,7 +214,19 @@ impl PartFile {
                     "{name}: is not a regular file"
                 )));
             }
-            Some(_) | None => {}
+            // Whoever has the old one attached would keep what no name leads to any more.
+            Some(stat) => {
+                let system = System::look()?;
+                if let Some(used) = system.uses_of_file(&place.path, &stat).first() {
+                    return Err(Error::refused(used).leaving(NOTHING_WRITTEN));
+                }
+            }
+            None if is_for_devices(&place) => {
+                return Err(Error::refused(format_args!(
+                    "{name}: there is no such device, and a file in /dev lies in memory; -o writes files, 'floe restore' writes devices"
+                )).leaving(NOTHING_WRITTEN));
+            }
+            None => {}
         }
         let owned = rules(&place);
         for number in 0..NAMES {

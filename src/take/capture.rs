@@ -258,6 +258,8 @@ pub(crate) struct Capture {
     round: (u32, u64, u64),
     all_read: bool,
     onto_itself: bool,
+    /// Whether what is only known under a freeze is asked before anything is written.
+    rehearses: bool,
     quiet: bool,
     /// Whether anything was frozen by now.
     froze: bool,
@@ -385,10 +387,9 @@ impl Capture {
         let copies = matches!(engine.sink, Outlet::Places(_));
         let frames = matches!(engine.sink, Outlet::Frames(_));
         let holds = settings.spool_bytes > 0 || settings.spool_file.is_some() || copies || frames;
-        // A copy writes early: then nothing that is only known under the freeze may still be refused.
-        let is_sure = !copies || engine.emptying.is_empty() && !wishes.require_map;
-        let watch =
-            watch.filter(|watch| holds && engine.precopy && is_sure && (watch.tries() || !copies));
+        let watch = watch.filter(|watch| holds && engine.precopy && (watch.tries() || !copies));
+        // A copy writes early: what is only known under a freeze, and may be a refusal, is asked before that.
+        let rehearses = copies && (!engine.emptying.is_empty() || wishes.require_map);
         if engine.onto_itself && watch.is_none() {
             let used = sources.iter().fold(0u64, |sum, source| {
                 let used = source.identity.as_ref().and_then(|one| one.used_bytes);
@@ -451,6 +452,7 @@ impl Capture {
             round: (0, 0, 0),
             all_read: false,
             onto_itself: engine.onto_itself,
+            rehearses,
             quiet: engine.quiet,
             froze: false,
             output: engine.output,
@@ -543,7 +545,13 @@ impl Capture {
         {
             // It proves that everything can be frozen before anything is read or written, and leaves metadata on the disk that
             // was only in memory: so the early look sees what the freeze will find.
-            let frozen = guardian.freeze(&self.signals)?;
+            let mut frozen = guardian.freeze(&self.signals)?;
+            if self.rehearses
+                && let Some(trouble) = rehearse(self.surveyor, &self.signals, &mut frozen)?
+            {
+                drop(frozen);
+                return Err(self.trouble(trouble, Step::Rehearse));
+            }
             // What it says is asked again under the freeze that counts.
             let _ = watch.trace().is_complete_frozen(FROZEN_DRAIN);
             // Before the thaw: whatever is written from then on counts again.
@@ -775,7 +783,13 @@ impl Capture {
             path if path.is_empty() => Error::fault(device, trouble.fault),
             path => Error::fault(format_args!("{device}: {path}"), trouble.fault),
         };
-        if step == Step::Surveyed && trouble.fault.exit() == Exit::Refused {
+        let is_early = match step {
+            Step::Rehearse => true,
+            // Copies were written to before, with pre-copy.
+            Step::Surveyed => self.places.is_none() || !self.precopy,
+            _ => false,
+        };
+        if is_early && trouble.fault.exit() == Exit::Refused {
             return error.leaving(NOTHING_WRITTEN);
         }
         let error = error.with_exit(Exit::Failed);
@@ -828,6 +842,29 @@ impl Capture {
             rounds: self.pipeline.rounds(),
             emptied: self.surveyor.emptied(),
         }
+    }
+}
+
+/// Walks everything once and forgets it; what speaks against the run.
+fn rehearse(
+    surveyor: &Surveyor,
+    signals: &Signals,
+    frozen: &mut Frozen,
+) -> Result<Option<Trouble>> {
+    surveyor.order(Step::Rehearse);
+    loop {
+        if let Some(number) = signals.take() {
+            return Err(Error::signal(number));
+        }
+        frozen.check()?;
+        match surveyor.state() {
+            (_, Some(trouble)) => return Ok(Some(trouble)),
+            (Step::Rehearsed, None) => return Ok(None),
+            _ => {}
+        }
+        let ends = [signals.fd(), surveyor.event(), frozen.event_fd()];
+        let mut fds = ends.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+        let _ = poll(&mut fds, Some(&timespec(LOOK)));
     }
 }
 

@@ -256,7 +256,9 @@ impl Emptied {
             ));
         }
         for pattern in &self.missing {
-            notes.push(format!("note: --empty {pattern}: there is no such file"));
+            notes.push(format!(
+                "note: --empty {pattern}: no regular file has that name, nothing was emptied for it (a folder's files are meant by a / at the end)"
+            ));
         }
         notes
     }

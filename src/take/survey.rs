@@ -82,6 +82,10 @@ impl Errand {
 pub(crate) enum Step {
     /// Nothing.
     Wait,
+    /// Walk as in a survey, and forget what was found: does anything speak against it?
+    Rehearse,
+    /// Nothing does.
+    Rehearsed,
     /// Walk what moves, for a hint, and begin pre-copy.
     Glimpse,
     /// It has begun.
@@ -100,6 +104,7 @@ impl Step {
     /// What an order becomes when it has been carried out.
     const fn done(self) -> Self {
         match self {
+            Self::Rehearse => Self::Rehearsed,
             Self::Glimpse => Self::Glimpsed,
             Self::Survey => Self::Surveyed,
             Self::Check => Self::Checked,
@@ -286,7 +291,7 @@ impl Surveyor {
     fn run(&self, pipeline: &Pipeline, swaps: &mut Swaps, scratch: &mut [u8]) {
         loop {
             let mut desk = self.lock();
-            while !matches!(desk.step, Step::Glimpse | Step::Survey | Step::Check) {
+            while desk.step == desk.step.done() {
                 desk = forgive(self.go.wait(desk));
             }
             let step = desk.step;
@@ -302,7 +307,25 @@ impl Surveyor {
                 devices: pipeline.devices(),
                 counters: self.looks.counters,
             };
+            let mut unused = None;
             let trouble = match (plan, step) {
+                (Some(mut plan), Step::Rehearse) => {
+                    swaps.read();
+                    let trouble = survey(
+                        (&mut plan, None),
+                        &mut errands,
+                        &mut emptying,
+                        &metered,
+                        swaps,
+                        scratch,
+                        self.looks.require_map,
+                    );
+                    if trouble.is_none() {
+                        forget(&mut plan, &mut errands, &mut emptying);
+                    }
+                    unused = Some(plan);
+                    trouble
+                }
                 (Some(mut plan), Step::Glimpse) => {
                     swaps.read();
                     glimpse(&mut plan, &mut errands, &metered, swaps, scratch);
@@ -351,6 +374,9 @@ impl Surveyor {
             desk.errands = errands;
             desk.emptying = emptying;
             desk.trouble = trouble;
+            if unused.is_some() {
+                desk.plans.last = unused;
+            }
             desk.traced = traced;
             // A small source may be read, and the check ordered, before we are here: that order must not be lost.
             if desk.step == step {
@@ -498,6 +524,20 @@ fn glimpse(
         }
         errand.earlier = earlier;
         (errand.still, errand.verdict) = (still, verdict);
+    }
+}
+
+/// What a survey found and did, as if it had not been.
+fn forget(plan: &mut Plan, errands: &mut [Errand], emptying: &mut Emptying) {
+    emptying.log.clear();
+    for errand in errands {
+        errand.verdict = Verdict::USED;
+        if let Some((part, overlay)) = plan.edit(errand.part) {
+            overlay.forget(errand.part);
+            if let Content::Used(map) = &mut part.content {
+                map.set_all_used();
+            }
+        }
     }
 }
 

@@ -206,7 +206,6 @@ impl Done {
             .archived
             .iter()
             .map(|one| one.words(self.wants))
-            .chain(self.figures.emptied.notes())
             .collect();
         lines.push(format!(
             "{} read{}, {}, {} in all",
@@ -386,6 +385,7 @@ fn clone(options: &Options, start: Instant) -> Result<Done> {
         figures,
         total: start.elapsed(),
     };
+    done.figures.emptied.notes().iter().for_each(report::line);
     if !quiet {
         finished.notes.iter().chain(&more).for_each(report::line);
         done.notes().iter().for_each(report::line);

@@ -365,3 +365,54 @@ fn an_overlay_behind_a_mounted_squashfs_is_frozen_with_it() {
     }
     drop(writer);
 }
+
+#[test]
+fn an_output_never_takes_the_name_of_a_file_that_is_attached_nor_of_a_device() {
+    ready!();
+    let made = match LoopFs::make(Spec::default()) {
+        Ok(made) => made,
+        Err(missing) => return common::skip(&missing),
+    };
+    let scratch = Scratch::new();
+    let image = image(&scratch, "image");
+    let (mount, behind) = (text(made.dir()), text(made.image()));
+    let pair = format!("data={mount}");
+    let mut lines: Vec<Vec<&str>> = Vec::new();
+    for out in [
+        behind.as_str(),
+        "/dev/loop99x",
+        "/dev/disk-that-is-not-there",
+    ] {
+        lines.push(vec!["dump", &mount, "-o", out]);
+        lines.push(vec!["dump", &mount, "--overwrite", "-o", out]);
+        lines.push(vec!["create", &pair, "--overwrite", "-o", out]);
+        lines.push(vec![
+            "artifact",
+            &image,
+            "-n",
+            "a",
+            "-t",
+            "b",
+            "--overwrite",
+            "-o",
+            out,
+        ]);
+    }
+    for line in lines {
+        let run = floe(&line).expect_code(4);
+        let words = run.stderr_text();
+        let fits = words.contains("is attached to /dev/loop") || words.contains("no such device");
+        assert!(fits && words.contains("nothing was written"), "{run}");
+        let out = Path::new(line[line.len() - 1]);
+        assert!(out == made.image() || !out.exists(), "{run}");
+    }
+    let run = common::shell(
+        &format!(
+            "{} dump {mount} -q -o /dev/stdout | cat",
+            text(&common::floe_path().expect("FLOE_BIN"))
+        ),
+        Limit::secs(20),
+    );
+    let words = run.expect_code(4).stderr_text();
+    assert!(words.contains("-o - writes to standard output"), "{words}");
+}

@@ -118,7 +118,7 @@ fn a_golden_dump_of_a_mounted_filesystem_empties_what_is_there_and_not_what_cove
     let run = run.expect_code(0);
     let lines = run.stderr_text();
     assert!(
-        lines.contains("--empty /no/such: there is no such file"),
+        lines.contains("--empty /no/such: no regular file has that name"),
         "{lines}"
     );
     assert!(
@@ -156,13 +156,61 @@ fn a_golden_clone_boots_as_another_machine() {
         .expect("target");
     let device = common::LoopDevice::attach(&target, 512);
     let pair = format!("{}={}", text(made.dir()), text(device.path()));
+    let report = made.scratch().join("report");
     let run = floe(
-        &["clone", &pair, "--golden", "--empty", "/own/", "--verify"],
+        &[
+            "clone",
+            &pair,
+            "--golden",
+            "--empty",
+            "/own/",
+            "--verify",
+            "--report",
+            &text(&report),
+        ],
         0,
     );
     assert!(run.stderr_text().contains("6 files emptied"), "{run}");
+    // It was written to before the freeze that counts, as other clones are.
+    let report = fs::read_to_string(&report).expect("report");
+    assert!(!report.contains("\"precopy\":\"off\""), "{report}");
     drop(device);
     check(&target, made.dir(), EMPTIED);
+}
+
+#[test]
+fn what_a_clone_cannot_empty_is_refused_before_its_target_is_touched() {
+    drop(require_floe!());
+    let mut made = made!(Spec {
+        mkfs: &["-O", "encrypt"],
+        ..Spec::default()
+    });
+    root(made.dir());
+    made.unmount();
+    common::output(
+        "debugfs",
+        &[
+            "-w",
+            "-R",
+            "sif /own/password flags 0x80800",
+            &text(made.image()),
+        ],
+    );
+    made.mount();
+    let target = made.scratch().join("target");
+    let old = Random(5).bytes(64 << 20);
+    fs::write(&target, &old).expect("target");
+    let device = common::LoopDevice::attach(&target, 512);
+    let pair = format!("{}={}", text(made.dir()), text(device.path()));
+    let run = floe(&["clone", &pair, "--overwrite", "--empty", "/own/*"], 4);
+    assert!(
+        run.stderr_text()
+            .contains("/own/password: an encrypted file cannot be emptied"),
+        "{run}"
+    );
+    common::assert_not_frozen(made.dir(), "refused");
+    drop(device);
+    assert!(fs::read(&target).expect("target") == old, "it was touched");
 }
 
 #[test]
