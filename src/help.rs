@@ -217,7 +217,8 @@ floe verify FILE|-: check every checksum of an image or a snapshot
 Reads all of it and makes the checks that restore makes: a snapshot must be complete, each entry what its checksums say; a gzip image must be complete and its checksums right, and every image
 must reach the end that its superblock or partition table states. Prints one line.
 ---
-Exit: 0 good; 1 it could not be read; 2 wrong command line; 3 corrupt, cut off or not an image.
+Exit: 0 good; 1 it could not be read; 2 wrong command line; 3 corrupt, cut off or not an image; 4 refused: FILE is not there, is no
+file, or is of a newer format.
 ";
 
 const ARTIFACT: &str = "\
@@ -265,6 +266,7 @@ refused, no board was asked.
 
 const PUSH: &str = "\
 floe push FILE HOST TARGET | NAME=TARGET…: restore an image or snapshot on a board
+
 floe push FILE HOST… @FILE -- TARGET…: the same on many, each checked on its own
 
 FILE is verified here first; then it is floe restore on the board, with the same refusals and the same exit code. HOST and the

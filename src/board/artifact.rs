@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::board::receive::{Arrived, Sink};
-use crate::cli::Args;
+use crate::cli::{Args, usage};
 use crate::error::{Error, Result};
 use crate::mender::header::Script;
 use crate::mender::header::{now, payload_name};
@@ -38,7 +38,18 @@ impl Wanted {
     /// After the last option: how artifacts are made, if they are wanted.
     pub(crate) fn check(mut self, args: &Args, output: Option<&Path>) -> Result<Option<Recipe>> {
         match self.label {
-            Some(name) if !self.asked => return Err(args.unknown(name)),
+            Some(name) if !self.asked => {
+                let more = match name.starts_with("--compress") {
+                    true => {
+                        "; an image always comes compressed over ssh, so that its end is proven"
+                    }
+                    false => "",
+                };
+                return Err(usage(
+                    "pull",
+                    format_args!("{name} is for --artifact{more}"),
+                ));
+            }
             _ if !self.asked => return Ok(None),
             _ => {}
         }

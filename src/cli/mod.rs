@@ -91,6 +91,9 @@ impl Args {
             self.divided |= next.is_some_and(|words| words.peek() == Some(OsStr::new("--")));
             let typed = match self.parser.next().map_err(wrong)? {
                 None => return Ok(None),
+                Some(lexopt::Arg::Value(value)) if value.is_empty() => {
+                    return Err(usage(self.verb, format_args!("an argument is empty")));
+                }
                 Some(lexopt::Arg::Value(value)) => return Ok(Some(Item::Value(value))),
                 Some(lexopt::Arg::Short(letter)) => format!("-{letter}"),
                 Some(lexopt::Arg::Long(name)) => format!("--{name}"),
@@ -157,15 +160,23 @@ impl Args {
         Ok(())
     }
 
-    /// The value of the option that came last.
-    pub fn value(&mut self) -> Result<OsString> {
+    fn any_value(&mut self) -> Result<OsString> {
         let missing = || Error::usage(format_args!("{}: its value is missing", self.last));
         self.value.take().ok_or_else(missing)
     }
 
-    /// The value as UTF-8 text.
+    /// The value of the option that came last: a name of something, which is never empty.
+    pub fn value(&mut self) -> Result<OsString> {
+        let value = self.any_value()?;
+        match value.is_empty() {
+            true => Err(Error::usage(format_args!("{}: is empty", self.last))),
+            false => Ok(value),
+        }
+    }
+
+    /// The value as UTF-8 text, which may be empty.
     pub fn text(&mut self) -> Result<String> {
-        self.value()?
+        self.any_value()?
             .into_string()
             .map_err(|_| Error::usage(format_args!("{}: not text in UTF-8", self.last)))
     }
@@ -320,6 +331,7 @@ mod tests {
             ("--verify=1", "unexpected"),
             ("--disk", "missing"),
             ("-j 0", "1 to 256"),
+            ("--report=", "--report: is empty"),
         ] {
             let error = items("restore", line).unwrap_err().to_string();
             assert!(error.contains(part), "{line}: {error}");
