@@ -7,6 +7,7 @@ use std::fmt::{self, Write as _};
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -110,6 +111,16 @@ pub fn print(text: &str) -> Result<()> {
     }
 }
 
+/// Whether the line of a signal has been said.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// The one line of a run that a signal ends: what it was about, where that is not clear, and what state it leaves.
+pub fn interrupted(subject: &str, state: &str) {
+    INTERRUPTED.store(true, Ordering::Relaxed);
+    let colon = if subject.is_empty() { "" } else { ": " };
+    line(format_args!("{subject}{colon}interrupted; {state}"));
+}
+
 /// Says how a run ended and gives its exit code.
 pub fn end(error: Error) -> u8 {
     match error.ending() {
@@ -123,11 +134,17 @@ pub fn end(error: Error) -> u8 {
             Ok(()) => 0,
             Err(error) => end(error),
         },
-        Ending::Signal(number) => crate::sys::process::die_by(*number),
+        Ending::Signal(number) => {
+            // Who knows what is left has said so.
+            if !INTERRUPTED.load(Ordering::Relaxed) {
+                interrupted("", "nothing is frozen, and there is no image");
+            }
+            crate::sys::process::die_by(*number)
+        }
     }
 }
 
-/// A table: columns as wide as what stands in them, those that `right` names to the right; nothing where there are no rows.
+/// A table: columns as wide as what stands in them, those that `right` names to the right.
 pub fn table<const N: usize>(head: [&str; N], right: &[usize], rows: Vec<[String; N]>) -> String {
     let rows: Vec<&[String]> = rows.iter().map(|row| &row[..]).collect();
     lay_out(&head, right, &rows)
@@ -135,9 +152,6 @@ pub fn table<const N: usize>(head: [&str; N], right: &[usize], rows: Vec<[String
 
 fn lay_out(head: &[&str], right: &[usize], rows: &[&[String]]) -> String {
     let mut out = String::new();
-    if rows.is_empty() {
-        return out;
-    }
     let mut widths: Vec<usize> = head.iter().map(|cell| cell.chars().count()).collect();
     for row in rows {
         for (width, cell) in widths.iter_mut().zip(*row) {
@@ -309,14 +323,14 @@ pub fn hex(bytes: &[u8]) -> String {
 
 /// Where `--report` goes: opened before anything freezes, written after the thaw.
 #[derive(Debug)]
-pub struct ReportFile {
+struct ReportFile {
     file: Option<File>,
     name: String,
 }
 
 impl ReportFile {
     /// Opens `path` for writing; `-` is stderr.
-    pub fn open(path: &Path) -> Result<Self> {
+    fn open(path: &Path) -> Result<Self> {
         let name = path.display().to_string();
         let file = if name == "-" {
             if !crate::sys::start::has_stderr() {
@@ -335,7 +349,7 @@ impl ReportFile {
     }
 
     /// Writes the object and a newline, and sees to it that they arrive: what could not be reported is a failed run.
-    pub fn write(&mut self, object: &JsonObject) -> Result<()> {
+    fn write(&mut self, object: &JsonObject) -> Result<()> {
         let text = format!("{}\n", object.finish());
         let result = match &mut self.file {
             Some(file) => file
@@ -738,39 +752,50 @@ pub fn fact(key: &'static str, word: &'static str) {
     facts.push((key, word));
 }
 
-/// Runs `work`, writes the report, whatever became of it, and says the last line. `source` is named in the report of a failure.
-pub fn tell(
-    common: &Common,
-    source: Option<&str>,
-    work: &mut dyn FnMut() -> Result<Box<dyn Told>>,
-) -> Result<()> {
-    let report = common.report.as_deref();
-    let mut report = report.map(ReportFile::open).transpose()?;
-    let result = work();
-    if let Some(report) = &mut report {
-        match &result {
-            Ok(done) => {
-                let mut object = done.json();
-                let facts = FACTS.lock();
-                for (key, word) in facts.iter() {
-                    object.str(key, word);
-                }
-                report.write(&object)?;
-            }
-            Err(error) => {
-                let mut object = JsonObject::new();
-                if let Some(source) = source {
-                    object.str("source", source);
-                }
-                match error.ending() {
-                    Ending::Answer(_) => object.bool("dry_run", true),
-                    _ => object.str("error", &error.to_string()),
-                };
-                let _ = report.write(&object);
-            }
-        }
+/// The report of this run and what the run is about, until it is written.
+static REPORT: Lock<Option<(ReportFile, &'static str, String)>> = Lock::new(None);
+
+/// Opens the report that was asked for. `key` and `about` say in the report of a run that failed what was to be done.
+pub fn begin(common: &Common, key: &'static str, about: &str) -> Result<()> {
+    if let Some(path) = &common.report {
+        *REPORT.lock() = Some((ReportFile::open(path)?, key, about.to_owned()));
     }
-    let done = result?;
+    Ok(())
+}
+
+/// Writes the report, once; nothing where none was asked for.
+pub fn write(object: &JsonObject) -> Result<()> {
+    let report = REPORT.lock().take();
+    report.map_or(Ok(()), |(mut file, ..)| file.write(object))
+}
+
+/// At the end of every verb: the report of what did not go well, unless one was written.
+pub fn write_end(result: &Result<()>) {
+    let report = REPORT.lock().take();
+    let (Some((mut file, key, about)), Err(error)) = (report, result) else {
+        return;
+    };
+    let mut object = JsonObject::new();
+    if !about.is_empty() {
+        object.str(key, &about);
+    }
+    match error.ending() {
+        Ending::Answer(_) => object.bool("dry_run", true),
+        _ => object.str("error", &error.to_string()),
+    };
+    let _ = file.write(&object);
+}
+
+/// Runs `work`, writes the report, and says the last line.
+pub fn tell(common: &Common, work: &mut dyn FnMut() -> Result<Box<dyn Told>>) -> Result<()> {
+    let done = work()?;
+    if common.report.is_some() {
+        let mut object = done.json();
+        for (key, word) in FACTS.lock().iter() {
+            object.str(key, word);
+        }
+        write(&object)?;
+    }
     if !common.quiet {
         line(done.words());
     }

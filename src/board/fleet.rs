@@ -272,7 +272,8 @@ pub(crate) fn run(
     let interrupted = view.follow(&told, &signals, &stop);
     view.erase();
     if let Some(number) = interrupted {
-        report::line("interrupted; files that are there are complete, others were removed");
+        let left = "files that are there are complete, others were removed";
+        report::interrupted("", left);
         return Err(Error::signal(number));
     }
     let View { rows, .. } = view;

@@ -91,8 +91,9 @@ fn emptied_before(name: &str) -> Error {
 /// Runs the verb.
 pub(super) fn run(options: Options) -> Result<()> {
     let start = Instant::now();
-    let source = options.image.to_string_lossy();
-    tell(&options.common, Some(&source), &mut || {
+    let about = ("source", &options.image.display() as _);
+    super::begin(&options.common, about, options.output.as_deref().as_slice())?;
+    tell(&options.common, &mut || {
         Ok(Box::new(make(&options, start)?))
     })
 }

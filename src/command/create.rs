@@ -3,6 +3,7 @@
 //! `snapshot.json` goes out before anything freezes; checksums and the archive's directory only after a good thaw, so a
 //! snapshot that was cut short has neither.
 
+use crate::command::{begin as begin_report, typed};
 use crate::config;
 use crate::config::pairs::split_pair;
 use crate::threads::{Lock, RecvTimeoutError, channel};
@@ -144,7 +145,10 @@ fn comment(text: &str) -> Option<String> {
 /// Runs the verb.
 pub(super) fn run(options: Options) -> Result<()> {
     let start = Instant::now();
-    report::tell(&options.common, None, &mut || {
+    let sources = typed(options.pairs.iter().map(|(_, source)| source.as_os_str()));
+    let outputs = options.output.as_deref();
+    begin_report(&options.common, ("source", &sources), outputs.as_slice())?;
+    report::tell(&options.common, &mut || {
         Ok(Box::new(create(&options, start)?))
     })
 }
@@ -325,21 +329,14 @@ impl Sink {
 
 /// `--dry-run`: whether there could be a file, and what would be in it.
 fn would(options: &Options, place: &Place, snapshot: &Snapshot) -> Result<Error> {
-    let (folder, shown) = match place {
-        Place::Stdout => (None, "stdout".to_owned()),
-        Place::Folder(folder) => (Some(folder.as_path()), folder.display().to_string()),
-        Place::File(path) => {
-            let parent = path
-                .parent()
-                .filter(|parent| !parent.as_os_str().is_empty());
-            let folder = parent.unwrap_or(Path::new("."));
-            (Some(folder), path.display().to_string())
-        }
+    let shown = match place {
+        Place::Stdout => "stdout".to_owned(),
+        Place::Folder(path) | Place::File(path) => path.display().to_string(),
     };
-    if let Some(folder) = folder {
-        let may = rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK;
-        rustix::fs::access(folder, may)
-            .map_err(|errno| Error::fault(folder.display(), Fault::io("write", errno)))?;
+    match place {
+        Place::Stdout => {}
+        Place::Folder(folder) => PartFile::check(&folder.join("name.zip"))?,
+        Place::File(path) => PartFile::check(path)?,
     }
     let images = snapshot.images.iter().map(|image| {
         format!(

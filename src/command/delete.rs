@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use crate::cli::{Args, Common, Item};
 use crate::error::{Error, Result};
-use crate::report::{self, Bytes, JsonObject, ReportFile};
+use crate::report::{self, Bytes, JsonObject};
 use crate::snapshot::kept::{self, Kept};
 use crate::snapshot::store::Store;
 
@@ -49,8 +49,8 @@ pub(super) fn parse(mut args: Args) -> Result<Options> {
 
 /// Runs the verb.
 pub(super) fn run(options: Options) -> Result<()> {
-    let report = options.common.report.as_deref();
-    let mut report = report.map(ReportFile::open).transpose()?;
+    let names = super::typed(options.names.iter().map(OsString::as_os_str));
+    super::begin(&options.common, ("names", &names), &[])?;
     let folder = kept::folder()?;
     let _store = match options.dry_run {
         true => None,
@@ -92,14 +92,11 @@ pub(super) fn run(options: Options) -> Result<()> {
             report::line(format_args!("{shown}: {done}, {}", Bytes(*length)));
         }
     }
-    if let Some(report) = &mut report {
-        let mut object = JsonObject::new();
-        object
-            .str("path", &folder.display().to_string())
-            .u64("deleted", crate::units::to_u64(going.len()))
-            .u64("freed_bytes", freed)
-            .bool("dry_run", options.dry_run);
-        report.write(&object)?;
-    }
-    Ok(())
+    let mut object = JsonObject::new();
+    object
+        .str("path", &folder.display().to_string())
+        .u64("deleted", crate::units::to_u64(going.len()))
+        .u64("freed_bytes", freed)
+        .bool("dry_run", options.dry_run);
+    report::write(&object)
 }

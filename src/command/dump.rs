@@ -69,6 +69,14 @@ impl Options {
 }
 
 impl Options {
+    /// The file that is written, or its first piece.
+    fn first(&self) -> Option<PathBuf> {
+        self.output.as_ref().map(|path| match self.split {
+            Some(_) => partfile::piece(path, 1),
+            None => path.clone(),
+        })
+    }
+
     /// Whether somebody will see the SHA-256 of the stream: only the report has it, and on a board without instructions for it it takes
     /// 15 % of the CPU time.
     fn hashes(&self) -> bool {
@@ -123,11 +131,12 @@ fn piece(text: &str) -> Option<u64> {
 /// Runs the verb.
 pub(crate) fn run(options: Options) -> Result<()> {
     let start = Instant::now();
-    report::tell(
-        &options.common,
-        Some(&options.source.to_string_lossy()),
-        &mut || Ok(Box::new(dump(&options, start)?)),
-    )
+    let first = options.first();
+    let about = ("source", &options.source.display() as _);
+    super::begin(&options.common, about, first.as_deref().as_slice())?;
+    report::tell(&options.common, &mut || {
+        Ok(Box::new(dump(&options, start)?))
+    })
 }
 
 /// Everything the report says.
@@ -226,10 +235,7 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
             prepared.name
         ));
     }
-    let first = options.output.as_ref().map(|path| match options.split {
-        Some(_) => partfile::piece(path, 1),
-        None => path.clone(),
-    });
+    let first = options.first();
     if let (Some(path), false) = (&first, options.overwrite) {
         image::check_replaceable(path)?;
     }

@@ -11,7 +11,7 @@ use std::time::Instant;
 use crate::board::receive::ToFile;
 use crate::cli::{self, Args, Common, Item};
 use crate::error::{Error, Exit, Result};
-use crate::report::{self, JsonObject, ReportFile};
+use crate::report::{self, JsonObject};
 use crate::snapshot::store::Store;
 use crate::snapshot::sums::{Sums, copy};
 use crate::snapshot::{archive, kept};
@@ -56,6 +56,8 @@ pub(super) fn parse(mut args: Args) -> Result<Options> {
 /// Runs the verb.
 pub(super) fn run(options: Options) -> Result<()> {
     let start = Instant::now();
+    let words = super::typed(options.words.iter().map(OsString::as_os_str));
+    super::begin(&options.common, ("kept", &words), &[])?;
     let word = |index: usize| options.words.get(index).and_then(|word| word.to_str());
     let (path, sums) = match (word(0), word(1)) {
         (Some("sum"), None) => {
@@ -66,17 +68,13 @@ pub(super) fn run(options: Options) -> Result<()> {
         (Some("put"), None) => put(&options)?,
         _ => return Err(Error::usage("kept: get NAME, put or sum")),
     };
-    if let Some(report) = &options.common.report {
-        let total_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let mut object = JsonObject::new();
-        object
-            .str("path", &path.display().to_string())
-            .u64("written_bytes", sums.length_bytes)
-            .u64("total_ms", total_ms)
-            .str("sha256", &sums.sha256);
-        ReportFile::open(report)?.write(&object)?;
-    }
-    Ok(())
+    let mut object = JsonObject::new();
+    object
+        .str("path", &path.display().to_string())
+        .u64("written_bytes", sums.length_bytes)
+        .u64("total_ms", report::millis(start.elapsed()))
+        .str("sha256", &sums.sha256);
+    report::write(&object)
 }
 
 /// The name of one as `floe list` prints it, or `latest`.

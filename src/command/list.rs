@@ -17,7 +17,7 @@ use crate::cli::{Args, Common, Item};
 use crate::config;
 use crate::error::{Error, Result};
 use crate::features;
-use crate::report::{self, JsonObject, ReportFile};
+use crate::report::{self, JsonObject};
 use crate::snapshot::kept::Kept;
 use crate::snapshot::machine;
 use crate::snapshot::store;
@@ -61,6 +61,8 @@ pub(super) fn parse(mut args: Args) -> Result<Options> {
 
 /// Runs the verb.
 pub(super) fn run(options: Options) -> Result<()> {
+    let typed = super::typed(options.folder.iter().map(OsString::as_os_str));
+    super::begin(&options.common, ("path", &typed), &[])?;
     let folder = match &options.folder {
         Some(folder) => match host(folder) {
             Some(host) if features::HOST => return far(options, host),
@@ -80,18 +82,20 @@ pub(super) fn run(options: Options) -> Result<()> {
         list.push_str(&kept.object(now_s).finish());
     }
     list.push(']');
-    if let Some(path) = &options.common.report {
-        let mut object = JsonObject::new();
-        object.str("path", &folder.display().to_string());
-        object.raw("snapshots", &list);
-        ReportFile::open(path)?.write(&object)?;
-    }
+    say(&folder.display().to_string(), &list)?;
     if options.json {
         return report::print(&format!("{list}\n"));
     }
     let rows: Vec<[String; 5]> = found.iter().map(|kept| kept.row(now_s)).collect();
     let head = ["NAME", "SIZE", "AGE", "STATE", "ENTRIES"];
     report::print(&report::table(head, &[1, 2], rows))
+}
+
+/// The report.
+fn say(path: &str, list: &str) -> Result<()> {
+    let mut object = JsonObject::new();
+    object.str("path", path).raw("snapshots", list);
+    report::write(&object)
 }
 
 /// A board, where what was named is no path that is there, and could not be one that is not.
@@ -105,6 +109,7 @@ fn host(name: &OsStr) -> Option<Host> {
 /// The store of a board, as floe lists it there.
 fn far(options: Options, host: Host) -> Result<()> {
     let common = options.common.clone();
+    let (is_json, shown) = (options.json, host.shown.clone());
     let job = move |host: &Host, board: &fleet::Board| {
         let mut words: Vec<OsString> = vec!["list".into()];
         words.extend(options.json.then(|| "--json".into()));
@@ -124,7 +129,11 @@ fn far(options: Options, host: Host) -> Result<()> {
         })
     };
     for outcome in fleet::run(vec![host], 1, &common, Arc::new(job))? {
-        report::print(&outcome.result?.path)?;
+        let list = outcome.result?.path;
+        // Only JSON that is whole is handed on as such.
+        let is_list = is_json && crate::json::parse(list.as_bytes()).is_ok();
+        say(&shown, if is_list { list.trim() } else { "null" })?;
+        report::print(&list)?;
     }
     Ok(())
 }

@@ -16,10 +16,13 @@ mod thaw;
 mod verify;
 
 use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::path::Path;
 
-use crate::cli::{self, Args, Item};
-use crate::error::{Error, Result};
-use crate::{features, help};
+use crate::cli::{self, Args, Common, Item};
+use crate::error::{Error, NOTHING_WRITTEN, Result};
+use crate::stream::partfile::Place;
+use crate::{features, help, report};
 
 /// Runs the command line: the program's name (which may be one that Mender's tools look for), the verb and its arguments.
 pub(crate) fn run(arguments: Vec<OsString>) -> Result<()> {
@@ -57,10 +60,44 @@ pub(crate) fn run(arguments: Vec<OsString>) -> Result<()> {
         _ => Err(unknown(&verb)),
     };
     // A refusal comes before the first write; what only looks has nothing to write.
-    match verb.to_str() {
+    let done = match verb.to_str() {
         Some("show" | "verify" | "list") => done,
         _ => done.map_err(Error::refused_at_first),
+    };
+    report::write_end(&done);
+    done
+}
+
+/// At the beginning of every verb: opens the report that was asked for, unless it would be what the verb writes. `key` and `about`:
+/// see [`report::begin`].
+fn begin(
+    common: &Common,
+    (key, about): (&'static str, &dyn fmt::Display),
+    outputs: &[&Path],
+) -> Result<()> {
+    let place = |path: &Path| Place::find(path).map(|place| place.identity()).ok();
+    if let Some(report) = common
+        .report
+        .as_deref()
+        .filter(|path| *path != Path::new("-"))
+        && let Some(own) = place(report)
+        && outputs
+            .iter()
+            .any(|output| place(output).as_ref() == Some(&own))
+    {
+        return Err(Error::refused(format_args!(
+            "{}: is what is to be written, and the report would replace it; name another file with --report",
+            report.display()
+        ))
+        .leaving(NOTHING_WRITTEN));
     }
+    report::begin(common, key, &about.to_string())
+}
+
+/// Several arguments as they were typed.
+fn typed<'a>(words: impl Iterator<Item = &'a OsStr>) -> String {
+    let words: Vec<String> = words.map(|word| word.display().to_string()).collect();
+    words.join(" ")
 }
 
 /// `floe help VERB`: always an answer, or what is wrong with the question.

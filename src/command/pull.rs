@@ -18,7 +18,7 @@ use crate::cli::{self, Args, Common, Item, table};
 use crate::error::{Error, Exit, Result};
 use crate::json;
 use crate::put::image;
-use crate::report::{self, Bytes, ReportFile, Span};
+use crate::report::{self, Bytes, Span};
 use crate::stream::partfile;
 use crate::take::options::Taking;
 
@@ -257,7 +257,12 @@ impl Place {
 pub(crate) fn run(options: Options) -> Result<()> {
     let start = Instant::now();
     let common = options.common.clone();
-    let mut report = common.report.as_deref().map(ReportFile::open).transpose()?;
+    let hosts: Vec<&str> = options
+        .hosts
+        .iter()
+        .map(|host| host.shown.as_str())
+        .collect();
+    super::begin(&common, ("hosts", &hosts.join(" ")), &[&options.output])?;
     let place = place(&options)?;
     let one = options.hosts.len() == 1;
     let Options {
@@ -322,9 +327,7 @@ pub(crate) fn run(options: Options) -> Result<()> {
         }
     };
     let mut outcomes = fleet::run(hosts, parallel, &common, Arc::new(job))?;
-    if let Some(report) = &mut report {
-        report.write(&fleet::report_of(&outcomes, start))?;
-    }
+    report::write(&fleet::report_of(&outcomes, start))?;
     if one && let Some(outcome) = outcomes.pop() {
         let arrived = outcome.result.map_err(|e| e.with_exit(Exit::Failed))?;
         if !common.quiet && streams {

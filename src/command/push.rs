@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::json::{self, Value};
 use crate::put::image::{self, Any, Image, Opened};
 use crate::put::target::is_tag;
-use crate::report::{self, Bytes, Progress, ReportFile, Span};
+use crate::report::{self, Bytes, Progress, Span};
 use crate::snapshot::MAX_IMAGES;
 use crate::snapshot::archive::Bundle;
 use crate::snapshot::kept;
@@ -204,7 +204,7 @@ fn words(options: &Options, good: &Good) -> Result<Vec<OsString>> {
 pub(super) fn run(options: Options) -> Result<()> {
     let start = Instant::now();
     let common = options.common.clone();
-    let mut report = common.report.as_deref().map(ReportFile::open).transpose()?;
+    super::begin(&common, ("path", &options.file.display()), &[])?;
     let file = kept::path_of(&options.file)?;
     let options = Options { file, ..options };
     let any = match options.handed_on.iter().any(|word| word == "--any-content") {
@@ -218,9 +218,7 @@ pub(super) fn run(options: Options) -> Result<()> {
     let (one, parallel) = (hosts.len() == 1, options.parallel);
     let job = move |host: &Host, board: &Board| push(host, board, &options, &good, &words);
     let mut outcomes = fleet::run(hosts, parallel, &common, Arc::new(job))?;
-    if let Some(report) = &mut report {
-        report.write(&fleet::report_of(&outcomes, start))?;
-    }
+    report::write(&fleet::report_of(&outcomes, start))?;
     let Some(outcome) = outcomes.pop_if(|_| one) else {
         return fleet::end(&outcomes, common.quiet);
     };

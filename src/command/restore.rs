@@ -18,7 +18,7 @@ use crate::put::job::{Job, Shared};
 use crate::put::options::{Options, left_alone};
 use crate::put::supervise::supervise;
 use crate::put::target::{Chosen, Overwrite, is_tag};
-use crate::report::{self, JsonObject, Progress, ReportFile};
+use crate::report::{self, JsonObject, Progress};
 use crate::snapshot::{MAX_IMAGES, framed, kept, unpack};
 use crate::stream::image::Format;
 use crate::stream::target::Target;
@@ -112,8 +112,6 @@ fn check_order(options: &Options) -> Result<()> {
 
 /// Runs the verb.
 pub(super) fn run(options: Options) -> Result<()> {
-    let report = options.common.report.as_deref();
-    let mut report = report.map(ReportFile::open).transpose()?;
     let start = Instant::now();
     if let [_, second, ..] = options.targets.as_slice()
         && !options
@@ -126,6 +124,20 @@ pub(super) fn run(options: Options) -> Result<()> {
             second.display()
         )));
     }
+    let pairs: Vec<_> = options
+        .targets
+        .iter()
+        .filter_map(|t| split_pair(t))
+        .collect();
+    let targets = options.targets.iter().map(Path::new);
+    let targets: Vec<&Path> = targets
+        .chain(pairs.iter().map(|(_, target)| Path::new(target)))
+        .collect();
+    super::begin(
+        &options.common,
+        ("image", &options.image.display()),
+        &targets,
+    )?;
     let nothing = |error: Error| error.leaving(NOTHING_WRITTEN);
     let image = kept::path_of(&options.image).map_err(nothing)?;
     let options = Options { image, ..options };
@@ -136,7 +148,7 @@ pub(super) fn run(options: Options) -> Result<()> {
     };
     let opened = framed::open(&options.image, near).map_err(nothing)?;
     if features::SNAPSHOTS && opened.format == Format::Zip {
-        return unpack::run(&options, opened, Vec::new(), report.as_mut(), start);
+        return unpack::run(&options, opened, Vec::new(), start).map(drop);
     }
     let target = match options.targets.as_slice() {
         [target] if options.disk.is_none() && !options.force => target.clone(),
@@ -191,15 +203,13 @@ pub(super) fn run(options: Options) -> Result<()> {
             opened.subject,
             report::Bytes(size)
         );
-        if let Some(file) = &mut report {
-            let mut object = JsonObject::new();
-            object
-                .bool("dry_run", true)
-                .str("target", &target.to_string_lossy())
-                .str("filesystem", content)
-                .u64("size_bytes", size);
-            file.write(&object)?;
-        }
+        let mut object = JsonObject::new();
+        object
+            .bool("dry_run", true)
+            .str("target", &target.to_string_lossy())
+            .str("filesystem", content)
+            .u64("size_bytes", size);
+        report::write(&object)?;
         return Err(report::dry(&options.common, [would]));
     }
     let (path, device) = chosen.into_device()?;
@@ -229,11 +239,9 @@ pub(super) fn run(options: Options) -> Result<()> {
         done.notes.push(grow::grow(&path, dev)?);
     }
     let took = start.elapsed();
-    if let Some(file) = &mut report {
-        let mut object = figures(&options, &done, filesystem, took);
-        object.str("target", &target.to_string_lossy());
-        file.write(&object)?;
-    }
+    let mut object = figures(&options, &done, filesystem, took);
+    object.str("target", &target.to_string_lossy());
+    report::write(&object)?;
     if !options.common.quiet {
         last_line(&options, &done, filesystem, took);
     }

@@ -22,7 +22,7 @@ use crate::fs::{self, Coverage, Identity, Kind, Still, UsedMap, Walk};
 use crate::mounts::{DevId, Holding, Means, Roots, Source, System};
 use crate::ptable::{self, Table};
 use crate::put::image::{Any, Content, Image};
-use crate::report::{self, Bytes, JsonObject, ReportFile, json_list};
+use crate::report::{self, Bytes, JsonObject, json_list};
 use crate::snapshot::kept::{self, Kept};
 use crate::stream::artifact::Labels;
 use crate::stream::image::{Format, LOOK_BYTES};
@@ -66,6 +66,8 @@ pub(super) fn parse(mut args: Args) -> Result<Options> {
 
 /// Runs the verb.
 pub(super) fn run(options: Options) -> Result<()> {
+    let typed = super::typed(options.path.iter().map(OsString::as_os_str));
+    super::begin(&options.common, ("path", &typed), &[])?;
     let Some(name) = &options.path else {
         return overview(&options);
     };
@@ -87,9 +89,7 @@ pub(super) fn run(options: Options) -> Result<()> {
 
 /// The one answer: as a report, and to stdout as JSON or in words.
 fn tell(options: &Options, object: &JsonObject, text: String) -> Result<()> {
-    if let Some(path) = &options.common.report {
-        ReportFile::open(path)?.write(object)?;
-    }
+    report::write(object)?;
     report::print(&match options.json {
         true => format!("{}\n", object.finish()),
         false => text,
@@ -276,7 +276,10 @@ struct Dump {
     bytes: u64,
     /// How much of the map was proven, or `estimate`.
     map: &'static str,
-    doubt: Option<Fault>,
+    /// In words at once: of a fault they may be gone when many others have come since.
+    doubt: Option<String>,
+    /// Whether the doubt is of something that is valid and not ours.
+    unsupported: bool,
 }
 
 fn look(name: &OsStr) -> Result<Facts> {
@@ -356,9 +359,7 @@ fn facts(system: &System, around: &Around, source: Source, path: &Path) -> Resul
         facts.dump = walk(cached.as_ref().unwrap_or(device), identity, still).map_err(fail)?;
     }
     if let (Holding::Mounted(mounted), Some(dump)) = (&source.holding, &mut facts.dump)
-        && dump
-            .doubt
-            .is_none_or(|doubt| doubt.kind() != FaultKind::Unsupported)
+        && !dump.unsupported
         && let Ok(stat) = rustix::fs::fstatvfs(&mounted.fd)
     {
         // What was written just now is not all on the device yet, so that its map may not fit; the kernel has the sum of it.
@@ -436,13 +437,16 @@ impl Dump {
             bytes: gaps.iter().map(|gap| gap.length_bytes).sum(),
             map: Coverage::Used.name(),
             doubt: None,
+            unsupported: false,
         };
         for part in parts {
             let whole = part.size_bytes.unwrap_or(0);
             let dump = part.dump.as_ref();
             let bytes = dump.map_or(whole, |dump| dump.bytes);
             sum.bytes = sum.bytes.saturating_add(bytes);
-            sum.doubt = sum.doubt.or(dump.and_then(|dump| dump.doubt));
+            if sum.doubt.is_none() {
+                sum.doubt = dump.and_then(|dump| dump.doubt.clone());
+            }
             sum.map = match dump.map_or(Coverage::Whole.name(), |dump| dump.map) {
                 "used" => sum.map,
                 "estimate" if sum.map != Coverage::Partial.name() => "estimate",
@@ -509,7 +513,8 @@ fn walk(
             (Still::Glimpse, Coverage::Used | Coverage::Partial) => "estimate",
             (_, coverage) => coverage.name(),
         },
-        doubt: verdict.doubt,
+        doubt: verdict.doubt.map(|doubt| doubt.to_string()),
+        unsupported: matches!(verdict.doubt, Some(doubt) if doubt.kind() == FaultKind::Unsupported),
     }))
 }
 
@@ -626,9 +631,8 @@ impl Facts {
         out.bool("can_freeze", self.can_freeze());
         maybe_u64(out, "dump_bytes", dump.map(|dump| dump.bytes));
         maybe_str(out, "map", dump.map(|dump| dump.map));
-        let doubt = dump.and_then(|dump| dump.doubt);
-        let doubt = doubt.map(|doubt| doubt.to_string());
-        maybe_str(out, "doubt", doubt.as_deref());
+        let doubt = dump.and_then(|dump| dump.doubt.as_deref());
+        maybe_str(out, "doubt", doubt);
         let wrong = self.table_doubt().map(|doubt| doubt.to_string());
         maybe_str(out, "partition_table_doubt", wrong.as_deref());
         let artifact = self.artifact.as_ref();
@@ -692,7 +696,7 @@ impl Facts {
         row("standby of", self.standby_of.clone().unwrap_or_default());
         match &self.dump {
             Some(dump) => {
-                let note = match (dump.map, dump.doubt) {
+                let note = match (dump.map, &dump.doubt) {
                     ("estimate", _) => "an estimate, while it is mounted".into(),
                     (map, Some(doubt)) => format!("map: {map}, because of {doubt}"),
                     (map, None) => format!("map: {map}"),

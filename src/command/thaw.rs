@@ -19,8 +19,9 @@ use crate::cli::{Args, Common, Item};
 use crate::device::Access;
 use crate::error::{Error, Fault, Result};
 use crate::mounts::{DevId, Mount, Roots, System};
-use crate::report;
+use crate::report::{self, JsonObject};
 use crate::sys::ioctl::fithaw;
+use crate::units::to_u64;
 
 /// How long the thaws may take together.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -62,6 +63,8 @@ pub(super) fn parse(mut args: Args) -> Result<Options> {
 /// Runs the verb.
 pub(super) fn run(options: Options) -> Result<()> {
     let quiet = options.common.quiet;
+    let typed = super::typed(options.path.iter().map(OsString::as_os_str));
+    super::begin(&options.common, ("path", &typed), &[])?;
     // A path is enough of itself: the way out must not need /proc.
     let places = match &options.path {
         None => everything(&System::look()?, quiet),
@@ -71,7 +74,12 @@ pub(super) fn run(options: Options) -> Result<()> {
     if thawed == 0 && !quiet {
         report::line("thaw: nothing was frozen");
     }
-    Ok(())
+    let mut object = JsonObject::new();
+    if options.path.is_some() {
+        object.str("path", &typed);
+    }
+    object.u64("thawed", to_u64(thawed));
+    report::write(&object)
 }
 
 /// Thaws all at once; the number of those that were frozen.

@@ -6,7 +6,7 @@ use crate::cli::{Args, Common, Item};
 use crate::error::Result;
 use crate::features;
 use crate::put::image::{self, Any, Image, Opened};
-use crate::report::{self, Bytes, JsonObject, Progress, ReportFile};
+use crate::report::{self, Bytes, JsonObject, Progress};
 use crate::snapshot::archive::Bundle;
 use crate::snapshot::{framed, kept};
 use crate::stream::copy::Ended;
@@ -41,29 +41,26 @@ pub(super) fn parse(mut args: Args) -> Result<Options> {
 
 /// Runs the verb.
 pub(super) fn run(options: Options) -> Result<()> {
-    let report = options.common.report.as_deref();
-    let mut report = report.map(ReportFile::open).transpose()?;
+    super::begin(&options.common, ("path", &options.path.display()), &[])?;
     let start = std::time::Instant::now();
     let mut line = Progress::new(&options.common);
     let opened = framed::open(&kept::path_of(&options.path)?, None)?;
     if features::SNAPSHOTS && opened.format == Format::Zip {
-        return snapshot(opened, &options, report.as_mut(), start);
+        return snapshot(opened, &options, start);
     }
     let mut found = Image::read(opened, options.any)?;
     let ended = image::read_all(&mut found, &mut line)?;
     let total_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
-    if let Some(file) = &mut report {
-        let mut object = JsonObject::new();
-        object
-            .str("path", &found.subject)
-            .str("format", found.reader.format().name())
-            .str("filesystem", found.content.name())
-            .u64("size_bytes", ended.size_bytes)
-            .u64("read_bytes", ended.input_bytes)
-            .str("crc32", &format!("{:08x}", ended.crc32))
-            .u64("total_ms", total_ms);
-        file.write(&object)?;
-    }
+    let mut object = JsonObject::new();
+    object
+        .str("path", &found.subject)
+        .str("format", found.reader.format().name())
+        .str("filesystem", found.content.name())
+        .u64("size_bytes", ended.size_bytes)
+        .u64("read_bytes", ended.input_bytes)
+        .str("crc32", &format!("{:08x}", ended.crc32))
+        .u64("total_ms", total_ms);
+    report::write(&object)?;
     if options.common.quiet {
         return Ok(());
     }
@@ -71,28 +68,21 @@ pub(super) fn run(options: Options) -> Result<()> {
 }
 
 /// Every entry of a snapshot, and the filesystem at the beginning of each image.
-fn snapshot(
-    opened: Opened,
-    options: &Options,
-    report: Option<&mut ReportFile>,
-    start: std::time::Instant,
-) -> Result<()> {
+fn snapshot(opened: Opened, options: &Options, start: std::time::Instant) -> Result<()> {
     let mut bundle = Bundle::open(&opened.subject, opened.input)?;
     bundle.read_all(&mut Progress::new(&options.common))?;
     let total_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
     let (size_bytes, read_bytes) = (bundle.size_bytes(), bundle.input_bytes());
-    if let Some(file) = report {
-        let mut object = JsonObject::new();
-        object
-            .str("path", &bundle.subject)
-            .str("format", "zip")
-            .str("consistent", &bundle.checksums.consistent)
-            .u64("entries", to_u64(bundle.checksums.entries.len()))
-            .u64("size_bytes", size_bytes)
-            .u64("read_bytes", read_bytes)
-            .u64("total_ms", total_ms);
-        file.write(&object)?;
-    }
+    let mut object = JsonObject::new();
+    object
+        .str("path", &bundle.subject)
+        .str("format", "zip")
+        .str("consistent", &bundle.checksums.consistent)
+        .u64("entries", to_u64(bundle.checksums.entries.len()))
+        .u64("size_bytes", size_bytes)
+        .u64("read_bytes", read_bytes)
+        .u64("total_ms", total_ms);
+    report::write(&object)?;
     if options.common.quiet {
         return Ok(());
     }

@@ -54,7 +54,7 @@ pub(crate) fn supervise<T: Send + 'static>(
         if let Some(number) = signals.take() {
             progress.stop.store(true, Ordering::Relaxed);
             line.clear();
-            report::line(format_args!("{name}: interrupted; {}", state()));
+            report::interrupted(name, &state());
             return Err(Error::signal(number));
         }
         match receive.try_recv() {

@@ -24,7 +24,7 @@ use crate::put::phase::Phase;
 use crate::put::supervise::supervise;
 use crate::put::target::{self, Chosen, check_sectors};
 use crate::report::JsonObject;
-use crate::report::{self, Bytes, ReportFile, Span};
+use crate::report::{self, Bytes, Span};
 use crate::snapshot::archive::{Bundle, Catalog};
 use crate::snapshot::machine::Host;
 use crate::snapshot::relaid::Laid;
@@ -61,6 +61,9 @@ struct Errand {
     shared: Arc<Shared>,
 }
 
+/// An entry that was written: its name, its filesystem, and the figures.
+pub(crate) type Restored = (String, &'static str, Done);
+
 /// A place on a disk that is laid out anew, for an entry.
 pub(crate) struct Place {
     /// The entry's name.
@@ -73,14 +76,14 @@ pub(crate) struct Place {
     pub range: Extent,
 }
 
-/// Runs the verb for an archive. Entries with a place go there, besides those that the options name.
+/// Runs the verb for an archive. Entries with a place go there, besides those that the options name. The report is written
+/// where the options ask for one.
 pub(crate) fn run(
     options: &Options,
     opened: Opened,
     places: Vec<Place>,
-    report: Option<&mut ReportFile>,
     start: Instant,
-) -> Result<()> {
+) -> Result<Vec<Restored>> {
     let nothing = |error: Error| error.leaving(NOTHING_WRITTEN);
     let file = opened.file.try_clone();
     let file = file.map_err(|e| Error::failed(format_args!("{}: dup: {e}", opened.subject)))?;
@@ -121,7 +124,7 @@ pub(crate) fn run(
         ));
     }
     if options.dry_run {
-        return Err(would(options, &found, chosen, disk, &origin, report)?);
+        return Err(would(options, &found, chosen, disk, &origin)?);
     }
     let (errands, laid) = errands(options, chosen, (disk, places), &origin, &found, &progress)?;
     let states = states_of(&errands, laid.as_ref());
@@ -137,7 +140,8 @@ pub(crate) fn run(
         work,
     )
     .map_err(|error| states.explain(error, options.common.quiet))?;
-    finish(options, &subject, &done, report, start)
+    finish(options, &subject, &done, start)?;
+    Ok(done)
 }
 
 /// `--dry-run`: the last checks, and what would be done.
@@ -147,7 +151,6 @@ fn would(
     chosen: Vec<(String, Chosen)>,
     disk: Option<Disk>,
     origin: &Origin,
-    report: Option<&mut ReportFile>,
 ) -> Result<Error> {
     let mut lines = Vec::new();
     for (name, target) in &chosen {
@@ -177,13 +180,11 @@ fn would(
             "{shown}: would get the recorded partition table, and what is named nowhere else"
         ));
     }
-    if let Some(file) = report {
-        let mut object = JsonObject::new();
-        object
-            .bool("dry_run", true)
-            .raw("would", &report::json_list(&lines));
-        file.write(&object)?;
-    }
+    let mut object = JsonObject::new();
+    object
+        .bool("dry_run", true)
+        .raw("would", &report::json_list(&lines));
+    report::write(&object)?;
     Ok(report::dry(&options.common, lines))
 }
 
@@ -597,15 +598,9 @@ fn one(
     Ok((filesystem, done))
 }
 
-fn finish(
-    options: &Options,
-    subject: &str,
-    done: &[(String, &'static str, Done)],
-    report: Option<&mut ReportFile>,
-    start: Instant,
-) -> Result<()> {
+fn finish(options: &Options, subject: &str, done: &[Restored], start: Instant) -> Result<()> {
     let took = start.elapsed();
-    if let Some(file) = report {
+    if options.common.report.is_some() {
         let entries: Vec<String> = done
             .iter()
             .map(|(name, filesystem, done)| {
@@ -622,7 +617,7 @@ fn finish(
                 "total_ms",
                 u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
             );
-        file.write(&object)?;
+        report::write(&object)?;
     }
     if options.common.quiet {
         return Ok(());

@@ -82,7 +82,17 @@ impl Output {
         if errno == Errno::PIPE {
             Problem::ClosedPipe
         } else {
-            Problem::Write(Fault::io(what, errno).at(self.written_bytes, 0))
+            let fault = Fault::io(what, errno);
+            Problem::Write(fault.with_offset(Some(self.written_bytes)))
+        }
+    }
+
+    /// A write of so many bytes that was not taken.
+    fn refused(&self, errno: Errno, batch: &[IoSlice<'_>]) -> Problem {
+        let bytes = batch.iter().map(|slice| to_u64(slice.len())).sum();
+        match self.problem("write", errno) {
+            Problem::Write(fault) => Problem::Write(fault.at(self.written_bytes, bytes)),
+            other => other,
         }
     }
 
@@ -139,7 +149,7 @@ impl Output {
     fn write_batch(&mut self, mut batch: &mut [IoSlice<'_>]) -> Result<(), Problem> {
         while batch.iter().any(|slice| !slice.is_empty()) {
             match rustix::io::writev(&self.fd, batch) {
-                Ok(0) => return Err(self.problem("write", Errno::IO)),
+                Ok(0) => return Err(self.refused(Errno::IO, batch)),
                 Ok(taken) => {
                     self.written_bytes = self.written_bytes.saturating_add(to_u64(taken));
                     self.meter.taken(to_u64(taken));
@@ -151,7 +161,7 @@ impl Output {
                     let mut fds = [PollFd::new(&self.fd, PollFlags::OUT)];
                     let _ = poll(&mut fds, None);
                 }
-                Err(errno) => return Err(self.problem("write", errno)),
+                Err(errno) => return Err(self.refused(errno, batch)),
             }
         }
         Ok(())

@@ -12,7 +12,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, Stat};
+use rustix::fs::{Access, AtFlags, FileType, FlockOperation, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use crate::error::{Error, Fault, NOTHING_WRITTEN, Result};
@@ -194,6 +194,40 @@ impl PartFile {
     /// Creates `TARGET.part`, readable for its owner only. The target may be absent or a regular file, or a link to either; a
     /// device, directory or anything else is refused.
     pub fn create(target: &Path) -> Result<Self> {
+        let place = Self::place(target)?;
+        let name = place.path.display();
+        let owned = rules(&place);
+        for number in 0..NAMES {
+            let mut part = place.name.clone();
+            if number > 0 {
+                part.push(format!(".{number}"));
+            }
+            part.push(".part");
+            let Some(file) = open(&place, &part, owned)? else {
+                continue;
+            };
+            let shown = place.path.with_file_name(&part);
+            let fail = |what, e| Error::failed(format_args!("{}: {what}: {e}", shown.display()));
+            // From here on it is removed when something fails.
+            let mut made = Self {
+                place,
+                part,
+                file: None,
+                lock: file,
+                done: false,
+            };
+            made.lock.set_len(0).map_err(|e| fail("truncate", e))?;
+            made.file = Some(made.lock.try_clone().map_err(|e| fail("dup", e))?);
+            return Ok(made);
+        }
+        Err(Error::refused(format_args!(
+            "{name}.part: this name and {} like it are taken by what is not ours; remove that",
+            NAMES - 1
+        )))
+    }
+
+    /// Where it would be, and whether it could be there as far as can be told without making anything.
+    fn place(target: &Path) -> Result<Place> {
         // What a link of /proc leads to has no name of its own.
         if std::fs::metadata(target).is_ok_and(|meta| meta.file_type().is_fifo()) {
             let name = target.display();
@@ -228,34 +262,19 @@ impl PartFile {
             }
             None => {}
         }
-        let owned = rules(&place);
-        for number in 0..NAMES {
+        Ok(place)
+    }
+
+    /// What [`Self::create`] would say, without making anything.
+    pub fn check(target: &Path) -> Result<()> {
+        let place = Self::place(target)?;
+        let may = Access::WRITE_OK | Access::EXEC_OK;
+        rustix::fs::accessat(&place.folder, ".", may, AtFlags::empty()).map_err(|errno| {
             let mut part = place.name.clone();
-            if number > 0 {
-                part.push(format!(".{number}"));
-            }
             part.push(".part");
-            let Some(file) = open(&place, &part, owned)? else {
-                continue;
-            };
-            let shown = place.path.with_file_name(&part);
-            let fail = |what, e| Error::failed(format_args!("{}: {what}: {e}", shown.display()));
-            // From here on it is removed when something fails.
-            let mut made = Self {
-                place,
-                part,
-                file: None,
-                lock: file,
-                done: false,
-            };
-            made.lock.set_len(0).map_err(|e| fail("truncate", e))?;
-            made.file = Some(made.lock.try_clone().map_err(|e| fail("dup", e))?);
-            return Ok(made);
-        }
-        Err(Error::refused(format_args!(
-            "{name}.part: this name and {} like it are taken by what is not ours; remove that",
-            NAMES - 1
-        )))
+            let shown = place.path.with_file_name(part);
+            Error::fault(shown.display(), Fault::io("create", errno))
+        })
     }
 
     /// The file that is being written, once.

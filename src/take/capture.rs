@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::FileType;
+use rustix::io::Errno;
 
 use crate::error::{Error, Exit, Fault, NOTHING_WRITTEN, Result};
 use crate::freeze::{Frozen, Guardian, Leftover, Limits, Method, Progress as Beat, Target};
@@ -530,7 +531,7 @@ impl Capture {
         if let (Err(error), None) = (&result, self.places)
             && error.is_signal()
         {
-            report::line(format_args!("interrupted; {}", self.left()));
+            report::interrupted("", self.left());
         }
         result
     }
@@ -657,9 +658,7 @@ impl Capture {
             }
             if state.is_short && self.onto_itself {
                 drop(frozen.take());
-                return Err(no_room()
-                    .with_exit(Exit::Failed)
-                    .leaving("what was written is not complete"));
+                return Err(no_room().with_exit(Exit::Failed).leaving(self.written()));
             }
             self.all_read = state.all_read;
             if state.all_read && !checking {
@@ -756,9 +755,21 @@ impl Capture {
         }
     }
 
+    fn is_file(&self) -> bool {
+        self.places.is_none() && self.output != "stdout"
+    }
+
+    /// What became of what was written.
+    fn written(&self) -> &'static str {
+        match self.is_file() {
+            true => "the part file was removed",
+            false => "what was written is not complete",
+        }
+    }
+
     fn problem(&self, problem: Problem) -> Error {
         let left = |error: Error| match self.places {
-            None => error.leaving("what was written is not complete"),
+            None => error.leaving(self.written()),
             Some(_) => error,
         };
         let output = self.places.map_or(self.output.as_str(), Place::failed);
@@ -770,7 +781,14 @@ impl Capture {
             Problem::Read(device, fault) => {
                 left(Error::fault(self.device_name(device), fault).with_exit(Exit::Failed))
             }
-            Problem::Write(fault) => left(Error::fault(output, fault).with_exit(Exit::Failed)),
+            Problem::Write(fault) => {
+                let full = [Errno::NOSPC, Errno::DQUOT, Errno::FBIG];
+                let help = match self.is_file() && full.iter().any(|no| fault.is_errno(*no)) {
+                    true => "; make room there, or name another place with -o",
+                    false => "",
+                };
+                left(Error::failed(format_args!("{output}: {fault}{help}")))
+            }
             Problem::Internal(fault) => {
                 left(Error::fault("floe: internal", fault).with_exit(Exit::Failed))
             }
@@ -794,7 +812,7 @@ impl Capture {
         }
         let error = error.with_exit(Exit::Failed);
         match self.places {
-            None => error.leaving("what was written is not complete"),
+            None => error.leaving(self.written()),
             Some(_) => error,
         }
     }

@@ -7,7 +7,9 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use crate::cli::Common;
 use crate::command::clone::Options;
+use crate::command::typed as words;
 use crate::config;
 use crate::config::pairs::Pair;
 use crate::error::{Error, Exit, NOTHING_WRITTEN, Result};
@@ -16,15 +18,16 @@ use crate::medium::Role;
 use crate::medium::Source;
 use crate::medium::partitions_named;
 use crate::mounts::{DevId, System};
+use crate::put::figures;
 use crate::put::grow;
 use crate::put::image::{Any, Opened};
 use crate::put::options;
 use crate::put::target::{Chosen, Overwrite};
-use crate::report::{self, JsonObject, ReportFile};
+use crate::report::{self, JsonObject};
 use crate::snapshot::archive::{Catalog, open_file};
 use crate::snapshot::machine;
 use crate::snapshot::store;
-use crate::snapshot::unpack::{self, Place};
+use crate::snapshot::unpack::{self, Place, Restored};
 use crate::snapshot::{Image, image_path};
 use crate::units::Extent;
 
@@ -38,8 +41,6 @@ struct Kept {
 /// Runs the verb with what is kept.
 pub(super) fn run(options: &Options, pairs: &[Pair]) -> Result<()> {
     let start = Instant::now();
-    let report = options.common.report.as_deref();
-    let mut report = report.map(ReportFile::open).transpose()?;
     let system = System::look()?;
     let media = &options.medium;
     let named;
@@ -50,7 +51,7 @@ pub(super) fn run(options: &Options, pairs: &[Pair]) -> Result<()> {
         }
         false => pairs,
     };
-    let mut kept = find(pairs)?;
+    let kept = find(pairs)?;
     let mut medium = None;
     let here = machine::Host::look();
     for one in &kept {
@@ -103,10 +104,12 @@ pub(super) fn run(options: &Options, pairs: &[Pair]) -> Result<()> {
             .map_err(|fault| Error::fault(shown, fault).with_exit(Exit::Failed))?;
     }
     let mut begun = medium.is_some();
-    for one in &mut kept {
+    let mut archived = Vec::new();
+    for one in &kept {
         // After the first write a refusal is 1, never 4.
         let error = |error: Error| if begun { error.begun("") } else { error };
-        write(options, one, medium.as_ref(), &mut grown, start).map_err(error)?;
+        let done = write(options, one, medium.as_ref(), &mut grown, start).map_err(error)?;
+        archived.push((one, done));
         begun = true;
     }
     if let Some(medium) = medium {
@@ -121,17 +124,7 @@ pub(super) fn run(options: &Options, pairs: &[Pair]) -> Result<()> {
         .iter()
         .map(|pair| pair.source.display().to_string())
         .collect();
-    if let Some(file) = &mut report {
-        let from: Vec<String> = kept
-            .iter()
-            .map(|one| one.path.display().to_string())
-            .collect();
-        let mut object = JsonObject::new();
-        object
-            .str("snapshots", &from.join(" "))
-            .str("archived", &names.join(" "));
-        file.write(&object)?;
-    }
+    report::write(&figures(options, &archived, start))?;
     if !options.common.quiet {
         report::line(format_args!(
             "The following filesystems were archived: {}",
@@ -139,6 +132,55 @@ pub(super) fn run(options: &Options, pairs: &[Pair]) -> Result<()> {
         ));
     }
     Ok(())
+}
+
+/// The report: as of other clones, and which snapshots it was.
+fn figures(
+    options: &Options,
+    archived: &[(&Kept, (options::Options, Vec<Restored>))],
+    start: Instant,
+) -> JsonObject {
+    let took = start.elapsed();
+    let mut pairs = Vec::new();
+    let mut sums = [0u64; 6];
+    for (kept, (options, done)) in archived {
+        for (name, filesystem, done) in done {
+            let part = kept.parts.iter().find(|(image, _)| image.name == *name);
+            let mut object = figures::figures(options, done, filesystem, took);
+            object.str("name", name);
+            if let Some((image, pair)) = part {
+                object
+                    .str("source", &image.source)
+                    .str("target", &pair.target.to_string_lossy());
+            }
+            pairs.push(object.finish());
+            let values = [
+                done.ended.size_bytes,
+                done.ended.input_bytes,
+                done.written_bytes,
+                done.unchanged_bytes,
+                done.zeroed_bytes,
+                done.skipped_bytes,
+            ];
+            for (sum, value) in sums.iter_mut().zip(values) {
+                *sum = sum.saturating_add(value);
+            }
+        }
+    }
+    let paths = archived.iter().map(|(kept, _)| kept.path.as_os_str());
+    let mut object = JsonObject::new();
+    object
+        .str("snapshots", &words(paths))
+        .raw("pairs", &format!("[{}]", pairs.join(",")));
+    let keys = ["size", "read", "written", "unchanged", "zeroed", "skipped"];
+    for (key, sum) in keys.iter().zip(sums) {
+        object.u64(&format!("{key}_bytes"), sum);
+    }
+    object
+        .u64("total_ms", report::millis(took))
+        .bool("skipped_free", options.wants.skip_free)
+        .bool("verified", options.wants.verify);
+    object
 }
 
 /// The newest factory and rescue snapshots of the store, and which entry each pair means.
@@ -244,11 +286,11 @@ fn check_targets(options: &Options, kept: &Kept, held: &mut Vec<Chosen>) -> Resu
 /// Writes what comes from one snapshot.
 fn write(
     options: &Options,
-    kept: &mut Kept,
+    kept: &Kept,
     medium: Option<&Medium>,
     grown: &mut Vec<(String, DevId, Extent)>,
     start: Instant,
-) -> Result<()> {
+) -> Result<(options::Options, Vec<Restored>)> {
     let mut places = Vec::new();
     let mut targets = Vec::new();
     for (image, pair) in &kept.parts {
@@ -291,8 +333,13 @@ fn write(
         force: false,
         grow: options.after.grow && medium.is_none(),
         disk: None,
-        common: options.common.clone(),
+        // One report tells of both snapshots.
+        common: Common {
+            report: None,
+            ..options.common.clone()
+        },
     };
     let opened = Opened::open(&options.image)?;
-    unpack::run(&options, opened, places, None, start)
+    let done = unpack::run(&options, opened, places, start)?;
+    Ok((options, done))
 }

@@ -15,7 +15,7 @@ mod finish;
 mod standby;
 
 use std::ffi::OsStr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -24,6 +24,7 @@ use self::copy::{Copy, Wants};
 use self::finish::{Finish, Finished};
 use self::standby::Standby;
 use crate::cli::{Args, Common, Item};
+use crate::command::{begin, typed as words};
 use crate::config::pairs::{self, Pair};
 use crate::error::{Error, NOTHING_WRITTEN, Result};
 use crate::fs::files::Emptying;
@@ -152,10 +153,14 @@ fn option(options: &mut Options, args: &mut Args, name: &str) -> Result<()> {
 /// Runs the verb.
 pub(super) fn run(options: Options) -> Result<()> {
     let start = Instant::now();
+    let sources = options.pairs.iter().map(|pair| pair.source.as_os_str());
+    let targets = options.pairs.iter().map(|pair| Path::new(&pair.target));
+    let targets: Vec<&Path> = targets.collect();
+    begin(&options.common, ("source", &words(sources)), &targets)?;
     if options.factory {
         return factory::run(&options, &typed(&options)?);
     }
-    report::tell(&options.common, None, &mut || {
+    report::tell(&options.common, &mut || {
         Ok(Box::new(clone(&options, start)?))
     })
 }
@@ -530,7 +535,7 @@ fn write(
     let pipeline = capture.pipeline();
     let figures = capture.run().inspect_err(|error| {
         if error.is_signal() {
-            report::line(format_args!("interrupted; {}", copy.state()));
+            report::interrupted("", &copy.state());
         }
     })?;
     let plan = pipeline

@@ -657,19 +657,38 @@ fn the_factory_and_the_rescue_snapshot_never_go_to_the_same_target() {
     let other = PathBuf::from(format!("/dev/./{name}"));
     // An /etc of its own, with the store in it.
     let words = "mount -t tmpfs tmpfs /etc && echo \"store = $0\" > /etc/floe.conf && exec \"$@\"";
-    let mut run = Command::new("unshare");
-    run.args(["-m", "--propagation", "slave", "sh", "-c", words])
-        .arg(&store);
     let floe = require_floe!();
-    run.arg(floe.get_program()).args(floe.get_args()); // the runner, where there is one, comes first
-    run.args(["clone", "--factory"])
-        .arg(pair(one.dir(), target.path()))
-        .arg(pair(two.dir(), &other));
-    let run = common::run(&mut run, Limit::secs(60)).expect_code(4);
+    let clone = |more: &[&str], code: i32| {
+        let mut run = Command::new("unshare");
+        run.args(["-m", "--propagation", "slave", "sh", "-c", words])
+            .arg(&store);
+        run.arg(floe.get_program()).args(floe.get_args()); // the runner, where there is one, comes first
+        run.args(["clone", "--factory"])
+            .arg(pair(one.dir(), target.path()))
+            .args(more);
+        common::run(&mut run, Limit::secs(60)).expect_code(code)
+    };
+    let second = pair(two.dir(), &other);
+    let run = clone(&[&second], 4);
     let text = run.stderr_text();
     assert!(text.contains("nothing was written"), "{run}");
     assert_eq!(text.lines().count(), 1, "{run}");
     assert_eq!(common::hash_file(&file), before);
+    // One alone: the report has the figures that other clones have.
+    let report = scratch.join("report");
+    clone(&["--report", &report.to_string_lossy()], 0);
+    let report = fs::read(&report).expect("report");
+    let report = floe::json::parse(&report).unwrap_or_else(|_| panic!("the report"));
+    let number = |key: &str| report.get(key).and_then(|value| value.number());
+    assert_eq!(number("size_bytes"), Some(16 << 20));
+    assert!(number("written_bytes").is_some_and(|bytes| bytes > 0));
+    assert!(number("total_ms").is_some() && number("zeroed_bytes").is_some());
+    let said = String::from_utf8_lossy(&clone(&["--report", "-"], 4).stderr).into_owned();
+    let source = one.dir().to_string_lossy().into_owned();
+    assert!(
+        said.contains(&format!("\"source\":\"{source}\",\"error\":")),
+        "{said}"
+    );
 }
 
 #[test]

@@ -144,6 +144,11 @@ fn nothing_is_touched_and_the_exit_code_is_as_it_would_be() {
         4,
     );
     floe(&["create", &data, "-o", &text(&image), "--dry-run"], 0);
+    // What is refused is refused in the same words.
+    let nowhere = format!("{new}/none/x.zip");
+    let words = ["create", &data, "-o", &nowhere, "--dry-run"];
+    let would = floe(&words, 4).stderr_text();
+    assert_eq!(would, floe(&words[..4], 4).stderr_text());
     let report = floe(
         &[
             "create",
@@ -157,7 +162,8 @@ fn nothing_is_touched_and_the_exit_code_is_as_it_would_be() {
         ],
         0,
     );
-    assert_eq!(report.stderr_text(), "{\"dry_run\":true}\n");
+    let wanted = format!("{{\"source\":\"{source}\",\"dry_run\":true}}\n");
+    assert_eq!(report.stderr_text(), wanted);
     let now = (
         bytes(&target),
         bytes(&small),

@@ -19,6 +19,7 @@ mod mender;
 mod progress;
 mod pull;
 mod push;
+mod reports;
 mod restore;
 mod sets;
 mod show;

@@ -1,0 +1,172 @@
+//! `--report` whatever becomes of a run, and what a run that ends early says: one line, with the state that is left.
+
+use std::fs;
+use std::io::Read;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use crate::common::{self, Limit, Run, Scratch};
+
+fn text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+fn run(words: &[&str]) -> Run {
+    let mut floe = common::floe().expect("checked by the caller");
+    common::run(floe.args(words), Limit::secs(60))
+}
+
+/// An ext4 image that does not pack, and a gzip of it.
+fn image(scratch: &Scratch) -> (String, String) {
+    let (image, packed) = (text(&scratch.join("a.img")), text(&scratch.join("a.gz")));
+    let script = format!(
+        "truncate -s 16M {image}; mkdir {image}.d; head -c 3M /dev/urandom > {image}.d/noise; mkfs.ext4 -q -F -d {image}.d {image}"
+    );
+    common::shell(&script, Limit::secs(60)).expect_code(0);
+    run(&["dump", "-q", &image, "-o", &packed]).expect_code(0);
+    (image, packed)
+}
+
+#[test]
+fn a_run_that_failed_has_a_report_that_says_of_what_why_and_with_what_state() {
+    drop(require_floe!());
+    require!(common::have("mkfs.ext4"), "mkfs.ext4");
+    let scratch = Scratch::new();
+    let (image, packed) = image(&scratch);
+    let cut = text(&scratch.join("cut.gz"));
+    let bytes = fs::read(&packed).expect("packed");
+    fs::write(&cut, &bytes[..bytes.len() / 2]).expect("cut");
+    let nowhere = text(&scratch.join("none/x"));
+    let new = text(&scratch.join("new"));
+    let pair = format!("a={image}");
+    let copy = format!("{image}={nowhere}");
+    let report = text(&scratch.join("report"));
+    for (words, code, key, about) in [
+        (&["restore", &cut, &new][..], 3, "image", &cut),
+        (&["restore", &nowhere, &new], 4, "image", &nowhere),
+        (&["verify", &cut], 3, "path", &cut),
+        (&["push", &cut, "h", "/dev/null"], 3, "path", &cut),
+        (&["list", &nowhere], 4, "path", &nowhere),
+        (&["delete", &nowhere], 4, "names", &nowhere),
+        (&["show", &nowhere], 4, "path", &nowhere),
+        (&["thaw", &nowhere], 4, "path", &nowhere),
+        (&["dump", &image, "-o", &nowhere], 4, "source", &image),
+        (&["create", &pair, "-o", &nowhere], 4, "source", &image),
+        (&["clone", &copy], 4, "source", &image),
+    ] {
+        let _ = fs::remove_file(&report);
+        let run = run(&[words, &["--report", &report]].concat()).expect_code(code);
+        let made = fs::read(&report).unwrap_or_else(|error| panic!("{words:?}: {error}"));
+        let object = floe::json::parse(&made).unwrap_or_else(|_| panic!("{words:?}: {made:?}"));
+        let said = |key: &str| object.get(key).and_then(|value| value.text());
+        assert_eq!(said(key), Some(about.as_str()), "{words:?}");
+        // The same line, the state with it.
+        let line = format!("floe: {}\n", said("error").expect("error"));
+        assert_eq!(run.stderr_text(), line, "{words:?}");
+    }
+    let run = run(&["thaw", &text(scratch.path()), "--report", "-", "-q"]).expect_code(0);
+    assert!(run.stderr_text().ends_with("\"thawed\":0}\n"), "{run}");
+}
+
+#[test]
+fn a_report_does_not_replace_what_is_written() {
+    drop(require_floe!());
+    require!(common::have("mkfs.ext4"), "mkfs.ext4");
+    let scratch = Scratch::new();
+    let (image, packed) = image(&scratch);
+    let out = text(&scratch.join("out"));
+    let other = text(&scratch.join("./no/../out"));
+    fs::create_dir(scratch.join("no")).expect("folder");
+    let pair = format!("a={image}");
+    for words in [
+        &["dump", &image, "-o", &out][..],
+        &["create", &pair, "-o", &out],
+        &["artifact", &packed, "-n", "n", "-t", "t", "-o", &out],
+        &["restore", &packed, &out],
+        &["pull", "192.0.2.1", "-o", &out],
+    ] {
+        for name in [&out, &other] {
+            let run = run(&[words, &["--report", name]].concat()).expect_code(4);
+            assert_eq!(run.stderr_text().lines().count(), 1, "{run}");
+            assert!(!Path::new(&out).exists(), "{run}");
+        }
+    }
+}
+
+#[test]
+fn a_signal_before_the_freeze_is_told_in_one_line() {
+    drop(require_floe!());
+    require!(common::have("mkfs.ext4"), "mkfs.ext4");
+    let scratch = Scratch::new();
+    let (image, _) = image(&scratch);
+    let pair = format!("a={image}");
+    for words in [&["dump", &image][..], &["create", &pair, "-o", "-"]] {
+        let mut floe = require_floe!();
+        let (stdout, stderr) = (Stdio::piped(), Stdio::piped());
+        // It waits for who reads one byte and no more.
+        let mut child = floe
+            .args(words)
+            .stdout(stdout)
+            .stderr(stderr)
+            .spawn()
+            .expect("floe");
+        let begun = child.stdout.as_mut().expect("piped");
+        begun.read_exact(&mut [0]).expect("the first byte");
+        common::signal(child.id(), "TERM");
+        let status = common::wait_for(&mut child, Duration::from_secs(20));
+        let said = child.wait_with_output().expect("output").stderr;
+        let said = String::from_utf8_lossy(&said);
+        assert_eq!(
+            status.and_then(|status| status.signal()),
+            Some(15),
+            "{said}"
+        );
+        let wanted = "floe: interrupted; nothing is frozen, and there is no image\n";
+        assert_eq!(said, wanted, "{words:?}");
+    }
+}
+
+#[test]
+fn a_file_that_cannot_grow_is_told_with_what_was_refused_what_is_left_and_what_helps() {
+    drop(require_floe!());
+    require!(common::have("mkfs.ext4"), "mkfs.ext4");
+    let scratch = Scratch::new();
+    let (image, _) = image(&scratch);
+    let out = text(&scratch.join("out"));
+    let floe = common::floe_shell_words().expect("required before");
+    for words in [format!("dump {image}"), format!("create a={image}")] {
+        let script = format!("ulimit -f 100; exec {floe} {words} -o {out}");
+        let mut bash = std::process::Command::new("bash");
+        let run = common::run(bash.args(["-c", &script]), Limit::secs(60)).expect_code(1);
+        let said = run.stderr_text();
+        assert!(
+            said.contains(": write of ") && said.contains(" at 0x"),
+            "{said}"
+        );
+        assert!(!said.contains(" of 0 bytes"), "{said}");
+        let end = "; make room there, or name another place with -o; the part file was removed\n";
+        assert!(said.ends_with(end), "{said}");
+        assert!(!Path::new(&format!("{out}.part")).exists());
+    }
+}
+
+#[test]
+fn names_that_are_empty_are_a_wrong_line_and_an_empty_list_has_its_header() {
+    drop(require_floe!());
+    let scratch = Scratch::new();
+    for words in [
+        &["dump", "/", "-o", ""][..],
+        &["verify", ""],
+        &["restore", "x", ""],
+        &["show", "/", "--report", ""],
+    ] {
+        let run = run(words).expect_code(2);
+        assert!(run.stderr_text().contains("is empty"), "{run}");
+    }
+    let list = run(&["list", &text(scratch.path())]).expect_code(0);
+    assert_eq!(list.stdout_text(), "NAME  SIZE  AGE  STATE  ENTRIES\n");
+    let pull = run(&["pull", "h", "-z", "none"]).expect_code(2);
+    assert!(pull.stderr_text().contains("is for --artifact; "), "{pull}");
+}
