@@ -71,7 +71,7 @@ const FEATURES: &[Feature] = &[
     feature(
         "frames",
         FRAMES,
-        &["--frames"],
+        &["--frames", "--frames-known"],
         "this floe was built without frames",
     ),
     // Without it every source is read while it is frozen, as with --precopy off.

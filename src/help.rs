@@ -256,6 +256,9 @@ one, only when it is complete and checked: exit status, length, SHA-256, and eve
       --report all.json
   floe pull me@board --sudo --send --dump /data -o data.img.gz
 ---
+Of a file that is replaced the board sends only what has changed, and where a pull broke off the same command goes on, with what it left in
+FILE.resume. What is taken from there is proven by hashes; the new file is that of a fresh pull.
+
 ssh is told to notice a dead connection within 30 s; the board thaws by itself.
 --stall holds here, too: a board from which no byte comes for so long (default 5m,
 and 1h while it works and has nothing to say) is given up.

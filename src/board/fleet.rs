@@ -108,6 +108,8 @@ impl Outcome {
                     .str("path", &arrived.path)
                     .u64("size_bytes", arrived.size_bytes)
                     .u64("stream_bytes", arrived.stream_bytes)
+                    .u64("sent_bytes", arrived.stream_bytes)
+                    .u64("reused_bytes", arrived.reused_bytes)
                     .str("sha256", &arrived.sha256);
                 match arrived.frozen_ms {
                     Some(frozen_ms) => object.u64("frozen_ms", frozen_ms),

@@ -21,9 +21,9 @@ use crate::error::{Error, Exit, Fault, Result};
 use crate::json::{self, Value};
 use crate::report::{clean, hex};
 use crate::snapshot::archive::Bundle;
-use crate::snapshot::framed::{self, Standard};
+use crate::snapshot::framed::Standard;
 use crate::stream::copy::BUFFER_BYTES;
-use crate::stream::frames;
+use crate::stream::frames::{self, receive::Hold};
 use crate::stream::gunzip;
 use crate::stream::image::{ImageReader, Piece};
 use crate::stream::input::Input;
@@ -80,6 +80,8 @@ pub(crate) struct Arrived {
     pub size_bytes: u64,
     /// SHA-256 of the stream, in hexadecimal.
     pub sha256: String,
+    /// How many bytes of the images were here before, and were not sent.
+    pub(crate) reused_bytes: u64,
     /// How long the board's filesystems were frozen, where it said so.
     pub frozen_ms: Option<u64>,
     /// The board's report: one JSON object.
@@ -292,20 +294,15 @@ struct Inside {
 struct Came {
     ended: Ended,
     length_bytes: u64,
+    reused_bytes: u64,
     sha256: String,
 }
 
 /// Takes all frames, to the board's good end; from then on what they stand for comes.
-fn take_frames(
-    host: &Host,
-    shared: &Shared,
-    mut input: Input<'_>,
-    near: Option<&Path>,
-) -> Result<Came> {
+fn take_frames(host: &Host, shared: &Shared, mut input: Input<'_>, hold: Hold) -> Result<Came> {
     let fail = |fault| Error::fault(&host.shown, fault);
     shared.lock().decide(Passing::Off).map_err(fail)?;
-    let received = framed::hold(near)
-        .and_then(|held| frames::receive::receive(&mut input, held).map_err(fail));
+    let received = frames::receive::receive(&mut input, hold).map_err(fail);
     drop(input);
     let mut tee = shared.lock();
     let lost = || Error::failed(format_args!("{}: the session is lost", host.shown));
@@ -319,8 +316,16 @@ fn take_frames(
         return Err(received.err().unwrap_or_else(lost));
     }
     let ended = session.end()?;
-    ended.check(host)?;
-    let standard = Standard::start(received?).map_err(fail)?;
+    if let (Err(error), is_cut) = (ended.check(host), ended.is_cut()) {
+        // All of it came; yet what ended badly there is not what the next pull goes on from.
+        if let (Ok(received), false) = (&received, is_cut) {
+            received.forget();
+        }
+        return Err(error);
+    }
+    let received = received?;
+    let reused_bytes = received.reused_bytes();
+    let standard = Standard::start(received).map_err(fail)?;
     tee.from = From::Held(standard);
     tee.ended = false;
     tee.decide(Passing::On).map_err(fail)?;
@@ -328,11 +333,12 @@ fn take_frames(
     Ok(Came {
         ended,
         length_bytes: std::mem::take(&mut tee.length_bytes),
+        reused_bytes,
         sha256: hex(&hash.finalize()),
     })
 }
 
-/// Takes all of the stream, checks it, and has the sink finish it. `frames`: they may come, and are held beside that. `expected`: a key
+/// Takes all of the stream, checks it, and has the sink finish it. `frames`: they may come, and where they are held. `expected`: a key
 /// without which the board's report is not that of the work that was asked for.
 pub(crate) fn receive(
     host: &Host,
@@ -340,7 +346,7 @@ pub(crate) fn receive(
     stream: Stream,
     sink: Box<dyn Sink>,
     board: &Board,
-    frames: Option<Option<&Path>>,
+    frames: Option<Hold>,
     expected: Option<&str>,
 ) -> Result<Arrived> {
     let fail = |fault| Error::fault(&host.shown, fault);
@@ -358,12 +364,12 @@ pub(crate) fn receive(
     let mut input = Input::reader(shared.clone()).map_err(fail)?;
     let magic = &frames::MAGIC;
     let (came, input) = match frames {
-        Some(near)
+        Some(hold)
             if input
                 .peek(magic.len())
                 .is_ok_and(|it| it.starts_with(magic)) =>
         {
-            let came = take_frames(host, &shared, input, near)?;
+            let came = take_frames(host, &shared, input, hold)?;
             (Some(came), Input::reader(shared.clone()).map_err(fail)?)
         }
         _ => (None, input),
@@ -397,6 +403,7 @@ pub(crate) fn receive(
             Came {
                 ended,
                 length_bytes: tee.length_bytes,
+                reused_bytes: 0,
                 sha256: sha256.clone(),
             }
         }
@@ -500,6 +507,7 @@ fn compare(host: &Host, inside: &Inside, came: Came) -> Result<Arrived> {
     let Came {
         ended,
         length_bytes: stream_bytes,
+        reused_bytes,
         sha256,
     } = came;
     let bad =
@@ -536,6 +544,7 @@ fn compare(host: &Host, inside: &Inside, came: Came) -> Result<Arrived> {
         stream_bytes,
         size_bytes: inside.size_bytes,
         sha256,
+        reused_bytes,
         frozen_ms: number("frozen_ms"),
         report: text.clone(),
     })

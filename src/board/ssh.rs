@@ -513,6 +513,11 @@ impl Session {
         self.stderr = None;
     }
 
+    /// The command's stdin, which does not block, for who writes to it while we read.
+    pub(crate) fn take_stdin(&mut self) -> Option<File> {
+        self.stdin.take()
+    }
+
     /// The end of the command's stdin.
     pub(crate) fn close_stdin(&mut self) {
         self.stdin = None;
@@ -635,6 +640,11 @@ pub(crate) struct Ended {
 }
 
 impl Ended {
+    /// Whether the line broke, and not the command.
+    pub(crate) fn is_cut(&self) -> bool {
+        matches!(self.code, None | Some(SSH_FAILED))
+    }
+
     /// An error unless the exit code was 0, with the board's own last words and what helps.
     pub(crate) fn check(&self, host: &Host) -> Result<()> {
         let exit = match self.code {

@@ -31,6 +31,8 @@ artifact|-o, --output FILE|write FILE.part, and rename it to FILE when it is com
 dump create artifact|--overwrite|FILE may be there and be no image
 pull|--overwrite|a file of that name may be there and be no image; with --clone, as clone's
 pull|-o, --output DIR|a folder (default: this one); with one board a FILE, or - for stdout
+pull|--since FILE|take from this earlier image or snapshot what has not changed, instead of from the one that is replaced (one board)
+pull|--fresh|send everything: look neither at an earlier file nor at what an interrupted pull left (FILE.resume)
 pull push|-P, --parallel N|so many boards at a time (default 4)
 push|--store|keep the snapshot FILE in the board's store ('store = DIR' in its /etc/floe.conf) instead
 #The artifact:
@@ -52,6 +54,7 @@ artifact verify|--any-content|take bytes that show no filesystem and no partitio
 dump|-z, --compress HOW|gzip (default) or none
 dump create >pull|--level N|1 (fastest, default) to 9 (smallest)
 dump create|--frames|for a pipe into floe restore -, verify - or artifact -: the other end holds what is read before the freeze, so that however slow the pipe is, the freeze lasts only as long as what was written meanwhile takes to read (pull does it by itself)
+dump create|--frames-known|
 dump|--sha256|with -z none: the SHA-256 in the report too (gzip's always has it)
 #The snapshot:
 create|--keep N|in a folder: afterwards remove the oldest of this host, so that N remain
@@ -294,6 +297,7 @@ mod tests {
         ("--keep", "nothing is kept on the board"),
         ("--fs-path", "--dump names the source"),
         ("--frames", "pull asks for it by itself"),
+        ("--frames-known", "the same"),
         (
             "--dry-run",
             "without a stream there is nothing to check; on the board itself there is",

@@ -21,6 +21,7 @@ use crate::report::{self, JsonObject};
 use crate::snapshot::kept::Kept;
 use crate::snapshot::machine;
 use crate::snapshot::store;
+use crate::stream::partfile;
 use crate::units;
 
 /// Longest list of a board, in bytes.
@@ -142,7 +143,10 @@ fn far(options: Options, host: Host) -> Result<()> {
 fn look(folder: &Path) -> Result<Vec<Kept>> {
     let mut found: Vec<Kept> = store::files(folder)?
         .into_iter()
-        .filter(|(file, _)| file.ends_with(".zip") || file.ends_with(".zip.part"))
+        .filter(|(file, _)| {
+            let endings = [".zip", ".zip.part", partfile::LEFT];
+            endings.iter().any(|ending| file.ends_with(ending))
+        })
         .map(|(_, path)| Kept::look(path))
         .collect();
     units::sort(&mut found, |a, b| a.order() < b.order());

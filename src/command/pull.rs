@@ -19,8 +19,10 @@ use crate::error::{Error, Exit, Result};
 use crate::json;
 use crate::put::image;
 use crate::report::{self, Bytes, Span};
-use crate::stream::partfile;
-use crate::take::options::Taking;
+use crate::snapshot::framed::{self, EarlierFile};
+use crate::stream::frames::known::{CHANGED, Earlier, Known};
+use crate::stream::partfile::{self, Left};
+use crate::take::options::{self, Taking};
 
 /// What is done on each board.
 #[derive(Clone, Debug)]
@@ -74,6 +76,9 @@ pub(crate) struct Options {
     reach: Reach,
     handed_on: Vec<OsString>,
     artifact: Option<Recipe>,
+    since: Option<PathBuf>,
+    fresh: bool,
+    level: u8,
     common: Common,
 }
 
@@ -85,6 +90,7 @@ pub(crate) fn parse(mut args: Args) -> Result<Options> {
     let (mut create, mut clone, mut kept) = (false, false, None);
     let mut parallel = fleet::PARALLEL;
     let mut overwrite = false;
+    let (mut since, mut fresh) = (None, false);
     let mut reach = Reach::default();
     let mut artifact = Wanted::default();
     while let Some(item) = args.next_item()? {
@@ -110,6 +116,8 @@ pub(crate) fn parse(mut args: Args) -> Result<Options> {
                 "--kept" => kept = Some(args.value()?),
                 "--output" => output = Some(args.path()?),
                 "--overwrite" => overwrite = true,
+                "--since" => since = Some(args.path()?),
+                "--fresh" => fresh = true,
                 "--parallel" => {
                     parallel = args.parsed(fleet::parallel, "a number from 1 to 256")?;
                 }
@@ -162,7 +170,18 @@ pub(crate) fn parse(mut args: Args) -> Result<Options> {
     if artifact.is_some() && !matches!(work, Work::Dump(_)) {
         return Err(wrong(format_args!("--artifact is for --dump")));
     }
+    if since.is_some() && (fresh || hosts.len() > 1 || work.stream().is_none()) {
+        return Err(wrong(format_args!(
+            "--since is for an image or snapshot of one board, and not with --fresh"
+        )));
+    }
+    // That of the board's floe, which says what is wrong with it.
+    let level = args.handed_value("--level").and_then(OsStr::to_str);
+    let level = level.and_then(options::level).unwrap_or(1);
     Ok(Options {
+        since,
+        fresh,
+        level,
         hosts,
         work,
         output: output.unwrap_or_else(|| ".".into()),
@@ -273,12 +292,27 @@ pub(crate) fn run(options: Options) -> Result<()> {
         overwrite,
         handed_on,
         mut artifact,
+        since,
+        fresh,
+        level,
         ..
     } = options;
     if let Some(recipe) = &mut artifact {
         recipe.read_scripts()?;
     }
-    let commands = [false, true].map(|frames| words(&work, &handed_on, common.quiet, frames));
+    let commands =
+        [None, Some(FRAMES), Some(KNOWN)].map(|how| words(&work, &handed_on, common.quiet, how));
+    if let Some(since) = &since {
+        let is_file = std::fs::metadata(since)
+            .map_err(|error| Error::std(since.display(), "open", &error))?
+            .is_file();
+        if !is_file {
+            return Err(
+                Error::refused(format_args!("{}: is not a file", since.display()))
+                    .leaving("nothing was pulled"),
+            );
+        }
+    }
     // A board that reads nothing before the freeze has nothing to send before it.
     let mut precopy = handed_on.windows(2);
     let is_off = precopy.any(|words| words == ["--precopy", "off"]);
@@ -292,7 +326,7 @@ pub(crate) fn run(options: Options) -> Result<()> {
     let job = move |host: &Host, board: &Board| -> Result<Arrived> {
         let mut pipes = Pipes::default();
         let Some(stream) = work.stream() else {
-            let [words, _] = &commands;
+            let [words, ..] = &commands;
             let session = reach.start(host, words, pipes, board)?;
             let arrived = talk(host, session)?;
             receive::check_report(host, &arrived.report, expected)?;
@@ -300,30 +334,79 @@ pub(crate) fn run(options: Options) -> Result<()> {
         };
         pipes.stream = true;
         pipes.compress = Some(false);
-        let pull = |frames: bool| -> Result<Arrived> {
-            let [without, with] = &commands;
-            let words = if frames { with } else { without };
-            let pipes = Pipes {
-                hush: frames.then_some(FRAMES),
-                ..pipes
-            };
+        let pull = |how: How, asked: &mut bool| -> Result<Arrived> {
             let (sink, path, file) =
                 place.open(host, work.ending(), overwrite, board, artifact.as_ref())?;
-            let session = reach.start(host, words, pipes, board)?;
-            let near = frames.then_some(file.as_deref());
-            let arrived = receive::receive(host, session, stream, sink, board, near, expected)?;
+            let mut hold = match how {
+                How::Plain => None,
+                How::Frames | How::Known => {
+                    Some(framed::hold_named(file.as_deref(), how == How::Known)?)
+                }
+            };
+            let mut earlier = None;
+            if let (How::Known, Some(hold)) = (how, &mut hold) {
+                let file = match (&since, &file) {
+                    (Some(since), _) => std::fs::File::open(since).ok(),
+                    (None, Some(file)) => partfile::earlier(file),
+                    (None, None) => None,
+                };
+                earlier = file.and_then(EarlierFile::of);
+                *asked = earlier.is_some() || hold.left.as_ref().is_some_and(Left::holds);
+                hold.level = level;
+            }
+            let [without, frames, known] = &commands;
+            let words = match &hold {
+                None => without,
+                Some(_) if *asked => known,
+                Some(_) => frames,
+            };
+            let pipes = Pipes {
+                input: *asked,
+                hush: hold.as_ref().map(|_| FRAMES),
+                ..pipes
+            };
+            let mut session = reach.start(host, words, pipes, board)?;
+            if let (true, Some(hold)) = (*asked, &mut hold) {
+                let earlier = earlier.map(|earlier| Box::new(earlier) as Box<dyn Earlier>);
+                let stdin = session.take_stdin();
+                hold.known = stdin.map(|stdin| Known { earlier, stdin });
+            }
+            let arrived = receive::receive(host, session, stream, sink, board, hold, expected);
+            let arrived =
+                arrived.map_err(|error| match file.as_deref().and_then(Left::beside) {
+                    Some(left) if left.holds() => error.leaving(&format!(
+                        "what came is kept in {}, and the same command goes on from there",
+                        left.path().display()
+                    )),
+                    _ => error,
+                })?;
+            // What an interrupted run left is of no use any more.
+            if let (How::Plain, Some(file)) = (how, &file) {
+                framed::hold_named(Some(file), false).map(drop)?;
+            }
             Ok(Arrived { path, ..arrived })
         };
-        match pull(wanted) {
+        let mut how = match (wanted, fresh) {
+            (true, false) => How::Known,
+            (true, true) => How::Frames,
+            (false, _) => How::Plain,
+        };
+        // Each turn asks for less.
+        loop {
+            let mut asked = false;
+            let result = pull(how, &mut asked);
+            let Err(error) = &result else {
+                return result;
+            };
             // An older floe does not know the option, a small one was built without it; neither has done anything.
-            Err(error)
-                if wanted
-                    && matches!(error.exit(), Some(Exit::Usage | Exit::Refused))
-                    && error.to_string().contains(FRAMES) =>
-            {
-                pull(false)
-            }
-            result => result,
+            let is_older = matches!(error.exit(), Some(Exit::Usage | Exit::Refused))
+                && error.to_string().contains(FRAMES);
+            let is_changed = error.to_string().contains(CHANGED);
+            how = match how {
+                How::Known if asked && (is_older || is_changed) => How::Frames,
+                How::Known | How::Frames if is_older => How::Plain,
+                _ => return result,
+            };
         }
     };
     let mut outcomes = fleet::run(hosts, parallel, &common, Arc::new(job))?;
@@ -332,11 +415,15 @@ pub(crate) fn run(options: Options) -> Result<()> {
         let arrived = outcome.result.map_err(|e| e.with_exit(Exit::Failed))?;
         if !common.quiet && streams {
             report::line(format_args!(
-                "{}: {}, {} from {}, checked, {} in all",
+                "{}: {}, {} from {}{}, checked, {} in all",
                 arrived.path,
                 Bytes(arrived.size_bytes),
                 Bytes(arrived.stream_bytes),
                 outcome.host.shown,
+                match arrived.reused_bytes {
+                    0 => String::new(),
+                    bytes => format!(" ({} of it were here already)", Bytes(bytes)),
+                },
                 Span(start.elapsed())
             ));
         }
@@ -372,9 +459,27 @@ fn talk(host: &Host, mut session: Session) -> Result<Arrived> {
 
 /// What has the board send as it reads.
 const FRAMES: &str = "--frames";
+/// The same, and look on stdin for what is here already.
+const KNOWN: &str = "--frames-known";
+
+/// What the board is asked for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum How {
+    /// The standard format.
+    Plain,
+    /// Frames.
+    Frames,
+    /// Frames of what is not here already.
+    Known,
+}
 
 /// What floe is told on the board, without its own name.
-fn words(work: &Work, handed_on: &[OsString], quiet: bool, frames: bool) -> Vec<OsString> {
+fn words(
+    work: &Work,
+    handed_on: &[OsString],
+    quiet: bool,
+    how: Option<&'static str>,
+) -> Vec<OsString> {
     let mut words: Vec<OsString> = Vec::new();
     let more: &[&str] = match work {
         Work::Create(_) => &["-o", "-"],
@@ -386,9 +491,7 @@ fn words(work: &Work, handed_on: &[OsString], quiet: bool, frames: bool) -> Vec<
     if quiet {
         words.push("-q".into());
     }
-    if frames {
-        words.push(FRAMES.into());
-    }
+    words.extend(how.map(OsString::from));
     words.extend_from_slice(handed_on);
     words.push("--".into());
     match work {

@@ -285,9 +285,8 @@ fn push(
             path: "nowhere".into(),
             stream_bytes: sent_bytes,
             size_bytes: number("size_bytes").unwrap_or(0),
-            sha256: String::new(),
-            frozen_ms: None,
             report: text.clone(),
+            ..Arrived::default()
         });
     }
     if let Some(image) = &good.ended {
@@ -308,8 +307,7 @@ fn push(
         },
         stream_bytes: sent_bytes,
         size_bytes: number("size_bytes").unwrap_or(sent_bytes),
-        sha256: String::new(),
-        frozen_ms: None,
         report: text.clone(),
+        ..Arrived::default()
     })
 }

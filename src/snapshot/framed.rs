@@ -5,8 +5,9 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::Read;
-use std::os::fd::OwnedFd;
+use std::io::{Read, Seek};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -16,14 +17,16 @@ use crate::error::{Error, Fault, Result};
 use crate::features;
 use crate::json::{self, Value};
 use crate::put::image::{Opened, image_error};
+use crate::snapshot::archive::Catalog;
 use crate::snapshot::{CHECKSUMS, CHECKSUMS_SHA256, Checksum, Checksums, image_name, sha256_line};
 use crate::stream::archive::{Ending, Text, Written, ZipEmitter};
-use crate::stream::frames::receive::{self, Received};
+use crate::stream::frames::known::Earlier;
+use crate::stream::frames::receive::{self, Hold, Received};
 use crate::stream::gzip;
-use crate::stream::image::Format;
+use crate::stream::image::{Format, ImageReader, LOOK_BYTES};
 use crate::stream::input::Input;
 use crate::stream::output::{GzipEmitter, Output, TotalsCell};
-use crate::stream::partfile;
+use crate::stream::partfile::{self, Left};
 use crate::stream::pipeline::{Meter, Problem};
 use crate::threads::Lock;
 
@@ -71,7 +74,7 @@ pub(crate) fn open(path: &OsStr, near: Option<&Path>) -> Result<Opened> {
     }
     let fail = |fault| image_error(&opened.subject, fault);
     let held = hold(near)?;
-    let received = receive::receive(&mut opened.input, held).map_err(fail)?;
+    let received = receive::receive(&mut opened.input, Hold::of(held)).map_err(fail)?;
     let format = format_of(&received);
     let standard = Standard::start(received).map_err(fail)?;
     // For comparing it with targets; what the frames came from is read.
@@ -86,17 +89,77 @@ pub(crate) fn open(path: &OsStr, near: Option<&Path>) -> Result<Opened> {
     })
 }
 
+/// The same in a file that an interrupted run left, or would leave: what is named there says for what.
+pub(crate) fn hold_named(target: Option<&Path>, reuse: bool) -> Result<Hold> {
+    let left = target
+        .filter(|near| !is_device(near))
+        .and_then(Left::beside);
+    if let (Some(left), false) = (&left, reuse) {
+        left.clear();
+    }
+    let file = left.as_ref().and_then(Left::file);
+    let file = match file {
+        Some(file) => file,
+        None => hold(target)?,
+    };
+    Ok(Hold {
+        left,
+        ..Hold::of(file)
+    })
+}
+
+/// An earlier image or snapshot, for what has not changed since.
+pub(crate) struct EarlierFile {
+    file: File,
+    catalog: Option<Catalog>,
+}
+
+impl EarlierFile {
+    /// `None` where it is neither, or cannot be read: then nothing is taken from it.
+    pub(crate) fn of(file: File) -> Option<Self> {
+        if !file.metadata().is_ok_and(|meta| meta.is_file()) {
+            return None;
+        }
+        let mut first = [0; LOOK_BYTES];
+        let count = file.read_at(&mut first, 0).ok()?;
+        let catalog = match Format::recognise(first.get(..count)?) {
+            Format::Raw | Format::Gzip => None,
+            Format::Zip => {
+                let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+                Some(Catalog::open(Path::new(&path)).ok()?)
+            }
+            Format::Mender | Format::Frames => return None,
+        };
+        Some(Self { file, catalog })
+    }
+}
+
+impl Earlier for EarlierFile {
+    fn image(&mut self, path: &str) -> Option<ImageReader<'static>> {
+        if let Some(catalog) = &self.catalog {
+            let input = Input::source(catalog.reader(path).ok()?).ok()?;
+            return ImageReader::raw(input).ok();
+        }
+        let mut file = self.file.try_clone().ok()?;
+        file.rewind().ok()?;
+        let length = file.metadata().ok()?.len();
+        let input = Input::file(file, Some(length)).ok()?;
+        ImageReader::new(input).ok()
+    }
+}
+
 /// A file without a name for what is held: beside `near`, unless that is a device.
 pub(crate) fn hold(near: Option<&Path>) -> Result<File> {
-    let is_device = |near: &Path| {
-        std::fs::metadata(near).is_ok_and(|meta| !meta.is_file())
-            || near.starts_with("/dev")
-            || near.starts_with("/proc")
-    };
     match near.filter(|near| !is_device(near)) {
         Some(near) => partfile::unnamed(near),
         None => partfile::unnamed_anywhere(),
     }
+}
+
+fn is_device(near: &Path) -> bool {
+    std::fs::metadata(near).is_ok_and(|meta| !meta.is_file())
+        || near.starts_with("/dev")
+        || near.starts_with("/proc")
 }
 
 /// What they stand for.
@@ -118,6 +181,9 @@ impl Standard {
     pub(crate) fn start(received: Received) -> std::result::Result<Self, Fault> {
         let pipe = rustix::pipe::pipe_with(PipeFlags::CLOEXEC);
         let (pipe, far) = pipe.map_err(|errno| Fault::io("pipe", errno))?;
+        // The reader is not to see the end before it can know why.
+        let open = rustix::io::fcntl_dupfd_cloexec(&far, 3);
+        let open = open.map_err(|errno| Fault::io("dup", errno))?;
         let failed: Arc<Lock<Option<Fault>>> = Arc::default();
         let told = Arc::clone(&failed);
         let work = move || {
@@ -128,6 +194,7 @@ impl Standard {
                 }
             };
             *told.lock() = Some(fault);
+            drop(open);
         };
         crate::threads::start(c"order", 256 * 1024, Box::new(work))
             .map_err(|errno| Fault::io("start a thread", errno))?;

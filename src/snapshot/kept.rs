@@ -16,6 +16,7 @@ use crate::snapshot::archive::{self, Catalog};
 use crate::snapshot::machine;
 use crate::snapshot::store::{self, Class};
 use crate::snapshot::{Checksums, Snapshot, image_path};
+use crate::stream::partfile;
 use crate::stream::unzip;
 use crate::utc::Utc;
 
@@ -116,7 +117,9 @@ impl Kept {
     /// Looks at a file.
     pub(crate) fn look(path: PathBuf) -> Self {
         let size_bytes = std::fs::metadata(&path).map_or(0, |meta| meta.len());
-        let part = path.extension().is_some_and(|end| end == "part");
+        let ends_in = |what: &str| path.extension().is_some_and(|end| end == what);
+        let left = partfile::LEFT.strip_prefix('.').is_some_and(ends_in);
+        let part = left || ends_in("part");
         let found = Catalog::open(&path);
         let state = match &found {
             _ if part && is_locked(&path) => State::BeingMade,
@@ -130,6 +133,12 @@ impl Kept {
             _ => State::Incomplete,
         };
         let (snapshot, checksums, reason) = match found {
+            // It is no archive.
+            _ if left => (
+                None,
+                None,
+                Some("an interrupted pull left it, and the next one goes on from it".into()),
+            ),
             _ if state == State::BeingMade => (
                 archive::beginning(&path),
                 None,

@@ -264,6 +264,7 @@ mod tests {
             spool_bytes: 0,
             precopy: None,
             spool_file: None,
+            hashes: None,
         };
         let pipeline = Pipeline::new(
             settings,

@@ -389,10 +389,10 @@ fn open(place: &Place, part: &OsStr, owned: bool) -> Result<Option<File>> {
     };
     let fail = |what, errno| Error::fault(shown.display(), Fault::io(what, errno));
     for _ in 0..TRIES {
-        let new = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
+        let new = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
         let fd = match place.open(part, new) {
             Err(Errno::EXIST) => match place.stat_of(part) {
-                Some(stat) if is_ours(&stat, owned) => place.open(part, OFlags::WRONLY),
+                Some(stat) if is_ours(&stat, owned) => place.open(part, OFlags::RDWR),
                 Some(_) => return Ok(None),
                 None => continue,
             },
@@ -418,6 +418,70 @@ fn open(place: &Place, part: &OsStr, owned: bool) -> Result<Option<File>> {
         }
     }
     Err(busy())
+}
+
+/// The file that will be replaced, for reading.
+pub fn earlier(target: &Path) -> Option<File> {
+    let place = Place::find(target).ok()?;
+    place.open(&place.name, OFlags::RDONLY).ok().map(File::from)
+}
+
+/// How the name of what an interrupted pull left ends, behind the name of the file that it was to be.
+pub const LEFT: &str = ".resume";
+
+/// What an interrupted run left for the next one, and this one may leave: made and locked as a part file is. Dropped, it stays where
+/// there is something in it.
+#[derive(Debug)]
+pub struct Left {
+    place: Place,
+    name: OsString,
+    file: File,
+}
+
+impl Left {
+    /// Beside the file to come; `None` where it cannot be had, or another run has it.
+    pub fn beside(target: &Path) -> Option<Self> {
+        let place = Place::find(target).ok()?;
+        let mut name = place.name.clone();
+        name.push(LEFT);
+        let file = open(&place, &name, rules(&place)).ok().flatten()?;
+        Some(Self { place, name, file })
+    }
+
+    /// The file.
+    pub fn file(&self) -> Option<File> {
+        self.file.try_clone().ok()
+    }
+
+    /// Where it lies.
+    pub fn path(&self) -> PathBuf {
+        self.place.path.with_file_name(&self.name)
+    }
+
+    /// Whether there is something in it.
+    pub fn holds(&self) -> bool {
+        self.file.metadata().is_ok_and(|meta| meta.len() > 0)
+    }
+
+    /// What is in it is not wanted.
+    pub fn clear(&self) {
+        let _ = self.file.set_len(0);
+    }
+
+    /// It goes.
+    pub fn remove(&self) {
+        if is_named(&self.place, &self.name, &self.file) {
+            let _ = rustix::fs::unlinkat(&self.place.folder, &self.name, AtFlags::empty());
+        }
+    }
+}
+
+impl Drop for Left {
+    fn drop(&mut self) {
+        if !self.holds() {
+            self.remove();
+        }
+    }
 }
 
 fn is_named(place: &Place, name: &OsStr, file: &File) -> bool {

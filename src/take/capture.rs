@@ -402,6 +402,9 @@ impl Capture {
             }
         }
         settings.precopy = watch.as_ref().map(Watch::precopy);
+        if let Some(hashes) = &mut settings.hashes {
+            hashes.waits = guardian.is_none();
+        }
         let mut draft = Draft::default();
         for prepared in sources {
             draft.add(prepared, wishes, watch.is_some())?;

@@ -5,17 +5,20 @@
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::FileType;
 
 use crate::cli::{Args, Common};
-use crate::error::{Error, Result};
+use crate::error::{Error, Fault, Result};
+use crate::features;
 use crate::freeze::Limits;
 use crate::fs::Still;
 use crate::mounts::System;
 use crate::report::{self, Bytes, JsonObject, Span, json_list};
 use crate::stream::frames::{Framed, Header};
+use crate::stream::pipeline::known::Hashes;
 use crate::stream::pipeline::{Encoding, Problem, Settings};
 use crate::take::capture::{Figures, Ready};
 use crate::take::emptied::Wanted;
@@ -80,6 +83,8 @@ pub(crate) struct Streaming {
     pub spool_file: Option<PathBuf>,
     /// `--frames`.
     pub frames: bool,
+    /// `--frames-known`: what is at the other end says on stdin what it has already.
+    pub known: bool,
 }
 
 impl Default for Streaming {
@@ -90,6 +95,7 @@ impl Default for Streaming {
             spool: Spool::Auto,
             spool_file: None,
             frames: false,
+            known: false,
         }
     }
 }
@@ -101,6 +107,7 @@ impl Streaming {
             "--level" => self.level = args.parsed(level, "a level from 1 to 9")?,
             "--wait-sink" => self.wait_sink = args.time()?,
             "--frames" => self.frames = true,
+            "--frames-known" => (self.frames, self.known) = (true, true),
             "--spool-file" => self.spool_file = Some(args.path()?),
             "--spool" => self.spool = args.parsed(Spool::parse, "a size, auto or off")?,
             _ => return Ok(false),
@@ -125,6 +132,18 @@ impl Streaming {
             ));
         }
         Ok(())
+    }
+
+    fn hashes(&self) -> Result<Option<Hashes>> {
+        if !features::FRAMES || !self.known {
+            return Ok(None);
+        }
+        let stdin = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3);
+        let stdin = stdin.map_err(|errno| Error::fault("stdin", Fault::io("dup", errno)))?;
+        Ok(Some(Hashes {
+            from: Arc::new(stdin),
+            waits: false,
+        }))
     }
 
     /// What the pipeline is made of; `raw`: without deflate. `part`: the file that is written, beside which there may be room.
@@ -159,6 +178,7 @@ impl Streaming {
             spool_bytes,
             spool_file,
             precopy: None,
+            hashes: self.hashes()?,
         })
     }
 }

@@ -766,6 +766,7 @@ mod tests {
             spool_bytes: 0,
             precopy: None,
             spool_file: None,
+            hashes: None,
         };
         let counters = Counters::leak(None);
         let pipeline = Pipeline::new(

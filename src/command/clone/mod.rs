@@ -526,6 +526,7 @@ fn write(
             spool_bytes: options.spool.bytes(),
             precopy: None,
             spool_file: None,
+            hashes: None,
         },
         progress: Progress::new(&options.common),
         emptying,

@@ -15,13 +15,19 @@
 //!   3 held   u64 bytes   the next ones in order are what early frames brought
 //!   4 zeros  u64 bytes   the next ones in order are zeros
 //!   5 image  u32 CRC-32  of the image that ends here
+//!   7 known  u32 chunk   u32 CRC-32   16 bytes: the hash of a chunk that the other end has. Instead of one before
+//!   8 known here   u32 CRC-32   16 bytes                        the same of the next chunk in order
 //!   6 end    u64 bytes of all images   u32 length, JSON: the report   u32 CRC-32 of all but packed bytes, from the first byte on
 //! ```
 //!
 //! A chunk is [`CHUNK_BYTES`] of a part, the last one of a part what is left of it; they are numbered over all parts of all images.
 //! A packed chunk is deflate blocks that stand alone, end at a byte and are never final. In the report are at least `consistent`,
 //! `frozen_ms` and, for each image, `maps`.
+//!
+//! Frames 7 and 8 come only where they were asked for (`--frames-known`): then the other end says, by the hashes of
+//! [`crate::stream::pipeline::known`] and against the stream, what it has; see [`known`].
 
+pub mod known;
 pub mod receive;
 pub mod send;
 
@@ -55,6 +61,8 @@ const HELD: u8 = 3;
 const ZEROS: u8 = 4;
 const IMAGE: u8 = 5;
 const END: u8 = 6;
+const KNOWN: u8 = 7;
+const KNOWN_HERE: u8 = 8;
 
 /// One image, as the header tells of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -191,7 +199,7 @@ fn number(bytes: &[u8]) -> u64 {
 }
 
 /// Where chunks lie.
-#[derive(Debug)]
+#[derive(Clone, Debug, Default)]
 struct Layout {
     /// For each part the number of its first chunk, and its length.
     parts: Vec<(u64, u64)>,

@@ -11,31 +11,81 @@ use std::os::unix::fs::FileExt;
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
+use super::known::{self, Index, Known, Old, Remains, Telling};
 use super::{
-    Control, EARLY, END, HELD, HERE, Header, IMAGE, LEAD_BYTES, Layout, MAGIC, MAX_HEADER,
-    MAX_PACKED, MAX_REPORT, MAX_TIMES, VERSION, ZEROS, most_dead_bytes, number,
+    Control, EARLY, END, HELD, HERE, Header, IMAGE, KNOWN, KNOWN_HERE, LEAD_BYTES, Layout, MAGIC,
+    MAX_HEADER, MAX_PACKED, MAX_REPORT, MAX_TIMES, VERSION, ZEROS, most_dead_bytes, number,
 };
 use crate::crc;
 use crate::error::Fault;
+use crate::stream::deflate::Deflater;
 use crate::stream::input::Input;
 use crate::stream::output::Sum;
+use crate::stream::partfile::Left;
+use crate::stream::pipeline::known::{HASH_BYTES, Hash};
 use crate::stream::pipeline::{Emit, Encoded, Problem};
 use crate::sys::memory::Pages;
 use crate::units::{round_up, to_u64, to_usize};
 
 /// Unit of places in the file.
-const UNIT_BYTES: u64 = 4096;
-/// Bytes of an entry of the index: where, how many packed bytes, checksum, how often it came.
-const ENTRY_BYTES: usize = 16;
+pub(super) const UNIT_BYTES: u64 = 4096;
 
 /// A chunk that is held.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Entry {
-    place: u32,
-    /// 0: zeros.
-    packed: u32,
-    crc32: u32,
-    times: u32,
+pub(super) struct Entry {
+    pub(super) place: u32,
+    /// 0: zeros; [`IS_KNOWN`].
+    pub(super) packed: u32,
+    pub(super) crc32: u32,
+    /// How often it came.
+    pub(super) times: u32,
+}
+
+/// Packed bytes of a chunk that is taken from what was there before.
+const IS_KNOWN: u32 = u32::MAX;
+
+impl Entry {
+    /// How many bytes it takes in the file, its head with it.
+    pub(super) fn room_bytes(self) -> u64 {
+        let bytes = u64::from(self.packed).saturating_add(to_u64(known::HEAD_BYTES));
+        round_up(bytes, UNIT_BYTES).unwrap_or(0)
+    }
+
+    /// Where its packed bytes are.
+    pub(super) fn offset(self) -> u64 {
+        u64::from(self.place) * UNIT_BYTES + to_u64(known::HEAD_BYTES)
+    }
+}
+
+/// Where what comes is held, and what is there already.
+pub struct Hold {
+    /// Empty, or what `left` is.
+    pub file: File,
+    /// It has a name, and stays where what comes breaks off.
+    pub left: Option<Left>,
+    /// The other end was told to expect hashes.
+    pub known: Option<Known>,
+    /// The level at which the other end packs.
+    pub level: u8,
+}
+
+impl Hold {
+    /// In a file without a name.
+    pub fn of(file: File) -> Self {
+        Self {
+            file,
+            left: None,
+            known: None,
+            level: 1,
+        }
+    }
+
+    /// What comes broke off: the chunks that came stay. `is_cut`: nothing was wrong with them.
+    fn leave(&self, is_cut: bool) {
+        if let (Some(left), false) = (&self.left, is_cut) {
+            left.remove();
+        }
+    }
 }
 
 /// Everything that came, complete and in order.
@@ -45,34 +95,62 @@ pub struct Received {
     /// The report that came with the end.
     pub report: Vec<u8>,
     layout: Layout,
-    file: File,
-    index: Pages,
+    hold: Hold,
+    index: Index,
     buffer: Pages,
+    /// Of chunks that are [`IS_KNOWN`].
+    hashes: Pages,
+    /// What an interrupted run left in the file.
+    remains: Option<Remains>,
+    old: Option<Old>,
     /// Where the file ends, in bytes.
     end: u64,
     /// Bytes that were replaced and did not give their room back.
     dead_bytes: u64,
 }
 
-/// Takes all frames from `input`, up to the end frame, behind which there must be nothing. `file`, which is empty, holds them.
-pub fn receive(input: &mut Input<'_>, file: File) -> Result<Received, Fault> {
+/// Takes all frames from `input`, up to the end frame, behind which there must be nothing. What is held stays where they break off
+/// and that has a name; where they are wrong it does not.
+pub fn receive(input: &mut Input<'_>, mut hold: Hold) -> Result<Received, Fault> {
     let mut control = Control::default();
     let header = header(input, &mut control)?;
     let layout = Layout::new(&header.images)?;
     let memory = |errno| Fault::io("allocate", errno);
-    let length = to_usize(layout.chunks()).checked_mul(ENTRY_BYTES);
-    let length = length.ok_or_else(|| memory(Errno::NOMEM))?;
-    let mut received = Received {
-        header,
-        report: Vec::new(),
-        layout,
-        file,
-        index: Pages::new(length).map_err(memory)?,
-        buffer: Pages::new(MAX_PACKED).map_err(memory)?,
-        end: 0,
-        dead_bytes: 0,
+    let remains = match &hold.left {
+        Some(_) => Some(known::remains(&hold.file, layout.chunks())?),
+        None => None,
     };
-    received.frames(input, &mut control)?;
+    let known = hold.known.take();
+    let hashes = match &known {
+        Some(_) => to_usize(layout.chunks()).checked_mul(HASH_BYTES),
+        None => Some(0),
+    };
+    let hashes = hashes.ok_or_else(|| memory(Errno::NOMEM))?;
+    let mut received = Received {
+        report: Vec::new(),
+        index: Index::new(layout.chunks())?,
+        buffer: Pages::new(MAX_PACKED).map_err(memory)?,
+        hashes: Pages::new(hashes.max(1)).map_err(memory)?,
+        end: remains.as_ref().map_or(0, |remains| remains.end_bytes),
+        dead_bytes: 0,
+        old: None,
+        remains,
+        header,
+        layout,
+        hold,
+    };
+    let telling = match known {
+        Some(known) => Some(received.tell(known)?),
+        None => None,
+    };
+    let result = received.frames(input, &mut control, telling.is_some());
+    received.old = telling.and_then(Telling::end);
+    if let Err(fault) = result {
+        // What goes on is wrong, what has come to its end is cut.
+        let is_cut = !matches!(input.byte(), Ok(Some(_)));
+        received.hold.leave(is_cut);
+        return Err(fault);
+    }
     Ok(received)
 }
 
@@ -164,7 +242,23 @@ struct Order {
 }
 
 impl Received {
-    fn frames(&mut self, input: &mut Input<'_>, control: &mut Control) -> Result<(), Fault> {
+    /// Says what is here already, while frames come.
+    fn tell(&self, known: Known) -> Result<Telling, Fault> {
+        let images = self.header.images.iter();
+        let paths = images.map(|image| image.path.clone()).collect();
+        let file = self.hold.file.try_clone();
+        let file = file.map_err(|error| Fault::short("dup").with_errno(error.raw_os_error()))?;
+        let remains = self.remains.as_ref().map(|remains| (file, remains.clone()));
+        let old = Old::new(paths, self.layout.clone(), known.earlier, remains)?;
+        Telling::start(old, known.stdin)
+    }
+
+    fn frames(
+        &mut self,
+        input: &mut Input<'_>,
+        control: &mut Control,
+        is_told: bool,
+    ) -> Result<(), Fault> {
         let mut order = Order {
             next: 0,
             image: 0,
@@ -185,6 +279,18 @@ impl Received {
                         return Err(at(Fault::corrupt("a chunk that comes behind its place")));
                     }
                     self.chunk(input, control, chunk).map_err(at)?;
+                }
+                KNOWN if is_told => {
+                    let chunk = u64::from(read_u32(input, control)?);
+                    if chunk < order.next {
+                        return Err(at(Fault::corrupt("a chunk that comes behind its place")));
+                    }
+                    self.known(input, control, chunk).map_err(at)?;
+                }
+                KNOWN_HERE if is_told => {
+                    self.known(input, control, order.next).map_err(at)?;
+                    let raw_bytes = self.layout.raw_bytes(order.next).unwrap_or(0);
+                    self.run(&mut order, raw_bytes, true).map_err(at)?;
                 }
                 HERE => {
                     self.chunk(input, control, order.next).map_err(at)?;
@@ -231,32 +337,54 @@ impl Received {
         }
     }
 
-    /// Where a chunk's entry is.
-    fn slot(&mut self, chunk: u64) -> Option<&mut [u8]> {
-        let at = to_usize(chunk).checked_mul(ENTRY_BYTES)?;
-        self.index.get_mut(at..at.checked_add(ENTRY_BYTES)?)
+    /// How many bytes of the images were here before.
+    pub fn reused_bytes(&self) -> u64 {
+        let all = 0..self.layout.chunks();
+        let known = all.filter(|chunk| self.index.entry(*chunk).packed == IS_KNOWN);
+        let bytes = known.filter_map(|chunk| self.layout.raw_bytes(chunk));
+        bytes.fold(0, u64::saturating_add)
     }
 
-    fn entry(&self, chunk: u64) -> Entry {
-        let at = to_usize(chunk).saturating_mul(ENTRY_BYTES);
-        let bytes = self.index.get(at..).unwrap_or_default();
-        let mut words = bytes.chunks(4).map(number);
-        let mut word = || u32::try_from(words.next().unwrap_or(0)).unwrap_or(0);
-        Entry {
-            place: word(),
-            packed: word(),
-            crc32: word(),
-            times: word(),
-        }
+    /// None of it is wanted any more.
+    pub fn forget(&self) {
+        self.hold.leave(false);
     }
 
-    fn set(&mut self, chunk: u64, entry: Entry) {
-        let words = [entry.place, entry.packed, entry.crc32, entry.times];
-        if let Some(slot) = self.slot(chunk) {
-            for (to, word) in slot.chunks_mut(4).zip(words) {
-                to.copy_from_slice(&word.to_le_bytes());
-            }
+    /// What a chunk that comes replaces gives its room back; the number of times it came is then this.
+    fn replace(&mut self, chunk: u64) -> Result<(u32, u64), Fault> {
+        let raw_bytes = self.layout.raw_bytes(chunk);
+        let raw_bytes = raw_bytes.ok_or_else(|| Fault::corrupt("number of a chunk"))?;
+        let before = self.index.entry(chunk);
+        if before.times >= MAX_TIMES {
+            return Err(Fault::corrupt("a chunk that comes again and again"));
         }
+        self.give_back(before)?;
+        Ok((before.times + 1, raw_bytes))
+    }
+
+    /// A chunk that is here already: from its checksum on.
+    fn known(
+        &mut self,
+        input: &mut Input<'_>,
+        control: &mut Control,
+        chunk: u64,
+    ) -> Result<(), Fault> {
+        let crc32 = read_u32(input, control)?;
+        let mut hash = Hash::default();
+        read(input, &mut hash)?;
+        let (times, _) = self.replace(chunk)?;
+        let at = to_usize(chunk).saturating_mul(HASH_BYTES);
+        let place = self.hashes.get_mut(at..at.saturating_add(HASH_BYTES));
+        let place = place.ok_or_else(|| Fault::corrupt("number of a chunk"))?;
+        place.copy_from_slice(&hash);
+        let entry = Entry {
+            place: 0,
+            packed: IS_KNOWN,
+            crc32,
+            times,
+        };
+        self.index.set(chunk, entry);
+        Ok(())
     }
 
     /// A chunk that comes: from its checksum on.
@@ -269,56 +397,59 @@ impl Received {
         let crc32 = read_u32(input, control)?;
         let packed = read_u32(input, control)?;
         let length = to_usize(u64::from(packed));
-        let raw_bytes = self.layout.raw_bytes(chunk);
-        let raw_bytes = raw_bytes.ok_or_else(|| Fault::corrupt("number of a chunk"))?;
         if length > MAX_PACKED {
             return Err(Fault::corrupt("length of a chunk"));
         }
-        let before = self.entry(chunk);
-        if before.times >= MAX_TIMES {
-            return Err(Fault::corrupt("a chunk that comes again and again"));
+        let (times, raw_bytes) = self.replace(chunk)?;
+        // What an interrupted run left of it is out of date.
+        if let Some(remains) = &self.remains {
+            self.give_back(remains.index.entry(chunk))?;
         }
-        self.give_back(before)?;
         let mut entry = Entry {
             crc32,
             packed,
             place: 0,
-            times: before.times + 1,
+            times,
         };
         if length == 0 {
             entry.crc32 = crc::zeros(raw_bytes);
         } else {
             let place = self.buffer.get_mut(..length).unwrap_or_default();
             read(input, place)?;
-            entry.place = self.hold(length)?;
+            entry.place = self.hold(chunk, entry)?;
         }
-        self.set(chunk, entry);
+        self.index.set(chunk, entry);
         Ok(())
     }
 
     /// Writes what is in the buffer behind everything, and gives its place.
-    fn hold(&mut self, length: usize) -> Result<u32, Fault> {
+    fn hold(&mut self, chunk: u64, entry: Entry) -> Result<u32, Fault> {
+        let length = to_usize(u64::from(entry.packed));
         let bytes = self.buffer.get(..length).unwrap_or_default();
-        let written = self.file.write_all_at(bytes, self.end);
+        let file = &self.hold.file;
+        let behind = self.end.saturating_add(to_u64(known::HEAD_BYTES));
+        // The head comes last: what has one is whole, as far as a machine that goes on is concerned.
+        let written = file
+            .write_all_at(bytes, behind)
+            .and_then(|()| file.write_all_at(&known::head(chunk, entry), self.end));
         written.map_err(|error| {
             Fault::short("write of what is held until the end; more room is needed where it lies")
                 .with_errno(error.raw_os_error())
         })?;
         let place = u32::try_from(self.end / UNIT_BYTES);
-        let end = self.end.saturating_add(to_u64(length));
-        self.end = round_up(end, UNIT_BYTES).unwrap_or(u64::MAX);
+        self.end = self.end.saturating_add(entry.room_bytes());
         place.map_err(|_| Fault::refused("more than 16 TiB are to be held"))
     }
 
     /// The room of what is not needed any more.
     fn give_back(&mut self, entry: Entry) -> Result<(), Fault> {
-        if entry.packed == 0 {
+        if entry.packed == 0 || entry.packed == IS_KNOWN {
             return Ok(());
         }
         let offset = u64::from(entry.place) * UNIT_BYTES;
-        let length = round_up(u64::from(entry.packed), UNIT_BYTES).unwrap_or(0);
+        let length = entry.room_bytes();
         let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        if rustix::fs::fallocate(&self.file, hole, offset, length).is_err() {
+        if rustix::fs::fallocate(&self.hold.file, hole, offset, length).is_err() {
             self.dead_bytes = self.dead_bytes.saturating_add(length);
         }
         match self.dead_bytes > most_dead_bytes(self.layout.size_bytes) {
@@ -337,7 +468,7 @@ impl Received {
             let raw_bytes = self.layout.raw_bytes(order.next);
             let raw_bytes = raw_bytes.filter(|raw| order.next < end && *raw <= rest);
             let raw_bytes = raw_bytes.ok_or_else(|| Fault::corrupt("length of a run"))?;
-            let entry = self.entry(order.next);
+            let entry = self.index.entry(order.next);
             if is_held {
                 if entry.times == 0 {
                     return Err(Fault::corrupt("a chunk that never came"));
@@ -345,7 +476,7 @@ impl Received {
                 order.sum.data(entry.crc32, raw_bytes);
             } else if entry.times > 0 {
                 self.give_back(entry)?;
-                self.set(order.next, Entry::default());
+                self.index.set(order.next, Entry::default());
             }
             rest -= raw_bytes;
             order.next += 1;
@@ -372,6 +503,10 @@ impl Received {
     /// Gives everything in order, and the room of each chunk back when it was given.
     pub fn emit(mut self, emit: &mut dyn Emit) -> Result<(), Problem> {
         let mut next = 0;
+        let mut deflater = match &self.old {
+            Some(_) => Some(Deflater::new(self.hold.level)),
+            None => None,
+        };
         for (image, end) in std::mem::take(&mut self.layout.ends)
             .into_iter()
             .enumerate()
@@ -379,7 +514,8 @@ impl Received {
             let mut zeros = 0u64;
             while next < end {
                 let raw_bytes = self.layout.raw_bytes(next).unwrap_or(0);
-                let entry = self.entry(next);
+                let entry = self.index.entry(next);
+                let chunk = next;
                 next += 1;
                 if entry.packed == 0 {
                     zeros = zeros.saturating_add(raw_bytes);
@@ -388,10 +524,16 @@ impl Received {
                 if zeros > 0 {
                     emit.zeros(std::mem::take(&mut zeros))?;
                 }
+                if entry.packed == IS_KNOWN {
+                    let length = self.pack(chunk, entry, deflater.as_mut())?;
+                    let bytes = self.buffer.get(..length).unwrap_or_default();
+                    emit.data(&Encoded::of(bytes, raw_bytes, entry.crc32))?;
+                    continue;
+                }
                 let length = to_usize(u64::from(entry.packed));
                 let bytes = self.buffer.get_mut(..length).unwrap_or_default();
-                let place = u64::from(entry.place) * UNIT_BYTES;
-                self.file.read_exact_at(bytes, place).map_err(|error| {
+                let file = &self.hold.file;
+                file.read_exact_at(bytes, entry.offset()).map_err(|error| {
                     Fault::short("read of what is held").with_errno(error.raw_os_error())
                 })?;
                 emit.data(&Encoded::of(bytes, raw_bytes, entry.crc32))?;
@@ -403,6 +545,26 @@ impl Received {
             }
             emit.end_image(image)?;
         }
+        // Before whoever reads this sees its end.
+        self.forget();
         emit.finish()
+    }
+
+    /// A chunk that was here already, once its hash has proven it: into the buffer, as the other end would have packed it.
+    fn pack(
+        &mut self,
+        chunk: u64,
+        entry: Entry,
+        deflater: Option<&mut Deflater>,
+    ) -> Result<usize, Fault> {
+        let changed = || Fault::corrupt(known::CHANGED).in_unit("chunk", chunk);
+        let at = to_usize(chunk).saturating_mul(HASH_BYTES);
+        let hash = self.hashes.get(at..).and_then(<[u8]>::first_chunk);
+        let (hash, old) = hash.zip(self.old.as_mut()).ok_or_else(changed)?;
+        let raw = old.proven(chunk, hash).ok_or_else(changed)?;
+        if crc::crc32(0, raw) != entry.crc32 {
+            return Err(Fault::corrupt("checksum of a chunk").in_unit("chunk", chunk));
+        }
+        deflater.ok_or_else(changed)?.encode(raw, &mut self.buffer)
     }
 }

@@ -1,6 +1,6 @@
 //! The emitter of frames: what rounds of pre-copy take goes out at once, and what it was worth is said in order, after the freeze.
 
-use super::{Control, EARLY, END, HELD, HERE, Header, IMAGE, MAX_REPORT, ZEROS};
+use super::{Control, EARLY, END, HELD, HERE, Header, IMAGE, KNOWN, KNOWN_HERE, MAX_REPORT, ZEROS};
 use crate::error::Fault;
 use crate::stream::output::{Output, Sum, Totals, TotalsCell};
 use crate::stream::pipeline::{Emit, Encoded, Problem};
@@ -83,13 +83,16 @@ impl Emit for FrameEmitter {
     fn data(&mut self, chunk: &Encoded<'_>) -> Result<(), Problem> {
         let internal = |_| Problem::Internal(Fault::refused("number of a chunk"));
         let packed = u32::try_from(chunk.packed_bytes()).map_err(internal)?;
-        if chunk.is_early {
-            let number = u32::try_from(chunk.chunk).map_err(internal)?;
-            self.frame(EARLY, [number, chunk.crc32, packed])?;
-        } else {
+        if !chunk.is_early {
             self.settle()?;
             self.sum.data(chunk.crc32, chunk.raw_bytes);
-            self.frame(HERE, [chunk.crc32, packed])?;
+        }
+        let number = u32::try_from(chunk.chunk).map_err(internal)?;
+        match (chunk.is_early, chunk.is_known) {
+            (true, false) => self.frame(EARLY, [number, chunk.crc32, packed])?,
+            (true, true) => self.frame(KNOWN, [number, chunk.crc32])?,
+            (false, false) => self.frame(HERE, [chunk.crc32, packed])?,
+            (false, true) => self.frame(KNOWN_HERE, [chunk.crc32])?,
         }
         self.output.write_parts(chunk.parts())
     }

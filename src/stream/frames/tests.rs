@@ -1,18 +1,22 @@
 //! The format: what comes back, and what is not believed.
 
-use super::receive::receive;
+use super::receive::{Hold, receive};
 use super::send::FrameEmitter;
 use super::*;
 use crate::error::FaultKind;
 use crate::stream::deflate::Deflater;
 use crate::stream::gunzip::Gunzip;
 use crate::stream::gzip;
+use crate::stream::image::ImageReader;
 use crate::stream::input::Input;
 use crate::stream::output::{GzipEmitter, Output, TotalsCell};
 use crate::stream::partfile;
-use crate::stream::pipeline::{Emit, Encoded, Meter};
-use std::fs::File;
+use crate::stream::pipeline::known::{Hash, hash};
+use crate::stream::pipeline::{Emit, Encoded, Meter, Problem};
+use rustix::pipe::PipeFlags;
 use std::io::{Read, Seek};
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::AtomicBool;
 
 struct NoMeter;
 impl Meter for NoMeter {
@@ -99,8 +103,8 @@ fn sample() -> (Vec<u8>, Vec<u8>) {
     (stream, raw)
 }
 
-fn hold() -> File {
-    partfile::unnamed_anywhere().unwrap()
+fn hold() -> Hold {
+    Hold::of(partfile::unnamed_anywhere().unwrap())
 }
 
 /// Received, put in order, unpacked and checked.
@@ -267,9 +271,9 @@ fn what_is_replaced_gives_its_room_back() {
     craft.frame(HELD, &[CHUNK as u32, 0]);
     craft.frame(IMAGE, &[crc::crc32(0, &noise)]);
     let stream = craft.end(CHUNK as u32);
-    let file = hold();
-    let seen = file.try_clone().unwrap();
-    receive(&mut Input::reader(&stream[..]).unwrap(), file).unwrap();
+    let hold = hold();
+    let seen = hold.file.try_clone().unwrap();
+    receive(&mut Input::reader(&stream[..]).unwrap(), hold).unwrap();
     let meta = seen.metadata().unwrap();
     use std::os::unix::fs::MetadataExt;
     assert!(meta.size() > to_u64(bytes.len()) * u64::from(MAX_TIMES - 1));
@@ -320,4 +324,142 @@ fn chunks_are_numbered_over_parts_of_any_length() {
         [full, full, Some(1), full, Some(7), Some(9), None, None]
     );
     assert_eq!((layout.chunks(), &layout.ends[..]), (6, &[5, 6][..]));
+}
+
+/// An earlier image in memory.
+struct Before(Vec<u8>);
+
+impl known::Earlier for Before {
+    fn image(&mut self, path: &str) -> Option<ImageReader<'static>> {
+        assert_eq!(path, "image");
+        let bytes = std::io::Cursor::new(self.0.clone());
+        ImageReader::raw(Input::reader(bytes).unwrap()).ok()
+    }
+}
+
+/// A pipe that takes what is said: where it is read, and its other end.
+fn pipe() -> (std::fs::File, std::fs::File) {
+    let (ours, theirs) = rustix::pipe::pipe_with(PipeFlags::NONBLOCK).unwrap();
+    (ours.into(), theirs.into())
+}
+
+/// The frames that say of both chunks of an image that they are known, by these hashes.
+fn all_known(raw: &[u8], hashes: [Hash; 2]) -> Vec<u8> {
+    let (one, two) = raw.split_at(CHUNK);
+    let mut craft = Craft::new(&image(&[to_u64(raw.len())]));
+    craft.frame(KNOWN, &[0, crc::crc32(0, one)]);
+    craft.bytes.extend(hashes[0]);
+    craft.frame(HELD, &[CHUNK as u32, 0]);
+    craft.frame(KNOWN_HERE, &[crc::crc32(0, two)]);
+    craft.bytes.extend(hashes[1]);
+    craft.frame(IMAGE, &[crc::crc32(0, raw)]);
+    craft.end(raw.len() as u32)
+}
+
+/// What becomes of it where `before` is what is here.
+fn reused(stream: &[u8], before: Vec<u8>) -> Result<Vec<u8>, Problem> {
+    let (_ours, stdin) = pipe();
+    let mut hold = hold();
+    hold.known = Some(known::Known {
+        earlier: Some(Box::new(Before(before))),
+        stdin,
+    });
+    let received = receive(&mut Input::reader(stream)?, hold)?;
+    let mut result = Ok(());
+    let gzip = written(|output| {
+        let mut emit = GzipEmitter::new(output, &gzip::HEADER, TotalsCell::default())
+            .ok()
+            .unwrap();
+        result = received.emit(&mut emit);
+    });
+    result.map(|()| gzip)
+}
+
+#[test]
+fn a_known_chunk_is_taken_only_where_its_hash_proves_what_is_here() {
+    let raw = [chunk(1, CHUNK), chunk(2, 5000)].concat();
+    let hashes = [hash(&raw[..CHUNK]), hash(&raw[CHUNK..])];
+    let stream = all_known(&raw, hashes);
+    let mut fresh = Craft::new(&image(&[to_u64(raw.len())]));
+    for part in raw.chunks(CHUNK) {
+        let bytes = packed(part);
+        fresh.frame(HERE, &[crc::crc32(0, part), bytes.len() as u32]);
+        fresh.bytes.extend(bytes);
+    }
+    fresh.frame(IMAGE, &[crc::crc32(0, &raw)]);
+    let fresh = fresh.end(raw.len() as u32);
+    let same = reused(&fresh, Vec::new()).ok().unwrap();
+    assert!(reused(&stream, raw.clone()).ok().unwrap() == same);
+    // More behind it does no harm; a bit, or an end too early, does.
+    let longer = [&raw[..], &[7; 9000]].concat();
+    assert!(reused(&stream, longer).ok().unwrap() == same);
+    let mut flipped = raw.clone();
+    flipped[CHUNK - 1] ^= 1;
+    for before in [flipped, raw[..CHUNK + 4999].to_vec(), Vec::new()] {
+        match reused(&stream, before) {
+            Err(Problem::Internal(fault) | Problem::Write(fault)) => {
+                assert_eq!(fault.what(), known::CHANGED);
+            }
+            other => panic!("{:?}", other.is_ok()),
+        }
+    }
+    // A board that says another hash, or that what it sends is known where nobody asked.
+    let lie = all_known(&raw, [hashes[0], hashes[0]]);
+    assert!(reused(&lie, raw.clone()).is_err());
+    assert_eq!(whole(&stream).unwrap_err().what(), "kind of a frame");
+    for length in (0..stream.len()).step_by(7) {
+        assert!(reused(&stream[..length], raw.clone()).is_err(), "{length}");
+    }
+}
+
+#[test]
+fn what_is_here_is_said_in_order_and_zeros_are_not() {
+    let raw = [chunk(3, CHUNK), vec![0; 3 * CHUNK], chunk(4, 77)].concat();
+    let layout = Layout::new(&image(&[to_u64(raw.len())]).images).unwrap();
+    let (mut ours, stdin) = pipe();
+    let before: Box<dyn known::Earlier> = Box::new(Before(raw.clone()));
+    let mut old = known::Old::new(vec!["image".into()], layout, Some(before), None).unwrap();
+    assert!(old.tell(&stdin, &AtomicBool::new(false)).is_some());
+    drop(stdin);
+    let mut said = Vec::new();
+    ours.read_to_end(&mut said).unwrap();
+    let wanted = [
+        &[0, 0, 0, 0][..],
+        &hash(&raw[..CHUNK]),
+        &[4, 0, 0, 0],
+        &hash(&raw[4 * CHUNK..]),
+    ]
+    .concat();
+    assert_eq!(said, wanted);
+}
+
+#[test]
+fn what_an_interrupted_run_left_is_found_again_whatever_was_damaged() {
+    let bytes = packed(&chunk(5, CHUNK));
+    let length = bytes.len() as u32;
+    let mut craft = Craft::new(&image(&[4 * CHUNK_BYTES]));
+    for number in [2, 0, 1, 2] {
+        craft.frame(EARLY, &[number, crc::crc32(0, &chunk(5, CHUNK)), length]);
+        craft.bytes.extend(&bytes);
+    }
+    // Cut off in a fifth one.
+    craft.frame(EARLY, &[3, 0, length]);
+    craft.bytes.extend(&bytes[..9]);
+    let hold = hold();
+    let file = hold.file.try_clone().unwrap();
+    assert!(receive(&mut Input::reader(&craft.bytes[..]).unwrap(), hold).is_err());
+    let units = |chunks: u64| {
+        let remains = known::remains(&file, chunks).unwrap();
+        let found = (0..4).map(|number| remains.index.entry(number).place);
+        (found.collect::<Vec<_>>(), remains.end_bytes)
+    };
+    let room = (u64::from(length) + 24).div_ceil(4096);
+    let at = |number: u64| u32::try_from(number * room).unwrap();
+    // The first one was replaced by the last.
+    assert_eq!(units(4), (vec![at(1), at(2), at(3), 0], 4 * room * 4096));
+    assert_eq!(units(2).0, [at(1), at(2), 0, 0]);
+    file.write_all_at(&[0xff], 2 * room * 4096 + 9).unwrap();
+    assert_eq!(units(4).0, [at(1), 0, at(3), 0]);
+    file.set_len(0).unwrap();
+    assert_eq!(units(4), (vec![0; 4], 0));
 }

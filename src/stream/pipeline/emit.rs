@@ -27,9 +27,12 @@ impl Shared {
                     chain,
                     raw_bytes,
                     crc32,
+                    is_known,
                 } => {
                     let held = Some((&self.cells, &chain));
-                    emit.data(&encoded(held, raw_bytes, crc32, None))?;
+                    let mut chunk = encoded(held, raw_bytes, crc32, None);
+                    chunk.is_known = is_known;
+                    emit.data(&chunk)?;
                     self.cells.release(chain);
                     let raw_bytes = u64::from(raw_bytes);
                     self.emitted
@@ -41,9 +44,12 @@ impl Shared {
                     chain,
                     raw_bytes,
                     crc32,
+                    is_known,
                 } => {
                     let held = chain.as_ref().map(|chain| (&self.cells, chain));
-                    emit.data(&encoded(held, raw_bytes, crc32, Some(chunk)))?;
+                    let mut chunk = encoded(held, raw_bytes, crc32, Some(chunk));
+                    chunk.is_known = is_known;
+                    emit.data(&chunk)?;
                     if let Some(chain) = chain {
                         self.cells.release(chain);
                     }
@@ -115,5 +121,6 @@ fn encoded<'a>(
         crc32,
         chunk: early.unwrap_or(0),
         is_early: early.is_some(),
+        is_known: false,
     }
 }

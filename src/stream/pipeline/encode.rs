@@ -1,6 +1,6 @@
 //! Workers: chunks out of slots, encoded into chains of spool cells.
 
-use super::{Encoding, Goes, Job, Problem, Record, Shared};
+use super::{Encoding, Goes, Job, Problem, Record, Shared, known};
 use crate::crc;
 use crate::error::Fault;
 use crate::stream::deflate::Deflater;
@@ -84,12 +84,17 @@ impl Shared {
             return Ok(Record::Zeros(to_u64(chunk.len())));
         }
         let mut chain = job.chain;
-        let encoded = worker.encode(chunk).map_err(Problem::Internal)?;
+        let known = job.known.filter(|known| known::hash(chunk) == *known);
+        let encoded = match &known {
+            Some(known) => known,
+            None => worker.encode(chunk).map_err(Problem::Internal)?,
+        };
         self.cells.fill(&mut chain, encoded).ok_or_else(internal)?;
         Ok(Record::Data {
             chain,
             raw_bytes: u32::try_from(chunk.len()).unwrap_or(0),
             crc32: crc::crc32(0, chunk),
+            is_known: known.is_some(),
         })
     }
 }

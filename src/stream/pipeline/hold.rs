@@ -346,6 +346,7 @@ impl Shared {
         if let Pass::Hold(hold) = &mut core.pass {
             hold.over = true;
         }
+        core.known.end();
         match (is_last, self.places) {
             (true, None) => core.pass = Pass::Stream,
             (true, Some(_)) => core.plan_done = true,
@@ -393,6 +394,14 @@ impl Shared {
         let chunks = length.div_ceil(CHUNK_LENGTH);
         let mut chains = [const { None }; CHUNKS_PER_SLOT];
         let goes_out = self.frames && !held.compared;
+        let mut known = [None; CHUNKS_PER_SLOT];
+        if goes_out && held.round == Round::First {
+            // Nothing is frozen yet.
+            match self.known_of(core, held.first, chunks, true) {
+                Some(found) => known = found,
+                None => return (Turn::Wait, offset),
+            }
+        }
         if goes_out && !self.reserve_chains(core, &mut chains, chunks) {
             // The sink gives cells back.
             return (Turn::Wait, offset);
@@ -437,6 +446,7 @@ impl Shared {
         let Some(slot) = core.slots_free.pop() else {
             return (Turn::Wait, offset);
         };
+        core.known.put(slot, known);
         for index in 0..to_u64(chunks) {
             let number = to_usize(held.first + index);
             // Cleared before it is read: whatever is written from now on marks it again.
@@ -577,6 +587,7 @@ impl Shared {
                 start,
                 length: (taken.length - start).min(CHUNK_LENGTH),
                 chain,
+                known: None,
             });
         }
         if differ == 0 {
@@ -602,15 +613,16 @@ impl Shared {
             *core.early.hashes.get_mut(place).ok_or_else(internal)? = hash;
         }
         if let Some(out) = out {
-            let (chain, raw_bytes, crc32) = match record {
+            let (chain, raw_bytes, crc32, is_known) = match record {
                 Record::Data {
                     chain,
                     raw_bytes,
                     crc32,
-                } => (Some(chain), raw_bytes, crc32),
+                    is_known,
+                } => (Some(chain), raw_bytes, crc32, is_known),
                 Record::Zeros(length) => {
                     let raw_bytes = u32::try_from(length).unwrap_or(0);
-                    (None, raw_bytes, crc::zeros(length))
+                    (None, raw_bytes, crc::zeros(length), false)
                 }
                 _ => return Err(internal()),
             };
@@ -620,6 +632,7 @@ impl Shared {
                 chain,
                 raw_bytes,
                 crc32,
+                is_known,
             };
             return Ok(());
         }
@@ -672,6 +685,7 @@ impl Shared {
                     chain,
                     raw_bytes: u32::try_from(raw_bytes).unwrap_or(0),
                     crc32,
+                    is_known: false,
                 });
             }
             Kept::Mark(crc32) if self.frames => {

@@ -22,7 +22,7 @@
 //! placers as there are jobs, and all of the spool is slots.
 //!
 //! **Frames** ([`Outlet::Frames`]): records go out by number here, too, but a chunk of a round of pre-copy has a record at once, and
-//! what is at the other end holds it. See the `hold` page.
+//! what is at the other end holds it. See the `hold` page, and `known` for what it has already.
 //!
 //! **When one fails**, the first problem is kept, everybody stops at the next lock, and nothing is written any more. Threads
 //! may be stuck in a read or write that never returns; so all they share is leaked, never freed under them, and process exit
@@ -31,6 +31,7 @@
 mod emit;
 mod encode;
 mod hold;
+pub mod known;
 mod place;
 mod read;
 
@@ -48,6 +49,7 @@ use self::encode::Worker;
 pub use self::encode::is_zero;
 use self::hold::{Early, Pass};
 pub use self::hold::{Precopy, Round, Rounds};
+use self::known::{Hash, Hashes, Known};
 pub use self::place::Place;
 use self::read::Taken;
 use super::deflate;
@@ -110,6 +112,8 @@ pub struct Encoded<'a> {
     pub chunk: u64,
     /// It was taken by a round of pre-copy: what it is worth is said later.
     pub is_early: bool,
+    /// The other end has it: what is encoded is its hash.
+    pub is_known: bool,
 }
 
 impl<'a> Encoded<'a> {
@@ -122,6 +126,7 @@ impl<'a> Encoded<'a> {
             crc32,
             chunk: 0,
             is_early: false,
+            is_known: false,
         }
     }
 
@@ -192,6 +197,8 @@ pub struct Settings {
     pub spool_bytes: u64,
     /// Where encoded bytes wait instead of memory, and how many bytes of it: a file without a name, allocated.
     pub spool_file: Option<(Arc<File>, u64)>,
+    /// In [`Outlet::Frames`]: what the other end has already.
+    pub hashes: Option<Hashes>,
 }
 
 #[derive(Debug)]
@@ -202,6 +209,7 @@ enum Record {
         chain: Chain,
         raw_bytes: u32,
         crc32: u32,
+        is_known: bool,
     },
     /// Of a round whose chunks go out at once: the number of the chunk, what it is (nothing: zeros).
     Early {
@@ -209,6 +217,7 @@ enum Record {
         chain: Option<Chain>,
         raw_bytes: u32,
         crc32: u32,
+        is_known: bool,
     },
     /// A chunk that went out early.
     Held {
@@ -229,6 +238,8 @@ struct Job {
     start: usize,
     length: usize,
     chain: Chain,
+    /// What the other end has of it.
+    known: Option<Hash>,
 }
 
 /// Where an encoded chunk goes.
@@ -250,6 +261,7 @@ impl Goes {
 
 struct Core {
     pass: Pass,
+    known: Known,
     early: Early,
     workers_busy: usize,
     cursor: Cursor,
@@ -289,6 +301,7 @@ struct Shared {
     can_read: Condvar,
     can_work: Condvar,
     can_emit: Condvar,
+    can_know: Condvar,
     event: OwnedFd,
     meter: &'static dyn Meter,
     /// Bytes of the images, packed or not, that the sink has taken.
@@ -404,6 +417,10 @@ impl Pipeline {
             .map_err(memory)?,
             core: Lock::new(Core {
                 pass: Pass::Wait,
+                known: Known::new(match settings.hashes {
+                    Some(_) => slots,
+                    None => 0,
+                }),
                 early: Early::new(settings.precopy.as_ref()),
                 workers_busy: 0,
                 cursor: Cursor::default(),
@@ -427,6 +444,7 @@ impl Pipeline {
             can_read: Condvar::new(),
             can_work: Condvar::new(),
             can_emit: Condvar::new(),
+            can_know: Condvar::new(),
             event: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
                 .map_err(|errno| Fault::io("eventfd", errno))?,
             meter,
@@ -484,7 +502,18 @@ impl Pipeline {
                 }
             }),
         )?;
-        shared.started.wait_for(READERS + jobs + 1);
+        if let Some(hashes) = &shared.settings.hashes {
+            spawn(
+                c"floe-known",
+                Box::new(move || {
+                    shared.started.one();
+                    shared.listen(hashes);
+                    stay();
+                }),
+            )?;
+        }
+        let known = usize::from(shared.settings.hashes.is_some());
+        shared.started.wait_for(READERS + jobs + 1 + known);
         Ok(Self { shared })
     }
 
@@ -599,6 +628,7 @@ impl Shared {
         self.can_read.notify_all();
         self.can_work.notify_all();
         self.can_emit.notify_all();
+        self.can_know.notify_all();
         self.announce();
     }
 

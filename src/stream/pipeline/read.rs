@@ -129,11 +129,20 @@ impl Shared {
             None => length.div_ceil(CHUNK_LENGTH),
             Some(_) => 0,
         };
+        let hashes = self.settings.hashes.as_ref().zip(self.plan.get());
+        let known = match hashes {
+            Some((hashes, plan)) => {
+                let first = plan.chunk_at(part, offset);
+                self.known_of(core, first, chunks, hashes.waits)?
+            }
+            None => [None; CHUNKS_PER_SLOT],
+        };
         let mut chains = [const { None }; CHUNKS_PER_SLOT];
         if core.slots_free.is_empty() || !self.reserve_chains(core, &mut chains, chunks) {
             return None;
         }
         let slot = core.slots_free.pop()?;
+        core.known.put(slot, known);
         let first = core.tail;
         for _ in 0..chunks {
             core.push(Record::Pending);
@@ -182,7 +191,10 @@ fn queue_jobs(core: &mut Core, taken: Taken, frames: bool) {
     if let Some(left) = core.chunks_left.get_mut(taken.slot) {
         *left = chunks;
     }
-    for (index, chain) in taken.chains.into_iter().flatten().enumerate() {
+    let known = core.known.of(taken.slot);
+    let chains = taken.chains.into_iter().zip(known).enumerate();
+    for (index, (chain, known)) in chains {
+        let Some(chain) = chain else { continue };
         let start = index * CHUNK_LENGTH;
         let hashed = taken.held.is_some_and(|held| held.is_early());
         let goes = match taken.held {
@@ -198,6 +210,7 @@ fn queue_jobs(core: &mut Core, taken: Taken, frames: bool) {
             start,
             length: (taken.length - start).min(CHUNK_LENGTH),
             chain,
+            known,
         });
     }
 }

@@ -131,6 +131,7 @@ fn settings(jobs: usize, encoding: Encoding, spool_bytes: u64) -> Settings {
         spool_bytes,
         precopy: None,
         spool_file: None,
+        hashes: None,
     }
 }
 

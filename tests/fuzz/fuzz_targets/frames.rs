@@ -4,7 +4,7 @@
 //! checksum is reached); two more choose the lengths of two parts.
 #![no_main]
 
-use floe::stream::frames::receive::receive;
+use floe::stream::frames::receive::{Hold, receive};
 use floe::stream::frames::{Framed, Header};
 use floe::stream::gzip;
 use floe::stream::input::Input;

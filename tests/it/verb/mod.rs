@@ -21,6 +21,7 @@ mod pull;
 mod push;
 mod reports;
 mod restore;
+mod resume;
 mod sets;
 mod show;
 mod snapshots;

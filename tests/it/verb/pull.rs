@@ -212,7 +212,10 @@ fn of_twenty_boards_three_fail_in_their_own_ways_and_seventeen_files_are_complet
         Limit::secs(120),
     )
     .expect_code(1);
-    let found = names(&out);
+    let mut found = names(&out);
+    // With what came of the one that died the next pull goes on.
+    found.retain(|name| name != "10.77.0.14.img.gz.resume");
+    assert_eq!(names(&out).len(), 19, "{found:?} {run}");
     assert_eq!(found.len(), 18, "{found:?} {run}");
     assert_eq!(
         fs::read(out.join("10.77.0.5.img.gz")).expect("older"),

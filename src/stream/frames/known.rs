@@ -1,0 +1,407 @@
+//! What is here already when frames come: an earlier file of the same thing, and what an interrupted run left.
+//!
+//! A thread of the host reads it in the order of the chunks and says the hash of each to the board, which then says `known` instead
+//! of sending the chunk. When all frames have come it is read once more, and **each chunk is proven by the hash that the board said**
+//! before it goes into the new file: a file that is damaged, or was changed in between, can only make the pull fail. The thread never
+//! holds up who takes the frames, so neither end can wait for the other in a circle.
+//!
+//! What is held until the end says of each chunk what it is, so that it is of use when the run is interrupted:
+//!
+//! ```text
+//!  at a multiple of 4096   "floeheld"   u32 chunk   u32 packed length   u32 CRC-32 of its raw bytes   u32 CRC-32 of all that   packed bytes
+//! ```
+
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
+
+use super::receive::{Entry, UNIT_BYTES};
+use super::{Layout, MAX_PACKED, number};
+use crate::crc;
+use crate::error::Fault;
+use crate::stream::deflate::FINAL_BLOCK;
+use crate::stream::image::{ImageReader, Piece};
+use crate::stream::inflate::Inflate;
+use crate::stream::pipeline::known::{HASH_BYTES, Hash, RECORD_BYTES, hash};
+use crate::stream::plan::CHUNK_BYTES;
+use crate::sys::memory::Pages;
+use crate::threads::{Lock, Started};
+use crate::units::{to_u64, to_usize};
+
+/// What a chunk that is not any more what it was makes a run fail with; another try sends everything.
+pub const CHANGED: &str = "what was here before was changed meanwhile";
+
+/// In front of the packed bytes of a chunk that is held.
+pub(super) const HEAD_BYTES: usize = 24;
+const HEAD_MAGIC: [u8; 8] = *b"floeheld";
+/// Bytes of an entry of an index: where, how many packed bytes, checksum, how often it came.
+const ENTRY_BYTES: usize = 16;
+/// How many chunks may pass without a word to the other end.
+const SILENT: u64 = 1024;
+/// How long a write to the other end waits before it is asked whether that goes on.
+const PAUSE: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 100_000_000,
+};
+
+/// An earlier image, or several by name.
+pub trait Earlier: Send {
+    /// From its beginning; `None`: there is none of this name, or it is not to be read.
+    fn image(&mut self, path: &str) -> Option<ImageReader<'static>>;
+}
+
+/// What the other end is to be told.
+pub struct Known {
+    /// What there is besides the remains of an interrupted run.
+    pub earlier: Option<Box<dyn Earlier>>,
+    /// Where hashes go: a pipe that does not block.
+    pub stdin: File,
+}
+
+/// An entry for each chunk; memory is touched as it is needed.
+pub(super) struct Index(Pages);
+
+impl Index {
+    pub(super) fn new(chunks: u64) -> Result<Self, Fault> {
+        let memory = |errno| Fault::io("allocate", errno);
+        let length = to_usize(chunks).checked_mul(ENTRY_BYTES);
+        let length = length.ok_or_else(|| memory(Errno::NOMEM))?;
+        Pages::new(length).map(Self).map_err(memory)
+    }
+
+    pub(super) fn entry(&self, chunk: u64) -> Entry {
+        let at = to_usize(chunk).saturating_mul(ENTRY_BYTES);
+        let bytes = self.0.get(at..).unwrap_or_default();
+        let mut words = bytes.chunks(4).map(number);
+        let mut word = || u32::try_from(words.next().unwrap_or(0)).unwrap_or(0);
+        Entry {
+            place: word(),
+            packed: word(),
+            crc32: word(),
+            times: word(),
+        }
+    }
+
+    pub(super) fn set(&mut self, chunk: u64, entry: Entry) {
+        let at = to_usize(chunk).saturating_mul(ENTRY_BYTES);
+        let words = [entry.place, entry.packed, entry.crc32, entry.times];
+        if let Some(slot) = self.0.get_mut(at..at.saturating_add(ENTRY_BYTES)) {
+            for (to, word) in slot.chunks_mut(4).zip(words) {
+                to.copy_from_slice(&word.to_le_bytes());
+            }
+        }
+    }
+}
+
+/// What stands in front of a chunk that is held.
+pub(super) fn head(chunk: u64, entry: Entry) -> [u8; HEAD_BYTES] {
+    let mut head = [0; HEAD_BYTES];
+    let chunk = u32::try_from(chunk).unwrap_or(u32::MAX);
+    let (magic, words) = head.split_at_mut(HEAD_MAGIC.len());
+    magic.copy_from_slice(&HEAD_MAGIC);
+    let mut sum = crc::crc32(0, magic);
+    for word in [chunk, entry.packed, entry.crc32] {
+        sum = crc::crc32(sum, &word.to_le_bytes());
+    }
+    let all = [chunk, entry.packed, entry.crc32, sum];
+    for (to, word) in words.chunks_mut(4).zip(all) {
+        to.copy_from_slice(&word.to_le_bytes());
+    }
+    head
+}
+
+/// The chunks that an interrupted run left.
+#[derive(Clone)]
+pub(super) struct Remains {
+    pub(super) index: Arc<Index>,
+    /// Behind all of them.
+    pub(super) end_bytes: u64,
+}
+
+/// Looks for them. Of what does not look like one nothing is taken.
+pub(super) fn remains(file: &File, chunks: u64) -> Result<Remains, Fault> {
+    let fail = |error: std::io::Error| {
+        Fault::short("read of what an interrupted run left").with_errno(error.raw_os_error())
+    };
+    let length = file.metadata().map_err(fail)?.len();
+    let end_bytes = length.div_ceil(UNIT_BYTES) * UNIT_BYTES;
+    let mut index = Index::new(chunks)?;
+    let mut unit = 0u64;
+    while unit < end_bytes / UNIT_BYTES {
+        let mut bytes = [0; HEAD_BYTES];
+        if file.read_exact_at(&mut bytes, unit * UNIT_BYTES).is_err() {
+            break;
+        }
+        let mut words = bytes.chunks(4).skip(2).map(number);
+        let mut word = || u32::try_from(words.next().unwrap_or(0)).unwrap_or(0);
+        let chunk = u64::from(word());
+        let entry = Entry {
+            place: u32::try_from(unit).unwrap_or(u32::MAX),
+            packed: word(),
+            crc32: word(),
+            times: 1,
+        };
+        let is_one = head(chunk, entry) == bytes
+            && chunk < chunks
+            && (1..=MAX_PACKED).contains(&to_usize(u64::from(entry.packed)));
+        if is_one {
+            index.set(chunk, entry);
+            unit += entry.room_bytes() / UNIT_BYTES;
+            continue;
+        }
+        // What was given back is a hole.
+        unit += 1;
+        if let Ok(data) = rustix::fs::seek(file, SeekFrom::Data(unit * UNIT_BYTES)) {
+            unit = unit.max(data / UNIT_BYTES);
+        }
+    }
+    Ok(Remains {
+        index: Arc::new(index),
+        end_bytes,
+    })
+}
+
+/// What is here already, chunk by chunk in order.
+pub(super) struct Old {
+    paths: Vec<String>,
+    layout: Layout,
+    remains: Option<(File, Remains)>,
+    inflate: Inflate,
+    packed: Pages,
+    earlier: Option<Box<dyn Earlier>>,
+    /// Of the image that is read: which one, its next chunk, and what of it was read and not taken.
+    reader: Option<ImageReader<'static>>,
+    image: usize,
+    next: u64,
+    zeros: u64,
+    piece: Pages,
+    left: std::ops::Range<usize>,
+    chunk: Pages,
+}
+
+impl Old {
+    pub(super) fn new(
+        paths: Vec<String>,
+        layout: Layout,
+        earlier: Option<Box<dyn Earlier>>,
+        remains: Option<(File, Remains)>,
+    ) -> Result<Self, Fault> {
+        let pages = |length| Pages::new(length).map_err(|errno| Fault::io("allocate", errno));
+        Ok(Self {
+            paths,
+            layout,
+            remains,
+            inflate: Inflate::new()?,
+            packed: pages(MAX_PACKED + FINAL_BLOCK.len())?,
+            earlier,
+            reader: None,
+            image: usize::MAX,
+            next: 0,
+            zeros: 0,
+            piece: pages(to_usize(CHUNK_BYTES))?,
+            left: 0..0,
+            chunk: pages(to_usize(CHUNK_BYTES))?,
+        })
+    }
+
+    /// Whether the chunk is among the remains; then it is in `self.chunk`.
+    fn read_remains(&mut self, number: u64, raw_bytes: usize) -> bool {
+        let Some((file, remains)) = &self.remains else {
+            return false;
+        };
+        let entry = remains.index.entry(number);
+        let length = to_usize(u64::from(entry.packed));
+        let (Some(packed), Some(chunk)) = (
+            self.packed.get_mut(..length + FINAL_BLOCK.len()),
+            self.chunk.get_mut(..raw_bytes),
+        ) else {
+            return false;
+        };
+        let (body, end) = packed.split_at_mut(length);
+        end.copy_from_slice(&FINAL_BLOCK);
+        length > 0
+            && file.read_exact_at(body, entry.offset()).is_ok()
+            && inflate(&mut self.inflate, packed, chunk).is_some()
+            && crc::crc32(0, chunk) == entry.crc32
+    }
+
+    /// Whether the chunk is in the earlier image, and not zeros; then it is in `self.chunk`. In rising order.
+    fn read_earlier(&mut self, number: u64) -> bool {
+        let Some(earlier) = &mut self.earlier else {
+            return false;
+        };
+        let ends = &self.layout.ends;
+        let image = ends.partition_point(|end| *end <= number);
+        if image != self.image {
+            let path = self.paths.get(image);
+            self.reader = path.and_then(|path| earlier.image(path));
+            self.image = image;
+            self.next = match image.checked_sub(1) {
+                Some(before) => ends.get(before).copied().unwrap_or(0),
+                None => 0,
+            };
+            (self.zeros, self.left) = (0, 0..0);
+        }
+        let mut found = false;
+        while self.next <= number {
+            let raw_bytes = self.layout.raw_bytes(self.next).unwrap_or(0);
+            found = self.read_next(to_usize(raw_bytes)).unwrap_or(false) && self.next == number;
+            self.next += 1;
+        }
+        found
+    }
+
+    /// The next chunk of the earlier image, and whether there is data in it; `None`: it has ended, or is damaged.
+    fn read_next(&mut self, raw_bytes: usize) -> Option<bool> {
+        let reader = self.reader.as_mut()?;
+        let (mut filled, mut is_data) = (0, false);
+        while filled < raw_bytes {
+            let rest = raw_bytes - filled;
+            if self.zeros > 0 {
+                let count = rest.min(to_usize(self.zeros));
+                if count < raw_bytes {
+                    self.chunk.get_mut(filled..filled + count)?.fill(0);
+                }
+                self.zeros -= to_u64(count);
+                filled += count;
+                continue;
+            }
+            let count = rest.min(self.left.len());
+            if count > 0 {
+                let from = self.piece.get(self.left.start..self.left.start + count)?;
+                let to = self.chunk.get_mut(filled..filled + count)?;
+                to.copy_from_slice(from);
+                self.left.start += count;
+                filled += count;
+                is_data = true;
+                continue;
+            }
+            match reader.next(&mut self.piece) {
+                Ok(Piece::Data(count)) => self.left = 0..count,
+                Ok(Piece::Zeros(count)) => self.zeros = count,
+                Ok(Piece::End) | Err(_) => {
+                    self.reader = None;
+                    return None;
+                }
+            }
+        }
+        Some(is_data)
+    }
+
+    /// The chunk, if something here is what the hash says. In rising order.
+    pub(super) fn proven(&mut self, number: u64, wanted: &Hash) -> Option<&[u8]> {
+        let raw_bytes = to_usize(self.layout.raw_bytes(number)?);
+        let is_it = |old: &Self| {
+            old.chunk
+                .get(..raw_bytes)
+                .is_some_and(|it| hash(it) == *wanted)
+        };
+        let found = self.read_remains(number, raw_bytes) && is_it(self)
+            || self.read_earlier(number) && is_it(self);
+        self.chunk.get(..raw_bytes).filter(|_| found)
+    }
+
+    /// Says the hashes of all of it, until nobody wants them any more.
+    pub(super) fn tell(&mut self, mut stdin: &File, stop: &AtomicBool) -> Option<()> {
+        let mut words: Vec<u8> = Vec::with_capacity(64 * RECORD_BYTES);
+        let chunks = self.layout.chunks();
+        for number in 0..chunks {
+            if stop.load(Ordering::Relaxed) {
+                return None;
+            }
+            let raw_bytes = to_usize(self.layout.raw_bytes(number)?);
+            let found = self.read_remains(number, raw_bytes) || self.read_earlier(number);
+            let is_due = number % SILENT == SILENT - 1;
+            if found || is_due {
+                // How far we are is said by a hash that is none.
+                let hash = match found {
+                    true => hash(self.chunk.get(..raw_bytes)?),
+                    false => [0; HASH_BYTES],
+                };
+                words.extend_from_slice(&u32::try_from(number).ok()?.to_le_bytes());
+                words.extend_from_slice(&hash);
+            }
+            if words.len() < 32 * RECORD_BYTES && !is_due && number + 1 < chunks {
+                continue;
+            }
+            let mut rest = &*words;
+            while !rest.is_empty() {
+                match stdin.write(rest) {
+                    Ok(count) => rest = rest.get(count..)?,
+                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                        let _ = poll(&mut [PollFd::new(stdin, PollFlags::OUT)], Some(&PAUSE));
+                    }
+                    Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                    Err(_) => return None,
+                }
+                if stop.load(Ordering::Relaxed) {
+                    return None;
+                }
+            }
+            words.clear();
+        }
+        Some(())
+    }
+}
+
+/// All of a chunk.
+fn inflate(inflate: &mut Inflate, packed: &[u8], chunk: &mut [u8]) -> Option<()> {
+    inflate.reset();
+    let (mut taken, mut given) = (0, 0);
+    while given < chunk.len() {
+        let rest = packed.get(taken..).filter(|rest| !rest.is_empty())?;
+        let step = inflate.step(rest).ok()?;
+        taken += step.consumed;
+        let end = given + step.output.len();
+        chunk.get_mut(given..end)?.copy_from_slice(step.output);
+        given = end + to_usize(step.zeros);
+        chunk.get_mut(end..given)?.fill(0);
+        if step.ended {
+            break;
+        }
+    }
+    (given == chunk.len()).then_some(())
+}
+
+/// The thread that says what is here.
+pub(super) struct Telling {
+    thread: Option<Started>,
+    old: Arc<Lock<Option<Old>>>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Telling {
+    pub(super) fn start(mut old: Old, stdin: File) -> Result<Self, Fault> {
+        let stop: Arc<AtomicBool> = Arc::default();
+        let place: Arc<Lock<Option<Old>>> = Arc::default();
+        let (stopped, back) = (Arc::clone(&stop), Arc::clone(&place));
+        let work = move || {
+            let _ = old.tell(&stdin, &stopped);
+            // Its end is the end of what is said.
+            drop(stdin);
+            // To be read from its beginning again.
+            (old.reader, old.image) = (None, usize::MAX);
+            *back.lock() = Some(old);
+        };
+        let thread = crate::threads::start(c"known", 256 * 1024, Box::new(work))
+            .map_err(|errno| Fault::io("start a thread", errno))?;
+        Ok(Self {
+            thread: Some(thread),
+            old: place,
+            stop,
+        })
+    }
+
+    /// No more of it is wanted; gives what is here.
+    pub(super) fn end(mut self) -> Option<Old> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.take()?.join();
+        self.old.lock().take()
+    }
+}

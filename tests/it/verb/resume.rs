@@ -1,0 +1,415 @@
+//! `pull` of what has changed only, and of what is missing since a pull broke off: whatever the host had before, what it has afterwards
+//! is what a fresh pull gives. An `ssh` that runs its command here stands in for the board.
+
+use crate::common::{self, Limit, LoopFs, Random, Run, Scratch, Spec};
+use std::fs;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const NOISE_BYTES: usize = 6 << 20;
+
+/// A folder with a source, and an `ssh` that does what `script` says with the command line `$line`.
+struct Bench {
+    scratch: Scratch,
+}
+
+impl Bench {
+    fn new() -> Bench {
+        let bench = Bench {
+            scratch: Scratch::new(),
+        };
+        fs::create_dir(bench.scratch.join("bin")).expect("bin");
+        bench.board("exec sh -c \"$line\"");
+        bench
+    }
+
+    fn join(&self, name: &str) -> PathBuf {
+        self.scratch.join(name)
+    }
+
+    fn board(&self, script: &str) {
+        let ssh = self.join("bin/ssh");
+        fs::write(&ssh, format!("#!/bin/sh\nfor line; do :; done\n{script}\n")).expect("ssh");
+        fs::set_permissions(&ssh, fs::Permissions::from_mode(0o755)).expect("mode");
+    }
+
+    /// The line breaks after so many bytes.
+    fn cut(&self, bytes: u64) {
+        self.board(&format!(
+            "sh -c \"$line\" 2> /dev/null | dd bs=16384 count={bytes} iflag=count_bytes 2> /dev/null; exit 255"
+        ));
+    }
+
+    /// An ext4 image with `NOISE_BYTES` that cannot be packed; where they lie in it.
+    fn image(&self) -> (PathBuf, u64) {
+        let image = self.join("source");
+        let folder = self.join("content");
+        fs::create_dir(&folder).expect("content");
+        let noise = Random(7).bytes(NOISE_BYTES);
+        fs::write(folder.join("noise"), &noise).expect("noise");
+        common::fill(&folder, 12);
+        common::shell(
+            &format!(
+                "truncate -s 24M '{0}' && mkfs.ext4 -q -F -b 4096 -d '{1}' '{0}'",
+                image.display(),
+                folder.display()
+            ),
+            Limit::secs(30),
+        )
+        .expect_code(0);
+        let all = fs::read(&image).expect("image");
+        let at = all.chunks(4096).position(|block| block == &noise[..4096]);
+        (image, at.expect("the noise is one run") as u64 * 4096)
+    }
+
+    fn pull(&self, what: &[&str], to: &str) -> Command {
+        let path = std::env::var("PATH").unwrap_or_default();
+        let mut pull = common::floe().expect("required before");
+        pull.args(["pull", "board", "--floe"])
+            .arg(common::floe_path().expect("required before"))
+            .args(["--report"])
+            .arg(self.join("report.json"))
+            .arg("-o")
+            .arg(self.join(to))
+            .args(what)
+            .env("PATH", format!("{}:{path}", self.join("bin").display()));
+        pull
+    }
+
+    #[track_caller]
+    fn pulled(&self, what: &[&str], to: &str) -> Vec<u8> {
+        common::run(&mut self.pull(what, to), Limit::secs(60)).expect_code(0);
+        assert!(!self.join(&format!("{to}.resume")).exists());
+        fs::read(self.join(to)).expect("file")
+    }
+
+    #[track_caller]
+    fn breaks(&self, what: &[&str], to: &str) -> Run {
+        common::run(&mut self.pull(what, to), Limit::secs(60)).expect_code(1)
+    }
+
+    /// Of the last report.
+    fn number(&self, key: &str) -> u64 {
+        let text = fs::read_to_string(self.join("report.json")).expect("report");
+        let rest = text.split(&format!("\"{key}\":")).nth(1).expect(key);
+        let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
+        digits.parse().expect("number")
+    }
+}
+
+macro_rules! require_bench {
+    () => {{
+        drop(require_floe!());
+        require!(
+            common::runner().is_none(),
+            "no runner: floe is started by its path"
+        );
+        require!(common::have("mkfs.ext4"), "mkfs.ext4");
+        Bench::new()
+    }};
+}
+
+fn write_at(path: &Path, bytes: &[u8], at: u64) {
+    let file = fs::File::options().write(true).open(path).expect("open");
+    file.write_all_at(bytes, at).expect("write");
+}
+
+/// Turns a bit over in every one of so many parts.
+fn flip(path: &Path, parts: u64) {
+    let file = fs::File::options()
+        .read(true)
+        .write(true)
+        .open(path)
+        .expect("open");
+    let length = file.metadata().expect("metadata").len();
+    for part in 0..parts {
+        let at = length / parts * part + length / parts / 2;
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, at).expect("read");
+        file.write_all_at(&[byte[0] ^ 0x10], at).expect("write");
+    }
+}
+
+#[test]
+fn what_has_not_changed_is_not_sent_and_the_file_is_that_of_a_fresh_pull() {
+    let bench = require_bench!();
+    let (source, noise) = bench.image();
+    let dump = ["--dump", source.to_str().expect("text")];
+    let first = bench.pulled(&dump, "one.img.gz");
+    let sent = bench.number("sent_bytes");
+    assert_eq!(bench.number("reused_bytes"), 0);
+    assert!(sent as usize > NOISE_BYTES, "{sent}");
+    // The same again, and with a chunk of it written over.
+    assert!(bench.pulled(&dump, "one.img.gz") == first);
+    assert!(bench.number("sent_bytes") * 200 < sent);
+    assert!(bench.number("reused_bytes") as usize >= NOISE_BYTES);
+    write_at(&source, &Random(8).bytes(5000), noise + 3_000_000);
+    let second = bench.pulled(&dump, "one.img.gz");
+    assert!(bench.number("sent_bytes") * 20 < sent);
+    let fresh = [&dump[..], &["--fresh"]].concat();
+    assert!(bench.pulled(&fresh, "fresh.img.gz") == second && second != first);
+    assert_eq!(bench.number("reused_bytes"), 0);
+    assert!(bench.pulled(&fresh, "one.img.gz") == second);
+    assert_eq!(bench.number("reused_bytes"), 0, "--fresh sends all");
+    // From a file elsewhere, however it is packed, and at another level than it was pulled at.
+    common::shell(
+        &format!(
+            "gzip -dc '{0}' > '{1}'; cp '{1}' '{1}.2'; truncate -s 9M '{1}.2'",
+            bench.join("fresh.img.gz").display(),
+            bench.join("raw").display()
+        ),
+        Limit::secs(30),
+    )
+    .expect_code(0);
+    let level = [&dump[..], &["--level", "6"]].concat();
+    let fresh = bench.pulled(&[&level[..], &["--fresh"]].concat(), "level.img.gz");
+    for (number, since) in ["fresh.img.gz", "raw", "raw.2"].into_iter().enumerate() {
+        let since = bench.join(since);
+        let since = ["--since", since.to_str().expect("text")];
+        let to = format!("{number}.img.gz");
+        assert!(bench.pulled(&[&level[..], &since].concat(), &to) == fresh);
+        assert!(bench.number("reused_bytes") > 1 << 20);
+    }
+}
+
+#[test]
+fn entries_of_a_snapshot_are_found_by_their_names() {
+    let bench = require_bench!();
+    let (source, noise) = bench.image();
+    let other = bench.join("other");
+    fs::copy(&source, &other).expect("copy");
+    write_at(&other, &Random(9).bytes(2 << 20), noise);
+    let (a, b) = (
+        format!("a={}", source.display()),
+        format!("b={}", other.display()),
+    );
+    bench.pulled(&["--create", &a, &b], "one.zip");
+    let sent = bench.number("sent_bytes");
+    assert!(sent as usize > 2 * NOISE_BYTES, "{sent}");
+    bench.pulled(&["--create", &a, &b], "one.zip");
+    assert!(bench.number("sent_bytes") * 50 < sent);
+    // In another order, and one of them alone.
+    bench.pulled(&["--create", &b, &a], "one.zip");
+    assert!(bench.number("sent_bytes") * 50 < sent);
+    bench.pulled(&["--create", &b], "one.zip");
+    assert!(bench.number("sent_bytes") * 50 < sent);
+    let mut floe = require_floe!();
+    common::run(
+        floe.arg("verify").arg(bench.join("one.zip")),
+        Limit::secs(60),
+    )
+    .expect_code(0);
+    // Where one is cut, what it leaves is listed.
+    bench.cut(1 << 20);
+    let run = bench.breaks(&["--create", &a, "--fresh"], "two.zip");
+    assert!(run.stderr_text().contains("two.zip.resume"), "{run}");
+    let mut floe = require_floe!();
+    let list = common::run(floe.arg("list").arg(bench.scratch.path()), Limit::secs(20));
+    let list = list.expect_code(0).stdout_text();
+    let line = list.lines().find(|line| line.starts_with("two.zip.resume"));
+    let line = line.unwrap_or_else(|| panic!("{list}"));
+    assert!(
+        line.contains("incomplete") && line.contains("goes on from it"),
+        "{line}"
+    );
+}
+
+#[test]
+fn a_pull_that_is_cut_anywhere_goes_on_and_ends_as_a_fresh_one() {
+    let bench = require_bench!();
+    let (source, _) = bench.image();
+    let dump = ["--dump", source.to_str().expect("text")];
+    let fresh = bench.pulled(&dump, "fresh.img.gz");
+    let sent = bench.number("sent_bytes");
+    let left = bench.join("cut.img.gz.resume");
+    let mut random = Random(11);
+    for turn in 0..6 {
+        // The first one early, the last one in the end frame.
+        let at = match turn {
+            0 => 20,
+            5 => sent - 3,
+            _ => (1 << 20) + random.below(sent - (2 << 20)),
+        };
+        bench.cut(at);
+        let run = bench.breaks(&dump, "cut.img.gz");
+        assert!(!bench.join("cut.img.gz").exists());
+        assert!(!bench.join("cut.img.gz.part").exists());
+        assert_eq!(left.exists(), turn > 0, "{at}: {run}");
+        if turn > 0 {
+            let mode = fs::metadata(&left).expect("left").permissions().mode();
+            assert_eq!(mode & 0o777, 0o600);
+            assert!(run.stderr_text().contains("cut.img.gz.resume"), "{run}");
+        }
+        if turn == 3 {
+            flip(&left, 4);
+        }
+        if turn == 4 {
+            // Once more, before it goes on.
+            bench.cut((1 << 20) + random.below(1 << 20));
+            bench.breaks(&dump, "cut.img.gz");
+        }
+        bench.board("exec sh -c \"$line\"");
+        assert!(bench.pulled(&dump, "cut.img.gz") == fresh, "{at}");
+        let reused = bench.number("reused_bytes");
+        assert_eq!(reused > 0, turn > 0, "{at}");
+        assert!(bench.number("sent_bytes") + reused / 2 < sent + (2 << 20));
+        fs::remove_file(bench.join("cut.img.gz")).expect("remove");
+    }
+    // What somebody put there under that name is not taken for one.
+    fs::write(&left, "notes").expect("notes");
+    assert!(
+        common::run(&mut bench.pull(&dump, "cut.img.gz"), Limit::secs(60)).code == Some(0)
+            && fs::read(&left).expect("notes") == b"notes"
+    );
+    // --fresh takes nothing from it, and it goes all the same.
+    fs::remove_file(&left).expect("remove");
+    bench.cut(3 << 20);
+    bench.breaks(&[&dump[..], &["--fresh"]].concat(), "cut.img.gz");
+    bench.board("exec sh -c \"$line\"");
+    assert!(bench.pulled(&[&dump[..], &["--fresh"]].concat(), "cut.img.gz") == fresh);
+    assert_eq!(bench.number("reused_bytes"), 0);
+}
+
+#[test]
+fn an_earlier_file_that_is_damaged_or_changes_meanwhile_spoils_nothing() {
+    let bench = require_bench!();
+    let (source, _) = bench.image();
+    let dump = ["--dump", source.to_str().expect("text")];
+    let fresh = bench.pulled(&dump, "fresh.img.gz");
+    let old = bench.join("old.img.gz");
+    fs::write(&old, &fresh).expect("old");
+    flip(&old, 5);
+    assert!(bench.pulled(&dump, "old.img.gz") == fresh);
+    // No image at all.
+    fs::write(&old, Random(3).bytes(700_000)).expect("old");
+    assert!(bench.pulled(&[&dump[..], &["--overwrite"]].concat(), "old.img.gz") == fresh);
+    // The board has compared all of it when bits turn over: it is asked for everything once more.
+    let count = bench.join("count");
+    let zero =
+        "dd if=/dev/urandom of=\"$old\" bs=1000 seek=3000 count=500 conv=notrunc 2> /dev/null";
+    bench.board(&format!(
+        "old='{}'\nsh -c \"$line\"; code=$?\necho \"$line\" >> '{}'\n{zero}\nexit $code",
+        old.display(),
+        count.display()
+    ));
+    assert!(bench.pulled(&dump, "old.img.gz") == fresh);
+    let asked = fs::read_to_string(&count).expect("count");
+    let asked: Vec<bool> = asked
+        .lines()
+        .map(|line| line.contains("--frames-known"))
+        .collect();
+    assert_eq!(asked, [true, false]);
+    assert_eq!(bench.number("reused_bytes"), 0);
+}
+
+#[test]
+fn a_board_that_lies_about_what_is_here_is_not_believed() {
+    let bench = require_bench!();
+    let (source, noise) = bench.image();
+    let dump = ["--dump", source.to_str().expect("text")];
+    let record = bench.join("record");
+    bench.pulled(&dump, "good.img.gz");
+    let keep = "sh -c \"$line\" 2> \"$to.err\" | tee \"$to\"; cat \"$to.err\" >&2";
+    bench.board(&format!("to='{}'\n{keep}", record.display()));
+    let good = bench.pulled(&dump, "good.img.gz");
+    assert!(bench.number("reused_bytes") > 0);
+    // What it said then, to a host that has something else, or nothing.
+    write_at(&source, &Random(21).bytes(400_000), noise);
+    bench.board("exec sh -c \"$line\"");
+    bench.pulled(&dump, "other.img.gz");
+    let replay = "cat > /dev/null & cat \"$to.err\" >&2; exec cat \"$to\"";
+    bench.board(&format!("to='{}'\n{replay}", record.display()));
+    let other = fs::read(bench.join("other.img.gz")).expect("other");
+    for name in ["other.img.gz", "none.img.gz"] {
+        let run = bench.breaks(&dump, name);
+        assert!(run.stderr_text().contains("kind of a frame"), "{run}");
+    }
+    assert!(fs::read(bench.join("other.img.gz")).expect("other") == other);
+    assert!(!bench.join("none.img.gz").exists());
+    // To one that has it, it is no lie.
+    assert!(bench.pulled(&dump, "good.img.gz") == good);
+}
+
+#[test]
+fn an_older_floe_on_the_board_sends_everything_and_two_pulls_do_not_mix() {
+    let bench = require_bench!();
+    let (source, _) = bench.image();
+    let dump = ["--dump", source.to_str().expect("text")];
+    let fresh = bench.pulled(&dump, "one.img.gz");
+    let older = |option: &str| {
+        bench.board(&format!(
+            "case $line in *{option}*) echo 'floe: dump: unknown option {option}; see floe dump --help' >&2; exit 2;; esac\nexec sh -c \"$line\""
+        ));
+    };
+    for option in ["--frames-known", "--frames"] {
+        older(option);
+        let run = common::run(&mut bench.pull(&dump, "one.img.gz"), Limit::secs(60));
+        let run = run.expect_code(0);
+        assert!(!run.stderr_text().contains("--frames"), "{run}");
+        assert!(fs::read(bench.join("one.img.gz")).expect("file") == fresh);
+        assert_eq!(bench.number("reused_bytes"), 0);
+    }
+    // One that waits in the middle; another that wants the same file is told so.
+    let (here, go) = (bench.join("here"), bench.join("go"));
+    common::shell(
+        &format!("mkfifo '{}' '{}'", here.display(), go.display()),
+        Limit::secs(20),
+    )
+    .expect_code(0);
+    bench.board(&format!(
+        "echo > '{}'; cat '{}' > /dev/null; exec sh -c \"$line\"",
+        here.display(),
+        go.display()
+    ));
+    let mut first = bench.pull(&dump, "one.img.gz").spawn().expect("pull");
+    common::shell(&format!("cat '{}'", here.display()), Limit::secs(20)).expect_code(0);
+    let run = bench.breaks(&dump, "one.img.gz");
+    assert!(
+        run.stderr_text().contains("another process is writing it"),
+        "{run}"
+    );
+    common::shell(&format!("echo > '{}'", go.display()), Limit::secs(20)).expect_code(0);
+    let ended = common::wait_for(&mut first, Limit::secs(60).0).expect("it ends");
+    assert!(ended.success());
+    assert!(fs::read(bench.join("one.img.gz")).expect("file") == fresh);
+}
+
+#[test]
+fn of_a_mounted_filesystem_only_what_was_written_since_is_sent() {
+    let bench = require_bench!();
+    let fs = match LoopFs::make(Spec {
+        mib: 32,
+        ..Spec::default()
+    }) {
+        Ok(fs) => fs,
+        Err(missing) => {
+            common::skip(&missing);
+            return;
+        }
+    };
+    fs.fill(20);
+    fs::write(fs.dir().join("noise"), Random(5).bytes(NOISE_BYTES)).expect("noise");
+    let dump = ["--dump", fs.dir().to_str().expect("text")];
+    for how in ["auto", "compare", "off"] {
+        let dump = [&dump[..], &["--precopy", how]].concat();
+        bench.pulled(&[&dump[..], &["--fresh"]].concat(), "one.img.gz");
+        let sent = bench.number("sent_bytes");
+        fs::write(fs.dir().join(how), Random(6).bytes(100_000)).expect("write");
+        bench.pulled(&dump, "one.img.gz");
+        common::assert_not_frozen(fs.dir(), how);
+        if how != "off" {
+            assert!(bench.number("sent_bytes") * 4 < sent, "{how}");
+            assert!(bench.number("reused_bytes") as usize > NOISE_BYTES / 2);
+        }
+        common::shell(
+            &format!(
+                "cd '{}' && gzip -dc one.img.gz > raw.{how}",
+                bench.scratch.path().display()
+            ),
+            Limit::secs(30),
+        )
+        .expect_code(0);
+        common::fsck("ext4", &bench.join(&format!("raw.{how}")));
+    }
+}
