@@ -107,7 +107,7 @@ fn every_recipe_of_the_readme_and_docs_works_as_written() {
     };
     let tools = scratch.join("tools");
     fs::create_dir(&tools).expect("tools");
-    fs::copy(&floe, tools.join("floe")).expect("floe");
+    common::copy_program(&floe, &tools.join("floe"));
     let script = |name: &str, text: &str| {
         let path = tools.join(name);
         fs::write(&path, text).expect("script");
@@ -150,7 +150,7 @@ fn every_recipe_of_the_readme_and_docs_works_as_written() {
     for (name, recipe) in recipes {
         let work = scratch.join(format!("work-{name}"));
         fs::create_dir_all(work.join("dist")).expect("work");
-        fs::copy(&floe, work.join("dist/floe-x86_64")).expect("floe");
+        common::copy_program(&floe, &work.join("dist/floe-x86_64"));
         let run = common::run(
             Command::new("unshare")
                 .args([

@@ -178,7 +178,7 @@ impl Lab {
             home.join(".ssh/authorized_keys"),
         )
         .expect("key");
-        fs::copy(floe, lab.scratch.join("floe")).expect("floe");
+        common::copy_program(floe.as_ref(), &lab.scratch.join("floe"));
         lab.write_files(&home);
         Ok(lab)
     }

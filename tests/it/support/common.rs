@@ -404,6 +404,13 @@ pub fn output(program: &str, args: &[&str]) -> String {
     }
 }
 
+/// Copies a program that is to be run. Another process does it: a file that this one has open for writing is open in whatever
+/// another thread forks just then, and to run it is ETXTBSY.
+#[track_caller]
+pub fn copy_program(from: &Path, to: &Path) {
+    output("cp", &[&from.to_string_lossy(), &to.to_string_lossy()]);
+}
+
 /// Runs a shell script with `set -e` and `pipefail`, at most `limit`.
 #[track_caller]
 pub fn shell(script: &str, limit: Limit) -> Run {

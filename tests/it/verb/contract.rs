@@ -254,7 +254,7 @@ fn for_anybody(files: &Files) -> Option<Vec<PathBuf>> {
     }
     let copy = |(number, part): (usize, &PathBuf)| {
         let to = files.scratch.join(format!("part{number}"));
-        fs::copy(part, &to).expect("copy");
+        common::copy_program(part, &to);
         fs::set_permissions(&to, fs::Permissions::from_mode(0o755)).expect("mode");
         to
     };

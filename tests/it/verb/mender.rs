@@ -17,9 +17,9 @@ fn names(scratch: &Scratch) -> Option<PathBuf> {
     let floe = common::floe_path()?;
     let folder = scratch.join("bin");
     fs::create_dir(&folder).expect("bin");
-    fs::hard_link(&floe, folder.join("mender"))
-        .or_else(|_| fs::copy(&floe, folder.join("mender")).map(drop))
-        .expect("mender");
+    if fs::hard_link(&floe, folder.join("mender")).is_err() {
+        common::copy_program(&floe, &folder.join("mender"));
+    }
     std::os::unix::fs::symlink(&floe, folder.join("mender-snapshot")).expect("link");
     Some(folder)
 }
