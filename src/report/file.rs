@@ -1,0 +1,76 @@
+//! The file of `--report`.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+
+use super::{JsonObject, stderr};
+use crate::error::{Error, Result};
+
+/// Where `--report` goes: opened before anything freezes, written after the thaw.
+#[derive(Debug)]
+pub(super) struct ReportFile {
+    file: Option<File>,
+    name: String,
+}
+
+impl ReportFile {
+    /// Opens `path` for writing; `-` is stderr.
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        let name = path.display().to_string();
+        let file = if name == "-" {
+            if !crate::sys::start::has_stderr() {
+                return Err(
+                    Error::failed("stderr: is closed, and the report goes there")
+                        .leaving("nothing was done"),
+                );
+            }
+            None
+        } else {
+            refuse_slip(path, &name)?;
+            let file = File::create(path).map_err(|e| Error::std(&name, "open", &e))?;
+            Some(file)
+        };
+        Ok(Self { file, name })
+    }
+
+    /// Writes the object and a newline, and sees to it that they arrive: what could not be reported is a failed run.
+    pub(super) fn write(&mut self, object: &JsonObject) -> Result<()> {
+        let text = format!("{}\n", object.finish());
+        let result = match &mut self.file {
+            Some(file) => file
+                .write_all(text.as_bytes())
+                .and_then(|()| match file.sync_all() {
+                    // What has nothing to flush (a pipe, a terminal) says EINVAL (fsync(2)).
+                    Err(error) if error.kind() == std::io::ErrorKind::InvalidInput => Ok(()),
+                    done => done,
+                }),
+            None => stderr(text.as_bytes()),
+        };
+        result.map_err(|e| {
+            Error::failed(format_args!("{}: write of the report: {e}", self.name))
+                .leaving("what was to be reported is done")
+        })
+    }
+}
+
+/// A report over a device, or over a file that is none, was hardly meant.
+fn refuse_slip(path: &Path, name: &str) -> Result<()> {
+    use std::os::unix::fs::FileTypeExt;
+    let Ok(meta) = std::fs::metadata(path) else {
+        return Ok(());
+    };
+    let mut first = [b'{'];
+    if meta.is_file()
+        && let Ok(mut file) = File::open(path)
+    {
+        let _ = std::io::Read::read(&mut file, &mut first);
+    }
+    if first == [b'{'] && !meta.file_type().is_block_device() {
+        return Ok(());
+    }
+    Err(Error::refused(format_args!(
+        "{name}: is there and is no report; name another file"
+    ))
+    .leaving("nothing was done"))
+}

@@ -1,0 +1,409 @@
+//! Progress: how far a run is, as a line that rewrites itself, as lines now and then, or as JSON.
+//!
+//! While something is frozen only a terminal is shown any, without the heap, and only when it takes it at once.
+
+use std::fmt::{self, Write};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::{Bytes, JsonObject, harmless, millis};
+use crate::cli::{Asked, Common};
+
+/// How progress is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Manner {
+    /// Not at all.
+    Off,
+    /// A line that rewrites itself, as wide as the terminal is.
+    Terminal,
+    /// A line now and then.
+    Lines,
+    /// A JSON object a line, every second.
+    Json,
+}
+
+impl Manner {
+    /// As the common options ask: on by default when stderr is a terminal.
+    pub fn of(common: &Common) -> Self {
+        let terminal = rustix::termios::isatty(rustix::stdio::stderr());
+        match (common.quiet, common.progress) {
+            (true, _) => Self::Off,
+            (_, Asked::Json) => Self::Json,
+            _ if terminal => Self::Terminal,
+            (_, Asked::Yes) => Self::Lines,
+            (_, Asked::No) => Self::Off,
+        }
+    }
+
+    /// Between two lines.
+    pub fn pause(self) -> Duration {
+        Duration::from_millis(match self {
+            Self::Terminal => 200,
+            Self::Json => 1000,
+            Self::Off | Self::Lines => 5000,
+        })
+    }
+}
+
+/// Columns of a line at most, and where nobody says how many there are (a serial console says 0).
+const COLUMNS: usize = 100;
+const FEW_COLUMNS: usize = 80;
+
+/// Lines and columns of the terminal: asked each time, because it may have another size by now.
+pub fn window() -> (usize, usize) {
+    let size = rustix::termios::tcgetwinsize(rustix::stdio::stderr());
+    let of = |count: u16, unknown| match count {
+        0 => unknown,
+        count => usize::from(count),
+    };
+    size.map_or((usize::MAX, COLUMNS), |size| {
+        let columns = of(size.ws_col, FEW_COLUMNS).min(COLUMNS);
+        (of(size.ws_row, usize::MAX), columns)
+    })
+}
+
+/// How far something is.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Step<'a> {
+    /// What is done just now, in a word: one of those in docs/formats.md.
+    pub phase: &'static str,
+    /// To what, where there are several.
+    pub subject: &'a str,
+    /// Done in this phase, in bytes.
+    pub done_bytes: u64,
+    /// To be done in this phase; 0: not known.
+    pub total_bytes: u64,
+}
+
+/// What follows from how long it has taken.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    elapsed: Duration,
+    rate_bytes: u64,
+    left_ms: Option<u64>,
+    percent: Option<u64>,
+}
+
+impl Pace {
+    /// Of a phase that has lasted so long, in a run that has lasted `elapsed`.
+    pub fn new(step: &Step<'_>, phase: Duration, elapsed: Duration) -> Self {
+        let (done, total) = (step.done_bytes, step.total_bytes);
+        let ms = millis(phase);
+        let per = |value: u64, by: u64| {
+            let most = u128::from(value) * u128::from(by) / u128::from(ms.max(1));
+            u64::try_from(most).unwrap_or(u64::MAX)
+        };
+        // In its first moments a pace says nothing.
+        let rate_bytes = if ms < 1000 { 0 } else { per(done, 1000) };
+        let left_ms = (total > 0 && rate_bytes > 0).then(|| {
+            let left = u128::from(total.saturating_sub(done)) * 1000 / u128::from(rate_bytes);
+            u64::try_from(left).unwrap_or(u64::MAX)
+        });
+        let percent = (total > 0).then(|| {
+            let percent = u128::from(done.min(total)) * 100 / u128::from(total);
+            u64::try_from(percent).unwrap_or(100)
+        });
+        Self {
+            elapsed,
+            rate_bytes,
+            left_ms,
+            percent,
+        }
+    }
+
+    /// For scripts.
+    pub fn json(&self, step: &Step<'_>) -> String {
+        let mut object = JsonObject::new();
+        object.str("phase", step.phase);
+        if !step.subject.is_empty() {
+            object.str("board", step.subject);
+        }
+        object.u64("done_bytes", step.done_bytes);
+        let total = Some(step.total_bytes).filter(|total| *total > 0);
+        let mut known = |key, value: Option<u64>| {
+            match value {
+                Some(value) => object.u64(key, value),
+                None => object.null(key),
+            };
+        };
+        known("total_bytes", total);
+        known("percent", self.percent);
+        known("rate_bytes", Some(self.rate_bytes));
+        known("elapsed_ms", Some(millis(self.elapsed)));
+        known("left_ms", self.left_ms);
+        format!("{}\n", object.finish())
+    }
+}
+
+/// Minutes and seconds of so many milliseconds.
+struct Clock(u64);
+
+impl fmt::Display for Clock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = self.0 / 1000;
+        let (hours, minutes) = (seconds / 3600, seconds / 60 % 60);
+        match hours {
+            0 => write!(f, "{minutes}:{:02}", seconds % 60),
+            _ => write!(f, "{hours}:{minutes:02}:{:02}", seconds % 60),
+        }
+    }
+}
+
+/// A line that is put together without the heap, and that fits.
+#[derive(Default)]
+pub struct Row {
+    text: heapless::String<{ COLUMNS * 4 + 8 }>,
+    width: usize,
+}
+
+impl Row {
+    /// `floe: SUBJECT: PHASE PERCENT, DONE of TOTAL, LEFT, RATE, ELAPSED` in less than `columns`: of what follows the phase, whatever
+    /// still fits, the most wanted first.
+    pub fn new(step: &Step<'_>, pace: &Pace, columns: usize) -> Self {
+        let mut row = Self::default();
+        row.cut(columns, format_args!("floe: "));
+        if !step.subject.is_empty() {
+            // What follows needs room, too.
+            row.cut(
+                columns.min(columns.max(40) - 20),
+                format_args!("{}", step.subject),
+            );
+            row.cut(columns, format_args!(": "));
+        }
+        row.cut(columns, format_args!("{}", step.phase));
+        if let Some(percent) = pace.percent {
+            row.piece(columns, format_args!(" {percent} %"));
+        }
+        let (done, total) = (Bytes(step.done_bytes), Bytes(step.total_bytes));
+        match (step.done_bytes, step.total_bytes) {
+            (0, 0) => {}
+            (_, 0) => row.piece(columns, format_args!(", {done}")),
+            _ => row.piece(columns, format_args!(", {done} of {total}")),
+        }
+        if let Some(left) = pace.left_ms {
+            row.piece(columns, format_args!(", {} left", Clock(left)));
+        }
+        if pace.rate_bytes > 0 {
+            row.piece(columns, format_args!(", {}/s", Bytes(pace.rate_bytes)));
+        }
+        let elapsed = millis(pace.elapsed);
+        if elapsed >= 1000 {
+            row.piece(columns, format_args!(", {}", Clock(elapsed)));
+        }
+        row
+    }
+
+    fn letter(&mut self, letter: char) {
+        self.width += usize::from(self.text.push(letter).is_ok());
+    }
+
+    /// As much of it as there is room for.
+    fn cut(&mut self, columns: usize, text: fmt::Arguments<'_>) {
+        let mut whole = heapless::String::<{ COLUMNS * 4 }>::new();
+        let _ = write!(Cleaner(&mut whole), "{text}");
+        for letter in whole.chars() {
+            if self.width + 1 < columns {
+                self.letter(letter);
+            }
+        }
+    }
+
+    /// All of it or nothing.
+    fn piece(&mut self, columns: usize, text: fmt::Arguments<'_>) {
+        let mut piece = heapless::String::<64>::new();
+        let _ = write!(Cleaner(&mut piece), "{text}");
+        if self.width + piece.chars().count() < columns {
+            piece.chars().for_each(|letter| self.letter(letter));
+        }
+    }
+
+    /// The line without its end.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+}
+
+/// Progress on stderr.
+#[derive(Debug)]
+pub struct Progress {
+    manner: Manner,
+    start: Instant,
+    phase: (&'static str, Instant),
+    last: Option<Instant>,
+    width: usize,
+}
+
+impl Progress {
+    /// As the common options ask.
+    pub fn new(common: &Common) -> Self {
+        let now = Instant::now();
+        Self {
+            manner: Manner::of(common),
+            start: now,
+            phase: ("", now),
+            last: None,
+            width: 0,
+        }
+    }
+
+    /// Whether [`Self::show`] would show something now.
+    pub fn is_due(&self, frozen: bool) -> bool {
+        self.manner != Manner::Off
+            && (self.manner == Manner::Terminal || !frozen)
+            && self
+                .last
+                .is_none_or(|last| last.elapsed() >= self.manner.pause())
+    }
+
+    /// What comes next is shown at once.
+    pub fn turn(&mut self) {
+        if self.manner != Manner::Lines {
+            self.last = None;
+        }
+    }
+
+    /// Shows a step if it is time to. In the frozen window only a terminal is written to, and only when it takes the bytes at
+    /// once, and no heap is used.
+    pub fn show(&mut self, frozen: bool, step: Step<'_>) {
+        if !self.is_due(frozen) {
+            return;
+        }
+        let now = Instant::now();
+        self.last = Some(now);
+        let most = match step.total_bytes {
+            0 => u64::MAX,
+            total => total,
+        };
+        let step = Step {
+            done_bytes: step.done_bytes.min(most),
+            ..step
+        };
+        if self.phase.0 != step.phase {
+            self.phase = (step.phase, now);
+        }
+        let pace = Pace::new(&step, self.phase.1.elapsed(), self.start.elapsed());
+        if self.manner == Manner::Json {
+            write_if_ready(pace.json(&step).as_bytes());
+            return;
+        }
+        let is_terminal = self.manner == Manner::Terminal;
+        let columns = if is_terminal { window().1 } else { COLUMNS };
+        let mut row = Row::new(&step, &pace, columns);
+        match is_terminal {
+            true => {
+                let width = row.width;
+                while row.width < self.width && row.width + 1 < columns {
+                    row.letter(' ');
+                }
+                self.width = width;
+                let _ = row.text.push('\r');
+            }
+            false => {
+                let _ = row.text.push('\n');
+            }
+        }
+        write_if_ready(row.text.as_bytes());
+    }
+
+    /// Clears the terminal's line, before another line is written.
+    pub fn clear(&mut self) {
+        if self.manner == Manner::Terminal && self.width > 0 {
+            let mut row = Row::default();
+            let columns = window().1;
+            while row.width < self.width && row.width + 1 < columns {
+                row.letter(' ');
+            }
+            let _ = row.text.push('\r');
+            write_if_ready(row.text.as_bytes());
+            self.width = 0;
+        }
+    }
+}
+
+impl Drop for Progress {
+    /// So that whatever is said next begins a line.
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
+/// Cleans what is written on its way, without the heap.
+pub(super) struct Cleaner<'a, const N: usize>(pub(super) &'a mut heapless::String<N>);
+
+impl<const N: usize> fmt::Write for Cleaner<'_, N> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for letter in text.chars() {
+            self.0.push(harmless(letter)).map_err(|_| fmt::Error)?;
+        }
+        Ok(())
+    }
+}
+
+/// Writes to stderr only when that cannot block (a pipe that is ready takes PIPE_BUF bytes, pipe(7)). Not cleaned: for progress
+/// that moves the cursor.
+pub fn write_if_ready(bytes: &[u8]) {
+    let stderr = rustix::stdio::stderr();
+    let mut fds = [PollFd::new(&stderr, PollFlags::OUT)];
+    let now = Timespec::default();
+    if poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)
+        && fds
+            .first()
+            .is_some_and(|fd| fd.revents().contains(PollFlags::OUT))
+    {
+        let _ = rustix::io::write(stderr, bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_progress_line_fits_and_says_the_most_wanted_first() {
+        let step = Step {
+            phase: "copying",
+            subject: "",
+            done_bytes: 1_288_490_188,
+            total_bytes: 3 << 30,
+        };
+        let (phase, all) = (Duration::from_secs(24), Duration::from_secs(3725));
+        let pace = Pace::new(&step, phase, all);
+        let line = |columns| Row::new(&step, &pace, columns).text().to_owned();
+        let whole = "floe: copying 39 %, 1.1 GiB of 3.0 GiB, 0:36 left, 51.1 MiB/s, 1:02:05";
+        assert_eq!(line(80), whole);
+        assert_eq!(line(40), "floe: copying 39 %, 1.1 GiB of 3.0 GiB");
+        assert_eq!(
+            line(54),
+            "floe: copying 39 %, 1.1 GiB of 3.0 GiB, 0:36 left"
+        );
+        assert_eq!(line(20), "floe: copying 39 %");
+        assert_eq!(line(9), "floe: co");
+        let board = Step {
+            subject: "a-board-with-a-name-that-is-long\x1b[2J",
+            ..step
+        };
+        for columns in 1..=100 {
+            let row = Row::new(&board, &pace, columns);
+            assert!(row.text().chars().count() < columns.max(2), "{columns}");
+            assert!(!row.text().contains('\x1b'));
+        }
+        let none = Step {
+            total_bytes: 0,
+            ..step
+        };
+        let pace = Pace::new(&none, Duration::from_millis(10), Duration::from_millis(10));
+        assert_eq!(Row::new(&none, &pace, 80).text(), "floe: copying, 1.1 GiB");
+        assert_eq!(
+            pace.json(&none),
+            "{\"phase\":\"copying\",\"done_bytes\":1288490188,\"total_bytes\":null,\"percent\":null,\"rate_bytes\":0,\"elapsed_ms\":10,\"left_ms\":null}\n"
+        );
+        // Nothing overflows, whatever a disk says of its size.
+        let wild = Step {
+            done_bytes: u64::MAX,
+            total_bytes: 1,
+            ..step
+        };
+        assert_eq!(Pace::new(&wild, phase, all).percent, Some(100));
+    }
+}
