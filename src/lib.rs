@@ -24,8 +24,8 @@
 //! | [`map`] | one bit a block: the used map |
 //! | [`sys`] | the only place that may say `unsafe`: one file for each kernel or libc concept |
 //! | [`features`] | what this executable was built with |
-//! | [`threads`] | threads and queues that are compiled once |
-//! | [`device`] | `ReadAt`, `WriteAt`, and `Device`: a block device with O_DIRECT, or a file |
+//! | [`threads`] | threads and queues that are compiled once; a lock that is never poisoned |
+//! | [`device`] | `ReadAt`, `WriteAt`; `Device`, a block device with O_DIRECT or a file; `Range`, a part of one |
 //! | [`signals`], [`report`], [`help`], [`cli`] | what a person types and reads; signals that wait to be taken |
 //! | [`overlay`] | what an image says instead of its source |
 //! | [`fs`], [`ptable`] | formats as bytes: probe, walk (used map), witness, growth, uuids; partition tables |
@@ -44,8 +44,12 @@
 //! | [`board`] | another machine over ssh |
 //! | [`command`] | parse, order of steps, figures: one verb a file, and no verb uses another |
 //!
-//! Where to look: a used map becomes chunks in `stream/plan.rs`; the superblock is held back in `put/head.rs`; a zip entry is named in
-//! `snapshot/metadata.rs`. A new verb is a file in `command/`, a line in `command/mod.rs`, and its text in `help.rs`.
+//! Where to look: a used map becomes chunks in `stream/plan.rs` (`Cursor`); the superblock is held back, and written last, in
+//! `put/head.rs` (`Last`); a zip entry is named in `snapshot/metadata.rs` (`image_path`); a run that freezes is `take/capture.rs`.
+//! A new verb is a file in `command/`, two lines in `command/mod.rs`, its options in `cli/table.rs` and its text in `help.rs`; from
+//! these two come parsing, help, man page and completions.
+//!
+//! What is `pub` here is what the tests and the fuzzers look into; there is no other use of the library.
 //!
 //! # Invariants
 //! 1. The guardian exists before the first FIFREEZE, and every thaw has one owner (`freeze/guard`'s page is the protocol).

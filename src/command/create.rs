@@ -35,8 +35,9 @@ use crate::stream::frames::{self, send::FrameEmitter, send::ImageSum};
 use crate::stream::output::{Output, TotalsCell};
 use crate::stream::partfile::PartFile;
 use crate::stream::pipeline::{Outlet, Problem};
-use crate::take::capture::{self, Capture, Engine, Figures};
+use crate::take::capture::{Capture, Engine, Figures};
 use crate::take::options::{self, Streaming, Taking};
+use crate::take::ready::ready;
 use crate::take::source::Prepared;
 
 /// What was typed.
@@ -248,38 +249,38 @@ impl Told for Done {
 }
 
 /// Where the snapshot goes.
-enum Place {
+enum Destination {
     Stdout,
     File(PathBuf),
     Folder(PathBuf),
 }
 
-fn place(options: &Options) -> Result<Place> {
+fn place(options: &Options) -> Result<Destination> {
     let place = match &options.output {
-        Some(path) if path == Path::new("-") => Place::Stdout,
+        Some(path) if path == Path::new("-") => Destination::Stdout,
         Some(path) if path.as_os_str().as_bytes().ends_with(b"/") || path.is_dir() => {
-            Place::Folder(path.clone())
+            Destination::Folder(path.clone())
         }
-        Some(path) => Place::File(path.clone()),
-        None if options.streaming.frames => Place::Stdout,
+        Some(path) => Destination::File(path.clone()),
+        None if options.streaming.frames => Destination::Stdout,
         None => match config::store()? {
-            Some(folder) => Place::Folder(folder),
-            None => Place::Stdout,
+            Some(folder) => Destination::Folder(folder),
+            None => Destination::Stdout,
         },
     };
-    if matches!(place, Place::Stdout) {
+    if matches!(place, Destination::Stdout) {
         report::check_stdout()?;
     }
     match &place {
-        Place::Stdout if std::io::stdout().is_terminal() => Err(Error::refused(
+        Destination::Stdout if std::io::stdout().is_terminal() => Err(Error::refused(
             "stdout: is a terminal; redirect it or pipe it, or give -o DIR or -o FILE",
         )
         .leaving("nothing was frozen")),
-        Place::Folder(folder) if !folder.is_dir() => Err(Error::refused(format_args!(
+        Destination::Folder(folder) if !folder.is_dir() => Err(Error::refused(format_args!(
             "{}: is not a folder",
             folder.display()
         ))),
-        Place::Stdout | Place::File(_) if options.keep.is_some() => Err(Error::usage(
+        Destination::Stdout | Destination::File(_) if options.keep.is_some() => Err(Error::usage(
             "create: --keep needs a folder of snapshots (-o DIR, or store = DIR in /etc/floe.conf)",
         )),
         _ => Ok(place),
@@ -295,9 +296,9 @@ struct Sink {
 }
 
 impl Sink {
-    fn open(place: &Place, host: &str, time_s: u64) -> Result<Self> {
+    fn open(place: &Destination, host: &str, time_s: u64) -> Result<Self> {
         let (store, path) = match place {
-            Place::Stdout => {
+            Destination::Stdout => {
                 let fd = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3)
                     .map_err(|errno| Error::fault("stdout", Fault::io("dup", errno)))?;
                 return Ok(Self {
@@ -307,8 +308,8 @@ impl Sink {
                     shown: "stdout".into(),
                 });
             }
-            Place::File(path) => (None, path.clone()),
-            Place::Folder(folder) => {
+            Destination::File(path) => (None, path.clone()),
+            Destination::Folder(folder) => {
                 let store = Store::open(folder)?;
                 let path = store.next(host, time_s)?;
                 (Some(store), path)
@@ -328,15 +329,15 @@ impl Sink {
 }
 
 /// `--dry-run`: whether there could be a file, and what would be in it.
-fn would(options: &Options, place: &Place, snapshot: &Snapshot) -> Result<Error> {
+fn would(options: &Options, place: &Destination, snapshot: &Snapshot) -> Result<Error> {
     let shown = match place {
-        Place::Stdout => "stdout".to_owned(),
-        Place::Folder(path) | Place::File(path) => path.display().to_string(),
+        Destination::Stdout => "stdout".to_owned(),
+        Destination::Folder(path) | Destination::File(path) => path.display().to_string(),
     };
     match place {
-        Place::Stdout => {}
-        Place::Folder(folder) => PartFile::check(&folder.join("name.zip"))?,
-        Place::File(path) => PartFile::check(path)?,
+        Destination::Stdout => {}
+        Destination::Folder(folder) => PartFile::check(&folder.join("name.zip"))?,
+        Destination::File(path) => PartFile::check(path)?,
     }
     let images = snapshot.images.iter().map(|image| {
         format!(
@@ -373,7 +374,7 @@ fn create(options: &Options, start: Instant) -> Result<Done> {
             source.name
         )));
     }
-    if let (Place::File(path), false) = (&place, options.overwrite) {
+    if let (Destination::File(path), false) = (&place, options.overwrite) {
         image::check_replaceable(path)?;
     }
     let disk = match &options.disk {
@@ -383,8 +384,8 @@ fn create(options: &Options, start: Instant) -> Result<Done> {
     let mut emptying = options.taking.wanted.emptying(&sources)?;
     let wishes = options.taking.wishes;
     let own = match &place {
-        Place::Folder(folder) => Some(folder.clone()),
-        Place::Stdout | Place::File(_) => None,
+        Destination::Folder(folder) => Some(folder.clone()),
+        Destination::Stdout | Destination::File(_) => None,
     };
     let kept = config::store()
         .ok()
@@ -405,7 +406,7 @@ fn create(options: &Options, start: Instant) -> Result<Done> {
     let (store, part) = (sink.store, sink.part);
 
     // One thread until here: the guardian is forked now.
-    let ready = capture::ready(&system, &mut sources, &options.taking, quiet)?;
+    let ready = ready(&system, &mut sources, &options.taking, quiet)?;
     let counters = ready.counters;
     let totals = TotalsCell::default();
     let onto_itself = ready.freezes(&sink.fd);

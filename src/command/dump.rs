@@ -23,8 +23,10 @@ use crate::stream::output::leaves_holes;
 use crate::stream::output::{GzipEmitter, Output, RawEmitter, Totals, TotalsCell};
 use crate::stream::partfile::{self, PartFile};
 use crate::stream::pipeline::{Emit, Outlet};
-use crate::take::capture::{self, Capture, Counters, Engine, Figures};
+use crate::take::capture::{Capture, Engine, Figures};
+use crate::take::counters::Counters;
 use crate::take::options::{self, Streaming, Taking};
+use crate::take::ready::ready;
 use crate::take::source;
 use crate::threads::Lock;
 
@@ -261,7 +263,7 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
 
     // One thread until here: the guardian is forked now.
     let mut sources = vec![prepared];
-    let ready = capture::ready(&system, &mut sources, &options.taking, quiet)?;
+    let ready = ready(&system, &mut sources, &options.taking, quiet)?;
     let counters = ready.counters;
     let onto_itself = ready.freezes(&sink);
     let part_path = first.as_deref();

@@ -27,7 +27,7 @@ use crate::units::to_u64;
 const LIMIT: Duration = Duration::from_secs(20);
 
 /// Where a FITHAW goes.
-struct Place {
+struct Held {
     name: String,
     fd: OwnedFd,
 }
@@ -83,7 +83,7 @@ pub(super) fn run(options: Options) -> Result<()> {
 }
 
 /// Thaws all at once; the number of those that were frozen.
-fn thaw(places: Vec<Place>, all: bool) -> Result<usize> {
+fn thaw(places: Vec<Held>, all: bool) -> Result<usize> {
     let (sender, answers) = channel();
     let mut waiting: Vec<String> = places.iter().map(|place| place.name.clone()).collect();
     for place in places {
@@ -134,7 +134,7 @@ fn thaw(places: Vec<Place>, all: bool) -> Result<usize> {
 }
 
 /// What a PATH means; `None` for a device that nothing uses, on which nothing can be frozen.
-fn one(name: &OsStr) -> Result<Option<Place>> {
+fn one(name: &OsStr) -> Result<Option<Held>> {
     let path = Path::new(name);
     let fault = |what| move |errno| Error::fault(path.display(), Fault::io(what, errno));
     let tag = [&b"LABEL="[..], b"UUID=", b"PARTLABEL=", b"PARTUUID="];
@@ -165,7 +165,7 @@ fn one(name: &OsStr) -> Result<Option<Place>> {
             let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
             let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(fault("open"))?;
             let name = path.display().to_string();
-            Ok(Some(Place { name, fd }))
+            Ok(Some(Held { name, fd }))
         }
         _ => Err(Error::refused(format_args!(
             "{}: is neither a file or directory nor a block device; name the mount point",
@@ -175,14 +175,14 @@ fn one(name: &OsStr) -> Result<Option<Place>> {
 }
 
 /// The filesystem on a block device: mounted here, elsewhere, or no more.
-fn device(system: &System, dev: DevId, shown: &Path) -> Result<Option<Place>> {
+fn device(system: &System, dev: DevId, shown: &Path) -> Result<Option<Held>> {
     let mounted = match system.mounted_here(dev)? {
         None => system.mounted_elsewhere(dev)?,
         found => found,
     };
     if let Some(mounted) = mounted {
         let name = format!("{} ({})", mounted.mount.point.display(), shown.display());
-        return Ok(Some(Place {
+        return Ok(Some(Held {
             name,
             fd: mounted.fd,
         }));
@@ -191,7 +191,7 @@ fn device(system: &System, dev: DevId, shown: &Path) -> Result<Option<Place>> {
 }
 
 /// A device without a mount that is busy nevertheless holds a superblock that was unmounted while frozen, or something else.
-fn unmounted(roots: &Roots, dev: DevId, shown: &Path) -> Result<Option<Place>> {
+fn unmounted(roots: &Roots, dev: DevId, shown: &Path) -> Result<Option<Held>> {
     match roots.hold(dev, Access::ReadHeld) {
         Ok(_) => return Ok(None),
         Err(fault) if fault.is_errno(Errno::BUSY) => {}
@@ -216,7 +216,7 @@ fn unmounted(roots: &Roots, dev: DevId, shown: &Path) -> Result<Option<Place>> {
             // Taking the superblock that is there; another type, or another mode, is EBUSY.
             if let Ok(fd) = roots.enter(dev, &kind, read_only) {
                 let name = format!("{} (not mounted)", shown.display());
-                return Ok(Some(Place { name, fd }));
+                return Ok(Some(Held { name, fd }));
             }
         }
     }
@@ -228,7 +228,7 @@ fn unmounted(roots: &Roots, dev: DevId, shown: &Path) -> Result<Option<Place>> {
 }
 
 /// One place for each filesystem on a block device that anybody has mounted, and for those left frozen without a mount.
-fn everything(system: &System, quiet: bool) -> Vec<Place> {
+fn everything(system: &System, quiet: bool) -> Vec<Held> {
     let mut seen: Vec<DevId> = Vec::new();
     let mut places = Vec::new();
     let others = system
@@ -266,11 +266,11 @@ fn everything(system: &System, quiet: bool) -> Vec<Place> {
     places
 }
 
-fn mounted(system: &System, mount: &Mount) -> Option<Place> {
+fn mounted(system: &System, mount: &Mount) -> Option<Held> {
     let name = mount.point.display().to_string();
     let found = match system.mounted_here(mount.dev) {
         Ok(Some(found)) => Some(found),
         _ => system.mounted_elsewhere(mount.dev).ok().flatten(),
     };
-    found.map(|found| Place { name, fd: found.fd })
+    found.map(|found| Held { name, fd: found.fd })
 }

@@ -65,7 +65,7 @@ struct Errand {
 pub(crate) type Restored = (String, &'static str, Done);
 
 /// A place on a disk that is laid out anew, for an entry.
-pub(crate) struct Place {
+pub(crate) struct EntryTarget {
     /// The entry's name.
     pub name: String,
     /// What messages call it.
@@ -81,7 +81,7 @@ pub(crate) struct Place {
 pub(crate) fn run(
     options: &Options,
     opened: Opened,
-    places: Vec<Place>,
+    places: Vec<EntryTarget>,
     start: Instant,
 ) -> Result<Vec<Restored>> {
     let nothing = |error: Error| error.leaving(NOTHING_WRITTEN);
@@ -359,7 +359,7 @@ impl Disk {
 fn errands(
     options: &Options,
     chosen: Vec<(String, Chosen)>,
-    (disk, mut places): (Option<Disk>, Vec<Place>),
+    (disk, mut places): (Option<Disk>, Vec<EntryTarget>),
     origin: &Origin,
     snapshot: &Snapshot,
     progress: &Arc<Progress>,

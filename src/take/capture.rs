@@ -6,32 +6,29 @@
 //! signal is answered at once even while a large map is read; the *pipeline* reads, encodes and emits. Everything is
 //! allocated before the freeze. The stream gets its end only after a thaw that proves nobody else thawed in between.
 
-use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::FileType;
 use rustix::io::Errno;
 
 use crate::error::{Error, Exit, Fault, NOTHING_WRITTEN, Result};
-use crate::freeze::{Frozen, Guardian, Leftover, Limits, Method, Progress as Beat, Target};
-use crate::fs::earlier::Earlier;
+use crate::freeze::{Frozen, Guardian};
+use crate::fs::Coverage;
 use crate::fs::files::Emptying;
-use crate::fs::{Coverage, UsedMap};
-use crate::mounts::System;
-use crate::overlay::{Overlay, PIECE_BYTES};
+use crate::overlay::Overlay;
 use crate::report::{self, Bytes, Progress, Span};
 use crate::signals::Signals;
-use crate::stream::pipeline::{Meter, Outlet, Pipeline, Place, Problem, Rounds, Settings};
-use crate::stream::plan::{Content, Part, Plan};
+use crate::stream::pipeline::{Outlet, Pipeline, Placing, Problem, Rounds, Settings};
+use crate::stream::plan::{Part, Plan};
+use crate::take::counters::Counters;
+use crate::take::draft::{Draft, pieces};
 use crate::take::emptied::Emptied;
-use crate::take::options::Taking;
 use crate::take::precopy::{Hold, Watch};
-use crate::take::source::{self, Prepared, Reading, Wishes};
-use crate::take::survey::{Errand, Looks, Plans, Step, Surveyor, Trouble};
+use crate::take::ready::Ready;
+use crate::take::source::{Prepared, Wishes};
+use crate::take::survey::{Looks, Plans, Step, Surveyor, Trouble};
 use crate::take::watched::Watched;
-use crate::units::{BlockSize, to_u64, to_usize};
 
 /// How long the supervisor sleeps at most: progress and the guardian's heartbeat want a look now and then.
 const LOOK: Duration = Duration::from_millis(200);
@@ -45,160 +42,6 @@ const SLOWEST: u64 = 4 << 10;
 /// How long the trace may take to show everything, before the freeze and under it.
 const EARLY_DRAIN: Duration = Duration::from_secs(5);
 pub(super) const FROZEN_DRAIN: Duration = Duration::from_millis(300);
-
-/// The counters of a run; forwarded to the guardian when there is one.
-pub(crate) struct Counters {
-    read: AtomicU64,
-    taken: AtomicU64,
-    beat: Option<Beat>,
-}
-
-impl Counters {
-    /// Leaked, because threads that may never return use it.
-    pub(crate) fn leak(beat: Option<Beat>) -> &'static Self {
-        Box::leak(Box::new(Self {
-            read: AtomicU64::new(0),
-            taken: AtomicU64::new(0),
-            beat,
-        }))
-    }
-
-    /// Bytes read from the sources.
-    pub(crate) fn read_bytes(&self) -> u64 {
-        self.read.load(Ordering::Relaxed)
-    }
-
-    /// A sign of life for the guardian that is not counted as read: the survey's own reads.
-    pub(crate) fn alive(&self, bytes: u64) {
-        if let Some(beat) = self.beat {
-            beat.add_read(bytes);
-        }
-    }
-
-    /// Bytes taken by the sink.
-    pub(crate) fn taken_bytes(&self) -> u64 {
-        self.taken.load(Ordering::Relaxed)
-    }
-}
-
-impl Meter for Counters {
-    fn read(&self, bytes: u64) {
-        self.read.fetch_add(bytes, Ordering::Relaxed);
-        if let Some(beat) = self.beat {
-            beat.add_read(bytes);
-        }
-    }
-
-    fn taken(&self, bytes: u64) {
-        self.taken.fetch_add(bytes, Ordering::Relaxed);
-        if let Some(beat) = self.beat {
-            beat.add_taken(bytes);
-        }
-    }
-}
-
-/// Sources that are about to be held still: signals are blocked, and the guardian waits.
-pub(crate) struct Ready {
-    /// The signals, blocked.
-    pub signals: Signals,
-    /// The counters that the emitter uses, too.
-    pub counters: &'static Counters,
-    guardian: Option<Guardian>,
-    watch: Option<Watch>,
-    /// What is to be frozen, as a file on it shows it.
-    frozen: Vec<Ground>,
-}
-
-/// The device of a file, and the uuid of its filesystem where that is a btrfs: each of its subvolumes has a device of its own.
-type Ground = (u64, Option<[u8; 16]>);
-
-impl Ready {
-    /// Whether a regular file lies on a filesystem that is to be frozen.
-    pub(crate) fn freezes(&self, file: impl AsFd) -> bool {
-        let is_file = rustix::fs::fstat(&file)
-            .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile);
-        ground(file).filter(|_| is_file).is_some_and(|file| {
-            let same = |one: &Ground| one.0 == file.0 || one.1.is_some() && one.1 == file.1;
-            self.frozen.iter().any(same)
-        })
-    }
-}
-
-fn ground(file: impl AsFd) -> Option<Ground> {
-    let stat = rustix::fs::fstat(&file).ok()?;
-    let btrfs = crate::sys::identity::btrfs_info(file).ok();
-    Some((stat.st_dev, btrfs.map(|info| info.fsid)))
-}
-
-/// Starts what holds `sources` still: their filesystems in the order in which they freeze, the trace of their devices, the guardian.
-/// Call it while the process has one thread.
-pub(crate) fn ready(
-    system: &System,
-    sources: &mut [Prepared],
-    taking: &Taking,
-    quiet: bool,
-) -> Result<Ready> {
-    let mounted = sources
-        .iter_mut()
-        .flat_map(|prepared| std::mem::take(&mut prepared.mounted))
-        .collect();
-    let targets = source::targets(system, mounted, taking.wishes)?;
-    let frozen = targets.iter().filter_map(|target| ground(&target.fd));
-    let frozen = frozen.collect();
-    let mut watch = Watch::start(sources, &targets, taking.precopy);
-    let leftovers = watch.as_mut().map_or_else(Vec::new, Watch::leftovers);
-    let (signals, guardian) = guard(targets, taking.limits, leftovers, quiet)?;
-    // From now on, because whatever comes next may wait (for a reader that logs in), and the trace is not to overflow.
-    watch.iter_mut().for_each(|watch| watch.follow(system));
-    Ok(Ready {
-        signals,
-        counters: Counters::leak(guardian.as_ref().map(Guardian::progress)),
-        guardian,
-        watch,
-        frozen,
-    })
-}
-
-/// Says what is to be said beforehand, blocks the signals, and starts a guardian for `targets`, where there is anything to
-/// freeze. Call it while the process has one thread.
-fn guard(
-    targets: Vec<Target>,
-    limits: Limits,
-    leftovers: Vec<Leftover>,
-    quiet: bool,
-) -> Result<(Signals, Option<Guardian>)> {
-    if !quiet && !targets.is_empty() {
-        if let Some((name, seconds)) = crate::freeze::shorter_hardware_watchdog(limits.max_freeze) {
-            report::line(format_args!(
-                "note: the hardware watchdog {name} resets the board after {seconds} s, which is shorter than --max-freeze {} s; whatever feeds it must not write to a frozen filesystem",
-                limits.max_freeze.as_secs()
-            ));
-        }
-        for target in &targets {
-            if matches!(target.method, Method::ReadOnly(_)) {
-                report::line(format_args!(
-                    "{}: cannot be frozen; it is remounted read-only while it is read, and writers get EROFS meanwhile",
-                    target.name
-                ));
-            }
-        }
-    }
-    let signals = Signals::block()?;
-    let guardian = match targets.is_empty() {
-        true => None,
-        false => Some(Guardian::start(targets, limits, leftovers)?),
-    };
-    if !quiet
-        && guardian
-            .as_ref()
-            .is_some_and(|guardian| !guardian.is_apart())
-    {
-        report::line(
-            "note: the guardian has no control group of its own here: a kill of the whole group takes it along, and what is frozen then stays so (floe thaw ends that)",
-        );
-    }
-    Ok((signals, guardian))
-}
 
 /// What came of one image.
 #[derive(Clone, Copy, Debug)]
@@ -248,7 +91,7 @@ pub(crate) struct Capture {
     signals: Signals,
     progress: Progress,
     /// The targets of a copy, whose state its verb tells.
-    places: Option<&'static dyn Place>,
+    places: Option<&'static dyn Placing>,
     watched: Vec<Watched>,
     held_by_test: Hold,
     /// Bytes to be read, once they are known.
@@ -289,90 +132,6 @@ pub(crate) struct Engine {
     pub output: String,
 }
 
-/// The images' parts and what is to be walked, before the pipeline takes the devices.
-#[derive(Default)]
-struct Draft {
-    images: Vec<Vec<Part>>,
-    /// The same once more, for a look before the freeze.
-    early: Vec<Vec<Part>>,
-    ranges: Vec<std::ops::Range<usize>>,
-    /// Images with a partition that is read whole, because nobody knows what is in it.
-    unknown: Vec<usize>,
-    errands: Vec<Errand>,
-    devices: Vec<crate::device::Device>,
-    shown: Vec<String>,
-    parts: usize,
-    watched: Vec<Watched>,
-}
-
-impl Draft {
-    fn add(&mut self, prepared: Prepared, wishes: Wishes, early: bool) -> Result<()> {
-        let first_device = self.devices.len();
-        let first_part = self.parts;
-        let image = self.images.len();
-        let (mut parts, mut early_parts) = (Vec::new(), Vec::new());
-        for piece in prepared.pieces {
-            let new_map = || match &piece.reading {
-                Reading::Map(identity) => BlockSize::from_bytes(u64::from(identity.block_bytes))
-                    .and_then(|block| UsedMap::new(piece.length_bytes, block)),
-                Reading::Whole(_) | Reading::Gap => None,
-            };
-            let map = new_map();
-            let early_map = if early { new_map() } else { None };
-            let is_gap = matches!(piece.reading, Reading::Gap);
-            if wishes.require_map && map.is_none() && !is_gap {
-                return Err(Error::refused(format_args!(
-                    "{}: {}: no used-block map for what is on it",
-                    prepared.name, prepared.shown
-                )));
-            }
-            if matches!(piece.reading, Reading::Whole(None)) {
-                self.unknown.push(image);
-            }
-            if let Reading::Map(identity) | Reading::Whole(Some(identity)) = piece.reading {
-                let mut errand = Errand::new(self.parts, image, *identity, piece.still, piece.swap);
-                errand.behind = piece.behind;
-                if early_map.is_some() {
-                    errand.earlier = Earlier::new(piece.length_bytes);
-                }
-                self.errands.push(errand);
-            }
-            let part = |map: Option<UsedMap>| Part {
-                device: first_device + piece.device,
-                device_offset: piece.offset,
-                length_bytes: piece.length_bytes,
-                content: map.map_or(Content::Whole, Content::Used),
-            };
-            parts.push(part(map));
-            early_parts.push(part(early_map));
-            self.parts += 1;
-        }
-        self.images.push(parts);
-        self.early.push(early_parts);
-        self.ranges.push(first_part..self.parts);
-        for opened in prepared.devices {
-            self.devices.push(opened.device);
-            self.shown.push(opened.shown);
-        }
-        self.watched.extend(prepared.watched);
-        // Held until the process ends.
-        std::mem::forget(prepared.held);
-        Ok(())
-    }
-}
-
-/// Pieces of an overlay in which files are emptied: some thousand inodes, and bitmaps up to a bit for each block, within bounds.
-fn pieces(images: &[Vec<Part>]) -> usize {
-    const LEAST: u64 = 2048;
-    const MOST: u64 = 16 * 1024;
-    let maps = images.iter().flatten().map(|part| match &part.content {
-        Content::Used(map) => map.size_bytes() / u64::from(map.granule().bytes()) / 8,
-        Content::Whole => 0,
-    });
-    let bytes = maps.fold(0, u64::saturating_add);
-    to_usize((LEAST + bytes / to_u64(PIECE_BYTES)).min(MOST))
-}
-
 impl Capture {
     /// Allocates everything and starts the threads. One image for each of `sources`, in order.
     pub(crate) fn new(sources: Vec<Prepared>, engine: Engine, wishes: Wishes) -> Result<Self> {
@@ -381,7 +140,7 @@ impl Capture {
             counters,
             guardian,
             watch,
-            frozen: _,
+            ..
         } = engine.ready;
         let mut settings = engine.settings;
         // Something must be able to hold what is read early: the targets of a copy, a spool, or who reads frames.
@@ -775,7 +534,7 @@ impl Capture {
             None => error.leaving(self.written()),
             Some(_) => error,
         };
-        let output = self.places.map_or(self.output.as_str(), Place::failed);
+        let output = self.places.map_or(self.output.as_str(), Placing::failed);
         match problem {
             Problem::ClosedPipe => {
                 Error::failed(format_args!("{output}: the reader closed the pipe"))

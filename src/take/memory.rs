@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use crate::cli;
 use crate::error::{Error, Fault, Result};
 use crate::sys::memory::Pages;
-use crate::take::capture::Ready;
+use crate::take::ready::Ready;
 use crate::units::{round_down, to_usize};
 
 /// `--spool`.

@@ -2,11 +2,14 @@
 //! `dump`, `create` and `clone` share.
 
 pub(crate) mod capture;
+pub(crate) mod counters;
+mod draft;
 pub(crate) mod emptied;
 pub(crate) mod identity;
 pub(crate) mod memory;
 pub(crate) mod options;
 pub(crate) mod precopy;
+pub(crate) mod ready;
 pub(crate) mod source;
 pub(crate) mod survey;
 mod watched;

@@ -20,10 +20,11 @@ use crate::report::{self, Bytes, JsonObject, Span, json_list};
 use crate::stream::frames::{Framed, Header};
 use crate::stream::pipeline::known::Hashes;
 use crate::stream::pipeline::{Encoding, Problem, Settings};
-use crate::take::capture::{Figures, Ready};
+use crate::take::capture::Figures;
 use crate::take::emptied::Wanted;
 use crate::take::memory::{self, Spool, jobs};
 use crate::take::precopy;
+use crate::take::ready::Ready;
 use crate::take::source::{self, Prepared, Wishes};
 
 /// How sources are read and held still.

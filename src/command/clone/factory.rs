@@ -27,7 +27,7 @@ use crate::report::{self, JsonObject};
 use crate::snapshot::archive::{Catalog, open_file};
 use crate::snapshot::machine;
 use crate::snapshot::store;
-use crate::snapshot::unpack::{self, Place, Restored};
+use crate::snapshot::unpack::{self, EntryTarget, Restored};
 use crate::snapshot::{Image, image_path};
 use crate::units::Extent;
 
@@ -313,7 +313,7 @@ fn write(
         if options.after.grow {
             grown.push((shown.clone(), DevId::from_raw(device.rdev()), range));
         }
-        places.push(Place {
+        places.push(EntryTarget {
             name: image.name.clone(),
             shown,
             device,

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use crate::command::clone::copy::{Copy, Onto, Sums};
+use crate::command::clone::targets::{Onto, Sums, Targets};
 use crate::error::{Error, Result};
 use crate::put::free;
 use crate::put::head::{self, Last};
@@ -18,7 +18,7 @@ use crate::units::{Extent, to_usize};
 /// What is left to be done, in a thread of its own.
 pub(super) struct Finish {
     /// The targets.
-    pub copy: &'static Copy,
+    pub targets: &'static Targets,
     /// What was read.
     pub plan: &'static Plan,
     /// For the waiting thread.
@@ -42,10 +42,10 @@ impl Finish {
 
     fn steps(&self) -> Result<Finished> {
         let mut finished = Finished::default();
-        let targets = || self.copy.onto.iter().map(size);
+        let targets = || self.targets.onto.iter().map(size);
         self.progress.begin(writing::ZEROING, targets().sum());
         self.zero()?;
-        for onto in &self.copy.onto {
+        for onto in &self.targets.onto {
             let skipped = self.settle(onto)?;
             let mut target = forgive(onto.target.write());
             target
@@ -53,11 +53,11 @@ impl Finish {
                 .map_err(|fault| Error::fault(&onto.name, fault))?;
             finished.figures.push((target.zeroed_bytes, skipped));
         }
-        if let Some(sums) = &self.copy.sums {
+        if let Some(sums) = &self.targets.sums {
             self.progress.begin(writing::READING_BACK, targets().sum());
             self.compare(sums)?;
         }
-        for onto in &self.copy.onto {
+        for onto in &self.targets.onto {
             let stopped = self.progress.stopped();
             stopped.map_err(|failure| failed(onto, failure))?;
             finished.notes.extend(self.write_head(onto)?);
@@ -67,20 +67,20 @@ impl Finish {
 
     /// Every range of zeros, up to the end of each target.
     fn zero(&self) -> Result<()> {
-        self.copy.walk(self.plan, |index, extent, part| {
-            match (self.copy.onto.get(index), part) {
+        self.targets.walk(self.plan, |index, extent, part| {
+            match (self.targets.onto.get(index), part) {
                 (Some(onto), None) => self.zero_run(index, onto, extent),
                 _ => Ok(()),
             }
         })?;
-        for (index, onto) in self.copy.onto.iter().enumerate() {
+        for (index, onto) in self.targets.onto.iter().enumerate() {
             self.zero_run(index, onto, behind(onto))?;
         }
         Ok(())
     }
 
     fn zero_run(&self, index: usize, onto: &Onto, run: Extent) -> Result<()> {
-        let before = self.copy.onto.iter().take(index).map(size).sum();
+        let before = self.targets.onto.iter().take(index).map(size).sum();
         let base = &self.progress.base_bytes;
         base.store(before, std::sync::atomic::Ordering::Relaxed);
         let mut target = forgive(onto.target.write());
@@ -114,33 +114,33 @@ impl Finish {
         let found = sums.empty();
         let buffer = Pages::new(to_usize(SPAN_BYTES));
         let mut buffer = buffer.map_err(|e| Error::failed(format_args!("floe: mmap: {e}")))?;
-        for onto in &self.copy.onto {
+        for onto in &self.targets.onto {
             let target = forgive(onto.target.read());
             target
                 .drop_cache()
                 .map_err(|fault| Error::fault(&onto.name, fault))?;
         }
-        self.copy.walk(self.plan, |index, extent, part| {
-            let Some(onto) = self.copy.onto.get(index) else {
+        self.targets.walk(self.plan, |index, extent, part| {
+            let Some(onto) = self.targets.onto.get(index) else {
                 return Ok(());
             };
             let Some(part) = part else {
-                self.copy.forget(index, extent);
+                self.targets.forget(index, extent);
                 return self.compare_zeros(onto, extent, &mut buffer);
             };
             let bytes = self.read(onto, extent, &mut buffer)?;
-            if let Some(first) = self.copy.chunk_at(part, extent.offset) {
+            if let Some(first) = self.targets.chunk_at(part, extent.offset) {
                 found.add_all(first, bytes);
             }
             Ok(())
         })?;
-        for onto in &self.copy.onto {
+        for onto in &self.targets.onto {
             self.compare_zeros(onto, behind(onto), &mut buffer)?;
         }
         let Some((chunk, count)) = sums.difference(&found) else {
             return Ok(());
         };
-        Err(match self.copy.place_of(chunk) {
+        Err(match self.targets.place_of(chunk) {
             Some((onto, offset)) => head::differs(
                 &onto.name,
                 Extent {
@@ -212,7 +212,7 @@ impl Finish {
             head: &mut head,
             length,
             phase: &onto.phase,
-            verify: self.copy.sums.is_some(),
+            verify: self.targets.sums.is_some(),
             progress: &self.progress,
         };
         let name = |note| format!("{}: {note}", onto.name);

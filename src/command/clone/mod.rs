@@ -9,10 +9,10 @@
 //! Everything up to the freeze writes nothing, so a refusal leaves every target as it was. From the first write to the last a
 //! target looks empty, neither old nor new. The order of the steps is in [`clone`]; what they do is in the files beside this one.
 
-mod copy;
 mod factory;
 mod finish;
 mod standby;
+mod targets;
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -20,9 +20,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use self::copy::{Copy, Wants};
 use self::finish::{Finish, Finished};
 use self::standby::Standby;
+use self::targets::{Targets, Wants};
 use crate::cli::{Args, Common, Item};
 use crate::command::{begin, typed as words};
 use crate::config::pairs::{self, Pair};
@@ -42,9 +42,10 @@ use crate::put::uuid;
 use crate::report::{self, Bytes, JsonObject, Progress, Span};
 use crate::report::{Told, millis};
 use crate::stream::pipeline::{Encoding, Outlet, Settings};
-use crate::take::capture::{self, Capture, Engine, Figures};
+use crate::take::capture::{Capture, Engine, Figures};
 use crate::take::memory::Spool;
 use crate::take::options::{Taking, held_words, prepare_all, used_words, weakest};
+use crate::take::ready::ready;
 use crate::take::source::Prepared;
 use crate::threads::forgive;
 use crate::units::Extent;
@@ -355,7 +356,7 @@ fn clone(options: &Options, start: Instant) -> Result<Done> {
         });
         return Err(report::dry(&options.common, would));
     }
-    let copy = Copy::new(&sources, targets, medium, options.wants)?;
+    let copy = Targets::new(&sources, targets, medium, options.wants)?;
     if !quiet {
         for pair in &archived {
             report::line(format_args!("Copying {} to {} …", pair.source, pair.target));
@@ -441,14 +442,14 @@ fn targets(
 }
 
 /// Where a copy will be found when it is complete.
-struct Place {
+struct Copied {
     name: String,
     dev: DevId,
     range: Option<Extent>,
 }
 
 /// What is done to the copies afterwards is checked before the first write.
-fn copies(after: After, sources: &[Prepared], targets: &[Standby]) -> Result<Vec<Place>> {
+fn copies(after: After, sources: &[Prepared], targets: &[Standby]) -> Result<Vec<Copied>> {
     let mut places = Vec::new();
     for (source, target) in sources.iter().zip(targets) {
         let dev = DevId::from_raw(target.device.rdev());
@@ -461,7 +462,7 @@ fn copies(after: After, sources: &[Prepared], targets: &[Standby]) -> Result<Vec
             let kind = identity.map(|found| found.kind);
             uuid::check(&source.name, &opened.device, kind)?;
         }
-        places.push(Place {
+        places.push(Copied {
             name: target.name.clone(),
             dev,
             range: target.range,
@@ -471,7 +472,7 @@ fn copies(after: After, sources: &[Prepared], targets: &[Standby]) -> Result<Vec
 }
 
 /// The rest of a medium, and what was asked to be done to the copies; gives notes.
-fn complete(after: After, copies: Vec<Place>, copy: &Copy) -> Result<Vec<String>> {
+fn complete(after: After, copies: Vec<Copied>, copy: &Targets) -> Result<Vec<String>> {
     let mut notes = Vec::new();
     let mut held = copy.medium.lock();
     let medium = held.take();
@@ -508,12 +509,12 @@ fn write(
     options: &Options,
     mut sources: Vec<Prepared>,
     emptying: Emptying,
-    copy: &'static Copy,
+    copy: &'static Targets,
 ) -> Result<(Figures, Finished)> {
     // One thread until here: the guardian is forked now.
     let wishes = options.taking.wishes;
     let quiet = options.common.quiet;
-    let ready = capture::ready(system, &mut sources, &options.taking, quiet)?;
+    let ready = ready(system, &mut sources, &options.taking, quiet)?;
     let engine = Engine {
         ready,
         precopy: copy.takes_back(),
@@ -544,7 +545,7 @@ fn write(
         .ok_or_else(|| Error::failed("floe: internal: no plan"))?;
     let progress = Arc::default();
     let finish = Finish {
-        copy,
+        targets: copy,
         plan,
         progress: Arc::clone(&progress),
     };
@@ -560,7 +561,7 @@ fn write(
 }
 
 /// After the first write a refusal is 1, never 4, and every message says what state the targets are in.
-fn left(error: Error, copy: &Copy) -> Error {
+fn left(error: Error, copy: &Targets) -> Error {
     match copy.is_begun() {
         true => error.begun(&copy.state()),
         false => error.leaving(NOTHING_WRITTEN),

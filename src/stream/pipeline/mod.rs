@@ -50,7 +50,7 @@ pub use self::encode::is_zero;
 use self::hold::{Early, Pass};
 pub use self::hold::{Precopy, Round, Rounds};
 use self::known::{Hash, Hashes, Known};
-pub use self::place::Place;
+pub use self::place::Placing;
 use self::read::Taken;
 use super::deflate;
 use super::plan::{CHUNK_BYTES, Cursor, Plan, SPAN_BYTES, Span};
@@ -168,7 +168,7 @@ pub enum Outlet {
     /// Encoded, into a stream whose reader holds what comes early, and takes what comes later instead.
     Frames(Box<dyn Emit>),
     /// As it is and in no order, to where each part belongs.
-    Places(&'static dyn Place),
+    Places(&'static dyn Placing),
 }
 
 /// What stopped the pipeline; the first one is kept.
@@ -310,7 +310,7 @@ struct Shared {
     /// Of the hashes.
     key: std::hash::RandomState,
     /// The sink of a copy.
-    places: Option<&'static dyn Place>,
+    places: Option<&'static dyn Placing>,
     /// What rounds take goes out at once.
     frames: bool,
 }

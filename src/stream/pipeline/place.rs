@@ -1,6 +1,6 @@
 //! Placers, for copies: spans go from the slot they were read into straight to where they belong, several at once, in no order.
 //!
-//! Nothing is encoded, copied or kept. Reading begins while [`Place::begin`] still prepares the target, and placing after it. The
+//! Nothing is encoded, copied or kept. Reading begins while [`Placing::begin`] still prepares the target, and placing after it. The
 //! end of a copy is not the pipeline's business: it says that all is placed, and that it is permitted.
 
 use super::read::Taken;
@@ -10,7 +10,7 @@ use crate::threads::forgive;
 use crate::units::to_u64;
 
 /// Takes what was read straight from its buffer, from several threads at once. No heap while frozen.
-pub trait Place: Sync {
+pub trait Placing: Sync {
     /// Called once, after the sources are held still and before anything is placed: the first write.
     fn begin(&self) -> Result<(), Fault>;
     /// Bytes of a part of the plan, from `offset` in it on: a multiple of a chunk. The memory begins at a page.
@@ -37,7 +37,7 @@ impl Core {
 }
 
 impl Shared {
-    pub(super) fn placer(&self, places: &dyn Place) {
+    pub(super) fn placer(&self, places: &dyn Placing) {
         let waits = places.shares_medium();
         let mut core = self.lock();
         loop {
@@ -76,7 +76,7 @@ impl Shared {
         }
     }
 
-    fn place_span(&self, places: &dyn Place, taken: &Taken) -> Result<(), Problem> {
+    fn place_span(&self, places: &dyn Placing, taken: &Taken) -> Result<(), Problem> {
         let internal = Problem::Internal(Fault::refused("span outside its slot"));
         let slot = forgive(self.slots.get(taken.slot).ok_or(internal)?.read());
         let bytes = slot.get(..taken.length).ok_or(internal)?;
@@ -88,7 +88,7 @@ impl Shared {
     }
 
     /// The thread that is the emitter of a stream: here it begins the copy, and says when all is placed.
-    pub(super) fn conduct(&self, places: &dyn Place) {
+    pub(super) fn conduct(&self, places: &dyn Placing) {
         let mut core = self.lock();
         while matches!(core.pass, Pass::Wait) {
             if core.problem.is_some() {

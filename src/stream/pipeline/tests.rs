@@ -166,7 +166,7 @@ fn any_number_of_jobs_and_any_spool_give_the_image_with_zeros_where_the_map_is_f
 #[test]
 fn slots_ahead_take_a_quarter_of_the_spool_and_none_where_it_is_off() {
     struct Nowhere;
-    impl Place for Nowhere {
+    impl Placing for Nowhere {
         fn begin(&self) -> Result<(), Fault> {
             Ok(())
         }
@@ -285,7 +285,7 @@ struct Memory {
     shares_medium: bool,
 }
 
-impl Place for Memory {
+impl Placing for Memory {
     fn begin(&self) -> Result<(), Fault> {
         std::thread::sleep(Duration::from_millis(5));
         self.begun.fetch_add(1, Ordering::SeqCst);

@@ -13,7 +13,7 @@ use crate::medium::Medium;
 use crate::put::free::LeftAlone;
 use crate::put::head;
 use crate::put::phase::Phase;
-use crate::stream::pipeline::Place;
+use crate::stream::pipeline::Placing;
 use crate::stream::plan::{CHUNK_BYTES, Cursor, Plan, Span};
 use crate::stream::target::Target;
 use crate::sys::memory::Pages;
@@ -54,7 +54,7 @@ struct Home {
 }
 
 /// All targets of a run; leaked, because threads that may never return use it.
-pub(super) struct Copy {
+pub(super) struct Targets {
     /// One for each image, in order.
     pub onto: Vec<Onto>,
     homes: Vec<Home>,
@@ -77,7 +77,7 @@ pub(super) struct Wants {
     pub only_changes: bool,
 }
 
-impl Copy {
+impl Targets {
     /// For sources that are ready, and a target for each. Allocates everything; writes nothing.
     pub(super) fn new(
         sources: &[Prepared],
@@ -303,7 +303,7 @@ impl Onto {
     }
 }
 
-impl Place for Copy {
+impl Placing for Targets {
     fn begin(&self) -> std::result::Result<(), Fault> {
         let mut medium = self.medium.lock();
         if let Some(medium) = medium.as_mut() {
