@@ -38,7 +38,7 @@ use crate::stream::pipeline::{Outlet, Problem};
 use crate::take::capture::{Capture, Engine, Figures};
 use crate::take::options::{self, Streaming, Taking};
 use crate::take::ready::ready;
-use crate::take::source::Prepared;
+use crate::take::source::{self, Prepared};
 
 /// What was typed.
 #[derive(Debug)]
@@ -373,6 +373,9 @@ fn create(options: &Options, start: Instant) -> Result<Done> {
             "{}: {what}; a snapshot of it would not be taken back: floe dump --whole copies it as it is",
             source.name
         )));
+    }
+    if let Destination::File(path) = &place {
+        source::refuse_output(&sources, path)?;
     }
     if let (Destination::File(path), false) = (&place, options.overwrite) {
         image::check_replaceable(path)?;

@@ -238,6 +238,9 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
         ));
     }
     let first = options.first();
+    if let Some(path) = &first {
+        source::refuse_output(std::slice::from_ref(&prepared), path)?;
+    }
     if let (Some(path), false) = (&first, options.overwrite) {
         image::check_replaceable(path)?;
     }

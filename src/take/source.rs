@@ -4,7 +4,7 @@
 
 use crate::content::{self, Judged};
 use crate::device::{Device, Range, ReadAt};
-use crate::error::{Error, Fault, FaultKind, Result};
+use crate::error::{Error, Fault, FaultKind, NOTHING_WRITTEN, Result};
 use crate::freeze::{Method, Remount, Target};
 use crate::fs::{self, Identity, Kind, Still};
 use crate::mounts::{DevId, Holding, Means, Mounted, Source, Stacked, System};
@@ -191,6 +191,27 @@ pub(crate) fn prepare(system: &System, name: &std::ffi::OsStr, wishes: Wishes) -
         }
     }
     Ok(prepared)
+}
+
+/// An output takes its name from whatever had it before, but not from a source. (What else may have it is for who writes to say.)
+pub(crate) fn refuse_output(sources: &[Prepared], output: &std::path::Path) -> Result<()> {
+    let Ok(stat) = rustix::fs::stat(output) else {
+        return Ok(());
+    };
+    let is_file =
+        rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::RegularFile;
+    let is_it = |opened: &Opened| {
+        let own = rustix::fs::fstat(opened.device.as_fd());
+        own.is_ok_and(|own| (own.st_dev, own.st_ino) == (stat.st_dev, stat.st_ino))
+    };
+    let mut devices = sources.iter().flat_map(|source| &source.devices);
+    match is_file && devices.any(is_it) {
+        true => Err(
+            Error::refused(format_args!("{}: is the source itself", output.display()))
+                .leaving(NOTHING_WRITTEN),
+        ),
+        false => Ok(()),
+    }
 }
 
 /// A loop device shows whole sectors of its file: what stands behind them would be in no image of the device, though whoever

@@ -673,3 +673,48 @@ fn what_was_cut_anywhere_or_appended_to_is_taken_back_by_nothing() {
     fs::write(&both, tape).expect("tape");
     floe(&["verify", &text(&both)]).expect_code(0);
 }
+
+#[test]
+fn an_output_is_never_its_own_source_nor_the_file_of_a_loop_device() {
+    drop(require_floe!());
+    require!(common::is_root(), "root");
+    require!(common::have("mkfs.ext4"), "mkfs.ext4");
+    let scratch = Scratch::new();
+    let image = ext4(&scratch, "image", 4);
+    let before = fs::read(&image).expect("image");
+    let (from, link) = (text(&image), scratch.join("link"));
+    fs::hard_link(&image, &link).expect("link");
+    let (link, pair) = (text(&link), format!("root={from}"));
+    let device = LoopDevice::attach(&ext4(&scratch, "below", 4), 512);
+    let (loop_path, below) = (text(device.path()), text(&scratch.join("below")));
+    for (words, why) in [
+        (
+            &["dump", from.as_str(), "-o", &from][..],
+            "is the source itself",
+        ),
+        (
+            &["dump", &from, "--overwrite", "-o", &link],
+            "is the source itself",
+        ),
+        (
+            &["create", &pair, "--overwrite", "-o", &from],
+            "is the source itself",
+        ),
+        (&["dump", &loop_path, "-o", &below], "is attached to"),
+        (
+            &["dump", &from, "--overwrite", "-o", &below],
+            "is attached to",
+        ),
+        (
+            &["create", &pair, "--overwrite", "-o", &below],
+            "is attached to",
+        ),
+    ] {
+        let told = floe(words).expect_code(4).stderr_text();
+        assert!(
+            told.contains(why) && told.contains("nothing was written"),
+            "{words:?}: {told}"
+        );
+    }
+    assert!(fs::read(&image).expect("image") == before);
+}
