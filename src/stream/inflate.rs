@@ -1,4 +1,4 @@
-//! Inflate (RFC 1951) in fixed memory: our own decoder over one window of 64 KiB, allocated once.
+//! Inflate (RFC 1951) in fixed memory: miniz_oxide's core over one 64 KiB window, allocated once.
 //!
 //! The window is the output: each step gives the bytes that were just written there, and they stay valid until the next step.
 //!
@@ -6,13 +6,17 @@
 //! zeros (see `zeros`). Where such a block begins, on a byte, between two blocks, is the only place where it is looked for; from
 //! there on zero bytes are counted instead of inflated. Any other byte, and any other encoder's block, goes the ordinary way.
 
-use deflate1::inflate::{Decoder, Stop, WINDOW_BYTES, Window};
+use miniz_oxide::inflate::TINFLStatus;
+use miniz_oxide::inflate::core::{DecompressorOxide, decompress, inflate_flags};
 
 use super::input::{at_most, is_zero};
 use super::zeros;
 use crate::error::Fault;
 use crate::sys::memory::Pages;
 use crate::units::to_u64;
+
+/// Window in bytes: a power of two, twice the 32 KiB that matches may reach back, so that steps are not too small.
+const WINDOW_BYTES: usize = 64 * 1024;
 
 /// So many bytes of input a step should see where there are so many: the beginning of a zero run is recognised only whole.
 pub(crate) const LOOK_BYTES: usize = 64;
@@ -32,7 +36,7 @@ pub(crate) struct Step<'a> {
 
 /// One deflate stream being undone.
 pub(crate) struct Inflate {
-    core: Box<Decoder>,
+    core: Box<DecompressorOxide>,
     window: Pages,
     position: usize,
     /// What a zero run begins with.
@@ -69,7 +73,8 @@ impl Inflate {
 
     /// Forgets the stream, ready for another.
     pub(crate) fn reset(&mut self) {
-        self.core.reset();
+        self.core.init();
+        self.window.fill(0);
         self.position = 0;
         self.run = Run::Maybe;
     }
@@ -109,7 +114,6 @@ impl Inflate {
         let zeros = to_u64(count).saturating_mul(zeros::BYTES_A_ZERO);
         let (old, new) = self.window.split_at_mut(self.position);
         let length = at_most(zeros, WINDOW_BYTES);
-        self.core.skipped(length);
         let at_end = length.min(new.len());
         new.iter_mut().take(at_end).for_each(|byte| *byte = 0);
         let from_start = old.iter_mut().take(length - at_end);
@@ -125,31 +129,44 @@ impl Inflate {
 
     fn inflate(&mut self, input: &[u8]) -> Result<Step<'_>, Fault> {
         let start = self.position;
-        let window: Result<&mut Window, _> = (&mut *self.window).try_into();
-        let ran = match window {
-            Ok(window) => self.core.run(input, window, start),
-            Err(_) => return Err(Fault::refused("size of the window")),
-        };
-        match (ran.stop, self.run) {
-            (Stop::Corrupt, _) => return Err(Fault::corrupt("deflate data")),
-            // A block takes at least ten bits, and less than a byte is held: this does not go on for ever.
-            (Stop::Block { on_a_byte: true }, _) => self.run = Run::Maybe,
-            (Stop::Block { .. }, _) => self.run = Run::No,
-            (Stop::Input | Stop::Window, Run::Head(left)) => {
-                self.run = match left.saturating_sub(ran.taken) {
-                    0 => Run::Zeros,
-                    left => Run::Head(left),
-                };
+        let (status, consumed, produced) = decompress(
+            &mut self.core,
+            input,
+            &mut self.window,
+            start,
+            inflate_flags::TINFL_FLAG_HAS_MORE_INPUT
+                | inflate_flags::TINFL_FLAG_STOP_ON_BLOCK_BOUNDARY,
+        );
+        let mut moved = consumed > 0 || produced > 0;
+        match status {
+            TINFLStatus::Done => moved = true,
+            TINFLStatus::BlockBoundary => {
+                // A block takes at least ten bits, and less than a byte is held: this does not go on for ever.
+                moved = true;
+                let state = self.core.block_boundary_state();
+                let on_a_byte = state.is_some_and(|state| state.num_bits == 0);
+                self.run = if on_a_byte { Run::Maybe } else { Run::No };
             }
-            (Stop::Input | Stop::Window | Stop::End, _) => {}
+            TINFLStatus::NeedsMoreInput | TINFLStatus::HasMoreOutput => {
+                if let Run::Head(left) = self.run {
+                    self.run = match left.saturating_sub(consumed) {
+                        0 => Run::Zeros,
+                        left => Run::Head(left),
+                    };
+                }
+            }
+            _ => moved = false,
         }
-        let end = start.saturating_add(ran.given);
+        if !moved {
+            return Err(Fault::corrupt("deflate data"));
+        }
+        let end = start.saturating_add(produced);
         self.position = end % WINDOW_BYTES;
         Ok(Step {
-            consumed: ran.taken,
+            consumed,
             output: self.window.get(start..end).unwrap_or_default(),
             zeros: 0,
-            ended: ran.stop == Stop::End,
+            ended: status == TINFLStatus::Done,
         })
     }
 }

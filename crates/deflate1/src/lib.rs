@@ -37,11 +37,8 @@
 //! comes from an array's own bound, or is looked up with `get`; there is no input that panics. Positions are kept modulo 65536: an
 //! old place is at worst a wrong guess, and a guess counts only after its bytes were compared.
 //!
-//! # The way back
-//! [`inflate`] undoes any deflate stream, whoever wrote it.
-//!
 //! # What it does not do
-//! No history between chunks, no levels, no checksum, no container.
+//! No history between chunks, no levels, no checksum, no container, no inflating.
 #![no_std]
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
@@ -52,7 +49,6 @@ mod bits;
 mod block;
 mod code;
 mod find;
-pub mod inflate;
 
 use self::bits::Bits;
 use self::block::Counts;
@@ -124,7 +120,5 @@ impl Encoder {
     }
 }
 
-#[cfg(test)]
-mod inflate_tests;
 #[cfg(test)]
 mod tests;

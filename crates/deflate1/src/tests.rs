@@ -11,10 +11,10 @@ const FINAL_BLOCK: [u8; 2] = [3, 0];
 /// What every chunk ends with.
 const MARKER: [u8; 4] = [0, 0, 0xff, 0xff];
 
-pub(crate) struct Random(pub(crate) u64);
+struct Random(u64);
 
 impl Random {
-    pub(crate) fn next(&mut self) -> u64 {
+    fn next(&mut self) -> u64 {
         self.0 = self
             .0
             .wrapping_mul(6_364_136_223_846_793_005)
@@ -22,7 +22,7 @@ impl Random {
         self.0 >> 33
     }
 
-    pub(crate) fn below(&mut self, limit: usize) -> usize {
+    fn below(&mut self, limit: usize) -> usize {
         // In 64 bits: the numbers are the same on every machine.
         (self.next() % limit.max(1) as u64) as usize
     }
@@ -32,7 +32,7 @@ impl Random {
         self.below(limit)
     }
 
-    pub(crate) fn noise(&mut self, length: usize) -> Vec<u8> {
+    fn noise(&mut self, length: usize) -> Vec<u8> {
         (0..length).map(|_| self.next() as u8).collect()
     }
 }
@@ -54,7 +54,7 @@ fn round_trip(encoder: &mut Encoder, chunk: &[u8]) -> Vec<u8> {
     output
 }
 
-pub(crate) fn text(length: usize) -> Vec<u8> {
+fn text(length: usize) -> Vec<u8> {
     let words = [
         "freeze", "and", "let", "it", "flow", "the", "river", "under", "ice", "thaws",
     ];
