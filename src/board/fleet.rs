@@ -274,7 +274,7 @@ pub(crate) fn run(
     let interrupted = view.follow(&told, &signals, &stop);
     view.erase();
     if let Some(number) = interrupted {
-        let left = "files that are there are complete, others were removed";
+        let left = "files that are there are complete, others were removed (what the next pull goes on from is in FILE.resume)";
         report::interrupted("", left);
         return Err(Error::signal(number));
     }

@@ -28,6 +28,7 @@ use crate::snapshot::archive;
 use crate::snapshot::framed::closing;
 use crate::snapshot::machine::{self, Host};
 use crate::snapshot::recorded;
+use crate::snapshot::relaid;
 use crate::snapshot::store::Store;
 use crate::snapshot::{self, Checksum, Checksums, Image, Snapshot};
 use crate::stream::archive::{Ending, Text, Written, ZipEmitter};
@@ -400,6 +401,25 @@ fn create(options: &Options, start: Instant) -> Result<Done> {
         note.filter(|_| !quiet).iter().for_each(report::line);
     }
     let snapshot = describe(&system, options, &sources, disk.as_ref());
+    if let Some(disk) = &disk {
+        let has = |number: &u32| {
+            let number = u64::from(*number);
+            snapshot.images.iter().any(|i| i.partition_number == number)
+        };
+        let without: Vec<u32> = disk
+            .partitions
+            .iter()
+            .copied()
+            .filter(|n| !has(n))
+            .collect();
+        if !without.is_empty() && !quiet {
+            report::line(format_args!(
+                "note: {}: {} is not part of this snapshot, and restore --disk leaves it empty",
+                disk.facts.device,
+                relaid::numbers(&without)
+            ));
+        }
+    }
     if options.dry_run {
         return Err(would(options, &place, &snapshot)?);
     }
@@ -527,14 +547,6 @@ fn image(
 ) -> Image {
     let identity = prepared.identity.as_ref();
     let partition = prepared.dev.and_then(|dev| system.partition_entry(dev));
-    let mounted = prepared.mounted.first();
-    let used = mounted
-        .and_then(|mounted| rustix::fs::fstatvfs(&mounted.fd).ok())
-        .map(|stat| {
-            stat.f_blocks
-                .saturating_sub(stat.f_bfree)
-                .saturating_mul(stat.f_frsize)
-        });
     Image {
         name: name.into(),
         source: prepared.name.clone(),
@@ -558,9 +570,7 @@ fn image(
             _ => 0,
         },
         size_bytes: prepared.size_bytes,
-        used_bytes: used
-            .or_else(|| identity.and_then(|found| found.used_bytes))
-            .unwrap_or(prepared.size_bytes),
+        used_bytes: prepared.used_bytes(),
     }
 }
 

@@ -339,6 +339,13 @@ pub(crate) fn run(options: Options) -> Result<()> {
                 place.open(host, work.ending(), overwrite, board, artifact.as_ref())?;
             let mut hold = match how {
                 How::Plain => None,
+                // What is read early may hold what is to be emptied: no name leads to it.
+                _ if expected.is_some() => {
+                    if let Some(left) = file.as_deref().and_then(Left::beside) {
+                        left.clear();
+                    }
+                    Some(framed::hold_unnamed(file.as_deref())?)
+                }
                 How::Frames | How::Known => {
                     Some(framed::hold_named(file.as_deref(), how == How::Known)?)
                 }
@@ -374,15 +381,15 @@ pub(crate) fn run(options: Options) -> Result<()> {
             let arrived = receive::receive(host, session, stream, sink, board, hold, expected);
             let arrived =
                 arrived.map_err(|error| match file.as_deref().and_then(Left::beside) {
-                    Some(left) if left.holds() => error.leaving(&format!(
+                    Some(left) if how != How::Plain && left.holds() => error.leaving(&format!(
                         "what came is kept in {}, and the same command goes on from there",
                         left.path().display()
                     )),
                     _ => error,
                 })?;
             // What an interrupted run left is of no use any more.
-            if let (How::Plain, Some(file)) = (how, &file) {
-                framed::hold_named(Some(file), false).map(drop)?;
+            if let (How::Plain, Some(left)) = (how, file.as_deref().and_then(Left::beside)) {
+                left.clear();
             }
             Ok(Arrived { path, ..arrived })
         };

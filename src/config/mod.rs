@@ -12,11 +12,8 @@ pub(crate) const CONFIG: &str = "/etc/floe.conf";
 /// `store = DIR` of /etc/floe.conf: where snapshots are kept.
 pub(crate) fn store() -> Result<Option<PathBuf>> {
     match std::fs::read_to_string(CONFIG) {
-        Ok(text) => store_in(&text).map_err(|line| {
-            Error::usage(format_args!(
-                "{CONFIG}: line {line}: store must name a folder from /"
-            ))
-        }),
+        Ok(text) => store_in(&text)
+            .map_err(|(line, why)| Error::usage(format_args!("{CONFIG}: line {line}: {why}"))),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(Error::std(CONFIG, "read", &error)),
     }
@@ -34,8 +31,9 @@ fn uncommented(line: &[u8]) -> &[u8] {
     line.get(..end).unwrap_or_default().trim_ascii()
 }
 
-/// The last `store` line counts; other lines are not ours. `Err` is the number of a line that is wrong.
-fn store_in(text: &str) -> std::result::Result<Option<PathBuf>, usize> {
+/// The last `store` line counts. `Err` has the number of a line that is wrong: where there is no `store`, any that is no pair may be
+/// a slip of it, and what was to be kept would go somewhere else.
+fn store_in(text: &str) -> std::result::Result<Option<PathBuf>, (usize, String)> {
     let mut store = None;
     for (number, line) in (1usize..).zip(text.lines()) {
         let line = std::str::from_utf8(uncommented(line.as_bytes())).unwrap_or_default();
@@ -46,9 +44,12 @@ fn store_in(text: &str) -> std::result::Result<Option<PathBuf>, usize> {
             let folder = PathBuf::from(value.trim());
             store = Some(folder).filter(|folder| folder.is_absolute());
             if store.is_none() {
-                return Err(number);
+                return Err((number, "store must name a folder from /".into()));
             }
         }
+    }
+    if store.is_none() {
+        pairs::parse(text.as_bytes())?;
     }
     Ok(store)
 }
@@ -64,7 +65,10 @@ mod tests {
         assert_eq!(store_in("/config=PARTLABEL=b\n#store = /x\n"), Ok(None));
         assert_eq!(store_in("store = /a#b\n"), Ok(Some("/a#b".into())));
         assert_eq!(uncommented(b"#x"), b"");
-        assert_eq!(store_in("\nstore = relative\n"), Err(2));
-        assert_eq!(store_in("store=\n"), Err(1));
+        let line_of = |text| store_in(text).map_err(|(line, _)| line);
+        assert_eq!(line_of("\nstore = relative\n"), Err(2));
+        assert_eq!(line_of("store=\n"), Err(1));
+        assert_eq!(line_of("/=/dev/x\nstor = /data\n"), Err(2));
+        assert_eq!(line_of("store /data\n"), Err(1));
     }
 }

@@ -103,7 +103,7 @@ fn text(path: &Path) -> std::io::Result<Vec<u8>> {
 }
 
 /// One pair a line; `Err` has the number of a line that is wrong.
-fn parse(text: &[u8]) -> std::result::Result<Vec<Pair>, (usize, String)> {
+pub(super) fn parse(text: &[u8]) -> std::result::Result<Vec<Pair>, (usize, String)> {
     let mut pairs = Vec::new();
     for (number, line) in (1usize..).zip(text.split(|byte| *byte == b'\n')) {
         let line = uncommented(line);

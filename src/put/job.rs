@@ -40,11 +40,70 @@ pub(crate) struct Job {
     pub(crate) shared: Arc<Shared>,
 }
 
+/// A target to which all was written but its beginning: it shows nothing yet.
+pub(crate) struct Filled {
+    job: Job,
+    target: Target,
+    ended: Ended,
+    skipped_bytes: u64,
+}
+
+impl Filled {
+    /// Writes the beginning.
+    pub(crate) fn finish(mut self) -> Result<Done> {
+        let result = self.last();
+        result.map_err(|error| self.job.after_first_write(error))
+    }
+
+    fn last(&mut self) -> Result<Done> {
+        let (job, target) = (&mut self.job, &mut self.target);
+        let mut notes = Last {
+            name: &job.name,
+            head: &mut job.facts.head,
+            length: job.facts.head_bytes,
+            content: &job.facts.content,
+            phase: &job.shared.phase,
+            verify: job.verify,
+            progress: &job.shared.progress,
+        }
+        .write(target)?;
+        if job.facts.content.is_empty() {
+            let note = "nothing known is in the image, so that nothing but its own checksum could be checked";
+            notes.push(note.into());
+        }
+        Ok(Done {
+            name: job.name.clone(),
+            ended: self.ended.clone(),
+            written_bytes: target.written_bytes,
+            zeroed_bytes: target.zeroed_bytes,
+            skipped_bytes: self.skipped_bytes,
+            unchanged_bytes: target.unchanged_bytes(),
+            notes,
+        })
+    }
+}
+
 impl Job {
     /// Writes all of the image.
-    pub(crate) fn run(mut self, reader: ImageReader<'static>, target: Target) -> Result<Done> {
-        self.steps(reader, target)
-            .map_err(|error| self.after_first_write(error))
+    pub(crate) fn run(self, reader: ImageReader<'static>, target: Target) -> Result<Done> {
+        self.fill(reader, target)?.finish()
+    }
+
+    /// The same up to the beginning, which waits for what is still to be known.
+    pub(crate) fn fill(
+        mut self,
+        reader: ImageReader<'static>,
+        mut target: Target,
+    ) -> Result<Filled> {
+        match self.steps(reader, &mut target) {
+            Ok((ended, skipped_bytes)) => Ok(Filled {
+                job: self,
+                target,
+                ended,
+                skipped_bytes,
+            }),
+            Err(error) => Err(self.after_first_write(error)),
+        }
     }
 
     /// After the first write a refusal is 1, never 4; and every message says what state the target is in.
@@ -57,7 +116,7 @@ impl Job {
         }
     }
 
-    fn steps(&mut self, reader: ImageReader<'static>, mut target: Target) -> Result<Done> {
+    fn steps(&mut self, reader: ImageReader<'static>, target: &mut Target) -> Result<(Ended, u64)> {
         let old_backup = match target.is_range() {
             true => None,
             false => old_tail(target.device()),
@@ -69,12 +128,12 @@ impl Job {
             ready.map_err(|fault| self.target_error(fault))?;
         }
         self.shared.phase.set(Phase::WRITING);
-        self.wipe(&mut target, old_backup)?;
+        self.wipe(target, old_backup)?;
         let mut body = Digest::new();
         let mut zero_all = ZeroAll;
         let ended = copy::write(
             &ahead,
-            &mut target,
+            target,
             match &mut self.left {
                 Some(left) => left,
                 None => &mut zero_all,
@@ -84,7 +143,7 @@ impl Job {
         )
         .map_err(|failure| self.failure(failure))?;
         self.facts.check_end(&ended)?;
-        let skipped_bytes = self.settle(&mut target)?;
+        let skipped_bytes = self.settle(target)?;
         if self.fills {
             // The last sector that was written is whole.
             let sector = u64::from(target.device().sector_bytes());
@@ -93,7 +152,7 @@ impl Job {
                 offset,
                 length_bytes: target.size_bytes().saturating_sub(offset),
             };
-            copy::zero_extent(&mut target, behind, &self.shared.progress)
+            copy::zero_extent(target, behind, &self.shared.progress)
                 .map_err(|failure| self.failure(failure))?;
         }
         if self.only_changes {
@@ -102,35 +161,13 @@ impl Job {
         }
         target.sync().map_err(|fault| self.target_error(fault))?;
         if self.verify {
-            self.compare(&target, &body, &ended)?;
+            self.compare(target, &body, &ended)?;
         }
         let progress = &self.shared.progress;
         progress
             .stopped()
             .map_err(|failure| self.failure(failure))?;
-        let mut notes = Last {
-            name: &self.name,
-            head: &mut self.facts.head,
-            length: self.facts.head_bytes,
-            content: &self.facts.content,
-            phase: &self.shared.phase,
-            verify: self.verify,
-            progress,
-        }
-        .write(&mut target)?;
-        if self.facts.content.is_empty() {
-            let note = "nothing known is in the image, so that nothing but its own checksum could be checked";
-            notes.push(note.into());
-        }
-        Ok(Done {
-            name: self.name.clone(),
-            ended,
-            written_bytes: target.written_bytes,
-            zeroed_bytes: target.zeroed_bytes,
-            skipped_bytes,
-            unchanged_bytes: target.unchanged_bytes(),
-            notes,
-        })
+        Ok((ended, skipped_bytes))
     }
 
     /// Zeroes the old beginning (and an old backup table at the end), so that nothing old is recognised from now on.

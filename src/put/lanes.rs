@@ -2,9 +2,9 @@
 //!
 //! What our encoder writes ends every chunk with an empty stored block, on a byte, and no chunk reaches back into the one before (as
 //! `pigz -i` does it). So the file is cut behind such a block near each border, and every lane inflates its part alone. That proves
-//! as much as reading it in one go: a lane must arrive exactly where the next one began, on a byte, between two blocks; its decoder
-//! refuses a match that reaches behind its own beginning; only the last one may have the last block; and what all of them gave must have
-//! the checksum and the length of the trailer. Anything else, damage and files of other programs alike, is `None`: who asked reads it in
+//! as much as reading it in one go: a lane must arrive exactly where the next one began, on a byte, between two blocks; only the last
+//! one may have the last block; and what all of them gave must have the checksum and the length of the trailer (a match that reaches
+//! behind a lane's beginning gives zeros there). Anything else, damage and files of other programs alike, is `None`: who asked reads it in
 //! one go, and says what is wrong. Nothing is written, and nothing is kept of what comes out but its last bytes.
 
 use std::fs::File;
@@ -12,7 +12,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::content::TAIL_BYTES;
@@ -63,6 +63,7 @@ fn read_in(
     }
     borders.push(end);
     let done = Arc::new(AtomicU64::new(0));
+    let over = Over(Arc::default());
     let mut parts = Vec::new();
     for (place, next) in borders.iter().zip(borders.iter().skip(1)) {
         // Opened anew: each has its own place in it.
@@ -71,9 +72,9 @@ fn read_in(
         let bytes = next.checked_sub(*place)?;
         let (is_first, is_last) = (*place == 0, *next == end);
         let (send, receive) = channel();
-        let done = Arc::clone(&done);
+        let (done, over) = (Arc::clone(&done), Arc::clone(&over.0));
         let work = move || {
-            let ended = part(file.take(bytes), is_first, &done);
+            let ended = part(file.take(bytes), is_first, &done, &over);
             // What was not read to its border, and a last block that is not at the end of all, is not what was looked for.
             let is_right = |(ended, has_end): &(Ended, bool)| {
                 ended.input_bytes == bytes && *has_end == is_last
@@ -108,6 +109,15 @@ fn read_in(
     (trailer == gzip::trailer(all.crc32, all.size_bytes)).then_some(all)
 }
 
+/// Tells the lanes when nobody waits for them any more.
+struct Over(Arc<AtomicBool>);
+
+impl Drop for Over {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Behind the first marker at or after `from`.
 fn border(file: &File, from: u64) -> Option<u64> {
     let mut bytes = vec![0; SEARCH_BYTES];
@@ -122,11 +132,12 @@ fn part(
     input: impl Read + Send + 'static,
     is_first: bool,
     done: &AtomicU64,
+    over: &AtomicBool,
 ) -> Option<(Ended, bool)> {
     let input = Input::reader(input).ok()?;
     let mut reader = ImageReader::part(input, is_first).ok()?;
     let mut buffer = Pages::new(BUFFER_BYTES).ok()?;
-    loop {
+    while !over.load(Ordering::Relaxed) {
         let before = reader.input_bytes();
         if reader.next(&mut buffer).ok()? == Piece::End {
             return Some((Ended::of(&reader), reader.has_end()));
@@ -134,6 +145,7 @@ fn part(
         let taken = reader.input_bytes().saturating_sub(before);
         done.fetch_add(taken, Ordering::Relaxed);
     }
+    None
 }
 
 #[cfg(test)]

@@ -108,6 +108,12 @@ pub(crate) fn hold_named(target: Option<&Path>, reuse: bool) -> Result<Hold> {
     })
 }
 
+/// The same in a file that is gone with whoever holds it.
+pub(crate) fn hold_unnamed(target: Option<&Path>) -> Result<Hold> {
+    let near = target.filter(|near| !is_device(near));
+    Ok(Hold::of(hold(near)?))
+}
+
 /// An earlier image or snapshot, for what has not changed since.
 pub(crate) struct EarlierFile {
     file: File,

@@ -28,6 +28,8 @@ pub(crate) struct Taken {
     pub table: Vec<u8>,
     /// The boot area, without the zeros at its end.
     pub boot: Vec<u8>,
+    /// The numbers of its partitions.
+    pub partitions: Vec<u32>,
     dev: Option<DevId>,
 }
 
@@ -96,6 +98,7 @@ pub(crate) fn take(system: &System, name: &OsStr, quiet: bool) -> Result<Taken> 
         },
         table: bytes,
         boot,
+        partitions: table.partitions.iter().map(|p| p.number).collect(),
         dev: named.dev,
     })
 }

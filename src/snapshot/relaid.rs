@@ -30,6 +30,8 @@ pub(crate) struct Laid {
     beginning: Vec<u8>,
     boot: Vec<u8>,
     pieces: Vec<Piece>,
+    /// Partitions that no entry fills.
+    empty: Vec<u32>,
 }
 
 impl Laid {
@@ -80,6 +82,7 @@ impl Laid {
             beginning,
             boot,
             pieces,
+            empty: Vec::new(),
         })
     }
 
@@ -117,6 +120,7 @@ impl Laid {
     /// or between them.
     pub(crate) fn wipe(&mut self, filled: Vec<Extent>) -> Result<()> {
         self.phase.set(Phase::WRITING);
+        self.empty = without_entry(&self.table, |extent| filled.contains(extent));
         let rest = ptable::gaps(filled, self.target.device().size_bytes());
         let first = self.table.partitions.iter().map(|p| p.extent.offset).min();
         let length_bytes = first
@@ -161,11 +165,30 @@ impl Laid {
         self.phase.set(Phase::COMPLETE);
         let device = self.target.device();
         let mut notes = Vec::new();
+        if !self.empty.is_empty() {
+            notes.push(format!(
+                "note: {} of the recorded table had no entry in the snapshot, and is empty",
+                numbers(&self.empty)
+            ));
+        }
         if device.kind() == DeviceKind::Block {
             notes.extend(rescan::refresh(device));
         }
         Ok(notes)
     }
+}
+
+/// The numbers of the partitions for which this does not hold.
+pub(crate) fn without_entry(table: &Table, has: impl Fn(&Extent) -> bool) -> Vec<u32> {
+    let partitions = table.partitions.iter();
+    let empty = partitions.filter(|partition| !has(&partition.extent));
+    empty.map(|partition| partition.number).collect()
+}
+
+/// Partitions in words.
+pub(crate) fn numbers(numbers: &[u32]) -> String {
+    let all: Vec<String> = numbers.iter().map(u32::to_string).collect();
+    format!("partition {}", all.join(", "))
 }
 
 /// A file as large as the recorded disk.

@@ -18,7 +18,7 @@ use crate::put::figures::{self, Done};
 use crate::put::free::LeftAlone;
 use crate::put::grow;
 use crate::put::image::{Any, Content, Image, Opened};
-use crate::put::job::{Job, Shared};
+use crate::put::job::{Filled, Job, Shared};
 use crate::put::options::{self, Options};
 use crate::put::phase::Phase;
 use crate::put::supervise::supervise;
@@ -120,7 +120,7 @@ pub(crate) fn run(
     }
     if input_length.is_none() && !options.common.quiet {
         report::line(format_args!(
-            "{subject}: comes through a pipe: that all of it is right is known only at its end, after the targets were written"
+            "{subject}: comes through a pipe: that all of it is right is known only at its end; until then no target shows a filesystem"
         ));
     }
     if options.dry_run {
@@ -482,7 +482,7 @@ fn unpack(
     if let Some(laid) = &mut laid {
         laid.wipe(errands.iter().filter_map(|errand| errand.range).collect())?;
     }
-    let mut done = Vec::new();
+    let (mut filled, mut done) = (Vec::new(), Vec::new());
     for errand in errands {
         let reader: Box<dyn Source> = match &origin {
             Origin::File(catalog) => catalog.reader(&errand.path)?,
@@ -492,8 +492,13 @@ fn unpack(
             }
         };
         let name = errand.name.clone();
+        let grow = errand.grow.clone();
         let (filesystem, one) = one(errand, reader, verify, (subject, file))?;
-        done.push((name, filesystem, one));
+        filled.push((name, filesystem, one, grow));
+        // What comes from a file was checked before the first write.
+        if matches!(origin, Origin::File(_)) {
+            complete(&mut filled, &mut done)?;
+        }
     }
     if let Origin::Pipe(bundle) = &origin {
         let mut bundle = bundle.lock();
@@ -501,8 +506,9 @@ fn unpack(
         while matches!(rest, Ok(Some(_))) {
             rest = bundle.next();
         }
-        rest.map_err(|e| e.leaving("the targets were written and must not be used"))?;
+        rest.map_err(|e| e.leaving("the targets are not usable: their beginnings are zeroed"))?;
     }
+    complete(&mut filled, &mut done)?;
     if let Some(laid) = laid {
         let notes = laid.finish()?;
         if let Some((_, _, last)) = done.last_mut() {
@@ -510,6 +516,21 @@ fn unpack(
         }
     }
     Ok(done)
+}
+
+/// An entry whose target waits for its beginning: its name, its filesystem, the target, and what is grown then.
+type Waiting = (String, &'static str, Filled, Option<(PathBuf, DevId)>);
+
+/// Writes the beginnings: from now on they are whole.
+fn complete(filled: &mut Vec<Waiting>, done: &mut Vec<Restored>) -> Result<()> {
+    for (name, filesystem, one, grow) in filled.drain(..) {
+        let mut one = one.finish()?;
+        if let Some((path, dev)) = grow {
+            one.notes.push(grow::grow(&path, dev)?);
+        }
+        done.push((name, filesystem, one));
+    }
+    Ok(())
 }
 
 /// Skips to an entry.
@@ -552,7 +573,7 @@ fn one(
     reader: Box<dyn Source>,
     verify: bool,
     (subject, file): (&str, &std::fs::File),
-) -> Result<(&'static str, Done)> {
+) -> Result<(&'static str, Filled)> {
     let fail = |fault| Error::fault(&errand.shown, fault);
     let subject = format!("{subject}: {}", errand.path);
     let file = file
@@ -581,21 +602,16 @@ fn one(
         None => Target::new(errand.device),
     }
     .map_err(fail)?;
-    let grow = errand.grow;
     let job = Job {
         name: errand.shown.clone(),
         verify,
         only_changes: errand.only_changes,
         left: errand.left,
-        fills: errand.range.is_some() || grow.is_some(),
+        fills: errand.range.is_some() || errand.grow.is_some(),
         facts,
         shared: errand.shared,
     };
-    let mut done = job.run(reader, target)?;
-    if let Some((path, dev)) = grow {
-        done.notes.push(grow::grow(&path, dev)?);
-    }
-    Ok((filesystem, done))
+    Ok((filesystem, job.fill(reader, target)?))
 }
 
 fn finish(options: &Options, subject: &str, done: &[Restored], start: Instant) -> Result<()> {

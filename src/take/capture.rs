@@ -39,6 +39,9 @@ const LONG: Duration = Duration::from_secs(5);
 /// A disk that gives no more than this in a millisecond, in bytes, is broken.
 const SLOWEST: u64 = 4 << 10;
 
+/// What makes a freeze short.
+const SHORTER: &str = "--spool-file FILE on another filesystem, a larger --spool, --frames into another floe, floe pull or floe clone make that short";
+
 /// How long the trace may take to show everything, before the freeze and under it.
 const EARLY_DRAIN: Duration = Duration::from_secs(5);
 pub(super) const FROZEN_DRAIN: Duration = Duration::from_millis(300);
@@ -151,10 +154,8 @@ impl Capture {
         // A copy writes early: what is only known under a freeze, and may be a refusal, is asked before that.
         let rehearses = copies && (!engine.emptying.is_empty() || wishes.require_map);
         if engine.onto_itself && watch.is_none() {
-            let used = sources.iter().fold(0u64, |sum, source| {
-                let used = source.identity.as_ref().and_then(|one| one.used_bytes);
-                sum.saturating_add(used.unwrap_or(source.size_bytes))
-            });
+            let used = sources.iter().map(Prepared::used_bytes);
+            let used = used.fold(0, u64::saturating_add);
             // A quarter of the spool is for what waits to be packed.
             if used > settings.spool_bytes / 4 * 3 {
                 return Err(no_room().leaving("nothing was frozen"));
@@ -363,7 +364,7 @@ impl Capture {
         }
         self.progress.clear();
         report::line(format_args!(
-            "note: the spool holds {} of what is used, and the filesystem stays frozen while the other {} are read: {} at least, longer where the output is slow; --spool-file FILE on another filesystem, a larger --spool, or floe clone make that short",
+            "note: the spool holds {} of what is used, and the filesystem stays frozen while the other {} are read: {} at least, longer where the output is slow; {SHORTER}",
             Bytes(held),
             Bytes(rest),
             Span(seconds)

@@ -129,6 +129,20 @@ impl Prepared {
     pub(crate) fn consistent(&self) -> &'static str {
         consistent(self.still)
     }
+
+    /// What is in use, as the running filesystems say (a superblock on the disk may be old), else the superblock, else all.
+    pub(crate) fn used_bytes(&self) -> u64 {
+        let running = self.mounted.iter().filter_map(|mounted| {
+            let stat = rustix::fs::fstatvfs(&mounted.fd).ok()?;
+            let blocks = stat.f_blocks.saturating_sub(stat.f_bfree);
+            Some(blocks.saturating_mul(stat.f_frsize))
+        });
+        let recorded = || self.identity.as_ref().and_then(|found| found.used_bytes);
+        running
+            .reduce(u64::saturating_add)
+            .or_else(recorded)
+            .unwrap_or(self.size_bytes)
+    }
 }
 
 /// The report's word.

@@ -17,7 +17,7 @@ use super::{
     MAX_HEADER, MAX_PACKED, MAX_REPORT, MAX_TIMES, VERSION, ZEROS, most_dead_bytes, number,
 };
 use crate::crc;
-use crate::error::Fault;
+use crate::error::{Fault, FaultKind};
 use crate::stream::deflate::Deflater;
 use crate::stream::input::Input;
 use crate::stream::output::Sum;
@@ -146,8 +146,8 @@ pub fn receive(input: &mut Input<'_>, mut hold: Hold) -> Result<Received, Fault>
     let result = received.frames(input, &mut control, telling.is_some());
     received.old = telling.and_then(Telling::end);
     if let Err(fault) = result {
-        // What goes on is wrong, what has come to its end is cut.
-        let is_cut = !matches!(input.byte(), Ok(Some(_)));
+        // What is wrong goes on; what has come to its end was cut; and what cannot be held here is right all the same.
+        let is_cut = fault.kind() != FaultKind::Corrupt || !matches!(input.byte(), Ok(Some(_)));
         received.hold.leave(is_cut);
         return Err(fault);
     }
@@ -537,8 +537,10 @@ impl Received {
                     Fault::short("read of what is held").with_errno(error.raw_os_error())
                 })?;
                 emit.data(&Encoded::of(bytes, raw_bytes, entry.crc32))?;
-                // No harm where that cannot be.
-                let _ = self.give_back(entry);
+                // No harm where that cannot be. What has a name stays whole until all of it was given: this may break off, too.
+                if self.hold.left.is_none() {
+                    let _ = self.give_back(entry);
+                }
             }
             if zeros > 0 {
                 emit.zeros(zeros)?;

@@ -49,7 +49,7 @@ fuzz_target!(|data: &[u8]| {
     let (Ok(mut input), Ok(held)) = (Input::reader(&stream[..]), unnamed_anywhere()) else {
         return;
     };
-    let Ok(received) = receive(&mut input, held) else {
+    let Ok(received) = receive(&mut input, Hold::of(held)) else {
         return;
     };
     let Ok(sink) = std::fs::File::create("/dev/null") else {

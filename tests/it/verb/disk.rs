@@ -240,7 +240,7 @@ fn an_unused_disk_and_a_disk_image_need_no_freeze() {
 }
 
 #[test]
-fn a_damaged_table_is_no_table_for_a_snapshot() {
+fn a_snapshot_says_which_partitions_it_lacks_and_takes_no_damaged_table() {
     drop(require_floe!());
     require!(
         common::have("sfdisk") && common::have("mkfs.ext4"),
@@ -266,7 +266,17 @@ fn a_damaged_table_is_no_table_for_a_snapshot() {
             .arg(&disk);
         common::run(&mut floe, Limit::secs(60))
     };
-    create().expect_code(0);
+    let made = create().expect_code(0).stderr_text();
+    // What is nowhere in the snapshot is said, at both ends.
+    let note = "partition 1 is not part of this snapshot, and restore --disk leaves it empty";
+    assert!(made.contains(note), "{made}");
+    let mut floe = common::floe().expect("checked above");
+    floe.arg("restore").arg(&zip).arg("--disk");
+    floe.arg(scratch.join("new"));
+    floe.arg(format!("root={}", scratch.join("root.new").display()));
+    let restored = common::run(&mut floe, Limit::secs(60)).expect_code(0);
+    let note = "partition 1 of the recorded table had no entry in the snapshot, and is empty";
+    assert!(restored.stderr_text().contains(note), "{restored}");
     fs::remove_file(&zip).expect("made");
     // A byte in the first header, then in the last one, too.
     for (at, what) in [

@@ -155,7 +155,7 @@ fn a_table_with_logical_partitions_is_refused_with_what_to_do_instead() {
 }
 
 #[test]
-fn an_interrupted_restore_says_which_targets_are_complete() {
+fn a_restore_from_a_pipe_that_is_cut_or_interrupted_leaves_no_target_that_looks_whole() {
     require_mkfs!();
     let scratch = Scratch::new();
     let (a, b) = (noisy(&scratch, "a"), noisy(&scratch, "b"));
@@ -179,12 +179,47 @@ fn an_interrupted_restore_says_which_targets_are_complete() {
     for name in ["a", "b", "c"] {
         floe.arg(format!("{name}={}", target(name).display()));
     }
-    let copied = || fs::read(target("a")).unwrap_or_default() == fs::read(&a).unwrap();
-    let text = interrupted(&mut floe, part, &copied);
-    assert!(text.contains("a.new: complete"), "{text}");
-    assert!(text.contains("b.new: the target is not usable"), "{text}");
+    let begun = || fs::metadata(target("b")).is_ok_and(|meta| meta.blocks() > 0);
+    let text = interrupted(&mut floe, part, &begun);
+    for name in ["a", "b"] {
+        let state = format!("{name}.new: the target is not usable");
+        assert!(text.contains(&state), "{text}");
+    }
     assert!(text.contains("c.new: not touched"), "{text}");
-    assert!(copied());
+    // All of it is there but the beginning, which waits for the end of the archive.
+    let shows_nothing = |name: &str| {
+        let image = fs::read(if name == "a" { &a } else { &b });
+        let made = fs::read(target(name)).expect("made");
+        let (head, body) = made.split_at(1 << 20);
+        assert!(head.iter().all(|byte| *byte == 0), "{name}");
+        // A file is as long as what was written so far.
+        let (there, rest) = image.as_deref().expect("image")[1 << 20..].split_at(body.len());
+        assert!(
+            body == there && rest.iter().all(|byte| *byte == 0),
+            "{name}"
+        );
+    };
+    shows_nothing("a");
+    // Cut in what says that it is right, and told otherwise there.
+    let floe = common::floe_shell_words().expect("required before");
+    let words = |command: &str| {
+        let targets = ["a", "b", "c"].map(|name| format!("{name}={}", target(name).display()));
+        format!(
+            "{command} '{}' | {floe} restore -q - --overwrite {}",
+            zip.display(),
+            targets.join(" ")
+        )
+    };
+    let flip = "sed 's/\"crc32\": *\"./\"crc32\": \"x/'";
+    for command in ["head -c -100", flip] {
+        let run = common::shell(&words(command), Limit::secs(60)).expect_code(3);
+        assert!(run.stderr_text().contains("not usable"), "{run}");
+        for name in ["a", "b", "c"] {
+            shows_nothing(name);
+        }
+    }
+    common::shell(&words("cat"), Limit::secs(60)).expect_code(0);
+    assert!(fs::read(target("a")).unwrap() == fs::read(&a).unwrap());
 }
 
 #[test]
