@@ -183,7 +183,7 @@ fn a_covered_mount_point_means_what_covers_it_and_its_device_is_still_entered() 
     );
     // Those of neighbours come and go.
     let gone = || !common::mount_table().contains("/.floe.");
-    assert!(common::wait_until(Duration::from_secs(5), gone));
+    assert!(common::wait_until(Duration::from_secs(60), gone));
     fifreeze(&mounted(&source).fd).unwrap();
     fithaw(&mounted(&source).fd).unwrap();
     drop(source);

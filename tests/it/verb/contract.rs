@@ -241,8 +241,12 @@ fn a_stdout_that_is_closed_is_one_line_and_one_that_nobody_reads_any_more_is_exi
         assert_one_line(&run, "floe: stdout: ");
         // The reader is gone before floe starts; whoever left (head, less) need not be told.
         let unread = format!("exec 3> >(:); wait $!; {floe} {} --help >&3", row.verb);
-        let run = common::shell(&unread, Limit::secs(30)).expect_code(1);
-        assert_eq!(run.stderr_text(), "", "{run}");
+        let mut run = common::shell(&unread, Limit::secs(30));
+        // An emulator that could not begin says 255 and nothing else; seen once in a hundred.
+        if common::runner().is_some() && run.code == Some(255) {
+            run = common::shell(&unread, Limit::secs(30));
+        }
+        assert_eq!(run.expect_code(1).stderr_text(), "");
     }
 }
 
