@@ -242,7 +242,7 @@ fn a_stdout_that_is_closed_is_one_line_and_one_that_nobody_reads_any_more_is_exi
         // The reader is gone before floe starts; whoever left (head, less) need not be told.
         let unread = format!("exec 3> >(:); wait $!; {floe} {} --help >&3", row.verb);
         let mut run = common::shell(&unread, Limit::secs(30));
-        // An emulator that could not begin says 255 and nothing else; seen once in a hundred.
+        // An emulator that could not begin says 255 and nothing else; seen once, and not understood.
         if common::runner().is_some() && run.code == Some(255) {
             run = common::shell(&unread, Limit::secs(30));
         }
