@@ -192,7 +192,6 @@ exit 4";
 fn a_board_that_says_nothing_is_given_up_after_the_time_of_stall() {
     drop(require_floe!());
     require!(common::have("mkfs.ext4"), "mkfs.ext4");
-    let scratch = Scratch::new();
     let silences = [
         "exec sleep 600",
         // It takes everything, and answers nothing.
@@ -203,22 +202,30 @@ fn a_board_that_says_nothing_is_given_up_after_the_time_of_stall() {
         // Nothing more can be heard.
         "exec sleep 600 2>&- >&-",
     ];
-    for silence in silences {
-        let path = board(&scratch, silence);
-        for words in remote_verbs(&scratch) {
-            let mut words: Vec<&str> = words.iter().map(String::as_str).collect();
-            words.extend(["--stall", "300ms"]);
-            if words.contains(&"--clone") {
-                words.extend(["--max-freeze", "1s"]);
-            }
-            let run = common::run(floe(&words).env("PATH", &path), Limit::secs(30));
-            let said = run.stderr_text();
-            assert_eq!(run.code, Some(1), "{silence}: {run}");
-            // A stream that is wrong from the beginning is given up earlier.
-            let wrong = ["--stall", "sent nothing", "before the stream"];
-            let known = wrong.iter().any(|word| said.contains(word));
-            assert!(known, "{silence}: {run}");
+    // They are silent side by side: it is all waiting.
+    thread::scope(|scope| {
+        for silence in silences {
+            scope.spawn(move || gives_up_on(silence));
         }
+    });
+}
+
+fn gives_up_on(silence: &str) {
+    let scratch = Scratch::new();
+    let path = board(&scratch, silence);
+    for words in remote_verbs(&scratch) {
+        let mut words: Vec<&str> = words.iter().map(String::as_str).collect();
+        words.extend(["--stall", "300ms"]);
+        if words.contains(&"--clone") {
+            words.extend(["--max-freeze", "1s"]);
+        }
+        let run = common::run(floe(&words).env("PATH", &path), Limit::secs(30));
+        let said = run.stderr_text();
+        assert_eq!(run.code, Some(1), "{silence}: {run}");
+        // A stream that is wrong from the beginning is given up earlier.
+        let wrong = ["--stall", "sent nothing", "before the stream"];
+        let known = wrong.iter().any(|word| said.contains(word));
+        assert!(known, "{silence}: {run}");
     }
 }
 
