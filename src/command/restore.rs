@@ -1,5 +1,6 @@
 //! `floe restore`: an image onto a device or into a file, or the entries of a snapshot onto theirs.
 
+use std::ffi::OsString;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use crate::cli::{Args, Item};
 use crate::config::pairs::split_pair;
 use crate::error::{Error, NOTHING_WRITTEN, Result};
 use crate::features;
+use crate::mounts::DevId;
 use crate::put::figures::{figures, last_line};
 use crate::put::grow;
 use crate::put::image::{Any, Image, Opened};
@@ -92,7 +94,7 @@ fn check_order(options: &Options) -> Result<()> {
     let [target] = options.targets.as_slice() else {
         return Ok(());
     };
-    let meta = |path: &std::ffi::OsString| std::fs::metadata(path).ok();
+    let meta = |path: &OsString| std::fs::metadata(path).ok();
     let is_device = meta(&options.image).is_some_and(|meta| meta.file_type().is_block_device());
     let is_file = meta(target).is_some_and(|meta| meta.is_file() && meta.len() > 0);
     if !is_device || !is_file {
@@ -113,55 +115,65 @@ fn check_order(options: &Options) -> Result<()> {
 /// Runs the verb.
 pub(super) fn run(options: Options) -> Result<()> {
     let start = Instant::now();
-    if let [_, second, ..] = options.targets.as_slice()
-        && !options
-            .targets
-            .iter()
-            .all(|target| split_pair(target).is_some())
-    {
-        return Err(Error::usage(format_args!(
-            "restore: unexpected argument '{}'; see floe restore --help",
-            second.display()
-        )));
-    }
-    let pairs: Vec<_> = options
-        .targets
-        .iter()
-        .filter_map(|t| split_pair(t))
-        .collect();
-    let targets = options.targets.iter().map(Path::new);
-    let targets: Vec<&Path> = targets
-        .chain(pairs.iter().map(|(_, target)| Path::new(target)))
-        .collect();
-    super::begin(
-        &options.common,
-        ("image", &options.image.display()),
-        &targets,
-    )?;
-    let nothing = |error: Error| error.leaving(NOTHING_WRITTEN);
-    let image = kept::path_of(&options.image).map_err(nothing)?;
+    begin(&options)?;
+    let image = kept::path_of(&options.image).map_err(untouched)?;
     let options = Options { image, ..options };
     check_order(&options)?;
     let near = match options.targets.as_slice() {
         [target] if split_pair(target).is_none() => Some(Path::new(target)),
         _ => None,
     };
-    let opened = framed::open(&options.image, near).map_err(nothing)?;
+    let opened = framed::open(&options.image, near).map_err(untouched)?;
     if features::SNAPSHOTS && opened.format == Format::Zip {
         return unpack::run(&options, opened, Vec::new(), start).map(drop);
     }
-    let target = match options.targets.as_slice() {
-        [target] if options.disk.is_none() && !options.force => target.clone(),
-        _ => {
-            return Err(Error::usage(format_args!(
-                "restore: {} is no snapshot: one TARGET, and neither --disk nor --force",
-                opened.subject
-            )));
-        }
+    let target = the_target(&options, &opened)?.clone();
+    let image = Image::read(opened, options.any).map_err(untouched)?;
+    let checked = Checked::new(&options, &target, image)?;
+    if options.dry_run {
+        return Err(checked.would(&options, &target)?);
+    }
+    checked.write(&options, &target, start)
+}
+
+fn untouched(error: Error) -> Error {
+    error.leaving(NOTHING_WRITTEN)
+}
+
+/// Looks at the words alone, and begins the report.
+fn begin(options: &Options) -> Result<()> {
+    let typed = options.targets.iter();
+    let pairs: Vec<_> = typed.clone().filter_map(|t| split_pair(t)).collect();
+    if let [_, second, ..] = options.targets.as_slice()
+        && pairs.len() < options.targets.len()
+    {
+        return Err(Error::usage(format_args!(
+            "restore: unexpected argument '{}'; see floe restore --help",
+            second.display()
+        )));
+    }
+    let targets: Vec<&Path> = typed
+        .map(Path::new)
+        .chain(pairs.iter().map(|(_, target)| Path::new(target)))
+        .collect();
+    super::begin(
+        &options.common,
+        ("image", &options.image.display()),
+        &targets,
+    )
+}
+
+/// The one target of what is no snapshot.
+fn the_target<'o>(options: &'o Options, opened: &Opened) -> Result<&'o OsString> {
+    let [target] = options.targets.as_slice() else {
+        return Err(no_snapshot(opened));
     };
-    if let Some((name, path)) = split_pair(&target)
-        && !Path::new(&target).exists()
-        && !is_tag(&target)
+    if options.disk.is_some() || options.force {
+        return Err(no_snapshot(opened));
+    }
+    if let Some((name, path)) = split_pair(target)
+        && !Path::new(target).exists()
+        && !is_tag(target)
     {
         return Err(Error::usage(format_args!(
             "restore: {} is no snapshot, and has no entry '{name}': the TARGET is {} alone",
@@ -169,81 +181,114 @@ pub(super) fn run(options: Options) -> Result<()> {
             path.display()
         )));
     }
-    let opened = Image::read(opened, options.any).map_err(nothing)?;
-    let chosen = Chosen::find(&target, &opened.file)?;
-    let known = opened.reader.length_bytes().unwrap_or(0);
-    let least = opened.content.least_bytes();
-    chosen.check_size(known.max(least).max(to_u64(opened.head().len())))?;
-    chosen.check_content(options.overwrite)?;
-    let content = &opened.content;
-    let grown = match options.grow {
-        true => {
-            let uuid = content.identity.as_ref().map_or("", |found| &found.uuid);
-            let (shown, dev) = chosen.named();
-            Some(grow::check(shown, dev, content.name(), uuid)?)
+    Ok(target)
+}
+
+fn no_snapshot(opened: &Opened) -> Error {
+    Error::usage(format_args!(
+        "restore: {} is no snapshot: one TARGET, and neither --disk nor --force",
+        opened.subject
+    ))
+}
+
+/// An image and a target that fit each other; nothing is written yet.
+struct Checked {
+    image: Image,
+    chosen: Chosen,
+    /// At least so much will be written.
+    size_bytes: u64,
+    /// The device whose filesystem will grow.
+    grown: Option<DevId>,
+}
+
+impl Checked {
+    /// Every check of the target, then the image to its end.
+    fn new(options: &Options, target: &OsString, image: Image) -> Result<Self> {
+        let chosen = Chosen::find(target, &image.file)?;
+        let known = image.reader.length_bytes().unwrap_or(0);
+        let size_bytes = known.max(image.content.least_bytes());
+        chosen.check_size(size_bytes.max(to_u64(image.head().len())))?;
+        chosen.check_content(options.overwrite)?;
+        let content = &image.content;
+        let grown = match options.grow {
+            true => {
+                let uuid = content.identity.as_ref().map_or("", |found| &found.uuid);
+                let (shown, dev) = chosen.named();
+                Some(grow::check(shown, dev, content.name(), uuid)?)
+            }
+            false => None,
+        };
+        chosen.check_sectors(content)?;
+        let mut line = Progress::new(&options.common);
+        if !options.unchecked
+            && !image.check_beforehand(&mut line).map_err(untouched)?
+            && !options.common.quiet
+        {
+            report::line(format_args!(
+                "{}: cannot be read twice: that all of it is right is known only at its end, after the target was written",
+                image.subject
+            ));
         }
-        false => None,
-    };
-    chosen.check_sectors(&opened.content)?;
-    let mut line = Progress::new(&options.common);
-    if !options.unchecked
-        && !opened.check_beforehand(&mut line).map_err(nothing)?
-        && !options.common.quiet
-    {
-        report::line(format_args!(
-            "{}: cannot be read twice: that all of it is right is known only at its end, after the target was written",
-            opened.subject
-        ));
+        Ok(Self {
+            image,
+            chosen,
+            size_bytes,
+            grown,
+        })
     }
-    if options.dry_run {
-        let (shown, content) = (chosen.named().0.display(), opened.content.name());
-        let size = known.max(least);
+
+    /// `--dry-run`.
+    fn would(&self, options: &Options, target: &OsString) -> Result<Error> {
+        let (shown, content) = (self.chosen.named().0.display(), self.image.content.name());
         let would = format!(
             "{shown}: would be written with {} ({content}, {} at least)",
-            opened.subject,
-            report::Bytes(size)
+            self.image.subject,
+            report::Bytes(self.size_bytes)
         );
         let mut object = JsonObject::new();
         object
             .bool("dry_run", true)
             .str("target", &target.to_string_lossy())
             .str("filesystem", content)
-            .u64("size_bytes", size);
+            .u64("size_bytes", self.size_bytes);
         report::write(&object)?;
-        return Err(report::dry(&options.common, [would]));
+        Ok(report::dry(&options.common, [would]))
     }
-    let (path, device) = chosen.into_device()?;
-    let left = left_alone(&options, &path, &device)?;
-    let input_length = opened.reader.input_length_bytes();
-    let (facts, reader) = opened.into_parts();
-    let filesystem = facts.content.name();
-    let shared = Arc::new(Shared::default());
-    let job = Job {
-        name: path.display().to_string(),
-        verify: options.verify,
-        only_changes: options.only_changes,
-        left,
-        fills: options.grow,
-        facts,
-        shared: Arc::clone(&shared),
-    };
-    let name = job.name.clone();
-    let state = || shared.phase.state().to_owned();
-    let work = move || {
-        let target = Target::new(device).map_err(|fault| job.target_error(fault))?;
-        job.run(reader, target)
-    };
-    let progress = &shared.progress;
-    let mut done = supervise(&options.common, progress, &state, &name, input_length, work)?;
-    if let Some(dev) = grown {
-        done.notes.push(grow::grow(&path, dev)?);
+
+    fn write(self, options: &Options, target: &OsString, start: Instant) -> Result<()> {
+        let (path, device) = self.chosen.into_device()?;
+        let left = left_alone(options, &path, &device)?;
+        let input_length = self.image.reader.input_length_bytes();
+        let (facts, reader) = self.image.into_parts();
+        let filesystem = facts.content.name();
+        let shared = Arc::new(Shared::default());
+        let job = Job {
+            name: path.display().to_string(),
+            verify: options.verify,
+            only_changes: options.only_changes,
+            left,
+            fills: options.grow,
+            facts,
+            shared: Arc::clone(&shared),
+        };
+        let name = job.name.clone();
+        let state = || shared.phase.state().to_owned();
+        let work = move || {
+            let target = Target::new(device).map_err(|fault| job.target_error(fault))?;
+            job.run(reader, target)
+        };
+        let progress = &shared.progress;
+        let mut done = supervise(&options.common, progress, &state, &name, input_length, work)?;
+        if let Some(dev) = self.grown {
+            done.notes.push(grow::grow(&path, dev)?);
+        }
+        let took = start.elapsed();
+        let mut object = figures(options, &done, filesystem, took);
+        object.str("target", &target.to_string_lossy());
+        report::write(&object)?;
+        if !options.common.quiet {
+            last_line(options, &done, filesystem, took);
+        }
+        Ok(())
     }
-    let took = start.elapsed();
-    let mut object = figures(&options, &done, filesystem, took);
-    object.str("target", &target.to_string_lossy());
-    report::write(&object)?;
-    if !options.common.quiet {
-        last_line(&options, &done, filesystem, took);
-    }
-    Ok(())
 }

@@ -25,10 +25,9 @@
 use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 
+use super::make::slots_for;
 use super::read::Taken;
-use super::{
-    CHUNK_LENGTH, CHUNKS_PER_SLOT, Core, Goes, Job, Pipeline, Problem, Record, Shared, slots_for,
-};
+use super::{CHUNK_LENGTH, CHUNKS_PER_SLOT, Core, Goes, Job, Pipeline, Problem, Record, Shared};
 use crate::crc;
 use crate::error::Fault;
 use crate::stream::plan::{CHUNK_BYTES, Cursor, Plan, Span};

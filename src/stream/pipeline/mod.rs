@@ -32,20 +32,17 @@ mod emit;
 mod encode;
 mod hold;
 pub mod known;
+mod make;
 mod place;
 mod read;
 
 use std::collections::VecDeque;
-use std::ffi::CStr;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, MutexGuard, OnceLock, RwLock};
 use std::time::Duration;
 
-use rustix::event::{EventfdFlags, eventfd};
-
-use self::encode::Worker;
 pub use self::encode::is_zero;
 use self::hold::{Early, Pass};
 pub use self::hold::{Precopy, Round, Rounds};
@@ -56,8 +53,7 @@ use super::deflate;
 use super::plan::{CHUNK_BYTES, Cursor, Plan, SPAN_BYTES, Span};
 use crate::device::Device;
 use crate::error::Fault;
-use crate::sys::memory::Pages;
-use crate::sys::spool::{CELL_BYTES, Cells, Chain, cells_for};
+use crate::sys::spool::{Cells, Chain};
 use crate::threads::{Lock, forgive};
 use crate::units::{to_u64, to_usize};
 
@@ -65,8 +61,6 @@ use crate::units::{to_u64, to_usize};
 const CHUNKS_PER_SLOT: usize = 4;
 /// Threads that read: two, so that the device has a request while the other is being accounted for.
 const READERS: usize = 2;
-/// Most slots that readers may run ahead: 2 GiB.
-const SLOTS_AHEAD: u64 = 4096;
 /// Stack of every thread, in bytes: address space, touched as needed (unoptimised deflate keeps its tables there for a moment).
 const STACK_BYTES: usize = 768 * 1024;
 
@@ -337,186 +331,7 @@ pub struct Pipeline {
     shared: &'static Shared,
 }
 
-/// The number of slots for a number of jobs: one for each worker and one that is being filled.
-const fn slots_for(jobs: usize) -> usize {
-    jobs + 1
-}
-
-/// Slots beyond those, out of a quarter of the spool: readers run ahead of the workers into them, so that a filesystem thaws as
-/// soon as its disk has given the data, not when the CPU has encoded it. Only a quarter, because encoded bytes need less room; in a
-/// copy, where there are none, all of it.
-fn slots_ahead(spool_bytes: u64, sink: &Outlet) -> usize {
-    let bytes = match sink {
-        Outlet::Stream(_) | Outlet::Frames(_) => spool_bytes / 4,
-        Outlet::Places(_) => spool_bytes,
-    };
-    to_usize((bytes / SPAN_BYTES).min(SLOTS_AHEAD))
-}
-
-/// Cells for what is being encoded. There are none for the slot that is being filled meanwhile: most chunks give back more than half
-/// of theirs when they are encoded, and where they do not, its span waits for one that went out.
-fn minimum_cells(settings: &Settings) -> u64 {
-    to_u64(settings.jobs * CHUNKS_PER_SLOT) * u64::from(cells_for(settings.encoding.bound()))
-}
-
 impl Pipeline {
-    /// Allocates everything and starts the threads, which wait for [`Self::start`]. Leaks what they share, by design.
-    pub fn new(
-        settings: Settings,
-        devices: Vec<Device>,
-        sink: Outlet,
-        meter: &'static dyn Meter,
-    ) -> Result<Self, Fault> {
-        let ahead = slots_ahead(settings.spool_bytes, &sink);
-        let slots = slots_for(settings.jobs) + ahead;
-        let encoded_bytes = match &settings.spool_file {
-            Some((_, bytes)) if *bytes < minimum_cells(&settings) * to_u64(CELL_BYTES) => {
-                return Err(Fault::io(
-                    "too small a spool file for so many jobs",
-                    rustix::io::Errno::NOSPC,
-                ));
-            }
-            Some((_, bytes)) => *bytes,
-            None => settings.spool_bytes - to_u64(ahead) * SPAN_BYTES,
-        };
-        let (wanted, places) = match &sink {
-            Outlet::Stream(_) | Outlet::Frames(_) => (
-                minimum_cells(&settings).max(encoded_bytes / to_u64(CELL_BYTES)),
-                None,
-            ),
-            Outlet::Places(places) => (0, Some(*places)),
-        };
-        let cells = u32::try_from(wanted).unwrap_or(u32::MAX - 1);
-        // A record for every 64 KiB of spool: less compressible data fills the cells first.
-        let ring = to_usize((wanted * to_u64(CELL_BYTES) / 65_536).clamp(256, 131_072));
-        let memory = |errno| Fault::io("allocate", errno);
-        let slot_bytes = to_usize(SPAN_BYTES);
-        let mapping = slots
-            .checked_mul(slot_bytes)
-            .ok_or_else(|| Fault::io("allocate", rustix::io::Errno::NOMEM))
-            .and_then(|length| Pages::new(length).map_err(memory))?;
-        let (jobs, encoding) = (settings.jobs, settings.encoding);
-        let shared: &'static Shared = Box::leak(Box::new(Shared {
-            settings: settings.clone(),
-            devices,
-            plan: OnceLock::new(),
-            early_plan: OnceLock::new(),
-            minimum_cells: match places {
-                None => u32::try_from(minimum_cells(&settings)).unwrap_or(u32::MAX),
-                Some(_) => 0,
-            },
-            slots: mapping
-                .leak()
-                .chunks_exact_mut(slot_bytes)
-                .map(RwLock::new)
-                .collect(),
-            cells: match &settings.spool_file {
-                Some((file, _)) => Cells::in_file(cells, file),
-                None => Cells::new(cells),
-            }
-            .map_err(memory)?,
-            core: Lock::new(Core {
-                pass: Pass::Wait,
-                known: Known::new(match settings.hashes {
-                    Some(_) => slots,
-                    None => 0,
-                }),
-                early: Early::new(settings.precopy.as_ref()),
-                workers_busy: 0,
-                cursor: Cursor::default(),
-                held: None,
-                plan_done: false,
-                readers_busy: 0,
-                ring: (0..ring).map(|_| Record::Empty).collect(),
-                head: 0,
-                tail: 0,
-                jobs: VecDeque::with_capacity(slots * CHUNKS_PER_SLOT),
-                spans: VecDeque::with_capacity(slots),
-                placers_busy: 0,
-                begun: false,
-                slots_free: (0..slots).collect(),
-                chunks_left: vec![0; slots],
-                problem: None,
-                permit: false,
-                drained: false,
-                finished: false,
-            }),
-            can_read: Condvar::new(),
-            can_work: Condvar::new(),
-            can_emit: Condvar::new(),
-            can_know: Condvar::new(),
-            event: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
-                .map_err(|errno| Fault::io("eventfd", errno))?,
-            meter,
-            emitted: AtomicU64::new(0),
-            started: Started::default(),
-            key: std::hash::RandomState::new(),
-            places,
-            frames: matches!(sink, Outlet::Frames(_)),
-        }));
-        let spawn = |name: &'static CStr, work: Box<dyn FnOnce() + Send>| {
-            crate::threads::start(name, STACK_BYTES, work)
-                .map(drop)
-                .map_err(|_| Fault::short("start a thread"))
-        };
-        for _ in 0..READERS {
-            spawn(
-                c"floe-read",
-                Box::new(move || {
-                    shared.started.one();
-                    shared.reader();
-                    stay();
-                }),
-            )?;
-        }
-        for _ in 0..jobs {
-            let mut worker = match places {
-                None => Some(Worker::new(encoding)),
-                Some(_) => None,
-            };
-            spawn(
-                c"floe-work",
-                Box::new(move || {
-                    shared.started.one();
-                    match (&mut worker, places) {
-                        (Some(worker), _) => shared.worker(worker),
-                        (None, Some(places)) => shared.placer(places),
-                        (None, None) => {}
-                    }
-                    stay();
-                }),
-            )?;
-        }
-        spawn(
-            c"floe-emit",
-            Box::new(move || {
-                shared.started.one();
-                match sink {
-                    Outlet::Stream(mut emit) | Outlet::Frames(mut emit) => {
-                        shared.emitter(&mut *emit)
-                    }
-                    Outlet::Places(places) => {
-                        shared.conduct(places);
-                        stay();
-                    }
-                }
-            }),
-        )?;
-        if let Some(hashes) = &shared.settings.hashes {
-            spawn(
-                c"floe-known",
-                Box::new(move || {
-                    shared.started.one();
-                    shared.listen(hashes);
-                    stay();
-                }),
-            )?;
-        }
-        let known = usize::from(shared.settings.hashes.is_some());
-        shared.started.wait_for(READERS + jobs + 1 + known);
-        Ok(Self { shared })
-    }
-
     /// The devices, for walks before and in the frozen window.
     pub fn devices(&self) -> &'static [Device] {
         &self.shared.devices

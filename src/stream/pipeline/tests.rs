@@ -1,5 +1,6 @@
 //! Whole runs of the pipeline over files, into pipes.
 
+use super::make::slots_ahead;
 use super::*;
 use crate::crc;
 use crate::device::Access;
