@@ -3,10 +3,6 @@
 //! `snapshot.json` goes out before anything freezes; checksums and the archive's directory only after a good thaw, so a
 //! snapshot that was cut short has neither.
 
-use crate::command::{begin as begin_report, typed};
-use crate::config;
-use crate::config::pairs::split_pair;
-use crate::threads::{Lock, RecvTimeoutError, channel};
 use std::ffi::{OsStr, OsString};
 use std::io::IsTerminal;
 use std::os::fd::{AsFd, OwnedFd};
@@ -16,9 +12,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::cli::{Args, Common, Item};
+use crate::command::{begin as begin_report, typed};
+use crate::config;
+use crate::config::pairs::split_pair;
 use crate::error::{Error, Fault, Result};
 use crate::features;
 use crate::fs::Coverage;
+use crate::fs::files::Emptying;
 use crate::mounts::System;
 use crate::put::image;
 use crate::report::Told;
@@ -37,9 +37,11 @@ use crate::stream::output::{Output, TotalsCell};
 use crate::stream::partfile::PartFile;
 use crate::stream::pipeline::{Outlet, Problem};
 use crate::take::capture::{Capture, Engine, Figures};
+use crate::take::emptied;
 use crate::take::options::{self, Streaming, Taking};
 use crate::take::ready::ready;
 use crate::take::source::{self, Prepared};
+use crate::threads::{Lock, RecvTimeoutError, channel};
 
 /// What was typed.
 #[derive(Debug)]
@@ -357,68 +359,15 @@ fn create(options: &Options, start: Instant) -> Result<Done> {
     let quiet = options.common.quiet;
     let place = place(options)?;
     let system = System::look()?;
-    let named: Vec<(&str, &OsStr)> = options
-        .pairs
-        .iter()
-        .map(|(name, source)| (name.as_str(), source.as_os_str()))
-        .collect();
-    let mut sources = options::prepare_all(&system, &named, options.taking.wishes, quiet)?;
-    if let Some((what, source)) = sources.iter().find_map(|source| {
-        let cut = source
-            .as_it_is
-            .as_ref()
-            .filter(|_| source.filesystem != "unknown");
-        Some((cut?, source))
-    }) {
-        return Err(Error::refused(format_args!(
-            "{}: {what}; a snapshot of it would not be taken back: floe dump --whole copies it as it is",
-            source.name
-        )));
-    }
-    if let Destination::File(path) = &place {
-        source::refuse_output(&sources, path)?;
-    }
-    if let (Destination::File(path), false) = (&place, options.overwrite) {
-        image::check_replaceable(path)?;
-    }
+    let mut sources = choose(options, &system, &place)?;
     let disk = match &options.disk {
         Some(name) => Some(recorded::take(&system, name, quiet)?),
         None => None,
     };
-    let mut emptying = options.taking.wanted.emptying(&sources)?;
-    let wishes = options.taking.wishes;
-    let own = match &place {
-        Destination::Folder(folder) => Some(folder.clone()),
-        Destination::Stdout | Destination::File(_) => None,
-    };
-    let kept = config::store()
-        .ok()
-        .flatten()
-        .filter(|kept| own.as_ref() != Some(kept));
-    for folder in own.iter().chain(&kept) {
-        let note =
-            crate::take::emptied::spare_snapshots(&system, folder, &sources, wishes, &mut emptying);
-        note.filter(|_| !quiet).iter().for_each(report::line);
-    }
+    let emptying = emptying(options, &system, &sources, &place)?;
     let snapshot = describe(&system, options, &sources, disk.as_ref());
-    if let Some(disk) = &disk {
-        let has = |number: &u32| {
-            let number = u64::from(*number);
-            snapshot.images.iter().any(|i| i.partition_number == number)
-        };
-        let without: Vec<u32> = disk
-            .partitions
-            .iter()
-            .copied()
-            .filter(|n| !has(n))
-            .collect();
-        if !without.is_empty() && !quiet {
-            report::line(format_args!(
-                "note: {}: {} is not part of this snapshot, and restore --disk leaves it empty",
-                disk.facts.device,
-                relaid::numbers(&without)
-            ));
-        }
+    if let Some(disk) = disk.as_ref().filter(|_| !quiet) {
+        tell_missing(disk, &snapshot);
     }
     if options.dry_run {
         return Err(would(options, &place, &snapshot)?);
@@ -426,44 +375,17 @@ fn create(options: &Options, start: Instant) -> Result<Done> {
     let sink = Sink::open(&place, &snapshot.host, snapshot.time_s)?;
     let waiting = rustix::io::fcntl_dupfd_cloexec(&sink.fd, 3)
         .map_err(|errno| Error::fault(&sink.shown, Fault::io("dup", errno)))?;
-    let (store, part) = (sink.store, sink.part);
 
     // One thread until here: the guardian is forked now.
     let ready = ready(&system, &mut sources, &options.taking, quiet)?;
-    let counters = ready.counters;
-    let totals = TotalsCell::default();
     let onto_itself = ready.freezes(&sink.fd);
-    let path = part.as_ref().map(|_| std::path::Path::new(&sink.shown));
+    let path = sink.part.as_ref().map(|_| Path::new(&sink.shown));
     let settings = options
         .streaming
         .settings(&options.common, false, &ready, &sources, path)?;
-    let told: Arc<Lock<Option<Figures>>> = Arc::default();
-    let known: Arc<Lock<Checksums>> = Arc::default();
-    let output = Output::new(sink.fd, counters, false);
-    let (images, front, time_s) = (paths(&snapshot), front(&snapshot, disk), snapshot.time_s);
-    let consistent = options::weakest(&sources);
-    let (told_end, sums, ends) = (Arc::clone(&told), Arc::clone(&known), Arc::clone(&totals));
-    let make: Make = match features::FRAMES && options.streaming.frames {
-        false => Box::new(move || {
-            let ending = ending(consistent, told_end, sums);
-            let emit = ZipEmitter::new(output, time_s, &front, images, ending, ends)?;
-            Ok(Outlet::Stream(Box::new(emit)))
-        }),
-        true => {
-            let names = images.iter().map(String::as_str);
-            let header = frames::Header {
-                is_snapshot: true,
-                unix_seconds: time_s,
-                front,
-                ..options::frames_header(&sources, names)
-            };
-            Box::new(move || {
-                let ending = frames_ending(consistent, images, told_end, sums);
-                let emit = FrameEmitter::new(output, &header, ending, ends)?;
-                Ok(Outlet::Frames(Box::new(emit)))
-            })
-        }
-    };
+    let known = Known::default();
+    let output = Output::new(sink.fd, ready.counters, false);
+    let make = outlet(options, output, &sources, (&snapshot, disk), &known);
     let limit = options.streaming.wait_sink;
     let outlet = begin(make, &ready.signals, limit, &sink.shown)?;
     let engine = Engine {
@@ -478,25 +400,25 @@ fn create(options: &Options, start: Instant) -> Result<Done> {
         output: sink.shown.clone(),
     };
     let mut capture = Capture::new(sources, engine, options.taking.wishes)?;
-    if part.is_none() {
-        capture.wait_sink(waiting.as_fd(), options.streaming.wait_sink)?;
+    if sink.part.is_none() {
+        capture.wait_sink(waiting.as_fd(), limit)?;
     }
     let figures = capture.run_telling(|figures| {
-        *told.lock() = Some(figures);
+        *known.figures.lock() = Some(figures);
     })?;
-    if let Some(part) = part {
+    if let Some(part) = sink.part {
         part.finish()?;
     }
     // Whoever asked for silence still wants to know what is not as it was asked for.
     figures.emptied.notes().iter().for_each(report::line);
-    let retired = match (&store, options.keep) {
+    let retired = match (&sink.store, options.keep) {
         (Some(store), Some(keep)) => store.retire(&snapshot.host, keep, |path| {
             archive::class(path, Some(&snapshot))
         })?,
         _ => Vec::new(),
     };
-    let written_bytes = totals.lock().written_bytes;
-    let checksums = std::mem::take(&mut *known.lock());
+    let written_bytes = known.totals.lock().written_bytes;
+    let checksums = std::mem::take(&mut *known.checksums.lock());
     Ok(Done {
         path: sink.shown,
         snapshot,
@@ -505,6 +427,115 @@ fn create(options: &Options, start: Instant) -> Result<Done> {
         written_bytes,
         retired,
         total: start.elapsed(),
+    })
+}
+
+/// The sources, each of which a restore will take back, and a file that may be written.
+fn choose(options: &Options, system: &System, place: &Destination) -> Result<Vec<Prepared>> {
+    let named: Vec<(&str, &OsStr)> = options
+        .pairs
+        .iter()
+        .map(|(name, source)| (name.as_str(), source.as_os_str()))
+        .collect();
+    let wishes = options.taking.wishes;
+    let sources = options::prepare_all(system, &named, wishes, options.common.quiet)?;
+    for source in sources.iter().filter(|s| s.filesystem != "unknown") {
+        if let Some(what) = &source.as_it_is {
+            return Err(Error::refused(format_args!(
+                "{}: {what}; a snapshot of it would not be taken back: floe dump --whole copies it as it is",
+                source.name
+            )));
+        }
+    }
+    if let Destination::File(path) = place {
+        source::refuse_output(&sources, path)?;
+        if !options.overwrite {
+            image::check_replaceable(path)?;
+        }
+    }
+    Ok(sources)
+}
+
+/// The files that come out empty: those that were named, and the snapshots that are kept in what is taken.
+fn emptying(
+    options: &Options,
+    system: &System,
+    sources: &[Prepared],
+    place: &Destination,
+) -> Result<Emptying> {
+    let mut emptying = options.taking.wanted.emptying(sources)?;
+    let own = match place {
+        Destination::Folder(folder) => Some(folder),
+        Destination::Stdout | Destination::File(_) => None,
+    };
+    let kept = config::store().ok().flatten();
+    for folder in own
+        .into_iter()
+        .chain(kept.iter().filter(|kept| own != Some(kept)))
+    {
+        let wishes = options.taking.wishes;
+        let note = emptied::spare_snapshots(system, folder, sources, wishes, &mut emptying);
+        let note = note.filter(|_| !options.common.quiet);
+        note.iter().for_each(report::line);
+    }
+    Ok(emptying)
+}
+
+/// Which partitions of the disk the snapshot does not have.
+fn tell_missing(disk: &recorded::Taken, snapshot: &Snapshot) {
+    let has = |number: &u32| {
+        let number = u64::from(*number);
+        snapshot.images.iter().any(|i| i.partition_number == number)
+    };
+    let numbers = disk.partitions.iter().copied();
+    let without: Vec<u32> = numbers.filter(|n| !has(n)).collect();
+    if !without.is_empty() {
+        report::line(format_args!(
+            "note: {}: {} is not part of this snapshot, and restore --disk leaves it empty",
+            disk.facts.device,
+            relaid::numbers(&without)
+        ));
+    }
+}
+
+/// What becomes known while the snapshot is made: its end tells it.
+#[derive(Default)]
+struct Known {
+    figures: Arc<Lock<Option<Figures>>>,
+    checksums: Arc<Lock<Checksums>>,
+    totals: TotalsCell,
+}
+
+/// How the outlet is made, which writes its first bytes: a .zip, or frames for another floe.
+fn outlet(
+    options: &Options,
+    output: Output,
+    sources: &[Prepared],
+    (snapshot, disk): (&Snapshot, Option<recorded::Taken>),
+    known: &Known,
+) -> Make {
+    let (images, front, time_s) = (paths(snapshot), front(snapshot, disk), snapshot.time_s);
+    let consistent = options::weakest(sources);
+    let (figures, sums) = (Arc::clone(&known.figures), Arc::clone(&known.checksums));
+    let totals = Arc::clone(&known.totals);
+    if !features::FRAMES || !options.streaming.frames {
+        return Box::new(move || {
+            let ending = ending(consistent, figures, sums);
+            let emit = ZipEmitter::new(output, time_s, &front, images, ending, totals)?;
+            Ok(Outlet::Stream(Box::new(emit)))
+        });
+    }
+    let names = images.iter().map(String::as_str);
+    let header = frames::Header {
+        is_snapshot: true,
+        unix_seconds: time_s,
+        front,
+        ..options::frames_header(sources, names)
+    };
+    Box::new(move || {
+        let ending = frames_ending(consistent, images, figures, sums);
+        let emit = FrameEmitter::new(output, &header, ending, totals)?;
+        Ok(Outlet::Frames(Box::new(emit)))
     })
 }
 

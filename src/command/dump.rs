@@ -12,6 +12,7 @@ use crate::cli::{self, Args, Common, Item};
 use crate::error::{Error, Fault, Result};
 use crate::features;
 use crate::fs::Coverage;
+use crate::fs::files::Emptying;
 use crate::mounts::{DevId, System};
 use crate::put::image;
 use crate::report::Told;
@@ -26,8 +27,8 @@ use crate::stream::pipeline::{Emit, Outlet};
 use crate::take::capture::{Capture, Engine, Figures};
 use crate::take::counters::Counters;
 use crate::take::options::{self, Streaming, Taking};
-use crate::take::ready::ready;
-use crate::take::source;
+use crate::take::ready::{Ready, ready};
+use crate::take::source::{self, Prepared};
 use crate::threads::Lock;
 
 /// What was typed.
@@ -141,13 +142,18 @@ pub(crate) fn run(options: Options) -> Result<()> {
     })
 }
 
-/// Everything the report says.
-struct Done {
+/// What the report says of the source.
+struct Facts {
     source: String,
     device: String,
     filesystem: &'static str,
     consistent: &'static str,
     size_bytes: u64,
+}
+
+/// Everything the report says.
+struct Done {
+    facts: Facts,
     figures: Figures,
     totals: Totals,
     total: Duration,
@@ -173,11 +179,11 @@ impl Told for Done {
     fn json(&self) -> JsonObject {
         let mut object = JsonObject::new();
         object
-            .str("source", &self.source)
-            .str("device", &self.device)
-            .str("filesystem", self.filesystem)
+            .str("source", &self.facts.source)
+            .str("device", &self.facts.device)
+            .str("filesystem", self.facts.filesystem)
             .str("map", self.coverage().name())
-            .u64("size_bytes", self.size_bytes)
+            .u64("size_bytes", self.facts.size_bytes)
             .u64("used_bytes", self.used_bytes())
             .u64("read_bytes", self.figures.read_bytes)
             .u64("written_bytes", self.totals.written_bytes)
@@ -191,22 +197,22 @@ impl Told for Done {
             Some(hash) => object.str("sha256", &hex(&hash)),
             None => object.null("sha256"),
         };
-        object.str("consistent", self.consistent);
+        object.str("consistent", self.facts.consistent);
         self.figures.emptied.json(&mut object);
         object
     }
 
     fn words(&self) -> String {
-        let held = options::held_words(self.consistent, self.figures.frozen_ms);
+        let held = options::held_words(self.facts.consistent, self.figures.frozen_ms);
         let why = match self.figures.outcomes.first().and_then(|o| o.doubt) {
             Some(doubt) => format!(" (map {}: {doubt})", self.coverage().name()),
             None => String::new(),
         };
         format!(
             "{}: {} {}, {}, {} read{why}, {} written{}, {held}, {} in all",
-            self.source,
-            self.filesystem,
-            Bytes(self.size_bytes),
+            self.facts.source,
+            self.facts.filesystem,
+            Bytes(self.facts.size_bytes),
             options::used_words(self.coverage().name(), self.used_bytes()),
             Bytes(self.figures.read_bytes),
             Bytes(self.totals.written_bytes),
@@ -217,93 +223,50 @@ impl Told for Done {
 }
 
 fn dump(options: &Options, start: Instant) -> Result<Done> {
-    let quiet = options.common.quiet;
-    let wishes = options.taking.wishes;
     if options.output.is_none() {
         check_stdout()?;
     }
+    let quiet = options.common.quiet;
     let system = System::look()?;
-    let prepared = source::prepare(&system, &options.source, wishes)?;
-    if !quiet {
-        prepared.notes.iter().for_each(report::line);
-    }
-    let emptying = options
-        .taking
-        .wanted
-        .emptying(std::slice::from_ref(&prepared))?;
-    if let (Some(what), true, false) = (&prepared.as_it_is, options.raw, quiet) {
-        report::line(format_args!(
-            "{}: {what}; restore and verify take its raw image with --any-content",
-            prepared.name
-        ));
-    }
-    let first = options.first();
-    if let Some(path) = &first {
-        source::refuse_output(std::slice::from_ref(&prepared), path)?;
-    }
-    if let (Some(path), false) = (&first, options.overwrite) {
-        image::check_replaceable(path)?;
-    }
-    let mut parts = match (&options.output, options.split) {
-        (Some(path), Some(bytes)) => {
-            // What does not pack takes a little more than it was.
-            let size = prepared.size_bytes;
-            let most = size.saturating_add(size / 1000).saturating_add(1 << 20);
-            partfile::create_pieces(path, bytes, most)?
-        }
-        (Some(path), None) => vec![PartFile::create(path)?],
-        (None, _) => Vec::new(),
-    };
-    let mut sinks: Vec<OwnedFd> = parts.iter_mut().filter_map(PartFile::take_fd).collect();
-    let sink = match sinks.is_empty() {
-        true => rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3).ok(),
-        false => Some(sinks.remove(0)),
-    };
-    let sink = sink.ok_or_else(|| Error::failed("stdout: dup: failed"))?;
-    refuse_own_device(&system, &sink, prepared.dev)?;
-    let waiting = rustix::io::fcntl_dupfd_cloexec(&sink, 3)
+    let (prepared, emptying) = choose(options, &system)?;
+    let file = File::open(options, &prepared)?;
+    refuse_own_device(&system, &file.sink, prepared.dev)?;
+    let waiting = rustix::io::fcntl_dupfd_cloexec(&file.sink, 3)
         .map_err(|errno| Error::fault("stdout", Fault::io("dup", errno)))?;
 
     // One thread until here: the guardian is forked now.
     let mut sources = vec![prepared];
     let ready = ready(&system, &mut sources, &options.taking, quiet)?;
-    let counters = ready.counters;
-    let onto_itself = ready.freezes(&sink);
-    let part_path = first.as_deref();
-    let settings =
-        options
-            .streaming
-            .settings(&options.common, options.raw, &ready, &sources, part_path)?;
-    let totals = TotalsCell::default();
     let Some(prepared) = sources.first() else {
         return Err(Error::failed("floe: internal: no source"));
     };
-    let as_it_is = prepared.as_it_is.is_some();
-    let told: Arc<Lock<Option<Figures>>> = Arc::default();
-    let sink = match features::FRAMES && options.streaming.frames {
-        true => {
-            wait_writable(&sink, options.streaming.wait_sink, &ready.signals)?;
-            let mut header = options::frames_header(&sources, std::iter::once("image"));
-            header.as_it_is = as_it_is;
-            let output = Output::new(sink, counters, options.hashes());
-            let ending = frames_ending(prepared.consistent(), Arc::clone(&told));
-            let emit = FrameEmitter::new(output, &header, ending, Arc::clone(&totals));
-            Outlet::Frames(Box::new(
-                emit.map_err(|problem| options::early("stdout", problem))?,
-            ))
-        }
-        false => Outlet::Stream(emitter(
-            options,
-            (sink, sinks),
-            counters,
-            &totals,
-            &ready.signals,
-            as_it_is,
-        )?),
+    let facts = Facts {
+        source: prepared.name.clone(),
+        device: prepared.shown.clone(),
+        filesystem: prepared.filesystem,
+        consistent: prepared.consistent(),
+        size_bytes: prepared.size_bytes,
     };
-    let (name, shown) = (prepared.name.clone(), prepared.shown.clone());
-    let (filesystem, consistent) = (prepared.filesystem, prepared.consistent());
-    let size_bytes = prepared.size_bytes;
+    let onto_itself = ready.freezes(&file.sink);
+    let path = options.first();
+    let settings = options.streaming.settings(
+        &options.common,
+        options.raw,
+        &ready,
+        &sources,
+        path.as_deref(),
+    )?;
+    let totals = TotalsCell::default();
+    let told: Arc<Lock<Option<Figures>>> = Arc::default();
+    let parts = file.parts;
+    let sink = outlet(
+        options,
+        (file.sink, file.more),
+        &sources,
+        &ready,
+        &totals,
+        &told,
+    )?;
     let engine = Engine {
         ready,
         precopy: true,
@@ -318,34 +281,121 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
             None => "stdout".into(),
         },
     };
-    let mut capture = Capture::new(sources, engine, wishes)?;
+    let mut capture = Capture::new(sources, engine, options.taking.wishes)?;
     if options.output.is_none() {
         capture.wait_sink(waiting.as_fd(), options.streaming.wait_sink)?;
     }
     let figures = capture.run_telling(|figures| {
         *told.lock() = Some(figures);
     })?;
-    match (&options.output, parts.pop()) {
-        (Some(path), Some(last)) if options.split.is_some() => {
-            parts.push(last);
-            partfile::finish_pieces(path, parts)?;
-        }
-        (_, Some(part)) => part.finish()?,
-        (_, None) => {}
-    }
+    finish(options, parts)?;
     // Whoever asked for silence still wants to know what is not as it was asked for.
     figures.emptied.notes().iter().for_each(report::line);
     let totals = *totals.lock();
     Ok(Done {
-        source: name,
-        device: shown,
-        filesystem,
-        consistent,
-        size_bytes,
+        facts,
         figures,
         totals,
         total: start.elapsed(),
     })
+}
+
+/// The source, what of it comes out empty, and a file that may be written.
+fn choose(options: &Options, system: &System) -> Result<(Prepared, Emptying)> {
+    let quiet = options.common.quiet;
+    let prepared = source::prepare(system, &options.source, options.taking.wishes)?;
+    if !quiet {
+        prepared.notes.iter().for_each(report::line);
+    }
+    let wanted = &options.taking.wanted;
+    let emptying = wanted.emptying(std::slice::from_ref(&prepared))?;
+    if let (Some(what), true, false) = (&prepared.as_it_is, options.raw, quiet) {
+        report::line(format_args!(
+            "{}: {what}; restore and verify take its raw image with --any-content",
+            prepared.name
+        ));
+    }
+    if let Some(path) = &options.first() {
+        source::refuse_output(std::slice::from_ref(&prepared), path)?;
+        if !options.overwrite {
+            image::check_replaceable(path)?;
+        }
+    }
+    Ok((prepared, emptying))
+}
+
+/// What is written: stdout, a file, or its pieces.
+struct File {
+    /// None for stdout.
+    parts: Vec<PartFile>,
+    sink: OwnedFd,
+    /// Of the pieces after the first.
+    more: Vec<OwnedFd>,
+}
+
+impl File {
+    fn open(options: &Options, prepared: &Prepared) -> Result<Self> {
+        let mut parts = match (&options.output, options.split) {
+            (Some(path), Some(bytes)) => {
+                // What does not pack takes a little more than it was.
+                let size = prepared.size_bytes;
+                let most = size.saturating_add(size / 1000).saturating_add(1 << 20);
+                partfile::create_pieces(path, bytes, most)?
+            }
+            (Some(path), None) => vec![PartFile::create(path)?],
+            (None, _) => Vec::new(),
+        };
+        let mut sinks: Vec<OwnedFd> = parts.iter_mut().filter_map(PartFile::take_fd).collect();
+        let sink = match sinks.is_empty() {
+            true => rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3)
+                .map_err(|errno| Error::fault("stdout", Fault::io("dup", errno)))?,
+            false => sinks.remove(0),
+        };
+        Ok(Self {
+            parts,
+            sink,
+            more: sinks,
+        })
+    }
+}
+
+/// The files under their names: they are complete.
+fn finish(options: &Options, mut parts: Vec<PartFile>) -> Result<()> {
+    match (&options.output, parts.pop()) {
+        (Some(path), Some(last)) if options.split.is_some() => {
+            parts.push(last);
+            partfile::finish_pieces(path, parts)
+        }
+        (_, Some(part)) => part.finish(),
+        (_, None) => Ok(()),
+    }
+}
+
+/// The stream that was asked for, begun: the reader has taken its header.
+fn outlet(
+    options: &Options,
+    (sink, more): (OwnedFd, Vec<OwnedFd>),
+    sources: &[Prepared],
+    ready: &Ready,
+    totals: &TotalsCell,
+    told: &Arc<Lock<Option<Figures>>>,
+) -> Result<Outlet> {
+    let as_it_is = sources.iter().any(|source| source.as_it_is.is_some());
+    let counters = ready.counters;
+    if !features::FRAMES || !options.streaming.frames {
+        let signals = &ready.signals;
+        let emit = emitter(options, (sink, more), counters, totals, signals, as_it_is)?;
+        return Ok(Outlet::Stream(emit));
+    }
+    wait_writable(&sink, options.streaming.wait_sink, &ready.signals)?;
+    let mut header = options::frames_header(sources, std::iter::once("image"));
+    header.as_it_is = as_it_is;
+    let output = Output::new(sink, counters, options.hashes());
+    let ending = frames_ending(options::weakest(sources), Arc::clone(told));
+    match FrameEmitter::new(output, &header, ending, Arc::clone(totals)) {
+        Ok(emit) => Ok(Outlet::Frames(Box::new(emit))),
+        Err(problem) => Err(options::early("stdout", problem)),
+    }
 }
 
 /// stdout is data: a terminal is refused.
