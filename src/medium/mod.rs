@@ -91,36 +91,19 @@ impl Medium {
             true => Some(Boot::of(system, sources, &device)?),
             false => None,
         };
-        let scheme = match (wanted.scheme, &boot) {
-            (None, boot) => boot.as_ref().map_or(Scheme::Gpt, Boot::scheme),
-            (Some(scheme), Some(boot)) if scheme != boot.scheme() => {
-                return Err(Error::refused(format_args!(
-                    "{shown}: --as-primary keeps the identifiers of the original's {} table; leave out --table",
-                    boot.scheme().name()
-                )));
-            }
-            (Some(scheme), _) => scheme,
-        };
+        let scheme = scheme(wanted, boot.as_ref(), &shown)?;
         let lengths = wanted.lengths(sources, device.size_bytes(), &shown)?;
-        let places = places(scheme, &device, boot.as_ref(), &lengths).map_err(|fault| {
-            let sum = lengths
-                .iter()
-                .fold(0u64, |sum, (_, bytes)| sum.saturating_add(bytes.unwrap_or(0)));
-            Error::refused(format_args!(
-                "{shown}: {fault}: they take {} without the rest, it has {}; smaller sizes (--swap-size 0) may help",
-                Bytes(sum),
-                Bytes(device.size_bytes())
-            ))
-        })?;
+        let places = places(scheme, &device, boot.as_ref(), &lengths)
+            .map_err(|fault| no_place(&shown, fault, &lengths, device.size_bytes()))?;
         let mut slots = boot.as_ref().map_or_else(Vec::new, Boot::kept);
         for ((role, _), extent) in lengths.iter().zip(places) {
             let source = sources.iter().find(|source| source.role == *role);
             slots.push(slot(*role, extent, source, scheme, boot.as_ref()).map_err(fail)?);
             fits(&shown, extent, source)?;
         }
-        let mkfs = match slots.iter().any(|slot| slot.role == Some(Role::Data))
-            && !sources.iter().any(|source| source.role == Role::Data)
-        {
+        let has_data = sources.iter().any(|source| source.role == Role::Data);
+        let is_new = |slot: &Slot| slot.role == Some(Role::Data) && !has_data;
+        let mkfs = match slots.iter().any(is_new) {
             true => Some(mkfs(sources)?),
             false => None,
         };
@@ -297,6 +280,28 @@ fn node(disk: &Path, number: u32) -> PathBuf {
     }
     name.push(number.to_string());
     PathBuf::from(name)
+}
+
+/// The kind of table: what was asked for, else that of the original whose identifiers it keeps, else GPT.
+fn scheme(wanted: &Wanted, boot: Option<&Boot>, shown: &str) -> Result<Scheme> {
+    match (wanted.scheme, boot) {
+        (None, boot) => Ok(boot.map_or(Scheme::Gpt, Boot::scheme)),
+        (Some(scheme), Some(boot)) if scheme != boot.scheme() => Err(Error::refused(format_args!(
+            "{shown}: --as-primary keeps the identifiers of the original's {} table; leave out --table",
+            boot.scheme().name()
+        ))),
+        (Some(scheme), _) => Ok(scheme),
+    }
+}
+
+/// The partitions do not go onto the disk.
+fn no_place(shown: &str, fault: Fault, lengths: &[(Role, Option<u64>)], size_bytes: u64) -> Error {
+    let lengths = lengths.iter().map(|(_, bytes)| bytes.unwrap_or(0));
+    Error::refused(format_args!(
+        "{shown}: {fault}: they take {} without the rest, it has {}; smaller sizes (--swap-size 0) may help",
+        Bytes(lengths.fold(0, u64::saturating_add)),
+        Bytes(size_bytes)
+    ))
 }
 
 /// Where the roles lie; behind the boot area, where one is taken along.

@@ -3,6 +3,7 @@
 
 pub(crate) mod capture;
 pub(crate) mod counters;
+mod disk;
 mod draft;
 pub(crate) mod emptied;
 pub(crate) mod identity;
@@ -11,5 +12,6 @@ pub(crate) mod options;
 pub(crate) mod precopy;
 pub(crate) mod ready;
 pub(crate) mod source;
+mod still;
 pub(crate) mod survey;
 mod watched;

@@ -12,7 +12,8 @@ use crate::signals::Signals;
 use crate::take::counters::Counters;
 use crate::take::options::Taking;
 use crate::take::precopy::Watch;
-use crate::take::source::{self, Prepared};
+use crate::take::source::Prepared;
+use crate::take::still;
 
 /// Sources that are about to be held still: signals are blocked, and the guardian waits.
 pub(crate) struct Ready {
@@ -59,7 +60,7 @@ pub(crate) fn ready(
         .iter_mut()
         .flat_map(|prepared| std::mem::take(&mut prepared.mounted))
         .collect();
-    let targets = source::targets(system, mounted, taking.wishes)?;
+    let targets = still::targets(system, mounted, taking.wishes)?;
     let frozen = targets.iter().filter_map(|target| ground(&target.fd));
     let frozen = frozen.collect();
     let mut watch = Watch::start(sources, &targets, taking.precopy);

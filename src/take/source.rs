@@ -3,31 +3,17 @@
 //! Runs before the freeze, so it may allocate and open. Decides nothing about used blocks: that is the survey's, in the window.
 
 use crate::content::{self, Judged};
-use crate::device::{Device, Range, ReadAt};
+use crate::device::{Device, ReadAt};
 use crate::error::{Error, Fault, FaultKind, NOTHING_WRITTEN, Result};
-use crate::freeze::{Method, Remount, Target};
 use crate::fs::{self, Identity, Kind, Still};
 use crate::mounts::{DevId, Holding, Means, Mounted, Source, Stacked, System};
 use crate::ptable;
 use crate::stream::input::is_zero;
 use crate::sys::fiemap;
+use crate::take::disk;
+use crate::take::still::{hold_stacked, refuse_swap, still_of};
 use crate::take::watched::Watched;
-use crate::units::{self, Extent, round_down, to_usize};
-
-/// Filesystems that are read-only by nature: nothing to freeze.
-const NEVER_WRITTEN: &[&str] = &["squashfs", "erofs", "cramfs", "romfs", "iso9660"];
-
-/// Filesystems whose FIFREEZE is known to hold (`freeze_fs` and `freeze_super` in Linux 4.4 to 6.18; ReiserFS has one that
-/// deadlocks). Any other is remounted read-only. What a program serves (FUSE) would go on writing to its device even then: its
-/// FIFREEZE is refused by the kernel, and so is the dump.
-const FREEZES: &[&str] = &[
-    "ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "jfs", "nilfs2", "gfs2", "bcachefs", "fuseblk",
-];
-
-/// Whether a filesystem is held still by a read-only remount.
-fn is_remounted(filesystem: &str) -> bool {
-    !FREEZES.contains(&filesystem)
-}
+use crate::units::{Extent, round_down, to_usize};
 
 /// What the user asked for, as far as reading is concerned.
 #[derive(Clone, Copy, Debug, Default)]
@@ -312,9 +298,14 @@ fn judge(judged: Judged, wishes: Wishes, prepared: &mut Prepared) -> Result<()> 
     Ok(())
 }
 
-fn fill(system: &System, source: Source, wishes: Wishes, prepared: &mut Prepared) -> Result<()> {
+/// A disk with a table, or one filesystem: what is on the source.
+fn divide(
+    system: &System,
+    source: &Source,
+    identity: Option<Identity>,
+    prepared: &mut Prepared,
+) -> Result<(Option<ptable::Table>, Option<Identity>)> {
     let fault = |fault| Error::fault(&prepared.shown, fault);
-    let identity = fs::probe(&source.device).map_err(fault)?;
     let table = match &source.holding {
         // A mounted filesystem is one, whatever an old partition table in its first sector says.
         Holding::Mounted(_) => None,
@@ -340,6 +331,13 @@ fn fill(system: &System, source: Source, wishes: Wishes, prepared: &mut Prepared
     let identity =
         identity.filter(|found| table.is_none() || !(divided || found.kind == Kind::MdMember));
     let table = table.filter(|_| identity.is_none());
+    Ok((table, identity))
+}
+
+fn fill(system: &System, source: Source, wishes: Wishes, prepared: &mut Prepared) -> Result<()> {
+    let fault = |fault| Error::fault(&prepared.shown, fault);
+    let identity = fs::probe(&source.device).map_err(fault)?;
+    let (table, identity) = divide(system, &source, identity, prepared)?;
     let swap = swap_extents(system, &source, &identity, prepared)?;
     let Source {
         device,
@@ -371,7 +369,7 @@ fn fill(system: &System, source: Source, wishes: Wishes, prepared: &mut Prepared
         Holding::Stacked(stacked) => (Some(stacked), Still::Frozen),
     };
     match (table, dev) {
-        (Some(table), dev) => return disk(system, &table, dev, stacked, wishes, prepared),
+        (Some(table), dev) => return disk::disk(system, &table, dev, stacked, wishes, prepared),
         (None, _) => {
             prepared.still = match stacked {
                 None => still,
@@ -409,7 +407,7 @@ const LOOK_BYTES: u64 = 1 << 20;
 /// What is not zeros behind the filesystem of a piece: a hash tree, a footer, an overlay, firmware's own. Looked for before the freeze,
 /// which does not hold it still anyway: the filesystem's freeze ends where the filesystem does. What is written through a loop device
 /// is all of it: what was zeros when it was looked at need not be when it is read.
-fn used_behind(
+pub(super) fn used_behind(
     view: &dyn ReadAt,
     reading: &Reading,
     is_written: bool,
@@ -451,292 +449,14 @@ fn used_behind(
 }
 
 /// Whether a loop device lies on one of these.
-fn is_looped<'a>(system: &System, mut devices: impl Iterator<Item = &'a DevId>) -> bool {
+pub(super) fn is_looped<'a>(system: &System, mut devices: impl Iterator<Item = &'a DevId>) -> bool {
     devices.any(|dev| !system.loops_over_device(*dev).is_empty())
 }
 
-fn reading(identity: Option<Identity>, whole: bool) -> Reading {
+pub(super) fn reading(identity: Option<Identity>, whole: bool) -> Reading {
     match identity.map(Box::new) {
         Some(identity) if !whole => Reading::Map(identity),
         identity => Reading::Whole(identity),
-    }
-}
-
-/// What the filesystem's kind and the superblock's state allow.
-fn still_of(mounted: &Mounted, wishes: Wishes) -> Still {
-    let filesystem = mounted.mount.filesystem.as_str();
-    // After errors=remount-ro the kernel writes no more, and FIFREEZE answers EROFS.
-    if NEVER_WRITTEN.contains(&filesystem) || mounted.emergency_read_only() {
-        Still::ReadOnly
-    } else if wishes.live {
-        Still::Moving
-    } else if is_remounted(filesystem) || mounted.super_read_only() {
-        // Frozen too, so that it stays read-only; but a mount without recovery (norecovery, noload) may show maps that lie, so
-        // the readers ask the disk as they do for one that is not mounted.
-        Still::ReadOnly
-    } else {
-        Still::Frozen
-    }
-}
-
-/// The targets for a guardian, top of the stack first, for all that `mounted` lists.
-pub(crate) fn targets(
-    system: &System,
-    mounted: Vec<Mounted>,
-    wishes: Wishes,
-) -> Result<Vec<Target>> {
-    let order = system.freeze_order(&mounted.iter().collect::<Vec<_>>())?;
-    let mut mounted: Vec<Option<Mounted>> = mounted.into_iter().map(Some).collect();
-    let mut targets = Vec::new();
-    for index in order {
-        if let Some(mounted) = mounted.get_mut(index).and_then(Option::take)
-            && let Some(target) = target(mounted, wishes)
-        {
-            targets.push(target);
-        }
-    }
-    Ok(targets)
-}
-
-fn target(mounted: Mounted, wishes: Wishes) -> Option<Target> {
-    let name = mounted.point().display().to_string();
-    let filesystem = mounted.mount.filesystem.as_str();
-    let remounted = is_remounted(filesystem);
-    let never_written = NEVER_WRITTEN.contains(&filesystem) || mounted.emergency_read_only();
-    if never_written || wishes.live || remounted && mounted.super_read_only() {
-        return None;
-    }
-    let fd = mount_root(&mounted).unwrap_or(mounted.fd);
-    let method = if remounted {
-        Method::ReadOnly(Remount::new(
-            &fd,
-            &mounted.mount.options.to_string_lossy(),
-            &mounted.mount.super_options.to_string_lossy(),
-        ))
-    } else {
-        Method::Freeze
-    };
-    Some(Target { fd, name, method })
-}
-
-/// The root directory of the mount, where the path still leads there: a remount and the lock against a second floe want it. A
-/// descriptor on any file of the filesystem is enough for the freeze.
-fn mount_root(mounted: &Mounted) -> Option<std::os::fd::OwnedFd> {
-    use rustix::fs::{Mode, OFlags, fstat, open};
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let root = open(mounted.point(), flags, Mode::empty()).ok()?;
-    let same = fstat(&root).ok()?.st_dev == fstat(&mounted.fd).ok()?.st_dev;
-    same.then_some(root)
-}
-
-fn refuse_swap(stacked: &Stacked, wishes: Wishes, prepared: &Prepared) -> Result<()> {
-    if stacked.swaps.is_empty() || wishes.live {
-        return Ok(());
-    }
-    Err(Error::refused(format_args!(
-        "{}: holds swap that is in use and cannot be held still; swapoff it first, or --live",
-        prepared.name
-    )))
-}
-
-fn hold_stacked(stacked: Stacked, wishes: Wishes, prepared: &mut Prepared) -> Still {
-    // With nothing mounted above nothing is frozen: holders that are idle (multipath, dm-linear) leave a dirty log dirty.
-    let mut still = match (stacked.swaps.is_empty(), stacked.mounted.is_empty()) {
-        (false, _) => Still::Moving,
-        (true, true) => Still::Unmounted,
-        (true, false) => Still::Frozen,
-    };
-    for mounted in stacked.mounted {
-        if still_of(&mounted, wishes) == Still::Moving {
-            still = Still::Moving;
-        }
-        prepared.mounted.push(mounted);
-    }
-    prepared.held.extend(stacked.held);
-    still
-}
-
-/// A disk with a partition table: gaps verbatim, each partition through its own node and by its own map.
-fn disk(
-    system: &System,
-    table: &ptable::Table,
-    dev: Option<DevId>,
-    stacked: Option<Stacked>,
-    wishes: Wishes,
-    prepared: &mut Prepared,
-) -> Result<()> {
-    prepared.filesystem = table.scheme.name();
-    note_boot_areas(system, dev, prepared);
-    let in_use = stacked.is_some();
-    let whole_still = match stacked {
-        None => Still::Unmounted,
-        Some(mut stacked) => {
-            // Of swap partitions only the header is read: they may be in use. Swap on something built on a partition may not.
-            let partitions = dev.map_or_else(Vec::new, |dev| system.roots().partitions_of(dev));
-            stacked
-                .swaps
-                .retain(|swap| !partitions.iter().any(|p| p.dev == *swap));
-            refuse_swap(&stacked, wishes, prepared)?;
-            hold_stacked(stacked, wishes, prepared)
-        }
-    };
-    prepared.still = whole_still;
-    if let Some(doubt) = table.doubt {
-        prepared.notes.push(format!(
-            "{}: partition table: {doubt}; the disk is read whole",
-            prepared.shown
-        ));
-    }
-    if table.doubt.is_some() || wishes.whole {
-        prepared
-            .pieces
-            .push(gap(0, prepared.size_bytes, whole_still));
-        return Ok(());
-    }
-    let mut pieces: Vec<(u64, Piece)> = table
-        .gaps(prepared.size_bytes)
-        .into_iter()
-        .map(|extent| {
-            (
-                extent.offset,
-                gap(extent.offset, extent.length_bytes, whole_still),
-            )
-        })
-        .collect();
-    for partition in &table.partitions {
-        let extent = partition.extent.clipped(prepared.size_bytes);
-        if !extent.is_empty() {
-            pieces.push((
-                extent.offset,
-                partition_piece(system, extent, dev, in_use, wishes, prepared)?,
-            ));
-        }
-    }
-    units::sort(&mut pieces, |(a, _), (b, _)| a < b);
-    prepared.pieces = pieces.into_iter().map(|(_, piece)| piece).collect();
-    Ok(())
-}
-
-/// A range of the disk itself, read verbatim.
-fn gap(offset: u64, length_bytes: u64, still: Still) -> Piece {
-    Piece {
-        device: 0,
-        offset,
-        length_bytes,
-        still,
-        reading: Reading::Gap,
-        swap: SwapContent::default(),
-        behind: Vec::new(),
-    }
-}
-
-fn partition_piece(
-    system: &System,
-    extent: Extent,
-    dev: Option<DevId>,
-    in_use: bool,
-    wishes: Wishes,
-    prepared: &mut Prepared,
-) -> Result<Piece> {
-    // The kernel's node for it, if it has one at exactly this place; the disk's own node otherwise.
-    let node = dev.and_then(|dev| {
-        system
-            .roots()
-            .partitions_of(dev)
-            .into_iter()
-            .find(|p| p.start_bytes == extent.offset && p.size_bytes == extent.length_bytes)
-    });
-    let (device, offset) = match &node {
-        None => (0, extent.offset),
-        Some(node) => {
-            let shown = system.roots().shown(node.dev).display().to_string();
-            let device = system
-                .roots()
-                .open_device(node.dev, crate::device::Access::Read)
-                .map_err(|fault| Error::fault(&shown, fault))?;
-            prepared.devices.push(Opened { device, shown });
-            (prepared.devices.len() - 1, 0)
-        }
-    };
-    let opened = prepared.devices.get(device).or(prepared.devices.first());
-    let Some(opened) = opened else {
-        return Err(Error::failed("floe: internal: no device"));
-    };
-    let view = Range {
-        device: &opened.device,
-        extent: Extent { offset, ..extent },
-    };
-    let identity = fs::probe(&view).map_err(|fault| Error::fault(&opened.shown, fault))?;
-    if let Some(found) = &identity
-        && found.size_bytes > extent.length_bytes
-        && !wishes.whole
-    {
-        return Err(Error::refused(format_args!(
-            "{}: the {} in the partition at {:#x} says {} bytes, the partition has {}; repair it, or --whole copies the disk as it is",
-            prepared.name,
-            found.kind.name(),
-            extent.offset,
-            found.size_bytes,
-            extent.length_bytes
-        )));
-    }
-    let mounted = node.as_ref().and_then(|node| {
-        prepared
-            .mounted
-            .iter()
-            .find(|m| m.devices.contains(&node.dev))
-    });
-    let idle = match &node {
-        Some(node) => system.roots().holders(node.dev).is_empty(),
-        None => !in_use,
-    };
-    let is_swap = identity.as_ref().is_some_and(|i| i.kind == Kind::Swap);
-    let numbers = dev.iter().chain(node.as_ref().map(|node| &node.dev));
-    let is_written = is_looped(system, numbers);
-    // A map is believed of what we freeze ourselves, and of what nobody uses (our exclusive hold keeps it so). What is used in
-    // another way, or has no node that could tell, is read whole. Of swap only the header is read, which no swapping changes.
-    let (still, believed) = match mounted {
-        _ if is_swap => (Still::Unmounted, true),
-        // Of what is never written, what lies behind it may be, and is frozen with the rest.
-        Some(_) if is_written && prepared.still == Still::Frozen => (Still::Frozen, true),
-        Some(mounted) => (still_of(mounted, wishes), true),
-        None if idle => (Still::Unmounted, true),
-        None => (prepared.still, false),
-    };
-    let mut swap = SwapContent::default();
-    if let (Some(node), Some(identity)) = (&node, &identity) {
-        swap = swap_files_on(system, node.dev, identity)?;
-    }
-    let reading = reading(identity, wishes.whole || !believed);
-    let behind = used_behind(&view, &reading, is_written)
-        .map_err(|fault| Error::fault(&opened.shown, fault))?;
-    Ok(Piece {
-        device,
-        offset,
-        length_bytes: extent.length_bytes,
-        still,
-        reading,
-        swap,
-        behind,
-    })
-}
-
-/// eMMC chips have boot partitions beside the disk: not part of its image, and floe says so.
-fn note_boot_areas(system: &System, dev: Option<DevId>, prepared: &mut Prepared) {
-    let Some(dev) = dev else {
-        return;
-    };
-    let name = system.roots().kernel_name(dev);
-    let boot = system
-        .roots()
-        .sys
-        .join("class/block")
-        .join(format!("{name}boot0"));
-    if boot.exists() {
-        prepared.notes.push(format!(
-            "{}: its boot partitions {name}boot0 and {name}boot1 are not part of the image; dump them on their own if the board boots from them",
-            prepared.shown
-        ));
     }
 }
 
@@ -761,7 +481,11 @@ fn swap_extents(
     Ok(swap)
 }
 
-fn swap_files_on(system: &System, dev: DevId, identity: &Identity) -> Result<SwapContent> {
+pub(super) fn swap_files_on(
+    system: &System,
+    dev: DevId,
+    identity: &Identity,
+) -> Result<SwapContent> {
     // Logical addresses of a btrfs are no device offsets: there its swap files are read like any other.
     if identity.kind == Kind::Btrfs {
         return Ok(SwapContent::default());

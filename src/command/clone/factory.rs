@@ -52,18 +52,44 @@ pub(super) fn run(options: &Options, pairs: &[Pair]) -> Result<()> {
         false => pairs,
     };
     let kept = find(pairs)?;
-    let mut medium = None;
-    let here = machine::Host::look();
-    for one in &kept {
-        unpack::check_machine(
-            &one.path.display().to_string(),
-            &one.catalog.snapshot,
-            &here,
-        )?;
+    let medium = check(options, &system, &kept)?;
+    let quiet = options.common.quiet;
+    if let Some(medium) = medium.as_ref().filter(|_| !quiet) {
+        medium.print();
     }
-    let mut grown = Vec::new();
-    if media.partition {
-        let found = Medium::plan(&system, media, &sources(&system, &kept)?, options.overwrite)?;
+    if options.dry_run {
+        let would = pairs.iter().map(|pair| {
+            let (source, target) = (pair.source.display(), pair.target.display());
+            format!("{target}: would be written with what is kept of {source}")
+        });
+        return Err(report::dry(&options.common, would));
+    }
+    let archived = write_all(options, &kept, medium, start)?;
+    report::write(&figures(options, &archived, start))?;
+    if !quiet {
+        let names: Vec<String> = pairs
+            .iter()
+            .map(|pair| pair.source.display().to_string())
+            .collect();
+        report::line(format_args!(
+            "The following filesystems were archived: {}",
+            names.join(" ")
+        ));
+    }
+    Ok(())
+}
+
+/// Whether the snapshots are of this machine and whole, and their targets or the medium will take them.
+fn check(options: &Options, system: &System, kept: &[Kept]) -> Result<Option<Medium>> {
+    let here = machine::Host::look();
+    for one in kept {
+        let shown = one.path.display().to_string();
+        unpack::check_machine(&shown, &one.catalog.snapshot, &here)?;
+    }
+    let mut medium = None;
+    if options.medium.partition {
+        let sources = sources(system, kept)?;
+        let found = Medium::plan(system, &options.medium, &sources, options.overwrite)?;
         if options.after.grow {
             found.check_nodes()?;
         }
@@ -71,41 +97,40 @@ pub(super) fn run(options: &Options, pairs: &[Pair]) -> Result<()> {
     } else {
         // All are held until the last is checked: the two snapshots must not go to the same place.
         let mut held = Vec::new();
-        for one in &kept {
+        for one in kept {
             check_targets(options, one, &mut held)?;
         }
     }
     let mut line = report::Progress::new(&options.common);
-    for one in &kept {
+    for one in kept {
         for (image, _) in &one.parts {
-            let nothing = |error: Error| error.leaving(NOTHING_WRITTEN);
-            one.catalog
-                .check_bytes(&image_path(&image.name), &mut line)
-                .map_err(nothing)?;
+            let path = image_path(&image.name);
+            let checked = one.catalog.check_bytes(&path, &mut line);
+            checked.map_err(|error| error.leaving(NOTHING_WRITTEN))?;
         }
     }
-    if options.dry_run {
-        if let Some(medium) = medium.as_ref().filter(|_| !options.common.quiet) {
-            medium.print();
-        }
-        let would = pairs.iter().map(|pair| {
-            let (source, target) = (pair.source.display(), pair.target.display());
-            format!("{target}: would be written with what is kept of {source}")
-        });
-        return Err(report::dry(&options.common, would));
-    }
+    Ok(medium)
+}
+
+/// A snapshot and what was written of it.
+type Archived<'k> = (&'k Kept, (options::Options, Vec<Restored>));
+
+/// The medium's table first, then every snapshot's entries.
+fn write_all<'k>(
+    options: &Options,
+    kept: &'k [Kept],
+    mut medium: Option<Medium>,
+    start: Instant,
+) -> Result<Vec<Archived<'k>>> {
     if let Some(medium) = &mut medium {
-        if !options.common.quiet {
-            medium.print();
-        }
         let shown = medium.path.display().to_string();
         medium
             .wipe()
             .map_err(|fault| Error::fault(shown, fault).with_exit(Exit::Failed))?;
     }
     let mut begun = medium.is_some();
-    let mut archived = Vec::new();
-    for one in &kept {
+    let (mut archived, mut grown) = (Vec::new(), Vec::new());
+    for one in kept {
         // After the first write a refusal is 1, never 4.
         let error = |error: Error| if begun { error.begun("") } else { error };
         let done = write(options, one, medium.as_ref(), &mut grown, start).map_err(error)?;
@@ -120,18 +145,7 @@ pub(super) fn run(options: &Options, pairs: &[Pair]) -> Result<()> {
             report::line(format_args!("{name}: {}", grow::grow(name.as_ref(), dev)?));
         }
     }
-    let names: Vec<String> = pairs
-        .iter()
-        .map(|pair| pair.source.display().to_string())
-        .collect();
-    report::write(&figures(options, &archived, start))?;
-    if !options.common.quiet {
-        report::line(format_args!(
-            "The following filesystems were archived: {}",
-            names.join(" ")
-        ));
-    }
-    Ok(())
+    Ok(archived)
 }
 
 /// The report: as of other clones, and which snapshots it was.
