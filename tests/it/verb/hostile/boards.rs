@@ -1,0 +1,196 @@
+//! Boards that flood, say nothing, or trickle.
+
+use crate::common::{self, Limit, Scratch};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+use std::{fs, thread};
+
+use super::{assert_clean, floe, image, text};
+
+/// A folder with an `ssh` that is this shell script, whatever it is asked for.
+fn board(scratch: &Scratch, script: &str) -> String {
+    let folder = scratch.join("bin");
+    let _ = fs::create_dir(&folder);
+    let ssh = folder.join("ssh");
+    fs::write(&ssh, format!("#!/bin/sh\n{script}\n")).expect("ssh");
+    fs::set_permissions(&ssh, fs::Permissions::from_mode(0o755)).expect("mode");
+    format!(
+        "{}:{}",
+        folder.display(),
+        std::env::var("PATH").unwrap_or_default()
+    )
+}
+
+/// Memory that a process has used at most, in KiB.
+fn peak_kib(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.and_then(|line| line.trim().strip_suffix(" kB")?.trim().parse().ok())
+        .unwrap_or(0)
+}
+
+/// Ends it by a signal and gives how long that took.
+#[track_caller]
+fn end_by(child: &mut Child, name: &str, number: i32) -> Duration {
+    let start = Instant::now();
+    common::signal(child.id(), name);
+    let status = common::wait_for(child, Duration::from_secs(20)).expect("it ends");
+    assert_eq!(status.signal(), Some(number), "{name}: {status:?}");
+    start.elapsed()
+}
+
+/// The verbs that talk to a board, with what they need.
+fn remote_verbs(scratch: &Scratch) -> Vec<Vec<String>> {
+    let good = image(scratch, "good", 8, &[]);
+    let out = text(&scratch.join("out"));
+    let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+    vec![
+        words(&["pull", "b", "-o", &out]),
+        words(&["pull", "b", "--create", "root=/", "-o", &out]),
+        words(&["pull", "b", "--clone", "/=/dev/x"]),
+        words(&["pull", "b", "c", "-o", &text(scratch.path())]),
+        words(&["push", &text(&good), "b", "/dev/x"]),
+        words(&["pull", "b", "--send", "-o", &out]),
+    ]
+}
+
+#[test]
+fn a_board_that_floods_costs_no_memory_and_every_signal_ends_it_at_once() {
+    drop(require_floe!());
+    require!(common::runner().is_none(), "no runner: memory is measured");
+    require!(common::have("mkfs.ext4"), "mkfs.ext4");
+    let scratch = Scratch::new();
+    let floods = [
+        // Short lines, one line without an end, lines that are reports, lines for the program, and stdout as well.
+        "exec yes 'floe: a line that somebody might read' >&2",
+        "exec tr '\\0' a < /dev/zero >&2",
+        "exec yes '{\"a\":1}' >&2",
+        "exec yes 'floe-send: ready' >&2",
+        "trap '' TERM; (yes xyz >&2) & exec yes",
+    ];
+    let verbs = remote_verbs(&scratch);
+    let signals = [("TERM", 15), ("INT", 2), ("HUP", 1)];
+    for (index, flood) in floods.iter().enumerate() {
+        let path = board(&scratch, flood);
+        for (at, words) in verbs.iter().enumerate() {
+            // Whoever gets no end of stdout sees at once that it is no stream.
+            if index == 4 && words[0] == "pull" && !words.contains(&"--clone".to_owned()) {
+                continue;
+            }
+            // Lines for the program are answered.
+            if words.contains(&"--send".to_owned()) && index == 3 {
+                continue;
+            }
+            let words: Vec<&str> = words.iter().map(String::as_str).collect();
+            let mut child = floe(&words)
+                .env("PATH", &path)
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()
+                .expect("floe");
+            thread::sleep(Duration::from_millis(700));
+            let peak = peak_kib(child.id());
+            assert!(peak < 40_000, "{flood}: {words:?}: {peak} KiB");
+            let (name, number) = signals[(index + at) % 3];
+            let took = end_by(&mut child, name, number);
+            assert!(
+                took < Duration::from_secs(6),
+                "{flood}: {words:?}: {took:?}"
+            );
+        }
+    }
+    let left: Vec<String> = fs::read_dir(scratch.path())
+        .expect("folder")
+        .map(|entry| {
+            entry
+                .expect("entry")
+                .file_name()
+                .into_string()
+                .expect("name")
+        })
+        .collect();
+    assert!(!left.iter().any(|name| name.contains("part")), "{left:?}");
+}
+
+#[test]
+fn of_a_flood_only_some_lines_are_shown_each_of_them_short_and_clean() {
+    drop(require_floe!());
+    let scratch = Scratch::new();
+    let script = r"i=0; while [ $i -lt 3000 ]; do printf 'line %s \033[31m\302\233\342\200\256 %0600d\n' $i 0; i=$((i+1)); done >&2
+exit 4";
+    let path = board(&scratch, script);
+    let out = text(&scratch.join("out"));
+    let run = common::run(
+        floe(&["pull", "b", "-o", &out]).env("PATH", path),
+        Limit::secs(60),
+    )
+    .expect_code(1);
+    assert_clean(&run);
+    let said = run.stderr_text();
+    assert!(said.lines().count() < 1000, "{}", said.lines().count());
+    assert!(said.lines().all(|line| line.chars().count() < 500));
+    assert!(said.contains("were left out"), "{said}");
+    // The last one is the reason, whatever was left out.
+    assert!(
+        said.lines()
+            .last()
+            .is_some_and(|line| line.contains("line 2999 ")),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_board_that_says_nothing_is_given_up_after_the_time_of_stall() {
+    drop(require_floe!());
+    require!(common::have("mkfs.ext4"), "mkfs.ext4");
+    let silences = [
+        "exec sleep 600",
+        // It takes everything, and answers nothing.
+        "cat > /dev/null; exec sleep 600",
+        // It says a word, or begins well.
+        "echo floe: hello >&2; exec sleep 600",
+        "printf '\\037\\213\\010\\000\\000\\000\\000\\000\\000\\377'; exec sleep 600",
+        // Nothing more can be heard.
+        "exec sleep 600 2>&- >&-",
+    ];
+    // They are silent side by side: it is all waiting.
+    thread::scope(|scope| {
+        for silence in silences {
+            scope.spawn(move || gives_up_on(silence));
+        }
+    });
+}
+
+fn gives_up_on(silence: &str) {
+    let scratch = Scratch::new();
+    let path = board(&scratch, silence);
+    for words in remote_verbs(&scratch) {
+        let mut words: Vec<&str> = words.iter().map(String::as_str).collect();
+        words.extend(["--stall", "300ms"]);
+        if words.contains(&"--clone") {
+            words.extend(["--max-freeze", "1s"]);
+        }
+        let run = common::run(floe(&words).env("PATH", &path), Limit::secs(30));
+        let said = run.stderr_text();
+        assert_eq!(run.code, Some(1), "{silence}: {run}");
+        // A stream that is wrong from the beginning is given up earlier.
+        let wrong = ["--stall", "sent nothing", "before the stream"];
+        let known = wrong.iter().any(|word| said.contains(word));
+        assert!(known, "{silence}: {run}");
+    }
+}
+
+#[test]
+fn a_board_that_trickles_is_not_given_up() {
+    drop(require_floe!());
+    let scratch = Scratch::new();
+    let script =
+        "for i in 1 2 3 4 5 6 7 8; do sleep 0.5; echo floe: still here $i >&2; done; exit 3";
+    let path = board(&scratch, script);
+    let out = text(&scratch.join("out"));
+    let mut pull = floe(&["pull", "b", "-o", &out, "--stall", "2s"]);
+    let run = common::run(pull.env("PATH", path), Limit::secs(60)).expect_code(1);
+    assert!(run.stderr_text().contains("still here 8"), "{run}");
+}
