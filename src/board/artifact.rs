@@ -14,14 +14,14 @@ use crate::stream::partfile::PartFile;
 
 /// What the command line says about artifacts.
 #[derive(Debug, Default)]
-pub(crate) struct Wanted {
+pub(crate) struct ArtifactOptions {
     what: What,
     asked: bool,
     /// An option that means nothing without `--artifact`.
     label: Option<&'static str>,
 }
 
-impl Wanted {
+impl ArtifactOptions {
     /// Takes the option if it is one of these.
     pub(crate) fn option(&mut self, name: &'static str, args: &mut Args) -> Result<bool> {
         if name == "--artifact" {

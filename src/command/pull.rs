@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::board::artifact::{Recipe, Wanted};
+use crate::board::artifact::{ArtifactOptions, Recipe};
 use crate::board::fleet::{self, Board};
 use crate::board::reach::Reach;
 use crate::board::receive::{self, Arrived, Sink, Stream, ToFile, ToStdout};
@@ -92,7 +92,7 @@ pub(crate) fn parse(mut args: Args) -> Result<Options> {
     let mut overwrite = false;
     let (mut since, mut fresh) = (None, false);
     let mut reach = Reach::default();
-    let mut artifact = Wanted::default();
+    let mut artifact = ArtifactOptions::default();
     while let Some(item) = args.next_item()? {
         match item {
             // No host has a = in it, and every pair has.

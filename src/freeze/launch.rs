@@ -89,7 +89,7 @@ impl Link {
 }
 
 /// What a guardian is to have.
-pub(super) struct Wanted {
+pub(super) struct Equipment {
     pub targets: Vec<Target>,
     pub limits: Limits,
     pub leftovers: Vec<Leftover>,
@@ -97,7 +97,7 @@ pub(super) struct Wanted {
 }
 
 /// Starts a guardian and waits until it is ready; gives the targets back.
-pub(super) fn launch(wanted: Wanted) -> Result<(Link, Vec<Target>)> {
+pub(super) fn launch(wanted: Equipment) -> Result<(Link, Vec<Target>)> {
     // An ignored SIGCHLD would have the kernel collect the guardian, and its number might be somebody else's next.
     process::restore_default(process::SIGCHLD);
     let mut first = None;
@@ -163,7 +163,7 @@ impl Pipes {
 }
 
 /// Executes a copy of ourselves. It works for a process with threads, too.
-fn execute(wanted: &Wanted, form: Form) -> std::result::Result<Link, Errno> {
+fn execute(wanted: &Equipment, form: Form) -> std::result::Result<Link, Errno> {
     let copy = form.copy()?;
     let pipes = Pipes::new()?;
     let words = Words {
@@ -194,7 +194,7 @@ fn execute(wanted: &Wanted, form: Form) -> std::result::Result<Link, Errno> {
 }
 
 /// Forks: only for a process with one thread.
-fn fork(wanted: Wanted) -> std::result::Result<(Link, Vec<Target>), Errno> {
+fn fork(wanted: Equipment) -> std::result::Result<(Link, Vec<Target>), Errno> {
     let board = Board::map()?;
     let pipes = Pipes::new()?;
     let parent = rustix::process::getpid();

@@ -25,7 +25,7 @@ use guard::{
     BEAT_LATE_US, Cgroups, Fired, Group, Order, Phase, State, TARGETS_MAX, THAW_TURN_US, claim,
     now_us,
 };
-use launch::{Link, Reply, Wanted, launch};
+use launch::{Equipment, Link, Reply, launch};
 
 pub use guard::{Form, GUARDIAN, Leftover, Limits, Method, Remount, Target, serve_if_guardian};
 pub use watchdog::shorter_hardware_watchdog;
@@ -118,7 +118,7 @@ impl Guardian {
         }
         let lock = lock::take(&targets)?;
         let cgroups = Cgroups::find();
-        let (link, targets) = launch(Wanted {
+        let (link, targets) = launch(Equipment {
             targets,
             limits,
             leftovers,

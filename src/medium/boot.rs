@@ -8,8 +8,8 @@ use crate::device::{Access, Device, Range, ReadAt};
 use crate::error::{Error, Fault, FaultKind, NOTHING_WRITTEN, Result};
 use crate::fs;
 use crate::layout::le;
+use crate::medium::RoleSource;
 use crate::medium::Slot;
-use crate::medium::Source;
 use crate::medium::read;
 use crate::mounts::System;
 use crate::ptable::{ALIGN_BYTES, Guid, Partition, Piece, Scheme, Table};
@@ -41,7 +41,7 @@ pub(super) struct Boot {
 
 impl Boot {
     /// Of the disk that the root (or the first source) lies on.
-    pub(super) fn of(system: &System, sources: &[Source], target: &Device) -> Result<Self> {
+    pub(super) fn of(system: &System, sources: &[RoleSource], target: &Device) -> Result<Self> {
         let root = sources
             .iter()
             .find(|source| source.role == crate::medium::Role::Root)
@@ -204,7 +204,7 @@ impl Boot {
     }
 
     /// Gives a slot what its source's partition has: type, identifier, name, attributes.
-    pub(super) fn identify(&self, slot: &mut Slot, source: &Source) {
+    pub(super) fn identify(&self, slot: &mut Slot, source: &RoleSource) {
         let system = System::look().ok();
         let entry = system.and_then(|system| entry_of(&system, &self.table, source));
         let Some(entry) = entry else {
@@ -261,7 +261,7 @@ impl Boot {
 }
 
 /// The entry of a source's partition in the original's table.
-fn entry_of(system: &System, table: &Table, source: &Source) -> Option<Partition> {
+fn entry_of(system: &System, table: &Table, source: &RoleSource) -> Option<Partition> {
     let dev = source.dev?;
     let disk = system.roots().disk_of(dev)?;
     let known = system.roots().partitions_of(disk);

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use crate::config::pairs::Pair;
 use crate::error::{Error, NOTHING_WRITTEN, Result};
-use crate::medium::roles::{Role, Wanted};
+use crate::medium::roles::{MediumOptions, Role};
 use crate::mounts::{DevId, Media, System};
 use crate::ptable::{Partition, role_of};
 use crate::report::Bytes;
@@ -20,7 +20,7 @@ const WORDS: [(&str, Media); 5] = [
 /// The disk, which nothing on it is in use for.
 pub(super) fn disk(
     system: &System,
-    wanted: &Wanted,
+    wanted: &MediumOptions,
     sources: &[DevId],
 ) -> Result<(PathBuf, DevId)> {
     let (path, dev) = find(system, wanted, sources)?;
@@ -45,7 +45,7 @@ pub(super) fn disk(
     }
 }
 
-fn find(system: &System, wanted: &Wanted, sources: &[DevId]) -> Result<(PathBuf, DevId)> {
+fn find(system: &System, wanted: &MediumOptions, sources: &[DevId]) -> Result<(PathBuf, DevId)> {
     let name = wanted.media.as_deref().unwrap_or_default();
     let Some((word, media)) = WORDS.iter().find(|(word, _)| name == *word) else {
         if !name.as_encoded_bytes().contains(&b'/') && !name.as_encoded_bytes().contains(&b'=') {
@@ -119,7 +119,7 @@ fn find(system: &System, wanted: &Wanted, sources: &[DevId]) -> Result<(PathBuf,
 /// `--media` without `--partition`: the partitions that bear the names of the roles.
 pub(crate) fn partitions_named(
     system: &System,
-    wanted: &Wanted,
+    wanted: &MediumOptions,
     pairs: &[Pair],
 ) -> Result<Vec<Pair>> {
     let (path, dev) = find(system, wanted, &[])?;

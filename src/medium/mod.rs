@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use self::boot::Boot;
 pub(crate) use self::choose::partitions_named;
-pub(crate) use self::roles::{Role, Wanted};
+pub(crate) use self::roles::{MediumOptions, Role};
 use crate::device::{Access, Device, ReadAt, WriteAt};
 use crate::error::{Error, Exit, Fault, NOTHING_WRITTEN, Result};
 use crate::mounts::{DevId, Roots, System};
@@ -29,7 +29,7 @@ use crate::units::{Extent, to_usize};
 
 /// What is copied into a role.
 #[derive(Clone, Debug)]
-pub(crate) struct Source {
+pub(crate) struct RoleSource {
     /// Where it goes.
     pub role: Role,
     /// What the user called it.
@@ -74,8 +74,8 @@ impl Medium {
     /// Finds the disk and lays it out; every check is made here.
     pub(crate) fn plan(
         system: &System,
-        wanted: &Wanted,
-        sources: &[Source],
+        wanted: &MediumOptions,
+        sources: &[RoleSource],
         overwrite: Overwrite,
     ) -> Result<Self> {
         let from: Vec<DevId> = sources.iter().filter_map(|source| source.dev).collect();
@@ -283,7 +283,7 @@ fn node(disk: &Path, number: u32) -> PathBuf {
 }
 
 /// The kind of table: what was asked for, else that of the original whose identifiers it keeps, else GPT.
-fn scheme(wanted: &Wanted, boot: Option<&Boot>, shown: &str) -> Result<Scheme> {
+fn scheme(wanted: &MediumOptions, boot: Option<&Boot>, shown: &str) -> Result<Scheme> {
     match (wanted.scheme, boot) {
         (None, boot) => Ok(boot.map_or(Scheme::Gpt, Boot::scheme)),
         (Some(scheme), Some(boot)) if scheme != boot.scheme() => Err(Error::refused(format_args!(
@@ -331,7 +331,7 @@ fn places(
 fn slot(
     role: Role,
     extent: Extent,
-    source: Option<&Source>,
+    source: Option<&RoleSource>,
     scheme: Scheme,
     boot: Option<&Boot>,
 ) -> std::result::Result<Slot, Fault> {
@@ -370,7 +370,7 @@ fn slot(
     Ok(slot)
 }
 
-fn fits(shown: &str, extent: Extent, source: Option<&Source>) -> Result<()> {
+fn fits(shown: &str, extent: Extent, source: Option<&RoleSource>) -> Result<()> {
     match source {
         Some(source) if source.size_bytes > extent.length_bytes => {
             Err(Error::refused(format_args!(
@@ -417,7 +417,7 @@ fn table(
 }
 
 /// The system's mkfs for a filesystem as the root's, or ext4.
-fn mkfs(sources: &[Source]) -> Result<PathBuf> {
+fn mkfs(sources: &[RoleSource]) -> Result<PathBuf> {
     let root = sources.iter().find(|source| source.role == Role::Root);
     let kind = root
         .map(|root| root.filesystem.as_str())

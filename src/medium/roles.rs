@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 
 use crate::cli::{self, Args};
 use crate::error::{Error, Result};
-use crate::medium::Source;
+use crate::medium::RoleSource;
 use crate::ptable::Scheme;
 use crate::report::Bytes;
 
@@ -63,7 +63,7 @@ impl Role {
 
 /// What was typed.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Wanted {
+pub(crate) struct MediumOptions {
     /// `--media`.
     pub media: Option<OsString>,
     /// `--partition`, or anything that implies it.
@@ -76,7 +76,7 @@ pub(crate) struct Wanted {
     sizes: [Option<u64>; 5],
 }
 
-impl Wanted {
+impl MediumOptions {
     /// Takes an option that is one of ours.
     pub(crate) fn option(&mut self, args: &mut Args, name: &str) -> Result<bool> {
         match name {
@@ -125,7 +125,7 @@ impl Wanted {
     /// The roles that get a partition, with their lengths; `None` is the rest.
     pub(crate) fn lengths(
         &self,
-        sources: &[Source],
+        sources: &[RoleSource],
         disk_bytes: u64,
         shown: &str,
     ) -> Result<Vec<(Role, Option<u64>)>> {
@@ -193,8 +193,8 @@ fn memory_bytes() -> u64 {
 mod tests {
     use super::*;
 
-    fn source(role: Role, mib: u64) -> Source {
-        Source {
+    fn source(role: Role, mib: u64) -> RoleSource {
+        RoleSource {
             role,
             name: "/".into(),
             filesystem: "ext4".into(),
@@ -220,7 +220,7 @@ mod tests {
             source(Role::Config, 10),
             source(Role::Boot, 16),
         ];
-        let wanted = Wanted::default();
+        let wanted = MediumOptions::default();
         let lengths = wanted.lengths(&sources, 1000 << 20, "disk").unwrap();
         let swap = memory_bytes() / 3;
         assert_eq!(
@@ -240,7 +240,7 @@ mod tests {
 
     #[test]
     fn a_size_below_its_source_and_a_size_for_nothing_are_refused() {
-        let mut wanted = Wanted::default();
+        let mut wanted = MediumOptions::default();
         wanted.sizes[1] = Some(50 << 20);
         let error = wanted
             .lengths(&[source(Role::Root, 100)], 1 << 30, "disk")

@@ -88,7 +88,7 @@ fn steps(shown: &Path, dev: DevId) -> Result<String> {
         Ok((device, identity))
     };
     let (device, before) = look().map_err(fail)?;
-    let wanted = Wanted::of(&device, &before).map_err(fail)?;
+    let wanted = NewSize::of(&device, &before).map_err(fail)?;
     drop(device);
     let filesystem = match before.kind {
         Kind::Xfs => "xfs",
@@ -145,13 +145,13 @@ fn is_target(
 }
 
 /// The size to ask for.
-enum Wanted {
+enum NewSize {
     Ext(u64),
     Xfs { blocks: u64, inode_percent: u32 },
     Btrfs(u64),
 }
 
-impl Wanted {
+impl NewSize {
     /// `None` when the filesystem fills its device.
     fn of(device: &Device, identity: &Identity) -> std::result::Result<Option<Self>, Fault> {
         let bad = Fault::corrupt("superblock");

@@ -19,7 +19,7 @@ use crate::snapshot::{
     CHECKSUMS, CHECKSUMS_SHA256, Checksum, Checksums, SNAPSHOT, Snapshot, check_sha256_line,
 };
 use crate::stream::copy::BUFFER_BYTES;
-use crate::stream::input::{Input, Source};
+use crate::stream::input::{Input, ReadZeros};
 use crate::stream::unzip::{Body, Directory, Unzip};
 use crate::stream::zip::{Entry, Sums};
 use crate::units::{to_u64, to_usize};
@@ -186,7 +186,7 @@ impl Catalog {
     }
 
     /// The unpacked bytes of an entry, as something to read.
-    pub fn reader(&self, path: &str) -> Result<Box<dyn Source>> {
+    pub fn reader(&self, path: &str) -> Result<Box<dyn ReadZeros>> {
         let fail = |fault| entry_error(&self.subject, path, fault);
         let entry = self
             .directory
@@ -300,7 +300,7 @@ impl Read for EntryReader {
     }
 }
 
-impl Source for EntryReader {
+impl ReadZeros for EntryReader {
     fn take_zeros(&mut self, unit: u64) -> u64 {
         self.body.take_zeros(unit)
     }

@@ -31,7 +31,7 @@ use crate::snapshot::relaid::Laid;
 use crate::snapshot::{self, BOOT, Snapshot, TABLE, image_path};
 use crate::stream::copy::Progress;
 use crate::stream::image::ImageReader;
-use crate::stream::input::{Input, Source};
+use crate::stream::input::{Input, ReadZeros};
 use crate::stream::target::Target;
 use crate::threads::Lock;
 use crate::units::Extent;
@@ -484,7 +484,7 @@ fn unpack(
     }
     let (mut filled, mut done) = (Vec::new(), Vec::new());
     for errand in errands {
-        let reader: Box<dyn Source> = match &origin {
+        let reader: Box<dyn ReadZeros> = match &origin {
             Origin::File(catalog) => catalog.reader(&errand.path)?,
             Origin::Pipe(bundle) => {
                 advance(bundle, &errand.path)?;
@@ -561,7 +561,7 @@ impl Read for PipeReader {
     }
 }
 
-impl Source for PipeReader {
+impl ReadZeros for PipeReader {
     fn take_zeros(&mut self, unit: u64) -> u64 {
         let mut bundle = self.0.lock();
         bundle.take_zeros(unit)
@@ -570,7 +570,7 @@ impl Source for PipeReader {
 
 fn one(
     errand: Errand,
-    reader: Box<dyn Source>,
+    reader: Box<dyn ReadZeros>,
     verify: bool,
     (subject, file): (&str, &std::fs::File),
 ) -> Result<(&'static str, Filled)> {

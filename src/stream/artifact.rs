@@ -16,7 +16,7 @@ use crate::error::Fault;
 use crate::json::{self, Value};
 use crate::report::hex;
 use crate::stream::gunzip::{self, Gunzip};
-use crate::stream::input::{Input, Source, at_most, is_zero};
+use crate::stream::input::{Input, ReadZeros, at_most, is_zero};
 use crate::stream::tar::{self, BLOCK_BYTES};
 use crate::units::{to_u64, to_usize};
 
@@ -250,7 +250,7 @@ fn payload(
     manifest: &Manifest,
     mut labels: Labels,
 ) -> Result<(Labels, Payload), Fault> {
-    let member = Part {
+    let member = Bounded {
         input,
         left: size_bytes,
         padding: tar::padding(size_bytes),
@@ -283,7 +283,7 @@ fn payload(
 }
 
 /// So many bytes of an input.
-struct Part {
+struct Bounded {
     input: Input<'static>,
     left: u64,
     /// Zeros that fill the last block behind them.
@@ -291,7 +291,7 @@ struct Part {
     ended: bool,
 }
 
-impl Part {
+impl Bounded {
     /// Behind the payload nothing follows but the archive's end.
     fn end(&mut self) -> Result<(), Fault> {
         if std::mem::replace(&mut self.ended, true) {
@@ -307,7 +307,7 @@ impl Part {
     }
 }
 
-impl Read for Part {
+impl Read for Bounded {
     fn read(&mut self, buffer: &mut [u8]) -> IoResult<usize> {
         if self.left == 0 {
             self.end().map_err(IoError::other)?;
@@ -389,7 +389,7 @@ impl Read for Payload {
     }
 }
 
-impl Source for Payload {
+impl ReadZeros for Payload {
     fn take_zeros(&mut self, _unit: u64) -> u64 {
         0
     }

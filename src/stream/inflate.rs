@@ -23,7 +23,7 @@ pub(crate) const LOOK_BYTES: usize = 64;
 
 /// What one step did.
 #[derive(Debug)]
-pub(crate) struct Step<'a> {
+pub(crate) struct Inflated<'a> {
     /// Input bytes taken.
     pub consumed: usize,
     /// Bytes that came out.
@@ -86,7 +86,7 @@ impl Inflate {
 
     /// Takes what it can from `input` (not empty) and gives what came out; steps that neither take nor give nor end do not
     /// repeat for ever.
-    pub(crate) fn step(&mut self, input: &[u8]) -> Result<Step<'_>, Fault> {
+    pub(crate) fn step(&mut self, input: &[u8]) -> Result<Inflated<'_>, Fault> {
         let mut input = input;
         if self.run == Run::Maybe {
             self.run = match input.starts_with(&self.head) && !self.head.is_empty() {
@@ -110,7 +110,7 @@ impl Inflate {
 
     /// `count` zero bytes of a run. The decoder would come back to the state it is in, with so many more zeros in the window: after
     /// a short run what stood there before can still be reached.
-    fn skip(&mut self, count: usize) -> Step<'_> {
+    fn skip(&mut self, count: usize) -> Inflated<'_> {
         let zeros = to_u64(count).saturating_mul(zeros::BYTES_A_ZERO);
         let (old, new) = self.window.split_at_mut(self.position);
         let length = at_most(zeros, WINDOW_BYTES);
@@ -119,7 +119,7 @@ impl Inflate {
         let from_start = old.iter_mut().take(length - at_end);
         from_start.for_each(|byte| *byte = 0);
         self.position = (self.position + length) % WINDOW_BYTES;
-        Step {
+        Inflated {
             consumed: count,
             output: &[],
             zeros,
@@ -127,7 +127,7 @@ impl Inflate {
         }
     }
 
-    fn inflate(&mut self, input: &[u8]) -> Result<Step<'_>, Fault> {
+    fn inflate(&mut self, input: &[u8]) -> Result<Inflated<'_>, Fault> {
         let start = self.position;
         let (status, consumed, produced) = decompress(
             &mut self.core,
@@ -162,7 +162,7 @@ impl Inflate {
         }
         let end = start.saturating_add(produced);
         self.position = end % WINDOW_BYTES;
-        Ok(Step {
+        Ok(Inflated {
             consumed,
             output: self.window.get(start..end).unwrap_or_default(),
             zeros: 0,

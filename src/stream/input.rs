@@ -16,7 +16,7 @@ use crate::units::{to_u64, to_usize};
 const BUFFER_BYTES: usize = 128 * 1024;
 
 /// A reader that may know of zeros without making them.
-pub trait Source: Read + Send {
+pub trait ReadZeros: Read + Send {
     /// Takes the zeros that come next where they are known to be many: a multiple of `unit`, or 0.
     fn take_zeros(&mut self, unit: u64) -> u64;
 }
@@ -26,7 +26,7 @@ enum Origin<'a> {
     /// One file after the other, the next one last.
     Files(File, Vec<File>),
     Reader(Box<dyn Read + Send + 'a>),
-    Source(Box<dyn Source + 'a>),
+    Source(Box<dyn ReadZeros + 'a>),
 }
 
 /// Something read forwards through one buffer.
@@ -79,7 +79,7 @@ impl<'a> Input<'a> {
     }
 
     /// A reader of ours.
-    pub fn source(source: Box<dyn Source + 'a>) -> Result<Self, Fault> {
+    pub fn source(source: Box<dyn ReadZeros + 'a>) -> Result<Self, Fault> {
         Self::with(Origin::Source(source), None)
     }
 

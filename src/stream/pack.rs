@@ -73,12 +73,13 @@ impl Chunk {
     }
 }
 
-struct Worker {
+/// The two ends that lead to one thread that packs.
+struct Hand {
     send: Sender<Chunk>,
     receive: Receiver<Chunk>,
 }
 
-impl Worker {
+impl Hand {
     fn start(level: u8) -> Result<Self, Fault> {
         let (send, work) = channel::<Chunk>();
         let (done, receive) = channel();
@@ -102,7 +103,7 @@ impl Worker {
 
 /// What comes next in the output.
 enum Turn {
-    Worker(usize),
+    Hand(usize),
     Zeros(u64),
 }
 
@@ -110,7 +111,7 @@ enum Turn {
 pub(crate) struct Packer {
     output: Output,
     /// None of them: bytes go out as they are.
-    workers: Vec<Worker>,
+    workers: Vec<Hand>,
     turns: VecDeque<Turn>,
     spare: Vec<Chunk>,
     next: usize,
@@ -131,7 +132,7 @@ impl Packer {
     ) -> Result<Self, Fault> {
         let count = level.map_or(0, |_| jobs.max(1));
         let workers = (0..count)
-            .map(|_| Worker::start(level.unwrap_or(1)))
+            .map(|_| Hand::start(level.unwrap_or(1)))
             .collect::<Result<Vec<_>, _>>()?;
         Ok(Self {
             output,
@@ -187,7 +188,7 @@ impl Packer {
             return written;
         };
         worker.send.send(chunk).map_err(|_| died())?;
-        self.turns.push_back(Turn::Worker(self.next));
+        self.turns.push_back(Turn::Hand(self.next));
         self.next = (self.next + 1) % self.workers.len();
         Ok(())
     }
@@ -218,7 +219,7 @@ impl Packer {
                 self.sum.zeros(length_bytes);
                 write_deflated_zeros(&mut self.output, length_bytes)
             }
-            Some(Turn::Worker(index)) => {
+            Some(Turn::Hand(index)) => {
                 let worker = self.workers.get(index).ok_or_else(died)?;
                 let chunk = worker.receive.recv().map_err(|_| died())?;
                 if let Some(fault) = chunk.fault {

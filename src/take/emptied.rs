@@ -21,14 +21,14 @@ const MAX_PATTERNS: usize = 256;
 
 /// What was typed.
 #[derive(Debug, Default)]
-pub(crate) struct Wanted {
+pub(crate) struct EmptyOptions {
     /// `--empty`.
     paths: Vec<Pattern>,
     /// `--golden`.
     golden: bool,
 }
 
-impl Wanted {
+impl EmptyOptions {
     /// Takes option `name` with its value; `false`: it is none of these.
     pub(crate) fn option(&mut self, args: &mut Args, name: &str) -> Result<bool> {
         match name {

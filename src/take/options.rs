@@ -21,7 +21,7 @@ use crate::stream::frames::{Framed, Header};
 use crate::stream::pipeline::known::Hashes;
 use crate::stream::pipeline::{Encoding, Problem, Settings};
 use crate::take::capture::Figures;
-use crate::take::emptied::Wanted;
+use crate::take::emptied::EmptyOptions;
 use crate::take::memory::{self, Spool, jobs};
 use crate::take::precopy;
 use crate::take::ready::Ready;
@@ -35,7 +35,7 @@ pub(crate) struct Taking {
     /// `--stall` and `--max-freeze`.
     pub limits: Limits,
     /// `--empty` and `--golden`.
-    pub wanted: Wanted,
+    pub wanted: EmptyOptions,
     /// `--precopy`.
     pub precopy: precopy::Wanted,
 }

@@ -15,7 +15,7 @@ use crate::config::pairs::Pair;
 use crate::error::{Error, Exit, NOTHING_WRITTEN, Result};
 use crate::medium::Medium;
 use crate::medium::Role;
-use crate::medium::Source;
+use crate::medium::RoleSource;
 use crate::medium::partitions_named;
 use crate::mounts::{DevId, System};
 use crate::put::figures;
@@ -256,11 +256,11 @@ fn find(pairs: &[Pair]) -> Result<Vec<Kept>> {
 }
 
 /// What the medium has to have room for.
-fn sources(system: &System, kept: &[Kept]) -> Result<Vec<Source>> {
+fn sources(system: &System, kept: &[Kept]) -> Result<Vec<RoleSource>> {
     let mut found = Vec::new();
     for (image, pair) in kept.iter().flat_map(|one| &one.parts) {
         let device = system.target(image.device.as_ref()).ok();
-        found.push(Source {
+        found.push(RoleSource {
             role: Role::parse(&pair.target)?,
             name: image.source.clone(),
             filesystem: image.filesystem.clone(),

@@ -30,8 +30,8 @@ use crate::error::{Error, NOTHING_WRITTEN, Result};
 use crate::fs::files::Emptying;
 use crate::medium;
 use crate::medium::Medium;
+use crate::medium::MediumOptions;
 use crate::medium::Role;
-use crate::medium::Wanted;
 use crate::medium::partitions_named;
 use crate::mounts::{DevId, System};
 use crate::put::figures::unchanged;
@@ -63,7 +63,7 @@ pub(super) struct Options {
     wants: Wants,
     /// `--dry-run`: nothing is written.
     dry_run: bool,
-    medium: Wanted,
+    medium: MediumOptions,
     after: After,
     /// `--factory`: what is kept instead of what runs.
     factory: bool,
@@ -93,7 +93,7 @@ pub(super) fn parse(mut args: Args) -> Result<Options> {
             only_changes: false,
         },
         dry_run: false,
-        medium: Wanted::default(),
+        medium: MediumOptions::default(),
         after: After::default(),
         factory: false,
         spool: Spool::Auto,
@@ -421,7 +421,7 @@ fn targets(
     for (pair, source) in pairs.iter().zip(&*sources) {
         let role = Role::parse(&pair.target)?;
         roles.push(role);
-        from.push(medium::Source {
+        from.push(medium::RoleSource {
             role,
             name: source.name.clone(),
             filesystem: source.filesystem.into(),

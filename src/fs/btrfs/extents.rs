@@ -9,7 +9,7 @@ use crate::layout;
 use crate::units::{Extent, to_u64};
 
 use super::chunks::{Chunk, Chunks, DOUBTFUL, HAS_GROUP, IN_TREE};
-use super::tree::{Cursor, Key, MAX_LEVELS, Root, Source};
+use super::tree::{Cursor, Key, MAX_LEVELS, Root, TreeBlocks};
 
 layout! {
     /// `struct btrfs_extent_item`.
@@ -40,7 +40,7 @@ const BAD_BLOCKS: u32 = 64;
 /// What the marking works on.
 pub(super) struct Marking<'a, 's> {
     /// The device and its geometry.
-    pub source: Source<'a>,
+    pub source: TreeBlocks<'a>,
     /// The chunk map, which also keeps the counts.
     pub chunks: Chunks<'s>,
     /// Everything free to begin with.
@@ -64,7 +64,7 @@ pub(super) struct Found {
 
 impl<'a, 's> Marking<'a, 's> {
     /// Starts with everything free.
-    pub(super) fn new(source: Source<'a>, chunks: Chunks<'s>, map: &'a mut UsedMap) -> Self {
+    pub(super) fn new(source: TreeBlocks<'a>, chunks: Chunks<'s>, map: &'a mut UsedMap) -> Self {
         map.set_all_free();
         Self {
             source,

@@ -29,7 +29,7 @@ use crate::units::{Extent, to_u64};
 use chunks::{Chunk, Chunks, IN_TREE};
 use extents::Marking;
 use superblock::{COPIES, Geometry, RESERVED_BYTES, SUPER_BYTES, Superblock};
-use tree::{Cursor, Key, MAX_LEVELS, Root, Source};
+use tree::{Cursor, Key, MAX_LEVELS, Root, TreeBlocks};
 use unwritten::Unwritten;
 
 /// Object ids and item kinds (`btrfs_tree.h`).
@@ -132,7 +132,7 @@ fn mark(identity: &Identity, walk: &mut Walk<'_>, map: &mut UsedMap) -> Result<V
     if size_bytes > device.size_bytes() {
         return Err(Fault::corrupt("a filesystem larger than its device"));
     }
-    let source = Source { device, geometry };
+    let source = TreeBlocks { device, geometry };
     let (mut cursor, rest) = new_cursor(walk.scratch, MAIN_BYTES, &geometry)?;
     let (checksums, rest) = new_cursor(rest, SIDE_BYTES, &geometry)?;
     let (files, rest) = new_cursor(rest, SIDE_BYTES, &geometry)?;
@@ -224,7 +224,7 @@ fn chunk_tree(superblock: &Superblock) -> Root {
 /// The system chunks from the superblock's array, then all of them from the chunk tree.
 fn map_chunks<'s>(
     superblock: &Superblock,
-    source: &Source,
+    source: &TreeBlocks,
     cursor: &mut Cursor,
     mut chunks: Chunks<'s>,
 ) -> Result<Chunks<'s>, Fault> {
@@ -273,7 +273,7 @@ fn map_chunks<'s>(
 /// what is written goes to the other device as well, and this one alone mounts only as degraded. The start, the end and the
 /// suspension of a replacement are commits, so that the item on the disk is right while the filesystem is held.
 fn check_replace(
-    source: &Source,
+    source: &TreeBlocks,
     chunks: &Chunks,
     cursor: &mut Cursor,
     device_root: Root,
@@ -294,7 +294,7 @@ fn check_replace(
 
 /// Where the tree with this id starts.
 fn find_root(
-    source: &Source,
+    source: &TreeBlocks,
     chunks: &Chunks,
     cursor: &mut Cursor,
     root_tree: Root,

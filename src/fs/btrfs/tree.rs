@@ -90,7 +90,7 @@ impl Root {
 
 /// Where tree blocks are read from.
 #[derive(Clone, Copy)]
-pub(super) struct Source<'a> {
+pub(super) struct TreeBlocks<'a> {
     /// The device.
     pub device: &'a dyn ReadAt,
     /// What the superblock says.
@@ -106,7 +106,7 @@ struct Expected {
     limit: Key,
 }
 
-impl Source<'_> {
+impl TreeBlocks<'_> {
     /// Reads the block into `block` from the first copy that passes every check.
     fn read(&self, chunks: &Chunks, expected: &Expected, block: &mut [u8]) -> Result<usize, Fault> {
         let logical = expected.root.logical;
@@ -197,14 +197,14 @@ fn entry_key(block: &[u8], level: u8, index: usize) -> Option<Key> {
 
 /// One level of the path from the top of a tree to the current leaf.
 #[derive(Clone, Copy, Debug)]
-struct Step {
+struct Level {
     /// The entry to visit next.
     next: usize,
     count: usize,
     limit: Key,
 }
 
-const UNREAD: Step = Step {
+const UNREAD: Level = Level {
     next: 0,
     count: 0,
     limit: Key::LAST,
@@ -214,7 +214,7 @@ const UNREAD: Step = Step {
 pub(super) struct Cursor<'s> {
     memory: &'s mut [u8],
     node_bytes: usize,
-    steps: [Step; MAX_LEVELS],
+    steps: [Level; MAX_LEVELS],
     /// The tree it stands in.
     root: Option<Root>,
     /// The lowest level that is loaded.
@@ -248,12 +248,17 @@ impl<'s> Cursor<'s> {
         self.memory.get(start..)?.get(..self.node_bytes)
     }
 
-    fn step(&mut self, level: u8) -> &mut Step {
+    fn step(&mut self, level: u8) -> &mut Level {
         let index = usize::from(level).min(MAX_LEVELS - 1);
         &mut self.steps[index]
     }
 
-    fn load(&mut self, source: &Source, chunks: &Chunks, expected: &Expected) -> Result<(), Fault> {
+    fn load(
+        &mut self,
+        source: &TreeBlocks,
+        chunks: &Chunks,
+        expected: &Expected,
+    ) -> Result<(), Fault> {
         let level = expected.root.level;
         // What lies below belongs to another path from here on, also when this read fails.
         for step in self.steps.iter_mut().take(usize::from(level) + 1) {
@@ -268,7 +273,7 @@ impl<'s> Cursor<'s> {
             .filter(|_| usize::from(level) < MAX_LEVELS)
             .ok_or_else(|| Fault::unsupported("a tree too tall for the memory of a walk"))?;
         let count = source.read(chunks, expected, block)?;
-        *self.step(level) = Step {
+        *self.step(level) = Level {
             next: 0,
             count,
             limit: expected.limit,
@@ -280,7 +285,7 @@ impl<'s> Cursor<'s> {
     /// Loads the top block: the next item is the first of the tree. After an error the cursor stands at an end.
     pub(super) fn start(
         &mut self,
-        source: &Source,
+        source: &TreeBlocks,
         chunks: &Chunks,
         root: Root,
     ) -> Result<(), Fault> {
@@ -298,7 +303,7 @@ impl<'s> Cursor<'s> {
     /// Makes the first item at or after `key` the next one; blocks of the path that hold it already are not read again.
     pub(super) fn seek(
         &mut self,
-        source: &Source,
+        source: &TreeBlocks,
         chunks: &Chunks,
         root: Root,
         key: Key,
@@ -362,7 +367,7 @@ impl<'s> Cursor<'s> {
     }
 
     /// Enters the next child of the lowest loaded block; whatever comes of it, that child is done with.
-    fn descend(&mut self, source: &Source, chunks: &Chunks) -> Result<(), Fault> {
+    fn descend(&mut self, source: &TreeBlocks, chunks: &Chunks) -> Result<(), Fault> {
         let level = self.level;
         let step = *self.step(level);
         self.step(level).next = step.next.saturating_add(1);
@@ -388,7 +393,11 @@ impl<'s> Cursor<'s> {
     }
 
     /// The key of the next item, `None` at the end. After an error the next call goes on behind the block that was bad.
-    pub(super) fn next(&mut self, source: &Source, chunks: &Chunks) -> Result<Option<Key>, Fault> {
+    pub(super) fn next(
+        &mut self,
+        source: &TreeBlocks,
+        chunks: &Chunks,
+    ) -> Result<Option<Key>, Fault> {
         loop {
             let level = self.level;
             let step = *self.step(level);

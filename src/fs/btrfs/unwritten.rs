@@ -12,7 +12,7 @@ use crate::units::{Extent, to_u64};
 use super::chunks::Chunks;
 use super::extents::{Found, Marking, RawExtent};
 use super::find_root;
-use super::tree::{Cursor, Key, Root, Source};
+use super::tree::{Cursor, Key, Root, TreeBlocks};
 
 layout! {
     /// An inline `struct btrfs_extent_data_ref` behind the byte of its kind: items of one file in one tree.
@@ -71,7 +71,7 @@ pub(super) struct Unwritten<'s> {
 impl<'s> Unwritten<'s> {
     /// Stands before the first checksum of the tree at `checksum_root`.
     pub(super) fn new(
-        source: &Source,
+        source: &TreeBlocks,
         chunks: &Chunks,
         (root_tree, checksum_root): (Root, Root),
         (mut checksums, files): (Cursor<'s>, Cursor<'s>),
@@ -88,7 +88,7 @@ impl<'s> Unwritten<'s> {
         Ok(new)
     }
 
-    fn next_run(&mut self, source: &Source, chunks: &Chunks) -> Result<(), Fault> {
+    fn next_run(&mut self, source: &TreeBlocks, chunks: &Chunks) -> Result<(), Fault> {
         self.run = None;
         while let Some(key) = self.checksums.next(source, chunks)? {
             if key.kind == EXTENT_CSUM {
@@ -104,7 +104,7 @@ impl<'s> Unwritten<'s> {
     /// Whether checksums cover all of `extent`; extents must come in ascending order.
     fn is_covered(
         &mut self,
-        source: &Source,
+        source: &TreeBlocks,
         chunks: &Chunks,
         extent: Extent,
     ) -> Result<bool, Fault> {
@@ -239,7 +239,7 @@ impl<'s> Unwritten<'s> {
 
     fn file_root(
         &mut self,
-        source: &Source,
+        source: &TreeBlocks,
         chunks: &Chunks,
         id: u64,
     ) -> Result<Option<Root>, Fault> {

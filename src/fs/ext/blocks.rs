@@ -6,7 +6,7 @@
 use super::bitmap::{ZeroRuns, zeros};
 use super::groups::{Blocks, Descriptor};
 use super::superblock::Geometry;
-use super::window::{Buffers, Wanted};
+use super::window::{Buffers, Request};
 use crate::error::Fault;
 use crate::fs::{UsedMap, Verdict};
 use crate::units::{self, to_usize};
@@ -67,7 +67,7 @@ fn apply_group(
     let Some(place) = geometry.extent(descriptor.block_bitmap, 1) else {
         return Ok(Err(Fault::corrupt("place of the block bitmap")));
     };
-    let bytes = buffers.block_bitmaps.get(Wanted {
+    let bytes = buffers.block_bitmaps.get(Request {
         offset: place.offset,
         length_bytes: to_usize(geometry.clusters_per_group / 8),
         ahead_end: ahead_end(geometry, place.offset),

@@ -5,7 +5,7 @@
 
 use super::checksum::BitmapChecksum;
 use super::superblock::{Backups, Geometry};
-use super::window::{Wanted, Window};
+use super::window::{Request, Window};
 use crate::error::Fault;
 use crate::units::to_usize;
 
@@ -191,7 +191,7 @@ impl Geometry {
         } else {
             block.end()
         };
-        let bytes = window.get(Wanted {
+        let bytes = window.get(Request {
             offset,
             length_bytes: to_usize(u64::from(self.descriptor_bytes)),
             ahead_end: run_end,

@@ -5,7 +5,7 @@
 use super::checksum::inode_is_right;
 use super::superblock::Geometry;
 use super::tree::HEADER_MAGIC;
-use super::window::{Buffers, Wanted};
+use super::window::{Buffers, Request};
 use crate::error::Fault;
 use crate::layout::le;
 use crate::units::to_usize;
@@ -96,7 +96,7 @@ impl Inode {
             Ok(offset) => offset,
             Err(doubt) => return Ok(Err(doubt)),
         };
-        let bytes = buffers.inodes.get(Wanted {
+        let bytes = buffers.inodes.get(Request {
             offset,
             length_bytes: to_usize(u64::from(geometry.inode_bytes)),
             ahead_end: 0,

@@ -9,7 +9,7 @@ use super::groups::{Blocks, Descriptor};
 use super::inode::Inode;
 use super::superblock::Geometry;
 use super::tree::{Run, Usage, Visit, visit};
-use super::window::{Buffers, Wanted, Window};
+use super::window::{Buffers, Request, Window};
 use crate::device::ReadAt;
 use crate::error::{Fault, FaultKind};
 use crate::fs::UsedMap;
@@ -109,7 +109,7 @@ fn inode_bits<'b>(
     let Some(place) = geometry.extent(descriptor.inode_bitmap, 1) else {
         return Ok(Err(Fault::corrupt("place of the inode bitmap")));
     };
-    let bits = window.get(Wanted {
+    let bits = window.get(Request {
         offset: place.offset,
         length_bytes: to_usize(u64::from(geometry.inodes_per_group / 8)),
         ahead_end: ahead_end(geometry, place.offset),
@@ -169,7 +169,7 @@ impl Scan<'_> {
             if !self.known.must_read(offset) {
                 continue;
             }
-            let bytes = window.get(Wanted {
+            let bytes = window.get(Request {
                 offset,
                 length_bytes: to_usize(inode_bytes),
                 ahead_end: table.offset + touched * inode_bytes,

@@ -18,7 +18,7 @@ pub(super) const BUFFERS_BYTES: usize = 3 * MAX_BLOCK_BYTES + INODES_BYTES + 5 *
 
 /// What is read and how far it is worth reading ahead.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Wanted {
+pub(super) struct Request {
     /// First byte.
     pub offset: u64,
     /// Bytes that must be there.
@@ -46,7 +46,7 @@ impl<'w> Window<'w> {
     }
 
     /// The bytes wanted, read now unless they are here. More than the window's size is a corrupt input.
-    pub(super) fn get(&mut self, wanted: Wanted) -> Result<&[u8], Fault> {
+    pub(super) fn get(&mut self, wanted: Request) -> Result<&[u8], Fault> {
         let length = wanted.length_bytes;
         let too_long =
             || Fault::corrupt("structure too long").at(wanted.offset, to_u64(wanted.length_bytes));
@@ -72,7 +72,7 @@ impl<'w> Window<'w> {
     }
 
     /// `None` when the window is too small.
-    fn load(&mut self, wanted: Wanted) -> Option<Result<(), Fault>> {
+    fn load(&mut self, wanted: Request) -> Option<Result<(), Fault>> {
         let end = wanted.ahead_end.min(self.device.size_bytes());
         let ahead = to_usize(end.saturating_sub(wanted.offset))
             .clamp(0, self.buffer.len())
@@ -159,7 +159,7 @@ mod tests {
         };
         let mut scratch = vec![0; SCRATCH_BYTES];
         let mut buffers = Buffers::split(&device, &mut scratch).unwrap();
-        let wanted = |offset, ahead_end| Wanted {
+        let wanted = |offset, ahead_end| Request {
             offset,
             length_bytes: 4096,
             ahead_end,
@@ -171,7 +171,7 @@ mod tests {
         // The window is elsewhere now, and reading ahead hits the bad part.
         assert!(window.get(wanted(8192, 0)).is_err());
         assert_eq!(window.get(wanted(4096, 1 << 20)).unwrap(), [7; 4096]);
-        let long = Wanted {
+        let long = Request {
             offset: 0,
             length_bytes: 1 << 20,
             ahead_end: 0,

@@ -8,7 +8,7 @@ use crate::threads::forgive;
 use crate::units::to_u64;
 
 impl Shared {
-    pub(super) fn worker(&self, worker: &mut Worker) {
+    pub(super) fn worker(&self, worker: &mut Encoder) {
         let mut core = self.lock();
         loop {
             if core.problem.is_some() || (core.all_read() && core.jobs.is_empty()) {
@@ -73,7 +73,7 @@ impl Shared {
     }
 
     /// Encodes one chunk into its chain; an all-zero chunk becomes a zero record and gives its cells back.
-    fn encode(&self, worker: &mut Worker, job: Job) -> Result<Record, Problem> {
+    fn encode(&self, worker: &mut Encoder, job: Job) -> Result<Record, Problem> {
         let internal = || Problem::Internal(Fault::refused("chunk outside its slot"));
         let slot = forgive(self.slots.get(job.slot).ok_or_else(internal)?.read());
         let chunk = slot
@@ -112,12 +112,12 @@ pub fn is_zero(bytes: &[u8]) -> bool {
 }
 
 /// A worker's own memory.
-pub(super) struct Worker {
+pub(super) struct Encoder {
     deflater: Option<Deflater>,
     output: Vec<u8>,
 }
 
-impl Worker {
+impl Encoder {
     pub(super) fn new(encoding: Encoding) -> Self {
         match encoding {
             Encoding::Deflate(level) => Self {

@@ -9,7 +9,7 @@ use std::sync::{Condvar, OnceLock, RwLock};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 
-use super::encode::Worker;
+use super::encode::Encoder;
 use super::hold::{Early, Pass};
 use super::known::Known;
 use super::place::Placing;
@@ -166,7 +166,7 @@ impl Shared {
 /// What one of the pipeline's threads does for all of its life.
 enum Role {
     Read,
-    Encode(Box<Worker>),
+    Encode(Box<Encoder>),
     Place(&'static dyn Placing),
     /// Hands out what comes next, in order.
     Emit(Outlet),
@@ -218,7 +218,7 @@ impl Pipeline {
         let mut roles = Vec::new();
         roles.extend((0..READERS).map(|_| Role::Read));
         roles.extend((0..shared.settings.jobs).map(|_| match shared.places {
-            None => Role::Encode(Box::new(Worker::new(encoding))),
+            None => Role::Encode(Box::new(Encoder::new(encoding))),
             Some(places) => Role::Place(places),
         }));
         roles.push(Role::Emit(sink));

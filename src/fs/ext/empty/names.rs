@@ -35,7 +35,7 @@ pub(super) type Each<'e> =
 
 /// What a name must be.
 #[derive(Clone, Copy)]
-enum Wanted<'n> {
+enum NameRule<'n> {
     /// This one, or one that fits.
     Name(&'n [u8]),
     /// Any but `.` and `..`.
@@ -110,7 +110,7 @@ impl<'f, 'w> Finder<'f, 'w> {
         let (name, rest) = rest.split_at(end.unwrap_or(rest.len()));
         let (length, mut found, mut position) = (self.path.len(), 0, Some(Position::default()));
         while let Some(from) = position {
-            let Some((number, next)) = self.next(folder, from, Wanted::Name(name))? else {
+            let Some((number, next)) = self.next(folder, from, NameRule::Name(name))? else {
                 break;
             };
             let inode = self.inode(number)?;
@@ -135,7 +135,7 @@ impl<'f, 'w> Finder<'f, 'w> {
         let deeper = depth.checked_sub(1);
         let deeper = deeper.ok_or_else(|| Fault::unsupported("folders nested too deeply"))?;
         let (length, mut found, mut position) = (self.path.len(), 0, Position::default());
-        while let Some((number, next)) = self.next(folder, position, Wanted::Any)? {
+        while let Some((number, next)) = self.next(folder, position, NameRule::Any)? {
             let inode = self.inode(number)?;
             if inode.is_regular() {
                 found += self.file(&inode)?;
@@ -201,7 +201,7 @@ impl<'f, 'w> Finder<'f, 'w> {
             }
             let kept = self.path.len();
             let entry = match at.is_directory() {
-                true => self.next(&at, Position::default(), Wanted::Name(name)),
+                true => self.next(&at, Position::default(), NameRule::Name(name)),
                 false => Ok(None),
             };
             self.path.truncate(kept);
@@ -230,12 +230,12 @@ impl<'f, 'w> Finder<'f, 'w> {
         &mut self,
         folder: &Inode,
         mut position: Position,
-        wanted: Wanted<'_>,
+        wanted: NameRule<'_>,
     ) -> Result<Option<(u32, Position)>, Fault> {
         if folder.is_encrypted() {
             return Err(self.refused("an encrypted folder, whose names cannot be read", folder));
         }
-        if let Wanted::Name(name) = wanted {
+        if let NameRule::Name(name) = wanted {
             // A folder in an inode keeps neither of them as entries.
             let number = match name {
                 b"." => Some(folder.number),
@@ -348,7 +348,7 @@ impl<'f, 'w> Finder<'f, 'w> {
     }
 }
 
-impl Wanted<'_> {
+impl NameRule<'_> {
     fn is(self, name: &[u8], folds_case: bool) -> bool {
         match self {
             Self::Any => !matches!(name, b"." | b".."),
