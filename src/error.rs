@@ -281,6 +281,23 @@ impl Fault {
         details.what == Some("open") && missing.iter().any(|errno| self.is_errno(*errno))
     }
 
+    /// The doubt that a fault of the bytes is: what they say is not believed, and counts as used. A fault of the device is no doubt,
+    /// and ends the walk.
+    pub fn doubted(self) -> std::result::Result<Self, Self> {
+        match self.kind() {
+            FaultKind::Io => Err(self),
+            FaultKind::Corrupt | FaultKind::Unsupported | FaultKind::Refused => Ok(self),
+        }
+    }
+
+    /// What was read, or nothing where it cannot be believed.
+    pub fn believed<T>(read: std::result::Result<T, Self>) -> std::result::Result<Option<T>, Self> {
+        match read {
+            Ok(found) => Ok(Some(found)),
+            Err(fault) => fault.doubted().map(|_| None),
+        }
+    }
+
     /// True for a failed system call with this errno.
     pub fn is_errno(&self, errno: rustix::io::Errno) -> bool {
         self.errno() == Some(errno.raw_os_error())

@@ -168,8 +168,7 @@ fn mark(identity: &Identity, walk: &mut Walk<'_>, map: &mut UsedMap) -> Result<V
     let mut verdict = marking.verdict;
     match unwritten {
         Ok(_) => {}
-        Err(fault) if fault.kind() == FaultKind::Io => return Err(fault),
-        Err(fault) => verdict.doubt(fault),
+        Err(fault) => verdict.doubt(fault.doubted()?),
     }
     keep_reserved(&geometry, map);
     Ok(verdict)

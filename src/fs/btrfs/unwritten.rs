@@ -5,7 +5,7 @@
 //! names becomes used again. Only when fewer items than references are found (a snapshot in the middle of its deletion, more
 //! references than fit into the extent's item) does the extent stay used: the one exception to the promise of zeros.
 
-use crate::error::{Fault, FaultKind};
+use crate::error::Fault;
 use crate::layout;
 use crate::units::{Extent, to_u64};
 
@@ -250,14 +250,9 @@ impl<'s> Unwritten<'s> {
             return Ok(Some(root));
         }
         let found = find_root(source, chunks, &mut self.files, self.root_tree, id);
-        match found {
-            Ok(root) => {
-                self.file_root = Some((id, root));
-                Ok(Some(root))
-            }
-            Err(fault) if fault.kind() == FaultKind::Io => Err(fault),
-            Err(_) => Ok(None),
-        }
+        let found = Fault::believed(found)?;
+        self.file_root = found.map(|root| (id, root)).or(self.file_root);
+        Ok(found)
     }
 }
 

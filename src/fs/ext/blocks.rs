@@ -29,9 +29,9 @@ pub(super) fn apply_bitmaps(
 ) -> Result<(), Fault> {
     let mut free_clusters = 0u64;
     for group in 0..geometry.groups {
-        match apply_group(geometry, buffers, map, group)? {
+        match apply_group(geometry, buffers, map, group) {
             Ok(free) => free_clusters = free_clusters.saturating_add(free),
-            Err(doubt) => verdict.doubt(doubt.in_unit("group", u64::from(group))),
+            Err(fault) => verdict.doubt(fault.doubted()?.in_unit("group", u64::from(group))),
         }
     }
     let free_blocks = free_clusters << geometry.cluster_log2;
@@ -44,28 +44,25 @@ pub(super) fn apply_bitmaps(
     Ok(())
 }
 
-/// The free clusters of a group that passed, or why it stays used.
+/// The free clusters of a group that passed.
 fn apply_group(
     geometry: &Geometry,
     buffers: &mut Buffers<'_>,
     map: &mut UsedMap,
     group: u32,
-) -> Result<Result<u64, Fault>, Fault> {
-    let descriptor = match geometry.descriptor(&mut buffers.descriptors, group)? {
-        Ok(descriptor) => descriptor,
-        Err(doubt) => return Ok(Err(doubt)),
-    };
+) -> Result<u64, Fault> {
+    let descriptor = geometry.descriptor(&mut buffers.descriptors, group)?;
     let clusters = geometry.group_clusters(group);
     if descriptor.block_uninit {
         let used = derived_used_clusters(geometry, &descriptor, group);
         if clusters.checked_sub(used) != Some(descriptor.free_clusters) {
-            return Ok(Err(Fault::corrupt("free count of an unwritten bitmap")));
+            return Err(Fault::corrupt("free count of an unwritten bitmap"));
         }
         apply_unwritten(geometry, &descriptor, map, group);
-        return Ok(Ok(descriptor.free_clusters));
+        return Ok(descriptor.free_clusters);
     }
     let Some(place) = geometry.extent(descriptor.block_bitmap, 1) else {
-        return Ok(Err(Fault::corrupt("place of the block bitmap")));
+        return Err(Fault::corrupt("place of the block bitmap"));
     };
     let bytes = buffers.block_bitmaps.get(Request {
         offset: place.offset,
@@ -74,10 +71,10 @@ fn apply_group(
     })?;
     let checksum = descriptor.block_bitmap_checksum;
     if !geometry.checksums.bitmap_is_right(bytes, checksum) {
-        return Ok(Err(Fault::corrupt("block bitmap checksum")));
+        return Err(Fault::corrupt("block bitmap checksum"));
     }
     if zeros(bytes, clusters) != descriptor.free_clusters {
-        return Ok(Err(Fault::corrupt("free count of the block bitmap")));
+        return Err(Fault::corrupt("free count of the block bitmap"));
     }
     let group_blocks = geometry.group_blocks(group);
     for (first, end) in ZeroRuns::new(bytes, clusters) {
@@ -87,7 +84,7 @@ fn apply_group(
             map.set_free(extent);
         }
     }
-    Ok(Ok(descriptor.free_clusters))
+    Ok(descriptor.free_clusters)
 }
 
 /// Bitmaps of neighbouring groups lie side by side under flex_bg.
@@ -163,7 +160,8 @@ pub(super) fn mark_metadata(
             verdict.doubt(fault.in_unit("group", unit));
         }
         // One that cannot be believed has been doubted by apply_bitmaps already.
-        let Ok(descriptor) = geometry.descriptor(&mut buffers.descriptors, group)? else {
+        let descriptor = geometry.descriptor(&mut buffers.descriptors, group);
+        let Some(descriptor) = Fault::believed(descriptor)? else {
             continue;
         };
         let inodes = match tables {

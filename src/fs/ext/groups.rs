@@ -170,12 +170,12 @@ impl Geometry {
         Some(block.offset + u64::from(group % per_block) * u64::from(self.descriptor_bytes))
     }
 
-    /// Reads and checks the descriptor of `group`: `Err` for an I/O error, `Ok(Err)` for one that cannot be believed.
+    /// Reads and checks the descriptor of `group`.
     pub(super) fn descriptor(
         &self,
         window: &mut Window<'_>,
         group: u32,
-    ) -> Result<Result<Descriptor, Fault>, Fault> {
+    ) -> Result<Descriptor, Fault> {
         let per_block = self.descriptors_per_block();
         let index = group / per_block;
         let bad = || Fault::corrupt("group descriptor").in_unit("group", u64::from(group));
@@ -183,7 +183,7 @@ impl Geometry {
             self.extent(self.descriptor_block(index), 1),
             self.descriptor_place(group),
         ) else {
-            return Ok(Err(bad()));
+            return Err(bad());
         };
         let run_end = if index < self.first_meta_bg {
             let rest = u64::from(self.first_meta_bg - index);
@@ -196,7 +196,7 @@ impl Geometry {
             length_bytes: to_usize(u64::from(self.descriptor_bytes)),
             ahead_end: run_end,
         })?;
-        Ok(self.parse_descriptor(group, bytes))
+        self.parse_descriptor(group, bytes)
     }
 
     /// Checks the descriptor of `group`; the fault says why it cannot be believed.

@@ -63,48 +63,42 @@ pub(super) struct Inode {
 }
 
 impl Inode {
-    /// Where inode `number` lies, in bytes: `Ok(Err)` when there is none.
+    /// Where inode `number` lies, in bytes; an error when there is none.
     pub(super) fn place(
         geometry: &Geometry,
         buffers: &mut Buffers<'_>,
         number: u32,
-    ) -> Result<Result<u64, Fault>, Fault> {
+    ) -> Result<u64, Fault> {
         let bad = || Fault::corrupt("inode").in_unit("inode", u64::from(number));
         let Some(index) = number.checked_sub(1) else {
-            return Ok(Err(bad()));
+            return Err(bad());
         };
         let group = index / geometry.inodes_per_group;
         if group >= geometry.groups {
-            return Ok(Err(bad()));
+            return Err(bad());
         }
-        let descriptor = match geometry.descriptor(&mut buffers.descriptors, group)? {
-            Ok(descriptor) => descriptor,
-            Err(doubt) => return Ok(Err(doubt)),
-        };
+        let descriptor = geometry.descriptor(&mut buffers.descriptors, group)?;
         let table = geometry.extent(descriptor.inode_table, geometry.table_blocks());
         let inside = u64::from(index % geometry.inodes_per_group) * u64::from(geometry.inode_bytes);
-        Ok(table.map(|table| table.offset + inside).ok_or_else(bad))
+        table.map(|table| table.offset + inside).ok_or_else(bad)
     }
 
-    /// Reads one inode by its number, with its bytes: `Ok(Err)` when there is none or it cannot be believed.
+    /// Reads one inode by its number, with its bytes.
     pub(super) fn read_whole<'b>(
         geometry: &Geometry,
         buffers: &'b mut Buffers<'_>,
         number: u32,
-    ) -> Result<Result<(Self, &'b [u8]), Fault>, Fault> {
-        let offset = match Self::place(geometry, buffers, number)? {
-            Ok(offset) => offset,
-            Err(doubt) => return Ok(Err(doubt)),
-        };
+    ) -> Result<(Self, &'b [u8]), Fault> {
+        let offset = Self::place(geometry, buffers, number)?;
         let bytes = buffers.inodes.get(Request {
             offset,
             length_bytes: to_usize(u64::from(geometry.inode_bytes)),
             ahead_end: 0,
         })?;
-        Ok(Self::parse(geometry, number, bytes)
+        Self::parse(geometry, number, bytes)
             .filter(|inode| inode.is_right)
             .map(|inode| (inode, bytes))
-            .ok_or_else(|| Fault::corrupt("inode").in_unit("inode", u64::from(number))))
+            .ok_or_else(|| Fault::corrupt("inode").in_unit("inode", u64::from(number)))
     }
 
     /// The same without the bytes.
@@ -112,8 +106,8 @@ impl Inode {
         geometry: &Geometry,
         buffers: &mut Buffers<'_>,
         number: u32,
-    ) -> Result<Result<Self, Fault>, Fault> {
-        Ok(Self::read_whole(geometry, buffers, number)?.map(|(inode, _)| inode))
+    ) -> Result<Self, Fault> {
+        Self::read_whole(geometry, buffers, number).map(|(inode, _)| inode)
     }
 
     /// Parses the bytes of inode `number`; `None` when they are too few.

@@ -11,7 +11,7 @@ use super::superblock::Geometry;
 use super::tree::{Run, Usage, Visit, visit};
 use super::window::{Buffers, Request, Window};
 use crate::device::ReadAt;
-use crate::error::{Fault, FaultKind};
+use crate::error::Fault;
 use crate::fs::UsedMap;
 use crate::fs::earlier::Known;
 use crate::units::to_usize;
@@ -59,10 +59,10 @@ pub(super) fn pass(
     // Each tree block is a block of its own: one pass over a sound filesystem cannot meet more of them than blocks.
     let mut budget = geometry.blocks;
     for group in 0..geometry.groups {
-        let descriptor = match geometry.descriptor(&mut buffers.descriptors, group)? {
+        let descriptor = match geometry.descriptor(&mut buffers.descriptors, group) {
             Ok(descriptor) => descriptor,
-            Err(doubt) => {
-                found.doubt(doubt);
+            Err(fault) => {
+                found.doubt(fault.doubted()?);
                 continue;
             }
         };
@@ -75,10 +75,10 @@ pub(super) fn pass(
             }
             continue;
         }
-        let bits = match inode_bits(geometry, &mut buffers.inode_bitmaps, &descriptor)? {
+        let bits = match inode_bits(geometry, &mut buffers.inode_bitmaps, &descriptor) {
             Ok(bits) => bits,
-            Err(doubt) => {
-                found.doubt(unit(doubt));
+            Err(fault) => {
+                found.doubt(unit(fault.doubted()?));
                 continue;
             }
         };
@@ -105,9 +105,9 @@ fn inode_bits<'b>(
     geometry: &Geometry,
     window: &'b mut Window<'_>,
     descriptor: &Descriptor,
-) -> Result<Result<&'b [u8], Fault>, Fault> {
+) -> Result<&'b [u8], Fault> {
     let Some(place) = geometry.extent(descriptor.inode_bitmap, 1) else {
-        return Ok(Err(Fault::corrupt("place of the inode bitmap")));
+        return Err(Fault::corrupt("place of the inode bitmap"));
     };
     let bits = window.get(Request {
         offset: place.offset,
@@ -116,17 +116,17 @@ fn inode_bits<'b>(
     })?;
     let checksum = descriptor.inode_bitmap_checksum;
     if !geometry.checksums.bitmap_is_right(bits, checksum) {
-        return Ok(Err(Fault::corrupt("inode bitmap checksum")));
+        return Err(Fault::corrupt("inode bitmap checksum"));
     }
     let all = u64::from(geometry.inodes_per_group);
     if zeros(bits, all) != u64::from(descriptor.free_inodes) {
-        return Ok(Err(Fault::corrupt("free count of the inode bitmap")));
+        return Err(Fault::corrupt("free count of the inode bitmap"));
     }
     let touched = u64::from(descriptor.inodes_touched);
     if zeros(bits, all) - zeros(bits, touched) != all - touched {
-        return Ok(Err(Fault::corrupt("used inode in the unused table")));
+        return Err(Fault::corrupt("used inode in the unused table"));
     }
-    Ok(Ok(bits))
+    Ok(bits)
 }
 
 /// Frees the whole blocks of the inode table that were never used.
@@ -236,14 +236,10 @@ impl Scan<'_> {
             budget: self.budget,
             each: &mut each,
         };
-        match visit(inode, context, self.tree) {
-            Err(fault) if fault.kind() == FaultKind::Io => Err(fault),
-            Err(fault) => {
-                self.found.doubt(fault);
-                Ok(())
-            }
-            Ok(()) => Ok(()),
+        if let Err(fault) = visit(inode, context, self.tree) {
+            self.found.doubt(fault.doubted()?);
         }
+        Ok(())
     }
 }
 

@@ -9,7 +9,7 @@ use super::superblock::Geometry;
 use super::tree::{Run, Usage, Visit, visit};
 use super::window::Buffers;
 use crate::crc::crc32c_raw;
-use crate::error::{Fault, FaultKind};
+use crate::error::Fault;
 use crate::fs::UsedMap;
 
 crate::layout! {
@@ -42,34 +42,27 @@ pub(super) struct Journal {
     pub superblock: u64,
 }
 
-/// Finds the journal: `Ok(Err)` when what should be one cannot be believed.
+/// Finds the journal, if there is one.
 pub(super) fn find(
     geometry: &Geometry,
     buffers: &mut Buffers<'_>,
-) -> Result<Result<Option<Journal>, Fault>, Fault> {
+) -> Result<Option<Journal>, Fault> {
     if geometry.journal_inode == 0 {
-        return Ok(Ok(None));
+        return Ok(None);
     }
-    let inode = match Inode::read(geometry, buffers, geometry.journal_inode)? {
-        Ok(inode) => inode,
-        Err(doubt) => return Ok(Err(doubt)),
-    };
+    let inode = Inode::read(geometry, buffers, geometry.journal_inode)?;
     let bad = Fault::corrupt("journal inode");
     if !inode.is_regular() || !inode.has_map() {
-        return Ok(Err(bad));
+        return Err(bad);
     }
     let mut first = None;
-    let visited = for_each_run(geometry, buffers, &inode, &mut |run| {
+    for_each_run(geometry, buffers, &inode, &mut |run| {
         if run.usage == Usage::Data && run.logical == 0 {
             first = Some(run.blocks.start);
         }
-    });
-    match (visited, first) {
-        (Ok(()), Some(superblock)) => Ok(Ok(Some(Journal { inode, superblock }))),
-        (Err(fault), _) if fault.kind() == FaultKind::Io => Err(fault),
-        (Err(fault), _) => Ok(Err(fault)),
-        (Ok(()), None) => Ok(Err(bad)),
-    }
+    })?;
+    let superblock = first.ok_or(bad)?;
+    Ok(Some(Journal { inode, superblock }))
 }
 
 fn for_each_run(

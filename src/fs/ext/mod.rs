@@ -86,13 +86,13 @@ fn identity(raw: &Raw) -> Option<Identity> {
 }
 
 /// Reads the superblock as it is now.
-fn read_superblock(device: &dyn ReadAt) -> Result<Result<(Raw, Geometry), Fault>, Fault> {
+fn read_superblock(device: &dyn ReadAt) -> Result<(Raw, Geometry), Fault> {
     let mut bytes = [0; Raw::SIZE];
     device.read_at(OFFSET_BYTES, &mut bytes)?;
     let Some(raw) = Raw::recognise(&bytes) else {
-        return Ok(Err(Fault::corrupt("superblock").at(OFFSET_BYTES, 1024)));
+        return Err(Fault::corrupt("superblock").at(OFFSET_BYTES, 1024));
     };
-    Ok(Geometry::new(&raw, &bytes).map(|geometry| (raw, geometry)))
+    Geometry::new(&raw, &bytes).map(|geometry| (raw, geometry))
 }
 
 fn walk(
@@ -108,9 +108,9 @@ fn walk(
         ));
     }
     let device = walk.device();
-    let (raw, mut geometry) = match read_superblock(device)? {
+    let (raw, mut geometry) = match read_superblock(device) {
         Ok(found) => found,
-        Err(doubt) => return Ok(Verdict::whole(doubt)),
+        Err(fault) => return Ok(Verdict::whole(fault.doubted()?)),
     };
     if still == Still::Glimpse {
         // While it is mounted the sum is out of date.
@@ -132,9 +132,9 @@ fn walk(
     let Some(mut buffers) = Buffers::split(device, walk.scratch) else {
         return Err(Fault::refused("scratch memory"));
     };
-    let journal = match journal::find(&geometry, &mut buffers)? {
+    let journal = match journal::find(&geometry, &mut buffers) {
         Ok(journal) => journal,
-        Err(doubt) => return Ok(Verdict::whole(doubt)),
+        Err(fault) => return Ok(Verdict::whole(fault.doubted()?)),
     };
     if let Some(doubt) = doubt_all(&raw, &geometry, still, &buffers, journal.as_ref())? {
         return Ok(Verdict::whole(doubt));
@@ -249,8 +249,8 @@ fn free_what_holds_nothing(
 fn witness(identity: &Identity, walk: &mut Walk<'_>) -> Result<(), Fault> {
     walk.witness_extent(identity.superblock)?;
     let device = walk.device();
-    match read_superblock(device)? {
-        Ok((_, geometry)) if geometry.size_bytes() <= device.size_bytes() => {
+    match Fault::believed(read_superblock(device))? {
+        Some((_, geometry)) if geometry.size_bytes() <= device.size_bytes() => {
             witness::add(&geometry, walk)
         }
         // Read whole: the superblock is all that is known.

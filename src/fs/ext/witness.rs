@@ -22,7 +22,7 @@ pub(super) fn add(geometry: &Geometry, walk: &mut Walk<'_>) -> Result<(), Fault>
         memory: rest,
         witness: &mut walk.witness,
     };
-    if let Ok(Some(journal)) = journal::find(geometry, &mut buffers)? {
+    if let Some(journal) = Fault::believed(journal::find(geometry, &mut buffers))?.flatten() {
         sum.add(geometry.extent(journal.superblock, 1))?;
     }
     let mut descriptors = Run::default();
@@ -35,7 +35,8 @@ pub(super) fn add(geometry: &Geometry, walk: &mut Walk<'_>) -> Result<(), Fault>
     sum.add(descriptors.0)?;
     let (mut block_bitmaps, mut inode_bitmaps) = (Run::default(), Run::default());
     for group in 0..geometry.groups {
-        let Ok(descriptor) = geometry.descriptor(&mut buffers.descriptors, group)? else {
+        let descriptor = geometry.descriptor(&mut buffers.descriptors, group);
+        let Some(descriptor) = Fault::believed(descriptor)? else {
             continue;
         };
         if !descriptor.block_uninit {

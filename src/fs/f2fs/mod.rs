@@ -17,7 +17,7 @@ mod tests;
 
 use crate::crc::crc32;
 use crate::device::ReadAt;
-use crate::error::{Fault, FaultKind};
+use crate::error::Fault;
 use crate::features;
 use crate::fs::{Identity, Kind, Reader, Still, Verdict, Walk, uuid_text};
 use crate::layout::le;
@@ -408,10 +408,10 @@ fn walk(
     }
     match mark(device, &layout, &pack, (&mut *walk.scratch, &mut *map)) {
         Ok(verdict) => Ok(verdict),
-        Err(fault) if fault.kind() == FaultKind::Io => Err(fault),
         Err(fault) => {
+            let doubt = fault.doubted()?;
             map.set_all_used();
-            Ok(Verdict::whole(fault))
+            Ok(Verdict::whole(doubt))
         }
     }
 }

@@ -9,8 +9,7 @@ use super::btree::{EXTENTS, INODES, LEVELS_MAX, Space, Walker};
 use super::group::Group;
 use super::superblock::{Geometry, checksum_holds};
 use super::{Findings, STACK_BYTES};
-use crate::error::{Fault, FaultKind};
-use crate::fs::Verdict;
+use crate::error::Fault;
 use crate::layout::be;
 use crate::units::{Extent, to_usize};
 
@@ -121,15 +120,6 @@ impl Mapping {
     }
 }
 
-/// A fault of the bytes is a doubt; a fault of the device ends the walk.
-fn doubt_or_fail(fault: Fault, verdict: &mut Verdict) -> Result<(), Fault> {
-    if fault.kind() == FaultKind::Io {
-        return Err(fault);
-    }
-    verdict.doubt(fault);
-    Ok(())
-}
-
 /// Visits every allocated inode of the group.
 pub(super) fn walk_group(
     group: &Group<'_>,
@@ -200,7 +190,8 @@ fn walk_chunk(chunk: Chunk, buffer: &mut [u8], mut fork: ForkWalk<'_, '_>) -> Re
         let number = u64::from(group.ag) << (geometry.ag_block_log2 + geometry.inodes_log2)
             | u64::from(chunk.first + index);
         if let Err(fault) = fork.walk_inode(number, inode) {
-            doubt_or_fail(fault.in_unit("inode", number), fork.findings.verdict)?;
+            let doubt = fault.doubted()?.in_unit("inode", number);
+            fork.findings.verdict.doubt(doubt);
         }
     }
     if fork.findings.freed {

@@ -216,8 +216,7 @@ impl<'a> Log<'a> {
     pub(super) fn window(&self) -> Result<Option<[Extent; 2]>, Fault> {
         let head = match self.head() {
             Ok(head) => head.block,
-            Err(fault) if fault.kind() == crate::error::FaultKind::Io => return Err(fault),
-            Err(_) => return Ok(None),
+            Err(fault) => return fault.doubted().map(|_| None),
         };
         let blocks = self.blocks();
         let before = if head == 0 { blocks } else { head };

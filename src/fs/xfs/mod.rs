@@ -25,7 +25,7 @@ use self::log::Log;
 use self::superblock::Superblock;
 pub(super) use self::uuid::{can_change_uuid, change_uuid};
 use crate::device::ReadAt;
-use crate::error::{Fault, FaultKind};
+use crate::error::Fault;
 use crate::features;
 use crate::fs::earlier::Known;
 use crate::fs::{Identity, Kind, Reader, Still, Verdict, Walk, text, uuid_text};
@@ -71,14 +71,6 @@ fn probe(device: &dyn ReadAt) -> Result<Option<Identity>, Fault> {
     }))
 }
 
-/// A fault of the bytes makes the verdict `whole`; a fault of the device ends the walk.
-fn whole_or_fail(fault: Fault) -> Result<Verdict, Fault> {
-    if fault.kind() == FaultKind::Io {
-        return Err(fault);
-    }
-    Ok(Verdict::whole(fault))
-}
-
 fn walk(
     _: &Identity,
     still: Still,
@@ -118,7 +110,7 @@ fn walk_knowing(
     if !matches!(still, Still::Frozen | Still::Glimpse)
         && let Err(fault) = Log::new(device, &geometry).prove_clean(walk.scratch)
     {
-        return whole_or_fail(fault);
+        return fault.doubted().map(Verdict::whole);
     }
     let mut verdict = Verdict::USED;
     let mut findings = Findings {
@@ -205,10 +197,8 @@ fn mark_free_space(
         if let Err(fault) = group.mark_free(stack, findings.map) {
             distrust(&group, fault, findings)?;
         } else if let Err(fault) = group.mark_free_list(stack, findings.map) {
-            if fault.kind() == FaultKind::Io {
-                return Err(fault);
-            }
-            findings.verdict.doubt(fault.in_unit("AG", ag.into()));
+            let doubt = fault.doubted()?;
+            findings.verdict.doubt(doubt.in_unit("AG", ag.into()));
         }
     }
     Ok(())
@@ -237,12 +227,10 @@ fn mark_unwritten(
 
 /// The whole group is used from here on.
 fn distrust(group: &Group<'_>, fault: Fault, findings: &mut Findings<'_>) -> Result<(), Fault> {
-    if fault.kind() == FaultKind::Io {
-        return Err(fault);
-    }
+    let doubt = fault.doubted()?;
     findings.doubted.add(group.ag);
     findings.map.set_used(group.extent());
-    findings.verdict.doubt(fault.in_unit("AG", group.ag.into()));
+    findings.verdict.doubt(doubt.in_unit("AG", group.ag.into()));
     Ok(())
 }
 

@@ -61,12 +61,12 @@ pub(crate) fn empty(
     emptying: &mut Emptying,
 ) -> Result<(), Fault> {
     let device = walk.device();
-    let (raw, geometry) = read_superblock(device)??;
+    let (raw, geometry) = read_superblock(device)?;
     if raw.has_ro_compat(feature::RO_COMPAT_SHARED_BLOCKS) {
         return Err(Fault::unsupported("files that share their blocks"));
     }
     let (mut buffers, block, links) = memory(device, walk.scratch)?;
-    let journal = journal::find(&geometry, &mut buffers)??;
+    let journal = journal::find(&geometry, &mut buffers)?;
     if let Some(doubt) = doubt_all(&raw, &geometry, still, &buffers, journal.as_ref())? {
         return Err(doubt);
     }
@@ -118,7 +118,7 @@ pub(crate) fn look(
     give: &mut dyn FnMut(Seen<'_>),
 ) -> Result<(), Fault> {
     let device = walk.device();
-    let (raw, geometry) = read_superblock(device)??;
+    let (raw, geometry) = read_superblock(device)?;
     if raw.has_incompat(feature::INCOMPAT_RECOVER) {
         return Err(Fault::refused("the journal needs recovery"));
     }
@@ -179,7 +179,7 @@ impl Editor<'_, '_> {
         if file.has_verity() {
             return Err(Fault::refused("a file under fs-verity cannot be emptied"));
         }
-        let place = Inode::place(geometry, buffers, file.number)??;
+        let place = Inode::place(geometry, buffers, file.number)?;
         let bytes = block
             .get_mut(..to_usize(geometry.inode_bytes.into()))
             .ok_or_else(bad)?;

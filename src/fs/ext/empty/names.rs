@@ -97,7 +97,7 @@ impl<'f, 'w> Finder<'f, 'w> {
     fn inode(&mut self, number: u32) -> Result<Inode, Fault> {
         let left = self.budget.checked_sub(1);
         self.budget = left.ok_or_else(|| Fault::corrupt("folders that go round in circles"))?;
-        Inode::read(self.geometry, self.buffers, number)?
+        Inode::read(self.geometry, self.buffers, number)
     }
 
     /// What `rest` of a pattern names in `folder`.
@@ -303,7 +303,7 @@ impl<'f, 'w> Finder<'f, 'w> {
 
     fn load_inline(&mut self, folder: &Inode, piece: u64) -> Result<Option<usize>, Fault> {
         let bad = || Fault::corrupt("folder in an inode").in_unit("inode", folder.number.into());
-        let (inode, bytes) = Inode::read_whole(self.geometry, self.buffers, folder.number)??;
+        let (inode, bytes) = Inode::read_whole(self.geometry, self.buffers, folder.number)?;
         let from = match piece {
             0 => inode.map.get(PARENT_BYTES..).unwrap_or_default(),
             1 => {
@@ -426,7 +426,7 @@ pub(super) fn read(
         short.copy_from_slice(inode.map.get(..short.len()).unwrap_or_default());
         if !rest.is_empty() {
             let bad = || Fault::corrupt("data in an inode").in_unit("inode", inode.number.into());
-            let (_, bytes) = Inode::read_whole(geometry, buffers, inode.number)??;
+            let (_, bytes) = Inode::read_whole(geometry, buffers, inode.number)?;
             let data = attributes::find(bytes).ok_or_else(bad)?;
             let value = bytes.get(data.value).ok_or_else(bad)?;
             rest.iter_mut()

@@ -48,7 +48,7 @@ pub(super) fn release(
     bytes: u64,
 ) -> Result<(), Fault> {
     let bad = || Fault::corrupt("quota file").in_unit("inode", number.into());
-    let file = Inode::read(geometry, buffers, number)??;
+    let file = Inode::read(geometry, buffers, number)?;
     let mut block = [0; 1024];
     let mut load = |layer: &Layer<'_>, index: u32, block: &mut [u8; 1024]| {
         let place = place(geometry, buffers, &file, index)?.ok_or_else(bad)?;
