@@ -19,11 +19,11 @@ use crate::device::{Access, Device, ReadAt, WriteAt};
 use crate::error::{Error, Exit, Fault, NOTHING_WRITTEN, Result};
 use crate::mounts::{DevId, Roots, System};
 use crate::ptable::{Guid, NewPartition, NewTable, PartitionType, Piece, Scheme};
+use crate::put::newdisk::NewDisk;
 use crate::put::rescan;
-use crate::put::target::{Chosen, Overwrite, cannot, old_tail};
+use crate::put::target::{Chosen, Overwrite, cannot};
 use crate::put::uuid::random_guid;
 use crate::report::{self, Bytes};
-use crate::stream::target::Target;
 use crate::sys::spawn::{self, Command, Ties};
 use crate::units::{Extent, to_usize};
 
@@ -61,8 +61,7 @@ pub(crate) struct Medium {
     pub path: PathBuf,
     dev: DevId,
     scheme: Scheme,
-    target: Target,
-    wiped: [Option<Extent>; 2],
+    disk: NewDisk,
     slots: Vec<Slot>,
     pieces: Vec<Piece>,
     boot: Option<Boot>,
@@ -112,10 +111,6 @@ impl Medium {
             boot.put_code(&mut pieces);
         }
         let first = slots.iter().map(|slot| slot.extent.offset).min();
-        let head = Extent {
-            offset: 0,
-            length_bytes: first.unwrap_or(0).max(1 << 20).min(device.size_bytes()),
-        };
         if mkfs.is_some() {
             check_nodes(system.roots(), dev)?;
         }
@@ -123,8 +118,7 @@ impl Medium {
             path,
             dev,
             scheme,
-            wiped: [Some(head), old_tail(&device)],
-            target: Target::new(device).map_err(fail)?,
+            disk: NewDisk::new(device, first).map_err(fail)?,
             slots,
             pieces,
             boot,
@@ -149,7 +143,7 @@ impl Medium {
         let shown = self.path.display();
         report::line(format_args!(
             "{shown}: {} in all, new partition table:",
-            Bytes(self.target.size_bytes())
+            Bytes(self.disk.size_bytes())
         ));
         for (number, slot) in self.numbered() {
             report::line(format_args!(
@@ -171,19 +165,14 @@ impl Medium {
         let fail = |fault| Error::fault(self.path.display(), fault).leaving(NOTHING_WRITTEN);
         let found = self.numbered().find(|(_, slot)| slot.role == Some(role));
         let (number, slot) = found.ok_or_else(|| fail(Fault::refused("no such partition")))?;
-        let device = self.target.device();
-        let file = device.duplicate().map_err(fail)?;
-        let device = Device::from_fd(file.into(), device.is_direct()).map_err(fail)?;
+        let device = self.disk.again().map_err(fail)?;
         let name = node(&self.path, number).display().to_string();
         Ok((device, slot.extent, name))
     }
 
-    /// Zeroes the beginning of the disk and an old table at its end. Without the heap: it may run while something is frozen.
+    /// Makes the disk visibly empty. Without the heap: it may run while something is frozen.
     pub(crate) fn wipe(&mut self) -> std::result::Result<(), Fault> {
-        for extent in self.wiped.into_iter().flatten() {
-            zero(&mut self.target, extent)?;
-        }
-        self.target.sync()
+        self.disk.wipe()
     }
 
     /// Writes swap, boot area and table, has the kernel show the partitions, and makes the data filesystem; gives notes.
@@ -195,7 +184,7 @@ impl Medium {
                 .with_exit(Exit::Failed)
                 .leaving(not_yet)
         })?;
-        let note = rescan::refresh(self.target.device());
+        let note = rescan::refresh(self.disk.device());
         let too = match self.boot.is_some() {
             true => "",
             false => " or PARTUUID=",
@@ -203,7 +192,7 @@ impl Medium {
         let fstab = format!(
             "{shown}: note: what /etc/fstab and the boot loader's settings name by /dev/…{too} is still the original: look at them before it boots"
         );
-        drop(self.target);
+        drop(self.disk);
         let data = self.slots.iter().find(|slot| slot.role == Some(Role::Data));
         if let (Some(mkfs), Some(slot)) = (&self.mkfs, data) {
             make_data(mkfs, self.dev, slot.extent)
@@ -215,29 +204,18 @@ impl Medium {
     fn write(&mut self) -> std::result::Result<(), Fault> {
         // Nothing old stays where nothing was written: between the partitions, in swap, under what mkfs leaves free.
         let filled = self.slots.iter().filter(|slot| slot.is_filled);
-        let filled = filled.map(|slot| slot.extent).collect();
-        for extent in crate::ptable::gaps(filled, self.target.size_bytes()) {
-            zero(&mut self.target, extent)?;
-        }
+        self.disk.clear(filled.map(|slot| slot.extent).collect())?;
         if let Some(slot) = self.slots.iter().find(|slot| slot.role == Some(Role::Swap)) {
             let extent = slot.extent;
             let header = swap_header(extent.length_bytes)?;
-            self.target.device().write_at(extent.offset, &header)?;
+            self.disk.device().write_at(extent.offset, &header)?;
         }
         if let Some(boot) = &self.boot {
-            boot.copy_area(&mut self.target)?;
+            boot.copy_area(self.disk.target())?;
         }
-        let device = self.target.device();
-        let sync = || rustix::fs::fsync(device.as_fd()).map_err(|e| Fault::io("fsync", e));
-        sync()?;
-        for piece in &self.pieces {
-            if piece.offset == 0 {
-                sync()?;
-            }
-            device.write_at(piece.offset, &piece.bytes)?;
-        }
-        sync()?;
-        self.target.drop_cache()
+        let pieces = self.pieces.iter();
+        self.disk
+            .write_table(pieces.map(|piece| (piece.offset, piece.bytes.as_slice())))
     }
 
     /// The device of a role, after [`Self::finish`].
@@ -258,14 +236,6 @@ fn check_nodes(roots: &Roots, dev: DevId) -> Result<()> {
             roots.shown(dev).display()
         ))),
     }
-}
-
-fn zero(target: &mut Target, extent: Extent) -> std::result::Result<(), Fault> {
-    let mut rest = extent;
-    while !rest.is_empty() {
-        rest = target.zero_step(rest)?;
-    }
-    Ok(())
 }
 
 /// `/dev/sdb` and 1: `/dev/sdb1`; `/dev/mmcblk0` and 1: `/dev/mmcblk0p1`.

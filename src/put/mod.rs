@@ -8,6 +8,7 @@ pub(crate) mod head;
 pub(crate) mod image;
 pub(crate) mod job;
 pub(crate) mod lanes;
+pub(crate) mod newdisk;
 pub(crate) mod options;
 pub(crate) mod phase;
 pub(crate) mod rescan;

@@ -6,17 +6,17 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::device::{Device, DeviceKind, ReadAt, WriteAt};
+use crate::device::{Device, DeviceKind, ReadAt};
 use crate::error::{Error, Fault, Result};
 use crate::ptable::{self, Piece, Scheme, Table};
 use crate::put::head::put_pieces;
 use crate::put::image::Head;
+use crate::put::newdisk::NewDisk;
 use crate::put::phase::Phase;
 use crate::put::rescan;
-use crate::put::target::{Chosen, old_tail};
+use crate::put::target::Chosen;
 use crate::snapshot::{Disk, Image};
-use crate::stream::target::Target;
-use crate::units::{Extent, to_usize};
+use crate::units::{Extent, to_u64, to_usize};
 
 /// A disk that is laid out anew.
 pub(crate) struct Laid {
@@ -24,7 +24,7 @@ pub(crate) struct Laid {
     pub path: PathBuf,
     /// How far its table is.
     pub phase: Arc<Phase>,
-    target: Target,
+    disk: NewDisk,
     table: Table,
     /// The beginning of the disk, as recorded.
     beginning: Vec<u8>,
@@ -73,11 +73,11 @@ impl Laid {
                 "{shown}: is too small for the recorded partitions"
             )));
         }
-        let target = Target::new(device).map_err(fail)?;
+        let first = table.partitions.iter().map(|p| p.extent.offset).min();
         Ok(Self {
             path,
             phase: Arc::default(),
-            target,
+            disk: NewDisk::new(device, first).map_err(fail)?,
             table,
             beginning,
             boot,
@@ -110,10 +110,8 @@ impl Laid {
                 image.name
             )));
         }
-        let device = self.target.device();
-        let file = device.duplicate().map_err(|fault| self.fail(fault))?;
-        let device = Device::from_fd(file.into(), device.is_direct());
-        Ok((device.map_err(|fault| self.fail(fault))?, place.extent))
+        let device = self.disk.again().map_err(|fault| self.fail(fault))?;
+        Ok((device, place.extent))
     }
 
     /// Zeroes the beginning, an old backup table, and then everything that no entry fills: nothing old stays in a partition without one,
@@ -121,49 +119,15 @@ impl Laid {
     pub(crate) fn wipe(&mut self, filled: Vec<Extent>) -> Result<()> {
         self.phase.set(Phase::WRITING);
         self.empty = without_entry(&self.table, |extent| filled.contains(extent));
-        let rest = ptable::gaps(filled, self.target.device().size_bytes());
-        let first = self.table.partitions.iter().map(|p| p.extent.offset).min();
-        let length_bytes = first
-            .unwrap_or(0)
-            .max(1 << 20)
-            .min(self.target.device().size_bytes());
-        let old_backup = old_tail(self.target.device());
-        let head = Extent {
-            offset: 0,
-            length_bytes,
-        };
-        for extent in [Some(head), old_backup].into_iter().flatten().chain(rest) {
-            let mut rest = extent;
-            while !rest.is_empty() {
-                rest = self
-                    .target
-                    .zero_step(rest)
-                    .map_err(|fault| self.fail(fault))?;
-            }
-        }
-        self.target.sync().map_err(|fault| self.fail(fault))
+        let wiped = self.disk.wipe().and_then(|()| self.disk.clear(filled));
+        wiped.map_err(|fault| self.fail(fault))
     }
 
     /// Writes boot area and table, the first sector at the very end; gives notes.
     pub(crate) fn finish(mut self) -> Result<Vec<String>> {
-        let sector = to_usize(u64::from(self.table.sector_bytes));
-        let mut beginning = std::mem::take(&mut self.beginning);
-        let table_bytes = crate::units::to_u64(beginning.len());
-        let device = self.target.device();
-        let result = device.write_at(table_bytes, &self.boot).and_then(|()| {
-            put_pieces(&self.pieces, &mut beginning, device)?;
-            let (first, rest) = beginning
-                .split_at_checked(sector)
-                .ok_or_else(|| Fault::corrupt("length of the recorded table"))?;
-            device.write_at(crate::units::to_u64(sector), rest)?;
-            rustix::fs::fsync(device.as_fd()).map_err(|e| Fault::io("fsync", e))?;
-            device.write_at(0, first)
-        });
-        result.map_err(|fault| self.fail(fault))?;
-        self.target.sync().map_err(|fault| self.fail(fault))?;
-        self.target.drop_cache().map_err(|fault| self.fail(fault))?;
+        self.write().map_err(|fault| self.fail(fault))?;
         self.phase.set(Phase::COMPLETE);
-        let device = self.target.device();
+        let device = self.disk.device();
         let mut notes = Vec::new();
         if !self.empty.is_empty() {
             notes.push(format!(
@@ -175,6 +139,22 @@ impl Laid {
             notes.extend(rescan::refresh(device));
         }
         Ok(notes)
+    }
+
+    fn write(&mut self) -> std::result::Result<(), Fault> {
+        let sector = to_usize(u64::from(self.table.sector_bytes));
+        let length_bytes = to_u64(self.beginning.len());
+        put_pieces(&self.pieces, &mut self.beginning, self.disk.device())?;
+        let (first, rest) = self
+            .beginning
+            .split_at_checked(sector)
+            .ok_or_else(|| Fault::corrupt("length of the recorded table"))?;
+        let pieces = [
+            (length_bytes, self.boot.as_slice()),
+            (to_u64(sector), rest),
+            (0, first),
+        ];
+        self.disk.write_table(pieces.into_iter())
     }
 }
 

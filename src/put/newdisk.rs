@@ -1,0 +1,98 @@
+//! A disk that is laid out anew: what would bring old content back goes first, what nothing fills becomes zeros, and the sector that
+//! makes the new table valid is written last of all.
+
+use rustix::fs::fsync;
+
+use crate::device::{Device, ReadAt, WriteAt};
+use crate::error::Fault;
+use crate::ptable;
+use crate::put::target::old_tail;
+use crate::stream::target::Target;
+use crate::units::Extent;
+
+type Result<T> = std::result::Result<T, Fault>;
+
+/// Zeroed at the beginning at least, in bytes: tables and superblocks that lie behind the new table.
+const HEAD_BYTES: u64 = 1 << 20;
+
+/// The disk, held for us alone.
+pub(crate) struct NewDisk {
+    target: Target,
+    /// The beginning, to the first new partition, and an old table at the end.
+    old: [Option<Extent>; 2],
+}
+
+impl NewDisk {
+    /// `first` is where the first new partition begins, in bytes. Writes nothing.
+    pub(crate) fn new(device: Device, first: Option<u64>) -> Result<Self> {
+        let head = Extent {
+            offset: 0,
+            length_bytes: first.unwrap_or(0).max(HEAD_BYTES).min(device.size_bytes()),
+        };
+        Ok(Self {
+            old: [Some(head), old_tail(&device)],
+            target: Target::new(device)?,
+        })
+    }
+
+    pub(crate) fn device(&self) -> &Device {
+        self.target.device()
+    }
+
+    pub(crate) fn size_bytes(&self) -> u64 {
+        self.target.size_bytes()
+    }
+
+    /// For what is copied onto it as it is.
+    pub(crate) fn target(&mut self) -> &mut Target {
+        &mut self.target
+    }
+
+    /// The disk opened once more, for what goes into a partition.
+    pub(crate) fn again(&self) -> Result<Device> {
+        let device = self.device();
+        Device::from_fd(device.duplicate()?.into(), device.is_direct())
+    }
+
+    /// Zeroes what would bring old content back. Without the heap: it may run while something is frozen.
+    pub(crate) fn wipe(&mut self) -> Result<()> {
+        for extent in self.old.into_iter().flatten() {
+            self.zero(extent)?;
+        }
+        self.target.sync()
+    }
+
+    /// Zeroes everything that is not `filled`.
+    pub(crate) fn clear(&mut self, filled: Vec<Extent>) -> Result<()> {
+        for extent in ptable::gaps(filled, self.size_bytes()) {
+            self.zero(extent)?;
+        }
+        self.target.sync()
+    }
+
+    fn zero(&mut self, extent: Extent) -> Result<()> {
+        let mut rest = extent;
+        while !rest.is_empty() {
+            rest = self.target.zero_step(rest)?;
+        }
+        Ok(())
+    }
+
+    /// Writes a table, given in order: all the rest is on the disk before what goes to its very beginning.
+    pub(crate) fn write_table<'b>(
+        &self,
+        pieces: impl Iterator<Item = (u64, &'b [u8])>,
+    ) -> Result<()> {
+        let device = self.device();
+        let sync = || fsync(device.as_fd()).map_err(|errno| Fault::io("fsync", errno));
+        sync()?;
+        for (offset, bytes) in pieces {
+            if offset == 0 {
+                sync()?;
+            }
+            device.write_at(offset, bytes)?;
+        }
+        sync()?;
+        self.target.drop_cache()
+    }
+}
