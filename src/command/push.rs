@@ -160,7 +160,7 @@ fn check(file: &OsString, any: Any, common: &Common) -> Result<Good> {
             "{shown}: is one of several pieces; put them together first, as in: cat {shown} … > FILE"
         ))));
     }
-    let ended = image::read_all(&mut found, &mut line).map_err(nothing)?;
+    let ended = image::read_all(&mut found, common, &mut line).map_err(nothing)?;
     Ok(Good {
         format,
         ended: Some(ended),

@@ -221,7 +221,9 @@ impl Checked {
         chosen.check_sectors(content)?;
         let mut line = Progress::new(&options.common);
         if !options.unchecked
-            && !image.check_beforehand(&mut line).map_err(untouched)?
+            && !image
+                .check_beforehand(&options.common, &mut line)
+                .map_err(untouched)?
             && !options.common.quiet
         {
             report::line(format_args!(

@@ -49,7 +49,7 @@ pub(super) fn run(options: Options) -> Result<()> {
         return snapshot(opened, &options, start);
     }
     let mut found = Image::read(opened, options.any)?;
-    let ended = image::read_all(&mut found, &mut line)?;
+    let ended = image::read_all(&mut found, &options.common, &mut line)?;
     let total_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
     let mut object = JsonObject::new();
     object

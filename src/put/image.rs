@@ -10,6 +10,7 @@ use std::path::Path;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{FileType, Mode, OFlags, SeekFrom};
 
+use crate::cli::Common;
 use crate::error::{Error, Exit, Fault, FaultKind, Result};
 use crate::features;
 use crate::put::lanes;
@@ -200,7 +201,7 @@ impl Image {
 
     /// Reads all of a second one that comes from the same file, when that is a regular one and was read from its beginning, and so
     /// checks it; then goes back to where this one stands. False where that cannot be.
-    pub(crate) fn check_beforehand(&self, line: &mut Progress) -> Result<bool> {
+    pub(crate) fn check_beforehand(&self, common: &Common, line: &mut Progress) -> Result<bool> {
         let is_file = self.file.metadata().is_ok_and(|meta| meta.is_file());
         if !is_file || self.reader.input_length_bytes().is_none() && self.artifact.is_none() {
             return Ok(false);
@@ -208,7 +209,7 @@ impl Image {
         let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
         let again = File::open(path).map_err(|_| crate::mounts::not_mounted("/proc", "proc"))?;
         let mut again = Self::read(Opened::of(self.subject.clone(), again)?, self.any)?;
-        read_all(&mut again, line)?;
+        read_all(&mut again, common, line)?;
         Ok(true)
     }
 
@@ -424,8 +425,8 @@ pub(crate) fn head_length(facts: &Facts) -> u64 {
     to_u64(facts.head_bytes)
 }
 
-/// Reads all of an image, and so checks it.
-pub(crate) fn read_all(found: &mut Image, line: &mut Progress) -> Result<Ended> {
+/// Reads all of an image, and so checks it; on as many CPUs as were asked for, where it can be.
+pub(crate) fn read_all(found: &mut Image, common: &Common, line: &mut Progress) -> Result<Ended> {
     let fail = |fault| image_error(&found.subject, fault);
     let length = found.reader.input_length_bytes();
     let one_file = length.filter(|length| {
@@ -436,7 +437,7 @@ pub(crate) fn read_all(found: &mut Image, line: &mut Progress) -> Result<Ended> 
             && found.reader.format() == Format::Gzip
     });
     let in_lanes = one_file.and_then(|length_bytes| {
-        lanes::read(&found.file, length_bytes, &mut |done_bytes| {
+        lanes::read(&found.file, length_bytes, common.jobs, &mut |done_bytes| {
             let step = Step {
                 phase: "checking",
                 subject: "",

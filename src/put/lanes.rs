@@ -42,8 +42,14 @@ const SEARCH_BYTES: usize = 256 * 1024;
 const TRAILER_BYTES: u64 = 8;
 
 /// Reads all of it; `None` where that cannot be done in lanes, whatever the reason. `watch` is told how many bytes were read.
-pub(crate) fn read(file: &File, length_bytes: u64, watch: &mut dyn FnMut(u64)) -> Option<Ended> {
-    let lanes = to_u64(jobs(None)).min(LANES);
+/// `asked`: how many lanes at most.
+pub(crate) fn read(
+    file: &File,
+    length_bytes: u64,
+    asked: Option<usize>,
+    watch: &mut dyn FnMut(u64),
+) -> Option<Ended> {
+    let lanes = to_u64(jobs(asked)).min(LANES);
     if length_bytes < LEAST_BYTES {
         return None;
     }
