@@ -387,8 +387,8 @@ pub(crate) fn run(options: Options) -> Result<()> {
                     )),
                     _ => error,
                 })?;
-            // What an interrupted run left is of no use any more.
-            if let (How::Plain, Some(left)) = (how, file.as_deref().and_then(Left::beside)) {
+            // What an interrupted run left is of no use any more, now that the file has its name.
+            if let Some(left) = file.as_deref().and_then(Left::beside) {
                 left.clear();
             }
             Ok(Arrived { path, ..arrived })

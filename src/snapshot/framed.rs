@@ -73,8 +73,8 @@ pub(crate) fn open(path: &OsStr, near: Option<&Path>) -> Result<Opened> {
         return Ok(opened);
     }
     let fail = |fault| image_error(&opened.subject, fault);
-    let held = hold(near)?;
-    let received = receive::receive(&mut opened.input, Hold::of(held)).map_err(fail)?;
+    let held = hold_unnamed(near)?;
+    let received = receive::receive(&mut opened.input, held).map_err(fail)?;
     let format = format_of(&received);
     let standard = Standard::start(received).map_err(fail)?;
     // For comparing it with targets; what the frames came from is read.
@@ -104,14 +104,13 @@ pub(crate) fn hold_named(target: Option<&Path>, reuse: bool) -> Result<Hold> {
     };
     Ok(Hold {
         left,
-        ..Hold::of(file)
+        ..Hold::of(file, hold(target)?)
     })
 }
 
 /// The same in a file that is gone with whoever holds it.
 pub(crate) fn hold_unnamed(target: Option<&Path>) -> Result<Hold> {
-    let near = target.filter(|near| !is_device(near));
-    Ok(Hold::of(hold(near)?))
+    Ok(Hold::of(hold(target)?, hold(target)?))
 }
 
 /// An earlier image or snapshot, for what has not changed since.
@@ -155,7 +154,7 @@ impl Earlier for EarlierFile {
 }
 
 /// A file without a name for what is held: beside `near`, unless that is a device.
-pub(crate) fn hold(near: Option<&Path>) -> Result<File> {
+fn hold(near: Option<&Path>) -> Result<File> {
     match near.filter(|near| !is_device(near)) {
         Some(near) => partfile::unnamed(near),
         None => partfile::unnamed_anywhere(),

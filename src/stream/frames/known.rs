@@ -16,10 +16,10 @@ use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::SeekFrom;
-use rustix::io::Errno;
 
 use super::receive::{Entry, UNIT_BYTES};
 use super::{Layout, MAX_PACKED, number};
@@ -32,7 +32,7 @@ use crate::stream::pipeline::known::{HASH_BYTES, Hash, RECORD_BYTES, hash};
 use crate::stream::plan::CHUNK_BYTES;
 use crate::sys::memory::Pages;
 use crate::threads::{Lock, Started};
-use crate::units::{to_u64, to_usize};
+use crate::units::{round_up, to_u64, to_usize};
 
 /// What a chunk that is not any more what it was makes a run fail with; another try sends everything.
 pub const CHANGED: &str = "what was here before was changed meanwhile";
@@ -44,6 +44,8 @@ const HEAD_MAGIC: [u8; 8] = *b"floeheld";
 const ENTRY_BYTES: usize = 16;
 /// How many chunks may pass without a word to the other end.
 const SILENT: u64 = 1024;
+/// How long, about: it waits four times that.
+const FIRST: Duration = Duration::from_secs(5);
 /// How long a write to the other end waits before it is asked whether that goes on.
 const PAUSE: Timespec = Timespec {
     tv_sec: 0,
@@ -64,38 +66,101 @@ pub struct Known {
     pub stdin: File,
 }
 
-/// An entry for each chunk; memory is touched as it is needed.
-pub(super) struct Index(Pages);
+/// Sixteen bytes for each chunk, in a file: whatever numbers come from elsewhere, they cost no memory.
+pub(super) struct Index {
+    file: File,
+    /// Where it begins in the file.
+    base: u64,
+    /// What was read last, and from which place.
+    block: [u8; BLOCK_BYTES],
+    at: u64,
+}
+
+/// Bytes of an index that are read at once.
+const BLOCK_BYTES: usize = 4096;
 
 impl Index {
-    pub(super) fn new(chunks: u64) -> Result<Self, Fault> {
-        let memory = |errno| Fault::io("allocate", errno);
-        let length = to_usize(chunks).checked_mul(ENTRY_BYTES);
-        let length = length.ok_or_else(|| memory(Errno::NOMEM))?;
-        Pages::new(length).map(Self).map_err(memory)
+    /// The one of this number of those that lie in the file.
+    pub(super) fn new(file: &File, number: u64, chunks: u64) -> Result<Self, Fault> {
+        let length = round_up(chunks.saturating_mul(to_u64(ENTRY_BYTES)), UNIT_BYTES);
+        let file = file.try_clone();
+        Ok(Self {
+            file: file.map_err(|error| Fault::short("dup").with_errno(error.raw_os_error()))?,
+            base: length.unwrap_or(u64::MAX).saturating_mul(number),
+            block: [0; BLOCK_BYTES],
+            at: u64::MAX,
+        })
     }
 
-    pub(super) fn entry(&self, chunk: u64) -> Entry {
-        let at = to_usize(chunk).saturating_mul(ENTRY_BYTES);
-        let bytes = self.0.get(at..).unwrap_or_default();
+    /// The block in which a chunk is, and its place in that.
+    fn place(&self, chunk: u64) -> (u64, std::ops::Range<usize>) {
+        let offset = chunk.saturating_mul(to_u64(ENTRY_BYTES));
+        let within = offset % to_u64(BLOCK_BYTES);
+        let block = self.base.saturating_add(offset - within);
+        let within = to_usize(within);
+        (block, within..within + ENTRY_BYTES)
+    }
+
+    /// What stands there; zeros where nothing was set.
+    pub(super) fn bytes(&mut self, chunk: u64) -> Result<Hash, Fault> {
+        let (block, range) = self.place(chunk);
+        if self.at != block {
+            self.at = u64::MAX;
+            self.block.fill(0);
+            let mut filled = 0;
+            while let Some(rest) = self.block.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+                match self
+                    .file
+                    .read_at(rest, block.saturating_add(to_u64(filled)))
+                {
+                    Ok(0) => break,
+                    Ok(count) => filled += count,
+                    Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                    Err(error) => {
+                        return Err(Fault::short("read of the list of what is held")
+                            .with_errno(error.raw_os_error()));
+                    }
+                }
+            }
+            self.at = block;
+        }
+        let mut bytes = Hash::default();
+        bytes.copy_from_slice(self.block.get(range).unwrap_or(&[0; ENTRY_BYTES]));
+        Ok(bytes)
+    }
+
+    pub(super) fn set_bytes(&mut self, chunk: u64, bytes: &Hash) -> Result<(), Fault> {
+        let (block, range) = self.place(chunk);
+        let offset = block.saturating_add(to_u64(range.start));
+        self.file.write_all_at(bytes, offset).map_err(|error| {
+            Fault::short("write of the list of what is held; more room is needed where it lies")
+                .with_errno(error.raw_os_error())
+        })?;
+        if let (true, Some(place)) = (self.at == block, self.block.get_mut(range)) {
+            place.copy_from_slice(bytes);
+        }
+        Ok(())
+    }
+
+    pub(super) fn entry(&mut self, chunk: u64) -> Result<Entry, Fault> {
+        let bytes = self.bytes(chunk)?;
         let mut words = bytes.chunks(4).map(number);
         let mut word = || u32::try_from(words.next().unwrap_or(0)).unwrap_or(0);
-        Entry {
+        Ok(Entry {
             place: word(),
             packed: word(),
             crc32: word(),
             times: word(),
-        }
+        })
     }
 
-    pub(super) fn set(&mut self, chunk: u64, entry: Entry) {
-        let at = to_usize(chunk).saturating_mul(ENTRY_BYTES);
+    pub(super) fn set(&mut self, chunk: u64, entry: Entry) -> Result<(), Fault> {
         let words = [entry.place, entry.packed, entry.crc32, entry.times];
-        if let Some(slot) = self.0.get_mut(at..at.saturating_add(ENTRY_BYTES)) {
-            for (to, word) in slot.chunks_mut(4).zip(words) {
-                to.copy_from_slice(&word.to_le_bytes());
-            }
+        let mut bytes = Hash::default();
+        for (to, word) in bytes.chunks_mut(4).zip(words) {
+            to.copy_from_slice(&word.to_le_bytes());
         }
+        self.set_bytes(chunk, &bytes)
     }
 }
 
@@ -116,62 +181,88 @@ pub(super) fn head(chunk: u64, entry: Entry) -> [u8; HEAD_BYTES] {
     head
 }
 
-/// The chunks that an interrupted run left.
-#[derive(Clone)]
+/// The chunks that an interrupted run left, found while its file is read.
 pub(super) struct Remains {
-    pub(super) index: Arc<Index>,
-    /// Behind all of them.
-    pub(super) end_bytes: u64,
+    file: File,
+    index: Index,
+    chunks: u64,
+    /// Where the next one is looked for, and where there is none any more.
+    unit: u64,
+    units: u64,
+    /// The number behind that of the last one that was found.
+    behind: u64,
 }
 
-/// Looks for them. Of what does not look like one nothing is taken.
-pub(super) fn remains(file: &File, chunks: u64) -> Result<Remains, Fault> {
-    let fail = |error: std::io::Error| {
-        Fault::short("read of what an interrupted run left").with_errno(error.raw_os_error())
-    };
-    let length = file.metadata().map_err(fail)?.len();
-    let end_bytes = length.div_ceil(UNIT_BYTES) * UNIT_BYTES;
-    let mut index = Index::new(chunks)?;
-    let mut unit = 0u64;
-    while unit < end_bytes / UNIT_BYTES {
+impl Remains {
+    /// Of what does not look like one nothing is taken.
+    pub(super) fn new(file: File, index: Index, chunks: u64, end_bytes: u64) -> Self {
+        Self {
+            file,
+            index,
+            chunks,
+            unit: 0,
+            units: end_bytes / UNIT_BYTES,
+            behind: 0,
+        }
+    }
+
+    /// Looks at one more place, for a chunk from `least` on; whether there may be more.
+    pub(super) fn look(&mut self, least: u64) -> Result<bool, Fault> {
         let mut bytes = [0; HEAD_BYTES];
-        if file.read_exact_at(&mut bytes, unit * UNIT_BYTES).is_err() {
-            break;
+        let at = self.unit.saturating_mul(UNIT_BYTES);
+        if self.unit >= self.units || self.file.read_exact_at(&mut bytes, at).is_err() {
+            return Ok(false);
         }
         let mut words = bytes.chunks(4).skip(2).map(number);
         let mut word = || u32::try_from(words.next().unwrap_or(0)).unwrap_or(0);
         let chunk = u64::from(word());
         let entry = Entry {
-            place: u32::try_from(unit).unwrap_or(u32::MAX),
+            place: u32::try_from(self.unit).unwrap_or(u32::MAX),
             packed: word(),
             crc32: word(),
             times: 1,
         };
         let is_one = head(chunk, entry) == bytes
-            && chunk < chunks
+            && chunk < self.chunks
             && (1..=MAX_PACKED).contains(&to_usize(u64::from(entry.packed)));
         if is_one {
-            index.set(chunk, entry);
-            unit += entry.room_bytes() / UNIT_BYTES;
-            continue;
+            // What was said of those before holds.
+            if chunk >= least {
+                self.index.set(chunk, entry)?;
+            }
+            self.behind = chunk + 1;
+            self.unit += entry.room_bytes() / UNIT_BYTES;
+            return Ok(true);
         }
         // What was given back is a hole.
-        unit += 1;
-        if let Ok(data) = rustix::fs::seek(file, SeekFrom::Data(unit * UNIT_BYTES)) {
-            unit = unit.max(data / UNIT_BYTES);
+        self.unit += 1;
+        if let Ok(data) = rustix::fs::seek(&self.file, SeekFrom::Data(self.unit * UNIT_BYTES)) {
+            self.unit = self.unit.max(data / UNIT_BYTES);
+        }
+        Ok(true)
+    }
+
+    /// Looks until the chunk must have come if the order is that of the numbers, as it is for all but what came twice.
+    fn look_for(&mut self, number: u64) {
+        let mut left = SILENT;
+        while left > 0 && self.behind <= number && self.look(number).unwrap_or(false) {
+            left -= 1;
         }
     }
-    Ok(Remains {
-        index: Arc::new(index),
-        end_bytes,
-    })
+
+    /// What is known of a chunk by now.
+    pub(super) fn entry(&mut self, chunk: u64) -> Entry {
+        self.index.entry(chunk).unwrap_or_default()
+    }
 }
 
 /// What is here already, chunk by chunk in order.
 pub(super) struct Old {
     paths: Vec<String>,
     layout: Layout,
-    remains: Option<(File, Remains)>,
+    remains: Option<Remains>,
+    /// How long they are looked through before a word is said.
+    pub(super) first: Duration,
     inflate: Inflate,
     packed: Pages,
     earlier: Option<Box<dyn Earlier>>,
@@ -190,13 +281,14 @@ impl Old {
         paths: Vec<String>,
         layout: Layout,
         earlier: Option<Box<dyn Earlier>>,
-        remains: Option<(File, Remains)>,
+        remains: Option<Remains>,
     ) -> Result<Self, Fault> {
         let pages = |length| Pages::new(length).map_err(|errno| Fault::io("allocate", errno));
         Ok(Self {
             paths,
             layout,
             remains,
+            first: FIRST,
             inflate: Inflate::new()?,
             packed: pages(MAX_PACKED + FINAL_BLOCK.len())?,
             earlier,
@@ -212,10 +304,10 @@ impl Old {
 
     /// Whether the chunk is among the remains; then it is in `self.chunk`.
     fn read_remains(&mut self, number: u64, raw_bytes: usize) -> bool {
-        let Some((file, remains)) = &self.remains else {
+        let Some(remains) = &mut self.remains else {
             return false;
         };
-        let entry = remains.index.entry(number);
+        let entry = remains.entry(number);
         let length = to_usize(u64::from(entry.packed));
         let (Some(packed), Some(chunk)) = (
             self.packed.get_mut(..length + FINAL_BLOCK.len()),
@@ -226,7 +318,7 @@ impl Old {
         let (body, end) = packed.split_at_mut(length);
         end.copy_from_slice(&FINAL_BLOCK);
         length > 0
-            && file.read_exact_at(body, entry.offset()).is_ok()
+            && remains.file.read_exact_at(body, entry.offset()).is_ok()
             && inflate(&mut self.inflate, packed, chunk).is_some()
             && crc::crc32(0, chunk) == entry.crc32
     }
@@ -311,13 +403,25 @@ impl Old {
     pub(super) fn tell(&mut self, mut stdin: &File, stop: &AtomicBool) -> Option<()> {
         let mut words: Vec<u8> = Vec::with_capacity(64 * RECORD_BYTES);
         let chunks = self.layout.chunks();
+        let mut spoke = Instant::now();
+        if let Some(remains) = &mut self.remains {
+            while spoke.elapsed() < self.first
+                && !stop.load(Ordering::Relaxed)
+                && remains.look(0).unwrap_or(false)
+            {}
+        }
         for number in 0..chunks {
             if stop.load(Ordering::Relaxed) {
                 return None;
             }
             let raw_bytes = to_usize(self.layout.raw_bytes(number)?);
-            let found = self.read_remains(number, raw_bytes) || self.read_earlier(number);
-            let is_due = number % SILENT == SILENT - 1;
+            if let Some(remains) = &mut self.remains {
+                remains.look_for(number);
+            }
+            // The earlier image goes along: to be read in one go up to where the remains end would be a long silence.
+            let is_earlier = self.read_earlier(number);
+            let found = self.read_remains(number, raw_bytes) || is_earlier;
+            let is_due = number % SILENT == SILENT - 1 || spoke.elapsed() > FIRST;
             if found || is_due {
                 // How far we are is said by a hash that is none.
                 let hash = match found {
@@ -345,6 +449,7 @@ impl Old {
                 }
             }
             words.clear();
+            spoke = Instant::now();
         }
         Some(())
     }

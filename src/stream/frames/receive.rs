@@ -2,14 +2,13 @@
 //! standard format, without being encoded again.
 //!
 //! Nothing is believed: numbers are in range, lengths bounded, a chunk comes a bounded number of times, what is replaced gives its
-//! room back, the memory is 16 bytes for each chunk that comes, and every image must have the checksum that its end says. That
+//! room back, what is noted of each lies in a file, and every image must have the checksum that its end says. That
 //! what is packed is what its checksum says shows when the standard format is read, as it is by everybody who gets it.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use rustix::fs::FallocateFlags;
-use rustix::io::Errno;
 
 use super::known::{self, Index, Known, Old, Remains, Telling};
 use super::{
@@ -22,7 +21,7 @@ use crate::stream::deflate::Deflater;
 use crate::stream::input::Input;
 use crate::stream::output::Sum;
 use crate::stream::partfile::Left;
-use crate::stream::pipeline::known::{HASH_BYTES, Hash};
+use crate::stream::pipeline::known::Hash;
 use crate::stream::pipeline::{Emit, Encoded, Problem};
 use crate::sys::memory::Pages;
 use crate::units::{round_up, to_u64, to_usize};
@@ -61,6 +60,8 @@ impl Entry {
 pub struct Hold {
     /// Empty, or what `left` is.
     pub file: File,
+    /// Empty: what is noted of each chunk.
+    pub index: File,
     /// It has a name, and stays where what comes breaks off.
     pub left: Option<Left>,
     /// The other end was told to expect hashes.
@@ -70,10 +71,11 @@ pub struct Hold {
 }
 
 impl Hold {
-    /// In a file without a name.
-    pub fn of(file: File) -> Self {
+    /// In files without a name.
+    pub fn of(file: File, index: File) -> Self {
         Self {
             file,
+            index,
             left: None,
             known: None,
             level: 1,
@@ -99,9 +101,10 @@ pub struct Received {
     index: Index,
     buffer: Pages,
     /// Of chunks that are [`IS_KNOWN`].
-    hashes: Pages,
-    /// What an interrupted run left in the file.
-    remains: Option<Remains>,
+    hashes: Index,
+    reused_bytes: u64,
+    /// What an interrupted run left in the file, as far as it was found.
+    remains: Index,
     old: Option<Old>,
     /// Where the file ends, in bytes.
     end: u64,
@@ -116,25 +119,22 @@ pub fn receive(input: &mut Input<'_>, mut hold: Hold) -> Result<Received, Fault>
     let header = header(input, &mut control)?;
     let layout = Layout::new(&header.images)?;
     let memory = |errno| Fault::io("allocate", errno);
-    let remains = match &hold.left {
-        Some(_) => Some(known::remains(&hold.file, layout.chunks())?),
-        None => None,
+    let length = match &hold.left {
+        Some(_) => hold.file.metadata().map_or(0, |meta| meta.len()),
+        None => 0,
     };
     let known = hold.known.take();
-    let hashes = match &known {
-        Some(_) => to_usize(layout.chunks()).checked_mul(HASH_BYTES),
-        None => Some(0),
-    };
-    let hashes = hashes.ok_or_else(|| memory(Errno::NOMEM))?;
+    let index = |number| Index::new(&hold.index, number, layout.chunks());
     let mut received = Received {
         report: Vec::new(),
-        index: Index::new(layout.chunks())?,
+        index: index(0)?,
+        hashes: index(1)?,
+        remains: index(2)?,
         buffer: Pages::new(MAX_PACKED).map_err(memory)?,
-        hashes: Pages::new(hashes.max(1)).map_err(memory)?,
-        end: remains.as_ref().map_or(0, |remains| remains.end_bytes),
+        reused_bytes: 0,
+        end: round_up(length, UNIT_BYTES).unwrap_or(u64::MAX),
         dead_bytes: 0,
         old: None,
-        remains,
         header,
         layout,
         hold,
@@ -248,7 +248,9 @@ impl Received {
         let paths = images.map(|image| image.path.clone()).collect();
         let file = self.hold.file.try_clone();
         let file = file.map_err(|error| Fault::short("dup").with_errno(error.raw_os_error()))?;
-        let remains = self.remains.as_ref().map(|remains| (file, remains.clone()));
+        let chunks = self.layout.chunks();
+        let index = Index::new(&self.hold.index, 2, chunks)?;
+        let remains = (self.end > 0).then(|| Remains::new(file, index, chunks, self.end));
         let old = Old::new(paths, self.layout.clone(), known.earlier, remains)?;
         Telling::start(old, known.stdin)
     }
@@ -339,10 +341,7 @@ impl Received {
 
     /// How many bytes of the images were here before.
     pub fn reused_bytes(&self) -> u64 {
-        let all = 0..self.layout.chunks();
-        let known = all.filter(|chunk| self.index.entry(*chunk).packed == IS_KNOWN);
-        let bytes = known.filter_map(|chunk| self.layout.raw_bytes(chunk));
-        bytes.fold(0, u64::saturating_add)
+        self.reused_bytes
     }
 
     /// None of it is wanted any more.
@@ -354,7 +353,7 @@ impl Received {
     fn replace(&mut self, chunk: u64) -> Result<(u32, u64), Fault> {
         let raw_bytes = self.layout.raw_bytes(chunk);
         let raw_bytes = raw_bytes.ok_or_else(|| Fault::corrupt("number of a chunk"))?;
-        let before = self.index.entry(chunk);
+        let before = self.index.entry(chunk)?;
         if before.times >= MAX_TIMES {
             return Err(Fault::corrupt("a chunk that comes again and again"));
         }
@@ -373,18 +372,14 @@ impl Received {
         let mut hash = Hash::default();
         read(input, &mut hash)?;
         let (times, _) = self.replace(chunk)?;
-        let at = to_usize(chunk).saturating_mul(HASH_BYTES);
-        let place = self.hashes.get_mut(at..at.saturating_add(HASH_BYTES));
-        let place = place.ok_or_else(|| Fault::corrupt("number of a chunk"))?;
-        place.copy_from_slice(&hash);
+        self.hashes.set_bytes(chunk, &hash)?;
         let entry = Entry {
             place: 0,
             packed: IS_KNOWN,
             crc32,
             times,
         };
-        self.index.set(chunk, entry);
-        Ok(())
+        self.index.set(chunk, entry)
     }
 
     /// A chunk that comes: from its checksum on.
@@ -402,9 +397,8 @@ impl Received {
         }
         let (times, raw_bytes) = self.replace(chunk)?;
         // What an interrupted run left of it is out of date.
-        if let Some(remains) = &self.remains {
-            self.give_back(remains.index.entry(chunk))?;
-        }
+        let remains = self.remains.entry(chunk)?;
+        self.give_back(remains)?;
         let mut entry = Entry {
             crc32,
             packed,
@@ -418,8 +412,7 @@ impl Received {
             read(input, place)?;
             entry.place = self.hold(chunk, entry)?;
         }
-        self.index.set(chunk, entry);
-        Ok(())
+        self.index.set(chunk, entry)
     }
 
     /// Writes what is in the buffer behind everything, and gives its place.
@@ -468,15 +461,18 @@ impl Received {
             let raw_bytes = self.layout.raw_bytes(order.next);
             let raw_bytes = raw_bytes.filter(|raw| order.next < end && *raw <= rest);
             let raw_bytes = raw_bytes.ok_or_else(|| Fault::corrupt("length of a run"))?;
-            let entry = self.index.entry(order.next);
+            let entry = self.index.entry(order.next)?;
             if is_held {
                 if entry.times == 0 {
                     return Err(Fault::corrupt("a chunk that never came"));
                 }
                 order.sum.data(entry.crc32, raw_bytes);
+                if entry.packed == IS_KNOWN {
+                    self.reused_bytes = self.reused_bytes.saturating_add(raw_bytes);
+                }
             } else if entry.times > 0 {
                 self.give_back(entry)?;
-                self.index.set(order.next, Entry::default());
+                self.index.set(order.next, Entry::default())?;
             }
             rest -= raw_bytes;
             order.next += 1;
@@ -514,7 +510,7 @@ impl Received {
             let mut zeros = 0u64;
             while next < end {
                 let raw_bytes = self.layout.raw_bytes(next).unwrap_or(0);
-                let entry = self.index.entry(next);
+                let entry = self.index.entry(next)?;
                 let chunk = next;
                 next += 1;
                 if entry.packed == 0 {
@@ -547,8 +543,6 @@ impl Received {
             }
             emit.end_image(image)?;
         }
-        // Before whoever reads this sees its end.
-        self.forget();
         emit.finish()
     }
 
@@ -560,10 +554,9 @@ impl Received {
         deflater: Option<&mut Deflater>,
     ) -> Result<usize, Fault> {
         let changed = || Fault::corrupt(known::CHANGED).in_unit("chunk", chunk);
-        let at = to_usize(chunk).saturating_mul(HASH_BYTES);
-        let hash = self.hashes.get(at..).and_then(<[u8]>::first_chunk);
-        let (hash, old) = hash.zip(self.old.as_mut()).ok_or_else(changed)?;
-        let raw = old.proven(chunk, hash).ok_or_else(changed)?;
+        let hash = self.hashes.bytes(chunk)?;
+        let old = self.old.as_mut().ok_or_else(changed)?;
+        let raw = old.proven(chunk, &hash).ok_or_else(changed)?;
         if crc::crc32(0, raw) != entry.crc32 {
             return Err(Fault::corrupt("checksum of a chunk").in_unit("chunk", chunk));
         }

@@ -16,6 +16,7 @@ use crate::stream::pipeline::{Emit, Encoded, Meter, Problem};
 use rustix::pipe::PipeFlags;
 use std::io::{Read, Seek};
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 struct NoMeter;
@@ -104,7 +105,8 @@ fn sample() -> (Vec<u8>, Vec<u8>) {
 }
 
 fn hold() -> Hold {
-    Hold::of(partfile::unnamed_anywhere().unwrap())
+    let file = || partfile::unnamed_anywhere().unwrap();
+    Hold::of(file(), file())
 }
 
 /// Received, put in order, unpacked and checked.
@@ -449,17 +451,105 @@ fn what_an_interrupted_run_left_is_found_again_whatever_was_damaged() {
     let file = hold.file.try_clone().unwrap();
     assert!(receive(&mut Input::reader(&craft.bytes[..]).unwrap(), hold).is_err());
     let units = |chunks: u64| {
-        let remains = known::remains(&file, chunks).unwrap();
-        let found = (0..4).map(|number| remains.index.entry(number).place);
-        (found.collect::<Vec<_>>(), remains.end_bytes)
+        let index = partfile::unnamed_anywhere().unwrap();
+        let index = known::Index::new(&index, 2, chunks).unwrap();
+        let length = file.metadata().unwrap().len();
+        let all = file.try_clone().unwrap();
+        let mut remains = known::Remains::new(all, index, chunks, length.next_multiple_of(4096));
+        while remains.look(0).unwrap() {}
+        let found = (0..4).map(|number| remains.entry(number).place);
+        (found.collect::<Vec<_>>(), length)
     };
     let room = (u64::from(length) + 24).div_ceil(4096);
     let at = |number: u64| u32::try_from(number * room).unwrap();
     // The first one was replaced by the last.
-    assert_eq!(units(4), (vec![at(1), at(2), at(3), 0], 4 * room * 4096));
+    let (found, length) = units(4);
+    assert_eq!(found, [at(1), at(2), at(3), 0]);
+    assert_eq!(length.div_ceil(4096), 4 * room);
     assert_eq!(units(2).0, [at(1), at(2), 0, 0]);
     file.write_all_at(&[0xff], 2 * room * 4096 + 9).unwrap();
     assert_eq!(units(4).0, [at(1), 0, at(3), 0]);
     file.set_len(0).unwrap();
     assert_eq!(units(4), (vec![0; 4], 0));
+}
+
+/// Bytes of an earlier image, of which each piece that is read must come within so many chunks of the last word.
+struct Watched {
+    raw: Arc<Vec<u8>>,
+    at: usize,
+    /// Where what is said can be looked at; how much it was, and where we were then.
+    said: std::fs::File,
+    last: (u64, usize),
+}
+
+impl Read for Watched {
+    fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
+        let waiting = rustix::io::ioctl_fionread(&self.said).unwrap();
+        if waiting != self.last.0 {
+            self.last = (waiting, self.at);
+        }
+        assert!(self.at - self.last.1 < 50 * CHUNK, "silent for long");
+        let rest = &self.raw[self.at..];
+        let count = rest.len().min(out.len());
+        out[..count].copy_from_slice(&rest[..count]);
+        self.at += count;
+        Ok(count)
+    }
+}
+
+impl known::Earlier for Watched {
+    fn image(&mut self, _: &str) -> Option<ImageReader<'static>> {
+        let watched = Watched {
+            raw: Arc::clone(&self.raw),
+            said: self.said.try_clone().unwrap(),
+            ..*self
+        };
+        ImageReader::raw(Input::reader(watched).unwrap()).ok()
+    }
+}
+
+#[test]
+fn what_is_here_twice_is_said_while_it_is_read_however_long_that_takes() {
+    let chunks = 200u32;
+    let raw: Vec<u8> = (0..chunks)
+        .flat_map(|number| chunk(number as u8 | 1, CHUNK))
+        .collect();
+    let header = image(&[to_u64(raw.len())]);
+    // All but the last ones were left by an interrupted run.
+    let mut craft = Craft::new(&header);
+    for (number, raw) in (0..chunks - 10).zip(raw.chunks(CHUNK)) {
+        let bytes = packed(raw);
+        craft.frame(EARLY, &[number, crc::crc32(0, raw), bytes.len() as u32]);
+        craft.bytes.extend(bytes);
+    }
+    let hold = hold();
+    let (file, index) = (hold.file.try_clone().unwrap(), hold.index.try_clone());
+    assert!(receive(&mut Input::reader(&craft.bytes[..]).unwrap(), hold).is_err());
+    let length = file.metadata().unwrap().len().next_multiple_of(4096);
+    let layout = Layout::new(&header.images).unwrap();
+    for first in [
+        std::time::Duration::ZERO,
+        std::time::Duration::from_secs(60),
+    ] {
+        let index = known::Index::new(index.as_ref().unwrap(), 2, to_u64(chunks as usize));
+        let file = file.try_clone().unwrap();
+        let remains = known::Remains::new(file, index.unwrap(), u64::from(chunks), length);
+        let (mut ours, stdin) = pipe();
+        let earlier: Box<dyn known::Earlier> = Box::new(Watched {
+            raw: Arc::new(raw.clone()),
+            at: 0,
+            said: ours.try_clone().unwrap(),
+            last: (0, 0),
+        });
+        let (paths, layout) = (vec!["image".into()], layout.clone());
+        let mut old = known::Old::new(paths, layout, Some(earlier), Some(remains)).unwrap();
+        old.first = first;
+        assert!(old.tell(&stdin, &AtomicBool::new(false)).is_some());
+        drop(stdin);
+        let mut said = Vec::new();
+        ours.read_to_end(&mut said).unwrap();
+        let wanted = (0u32..).zip(raw.chunks(CHUNK));
+        let wanted = wanted.map(|(number, raw)| [&number.to_le_bytes()[..], &hash(raw)].concat());
+        assert!(said == wanted.collect::<Vec<_>>().concat());
+    }
 }

@@ -46,10 +46,14 @@ fuzz_target!(|data: &[u8]| {
         let sum = floe::crc::crc32(0, &stream);
         stream.extend(sum.to_le_bytes());
     }
-    let (Ok(mut input), Ok(held)) = (Input::reader(&stream[..]), unnamed_anywhere()) else {
+    let (Ok(mut input), Ok(held), Ok(index)) = (
+        Input::reader(&stream[..]),
+        unnamed_anywhere(),
+        unnamed_anywhere(),
+    ) else {
         return;
     };
-    let Ok(received) = receive(&mut input, Hold::of(held)) else {
+    let Ok(received) = receive(&mut input, Hold::of(held, index)) else {
         return;
     };
     let Ok(sink) = std::fs::File::create("/dev/null") else {

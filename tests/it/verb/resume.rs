@@ -413,3 +413,74 @@ fn of_a_mounted_filesystem_only_what_was_written_since_is_sent() {
         common::fsck("ext4", &bench.join(&format!("raw.{how}")));
     }
 }
+
+#[test]
+fn what_came_goes_only_when_the_new_file_has_its_name() {
+    let bench = require_bench!();
+    let (source, _) = bench.image();
+    let dump = ["--dump", source.to_str().expect("text")];
+    let fresh = bench.pulled(&dump, "fresh.img.gz");
+    // All of it comes, and then the file cannot get its name.
+    let (to, left) = (bench.join("new.img.gz"), bench.join("new.img.gz.resume"));
+    bench.board(&format!(
+        "sh -c \"$line\"; code=$?; mkdir '{}'; exit $code",
+        to.display()
+    ));
+    let run = bench.breaks(&dump, "new.img.gz");
+    assert!(run.stderr_text().contains("new.img.gz.resume"), "{run}");
+    assert!(fs::metadata(&left).expect("left").len() as usize > NOISE_BYTES);
+    fs::remove_dir(&to).expect("rmdir");
+    bench.board("exec sh -c \"$line\"");
+    assert!(bench.pulled(&dump, "new.img.gz") == fresh);
+    assert!(bench.number("reused_bytes") as usize >= NOISE_BYTES);
+}
+
+/// As in gzip, a bit at a time.
+fn crc32(bytes: &[u8]) -> u32 {
+    let bit = |sum: u32, _| (sum >> 1) ^ (0xedb8_8320 & (sum & 1).wrapping_neg());
+    !bytes
+        .iter()
+        .fold(!0, |sum, byte| (0..8).fold(sum ^ u32::from(*byte), bit))
+}
+
+#[test]
+fn numbers_of_chunks_far_apart_cost_the_host_no_memory() {
+    let bench = require_bench!();
+    let old = bench.join("old");
+    fs::write(&old, Random(5).bytes(300_000)).expect("old");
+    // An image of 16 TiB, as the most that is taken.
+    let chunks = 1u32 << 27;
+    let mut body = vec![0, 1];
+    body.extend(0u64.to_le_bytes());
+    body.extend([0, 0, 1, 0, 1, b'i', 1, 0]);
+    body.extend((u64::from(chunks) << 17).to_le_bytes());
+    let mut frames = b"\x89floe\r\n\x1a\x01\0".to_vec();
+    frames.extend((body.len() as u32).to_le_bytes());
+    frames.extend(body);
+    frames.extend(crc32(&frames).to_le_bytes());
+    for number in 0..4096 {
+        // Zeros, and what is said to be known here, each where nothing else is near.
+        let number = number * (chunks / 4096);
+        frames.push(1);
+        frames.extend([number, 0, 0].map(u32::to_le_bytes).concat());
+        frames.push(7);
+        frames.extend([number + 2048, 0].map(u32::to_le_bytes).concat());
+        frames.extend([number as u8; 16]);
+    }
+    frames.push(99);
+    let lie = bench.join("lie");
+    fs::write(&lie, frames).expect("lie");
+    bench.board(&format!("cat > /dev/null & exec cat '{}'", lie.display()));
+    let pull = bench.pull(&["--since", old.to_str().expect("text")], "one.img.gz");
+    let mut shell = Command::new("sh");
+    shell
+        .args(["-c", "ulimit -v 400000; exec \"$@\"", "sh"])
+        .arg(pull.get_program())
+        .args(pull.get_args())
+        .envs(
+            pull.get_envs()
+                .filter_map(|(name, value)| Some((name, value?))),
+        );
+    let run = common::run(&mut shell, Limit::secs(60)).expect_code(1);
+    assert!(run.stderr_text().contains("kind of a frame"), "{run}");
+}
