@@ -6,6 +6,7 @@
 
 #![allow(dead_code)] // a toolbox: not every file uses every tool
 
+mod agree;
 mod files;
 mod filesystems;
 
@@ -478,11 +479,16 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
+        let disagreements = match thread::panicking() {
+            true => Vec::new(),
+            false => agree::disagreements(&self.path),
+        };
         // --one-file-system: should an unmount have failed, what is mounted there is left alone.
         let _ = Command::new("rm")
             .args(["-rf", "--one-file-system", "--"])
             .arg(&self.path)
             .stderr(Stdio::null())
             .status();
+        assert!(disagreements.is_empty(), "{disagreements:#?}");
     }
 }
