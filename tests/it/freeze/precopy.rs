@@ -752,7 +752,7 @@ fn an_output_on_the_frozen_filesystem_that_the_spool_cannot_hold_is_refused_befo
 // ---- killed -------------------------------------------------------------------------------------------------------------
 
 /// Trace instances of floes that were started by us.
-fn instances(pid: u32) -> Vec<String> {
+pub(super) fn instances(pid: u32) -> Vec<String> {
     let root = mount_kernel("tracefs").expect("tracefs");
     let folder = format!(
         "/proc/self/fd/{}/instances",
