@@ -20,6 +20,7 @@ use crate::report::{self, Bytes, JsonObject, Progress, Span, hex};
 use crate::signals::Signals;
 use crate::stream::frames::{self, send::FrameEmitter};
 use crate::stream::gzip;
+use crate::stream::inplace::InPlace;
 use crate::stream::output::leaves_holes;
 use crate::stream::output::{GzipEmitter, Output, RawEmitter, Totals, TotalsCell};
 use crate::stream::partfile::{self, PartFile};
@@ -78,6 +79,15 @@ impl Options {
             Some(_) => partfile::piece(path, 1),
             None => path.clone(),
         })
+    }
+
+    /// Whether the image may be put together in its file, which then holds what is read before the freeze.
+    fn may_be_in_place(&self) -> bool {
+        self.raw
+            && self.output.is_some()
+            && self.split.is_none()
+            && !self.streaming.frames
+            && self.streaming.spool_file.is_none()
     }
 
     /// Whether somebody will see the SHA-256 of the stream: only the report has it, and on a board without instructions for it it takes
@@ -248,7 +258,11 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
         size_bytes: prepared.size_bytes,
     };
     let onto_itself = ready.freezes(&file.sink);
-    let path = options.first();
+    let in_place = options.may_be_in_place()
+        && ready.copies_early()
+        && !onto_itself
+        && leaves_holes(&file.sink);
+    let path = options.first().filter(|_| !in_place);
     let settings = options.streaming.settings(
         &options.common,
         options.raw,
@@ -259,14 +273,20 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
     let totals = TotalsCell::default();
     let told: Arc<Lock<Option<Figures>>> = Arc::default();
     let parts = file.parts;
-    let sink = outlet(
-        options,
-        (file.sink, file.more),
-        &sources,
-        &ready,
-        &totals,
-        &told,
-    )?;
+    let sink = match in_place {
+        true => {
+            let pieces = sources.iter().flat_map(|source| &source.pieces);
+            let lengths = pieces.map(|piece| piece.length_bytes);
+            let totals = Arc::clone(&totals);
+            let file = InPlace::new(file.sink, lengths, options.hashes(), totals);
+            // Threads that may never return use it.
+            Outlet::Places(Box::leak(Box::new(file)))
+        }
+        false => {
+            let sink = (file.sink, file.more);
+            outlet(options, sink, &sources, &ready, &totals, &told)?
+        }
+    };
     let engine = Engine {
         ready,
         precopy: true,

@@ -17,6 +17,7 @@ pub mod gunzip;
 pub mod gzip;
 pub mod image;
 pub(crate) mod inflate;
+pub(crate) mod inplace;
 pub mod input;
 pub mod output;
 pub(crate) mod pack;

@@ -10,8 +10,10 @@ use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::FileType;
 use rustix::io::Errno;
 
+use crate::device::ReadAt;
 use crate::error::{Error, Exit, Fault, NOTHING_WRITTEN, Result};
 use crate::freeze::{Frozen, Guardian};
 use crate::fs::Coverage;
@@ -19,8 +21,9 @@ use crate::fs::files::Emptying;
 use crate::overlay::Overlay;
 use crate::report::{self, Bytes, Progress, Span};
 use crate::signals::Signals;
-use crate::stream::pipeline::{Outlet, Pipeline, Placing, Problem, Rounds, Settings};
+use crate::stream::pipeline::{Encoding, Outlet, Pipeline, Placing, Problem, Rounds, Settings};
 use crate::stream::plan::{Part, Plan};
+use crate::sys::memory::Pages;
 use crate::take::counters::Counters;
 use crate::take::draft::{Draft, pieces};
 use crate::take::emptied::Emptied;
@@ -29,6 +32,7 @@ use crate::take::ready::Ready;
 use crate::take::source::{Prepared, Wishes};
 use crate::take::survey::{Looks, Plans, Step, Surveyor, Trouble};
 use crate::take::watched::Watched;
+use crate::units::{round_down, to_usize};
 
 /// How long the supervisor sleeps at most: progress and the guardian's heartbeat want a look now and then.
 const LOOK: Duration = Duration::from_millis(200);
@@ -38,6 +42,13 @@ const LONG: Duration = Duration::from_secs(5);
 
 /// A disk that gives no more than this in a millisecond, in bytes, is broken.
 const SLOWEST: u64 = 4 << 10;
+
+/// What a slow reader of a pipe takes in a second, in bytes; nobody knows before the freeze what this one does.
+const SLOW_READER: u64 = 10_000_000;
+
+/// What is read of a disk to see how fast it is, in bytes, and how long that may take.
+const SAMPLE_BYTES: u64 = 4 << 20;
+const SAMPLE_LIMIT: Duration = Duration::from_millis(300);
 
 /// What makes a freeze short.
 const SHORTER: &str = "--spool-file FILE on another filesystem, a larger --spool, --frames into another floe, floe pull or floe clone make that short";
@@ -95,6 +106,14 @@ pub(crate) struct Capture {
     progress: Progress,
     /// The targets of a copy, whose state its verb tells.
     places: Option<&'static dyn Placing>,
+    /// What is read goes where it belongs, into a file or onto targets.
+    copies: bool,
+    /// Whether the sink is a pipe or a socket.
+    is_pipe: bool,
+    /// Bytes in use that nothing can hold before the freeze.
+    unheld_bytes: u64,
+    /// Whether what is read is packed.
+    packs: bool,
     watched: Vec<Watched>,
     held_by_test: Hold,
     /// Bytes to be read, once they are known.
@@ -150,17 +169,24 @@ impl Capture {
         let copies = matches!(engine.sink, Outlet::Places(_));
         let frames = matches!(engine.sink, Outlet::Frames(_));
         let holds = settings.spool_bytes > 0 || settings.spool_file.is_some() || copies || frames;
+        let used = sources.iter().map(Prepared::used_bytes);
+        let used = used.fold(0, u64::saturating_add);
+        let unheld_bytes = match watch.is_some() && !holds {
+            true => used,
+            false => 0,
+        };
         let watch = watch.filter(|watch| holds && engine.precopy && (watch.tries() || !copies));
+        let places = match &engine.sink {
+            Outlet::Places(places) if !places.is_file() => Some(*places),
+            _ => None,
+        };
         // A copy writes early: what is only known under a freeze, and may be a refusal, is asked before that.
-        let rehearses = copies && (!engine.emptying.is_empty() || wishes.require_map);
-        if engine.onto_itself && watch.is_none() {
-            let used = sources.iter().map(Prepared::used_bytes);
-            let used = used.fold(0, u64::saturating_add);
-            // A quarter of the spool is for what waits to be packed.
-            if used > settings.spool_bytes / 4 * 3 {
-                return Err(no_room().leaving("nothing was frozen"));
-            }
+        let rehearses = places.is_some() && (!engine.emptying.is_empty() || wishes.require_map);
+        // A quarter of the spool is for what waits to be packed.
+        if engine.onto_itself && watch.is_none() && used > settings.spool_bytes / 4 * 3 {
+            return Err(no_room().leaving("nothing was frozen"));
         }
+        let packs = settings.encoding != Encoding::Raw;
         settings.precopy = watch.as_ref().map(Watch::precopy);
         if let Some(hashes) = &mut settings.hashes {
             hashes.waits = guardian.is_none();
@@ -172,10 +198,6 @@ impl Capture {
         let overlay = match engine.emptying.is_empty() {
             true => Overlay::default(),
             false => Overlay::new(pieces(&draft.images)),
-        };
-        let places = match &engine.sink {
-            Outlet::Stream(_) | Outlet::Frames(_) => None,
-            Outlet::Places(places) => Some(*places),
         };
         let pipeline = Pipeline::new(settings, draft.devices, engine.sink, counters)
             .map_err(|fault| Error::fault("floe", fault))?;
@@ -209,6 +231,10 @@ impl Capture {
             signals,
             progress: engine.progress,
             places,
+            copies,
+            is_pipe: false,
+            unheld_bytes,
+            packs,
             watched: draft.watched,
             held_by_test: Hold::told(),
             used_bytes: 0,
@@ -232,6 +258,10 @@ impl Capture {
     /// other side has logged in before anything freezes.
     pub(crate) fn wait_sink(&mut self, sink: BorrowedFd<'_>, limit: Duration) -> Result<()> {
         let start = Instant::now();
+        self.is_pipe = rustix::fs::fstat(sink).is_ok_and(|stat| {
+            let kind = FileType::from_raw_mode(stat.st_mode);
+            matches!(kind, FileType::Fifo | FileType::Socket)
+        });
         loop {
             if let Some(number) = self.signals.take() {
                 return Err(Error::signal(number));
@@ -302,16 +332,29 @@ impl Capture {
     /// The rounds before the freeze.
     fn take_early(&mut self) -> Result<()> {
         let Some(watch) = &mut self.watch else {
+            if self.unheld_bytes > 0 && !self.quiet {
+                let (took, read) = self.sample();
+                self.warn_of_a_long_freeze(took, read, 0, self.unheld_bytes);
+            }
             return Ok(());
         };
         if watch.tries()
             && let Some(guardian) = self.guardian.take()
         {
+            // Walked before, the rehearsal reads only what was written since, and the trial stays short.
+            if self.rehearses && watch.marks().is_some() {
+                walk(self.surveyor, &self.signals, None, Step::Preview)?;
+            }
             // It proves that everything can be frozen before anything is read or written, and leaves metadata on the disk that
             // was only in memory: so the early look sees what the freeze will find.
             let mut frozen = guardian.freeze(&self.signals)?;
             if self.rehearses
-                && let Some(trouble) = rehearse(self.surveyor, &self.signals, &mut frozen)?
+                && let Some(trouble) = walk(
+                    self.surveyor,
+                    &self.signals,
+                    Some(&mut frozen),
+                    Step::Rehearse,
+                )?
             {
                 drop(frozen);
                 return Err(self.trouble(trouble, Step::Rehearse));
@@ -332,7 +375,9 @@ impl Capture {
             let is_short = self.await_round()?;
             round += 1;
             if is_short && round == 1 {
-                self.warn_of_a_long_freeze(began.elapsed());
+                let held = self.pipeline.rounds().early_bytes;
+                let rest = self.pipeline.early_used_bytes().saturating_sub(held);
+                self.warn_of_a_long_freeze(began.elapsed(), held, held, rest);
             }
             let all = self.pipeline.rounds().early_bytes;
             let Some(watch) = &self.watch else {
@@ -350,24 +395,51 @@ impl Capture {
         }
     }
 
-    /// Before the freeze: that it will be long, because nothing holds most of what is used, and what would make it short.
-    fn warn_of_a_long_freeze(&mut self, took: Duration) {
-        let held = self.pipeline.rounds().early_bytes;
-        let rest = self.pipeline.early_used_bytes().saturating_sub(held);
-        // At the pace of what was read so far; a sink that is slower makes it longer.
-        let millis = took.as_millis() * u128::from(rest) / u128::from(held.max(1));
+    /// Reads a little of the largest device, for its pace: how long that took, and the bytes.
+    fn sample(&self) -> (Duration, u64) {
+        const PIECE: u64 = 1 << 20;
+        let began = Instant::now();
+        let mut read = 0;
+        let devices = self.pipeline.devices().iter();
+        let device = devices.max_by_key(|device| device.size_bytes());
+        if let (Some(device), Ok(mut piece)) = (device, Pages::new(to_usize(PIECE))) {
+            let from = round_down(device.size_bytes() / 4, PIECE);
+            while read < SAMPLE_BYTES
+                && began.elapsed() < SAMPLE_LIMIT
+                && device.read_aligned(from + read, &mut piece).is_ok()
+            {
+                read += PIECE;
+            }
+        }
+        (began.elapsed(), read)
+    }
+
+    /// Before the freeze: that it will be long, because only `held` of what is used is held and not the other `rest` bytes, and what
+    /// would make it short. `read` bytes took so long.
+    fn warn_of_a_long_freeze(&mut self, took: Duration, read: u64, held: u64, rest: u64) {
+        let millis = took.as_millis() * u128::from(rest) / u128::from(read.max(1));
         // Of next to nothing no pace can be told; no disk of this kind is slower than this.
         let millis = millis.min(u128::from(rest / SLOWEST));
-        let seconds = Duration::from_millis(u64::try_from(millis).unwrap_or(u64::MAX));
-        if self.quiet || seconds < LONG {
+        let reading = Duration::from_millis(u64::try_from(millis).unwrap_or(u64::MAX));
+        // What is packed is about half.
+        let sent = if self.packs { rest / 2 } else { rest };
+        let sending = match self.is_pipe {
+            true => Duration::from_secs(sent / SLOW_READER),
+            false => Duration::ZERO,
+        };
+        if self.quiet || reading.max(sending) < LONG {
             return;
         }
         self.progress.clear();
+        let slow = match sending > reading {
+            true => format!("about {} where the reader takes 10 MB/s", Span(sending)),
+            false => "longer where the output is slow".into(),
+        };
         report::line(format_args!(
-            "note: the spool holds {} of what is used, and the filesystem stays frozen while the other {} are read: {} at least, longer where the output is slow; {SHORTER}",
+            "note: the spool holds {} of what is used, and the filesystem stays frozen while the other {} are read: {} at least, {slow}; {SHORTER}",
             Bytes(held),
             Bytes(rest),
-            Span(seconds)
+            Span(reading)
         ));
     }
 
@@ -494,7 +566,7 @@ impl Capture {
             },
             _ if used == 0 => ("reading the map", 0, 0),
             _ if !self.all_read => ("reading", read, used),
-            _ if self.places.is_some() => ("writing", self.counters.taken_bytes(), used),
+            _ if self.copies => ("writing", self.counters.taken_bytes(), used),
             _ => ("sending", self.pipeline.emitted_bytes(), used),
         };
         let step = report::Step {
@@ -626,24 +698,32 @@ impl Capture {
     }
 }
 
-/// Walks everything once and forgets it; what speaks against the run.
-fn rehearse(
+/// Walks everything once, for a hint or to see what speaks against the run.
+fn walk(
     surveyor: &Surveyor,
     signals: &Signals,
-    frozen: &mut Frozen,
+    mut frozen: Option<&mut Frozen>,
+    step: Step,
 ) -> Result<Option<Trouble>> {
-    surveyor.order(Step::Rehearse);
+    surveyor.order(step);
     loop {
         if let Some(number) = signals.take() {
             return Err(Error::signal(number));
         }
-        frozen.check()?;
+        if let Some(frozen) = frozen.as_mut() {
+            frozen.check()?;
+        }
         match surveyor.state() {
             (_, Some(trouble)) => return Ok(Some(trouble)),
-            (Step::Rehearsed, None) => return Ok(None),
+            (at, None) if at != step => return Ok(None),
             _ => {}
         }
-        let ends = [signals.fd(), surveyor.event(), frozen.event_fd()];
+        let frozen_fd = frozen.as_ref().map(|frozen| frozen.event_fd());
+        let ends = [
+            signals.fd(),
+            surveyor.event(),
+            frozen_fd.unwrap_or(signals.fd()),
+        ];
         let mut fds = ends.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
         let _ = poll(&mut fds, Some(&timespec(LOOK)));
     }

@@ -158,10 +158,8 @@ impl Streaming {
     ) -> Result<Settings> {
         let spool_bytes = self.spool.bytes();
         // A bit more than what is used: files grow, and what cannot be packed gets a little longer.
-        let used = sources.iter().fold(0u64, |sum, source| {
-            let used = source.identity.as_ref().and_then(|one| one.used_bytes);
-            sum.saturating_add(used.unwrap_or(source.size_bytes))
-        });
+        let used = sources.iter().map(Prepared::used_bytes);
+        let used = used.fold(0, u64::saturating_add);
         let wanted_bytes = used.saturating_add(used / 32).saturating_add(64 << 20);
         let spool_file = match (&self.spool_file, part) {
             (Some(file), _) => Some(memory::spool_file(file, wanted_bytes, ready)?),

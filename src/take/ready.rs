@@ -31,6 +31,11 @@ pub(crate) struct Ready {
 type Ground = (u64, Option<[u8; 16]>);
 
 impl Ready {
+    /// Whether what is read may be read before the freeze and written where it belongs, to be written again.
+    pub(crate) fn copies_early(&self) -> bool {
+        self.watch.as_ref().is_some_and(Watch::tries)
+    }
+
     /// Whether a regular file lies on a filesystem that is to be frozen.
     pub(crate) fn freezes(&self, file: impl AsFd) -> bool {
         let is_file = rustix::fs::fstat(&file)
@@ -58,7 +63,10 @@ pub(crate) fn ready(
 ) -> Result<Ready> {
     let mounted = sources
         .iter_mut()
-        .flat_map(|prepared| std::mem::take(&mut prepared.mounted))
+        .flat_map(|prepared| {
+            prepared.in_use = Some(prepared.used_bytes());
+            std::mem::take(&mut prepared.mounted)
+        })
         .collect();
     let targets = still::targets(system, mounted, taking.wishes)?;
     let frozen = targets.iter().filter_map(|target| ground(&target.fd));

@@ -97,8 +97,10 @@ pub(crate) struct Prepared {
     pub devices: Vec<Opened>,
     /// The image, in order and without gaps.
     pub pieces: Vec<Piece>,
-    /// The filesystems to freeze, in no order.
+    /// The filesystems to freeze, in no order; they leave when these are made ready for that.
     pub mounted: Vec<Mounted>,
+    /// What was in use when they left.
+    pub in_use: Option<u64>,
     /// Things to tell before the freeze.
     pub notes: Vec<String>,
     /// Devices kept open O_EXCL so that nobody mounts them meanwhile.
@@ -123,11 +125,12 @@ impl Prepared {
             let blocks = stat.f_blocks.saturating_sub(stat.f_bfree);
             Some(blocks.saturating_mul(stat.f_frsize))
         });
-        let recorded = || self.identity.as_ref().and_then(|found| found.used_bytes);
+        let running = self.in_use.or(running.reduce(u64::saturating_add));
+        // A running ext4 leaves its metadata out, and its superblock on the disk is as old as the mount.
+        let recorded = self.identity.as_ref().and_then(|found| found.used_bytes);
         running
-            .reduce(u64::saturating_add)
-            .or_else(recorded)
-            .unwrap_or(self.size_bytes)
+            .max(recorded)
+            .map_or(self.size_bytes, |used| used.min(self.size_bytes))
     }
 }
 
@@ -163,6 +166,7 @@ pub(crate) fn prepare(system: &System, name: &std::ffi::OsStr, wishes: Wishes) -
         filesystem: "unknown",
         identity: None,
         still: Still::Unmounted,
+        in_use: None,
         size_bytes: source.device.size_bytes(),
         dev: source.dev,
         devices: Vec::new(),

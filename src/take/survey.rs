@@ -83,6 +83,10 @@ impl Errand {
 pub(crate) enum Step {
     /// Nothing.
     Wait,
+    /// Walk what moves, for a hint to the rehearsal.
+    Preview,
+    /// It has been walked.
+    Previewed,
     /// Walk as in a survey, and forget what was found: does anything speak against it?
     Rehearse,
     /// Nothing does.
@@ -105,6 +109,7 @@ impl Step {
     /// What an order becomes when it has been carried out.
     const fn done(self) -> Self {
         match self {
+            Self::Preview => Self::Previewed,
             Self::Rehearse => Self::Rehearsed,
             Self::Glimpse => Self::Glimpsed,
             Self::Survey => Self::Surveyed,
@@ -300,8 +305,12 @@ impl Surveyor {
             let mut emptying = std::mem::take(&mut desk.emptying);
             let mut traced = desk.traced;
             let (plan, has_early) = match step {
-                Step::Glimpse => (desk.plans.early.take(), true),
+                Step::Preview | Step::Glimpse => (desk.plans.early.take(), true),
                 _ => (desk.plans.last.take(), pipeline.has_early()),
+            };
+            let mut before = match step {
+                Step::Rehearse => desk.plans.early.take(),
+                _ => None,
             };
             drop(desk);
             let metered = Metered {
@@ -310,10 +319,20 @@ impl Surveyor {
             };
             let mut unused = None;
             let trouble = match (plan, step) {
-                (Some(mut plan), Step::Rehearse) => {
+                (Some(mut plan), Step::Preview) => {
                     swaps.read();
+                    glimpse(&mut plan, &mut errands, &metered, swaps, scratch);
+                    before = Some(plan);
+                    None
+                }
+                (Some(mut plan), Step::Rehearse) => {
+                    // Of what no write touched since, the hints do.
+                    let complete = |trace: &Trace| trace.is_complete_frozen(FROZEN_DRAIN);
+                    let known = self.looks.trace.as_ref().is_some_and(complete);
+                    swaps.read();
+                    self.tell_of_writes(&errands, known);
                     let trouble = survey(
-                        (&mut plan, None),
+                        (&mut plan, before.as_ref()),
                         &mut errands,
                         &mut emptying,
                         &metered,
@@ -377,6 +396,9 @@ impl Surveyor {
             desk.trouble = trouble;
             if unused.is_some() {
                 desk.plans.last = unused;
+            }
+            if before.is_some() {
+                desk.plans.early = before;
             }
             desk.traced = traced;
             // A small source may be read, and the check ordered, before we are here: that order must not be lost.
@@ -513,6 +535,8 @@ fn glimpse(
         let Content::Used(map) = &mut part.content else {
             continue;
         };
+        // There may be older hints in it.
+        map.set_all_used();
         let (still, verdict) = (errand.still, errand.verdict);
         if still != Still::Unmounted {
             errand.still = Still::Glimpse;

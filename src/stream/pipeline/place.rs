@@ -1,11 +1,12 @@
 //! Placers, for copies: spans go from the slot they were read into straight to where they belong, several at once, in no order.
 //!
 //! Nothing is encoded, copied or kept. Reading begins while [`Placing::begin`] still prepares the target, and placing after it. The
-//! end of a copy is not the pipeline's business: it says that all is placed, and that it is permitted.
+//! end of a copy is its target's business: it is told that all is placed, and permitted.
 
 use super::read::Taken;
 use super::{CHUNK_LENGTH, Core, Pass, Problem, Shared};
 use crate::error::Fault;
+use crate::stream::plan::Plan;
 use crate::threads::forgive;
 use crate::units::to_u64;
 
@@ -19,6 +20,14 @@ pub trait Placing: Sync {
     fn shares_medium(&self) -> bool;
     /// What messages call the target that failed.
     fn failed(&self) -> &str;
+    /// Whether it is a file that is gone when the run fails.
+    fn is_file(&self) -> bool {
+        false
+    }
+    /// Called once, when all is placed, thawed and proven.
+    fn finish(&self, _plan: &Plan) -> Result<(), Fault> {
+        Ok(())
+    }
 }
 
 impl Core {
@@ -116,7 +125,11 @@ impl Shared {
             }
             core = self.wait(&self.can_emit, core);
         }
-        core.finished = true;
+        drop(core);
+        if let Some(Err(fault)) = self.plan.get().map(|plan| places.finish(plan)) {
+            return self.fail(Problem::Write(fault));
+        }
+        self.lock().finished = true;
         self.announce();
     }
 }

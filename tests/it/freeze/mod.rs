@@ -5,6 +5,7 @@ mod dump_window;
 mod guard;
 mod guard_apart;
 mod guard_dump;
+mod holders;
 mod kill_campaign;
 mod kill_matrix;
 mod last_words;

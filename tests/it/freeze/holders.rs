@@ -1,0 +1,119 @@
+//! What holds that which is read before the freeze, and what is said where nothing does.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use crate::common::{self, Limit, LoopFs, Random, Scratch, Spec};
+
+fn field(report: &Path, key: &str) -> String {
+    let report = fs::read_to_string(report).expect("report");
+    let rest = report.split(&format!("\"{key}\":")).nth(1);
+    let rest = rest.unwrap_or_else(|| panic!("no {key}: {report}"));
+    let end = rest.find([',', '}', '\n']).unwrap_or(rest.len());
+    rest[..end].trim().trim_matches('"').to_owned()
+}
+
+#[test]
+fn a_raw_file_holds_what_is_read_early_and_is_what_a_stream_would_be() {
+    let mut floe = require_floe!();
+    let spec = Spec {
+        options: "ro",
+        ..Spec::default()
+    };
+    let mut source = match LoopFs::make(Spec::default()) {
+        Ok(made) => made,
+        Err(missing) => return common::skip(&missing),
+    };
+    source.fill(60);
+    let noise = source.dir().join("noise");
+    fs::write(&noise, Random(5).bytes(12 << 20)).expect("noise");
+    // A freeze of what is read-only writes no superblock: two images are one.
+    let dir = source.dir().to_string_lossy().into_owned();
+    common::output("mount", &["-o", &format!("remount,{}", spec.options), &dir]);
+    let scratch = Scratch::new();
+    let (direct, stream) = (scratch.join("direct"), scratch.join("stream"));
+    let report = scratch.join("report");
+    floe.args([
+        "dump", &dir, "-z", "none", "--spool", "off", "--sha256", "-o",
+    ])
+    .arg(&direct)
+    .arg("--report")
+    .arg(&report);
+    common::run(&mut floe, Limit::secs(60)).expect_code(0);
+    if floe::trace::available().is_ok() && common::runner().is_none() {
+        assert_eq!(field(&report, "precopy"), "traced");
+    }
+    let early: u64 = field(&report, "early_bytes").parse().expect("early_bytes");
+    let used: u64 = field(&report, "used_bytes").parse().expect("used_bytes");
+    assert!(early >= used, "{early} of {used} bytes were read early");
+    let (crc, sum) = (field(&report, "crc32"), field(&report, "sha256"));
+
+    let mut floe = require_floe!();
+    floe.args(["dump", &dir, "-z", "none", "--precopy", "off", "-o"])
+        .arg(&stream)
+        .arg("--report")
+        .arg(&report);
+    common::run(&mut floe, Limit::secs(60)).expect_code(0);
+    assert_eq!(field(&report, "crc32"), crc);
+    assert_eq!(field(&report, "early_bytes"), "0");
+    common::output(
+        "cmp",
+        &[&direct.to_string_lossy(), &stream.to_string_lossy()],
+    );
+    let found = common::output("sha256sum", &[&direct.to_string_lossy()]);
+    assert_eq!(found.split(' ').next(), Some(sum.as_str()));
+    let blocks = |path: &Path| fs::metadata(path).expect("stat").blocks();
+    assert!(
+        blocks(&direct) <= blocks(&stream) + 64,
+        "{} and {} blocks",
+        blocks(&direct),
+        blocks(&stream)
+    );
+    source.unmount();
+}
+
+#[test]
+fn a_freeze_that_nothing_makes_short_is_announced_with_what_would() {
+    require_floe!();
+    let spec = Spec {
+        mib: 300,
+        ..Spec::default()
+    };
+    let source = match LoopFs::make(spec) {
+        Ok(made) => made,
+        Err(missing) => return common::skip(&missing),
+    };
+    let noise = source.dir().join("noise");
+    fs::write(&noise, Random(6).bytes(64 << 20)).expect("noise");
+    // Used, and zeros in the image: nobody waits for it.
+    let large = source.dir().join("large");
+    common::output("fallocate", &["-l", "100M", &large.to_string_lossy()]);
+    let words = require_some!(common::floe_shell_words(), "FLOE_BIN");
+    let dir = source.dir().display();
+    let said = |what: &str| {
+        let line = format!("{words} {what} | cat > /dev/null");
+        let run = common::shell(&line, Limit::secs(60)).expect_code(0);
+        run.stderr_text()
+    };
+    for verb in [
+        format!("dump --spool off '{dir}'"),
+        format!("create --spool off a='{dir}'"),
+        format!("dump -z none --spool 2M '{dir}'"),
+    ] {
+        let text = said(&verb);
+        let notes: Vec<&str> = text
+            .lines()
+            .filter(|l| l.contains("stays frozen"))
+            .collect();
+        assert_eq!(notes.len(), 1, "{verb}: {text}");
+        for part in ["--frames", "--spool-file", "floe pull", " s"] {
+            assert!(notes[0].contains(part), "{verb}: {part}: {text}");
+        }
+        assert!(text.starts_with("floe: note:"), "before all else: {text}");
+    }
+    for verb in ["", "--precopy off --spool off", "-q --spool off"] {
+        let text = said(&format!("dump {verb} '{dir}'"));
+        assert!(!text.contains("stays frozen"), "{verb}: {text}");
+    }
+}
