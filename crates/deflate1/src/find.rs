@@ -25,10 +25,12 @@ const REACH: usize = MIN_MATCH + 16;
 const PATIENCE_BITS: u32 = 4;
 /// Literals are copied in pieces of this length; so the room for them is that much longer than a block.
 const COPY: usize = 16;
+/// At most so many of them.
+const STEPS: usize = 4;
 
 /// Memory of a [`Finder`].
 pub(crate) const MEMORY_BYTES: usize =
-    TABLE * size_of::<u16>() + MATCHES * size_of::<Match>() + BLOCK_BYTES + 2 * COPY;
+    TABLE * size_of::<u16>() + MATCHES * size_of::<Match>() + BLOCK_BYTES + (STEPS + 1) * COPY;
 
 /// A run of literals and the match after it.
 #[derive(Clone, Copy, Debug, Default)]
@@ -126,15 +128,26 @@ fn equal(bytes: &[u8], at: usize, before: usize, most: usize) -> usize {
     count
 }
 
-/// Appends `chunk[from..to]` to `literals`: a short run, as most are, as one copy of fixed length.
+/// Appends `chunk[from..to]` to `literals`. Most runs are short: those are copied in steps of fixed length, a little too much, because
+/// for so few bytes a copy of any length takes several times as long.
 #[inline(always)]
 fn collect(literals: &mut [u8], collected: &mut usize, chunk: &[u8], from: usize, to: usize) {
     let length = to - from;
-    if length <= COPY
-        && let Some(source) = chunk.get(from..from + COPY)
-        && let Some(place) = literals.get_mut(*collected..*collected + COPY)
+    if length <= STEPS * COPY
+        && let Some(source) = chunk.get(from..from + STEPS * COPY)
+        && let Some(place) = literals.get_mut(*collected..*collected + STEPS * COPY)
     {
-        place.copy_from_slice(source);
+        let (source, place) = (
+            source.as_chunks::<COPY>().0,
+            place.as_chunks_mut::<COPY>().0,
+        );
+        place[0] = source[0];
+        for step in 1..STEPS {
+            if length <= step * COPY {
+                break;
+            }
+            place[step] = source[step];
+        }
     } else if let Some(source) = chunk.get(from..to)
         && let Some(place) = literals.get_mut(*collected..*collected + length)
     {
@@ -149,7 +162,7 @@ impl Finder {
             table: vec![0; TABLE],
             matches: vec![Match::default(); MATCHES],
             found: 0,
-            literals: vec![0; BLOCK_BYTES + 2 * COPY],
+            literals: vec![0; BLOCK_BYTES + (STEPS + 1) * COPY],
             collected: 0,
         }
     }
@@ -165,7 +178,7 @@ impl Finder {
         self.matches.get(..self.found).unwrap_or_default()
     }
 
-    /// The literals of the block, and [`COPY`] bytes of no meaning after them at least.
+    /// The literals of the block, and [`STEPS`] times [`COPY`] bytes of no meaning after them at least.
     #[inline(always)]
     pub(crate) fn literals(&self) -> (&[u8], usize) {
         (&self.literals, self.collected)
@@ -233,8 +246,10 @@ impl Finder {
             }
             let (first, next) = (at + 1, at + length);
             if next < stop {
-                table[hash(load64(bytes, first)) % TABLE] = first as u16;
-                table[hash(load64(bytes, next - 2)) % TABLE] = (next - 2) as u16;
+                // Both hashes first: two independent chains of instructions.
+                let hashes = [hash(load64(bytes, first)), hash(load64(bytes, next - 2))];
+                table[hashes[0] % TABLE] = first as u16;
+                table[hashes[1] % TABLE] = (next - 2) as u16;
             }
             at = next;
             anchor = at;
