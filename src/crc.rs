@@ -4,7 +4,8 @@
 //! the CRC of a run of zero bytes without touching one. Source of the arithmetic: a CRC is the remainder of the message
 //! polynomial modulo P, so appending n bytes multiplies by x^(8n) mod P.
 
-use std::sync::LazyLock;
+use std::sync::Once;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// CRC-32 polynomial (RFC 1952), bit-reflected.
 const POLY_CRC32: u32 = 0xedb8_8320;
@@ -87,28 +88,31 @@ pub fn zeros(length_bytes: u64) -> u32 {
 }
 
 /// Table `n` has the register after a byte and `n` zero bytes.
-fn tables(poly: u32) -> [[u32; 256]; 8] {
-    let mut tables = [[0; 256]; 8];
+fn fill(tables: &Tables, poly: u32) {
     for byte in 0..=u8::MAX {
         let mut value = u32::from(byte);
-        for table in &mut tables {
+        for table in tables {
             for _ in 0..8 {
                 let carry = if value & 1 != 0 { poly } else { 0 };
                 value = (value >> 1) ^ carry;
             }
-            table[usize::from(byte)] = value;
+            table[usize::from(byte)].store(value, Ordering::Relaxed);
         }
     }
-    tables
 }
 
-/// Made at its first use: 8 KB that need not lie on a flash.
-static TABLE_CRC32C: LazyLock<[[u32; 256]; 8]> = LazyLock::new(|| tables(POLY_CRC32C));
+type Tables = [[AtomicU32; 256]; 8];
+
+/// Made at its first use: 8 KB of zeros until then, which need not lie on a flash. (A `LazyLock` or `OnceLock` would lie there: its
+/// state begins as something else than zero, and so all of it is data.)
+static TABLE_CRC32C: Tables = [const { [const { AtomicU32::new(0) }; 256] }; 8];
+static TABLE_MADE: Once = Once::new();
 
 /// Updates a raw CRC-32C register: no inversion before or after, as ext4 and btrfs chain it (`crc32c_le` of the kernel).
 pub fn crc32c_raw(mut crc: u32, bytes: &[u8]) -> u32 {
-    let t = &*TABLE_CRC32C;
-    let at = |table: usize, byte: u8| t[table][usize::from(byte)];
+    TABLE_MADE.call_once(|| fill(&TABLE_CRC32C, POLY_CRC32C));
+    let at =
+        |table: usize, byte: u8| TABLE_CRC32C[table][usize::from(byte)].load(Ordering::Relaxed);
     let mut words = bytes.chunks_exact(8);
     for word in &mut words {
         let [a, b, c, d, e, f, g, h] = *word else {

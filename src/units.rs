@@ -1,8 +1,5 @@
 //! Offsets, lengths and block sizes with checked arithmetic only: numbers from a disk become these types or an error.
 
-/// Zero bytes to write or to hash: they lie in the executable, once.
-pub static ZEROS: [u8; 8 << 10] = [0; 8 << 10];
-
 /// A run of bytes on a device or in an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Extent {

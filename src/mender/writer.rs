@@ -28,9 +28,10 @@ use crate::stream::output::leaves_holes;
 use crate::stream::pack::{Chunk, Packer, UNWATCHED, stored};
 use crate::stream::pipeline::Problem;
 use crate::stream::tar::{self, Member};
+use crate::sys::memory::ZEROS;
 use crate::take::memory::jobs;
 use crate::take::options;
-use crate::units::{ZEROS, to_u64, to_usize};
+use crate::units::{to_u64, to_usize};
 
 /// The file `version`, all of it.
 const VERSION: &[u8] = br#"{"format":"mender","version":3}"#;

@@ -10,7 +10,8 @@ use crate::stream::frames;
 use crate::stream::gunzip::{self, Gunzip};
 use crate::stream::input::{Input, at_most, is_zero};
 use crate::sys::memory::Pages;
-use crate::units::{ZEROS, to_u64, to_usize};
+use crate::sys::memory::ZEROS;
+use crate::units::{to_u64, to_usize};
 
 /// Unit of zero runs in bytes: data and zero runs begin at multiples of it.
 pub const GRANULE_BYTES: u64 = 64 * 1024;

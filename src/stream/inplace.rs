@@ -15,8 +15,9 @@ use super::pipeline::{Placing, is_zero};
 use super::plan::{CHUNK_BYTES, Cursor, Plan, Span};
 use crate::crc;
 use crate::error::Fault;
+use crate::sys::memory::ZEROS;
 use crate::threads::Lock;
-use crate::units::{ZEROS, to_u64, to_usize};
+use crate::units::{to_u64, to_usize};
 
 /// Of a chunk that is not a hole; its checksum is below.
 const WRITTEN: u64 = 1 << 32;

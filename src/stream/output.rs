@@ -18,8 +18,9 @@ use super::pipeline::{Emit, Encoded, Meter, Problem};
 use super::zeros::ZeroRun;
 use crate::crc::{self, Shift};
 use crate::error::Fault;
+use crate::sys::memory::ZEROS;
 use crate::threads::Lock;
-use crate::units::{ZEROS, to_u64, to_usize};
+use crate::units::{to_u64, to_usize};
 
 /// Pieces given to one `writev`.
 const BATCH: usize = 16;

@@ -3,6 +3,11 @@
 use rustix::io::Result;
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
+/// Zero bytes to write or to hash. Without the attribute they would lie in the executable, as every constant does.
+// SAFETY: a section that the loader fills with zeros, which is what the value says; nothing writes there.
+#[unsafe(link_section = ".bss.zeros")]
+pub(crate) static ZEROS: [u8; 8 << 10] = [0; 8 << 10];
+
 /// An anonymous private mapping, zeroed, aligned to a page.
 #[derive(Debug)]
 pub struct Pages {
