@@ -4,6 +4,7 @@
 //! Never closes over a name: a device is its descriptor. Never retries silently: an error carries offset and length.
 
 use std::fs::File;
+use std::io::{Read, Take};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
@@ -62,6 +63,11 @@ impl ReadAt for Vec<u8> {
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), Fault> {
         self.as_slice().read_at(offset, buffer)
     }
+}
+
+/// At most so many bytes of whatever is read: one type, so that what reads to the end is in the executable once.
+pub(crate) fn limited(from: &mut dyn Read, most_bytes: u64) -> Take<&mut dyn Read> {
+    from.take(most_bytes)
 }
 
 /// A range of a device as a device.

@@ -61,7 +61,7 @@ pub(super) fn run(options: Options) -> Result<()> {
     let word = |index: usize| options.words.get(index).and_then(|word| word.to_str());
     let (path, sums) = match (word(0), word(1)) {
         (Some("sum"), None) => {
-            let sums = copy(std::io::stdin().lock(), "stdin", |_| Ok(()))?;
+            let sums = copy(&mut std::io::stdin().lock(), "stdin", &mut |_| Ok(()))?;
             return report::print(&format!("{}\n", sums.sha256));
         }
         (Some("get"), Some(name)) => get(name)?,
@@ -84,9 +84,11 @@ fn get(name: &str) -> Result<(PathBuf, Sums)> {
     let path = kept::find(&folder, name)?
         .ok_or_else(|| kept::none(&folder, name).leaving("nothing was sent"))?;
     let shown = path.display().to_string();
-    let file = archive::open_file(&path)?;
+    let mut file = archive::open_file(&path)?;
     let mut stdout = std::io::stdout().lock();
-    let sums = copy(file, &shown, |bytes| written(stdout.write_all(bytes)))?;
+    let sums = copy(&mut file, &shown, &mut |bytes| {
+        written(stdout.write_all(bytes))
+    })?;
     written(stdout.flush())?;
     Ok((path, sums))
 }
@@ -103,8 +105,8 @@ fn put(options: &Options) -> Result<(PathBuf, Sums)> {
     let store = Store::open(&folder)?;
     let path = store.next(&options.host, options.time_s)?;
     let mut file = ToFile::create(&path)?;
-    let stdin = std::io::stdin().lock();
-    let sums = copy(stdin, "stdin", |bytes| file.write(bytes))?;
+    let mut stdin = std::io::stdin().lock();
+    let sums = copy(&mut stdin, "stdin", &mut |bytes| file.write(bytes))?;
     if sums.length_bytes != options.length_bytes || sums.sha256 != options.sha256 {
         return Err(Error::corrupt(format_args!(
             "{}: {} bytes came of {}, or others than were sent",

@@ -15,6 +15,7 @@ use crate::board::receive::Arrived;
 use crate::board::ssh::{Host, Pipes};
 use crate::cli::{Args, Common, Item};
 use crate::config;
+use crate::device::limited;
 use crate::error::{Error, Result};
 use crate::features;
 use crate::report::{self, JsonObject};
@@ -121,7 +122,7 @@ fn far(options: Options, host: Host) -> Result<()> {
         };
         let mut session = options.reach.start(host, &words, pipes, board)?;
         let mut text = String::new();
-        let read = (&mut session).take(MAX_LIST).read_to_string(&mut text);
+        let read = limited(&mut session, MAX_LIST).read_to_string(&mut text);
         session.end()?.check(host)?;
         read.map_err(|error| Error::failed(format_args!("{}: {error}", host.shown)))?;
         Ok(Arrived {

@@ -14,7 +14,7 @@ use rustix::fs::OFlags;
 use crate::cli::{Args, Common, Item};
 use crate::config::pairs;
 use crate::content::foreign;
-use crate::device::{Device, Range, ReadAt};
+use crate::device::{Device, Range, ReadAt, limited};
 use crate::error::{Error, Fault, FaultKind, Result};
 use crate::features;
 use crate::freeze::GUARDIAN;
@@ -468,7 +468,7 @@ fn packed(path: &Path) -> Result<Option<Format>> {
     let subject = path.display().to_string();
     let mut first = Vec::new();
     File::open(path)
-        .and_then(|file| file.take(to_u64(LOOK_BYTES)).read_to_end(&mut first))
+        .and_then(|mut file| limited(&mut file, to_u64(LOOK_BYTES)).read_to_end(&mut first))
         .map_err(|error| {
             let mut fault = Fault::short("read");
             fault = fault.with_errno(error.raw_os_error());

@@ -5,10 +5,12 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io::ErrorKind;
+use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use crate::config::{CONFIG, uncommented};
+use crate::device::limited;
 use crate::error::{Error, NOTHING_WRITTEN, Result};
 
 /// Most pairs: the guardian's board has room for a filesystem each.
@@ -97,8 +99,8 @@ pub(crate) fn declared() -> Vec<Pair> {
 
 fn text(path: &Path) -> std::io::Result<Vec<u8>> {
     let mut text = Vec::new();
-    let file = std::fs::File::open(path)?;
-    std::io::Read::read_to_end(&mut std::io::Read::take(file, LIMIT_BYTES), &mut text)?;
+    let mut file = std::fs::File::open(path)?;
+    limited(&mut file, LIMIT_BYTES).read_to_end(&mut text)?;
     Ok(text)
 }
 

@@ -9,6 +9,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use crate::cli::Args;
+use crate::device::limited;
 use crate::error::{Error, Fault, Result};
 use crate::report::{JsonObject, hex, json_string};
 use crate::stream::tar::{self, Member};
@@ -109,10 +110,12 @@ impl Labels {
         let mut scripts = Vec::new();
         for path in &self.scripts {
             let fail = |error| Error::std(path.display(), "open", &error);
-            let file = std::fs::File::open(path).map_err(fail)?;
+            let mut file = std::fs::File::open(path).map_err(fail)?;
             let mode = file.metadata().map_err(fail)?.permissions().mode();
             let mut bytes = Vec::new();
-            file.take(left + 1).read_to_end(&mut bytes).map_err(fail)?;
+            limited(&mut file, left + 1)
+                .read_to_end(&mut bytes)
+                .map_err(fail)?;
             left = left.checked_sub(to_u64(bytes.len())).ok_or_else(|| {
                 Error::refused(format_args!(
                     "{}: the scripts are longer than 16 MiB together",

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 
+use crate::device::limited;
 use crate::mounts::table::decimal;
 use crate::mounts::{DevId, Roots};
 use crate::sys::dm::{DmTarget, dm_targets};
@@ -389,9 +390,9 @@ fn dev_at(dir: &Path) -> Option<DevId> {
 }
 
 fn attribute_at(dir: &Path, name: &str) -> Option<String> {
-    let file = std::fs::File::open(dir.join(name)).ok()?;
+    let mut file = std::fs::File::open(dir.join(name)).ok()?;
     let mut bytes = Vec::new();
-    file.take(ATTRIBUTE_BYTES_MAX)
+    limited(&mut file, ATTRIBUTE_BYTES_MAX)
         .read_to_end(&mut bytes)
         .ok()?;
     let text = String::from_utf8_lossy(&bytes).into_owned();

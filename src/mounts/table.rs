@@ -8,6 +8,7 @@ use std::io::Read;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
+use crate::device::limited;
 use crate::error::{Error, Result};
 use crate::mounts::DevId;
 
@@ -133,9 +134,9 @@ fn read_bounded(path: &Path) -> Result<Vec<u8>> {
         let errno = crate::error::ErrnoText(error.raw_os_error().unwrap_or(0));
         Error::failed(format_args!("{}: read: {errno}", path.display()))
     };
-    let file = std::fs::File::open(path).map_err(failed)?;
+    let mut file = std::fs::File::open(path).map_err(failed)?;
     let mut bytes = Vec::new();
-    file.take(TABLE_BYTES_MAX)
+    limited(&mut file, TABLE_BYTES_MAX)
         .read_to_end(&mut bytes)
         .map_err(failed)?;
     Ok(bytes)

@@ -1,5 +1,6 @@
 //! Long work in a thread of its own, while the main thread shows how far it is and takes signals.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -10,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::report::{self, Step};
 use crate::signals::Signals;
 use crate::stream::copy::{self, Progress};
-use crate::threads::{RecvTimeoutError, channel};
+use crate::threads::{Lock, RecvTimeoutError, channel};
 
 /// How long the waiting thread sleeps at most, for the progress line.
 const PAUSE: Timespec = Timespec {
@@ -28,6 +29,28 @@ pub(crate) fn supervise<T: Send + 'static>(
     input_length: Option<u64>,
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
+    let done = Arc::new(Lock::new(None));
+    let place = Arc::clone(&done);
+    let work = Box::new(move || work().map(|value| *place.lock() = Some(value)));
+    wait(common, progress, state, name, input_length, work)?;
+    let value = done.lock().take();
+    value.ok_or_else(|| died(name, state))
+}
+
+#[cold]
+fn died(name: &str, state: &dyn Fn() -> String) -> Error {
+    Error::failed(format_args!("{name}: the writing thread died")).leaving(&state())
+}
+
+/// The same for work that puts its result away: what needs to be in the executable only once.
+fn wait(
+    common: &Common,
+    progress: &Progress,
+    state: &dyn Fn() -> String,
+    name: &str,
+    input_length: Option<u64>,
+    work: Box<dyn FnOnce() -> Result<()> + Send>,
+) -> Result<()> {
     let fail = |what: &str, error: std::io::Error| {
         Error::failed(format_args!("{what}: {error}")).leaving(&state())
     };
@@ -79,10 +102,7 @@ pub(crate) fn supervise<T: Send + 'static>(
                 };
                 line.show(false, step);
             }
-            Err(RecvTimeoutError::Disconnected) => {
-                let error = Error::failed(format_args!("{name}: the writing thread died"));
-                return Err(error.leaving(&state()));
-            }
+            Err(RecvTimeoutError::Disconnected) => return Err(died(name, state)),
         }
     }
 }

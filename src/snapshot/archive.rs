@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
-use crate::device::{Access, Device, DeviceKind, ReadAt};
+use crate::device::{Access, Device, DeviceKind, ReadAt, limited};
 use crate::error::{Error, Exit, Fault, FaultKind, Result};
 use crate::json;
 use crate::put::image::image_error;
@@ -216,7 +216,7 @@ impl Catalog {
             ));
         }
         let mut bytes = Vec::new();
-        self.reader(path)?
+        limited(&mut self.reader(path)?, u64::MAX)
             .read_to_end(&mut bytes)
             .map_err(|error| Error::corrupt(format_args!("{}: {path}: {error}", self.subject)))?;
         Ok(bytes)

@@ -5,6 +5,8 @@
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
+
+use crate::device::limited;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Most bytes read of any of these files.
@@ -59,8 +61,10 @@ fn board() -> String {
 /// Up to the limit, as text; `None` where it cannot be read.
 fn read(path: &Path) -> Option<String> {
     let mut bytes = Vec::new();
-    let file = File::open(path).ok()?;
-    file.take(LIMIT_BYTES).read_to_end(&mut bytes).ok()?;
+    let mut file = File::open(path).ok()?;
+    limited(&mut file, LIMIT_BYTES)
+        .read_to_end(&mut bytes)
+        .ok()?;
     Some(String::from_utf8_lossy(&bytes).into_owned())
 }
 

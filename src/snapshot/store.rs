@@ -12,6 +12,7 @@ use rustix::fs::{FileType, FlockOperation, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use crate::cli;
+use crate::device::limited;
 use crate::error::{Error, Fault, Result};
 use crate::units;
 use crate::utc::Utc;
@@ -248,9 +249,9 @@ fn is_lock(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_nlink <= 1
 }
 
-fn content(held: &File) -> String {
+fn content(mut held: &File) -> String {
     let mut text = String::new();
-    let _ = held.take(256).read_to_string(&mut text);
+    let _ = limited(&mut held, 256).read_to_string(&mut text);
     text
 }
 

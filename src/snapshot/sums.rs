@@ -20,9 +20,9 @@ pub(crate) struct Sums {
 
 /// Gives everything to `to`, and what it was.
 pub(crate) fn copy(
-    mut from: impl Read,
+    from: &mut dyn Read,
     shown: &str,
-    mut to: impl FnMut(&[u8]) -> Result<()>,
+    to: &mut dyn FnMut(&[u8]) -> Result<()>,
 ) -> Result<Sums> {
     let mut hash = Sha256::new();
     let mut length_bytes = 0u64;
@@ -50,7 +50,7 @@ pub(crate) fn copy(
 /// Length and SHA-256 of a file.
 pub(crate) fn sums_of(path: &Path) -> Result<(u64, String)> {
     let shown = path.display().to_string();
-    let file = File::open(path).map_err(|e| Error::std(&shown, "open", &e))?;
-    let sums = copy(file, &shown, |_| Ok(()))?;
+    let mut file = File::open(path).map_err(|e| Error::std(&shown, "open", &e))?;
+    let sums = copy(&mut file, &shown, &mut |_| Ok(()))?;
     Ok((sums.length_bytes, sums.sha256))
 }

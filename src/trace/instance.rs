@@ -5,7 +5,7 @@
 //! same (`trace-cmd reset` does) is seen by an inotify watch on its folders.
 
 use std::ffi::CString;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{AtFlags, Mode, OFlags, inotify};
 use rustix::io::Errno;
@@ -155,7 +155,7 @@ impl Open {
             .map_err(|errno| Untraced::io("tracefs instance", errno))?;
         write(&root, "tracing_on", "0")?;
         write(&root, "buffer_size_kb", &ring_kib.to_string())?;
-        let (header, formats) = formats(&root)?;
+        let (header, formats) = formats(root.as_fd())?;
         let made = Self {
             rings: rings(&root)?,
             root,
@@ -305,16 +305,16 @@ pub(super) fn instances() -> Result<OwnedFd, Untraced> {
 }
 
 /// The layout of pages and events, read from an instance or from tracefs itself.
-pub(super) fn formats(root: impl AsFd) -> Result<(Header, [Format; 3]), Untraced> {
+pub(super) fn formats(root: BorrowedFd<'_>) -> Result<(Header, [Format; 3]), Untraced> {
     // Where an instance has no header_page of its own, all have the same.
     let text =
-        read(&root, "events/header_page").or_else(|_| read(&root, "../../events/header_page"))?;
+        read(root, "events/header_page").or_else(|_| read(root, "../../events/header_page"))?;
     let unknown = |what: &str| Untraced::because(&format!("the layout of {what} is unknown"));
     let header = Header::parse(&text).ok_or_else(|| unknown("pages"))?;
     let mut found = [None; 3];
     for (format, event) in found.iter_mut().zip(EVENTS) {
         // Without CONFIG_BLK_DEV_IO_TRACE and the like there are none.
-        let text = read(&root, &format!("events/block/{event}/format"))?;
+        let text = read(root, &format!("events/block/{event}/format"))?;
         *format = Format::parse(&text);
     }
     let [Some(queued), Some(request), Some(bio)] = found else {
@@ -380,7 +380,7 @@ fn open(root: impl AsFd, path: &str, flags: OFlags) -> Result<OwnedFd, Untraced>
         .map_err(|errno| Untraced::io(&format!("tracefs {path}"), errno))
 }
 
-fn read(root: impl AsFd, path: &str) -> Result<String, Untraced> {
+fn read(root: BorrowedFd<'_>, path: &str) -> Result<String, Untraced> {
     let file = open(root, path, OFlags::RDONLY)?;
     let mut bytes = vec![0; TEXT_BYTES_MAX];
     let mut length = 0;

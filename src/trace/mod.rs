@@ -262,7 +262,7 @@ pub fn available() -> Result<(), Untraced> {
     let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC;
     let root = rustix::fs::openat(&instances, "..", flags, rustix::fs::Mode::empty())
         .map_err(|errno| Untraced::io("tracefs", errno))?;
-    instance::formats(root).map(|_| ())
+    instance::formats(std::os::fd::AsFd::as_fd(&root)).map(|_| ())
 }
 
 /// What is read and written under the lock.

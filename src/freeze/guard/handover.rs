@@ -17,6 +17,7 @@ use rustix::process::Pid;
 use super::copy::NAME;
 use super::keeper::{Charge, serve};
 use super::{Form, Leftover, Limits, Method, Remount, TARGETS_MAX, Target, micros};
+use crate::device::limited;
 use crate::sys::process;
 use crate::sys::shared::Board;
 
@@ -125,7 +126,7 @@ fn read() -> Option<Charge> {
     let mut file = std::fs::File::from(file);
     file.seek(SeekFrom::Start(WORDS_AT)).ok()?;
     let mut bytes = Vec::new();
-    (&mut file).take(WORDS_MAX).read_to_end(&mut bytes).ok()?;
+    limited(&mut file, WORDS_MAX).read_to_end(&mut bytes).ok()?;
     let mut words = Reader(&bytes);
     words.word()?;
     let parent = Pid::from_raw(words.number()?)?;
