@@ -26,6 +26,7 @@ pull|--artifact|with --dump: straight into a Mender artifact, DIR/HOST[_PORT].me
 #Where to:
 dump|-o, --output FILE|write FILE.part, and rename it to FILE when it is complete ('-' or none: stdout)
 dump|--split SIZE|with -o FILE: pieces FILE.001, FILE.002 … of that size, as for FAT32 (4000M); restore and verify take FILE.001, and cat FILE.0* puts them together
+dump|--bmap FILE|with -o: a .bmap (2.0, SHA-256) for it too, read back from it; bmaptool copy takes both
 create|-o, --output WHERE|a folder: HOST-YYYYMMDDThhmmssZ-SEQ.zip in it (SEQ counts: boards have no clock), one floe at a time; a FILE; or - for stdout. Default: the folder of 'store = DIR' in /etc/floe.conf, otherwise stdout. Written as .part and renamed when it is complete
 artifact|-o, --output FILE|write FILE.part, and rename it to FILE when it is complete ('-' or none: stdout)
 dump create artifact|--overwrite|FILE may be there and be no image
@@ -65,6 +66,7 @@ create >pull|--disk DEV|keep the partition table and the boot area of this disk 
 #The target:
 restore >push|--disk DEV|of a snapshot made with --disk: the recorded partition table and boot area go to the empty disk DEV, and every entry that is not named goes into its partition
 restore >push|--any-content|take bytes that show no image, or one that is not whole, as they are
+restore|--bmap FILE|first check the image against its .bmap
 restore >push|--no-check|write an image in a file without reading it to its end first
 restore >push|--force|a snapshot of another architecture or board model
 clone >pull|--pairs FILE|read the pairs from this file; a target named in a file is standby by declaration: what it holds may go

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,12 +14,14 @@ use crate::features;
 use crate::fs::Coverage;
 use crate::fs::files::Emptying;
 use crate::mounts::{DevId, System};
-use crate::put::image;
+use crate::put::image::{self, Opened};
 use crate::report::Told;
 use crate::report::{self, Bytes, JsonObject, Progress, Span, hex};
 use crate::signals::Signals;
+use crate::stream::bmap;
 use crate::stream::frames::{self, send::FrameEmitter};
 use crate::stream::gzip;
+use crate::stream::image::ImageReader;
 use crate::stream::inplace::InPlace;
 use crate::stream::output::leaves_holes;
 use crate::stream::output::{GzipEmitter, Output, RawEmitter, Totals, TotalsCell};
@@ -27,6 +29,7 @@ use crate::stream::partfile::{self, PartFile};
 use crate::stream::pipeline::{Emit, Outlet};
 use crate::take::capture::{Capture, Engine, Figures};
 use crate::take::counters::Counters;
+use crate::take::mapped::Mapped;
 use crate::take::options::{self, Streaming, Taking};
 use crate::take::ready::{Ready, ready};
 use crate::take::source::{self, Prepared};
@@ -45,6 +48,8 @@ pub(crate) struct Options {
     pub sha256: bool,
     /// `--split`: bytes of a piece.
     pub split: Option<u64>,
+    /// `--bmap`: beside FILE.
+    pub bmap: Option<PathBuf>,
     /// `--overwrite`: FILE may be something else than an image.
     pub overwrite: bool,
     /// How the source is read and held.
@@ -64,6 +69,7 @@ impl Options {
             raw: false,
             sha256: false,
             split: None,
+            bmap: None,
             overwrite: false,
             taking: Taking::default(),
             streaming: Streaming::default(),
@@ -113,6 +119,7 @@ pub(crate) fn parse(mut args: Args) -> Result<Options> {
                 "--compress" => options.raw = args.parsed(options::compression, "gzip or none")?,
                 "--sha256" => options.sha256 = true,
                 "--overwrite" => options.overwrite = true,
+                "--bmap" => options.bmap = Some(args.path()?),
                 "--split" => {
                     options.split = Some(args.parsed(piece, "a size of at least 1M")?);
                 }
@@ -129,6 +136,10 @@ pub(crate) fn parse(mut args: Args) -> Result<Options> {
     if options.split.is_some() && options.output.is_none() {
         return Err(Error::usage("dump: --split needs -o FILE"));
     }
+    if options.bmap.is_some() && options.output.is_none() {
+        return Err(Error::usage("dump: --bmap needs -o FILE"));
+    }
+    options.taking.wishes.owned = options.bmap.is_some();
     options.taking.check("dump")?;
     let elsewhere = options.output.is_some() || options.raw;
     options.streaming.check_frames("dump", elsewhere)?;
@@ -145,8 +156,10 @@ fn piece(text: &str) -> Option<u64> {
 pub(crate) fn run(options: Options) -> Result<()> {
     let start = Instant::now();
     let first = options.first();
+    let outputs = [&first, &options.bmap].into_iter().flatten();
+    let outputs: Vec<&Path> = outputs.map(PathBuf::as_path).collect();
     let about = ("source", &options.source.display() as _);
-    super::begin(&options.common, about, first.as_deref().as_slice())?;
+    super::begin(&options.common, about, &outputs)?;
     report::tell(&options.common, &mut || {
         Ok(Box::new(dump(&options, start)?))
     })
@@ -240,6 +253,7 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
     let system = System::look()?;
     let (prepared, emptying) = choose(options, &system)?;
     let file = File::open(options, &prepared)?;
+    let bmap = options.bmap.as_deref().map(PartFile::create).transpose()?;
     refuse_own_device(&system, &file.sink, prepared.dev)?;
     let waiting = rustix::io::fcntl_dupfd_cloexec(&file.sink, 3)
         .map_err(|errno| Error::fault("stdout", Fault::io("dup", errno)))?;
@@ -305,10 +319,15 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
     if options.output.is_none() {
         capture.wait_sink(waiting.as_fd(), options.streaming.wait_sink)?;
     }
+    let (pipeline, surveyor) = (capture.pipeline(), capture.surveyor());
     let figures = capture.run_telling(|figures| {
         *told.lock() = Some(figures);
     })?;
     finish(options, parts)?;
+    if let (Some(part), Some(image)) = (bmap, options.first()) {
+        let mapped = Mapped::of(pipeline, surveyor);
+        write_bmap(part, &image, facts.size_bytes, mapped)?;
+    }
     // Whoever asked for silence still wants to know what is not as it was asked for.
     figures.emptied.notes().iter().for_each(report::line);
     let totals = *totals.lock();
@@ -339,6 +358,17 @@ fn choose(options: &Options, system: &System) -> Result<(Prepared, Emptying)> {
         source::refuse_output(std::slice::from_ref(&prepared), path)?;
         if !options.overwrite {
             image::check_replaceable(path)?;
+        }
+    }
+    if let Some(path) = &options.bmap {
+        source::refuse_output(std::slice::from_ref(&prepared), path)?;
+        let there = std::fs::read(path).unwrap_or_default();
+        if !options.overwrite && !there.is_empty() && !there.starts_with(b"<?xml") {
+            return Err(Error::refused(format_args!(
+                "{}: is there and is no .bmap; --overwrite replaces it",
+                path.display()
+            ))
+            .leaving("nothing was frozen"));
         }
     }
     Ok((prepared, emptying))
@@ -389,6 +419,21 @@ fn finish(options: &Options, mut parts: Vec<PartFile>) -> Result<()> {
         (_, Some(part)) => part.finish(),
         (_, None) => Ok(()),
     }
+}
+
+/// `--bmap`: from the image, which is complete and has its name.
+fn write_bmap(mut part: PartFile, image: &Path, size: u64, mapped: Option<Mapped>) -> Result<()> {
+    let name = part.target().display().to_string();
+    let fail =
+        |fault| Error::fault(&name, fault).leaving("the image is complete, its .bmap is not");
+    let (Some(fd), Some(mapped)) = (part.take_fd(), mapped) else {
+        return Err(Error::failed("floe: internal: no map of what was read"));
+    };
+    let input = Opened::open(image.as_os_str())?.input;
+    let mut reader = ImageReader::new(input).map_err(fail)?;
+    let next = |from| mapped.next(from);
+    bmap::write(&std::fs::File::from(fd), &mut reader, size, &next).map_err(fail)?;
+    part.finish()
 }
 
 /// The stream that was asked for, begun: the reader has taken its header.

@@ -34,6 +34,7 @@ pub(super) fn parse(mut args: Args) -> Result<Options> {
     let mut overwrite = Overwrite::Refused;
     let (mut verify, mut skip_free, mut grow, mut dry_run) = (false, false, false, false);
     let mut only_changes = false;
+    let mut bmap = None;
     while let Some(item) = args.next_item()? {
         match item {
             Item::Value(value) if image.is_none() => image = Some(value),
@@ -50,6 +51,7 @@ pub(super) fn parse(mut args: Args) -> Result<Options> {
                 "--grow" => grow = true,
                 "--dry-run" => dry_run = true,
                 "--disk" => disk = Some(args.value()?),
+                "--bmap" => bmap = Some(args.path()?),
                 _ => return Err(args.unknown(name)),
             },
         }
@@ -72,6 +74,7 @@ pub(super) fn parse(mut args: Args) -> Result<Options> {
         },
         image: image.ok_or_else(|| args.missing("the IMAGE"))?,
         any,
+        bmap,
         unchecked,
         force,
         grow,
@@ -125,6 +128,11 @@ pub(super) fn run(options: Options) -> Result<()> {
     };
     let opened = framed::open(&options.image, near).map_err(untouched)?;
     if features::SNAPSHOTS && opened.format == Format::Zip {
+        if options.bmap.is_some() {
+            return Err(Error::usage(
+                "restore: --bmap is for one image, not for a snapshot",
+            ));
+        }
         return unpack::run(&options, opened, Vec::new(), start).map(drop);
     }
     let target = the_target(&options, &opened)?.clone();
@@ -230,6 +238,9 @@ impl Checked {
                 "{}: cannot be read twice: that all of it is right is known only at its end, after the target was written",
                 image.subject
             ));
+        }
+        if let Some(path) = &options.bmap {
+            image.check_bmap(path).map_err(untouched)?;
         }
         Ok(Self {
             image,

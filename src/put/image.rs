@@ -16,6 +16,7 @@ use crate::features;
 use crate::put::lanes;
 use crate::report::{Progress, Step};
 use crate::stream::artifact::{self, Labels};
+use crate::stream::bmap;
 use crate::stream::copy::{BUFFER_BYTES, Ended};
 use crate::stream::image::Piece;
 use crate::stream::image::{Format, ImageReader, LOOK_BYTES};
@@ -202,15 +203,41 @@ impl Image {
     /// Reads all of a second one that comes from the same file, when that is a regular one and was read from its beginning, and so
     /// checks it; then goes back to where this one stands. False where that cannot be.
     pub(crate) fn check_beforehand(&self, common: &Common, line: &mut Progress) -> Result<bool> {
+        let Some(mut again) = self.again()? else {
+            return Ok(false);
+        };
+        read_all(&mut again, common, line)?;
+        Ok(true)
+    }
+
+    /// A second one from the same file.
+    fn again(&self) -> Result<Option<Self>> {
         let is_file = self.file.metadata().is_ok_and(|meta| meta.is_file());
         if !is_file || self.reader.input_length_bytes().is_none() && self.artifact.is_none() {
-            return Ok(false);
+            return Ok(None);
         }
         let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
         let again = File::open(path).map_err(|_| crate::mounts::not_mounted("/proc", "proc"))?;
-        let mut again = Self::read(Opened::of(self.subject.clone(), again)?, self.any)?;
-        read_all(&mut again, common, line)?;
-        Ok(true)
+        Self::read(Opened::of(self.subject.clone(), again)?, self.any).map(Some)
+    }
+
+    /// `--bmap`: that every range of it is in the image as it says.
+    pub(crate) fn check_bmap(&self, path: &Path) -> Result<()> {
+        let name = &path.display();
+        let mut bytes = Vec::new();
+        let file = File::open(path).map_err(|error| Error::std(name, "open", &error))?;
+        let read = file.take(bmap::MOST_BYTES).read_to_end(&mut bytes);
+        read.map_err(|error| Error::std(name, "read", &error))?;
+        let text = bmap::Text::new(bytes).map_err(|fault| Error::fault(name, fault))?;
+        let Some(mut again) = self.again()? else {
+            return Err(Error::refused(format_args!(
+                "{}: cannot be read twice, and --bmap checks all of it before the first write; give it as a file",
+                self.subject
+            )));
+        };
+        let head = again.head.get(..again.head_bytes).unwrap_or_default();
+        let checked = text.check(head, &mut again.reader);
+        checked.map_err(|fault| image_error(&self.subject, fault))
     }
 
     /// The first bytes of the image.

@@ -20,6 +20,8 @@ pub(crate) struct Options {
     pub(crate) only_changes: bool,
     /// `--any-content`.
     pub(crate) any: Any,
+    /// `--bmap`: what the image must be, by its `.bmap`.
+    pub(crate) bmap: Option<std::path::PathBuf>,
     /// `--no-check`: an image in a file is not read to its end beforehand.
     pub(crate) unchecked: bool,
     /// `--force`: a snapshot of another architecture or board.

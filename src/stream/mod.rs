@@ -5,10 +5,11 @@
 //! [`gunzip`] undoes gzip through [`inflate`], [`image`] turns either form into data and zero runs in order; [`target`] takes
 //! those runs onto a device or file, [`copy`] joins both ends with a thread each, [`digest`] remembers what was written.
 //! Archives: [`archive`] emits them, [`zip`] writes their records, [`unzip`] reads them, as a stream or through the directory;
-//! [`tar`] writes headers, [`pack`] encodes an image into the body of a member. Between two floes: [`frames`], chunks in any order.
+//! [`tar`] writes headers, [`pack`] encodes an image into the body of a member; [`bmap`] is the list of blocks beside an image. Between two floes: [`frames`], chunks in any order.
 
 pub(crate) mod archive;
 pub(crate) mod artifact;
+pub(crate) mod bmap;
 pub(crate) mod copy;
 pub mod deflate;
 pub(crate) mod digest;

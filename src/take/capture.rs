@@ -254,6 +254,11 @@ impl Capture {
         self.pipeline
     }
 
+    /// The one who walks, who outlives the run too.
+    pub(crate) fn surveyor(&self) -> &'static Surveyor {
+        self.surveyor
+    }
+
     /// Waits until the reader of `sink` has taken what was written to it (the first bytes of the stream), so that an ssh on the
     /// other side has logged in before anything freezes.
     pub(crate) fn wait_sink(&mut self, sink: BorrowedFd<'_>, limit: Duration) -> Result<()> {

@@ -40,6 +40,7 @@ impl Draft {
             };
             let map = new_map();
             let early_map = if early { new_map() } else { None };
+            let owned_map = if wishes.owned { new_map() } else { None };
             let is_gap = matches!(piece.reading, Reading::Gap);
             if wishes.require_map && map.is_none() && !is_gap {
                 return Err(Error::refused(format_args!(
@@ -53,6 +54,7 @@ impl Draft {
             if let Reading::Map(identity) | Reading::Whole(Some(identity)) = piece.reading {
                 let mut errand = Errand::new(self.parts, image, *identity, piece.still, piece.swap);
                 errand.behind = piece.behind;
+                errand.owned = owned_map;
                 if early_map.is_some() {
                     errand.earlier = Earlier::new(piece.length_bytes);
                 }

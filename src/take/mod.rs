@@ -7,6 +7,7 @@ mod disk;
 mod draft;
 pub(crate) mod emptied;
 pub(crate) mod identity;
+pub(crate) mod mapped;
 pub(crate) mod memory;
 pub(crate) mod options;
 pub(crate) mod precopy;

@@ -26,6 +26,8 @@ pub(crate) struct Wishes {
     pub require_map: bool,
     /// A regular file stands for the filesystem it lies on.
     pub fs_path: bool,
+    /// Know which blocks have an owner, too, and not only which have to be read (`--bmap`).
+    pub owned: bool,
 }
 
 /// How a piece is read.

@@ -48,6 +48,8 @@ pub(crate) struct Errand {
     pub swap: SwapContent,
     /// What lies behind the filesystem in its part and is not zeros.
     pub behind: Vec<Extent>,
+    /// Blocks that have an owner, where they are asked for.
+    pub owned: Option<UsedMap>,
     /// What the walk found.
     pub verdict: Verdict,
     witness: Witness,
@@ -71,6 +73,7 @@ impl Errand {
             still,
             swap,
             behind: Vec::new(),
+            owned: None,
             verdict: Verdict::USED,
             witness: Witness::default(),
             earlier: Earlier::default(),
@@ -234,6 +237,15 @@ impl Surveyor {
             .errands
             .iter()
             .map(|errand| (errand.image, errand.verdict))
+            .collect()
+    }
+
+    /// Blocks with an owner, by part, where they were asked for; once.
+    pub(crate) fn owned(&self) -> Vec<(usize, UsedMap)> {
+        let mut desk = self.lock();
+        let errands = desk.errands.iter_mut();
+        errands
+            .filter_map(|errand| Some((errand.part, errand.owned.take()?)))
             .collect()
     }
 
@@ -543,7 +555,8 @@ fn glimpse(
         }
         let earlier = std::mem::take(&mut errand.earlier);
         let known = Known::Learns(&earlier);
-        if fill_map(errand, map, &view, swaps, scratch, known).is_err() {
+        let mut walk = Walk::new(&view, scratch).knowing(known);
+        if fill_map(errand, map, &view, swaps, &mut walk).is_err() {
             map.set_all_used();
             earlier.forget();
         }
@@ -631,10 +644,19 @@ fn survey_one(
             Some(Content::Used(before)) => Known::Knows(&earlier, before),
             _ => Known::Nothing,
         };
-        let filled = fill_map(errand, map, view, swaps, scratch, known);
+        let mut walk = Walk::new(view, scratch).knowing(known);
+        let filled = fill_map(errand, map, view, swaps, &mut walk);
         // Dropped here it would touch the heap.
         errand.earlier = earlier;
         filled?;
+        if let Some(mut owned) = errand.owned.take() {
+            let verdict = errand.verdict;
+            let mut walk = Walk::new(view, scratch).keeping_owned();
+            let filled = fill_map(errand, &mut owned, view, swaps, &mut walk);
+            errand.owned = Some(owned);
+            errand.verdict = verdict;
+            filled?;
+        }
     } else {
         errand.verdict.coverage = Coverage::Whole;
     }
@@ -684,7 +706,7 @@ fn empty(
             overlay.forget(errand.part);
             emptying.log.undo(mark, fault);
             map.set_all_used();
-            return fill_map(errand, map, view, swaps, scratch, Known::Nothing);
+            return fill_map(errand, map, view, swaps, &mut Walk::new(view, scratch));
         }
     }
     // The filesystem may be well: it is the wish that cannot be granted.
@@ -699,11 +721,9 @@ fn fill_map(
     map: &mut UsedMap,
     view: &View,
     swaps: &Swaps,
-    scratch: &mut [u8],
-    known: Known<'_>,
+    walk: &mut Walk<'_>,
 ) -> std::result::Result<(), Fault> {
-    let mut walk = Walk::new(view, scratch).knowing(known);
-    errand.verdict = fs::walk(&errand.identity, errand.still, &mut walk, map)?;
+    errand.verdict = fs::walk(&errand.identity, errand.still, walk, map)?;
     let end = errand.identity.size_bytes;
     if errand.verdict.coverage == Coverage::Whole {
         map.set_all_used();

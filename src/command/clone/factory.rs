@@ -344,6 +344,7 @@ fn write(
         only_changes: options.wants.only_changes,
         any: Any::No,
         unchecked: false,
+        bmap: None,
         force: false,
         grow: options.after.grow && medium.is_none(),
         disk: None,

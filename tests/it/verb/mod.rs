@@ -2,6 +2,7 @@
 
 mod artifact;
 mod basics;
+mod bmap;
 mod changes;
 mod clone;
 mod contract;
