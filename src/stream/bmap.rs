@@ -16,8 +16,8 @@ use crate::report::hex;
 use crate::stream::copy::BUFFER_BYTES;
 use crate::stream::image::{ImageReader, Piece};
 use crate::stream::input::at_most;
-use crate::sys::memory::Pages;
-use crate::units::{Extent, ZEROS, to_u64};
+use crate::sys::memory::{Pages, ZEROS};
+use crate::units::{Extent, to_u64};
 
 /// Bytes of a block.
 const BLOCK_BYTES: u64 = 4096;
