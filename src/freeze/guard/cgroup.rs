@@ -6,6 +6,8 @@
 
 use std::path::{Path, PathBuf};
 
+use rustix::fs::Mode;
+use rustix::io::Errno;
 use rustix::process::Pid;
 
 /// How the groups are called, before the number of the guardian's process.
@@ -68,7 +70,8 @@ impl Cgroups {
                     name.push_str(&format!(".{attempt}"));
                 }
                 let group = root.join(name);
-                match std::fs::create_dir(&group) {
+                // (std's own brings the making of whole paths with it, 2 KB.)
+                match rustix::fs::mkdir(&group, Mode::RWXU | Mode::RWXG | Mode::RWXO) {
                     Ok(()) if join(&group, pid) => {
                         self.own.push((group, homes));
                         break;
@@ -76,7 +79,7 @@ impl Cgroups {
                     // Another floe's sweep may have taken it away; or we may not move.
                     Ok(()) => drop(std::fs::remove_dir(&group)),
                     // Somebody is in it, or it has groups below it.
-                    Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+                    Err(Errno::EXIST) => {}
                     Err(_) => break,
                 }
             }
