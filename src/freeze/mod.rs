@@ -388,8 +388,15 @@ impl Guardian {
         names.join(" ")
     }
 
-    /// The guardian died or hung, and floe thawed.
+    /// The guardian died or hung, and floe thawed what was frozen.
     fn lost(&self) -> Error {
+        if self.link.board.began_us.load(Ordering::SeqCst) == 0 {
+            return Error::failed(format_args!(
+                "{}: guardian: it died or did not answer",
+                self.names()
+            ))
+            .leaving("nothing is frozen");
+        }
         Error::failed(format_args!(
             "{}: guardian: it died or did not answer; thawed after {} ms, the image is not complete",
             self.names(),
@@ -513,6 +520,8 @@ impl Frozen {
             )));
         }
         let frozen_ms = guardian.window_ms();
+        // Until the next freeze nothing is frozen.
+        guardian.link.board.began_us.store(0, Ordering::SeqCst);
         Ok((Window { frozen_ms }, self.guardian))
     }
 }

@@ -1,6 +1,7 @@
 //! Who holds what, and that nothing stays frozen whoever dies, stops or hangs.
 
 mod dump_window;
+mod early;
 #[macro_use]
 mod guard;
 mod guard_apart;
