@@ -2,6 +2,7 @@
 # punch and fsync while it is dumped; then, without writers, an image made with pre-copy is the one made without it, and the image of
 # the torture passes its checker and holds every quiet file.
 # Arguments: filesystems (default: all of them).
+#: archs x86_64
 #: modules ext4
 #: optional f2fs jfs crc32c_generic
 #: tools
@@ -10,7 +11,7 @@
 #: disk target 384M
 #: memory 768
 #: cpus 2
-#: timeout 900
+#: timeout 1500
 
 [ $# -gt 0 ] || set -- ext2 ext3 ext4 f2fs jfs
 target=$(disk target)
