@@ -30,7 +30,8 @@ use crate::take::emptied::Emptied;
 use crate::take::precopy::{Hold, Watch};
 use crate::take::ready::Ready;
 use crate::take::source::{Prepared, Wishes};
-use crate::take::survey::{Looks, Plans, Step, Surveyor, Trouble};
+use crate::take::survey::{Looks, Plans, Step, Surveyor};
+use crate::take::walks::Trouble;
 use crate::take::watched::Watched;
 use crate::units::{round_down, to_usize};
 

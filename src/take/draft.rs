@@ -6,7 +6,7 @@ use crate::fs::earlier::Earlier;
 use crate::overlay::PIECE_BYTES;
 use crate::stream::plan::{Content, Part};
 use crate::take::source::{Prepared, Reading, Wishes};
-use crate::take::survey::Errand;
+use crate::take::walks::Errand;
 use crate::take::watched::Watched;
 use crate::units::{BlockSize, to_u64, to_usize};
 

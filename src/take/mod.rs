@@ -15,4 +15,5 @@ pub(crate) mod ready;
 pub(crate) mod source;
 mod still;
 pub(crate) mod survey;
+pub(crate) mod walks;
 mod watched;

@@ -3,83 +3,30 @@
 //!
 //! Allocates everything before the freeze; the walk, the start and the second look use no heap.
 
-use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Condvar, MutexGuard};
 
 use rustix::event::{EventfdFlags, eventfd};
 
-use crate::device::{Device, DeviceKind, Range, ReadAt};
-use crate::error::{Error, Fault, FaultKind, Result};
-use crate::fs::earlier::{Earlier, Known, PIECE_BYTES};
-use crate::fs::files::{self, Emptying};
-use crate::fs::{self, Coverage, Identity, SCRATCH_BYTES, Still, UsedMap, Verdict, Walk, Witness};
-use crate::overlay::Layer;
+use crate::error::{Error, Fault, Result};
+use crate::fs::earlier::PIECE_BYTES;
+use crate::fs::files::Emptying;
+use crate::fs::{Coverage, Still, UsedMap, Verdict};
 use crate::stream::pipeline::{Pipeline, Started};
-use crate::stream::plan::{CHUNK_BYTES, Content, Part, Plan};
-use crate::sys::ioctl::blkflsbuf;
+use crate::stream::plan::{CHUNK_BYTES, Plan};
 use crate::take::capture::FROZEN_DRAIN;
 use crate::take::counters::Counters;
 use crate::take::emptied::Emptied;
 use crate::take::precopy::Trace;
-use crate::take::source::SwapContent;
+use crate::take::walks::{self, Errand, Eyes, Trouble};
 use crate::threads::{Lock, forgive};
 use crate::trace::Marks;
-use crate::units::{Extent, to_u64};
 
 /// Marks and what a walk remembers are of the same pieces.
 const _: () = assert!(PIECE_BYTES == CHUNK_BYTES);
 
 /// Stack of the thread in bytes; touched as needed.
 const STACK_BYTES: usize = 512 * 1024;
-
-/// A piece whose filesystem is walked in the frozen window.
-pub(crate) struct Errand {
-    /// Index in the plan's parts.
-    pub part: usize,
-    /// Index of the image it belongs to.
-    pub image: usize,
-    /// What was on it before the freeze; afterwards, what is on it.
-    pub identity: Identity,
-    /// What holds it still.
-    pub still: Still,
-    /// Active swap files in it.
-    pub swap: SwapContent,
-    /// What lies behind the filesystem in its part and is not zeros.
-    pub behind: Vec<Extent>,
-    /// Blocks that have an owner, where they are asked for.
-    pub owned: Option<UsedMap>,
-    /// What the walk found.
-    pub verdict: Verdict,
-    witness: Witness,
-    /// What a glimpse finds.
-    pub earlier: Earlier,
-}
-
-impl Errand {
-    /// For one part.
-    pub(crate) fn new(
-        part: usize,
-        image: usize,
-        identity: Identity,
-        still: Still,
-        swap: SwapContent,
-    ) -> Self {
-        Self {
-            part,
-            image,
-            identity,
-            still,
-            swap,
-            behind: Vec::new(),
-            owned: None,
-            verdict: Verdict::USED,
-            witness: Witness::default(),
-            earlier: Earlier::default(),
-        }
-    }
-}
 
 /// What the surveyor is to do next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,15 +67,6 @@ impl Step {
             other => other,
         }
     }
-}
-
-/// Why a survey stopped the run; made without the heap.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Trouble {
-    /// Index of the device.
-    pub device: usize,
-    /// What went wrong.
-    pub fault: Fault,
 }
 
 /// The plans, before their maps are filled.
@@ -199,14 +137,14 @@ impl Surveyor {
             looks,
             started: Started::default(),
         }));
-        let mut scratch = vec![0u8; SCRATCH_BYTES];
-        let mut swaps = Swaps::open();
+        let (counters, require_map) = (surveyor.looks.counters, surveyor.looks.require_map);
+        let mut eyes = Eyes::new(pipeline.devices(), counters, require_map);
         crate::threads::start(
             c"floe-survey",
             STACK_BYTES,
             Box::new(move || {
                 surveyor.started.one();
-                surveyor.run(pipeline, &mut swaps, &mut scratch);
+                surveyor.run(pipeline, &mut eyes);
             }),
         )
         .map_err(|e| Error::failed(format_args!("floe: start a thread: {e}")))?;
@@ -306,479 +244,135 @@ impl Surveyor {
         }
     }
 
-    fn run(&self, pipeline: &Pipeline, swaps: &mut Swaps, scratch: &mut [u8]) {
+    fn run(&self, pipeline: &Pipeline, eyes: &mut Eyes) {
         loop {
-            let mut desk = self.lock();
-            while desk.step == desk.step.done() {
-                desk = forgive(self.go.wait(desk));
-            }
-            let step = desk.step;
-            let mut errands = std::mem::take(&mut desk.errands);
-            let mut emptying = std::mem::take(&mut desk.emptying);
-            let mut traced = desk.traced;
-            let (plan, has_early) = match step {
-                Step::Preview | Step::Glimpse => (desk.plans.early.take(), true),
-                _ => (desk.plans.last.take(), pipeline.has_early()),
+            let mut work = self.take_order();
+            let step = work.step;
+            let trouble = match step {
+                Step::Preview => glimpse(&mut work, None, eyes),
+                Step::Rehearse => self.rehearse(&mut work, eyes),
+                Step::Glimpse => glimpse(&mut work, Some(pipeline), eyes),
+                Step::Survey => self.survey(&mut work, pipeline, eyes),
+                Step::Check => self.check(&work, pipeline, eyes),
+                _ => Some(walks::ASTRAY()),
             };
-            let mut before = match step {
-                Step::Rehearse => desk.plans.early.take(),
+            self.give_back(work, trouble);
+        }
+    }
+
+    /// Waits for an order, and takes what is on the desk.
+    fn take_order(&self) -> Work {
+        let mut desk = self.lock();
+        while desk.step == desk.step.done() {
+            desk = forgive(self.go.wait(desk));
+        }
+        Work {
+            step: desk.step,
+            early: match desk.step {
+                Step::Preview | Step::Rehearse | Step::Glimpse => desk.plans.early.take(),
                 _ => None,
-            };
-            drop(desk);
-            let metered = Metered {
-                devices: pipeline.devices(),
-                counters: self.looks.counters,
-            };
-            let mut unused = None;
-            let trouble = match (plan, step) {
-                (Some(mut plan), Step::Preview) => {
-                    swaps.read();
-                    glimpse(&mut plan, &mut errands, &metered, swaps, scratch);
-                    before = Some(plan);
-                    None
-                }
-                (Some(mut plan), Step::Rehearse) => {
-                    // Of what no write touched since, the hints do.
-                    let complete = |trace: &Trace| trace.is_complete_frozen(FROZEN_DRAIN);
-                    let known = self.looks.trace.as_ref().is_some_and(complete);
-                    swaps.read();
-                    self.tell_of_writes(&errands, known);
-                    let trouble = survey(
-                        (&mut plan, before.as_ref()),
-                        &mut errands,
-                        &mut emptying,
-                        &metered,
-                        swaps,
-                        scratch,
-                        self.looks.require_map,
-                    );
-                    if trouble.is_none() {
-                        forget(&mut plan, &mut errands, &mut emptying);
-                    }
-                    unused = Some(plan);
-                    trouble
-                }
-                (Some(mut plan), Step::Glimpse) => {
-                    swaps.read();
-                    glimpse(&mut plan, &mut errands, &metered, swaps, scratch);
-                    pipeline.begin_early(plan);
-                    None
-                }
-                (Some(mut plan), Step::Survey) => {
-                    let complete = |trace: &Trace| trace.is_complete_frozen(FROZEN_DRAIN);
-                    traced = self.looks.trace.as_ref().is_some_and(complete);
-                    swaps.read();
-                    self.tell_of_writes(&errands, traced);
-                    let require_map = self.looks.require_map;
-                    let trouble = survey(
-                        (&mut plan, pipeline.early_plan()),
-                        &mut errands,
-                        &mut emptying,
-                        &metered,
-                        swaps,
-                        scratch,
-                        require_map,
-                    );
-                    match (trouble, has_early) {
-                        (None, true) => pipeline.start_last(plan, traced),
-                        (None, false) => pipeline.start(plan),
-                        (Some(_), _) => {}
-                    }
-                    trouble
-                }
-                (_, Step::Check) => {
-                    let complete = |trace: &Trace| trace.is_complete(FROZEN_DRAIN);
-                    let traced = traced && self.looks.trace.as_ref().is_some_and(complete);
-                    let written = traced
-                        .then(|| self.was_written(pipeline, &errands))
-                        .flatten();
-                    match written {
-                        Some(device) => Some(Trouble {
-                            device,
-                            fault: WRITTEN(),
-                        }),
-                        None => check(pipeline.plan(), &errands, &metered, scratch),
-                    }
-                }
-                _ => Some(ASTRAY()),
-            };
-            let mut desk = self.lock();
-            desk.errands = errands;
-            desk.emptying = emptying;
-            desk.trouble = trouble;
-            if unused.is_some() {
-                desk.plans.last = unused;
-            }
-            if before.is_some() {
-                desk.plans.early = before;
-            }
-            desk.traced = traced;
-            // A small source may be read, and the check ordered, before we are here: that order must not be lost.
-            if desk.step == step {
-                desk.step = step.done();
-            }
-            drop(desk);
-            let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
-        }
-    }
-}
-
-/// /proc/swaps, opened before the freeze and read after it into memory that is there already.
-struct Swaps {
-    file: Option<File>,
-    text: Vec<u8>,
-    length: usize,
-}
-
-impl Swaps {
-    fn open() -> Self {
-        Self {
-            file: File::open("/proc/swaps").ok(),
-            text: vec![0; 16 * 1024],
-            length: 0,
-        }
-    }
-
-    fn read(&mut self) {
-        self.length = 0;
-        while let (Some(file), Some(rest)) = (&self.file, self.text.get_mut(self.length..))
-            && !rest.is_empty()
-            && let Ok(count @ 1..) = file.read_at(rest, to_u64(self.length))
-        {
-            self.length = self.length.saturating_add(count);
-        }
-    }
-
-    /// Whether every name begins a line.
-    fn list_all(&self, names: &[Vec<u8>]) -> bool {
-        let text = self.text.get(..self.length).unwrap_or_default();
-        let listed = |name: &Vec<u8>| {
-            text.split(|byte| *byte == b'\n').any(|line| {
-                let rest = line.strip_prefix(name.as_slice());
-                rest.is_some_and(|rest| matches!(rest.first(), Some(b' ' | b'\t')))
-            })
-        };
-        names.iter().all(listed)
-    }
-}
-
-/// The devices, with every read counted as a sign of life: a large map on a slow card is no stall.
-struct Metered {
-    devices: &'static [Device],
-    counters: &'static Counters,
-}
-
-/// The range of a device that a part is.
-struct View {
-    range: Range<'static>,
-    counters: &'static Counters,
-}
-
-impl Metered {
-    fn view(&self, part: &Part) -> Option<View> {
-        Some(View {
-            range: Range {
-                device: self.devices.get(part.device)?,
-                extent: Extent {
-                    offset: part.device_offset,
-                    length_bytes: part.length_bytes,
-                },
             },
-            counters: self.counters,
-        })
+            last: match desk.step {
+                Step::Rehearse | Step::Survey => desk.plans.last.take(),
+                _ => None,
+            },
+            errands: std::mem::take(&mut desk.errands),
+            emptying: std::mem::take(&mut desk.emptying),
+            traced: desk.traced,
+        }
     }
-}
 
-impl ReadAt for View {
-    fn size_bytes(&self) -> u64 {
-        self.range.size_bytes()
+    /// Puts everything back, and says that it is done.
+    fn give_back(&self, work: Work, trouble: Option<Trouble>) {
+        let mut desk = self.lock();
+        desk.errands = work.errands;
+        desk.emptying = work.emptying;
+        desk.trouble = trouble;
+        desk.traced = work.traced;
+        if work.early.is_some() {
+            desk.plans.early = work.early;
+        }
+        if work.last.is_some() {
+            desk.plans.last = work.last;
+        }
+        // A small source may be read, and the check ordered, before we are here: that order must not be lost.
+        if desk.step == work.step {
+            desk.step = work.step.done();
+        }
+        drop(desk);
+        let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
     }
 
-    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> std::result::Result<(), Fault> {
-        self.range.read_at(offset, buffer)?;
-        self.counters.alive(to_u64(buffer.len()));
-        Ok(())
+    /// Walks as the survey will, and forgets it. Of what no write touched since the preview, that does.
+    fn rehearse(&self, work: &mut Work, eyes: &mut Eyes) -> Option<Trouble> {
+        let Some(plan) = &mut work.last else {
+            return Some(walks::ASTRAY());
+        };
+        self.tell_of_writes(&work.errands, self.is_complete_frozen());
+        let (errands, emptying) = (&mut work.errands, &mut work.emptying);
+        let trouble = walks::survey((plan, work.early.as_ref()), errands, emptying, eyes);
+        if trouble.is_none() {
+            walks::forget(plan, errands, emptying);
+        }
+        trouble
     }
-}
 
-/// An errand that leads nowhere must stop the run, not pass for one that found nothing wrong.
-#[allow(non_snake_case)]
-fn ASTRAY() -> Trouble {
-    Trouble {
-        device: 0,
-        fault: Fault::short("survey of a part that is not in the plan"),
+    fn is_complete_frozen(&self) -> bool {
+        let complete = |trace: &Trace| trace.is_complete_frozen(FROZEN_DRAIN);
+        self.looks.trace.as_ref().is_some_and(complete)
     }
-}
 
-#[allow(non_snake_case)]
-fn WRITTEN() -> Fault {
-    Fault::short("was written to while it was frozen: somebody thawed it or wrote to its device")
-}
+    /// Walks under the freeze, and starts the pipeline with what is used.
+    fn survey(&self, work: &mut Work, pipeline: &Pipeline, eyes: &mut Eyes) -> Option<Trouble> {
+        let Some(mut plan) = work.last.take() else {
+            return Some(walks::ASTRAY());
+        };
+        work.traced = self.is_complete_frozen();
+        self.tell_of_writes(&work.errands, work.traced);
+        let plans = (&mut plan, pipeline.early_plan());
+        let trouble = walks::survey(plans, &mut work.errands, &mut work.emptying, eyes);
+        match (trouble, pipeline.has_early()) {
+            (None, true) => pipeline.start_last(plan, work.traced),
+            (None, false) => pipeline.start(plan),
+            (Some(_), _) => {}
+        }
+        trouble
+    }
 
-/// Where a device is read through the page cache, what that holds may be older than the freeze.
-fn flush_caches(devices: &[Device]) -> Option<Trouble> {
-    for (device, opened) in devices.iter().enumerate() {
-        if !opened.is_direct()
-            && opened.kind() == DeviceKind::Block
-            && let Err(errno) = blkflsbuf(opened.as_fd())
+    /// Whether anything was written since the survey.
+    fn check(&self, work: &Work, pipeline: &Pipeline, eyes: &mut Eyes) -> Option<Trouble> {
+        let complete = |trace: &Trace| trace.is_complete(FROZEN_DRAIN);
+        if work.traced
+            && self.looks.trace.as_ref().is_some_and(complete)
+            && let Some(device) = self.was_written(pipeline, &work.errands)
         {
-            let fault = Fault::io("BLKFLSBUF", errno);
+            let fault = walks::WRITTEN();
             return Some(Trouble { device, fault });
         }
-    }
-    None
-}
-
-/// Fills the maps of the early plan with what a walk of something that moves says. Whatever goes wrong means used: it is a hint.
-fn glimpse(
-    plan: &mut Plan,
-    errands: &mut [Errand],
-    devices: &Metered,
-    swaps: &Swaps,
-    scratch: &mut [u8],
-) {
-    for errand in errands {
-        let Some(part) = plan.parts_mut().get_mut(errand.part) else {
-            continue;
-        };
-        let Some(view) = devices.view(part) else {
-            continue;
-        };
-        let Content::Used(map) = &mut part.content else {
-            continue;
-        };
-        // There may be older hints in it.
-        map.set_all_used();
-        let (still, verdict) = (errand.still, errand.verdict);
-        if still != Still::Unmounted {
-            errand.still = Still::Glimpse;
-        }
-        let earlier = std::mem::take(&mut errand.earlier);
-        let known = Known::Learns(&earlier);
-        let mut walk = Walk::new(&view, scratch).knowing(known);
-        if fill_map(errand, map, &view, swaps, &mut walk).is_err() {
-            map.set_all_used();
-            earlier.forget();
-        }
-        errand.earlier = earlier;
-        (errand.still, errand.verdict) = (still, verdict);
+        walks::check(pipeline.plan(), &work.errands, eyes)
     }
 }
 
-/// What a survey found and did, as if it had not been.
-fn forget(plan: &mut Plan, errands: &mut [Errand], emptying: &mut Emptying) {
-    emptying.log.clear();
-    for errand in errands {
-        errand.verdict = Verdict::USED;
-        if let Some((part, overlay)) = plan.edit(errand.part) {
-            overlay.forget(errand.part);
-            if let Content::Used(map) = &mut part.content {
-                map.set_all_used();
-            }
-        }
-    }
+/// An order, and what it is carried out with.
+struct Work {
+    step: Step,
+    early: Option<Plan>,
+    last: Option<Plan>,
+    errands: Vec<Errand>,
+    emptying: Emptying,
+    traced: bool,
 }
 
-/// Walks every errand's filesystem and fills its map. In the frozen window: no heap.
-fn survey(
-    (plan, early): (&mut Plan, Option<&Plan>),
-    errands: &mut [Errand],
-    emptying: &mut Emptying,
-    devices: &Metered,
-    swaps: &Swaps,
-    scratch: &mut [u8],
-    require_map: bool,
-) -> Option<Trouble> {
-    if let Some(trouble) = flush_caches(devices.devices) {
-        return Some(trouble);
-    }
-    for errand in errands {
-        let Some(part) = plan.parts_mut().get_mut(errand.part) else {
-            return Some(ASTRAY());
-        };
-        let device = part.device;
-        let trouble = |fault| Some(Trouble { device, fault });
-        let Some(view) = devices.view(part) else {
-            return Some(ASTRAY());
-        };
-        let before = early.and_then(|early| early.parts().get(errand.part));
-        let surveyed = survey_one(errand, part, before, &view, swaps, scratch);
-        let surveyed = surveyed.and_then(|()| empty(errand, plan, emptying, &view, swaps, scratch));
-        if let Err(fault) = surveyed {
-            return trouble(fault);
-        }
-        if require_map && errand.verdict.coverage == Coverage::Whole {
-            let doubt = errand.verdict.doubt;
-            let mut fault = doubt.unwrap_or_else(|| Fault::refused("no used-block map"));
-            fault = fault.with_kind(FaultKind::Refused);
-            return trouble(fault);
-        }
-    }
-    None
-}
-
-fn survey_one(
-    errand: &mut Errand,
-    part: &mut Part,
-    before: Option<&Part>,
-    view: &View,
-    swaps: &Swaps,
-    scratch: &mut [u8],
-) -> std::result::Result<(), Fault> {
-    // The superblock was read before the freeze to size the map: it must still be the same filesystem, of the same size.
-    let now = fs::probe(view)?.filter(|now| {
-        now.kind == errand.identity.kind
-            && now.size_bytes == errand.identity.size_bytes
-            && now.block_bytes == errand.identity.block_bytes
-            && now.uuid == errand.identity.uuid
-    });
-    let Some(now) = now else {
-        return Err(Fault::short(
-            "the filesystem changed its kind, size or uuid while the dump began; run it again",
-        ));
+/// Walks what moves, for a hint: to the rehearsal, or to the pipeline, which begins to read by it.
+fn glimpse(work: &mut Work, pipeline: Option<&Pipeline>, eyes: &mut Eyes) -> Option<Trouble> {
+    let Some(plan) = &mut work.early else {
+        return Some(walks::ASTRAY());
     };
-    errand.identity = now;
-    if let Content::Used(map) = &mut part.content {
-        let earlier = std::mem::take(&mut errand.earlier);
-        let known = match before.map(|part| &part.content) {
-            Some(Content::Used(before)) => Known::Knows(&earlier, before),
-            _ => Known::Nothing,
-        };
-        let mut walk = Walk::new(view, scratch).knowing(known);
-        let filled = fill_map(errand, map, view, swaps, &mut walk);
-        // Dropped here it would touch the heap.
-        errand.earlier = earlier;
-        filled?;
-        if let Some(mut owned) = errand.owned.take() {
-            let verdict = errand.verdict;
-            let mut walk = Walk::new(view, scratch).keeping_owned();
-            let filled = fill_map(errand, &mut owned, view, swaps, &mut walk);
-            errand.owned = Some(owned);
-            errand.verdict = verdict;
-            filled?;
-        }
-    } else {
-        errand.verdict.coverage = Coverage::Whole;
-    }
-    let mut walk = Walk::new(view, scratch);
-    errand.witness = fs::witness(&errand.identity, &mut walk)?;
-    Ok(())
-}
-
-/// Has the named files of the filesystem come out empty, once its map is filled.
-fn empty(
-    errand: &mut Errand,
-    plan: &mut Plan,
-    emptying: &mut Emptying,
-    view: &View,
-    swaps: &Swaps,
-    scratch: &mut [u8],
-) -> std::result::Result<(), Fault> {
-    if !emptying.concerns(errand.part) || !files::can_empty(errand.identity.kind) {
-        return Ok(());
-    }
-    let Some((part, overlay)) = plan.edit(errand.part) else {
-        return Err(ASTRAY().fault);
-    };
-    let mark = emptying.log.mark();
-    let mut done = Err(Fault::refused("every block of it is read"));
-    if let Content::Used(map) = &mut part.content {
-        done = match (errand.verdict.coverage, errand.verdict.doubt) {
-            (Coverage::Whole, Some(doubt)) => Err(doubt),
-            _ => {
-                let mut walk = Walk::new(view, scratch);
-                let mut layer = Layer::new(view, overlay, errand.part);
-                let still = errand.still;
-                files::empty(
-                    &errand.identity,
-                    still,
-                    &mut walk,
-                    map,
-                    &mut layer,
-                    emptying,
-                )
-            }
-        };
-        if let Err(fault) = done
-            && !emptying.insists()
-            && fault.kind() != FaultKind::Io
-        {
-            overlay.forget(errand.part);
-            emptying.log.undo(mark, fault);
-            map.set_all_used();
-            return fill_map(errand, map, view, swaps, &mut Walk::new(view, scratch));
-        }
-    }
-    // The filesystem may be well: it is the wish that cannot be granted.
-    done.map_err(|fault| match fault.kind() {
-        FaultKind::Io => fault,
-        _ => fault.with_kind(FaultKind::Refused),
-    })
-}
-
-fn fill_map(
-    errand: &mut Errand,
-    map: &mut UsedMap,
-    view: &View,
-    swaps: &Swaps,
-    walk: &mut Walk<'_>,
-) -> std::result::Result<(), Fault> {
-    errand.verdict = fs::walk(&errand.identity, errand.still, walk, map)?;
-    let end = errand.identity.size_bytes;
-    if errand.verdict.coverage == Coverage::Whole {
-        map.set_all_used();
-    } else if let Some(rest) = map.size_bytes().checked_sub(end)
-        && end > 0
+    walks::glimpse(plan, &mut work.errands, eyes);
+    if let Some(pipeline) = pipeline
+        && let Some(plan) = work.early.take()
     {
-        // The filesystem may be smaller than its partition: what lies behind it is free only where it is zeros.
-        map.set_free(Extent {
-            offset: end,
-            length_bytes: rest,
-        });
-        if !errand.behind.is_empty() {
-            let what = fs::behind(view, end)?.unwrap_or("data follows the filesystem");
-            errand.verdict.doubt(Fault::unsupported(what));
-        }
-        for extent in &errand.behind {
-            map.set_used(*extent);
-        }
-    }
-    // A swap file that was switched off meanwhile may be gone, and its blocks somebody else's.
-    if swaps.list_all(&errand.swap.names) {
-        for extent in &errand.swap.extents {
-            map.set_free(*extent);
-        }
-    }
-    Ok(())
-}
-
-/// Looks again at what a write would have changed.
-fn check(
-    plan: Option<&Plan>,
-    errands: &[Errand],
-    devices: &Metered,
-    scratch: &mut [u8],
-) -> Option<Trouble> {
-    for errand in errands {
-        if errand.still == Still::Moving {
-            continue;
-        }
-        let Some(part) = plan.and_then(|plan| plan.parts().get(errand.part)) else {
-            return Some(ASTRAY());
-        };
-        let Some(view) = devices.view(part) else {
-            return Some(ASTRAY());
-        };
-        let mut walk = Walk::new(&view, scratch);
-        let fault = match fs::witness(&errand.identity, &mut walk) {
-            Ok(witness) if witness == errand.witness => continue,
-            Ok(_) => Fault::short("changed while it was read: somebody thawed it or wrote to it"),
-            Err(fault) => fault,
-        };
-        return Some(Trouble {
-            device: part.device,
-            fault,
-        });
+        pipeline.begin_early(plan);
     }
     None
 }
