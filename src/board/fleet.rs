@@ -339,6 +339,27 @@ struct Row {
     took: Duration,
 }
 
+impl Row {
+    /// Bytes, and of how many; 0 where that is not known.
+    fn so_far(&self) -> Option<(u64, u64)> {
+        let (count, total) = self.counts.as_ref()?;
+        Some((count.load(Ordering::Relaxed), total.load(Ordering::Relaxed)))
+    }
+}
+
+/// Of all boards together; 0 as long as it is not known of one. Who is done has sent what it has sent.
+fn total_of(rows: &[Row]) -> u64 {
+    let of = |row: &Row| match (row.so_far()?, &row.result) {
+        ((count, _), Some(_)) => Some(count),
+        ((_, 0), None) => None,
+        ((count, total), None) => Some(total.max(count)),
+    };
+    let sum = rows
+        .iter()
+        .try_fold(0u64, |sum, row| sum.checked_add(of(row)?));
+    sum.unwrap_or(0)
+}
+
 /// What is seen on stderr.
 struct View<'a> {
     hosts: &'a [Host],
@@ -437,11 +458,9 @@ impl<'a> View<'a> {
         let (mut done, mut bytes, mut drawn) = (0, 0u64, 0);
         for (host, row) in self.hosts.iter().zip(&self.rows) {
             done += usize::from(row.result.is_some());
-            let Some((count, total)) = &row.counts else {
+            let Some((count, total)) = row.so_far() else {
                 continue;
             };
-            let count = count.load(Ordering::Relaxed);
-            let total = total.load(Ordering::Relaxed);
             bytes = bytes.saturating_add(count);
             let Some(since) = row.working else { continue };
             let phase = match (count, total) {
@@ -471,7 +490,7 @@ impl<'a> View<'a> {
                 phase: "in all",
                 subject: &subject,
                 done_bytes: bytes,
-                total_bytes: 0,
+                total_bytes: total_of(&self.rows),
             };
             self.one(&step, self.start, columns);
             drawn += 1;
@@ -502,4 +521,29 @@ impl<'a> View<'a> {
 pub(crate) fn parallel(text: &str) -> Option<usize> {
     let number = crate::cli::number(text).map(to_usize)?;
     (1..=256).contains(&number).then_some(number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sum_has_a_total_when_all_boards_have_one() {
+        let row = |count, total, failed: bool| Row {
+            counts: Some((
+                Arc::new(AtomicU64::new(count)),
+                Arc::new(AtomicU64::new(total)),
+            )),
+            result: failed.then(|| Err(Error::failed("gone"))),
+            ..Row::default()
+        };
+        let mut rows = vec![row(10, 100, false), row(7, 50, true), row(300, 200, false)];
+        assert_eq!(total_of(&rows), 100 + 7 + 300);
+        rows.push(row(5, 0, false));
+        assert_eq!(total_of(&rows), 0);
+        rows.pop();
+        // One that has not begun.
+        rows.push(Row::default());
+        assert_eq!(total_of(&rows), 0);
+    }
 }
