@@ -280,6 +280,8 @@ options that reach it are those of floe pull.
   floe push root.img.gz @boards -P 8 --overwrite -- PARTLABEL=root_b
   floe push board.zip root@board --store
 ---
+With --only-changes of an image on one target what that holds already is not sent either: the board says hashes, and proves what it keeps.
+
 Exit: as floe restore on the board; 1 also when ssh failed.
 ";
 

@@ -376,7 +376,11 @@ pub(crate) fn run(options: Options) -> Result<()> {
             if let (true, Some(hold)) = (*asked, &mut hold) {
                 let earlier = earlier.map(|earlier| Box::new(earlier) as Box<dyn Earlier>);
                 let stdin = session.take_stdin();
-                hold.known = stdin.map(|stdin| Known { earlier, stdin });
+                hold.known = stdin.map(|stdin| Known {
+                    earlier,
+                    chunks: 0..u64::MAX,
+                    stdin,
+                });
             }
             let arrived = receive::receive(host, session, stream, sink, board, hold, expected);
             let arrived =

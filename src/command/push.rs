@@ -3,6 +3,7 @@
 //! The file is verified here before the board is asked; there it is an ordinary `floe restore -`, with all its refusals and its
 //! exit code. Over `--store` a snapshot gets its name there only when length and SHA-256 are right.
 
+use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::io::{Read, Write};
 use std::os::unix::ffi::OsStrExt;
@@ -13,9 +14,10 @@ use std::time::{Duration, Instant};
 use crate::board::fleet::{self, Board};
 use crate::board::reach::Reach;
 use crate::board::receive::Arrived;
-use crate::board::ssh::{Host, Pipes};
+use crate::board::ssh::{Host, Pipes, Session};
 use crate::cli::{self, Args, Common, Item};
-use crate::error::{Error, Result};
+use crate::config::pairs::split_pair;
+use crate::error::{Error, Exit, Result};
 use crate::json::{self, Value};
 use crate::put::image::{self, Any, Image, Opened};
 use crate::put::target::is_tag;
@@ -25,7 +27,12 @@ use crate::snapshot::archive::Bundle;
 use crate::snapshot::kept;
 use crate::snapshot::sums::sums_of;
 use crate::stream::copy::{BUFFER_BYTES, Ended};
-use crate::stream::image::Format;
+use crate::stream::frames::known::CHANGED;
+use crate::stream::frames::receive::NO_ROOM;
+use crate::stream::frames::send::{self, Talk};
+use crate::stream::image::{Format, ImageReader};
+use crate::stream::input::Input;
+use crate::stream::pipeline::known::{Hash, RECORD_BYTES};
 use crate::units::to_u64;
 
 /// What was typed.
@@ -133,6 +140,8 @@ struct Good {
     format: Format,
     /// Of an image.
     ended: Option<Ended>,
+    /// It says that it is a copy of something as it is.
+    as_it_is: bool,
     /// Of a snapshot: whose it is, and when it was made.
     made: (String, u64),
 }
@@ -149,6 +158,7 @@ fn check(file: &OsString, any: Any, common: &Common) -> Result<Good> {
         return Ok(Good {
             format,
             ended: None,
+            as_it_is: false,
             made: (bundle.snapshot.host.clone(), bundle.snapshot.time_s),
         });
     }
@@ -164,6 +174,7 @@ fn check(file: &OsString, any: Any, common: &Common) -> Result<Good> {
     Ok(Good {
         format,
         ended: Some(ended),
+        as_it_is: found.reader.is_as_it_is(),
         made: (String::new(), 0),
     })
 }
@@ -216,7 +227,16 @@ pub(super) fn run(options: Options) -> Result<()> {
     let dry = options.handed_on.iter().any(|word| word == "--dry-run");
     let (hosts, shown) = (options.hosts.clone(), options.file.display().to_string());
     let (one, parallel) = (hosts.len() == 1, options.parallel);
-    let job = move |host: &Host, board: &Board| push(host, board, &options, &good, &words);
+    let told = told(&options, &good, dry);
+    let job = move |host: &Host, board: &Board| {
+        if let Some(image) = told {
+            match push(host, board, &options, &good, &words, Some(image)) {
+                Err(error) if is_too_much(&error) => {}
+                result => return result,
+            }
+        }
+        push(host, board, &options, &good, &words, None)
+    };
     let mut outcomes = fleet::run(hosts, parallel, &common, Arc::new(job))?;
     report::write(&fleet::report_of(&outcomes, start))?;
     let Some(outcome) = outcomes.pop_if(|_| one) else {
@@ -229,14 +249,117 @@ pub(super) fn run(options: Options) -> Result<()> {
     }
     if !common.quiet {
         report::line(format_args!(
-            "{shown}: {} sent to {}, {}, {} in all",
+            "{shown}: {} sent to {}{}, {}, {} in all",
             Bytes(arrived.stream_bytes),
             outcome.host.shown,
+            match arrived.reused_bytes {
+                0 => String::new(),
+                bytes => format!(" ({} of it were there already)", Bytes(bytes)),
+            },
             arrived.path,
             Span(start.elapsed())
         ));
     }
     Ok(())
+}
+
+/// An image of which only what differs is sent.
+#[derive(Clone, Copy)]
+struct Told {
+    size_bytes: u64,
+    as_it_is: bool,
+}
+
+/// Where that is wanted, and can be: of one image onto one target.
+fn told(options: &Options, good: &Good, dry: bool) -> Option<Told> {
+    let [target] = options.targets.as_slice() else {
+        return None;
+    };
+    let mut words = options.handed_on.iter();
+    let can = matches!(good.format, Format::Raw | Format::Gzip)
+        && !dry
+        && (is_tag(target) || split_pair(target).is_none())
+        && words.any(|word| word == "--only-changes");
+    let ended = good.ended.as_ref().filter(|_| can)?;
+    Some(Told {
+        size_bytes: ended.size_bytes,
+        as_it_is: good.as_it_is,
+    })
+}
+
+/// Whether the board's floe is too old for it, or was built without, has no room for what differs, or does not hold what it said:
+/// then everything is sent.
+fn is_too_much(error: &Error) -> bool {
+    let text = error.to_string();
+    let is_older = matches!(error.exit(), Some(Exit::Usage | Exit::Refused));
+    is_older && text.contains(FRAMES) || text.contains(NO_ROOM) || text.contains(CHANGED)
+}
+
+const FRAMES: &str = "--frames";
+/// What has the board say what its target holds.
+const KNOWN: &str = "--frames-known";
+
+/// What goes to a board, and what it says meanwhile.
+struct Line<'a> {
+    session: Session,
+    board: &'a Board,
+    sent_bytes: u64,
+    known: VecDeque<(u64, Hash)>,
+    /// Of a record that is not complete.
+    part: Vec<u8>,
+    /// Behind the chunk that was spoken of last.
+    behind: u64,
+}
+
+impl Line<'_> {
+    /// Takes what the board says next; `None`: nothing more comes.
+    fn hear(&mut self) -> Option<()> {
+        let mut bytes = [0; 64 * RECORD_BYTES];
+        let count = self
+            .session
+            .read(&mut bytes)
+            .ok()
+            .filter(|count| *count > 0)?;
+        self.part.extend_from_slice(bytes.get(..count)?);
+        let whole = self.part.len() - self.part.len() % RECORD_BYTES;
+        for record in self.part.drain(..whole).as_slice().chunks(RECORD_BYTES) {
+            let (number, hash) = record.split_first_chunk::<4>()?;
+            let number = u64::from(u32::from_le_bytes(*number));
+            if number < self.behind {
+                return None;
+            }
+            self.behind = number + 1;
+            self.known.push_back((number, hash.try_into().ok()?));
+        }
+        Some(())
+    }
+}
+
+impl Talk for Line<'_> {
+    fn known(&mut self, chunk: u64) -> Option<Hash> {
+        while self.behind <= chunk {
+            if self.hear().is_none() {
+                self.behind = u64::MAX;
+            }
+        }
+        while self
+            .known
+            .front()
+            .is_some_and(|(number, _)| *number < chunk)
+        {
+            self.known.pop_front();
+        }
+        let (number, hash) = self.known.front()?;
+        (*number == chunk).then_some(*hash)
+    }
+
+    fn say(&mut self, bytes: &[u8]) -> Option<()> {
+        // A board that refuses takes nothing more: its exit code says why.
+        self.session.write_all(bytes).ok()?;
+        self.sent_bytes = self.sent_bytes.saturating_add(to_u64(bytes.len()));
+        self.board.bytes.store(self.sent_bytes, Ordering::Relaxed);
+        Some(())
+    }
 }
 
 fn push(
@@ -245,31 +368,56 @@ fn push(
     options: &Options,
     good: &Good,
     words: &[OsString],
+    told: Option<Told>,
 ) -> Result<Arrived> {
     let shown = options.file.display();
     let fail = |e: std::io::Error| Error::std(&shown, "read", &e);
     let mut file = std::fs::File::open(&options.file).map_err(fail)?;
     let pipes = Pipes {
         input: true,
-        stream: false,
-        compress: Some(good.format == Format::Raw),
+        stream: told.is_some(),
+        compress: Some(good.format == Format::Raw && told.is_none()),
+        hush: told.map(|_| FRAMES),
         ..Pipes::default()
     };
-    let mut session = options.reach.start(host, words, pipes, board)?;
-    let mut sent_bytes = 0u64;
+    let mut all = words.to_vec();
+    if told.is_some() {
+        all.insert(1, KNOWN.into());
+    }
+    let session = options.reach.start(host, &all, pipes, board)?;
     let length = file.metadata().map_or(0, |meta| meta.len());
     board.total.store(length, Ordering::Relaxed);
-    let mut buffer = vec![0; BUFFER_BYTES];
-    loop {
-        let count = file.read(&mut buffer).map_err(fail)?;
-        let bytes = buffer.get(..count).unwrap_or_default();
-        // A board that refuses takes nothing more: its exit code says why.
-        if bytes.is_empty() || session.write_all(bytes).is_err() {
-            break;
+    let mut line = Line {
+        session,
+        board,
+        sent_bytes: 0,
+        known: VecDeque::new(),
+        part: Vec::new(),
+        behind: 0,
+    };
+    let mut reused_bytes = 0;
+    if let Some(told) = told {
+        let fail = |fault| image::image_error(&shown.to_string(), fault);
+        let input = Input::file(file, Some(length)).map_err(fail)?;
+        let reader = ImageReader::new(input).map_err(fail)?;
+        reused_bytes =
+            send::image(reader, told.size_bytes, told.as_it_is, &mut line).map_err(fail)?;
+    } else {
+        let mut buffer = vec![0; BUFFER_BYTES];
+        loop {
+            let count = file.read(&mut buffer).map_err(fail)?;
+            let bytes = buffer.get(..count).unwrap_or_default();
+            if bytes.is_empty() || line.say(bytes).is_none() {
+                break;
+            }
         }
-        sent_bytes = sent_bytes.saturating_add(to_u64(count));
-        board.bytes.store(sent_bytes, Ordering::Relaxed);
     }
+    let Line {
+        mut session,
+        sent_bytes,
+        ..
+    } = line;
+    board.bytes.store(length, Ordering::Relaxed);
     session.close_stdin();
     session.works_alone();
     let ended = session.end()?;
@@ -306,6 +454,7 @@ fn push(
             None => "restored".into(),
         },
         stream_bytes: sent_bytes,
+        reused_bytes,
         size_bytes: number("size_bytes").unwrap_or(sent_bytes),
         report: text.clone(),
         ..Arrived::default()

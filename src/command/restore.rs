@@ -10,7 +10,7 @@ use rustix::fs::FileType;
 
 use crate::cli::{Args, Item};
 use crate::config::pairs::split_pair;
-use crate::error::{Error, NOTHING_WRITTEN, Result};
+use crate::error::{Error, Fault, NOTHING_WRITTEN, Result};
 use crate::features;
 use crate::mounts::DevId;
 use crate::put::figures::{figures, last_line};
@@ -22,6 +22,7 @@ use crate::put::supervise::supervise;
 use crate::put::target::{Chosen, Overwrite, is_tag};
 use crate::report::{self, JsonObject, Progress};
 use crate::snapshot::{MAX_IMAGES, framed, kept, unpack};
+use crate::stream::frames::known::Known;
 use crate::stream::image::Format;
 use crate::stream::target::Target;
 use crate::units::to_u64;
@@ -33,8 +34,8 @@ pub(super) fn parse(mut args: Args) -> Result<Options> {
     let (mut any, mut unchecked) = (Any::No, false);
     let mut overwrite = Overwrite::Refused;
     let (mut verify, mut skip_free, mut grow, mut dry_run) = (false, false, false, false);
-    let mut only_changes = false;
     let mut bmap = None;
+    let (mut only_changes, mut tells) = (false, false);
     while let Some(item) = args.next_item()? {
         match item {
             Item::Value(value) if image.is_none() => image = Some(value),
@@ -45,6 +46,7 @@ pub(super) fn parse(mut args: Args) -> Result<Options> {
                 "--verify" => verify = true,
                 "--skip-free" => skip_free = true,
                 "--only-changes" => only_changes = true,
+                "--frames-known" => (only_changes, tells) = (true, true),
                 "--force" => force = true,
                 "--any-content" => any = Any::Yes,
                 "--no-check" => unchecked = true,
@@ -84,6 +86,7 @@ pub(super) fn parse(mut args: Args) -> Result<Options> {
         verify,
         skip_free,
         only_changes,
+        tells,
         common: args.common,
     })
 }
@@ -126,7 +129,11 @@ pub(super) fn run(options: Options) -> Result<()> {
         [target] if split_pair(target).is_none() => Some(Path::new(target)),
         _ => None,
     };
-    let opened = framed::open(&options.image, near).map_err(untouched)?;
+    let known = match options.tells {
+        true => Some(known(&options)?),
+        false => None,
+    };
+    let opened = framed::open_known(&options.image, near, known).map_err(untouched)?;
     if features::SNAPSHOTS && opened.format == Format::Zip {
         if options.bmap.is_some() {
             return Err(Error::usage(
@@ -142,6 +149,18 @@ pub(super) fn run(options: Options) -> Result<()> {
         return Err(checked.would(&options, &target)?);
     }
     checked.write(&options, &target, start)
+}
+
+/// What the target holds, once it is known that it may be written.
+fn known(options: &Options) -> Result<Known> {
+    let [target] = options.targets.as_slice() else {
+        return Err(Error::usage("restore: --frames-known is for one TARGET"));
+    };
+    let stdin = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3);
+    let stdin = stdin.map_err(|errno| Error::fault("stdin", Fault::io("dup", errno)))?;
+    let chosen = Chosen::find(target, &stdin.into())?;
+    chosen.check_content(options.overwrite)?;
+    framed::target_known(chosen.named().0)
 }
 
 fn untouched(error: Error) -> Error {

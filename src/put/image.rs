@@ -18,6 +18,7 @@ use crate::report::{Progress, Step};
 use crate::stream::artifact::{self, Labels};
 use crate::stream::bmap;
 use crate::stream::copy::{BUFFER_BYTES, Ended};
+use crate::stream::frames::MAGIC;
 use crate::stream::image::Piece;
 use crate::stream::image::{Format, ImageReader, LOOK_BYTES};
 use crate::stream::input::Input;
@@ -94,7 +95,11 @@ impl Opened {
             length = length.and_then(|sum| sum.checked_add(length_of(piece)?));
         }
         let mut input = Input::files(other, more, length).map_err(fail)?;
-        let format = Format::recognise(input.peek(LOOK_BYTES).map_err(fail)?);
+        // Who sends frames may wait for an answer to the first ones.
+        let mut format = Format::recognise(input.peek(MAGIC.len()).map_err(fail)?);
+        if format != Format::Frames {
+            format = Format::recognise(input.peek(LOOK_BYTES).map_err(fail)?);
+        }
         Ok(Self {
             subject,
             file,

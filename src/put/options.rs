@@ -18,6 +18,8 @@ pub(crate) struct Options {
     pub(crate) verify: bool,
     pub(crate) skip_free: bool,
     pub(crate) only_changes: bool,
+    /// `--frames-known`: what the target holds is said on stdout, and not sent.
+    pub(crate) tells: bool,
     /// `--any-content`.
     pub(crate) any: Any,
     /// `--bmap`: what the image must be, by its `.bmap`.

@@ -5,7 +5,7 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{Read, Seek};
+use std::io::{Read, Seek, SeekFrom};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -20,7 +20,7 @@ use crate::put::image::{Opened, image_error};
 use crate::snapshot::archive::Catalog;
 use crate::snapshot::{CHECKSUMS, CHECKSUMS_SHA256, Checksum, Checksums, image_name, sha256_line};
 use crate::stream::archive::{Ending, Text, Written, ZipEmitter};
-use crate::stream::frames::known::Earlier;
+use crate::stream::frames::known::{Earlier, Known};
 use crate::stream::frames::receive::{self, Hold, Received};
 use crate::stream::gzip;
 use crate::stream::image::{Format, ImageReader, LOOK_BYTES};
@@ -28,6 +28,7 @@ use crate::stream::input::Input;
 use crate::stream::output::{GzipEmitter, Output, TotalsCell};
 use crate::stream::partfile::{self, Left};
 use crate::stream::pipeline::{Meter, Problem};
+use crate::stream::plan::CHUNK_BYTES;
 use crate::threads::Lock;
 
 /// What stands behind the images of a snapshot, and what it says; `maps`: one word for each image.
@@ -68,12 +69,26 @@ pub(crate) fn closing<'a>(
 /// Opens what the user named; frames are taken to their end, and what they stand for is opened. They are held beside `near`, a
 /// file to come, or where temporary files are.
 pub(crate) fn open(path: &OsStr, near: Option<&Path>) -> Result<Opened> {
+    open_known(path, near, None)
+}
+
+/// The same, and the other end is told what is here already.
+pub(crate) fn open_known(
+    path: &OsStr,
+    near: Option<&Path>,
+    known: Option<Known>,
+) -> Result<Opened> {
     let mut opened = Opened::open(path)?;
     if !features::FRAMES || opened.format != Format::Frames {
         return Ok(opened);
     }
     let fail = |fault| image_error(&opened.subject, fault);
-    let held = hold_unnamed(near)?;
+    let held = Hold {
+        known,
+        // It is unpacked at once.
+        level: 0,
+        ..hold_unnamed(near)?
+    };
     let received = receive::receive(&mut opened.input, held).map_err(fail)?;
     let format = format_of(&received);
     let standard = Standard::start(received).map_err(fail)?;
@@ -117,7 +132,33 @@ pub(crate) fn hold_unnamed(target: Option<&Path>) -> Result<Hold> {
 pub(crate) struct EarlierFile {
     file: File,
     catalog: Option<Catalog>,
+    /// Its bytes are the image, whatever they look like.
+    is_raw: bool,
 }
+
+/// What a target holds, for an end to which stdout leads. Not its beginning and its end, which a restore wipes at first.
+pub(crate) fn target_known(target: &Path) -> Result<Known> {
+    let stdout = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3);
+    let stdout = stdout.map_err(|errno| Error::fault("stdout", Fault::io("dup", errno)))?;
+    let file = File::open(target).ok();
+    let length = file.as_ref().and_then(|mut file| {
+        let length = file.seek(SeekFrom::End(0)).ok()?;
+        length.checked_sub(WIPED_END_BYTES)
+    });
+    let earlier = file.map(|file| EarlierFile {
+        file,
+        catalog: None,
+        is_raw: true,
+    });
+    Ok(Known {
+        earlier: earlier.map(|earlier| Box::new(earlier) as Box<dyn Earlier>),
+        chunks: 1..length.unwrap_or(0) / CHUNK_BYTES,
+        stdin: stdout.into(),
+    })
+}
+
+/// A backup of a partition table is in it.
+const WIPED_END_BYTES: u64 = 1 << 20;
 
 impl EarlierFile {
     /// `None` where it is neither, or cannot be read: then nothing is taken from it.
@@ -135,7 +176,11 @@ impl EarlierFile {
             }
             Format::Mender | Format::Frames => return None,
         };
-        Some(Self { file, catalog })
+        Some(Self {
+            file,
+            catalog,
+            is_raw: false,
+        })
     }
 }
 
@@ -148,8 +193,10 @@ impl Earlier for EarlierFile {
         let mut file = self.file.try_clone().ok()?;
         file.rewind().ok()?;
         let length = file.metadata().ok()?.len();
-        let input = Input::file(file, Some(length)).ok()?;
-        ImageReader::new(input).ok()
+        match self.is_raw {
+            true => ImageReader::raw(Input::file(file, None).ok()?).ok(),
+            false => ImageReader::new(Input::file(file, Some(length)).ok()?).ok(),
+        }
     }
 }
 

@@ -340,6 +340,7 @@ fn write(
         overwrite: Overwrite::Allowed,
         verify: options.wants.verify,
         dry_run: false,
+        tells: false,
         skip_free: options.wants.skip_free,
         only_changes: options.wants.only_changes,
         any: Any::No,

@@ -1,5 +1,7 @@
 //! What is here already when frames come: an earlier file of the same thing, and what an interrupted run left.
 //!
+//! With `push` it is what the target holds, and the two ends are the other way round.
+//!
 //! A thread of the host reads it in the order of the chunks and says the hash of each to the board, which then says `known` instead
 //! of sending the chunk. When all frames have come it is read once more, and **each chunk is proven by the hash that the board said**
 //! before it goes into the new file: a file that is damaged, or was changed in between, can only make the pull fail. The thread never
@@ -13,6 +15,7 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -28,6 +31,7 @@ use crate::error::Fault;
 use crate::stream::deflate::FINAL_BLOCK;
 use crate::stream::image::{ImageReader, Piece};
 use crate::stream::inflate::Inflate;
+use crate::stream::input::at_most;
 use crate::stream::pipeline::known::{HASH_BYTES, Hash, RECORD_BYTES, hash};
 use crate::stream::plan::CHUNK_BYTES;
 use crate::sys::memory::Pages;
@@ -62,7 +66,9 @@ pub trait Earlier: Send {
 pub struct Known {
     /// What there is besides the remains of an interrupted run.
     pub earlier: Option<Box<dyn Earlier>>,
-    /// Where hashes go: a pipe that does not block.
+    /// Of which chunks it may give something.
+    pub chunks: Range<u64>,
+    /// Where hashes go.
     pub stdin: File,
 }
 
@@ -93,7 +99,7 @@ impl Index {
     }
 
     /// The block in which a chunk is, and its place in that.
-    fn place(&self, chunk: u64) -> (u64, std::ops::Range<usize>) {
+    fn place(&self, chunk: u64) -> (u64, Range<usize>) {
         let offset = chunk.saturating_mul(to_u64(ENTRY_BYTES));
         let within = offset % to_u64(BLOCK_BYTES);
         let block = self.base.saturating_add(offset - within);
@@ -266,14 +272,71 @@ pub(super) struct Old {
     inflate: Inflate,
     packed: Pages,
     earlier: Option<Box<dyn Earlier>>,
-    /// Of the image that is read: which one, its next chunk, and what of it was read and not taken.
-    reader: Option<ImageReader<'static>>,
+    /// Of which chunks it may give something.
+    chunks: Range<u64>,
+    /// Of the image that is read: which one, and its next chunk.
+    reader: Option<Chunks>,
     image: usize,
     next: u64,
+    chunk: Pages,
+}
+
+/// An image, a chunk at a time.
+pub struct Chunks {
+    reader: ImageReader<'static>,
+    /// What was read and not taken.
     zeros: u64,
     piece: Pages,
-    left: std::ops::Range<usize>,
-    chunk: Pages,
+    left: Range<usize>,
+}
+
+impl Chunks {
+    /// From its beginning.
+    pub fn new(reader: ImageReader<'static>) -> Result<Self, Fault> {
+        Ok(Self {
+            reader,
+            zeros: 0,
+            piece: pages(to_usize(CHUNK_BYTES))?,
+            left: 0..0,
+        })
+    }
+
+    /// The next chunk, and whether there is data in it: without any, `chunk` is not touched. `None`: the image has ended before.
+    pub fn next(&mut self, chunk: &mut [u8]) -> Result<Option<bool>, Fault> {
+        let (mut filled, mut is_data) = (0, false);
+        while let Some(rest) = chunk.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+            if self.zeros > 0 {
+                let count = at_most(self.zeros, rest.len());
+                if count < rest.len() || filled > 0 {
+                    rest.get_mut(..count).unwrap_or_default().fill(0);
+                }
+                self.zeros -= to_u64(count);
+                filled += count;
+                continue;
+            }
+            let count = rest.len().min(self.left.len());
+            let from = self.left.start..self.left.start + count;
+            if let (1.., Some(to), Some(from)) =
+                (count, rest.get_mut(..count), self.piece.get(from))
+            {
+                to.copy_from_slice(from);
+                self.left.start += count;
+                filled += count;
+                is_data = true;
+                continue;
+            }
+            match self.reader.next(&mut self.piece)? {
+                Piece::Data(count) => self.left = 0..count,
+                Piece::Zeros(count) => self.zeros = count,
+                Piece::End => return Ok(None),
+            }
+        }
+        Ok(Some(is_data))
+    }
+}
+
+fn pages(length: usize) -> Result<Pages, Fault> {
+    Pages::new(length).map_err(|errno| Fault::io("allocate", errno))
 }
 
 impl Old {
@@ -281,9 +344,9 @@ impl Old {
         paths: Vec<String>,
         layout: Layout,
         earlier: Option<Box<dyn Earlier>>,
+        chunks: Range<u64>,
         remains: Option<Remains>,
     ) -> Result<Self, Fault> {
-        let pages = |length| Pages::new(length).map_err(|errno| Fault::io("allocate", errno));
         Ok(Self {
             paths,
             layout,
@@ -292,12 +355,10 @@ impl Old {
             inflate: Inflate::new()?,
             packed: pages(MAX_PACKED + FINAL_BLOCK.len())?,
             earlier,
+            chunks,
             reader: None,
             image: usize::MAX,
             next: 0,
-            zeros: 0,
-            piece: pages(to_usize(CHUNK_BYTES))?,
-            left: 0..0,
             chunk: pages(to_usize(CHUNK_BYTES))?,
         })
     }
@@ -332,58 +393,27 @@ impl Old {
         let image = ends.partition_point(|end| *end <= number);
         if image != self.image {
             let path = self.paths.get(image);
-            self.reader = path.and_then(|path| earlier.image(path));
+            let reader = path.and_then(|path| earlier.image(path));
+            self.reader = reader.and_then(|reader| Chunks::new(reader).ok());
             self.image = image;
             self.next = match image.checked_sub(1) {
                 Some(before) => ends.get(before).copied().unwrap_or(0),
                 None => 0,
             };
-            (self.zeros, self.left) = (0, 0..0);
         }
         let mut found = false;
         while self.next <= number {
             let raw_bytes = self.layout.raw_bytes(self.next).unwrap_or(0);
-            found = self.read_next(to_usize(raw_bytes)).unwrap_or(false) && self.next == number;
+            let chunk = self.chunk.get_mut(..to_usize(raw_bytes));
+            let next = self.reader.as_mut().zip(chunk);
+            // What has ended, or is damaged, has nothing more.
+            match next.and_then(|(reader, chunk)| reader.next(chunk).ok().flatten()) {
+                Some(is_data) => found = is_data && self.next == number,
+                None => (self.reader, found) = (None, false),
+            }
             self.next += 1;
         }
-        found
-    }
-
-    /// The next chunk of the earlier image, and whether there is data in it; `None`: it has ended, or is damaged.
-    fn read_next(&mut self, raw_bytes: usize) -> Option<bool> {
-        let reader = self.reader.as_mut()?;
-        let (mut filled, mut is_data) = (0, false);
-        while filled < raw_bytes {
-            let rest = raw_bytes - filled;
-            if self.zeros > 0 {
-                let count = rest.min(to_usize(self.zeros));
-                if count < raw_bytes {
-                    self.chunk.get_mut(filled..filled + count)?.fill(0);
-                }
-                self.zeros -= to_u64(count);
-                filled += count;
-                continue;
-            }
-            let count = rest.min(self.left.len());
-            if count > 0 {
-                let from = self.piece.get(self.left.start..self.left.start + count)?;
-                let to = self.chunk.get_mut(filled..filled + count)?;
-                to.copy_from_slice(from);
-                self.left.start += count;
-                filled += count;
-                is_data = true;
-                continue;
-            }
-            match reader.next(&mut self.piece) {
-                Ok(Piece::Data(count)) => self.left = 0..count,
-                Ok(Piece::Zeros(count)) => self.zeros = count,
-                Ok(Piece::End) | Err(_) => {
-                    self.reader = None;
-                    return None;
-                }
-            }
-        }
-        Some(is_data)
+        found && self.chunks.contains(&number)
     }
 
     /// The chunk, if something here is what the hash says. In rising order.
@@ -421,7 +451,8 @@ impl Old {
             // The earlier image goes along: to be read in one go up to where the remains end would be a long silence.
             let is_earlier = self.read_earlier(number);
             let found = self.read_remains(number, raw_bytes) || is_earlier;
-            let is_due = number % SILENT == SILENT - 1 || spoke.elapsed() > FIRST;
+            let is_last = number + 1 == chunks;
+            let is_due = number % SILENT == SILENT - 1 || is_last || spoke.elapsed() > FIRST;
             if found || is_due {
                 // How far we are is said by a hash that is none.
                 let hash = match found {
@@ -431,21 +462,24 @@ impl Old {
                 words.extend_from_slice(&u32::try_from(number).ok()?.to_le_bytes());
                 words.extend_from_slice(&hash);
             }
-            if words.len() < 32 * RECORD_BYTES && !is_due && number + 1 < chunks {
+            if words.len() < 32 * RECORD_BYTES && !is_due {
                 continue;
             }
             let mut rest = &*words;
             while !rest.is_empty() {
-                match stdin.write(rest) {
-                    Ok(count) => rest = rest.get(count..)?,
-                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                        let _ = poll(&mut [PollFd::new(stdin, PollFlags::OUT)], Some(&PAUSE));
-                    }
-                    Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                    Err(_) => return None,
-                }
+                // What is ready takes so little at once, also where writing would wait otherwise.
+                let ready = poll(&mut [PollFd::new(stdin, PollFlags::OUT)], Some(&PAUSE));
                 if stop.load(Ordering::Relaxed) {
                     return None;
+                }
+                if !ready.is_ok_and(|count| count > 0) {
+                    continue;
+                }
+                match stdin.write(rest) {
+                    Ok(count) => rest = rest.get(count..)?,
+                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                    Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                    Err(_) => return None,
                 }
             }
             words.clear();

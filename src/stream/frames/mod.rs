@@ -25,7 +25,8 @@
 //! `frozen_ms` and, for each image, `maps`.
 //!
 //! Frames 7 and 8 come only where they were asked for (`--frames-known`): then the other end says, by the hashes of
-//! [`crate::stream::pipeline::known`] and against the stream, what it has; see [`known`].
+//! [`crate::stream::pipeline::known`] and against the stream, what it has; see [`known`]. With `push --only-changes` that end is
+//! `floe restore --frames-known - TARGET`, and its stdout the way back.
 
 pub mod known;
 pub mod receive;

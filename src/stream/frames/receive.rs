@@ -40,6 +40,9 @@ pub(super) struct Entry {
     pub(super) times: u32,
 }
 
+/// What a run without room fails with.
+pub const NO_ROOM: &str = "write of what is held until the end; more room is needed where it lies";
+
 /// Packed bytes of a chunk that is taken from what was there before.
 const IS_KNOWN: u32 = u32::MAX;
 
@@ -66,7 +69,7 @@ pub struct Hold {
     pub left: Option<Left>,
     /// The other end was told to expect hashes.
     pub known: Option<Known>,
-    /// The level at which the other end packs.
+    /// The level at which the other end packs; 0: what is here is not packed again.
     pub level: u8,
 }
 
@@ -251,7 +254,13 @@ impl Received {
         let chunks = self.layout.chunks();
         let index = Index::new(&self.hold.index, 2, chunks)?;
         let remains = (self.end > 0).then(|| Remains::new(file, index, chunks, self.end));
-        let old = Old::new(paths, self.layout.clone(), known.earlier, remains)?;
+        let old = Old::new(
+            paths,
+            self.layout.clone(),
+            known.earlier,
+            known.chunks,
+            remains,
+        )?;
         Telling::start(old, known.stdin)
     }
 
@@ -425,10 +434,7 @@ impl Received {
         let written = file
             .write_all_at(bytes, behind)
             .and_then(|()| file.write_all_at(&known::head(chunk, entry), self.end));
-        written.map_err(|error| {
-            Fault::short("write of what is held until the end; more room is needed where it lies")
-                .with_errno(error.raw_os_error())
-        })?;
+        written.map_err(|error| Fault::short(NO_ROOM).with_errno(error.raw_os_error()))?;
         let place = u32::try_from(self.end / UNIT_BYTES);
         self.end = self.end.saturating_add(entry.room_bytes());
         place.map_err(|_| Fault::refused("more than 16 TiB are to be held"))
@@ -500,8 +506,8 @@ impl Received {
     pub fn emit(mut self, emit: &mut dyn Emit) -> Result<(), Problem> {
         let mut next = 0;
         let mut deflater = match &self.old {
-            Some(_) => Some(Deflater::new(self.hold.level)),
-            None => None,
+            Some(_) if self.hold.level > 0 => Some(Deflater::new(self.hold.level)),
+            _ => None,
         };
         for (image, end) in std::mem::take(&mut self.layout.ends)
             .into_iter()
@@ -560,6 +566,24 @@ impl Received {
         if crc::crc32(0, raw) != entry.crc32 {
             return Err(Fault::corrupt("checksum of a chunk").in_unit("chunk", chunk));
         }
-        deflater.ok_or_else(changed)?.encode(raw, &mut self.buffer)
+        match deflater {
+            Some(deflater) => deflater.encode(raw, &mut self.buffer),
+            None => store(raw, &mut self.buffer).ok_or_else(changed),
+        }
     }
+}
+
+/// Stored blocks (RFC 1951, 3.2.4), none of them the last one.
+fn store(raw: &[u8], out: &mut [u8]) -> Option<usize> {
+    let mut filled = 0;
+    for piece in raw.chunks(usize::from(u16::MAX)) {
+        let length = u16::try_from(piece.len()).ok()?;
+        let [a, b] = length.to_le_bytes();
+        for bytes in [&[0, a, b, !a, !b], piece] {
+            let end = filled + bytes.len();
+            out.get_mut(filled..end)?.copy_from_slice(bytes);
+            filled = end;
+        }
+    }
+    Some(filled)
 }

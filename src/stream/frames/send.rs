@@ -1,9 +1,22 @@
-//! The emitter of frames: what rounds of pre-copy take goes out at once, and what it was worth is said in order, after the freeze.
+//! What sends frames.
+//!
+//! The emitter: what rounds of pre-copy take goes out at once, and what it was worth is said in order, after the freeze.
 
-use super::{Control, EARLY, END, HELD, HERE, Header, IMAGE, KNOWN, KNOWN_HERE, MAX_REPORT, ZEROS};
+use super::known::Chunks;
+use super::{
+    Control, EARLY, END, Framed, HELD, HERE, Header, IMAGE, KNOWN, KNOWN_HERE, Layout, MAX_PACKED,
+    MAX_REPORT, ZEROS,
+};
+use crate::crc;
 use crate::error::Fault;
+use crate::stream::deflate::Deflater;
+use crate::stream::image::ImageReader;
 use crate::stream::output::{Output, Sum, Totals, TotalsCell};
+use crate::stream::pipeline::known::{Hash, hash};
 use crate::stream::pipeline::{Emit, Encoded, Problem};
+use crate::stream::plan::CHUNK_BYTES;
+use crate::sys::memory::Pages;
+use crate::units::to_usize;
 
 /// Gives the report, once, after the thaw, from the checksums of the images; may allocate.
 pub type Ending = Box<dyn FnMut(&[ImageSum]) -> Result<String, Fault> + Send>;
@@ -141,5 +154,97 @@ impl Emit for FrameEmitter {
             sha256: self.output.sha256(),
         };
         Ok(())
+    }
+}
+
+/// Who takes an image in order, and says what of it is there already.
+pub trait Talk {
+    /// The hash of what is there instead of a chunk; in rising order.
+    fn known(&mut self, chunk: u64) -> Option<Hash>;
+    /// Takes all of it; `None`: nothing more is taken, and why, others know.
+    fn say(&mut self, bytes: &[u8]) -> Option<()>;
+}
+
+/// Sends all of an image but what is there already; gives how many bytes that is.
+pub fn image(
+    reader: ImageReader<'static>,
+    size_bytes: u64,
+    as_it_is: bool,
+    talk: &mut dyn Talk,
+) -> Result<u64, Fault> {
+    let header = Header {
+        as_it_is,
+        images: vec![Framed {
+            path: "image".into(),
+            parts: vec![size_bytes],
+        }],
+        ..Header::default()
+    };
+    let layout = Layout::new(&header.images)?;
+    let memory = |errno| Fault::io("allocate", errno);
+    let mut chunks = Chunks::new(reader)?;
+    let mut chunk = Pages::new(to_usize(CHUNK_BYTES)).map_err(memory)?;
+    let mut packed = Pages::new(MAX_PACKED).map_err(memory)?;
+    let mut deflater = Deflater::new(1);
+    let mut control = Control::default();
+    let mut sum = Sum::new();
+    let (mut zeros, mut reused) = (0u64, 0u64);
+    // What is there is said only when it is known what comes.
+    let mut out = header.to_bytes()?;
+    control.add(&out);
+    if talk.say(&out).is_none() {
+        return Ok(0);
+    }
+    out.clear();
+    for number in 0..layout.chunks() {
+        let raw_bytes = layout.raw_bytes(number).unwrap_or(0);
+        let raw = chunk.get_mut(..to_usize(raw_bytes)).unwrap_or_default();
+        let is_data = chunks.next(raw)?;
+        if !is_data.ok_or_else(|| Fault::corrupt("an image that is shorter than it was"))? {
+            zeros = zeros.saturating_add(raw_bytes);
+            continue;
+        }
+        run_of_zeros(&mut out, &mut sum, &mut zeros);
+        let crc32 = crc::crc32(0, raw);
+        sum.data(crc32, raw_bytes);
+        let same = talk.known(number).filter(|known| *known == hash(raw));
+        out.push(if same.is_some() { KNOWN_HERE } else { HERE });
+        out.extend_from_slice(&crc32.to_le_bytes());
+        let bytes = match &same {
+            Some(hash) => &hash[..],
+            None => {
+                let length = deflater.encode(raw, &mut packed)?;
+                let word = u32::try_from(length).unwrap_or(u32::MAX);
+                out.extend_from_slice(&word.to_le_bytes());
+                packed.get(..length).unwrap_or_default()
+            }
+        };
+        control.add(&out);
+        out.extend_from_slice(bytes);
+        if talk.say(&out).is_none() {
+            return Ok(reused);
+        }
+        out.clear();
+        reused = reused.saturating_add(same.map_or(0, |_| raw_bytes));
+    }
+    run_of_zeros(&mut out, &mut sum, &mut zeros);
+    out.push(IMAGE);
+    out.extend_from_slice(&sum.crc32.to_le_bytes());
+    out.push(END);
+    out.extend_from_slice(&size_bytes.to_le_bytes());
+    out.extend_from_slice(&2u32.to_le_bytes());
+    out.extend_from_slice(b"{}");
+    control.add(&out);
+    out.extend_from_slice(&control.0.to_le_bytes());
+    let _ = talk.say(&out);
+    Ok(reused)
+}
+
+fn run_of_zeros(out: &mut Vec<u8>, sum: &mut Sum, zeros: &mut u64) {
+    let length = std::mem::take(zeros);
+    if length > 0 {
+        sum.zeros(length);
+        out.push(ZEROS);
+        out.extend_from_slice(&length.to_le_bytes());
     }
 }

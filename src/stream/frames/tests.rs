@@ -364,6 +364,7 @@ fn reused(stream: &[u8], before: Vec<u8>) -> Result<Vec<u8>, Problem> {
     let mut hold = hold();
     hold.known = Some(known::Known {
         earlier: Some(Box::new(Before(before))),
+        chunks: 0..u64::MAX,
         stdin,
     });
     let received = receive(&mut Input::reader(stream)?, hold)?;
@@ -420,7 +421,7 @@ fn what_is_here_is_said_in_order_and_zeros_are_not() {
     let layout = Layout::new(&image(&[to_u64(raw.len())]).images).unwrap();
     let (mut ours, stdin) = pipe();
     let before: Box<dyn known::Earlier> = Box::new(Before(raw.clone()));
-    let mut old = known::Old::new(vec!["image".into()], layout, Some(before), None).unwrap();
+    let mut old = known::Old::new(vec!["image".into()], layout, Some(before), 0..9, None).unwrap();
     assert!(old.tell(&stdin, &AtomicBool::new(false)).is_some());
     drop(stdin);
     let mut said = Vec::new();
@@ -542,7 +543,7 @@ fn what_is_here_twice_is_said_while_it_is_read_however_long_that_takes() {
             last: (0, 0),
         });
         let (paths, layout) = (vec!["image".into()], layout.clone());
-        let mut old = known::Old::new(paths, layout, Some(earlier), Some(remains)).unwrap();
+        let mut old = known::Old::new(paths, layout, Some(earlier), 0..999, Some(remains)).unwrap();
         old.first = first;
         assert!(old.tell(&stdin, &AtomicBool::new(false)).is_some());
         drop(stdin);

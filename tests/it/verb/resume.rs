@@ -484,3 +484,89 @@ fn numbers_of_chunks_far_apart_cost_the_host_no_memory() {
     let run = common::run(&mut shell, Limit::secs(60)).expect_code(1);
     assert!(run.stderr_text().contains("kind of a frame"), "{run}");
 }
+
+impl Bench {
+    fn push(&self, file: &Path, words: &[&str]) -> Run {
+        let path = std::env::var("PATH").unwrap_or_default();
+        let mut push = common::floe().expect("required before");
+        push.arg("push")
+            .arg(file)
+            .args(["board", "--floe"])
+            .arg(common::floe_path().expect("required before"))
+            .arg("--report")
+            .arg(self.join("report.json"))
+            .args(words)
+            .env("PATH", format!("{}:{path}", self.join("bin").display()));
+        common::run(&mut push, Limit::secs(60))
+    }
+}
+
+#[test]
+fn a_push_sends_only_what_the_target_does_not_hold() {
+    let bench = require_bench!();
+    let (source, noise) = bench.image();
+    let image = bench.join("image.gz");
+    let mut floe = require_floe!();
+    floe.arg("dump").arg(&source).arg("-o").arg(&image);
+    common::run(&mut floe, Limit::secs(60)).expect_code(0);
+    common::shell(
+        &format!("gzip -dc '{0}' > '{0}.raw'", image.display()),
+        Limit::secs(60),
+    )
+    .expect_code(0);
+    let raw = bench.join("image.gz.raw");
+    let whole = fs::read(&raw).expect("raw");
+    let target = bench.join("target");
+    let name = target.to_str().expect("text");
+    let changes = [name, "--only-changes", "--overwrite", "--verify"];
+    let is_right = || fs::read(&target).expect("target") == whole;
+    // A target that is not there yet gets all of it.
+    bench.push(&image, &changes).expect_code(0);
+    let first = bench.number("sent_bytes");
+    assert!(is_right() && first as usize > NOISE_BYTES, "{first}");
+    assert_eq!(bench.number("reused_bytes"), 0);
+    for file in [&image, &raw] {
+        bench.push(file, &changes).expect_code(0);
+        let sent = bench.number("sent_bytes");
+        assert!(is_right() && sent * 20 < first, "{sent} of {first}");
+        assert!(bench.number("reused_bytes") as usize > NOISE_BYTES / 2);
+    }
+    // The beginning, the middle, what is zeros in the image, and a target that is cut short.
+    for at in [0, noise + 2_000_000, 20 << 20] {
+        write_at(&target, &Random(4).bytes(3000), at);
+        bench.push(&image, &changes).expect_code(0);
+        let sent = bench.number("sent_bytes");
+        assert!(is_right() && sent * 10 < first, "{at}: {sent} of {first}");
+    }
+    fs::File::options()
+        .write(true)
+        .open(&target)
+        .and_then(|file| file.set_len(noise + (2 << 20)))
+        .expect("cut");
+    bench.push(&image, &changes).expect_code(0);
+    assert!(is_right() && bench.number("sent_bytes") < first);
+    // Without the option, all of it.
+    bench.push(&image, &[name, "--overwrite"]).expect_code(0);
+    assert!(is_right() && bench.number("reused_bytes") == 0);
+    // A refusal is that of restore, and an older floe there gets all of it.
+    let run = bench.push(&image, &[name, "--only-changes"]).expect_code(4);
+    assert!(run.stderr_text().contains("--overwrite"), "{run}");
+    bench.board(
+        "case $line in *--frames*) echo 'floe: restore: unknown option --frames-known; see floe restore --help' >&2; exit 2;; esac\nexec sh -c \"$line\"",
+    );
+    let run = bench.push(&image, &changes).expect_code(0);
+    assert!(!run.stderr_text().contains("--frames"), "{run}");
+    assert!(is_right() && bench.number("reused_bytes") == 0);
+    // A board that says what it does not hold, or not any more, proves nothing: it is sent everything.
+    let said = bench.join("said");
+    bench.board(&format!("sh -c \"$line\" | tee '{}'", said.display()));
+    bench.push(&image, &changes).expect_code(0);
+    assert!(bench.number("reused_bytes") > 0);
+    write_at(&target, &Random(6).bytes(3000), noise + 1_000_000);
+    bench.board(&format!(
+        "case $line in *--frames*) cat '{}'; exec sh -c \"$line\" > /dev/null;; esac\nexec sh -c \"$line\"",
+        said.display()
+    ));
+    bench.push(&image, &changes).expect_code(0);
+    assert!(is_right() && bench.number("reused_bytes") == 0);
+}
