@@ -350,6 +350,7 @@ pub(crate) fn receive(
     expected: Option<&str>,
 ) -> Result<Arrived> {
     let fail = |fault| Error::fault(&host.shown, fault);
+    let remains = frames.as_ref().and_then(|hold| hold.left.as_ref()?.file());
     let shared = Shared(Arc::new(Mutex::new(Tee {
         from: From::Board(Box::new(session)),
         passing: Passing::Undecided(Vec::new()),
@@ -409,12 +410,20 @@ pub(crate) fn receive(
         }
         (None, _) => return Err(lost()),
     };
+    let checked = inside.and_then(|inside| compare(host, &inside, came));
+    let checked = checked.and_then(|arrived| {
+        check_report(host, &arrived.report, expected)?;
+        Ok(arrived)
+    });
+    if let (Err(_), Some(remains)) = (&checked, remains) {
+        // All of it came, and something in it is wrong: the next pull does not go on from that.
+        let _ = remains.set_len(0);
+    }
     // That of the file.
     let arrived = Arrived {
         sha256,
-        ..compare(host, &inside?, came)?
+        ..checked?
     };
-    check_report(host, &arrived.report, expected)?;
     tee.sink.finish(&arrived)?;
     Ok(arrived)
 }
