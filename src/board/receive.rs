@@ -420,10 +420,7 @@ pub(crate) fn receive(
         let _ = remains.set_len(0);
     }
     // That of the file.
-    let arrived = Arrived {
-        sha256,
-        ..checked?
-    };
+    let arrived = Arrived { sha256, ..checked? };
     tee.sink.finish(&arrived)?;
     Ok(arrived)
 }

@@ -21,6 +21,7 @@ use crate::put::image;
 use crate::report::{self, Bytes, Span};
 use crate::snapshot::framed::{self, EarlierFile};
 use crate::stream::frames::known::{CHANGED, Earlier, Known};
+use crate::stream::frames::receive::Hold;
 use crate::stream::partfile::{self, Left};
 use crate::take::options::{self, Taking};
 
@@ -200,18 +201,18 @@ fn wrong(what: std::fmt::Arguments<'_>) -> Error {
 
 /// Where the streams go.
 #[derive(Clone, Debug)]
-enum Place {
+enum Destination {
     Stdout,
     File(PathBuf),
     Folder(PathBuf),
 }
 
-fn place(options: &Options) -> Result<Place> {
+fn place(options: &Options) -> Result<Destination> {
     let path = &options.output;
     let shown = path.display();
     if path.as_os_str().as_bytes().ends_with(b"/") || path.is_dir() {
         return match path.is_dir() {
-            true => Ok(Place::Folder(path.clone())),
+            true => Ok(Destination::Folder(path.clone())),
             false => Err(
                 Error::refused(format_args!("{shown}: is not a folder; make it first"))
                     .leaving("nothing was pulled"),
@@ -229,7 +230,7 @@ fn place(options: &Options) -> Result<Place> {
         if !options.overwrite {
             image::check_replaceable(path)?;
         }
-        return Ok(Place::File(path.clone()));
+        return Ok(Destination::File(path.clone()));
     }
     report::check_stdout()?;
     match rustix::termios::isatty(rustix::stdio::stdout()) {
@@ -237,189 +238,39 @@ fn place(options: &Options) -> Result<Place> {
             "stdout: is a terminal; redirect it or pipe it, or give -o DIR or -o FILE",
         )
         .leaving("nothing was pulled")),
-        false => Ok(Place::Stdout),
+        false => Ok(Destination::Stdout),
     }
 }
 
-impl Place {
-    /// The sink for this board, its name, and the file where it is one.
-    fn open(
-        &self,
-        host: &Host,
-        ending: &str,
-        overwrite: bool,
-        board: &Board,
-        artifact: Option<&Recipe>,
-    ) -> Result<(Box<dyn Sink>, String, Option<PathBuf>)> {
-        let ending = artifact.map_or(ending, |_| ".mender");
-        let path = match self {
-            Self::Stdout => {
-                let stop = Arc::clone(&board.stop);
-                return Ok((Box::new(ToStdout { stop }), "stdout".into(), None));
-            }
-            Self::File(path) => path.clone(),
-            Self::Folder(folder) => folder.join(host.file_stem() + ending),
-        };
-        if !overwrite {
-            image::check_replaceable(&path)?;
-        }
-        let shown = path.display().to_string();
-        let sink: Box<dyn Sink> = match artifact {
-            Some(recipe) => recipe.sink(&path, &host.file_stem())?,
-            None => Box::new(ToFile::create(&path)?),
-        };
-        Ok((sink, shown, Some(path)))
+/// The files that will be written, as far as the words tell.
+fn outputs(options: &Options) -> Vec<PathBuf> {
+    let path = &options.output;
+    if !path.is_dir() {
+        return vec![path.clone()];
     }
+    let ending = ending(&options.work, options.artifact.as_ref());
+    let hosts = options.hosts.iter();
+    let files = hosts.map(|host| path.join(host.file_stem() + ending));
+    files.chain([path.clone()]).collect()
+}
+
+fn ending(work: &Work, artifact: Option<&Recipe>) -> &'static str {
+    artifact.map_or(work.ending(), |_| ".mender")
 }
 
 /// Runs the verb.
 pub(crate) fn run(options: Options) -> Result<()> {
     let start = Instant::now();
     let common = options.common.clone();
-    let hosts: Vec<&str> = options
-        .hosts
-        .iter()
-        .map(|host| host.shown.as_str())
-        .collect();
-    super::begin(&common, ("hosts", &hosts.join(" ")), &[&options.output])?;
-    let place = place(&options)?;
-    let one = options.hosts.len() == 1;
-    let Options {
-        hosts,
-        work,
-        parallel,
-        reach,
-        overwrite,
-        handed_on,
-        mut artifact,
-        since,
-        fresh,
-        level,
-        ..
-    } = options;
-    if let Some(recipe) = &mut artifact {
-        recipe.read_scripts()?;
-    }
-    let commands =
-        [None, Some(FRAMES), Some(KNOWN)].map(|how| words(&work, &handed_on, common.quiet, how));
-    if let Some(since) = &since {
-        let is_file = std::fs::metadata(since)
-            .map_err(|error| Error::std(since.display(), "open", &error))?
-            .is_file();
-        if !is_file {
-            return Err(
-                Error::refused(format_args!("{}: is not a file", since.display()))
-                    .leaving("nothing was pulled"),
-            );
-        }
-    }
-    // A board that reads nothing before the freeze has nothing to send before it.
-    let mut precopy = handed_on.windows(2);
-    let is_off = precopy.any(|words| words == ["--precopy", "off"]);
-    let wanted = matches!(work, Work::Dump(_) | Work::Create(_)) && !is_off;
-    let streams = work.stream().is_some();
-    // What makes one machine out of many must not come because the words got lost on the way.
-    let mut asked = handed_on.iter();
-    let expected = asked
-        .any(|word| word == "--golden" || word == "--empty")
-        .then_some("emptied_files");
-    let job = move |host: &Host, board: &Board| -> Result<Arrived> {
-        let mut pipes = Pipes::default();
-        let Some(stream) = work.stream() else {
-            let [words, ..] = &commands;
-            let session = reach.start(host, words, pipes, board)?;
-            let arrived = talk(host, session)?;
-            receive::check_report(host, &arrived.report, expected)?;
-            return Ok(arrived);
-        };
-        pipes.stream = true;
-        pipes.compress = Some(false);
-        let pull = |how: How, asked: &mut bool| -> Result<Arrived> {
-            let (sink, path, file) =
-                place.open(host, work.ending(), overwrite, board, artifact.as_ref())?;
-            let mut hold = match how {
-                How::Plain => None,
-                // What is read early may hold what is to be emptied: no name leads to it.
-                _ if expected.is_some() => {
-                    if let Some(left) = file.as_deref().and_then(Left::beside) {
-                        left.clear();
-                    }
-                    Some(framed::hold_unnamed(file.as_deref())?)
-                }
-                How::Frames | How::Known => {
-                    Some(framed::hold_named(file.as_deref(), how == How::Known)?)
-                }
-            };
-            let mut earlier = None;
-            if let (How::Known, Some(hold)) = (how, &mut hold) {
-                let file = match (&since, &file) {
-                    (Some(since), _) => std::fs::File::open(since).ok(),
-                    (None, Some(file)) => partfile::earlier(file),
-                    (None, None) => None,
-                };
-                earlier = file.and_then(EarlierFile::of);
-                *asked = earlier.is_some() || hold.left.as_ref().is_some_and(Left::holds);
-                hold.level = level;
-            }
-            let [without, frames, known] = &commands;
-            let words = match &hold {
-                None => without,
-                Some(_) if *asked => known,
-                Some(_) => frames,
-            };
-            let pipes = Pipes {
-                input: *asked,
-                hush: hold.as_ref().map(|_| FRAMES),
-                ..pipes
-            };
-            let mut session = reach.start(host, words, pipes, board)?;
-            if let (true, Some(hold)) = (*asked, &mut hold) {
-                let earlier = earlier.map(|earlier| Box::new(earlier) as Box<dyn Earlier>);
-                let stdin = session.take_stdin();
-                hold.known = stdin.map(|stdin| Known {
-                    earlier,
-                    chunks: 0..u64::MAX,
-                    stdin,
-                });
-            }
-            let arrived = receive::receive(host, session, stream, sink, board, hold, expected);
-            let arrived =
-                arrived.map_err(|error| match file.as_deref().and_then(Left::beside) {
-                    Some(left) if how != How::Plain && left.holds() => error.leaving(&format!(
-                        "what came is kept in {}, and the same command goes on from there",
-                        left.path().display()
-                    )),
-                    _ => error,
-                })?;
-            // What an interrupted run left is of no use any more, now that the file has its name.
-            if let Some(left) = file.as_deref().and_then(Left::beside) {
-                left.clear();
-            }
-            Ok(Arrived { path, ..arrived })
-        };
-        let mut how = match (wanted, fresh) {
-            (true, false) => How::Known,
-            (true, true) => How::Frames,
-            (false, _) => How::Plain,
-        };
-        // Each turn asks for less.
-        loop {
-            let mut asked = false;
-            let result = pull(how, &mut asked);
-            let Err(error) = &result else {
-                return result;
-            };
-            // An older floe does not know the option, a small one was built without it; neither has done anything.
-            let is_older = matches!(error.exit(), Some(Exit::Usage | Exit::Refused))
-                && error.to_string().contains(FRAMES);
-            let is_changed = error.to_string().contains(CHANGED);
-            how = match how {
-                How::Known if asked && (is_older || is_changed) => How::Frames,
-                How::Known | How::Frames if is_older => How::Plain,
-                _ => return result,
-            };
-        }
-    };
+    let names = options.hosts.iter().map(|host| host.shown.as_str());
+    let names: Vec<&str> = names.collect();
+    let outputs = outputs(&options);
+    let outputs: Vec<&Path> = outputs.iter().map(PathBuf::as_path).collect();
+    super::begin(&common, ("hosts", &names.join(" ")), &outputs)?;
+    let (hosts, parallel) = (options.hosts.clone(), options.parallel);
+    let (one, streams) = (hosts.len() == 1, options.work.stream().is_some());
+    let puller = Puller::new(options)?;
+    let job = move |host: &Host, board: &Board| puller.run(host, board);
     let mut outcomes = fleet::run(hosts, parallel, &common, Arc::new(job))?;
     report::write(&fleet::report_of(&outcomes, start))?;
     if one && let Some(outcome) = outcomes.pop() {
@@ -441,6 +292,202 @@ pub(crate) fn run(options: Options) -> Result<()> {
         return Ok(());
     }
     fleet::end(&outcomes, common.quiet)
+}
+
+/// What is done with each board.
+struct Puller {
+    work: Work,
+    place: Destination,
+    reach: Reach,
+    overwrite: bool,
+    artifact: Option<Recipe>,
+    since: Option<PathBuf>,
+    level: u8,
+    /// How it is asked first.
+    first: How,
+    /// A key without which the board's report is not that of the work that was asked for: what makes one machine out of many must not
+    /// come because the words got lost on the way.
+    expected: Option<&'static str>,
+    /// What runs there, for each [`How`].
+    commands: [Vec<OsString>; 3],
+}
+
+impl Puller {
+    fn new(options: Options) -> Result<Self> {
+        let place = place(&options)?;
+        let mut artifact = options.artifact;
+        if let Some(recipe) = &mut artifact {
+            recipe.read_scripts()?;
+        }
+        if let Some(since) = &options.since {
+            let meta = std::fs::metadata(since);
+            let meta = meta.map_err(|error| Error::std(since.display(), "open", &error))?;
+            if !meta.is_file() {
+                return Err(
+                    Error::refused(format_args!("{}: is not a file", since.display()))
+                        .leaving("nothing was pulled"),
+                );
+            }
+        }
+        let (work, handed_on) = (options.work, options.handed_on);
+        // A board that reads nothing before the freeze has nothing to send before it.
+        let mut precopy = handed_on.windows(2);
+        let is_off = precopy.any(|words| words == ["--precopy", "off"]);
+        let is_early = matches!(work, Work::Dump(_) | Work::Create(_)) && !is_off;
+        let mut asked = handed_on.iter();
+        let empties = asked.any(|word| word == "--golden" || word == "--empty");
+        let quiet = options.common.quiet;
+        let command = |how| words(&work, &handed_on, quiet, how);
+        Ok(Self {
+            commands: [None, Some(FRAMES), Some(KNOWN)].map(command),
+            first: match (is_early, options.fresh) {
+                (true, false) => How::Known,
+                (true, true) => How::Frames,
+                (false, _) => How::Plain,
+            },
+            expected: empties.then_some("emptied_files"),
+            place,
+            reach: options.reach,
+            overwrite: options.overwrite,
+            artifact,
+            since: options.since,
+            level: options.level,
+            work,
+        })
+    }
+
+    fn run(&self, host: &Host, board: &Board) -> Result<Arrived> {
+        let Some(stream) = self.work.stream() else {
+            let [words, ..] = &self.commands;
+            let session = self.reach.start(host, words, Pipes::default(), board)?;
+            let arrived = talk(host, session)?;
+            receive::check_report(host, &arrived.report, self.expected)?;
+            return Ok(arrived);
+        };
+        let mut how = self.first;
+        // Each turn asks for less.
+        loop {
+            let mut asked = false;
+            let result = self.pull(host, board, stream, how, &mut asked);
+            let Err(error) = &result else {
+                return result;
+            };
+            // An older floe does not know the option, a small one was built without it; neither has done anything.
+            let is_older = matches!(error.exit(), Some(Exit::Usage | Exit::Refused))
+                && error.to_string().contains(FRAMES);
+            let is_changed = error.to_string().contains(CHANGED);
+            how = match how {
+                How::Known if asked && (is_older || is_changed) => How::Frames,
+                How::Known | How::Frames if is_older => How::Plain,
+                _ => return result,
+            };
+        }
+    }
+
+    /// One attempt. `asked`: whether the board is told what is here.
+    fn pull(
+        &self,
+        host: &Host,
+        board: &Board,
+        stream: Stream,
+        how: How,
+        asked: &mut bool,
+    ) -> Result<Arrived> {
+        let (sink, path, file) = self.open(host, board)?;
+        let mut hold = self.hold(how, file.as_deref())?;
+        let mut earlier = None;
+        if let (How::Known, Some(hold)) = (how, &mut hold) {
+            earlier = self.earlier(file.as_deref());
+            *asked = earlier.is_some() || hold.left.as_ref().is_some_and(Left::holds);
+            hold.level = self.level;
+        }
+        let [without, frames, known] = &self.commands;
+        let words = match &hold {
+            None => without,
+            Some(_) if *asked => known,
+            Some(_) => frames,
+        };
+        let pipes = Pipes {
+            stream: true,
+            compress: Some(false),
+            input: *asked,
+            hush: hold.as_ref().map(|_| FRAMES),
+            ..Pipes::default()
+        };
+        let mut session = self.reach.start(host, words, pipes, board)?;
+        if let (true, Some(hold)) = (*asked, &mut hold) {
+            let earlier = earlier.map(|earlier| Box::new(earlier) as Box<dyn Earlier>);
+            let stdin = session.take_stdin();
+            hold.known = stdin.map(|stdin| Known {
+                earlier,
+                chunks: 0..u64::MAX,
+                stdin,
+            });
+        }
+        let arrived = receive::receive(host, session, stream, sink, board, hold, self.expected);
+        let left = file.as_deref().and_then(Left::beside);
+        let arrived = arrived.map_err(|error| match &left {
+            Some(left) if how != How::Plain && left.holds() => error.leaving(&format!(
+                "what came is kept in {}, and the same command goes on from there",
+                left.path().display()
+            )),
+            _ => error,
+        })?;
+        // What an interrupted run left is of no use any more, now that the file has its name.
+        if let Some(left) = left {
+            left.clear();
+        }
+        Ok(Arrived { path, ..arrived })
+    }
+
+    /// The sink for this board, its name, and the file where it is one.
+    fn open(&self, host: &Host, board: &Board) -> Result<(Box<dyn Sink>, String, Option<PathBuf>)> {
+        let path = match &self.place {
+            Destination::Stdout => {
+                let stop = Arc::clone(&board.stop);
+                return Ok((Box::new(ToStdout { stop }), "stdout".into(), None));
+            }
+            Destination::File(path) => path.clone(),
+            Destination::Folder(folder) => {
+                let ending = ending(&self.work, self.artifact.as_ref());
+                folder.join(host.file_stem() + ending)
+            }
+        };
+        if !self.overwrite {
+            image::check_replaceable(&path)?;
+        }
+        let shown = path.display().to_string();
+        let sink: Box<dyn Sink> = match &self.artifact {
+            Some(recipe) => recipe.sink(&path, &host.file_stem())?,
+            None => Box::new(ToFile::create(&path)?),
+        };
+        Ok((sink, shown, Some(path)))
+    }
+
+    /// Where frames are held.
+    fn hold(&self, how: How, file: Option<&Path>) -> Result<Option<Hold>> {
+        if how == How::Plain {
+            return Ok(None);
+        }
+        if self.expected.is_none() {
+            return framed::hold_named(file, how == How::Known).map(Some);
+        }
+        // What is read early may hold what is to be emptied: no name leads to it.
+        if let Some(left) = file.and_then(Left::beside) {
+            left.clear();
+        }
+        framed::hold_unnamed(file).map(Some)
+    }
+
+    /// What is here of the board from before.
+    fn earlier(&self, file: Option<&Path>) -> Option<EarlierFile> {
+        let earlier = match (&self.since, file) {
+            (Some(since), _) => std::fs::File::open(since).ok(),
+            (None, Some(file)) => partfile::earlier(file),
+            (None, None) => None,
+        };
+        earlier.and_then(EarlierFile::of)
+    }
 }
 
 /// What works there and only says how it went.

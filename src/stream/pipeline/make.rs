@@ -184,15 +184,16 @@ impl Role {
         }
     }
 
-    fn play(self, shared: &'static Shared) {
-        match self {
+    /// What a role owns is given back only after [`stay`], which never ends: the heap is not touched while something is frozen.
+    fn play(mut self, shared: &'static Shared) {
+        match &mut self {
             Self::Read => shared.reader(),
-            Self::Encode(mut worker) => shared.worker(&mut worker),
-            Self::Place(places) => shared.placer(places),
-            Self::Emit(Outlet::Places(places)) => shared.conduct(places),
-            // Whatever it was given ends with it: its sink is closed.
-            Self::Emit(Outlet::Stream(mut emit) | Outlet::Frames(mut emit)) => {
-                return shared.emitter(&mut *emit);
+            Self::Encode(worker) => shared.worker(worker),
+            Self::Place(places) => shared.placer(*places),
+            Self::Emit(Outlet::Places(places)) => shared.conduct(*places),
+            // After the thaw: its sink is closed.
+            Self::Emit(Outlet::Stream(emit) | Outlet::Frames(emit)) => {
+                return shared.emitter(&mut **emit);
             }
             Self::Listen => {
                 if let Some(hashes) = &shared.settings.hashes {

@@ -93,6 +93,12 @@ fn a_report_does_not_replace_what_is_written() {
             assert!(!Path::new(&out).exists(), "{run}");
         }
     }
+    // Neither the file of a board in the folder of several.
+    let folder = text(&scratch.join("no"));
+    let file = text(&scratch.join("no/192.0.2.1.img.gz"));
+    let words = ["pull", "192.0.2.1", "-o", &folder, "--report", &file];
+    let run = run(&words).expect_code(4);
+    assert!(!Path::new(&file).exists(), "{run}");
 }
 
 #[test]
