@@ -20,7 +20,7 @@ pub struct Verb {
     pub text: &'static str,
 }
 
-/// Every verb, in the order of the contract.
+/// Every verb, in the order in which `floe --help` shows them.
 pub const VERBS: &[Verb] = &[
     Verb {
         name: "dump",

@@ -10,7 +10,7 @@
 //!   guardian (a process) ◄─┤ start, before any buffer             ┌► survey: walk ─► used map ─┐
 //!     freezes, watches,    │                                      │                           ▼
 //!     thaws whatever ◄──── capture (supervisor: signals, events) ─┴── plan ─► readers ─► workers ─► emitter ─► sink
-//!     happens                 freeze ─► survey ─► read ─► look again ─► thaw ─► end of stream
+//!     happens         trace, read early ─► freeze ─► survey ─► read what changed ─► look again ─► thaw ─► end of stream
 //! ```
 //!
 //! # The map of the code
@@ -33,7 +33,7 @@
 //! | [`golden`] | what makes one machine out of many, and how a filesystem shows it |
 //! | [`mounts`] | who mounts a device, who holds it, what lies on what |
 //! | [`trace`] | which parts of a disk were written: a private tracefs instance, and marks |
-//! | [`stream`] | chunks, deflate, spool, gzip, zip, targets; knows no filesystem's inside |
+//! | [`stream`] | chunks, deflate, spool, gzip, zip, frames, targets; knows no filesystem's inside |
 //! | [`freeze`] | hold still, let go: the guardian process and its protocol (`freeze::guard`), the `Frozen` token |
 //! | [`take`] | from a name to bytes that held still: source, survey, capture |
 //! | [`put`] | onto a target that is whole or visibly empty: checks, writer, head, growth, uuids |
@@ -46,6 +46,8 @@
 //!
 //! Where to look: a used map becomes chunks in `stream/plan.rs` (`Cursor`); the superblock is held back, and written last, in
 //! `put/head.rs` (`Last`); a zip entry is named in `snapshot/metadata.rs` (`image_path`); a run that freezes is `take/capture.rs`.
+//! What is read before the freeze is taken, and given up again, in `stream/pipeline/hold.rs`; what travels between two floes is
+//! described in `stream/frames/mod.rs`.
 //! A new verb is a file in `command/`, two lines in `command/mod.rs`, its options in `cli/table.rs` and its text in `help.rs`; from
 //! these two come parsing, help, man page and completions.
 //!
@@ -54,7 +56,8 @@
 //! # Invariants
 //! 1. The guardian exists before the first FIFREEZE, and every thaw has one owner (`freeze/guard`'s page is the protocol).
 //! 2. A stream gets its end (gzip trailer, file name) only after a thaw that proves that nobody else thawed, and after a second
-//!    look at superblock, journal and maps. There is no warning that means failure.
+//!    look at superblock, journal and maps; where writes are traced, only if none was seen meanwhile. There is no warning that
+//!    means failure.
 //! 3. Doubt about a block means used. Only what a reader proves free is left out, and the verdict says how far the proof went.
 //! 4. A number from a disk or an archive is checked before it is used; every loop over such numbers has a bound.
 //! 5. Every check on every target passes before the first write to any; the first superblock is written last.

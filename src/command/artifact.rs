@@ -1,6 +1,6 @@
 //! `floe artifact`: an image as a Mender artifact, format version 3, read once and kept nowhere in between.
 //!
-//! How it is built is `wrap`'s; here is where the image comes from, and what must hold for the output. Where that cannot be written
+//! How it is built is `mender::writer`'s; here is where the image comes from, and what must hold for the output. Where that cannot be written
 //! over (a pipe), the image is read twice: once for the figures, once for the bytes, which must agree.
 
 use std::ffi::{OsStr, OsString};

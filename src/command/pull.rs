@@ -1,7 +1,7 @@
 //! `floe pull`: images and snapshots from boards, each through an ssh of its own.
 //!
 //! What runs there is floe with its ordinary verbs; its report comes on stderr of the same connection. Nothing gets its name here
-//! before [`stream`] has checked all of it. Nothing is decided by what a board says, but whether its stream is good.
+//! before [`receive`] has checked all of it. Nothing is decided by what a board says, but whether its stream is good.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;

@@ -1,7 +1,8 @@
 //! `floe push`: an image or snapshot onto a board, or into its store, over ssh.
 //!
 //! The file is verified here before the board is asked; there it is an ordinary `floe restore -`, with all its refusals and its
-//! exit code. Over `--store` a snapshot gets its name there only when length and SHA-256 are right.
+//! exit code. With `--store` a snapshot gets its name there only when length and SHA-256 are right. With `--only-changes` the board
+//! says first what its target holds, and frames bring what differs.
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};

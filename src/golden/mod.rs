@@ -2,7 +2,7 @@
 //!
 //! The list names what a machine makes for itself and what must not be the same twice: not configuration (network passwords, wpa
 //! and iwd profiles, authorized keys), which is what a golden image is for. Every path is one that its maker makes anew when the file
-//! is empty or, where it insists on that, missing (README: "Golden images").
+//! is empty or, where it insists on that, missing (docs/golden.md).
 
 mod tree;
 

@@ -1,4 +1,4 @@
-//! The golden list: the files that hold an identity, each with what it is. Help, README and `--golden` go by it.
+//! The golden list: the files that hold an identity, each with what it is. Help, docs/golden.md and `--golden` go by it.
 //!
 //! It names what a machine makes for itself and what must not be the same twice: not configuration (network passwords, wpa and iwd
 //! profiles, authorized keys), which is what a golden image is for.

@@ -1,7 +1,7 @@
 //! Frames as what they stand for: a gzip image or a snapshot, read as if it had come like that.
 //!
 //! All frames come first and are held; then a thread writes the standard format into a pipe, and whoever reads it checks it as he
-//! checks any other. Nothing of it is ever in a file that has a name.
+//! checks any other. Nothing of it is in a file that has a name, but what a pull holds for the next one ([`hold_named`]).
 
 use std::ffi::OsStr;
 use std::fs::File;

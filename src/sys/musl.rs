@@ -1,6 +1,7 @@
 //! Executables of musl without its printf: 11 KB that nothing but the text of an error number would use.
 //!
-//! std asks libc for that text by strerror_r(3p), and musl's prints into a buffer . This one copies it (`tests/it/verb/contract.rs` sees the texts in floe's messages).
+//! std asks libc for that text by strerror_r(3p), and musl's prints into a buffer. This one copies it (`tests/it/verb/contract.rs`
+//! sees the texts in floe's messages).
 
 use core::ffi::{CStr, c_char, c_int};
 

@@ -1,4 +1,5 @@
-//! From a source to what is read of it and what has to be frozen: one filesystem, or a whole disk piece by piece.
+//! From a source to what is read of it and what has to be frozen: one filesystem, or a whole disk piece by piece ([`disk`]). What
+//! holds each still is told by `still`.
 //!
 //! Runs before the freeze, so it may allocate and open. Decides nothing about used blocks: that is the survey's, in the window.
 

@@ -1,8 +1,9 @@
 //! Which parts of a disk were written: the kernel's own trace of block writes, read by one thread and turned into marks.
 //!
 //! What pre-copy needs: for every chunk, whether anything may have written it since it was read. [`Reserved`] is the name that the
-//! guardian takes away should floe die, [`Tracer::start`] makes a private instance of tracefs of that name, [`Tracer::follow`] starts the thread, [`Tracer::drain`] brings the [`Marks`] up to now and says
-//! whether nothing was lost. Where it cannot be had ([`Untraced`]) or something was lost ([`Lost`]), the caller compares contents.
+//! guardian takes away should floe die, [`Tracer::start`] makes a private instance of tracefs of that name, [`Tracer::follow`] starts
+//! the thread, [`Tracer::drain`] brings the [`Marks`] up to now and says whether nothing was lost. Where it cannot be had
+//! ([`Untraced`]) or something was lost ([`Lost`]), the caller compares contents.
 //!
 //! # What is believed, and why
 //! - *That the device is traced*: a read of our own is sent to it at the start and must be seen queued and completed, at a

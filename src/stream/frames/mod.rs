@@ -1,7 +1,7 @@
 //! Frames: chunks between two floes in any order, and put in order where they arrive. The format, version 1.
 //!
-//! Whoever is at the other end holds what was read before the freeze, so that the freeze costs what changed. Nothing here is ever
-//! stored: [`send`] writes it into a pipe, [`receive`] holds the chunks and gives the standard format (gzip or zip), byte for byte
+//! Whoever is at the other end holds what was read before the freeze, so that the freeze costs what changed. Frames are never
+//! stored (what an interrupted pull leaves are chunks, see [`known`]): [`send`] writes it into a pipe, [`receive`] holds the chunks and gives the standard format (gzip or zip), byte for byte
 //! what a run without frames gives for the same content. All numbers are little-endian.
 //!
 //! ```text

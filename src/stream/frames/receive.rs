@@ -1,5 +1,5 @@
-//! The other end of frames: what comes is held, packed as it is, in a file without a name, and given in order to an emitter of the
-//! standard format, without being encoded again.
+//! The other end of frames: what comes is held, packed as it is, in a file without a name (a pull's has one, so that the next can go
+//! on from it), and given in order to an emitter of the standard format, without being encoded again.
 //!
 //! Nothing is believed: numbers are in range, lengths bounded, a chunk comes a bounded number of times, what is replaced gives its
 //! room back, what is noted of each lies in a file, and every image must have the checksum that its end says. That

@@ -1,6 +1,7 @@
-//! What sends frames.
+//! What sends frames: the emitter of a run that freezes, and [`image`], for a file that is pushed.
 //!
-//! The emitter: what rounds of pre-copy take goes out at once, and what it was worth is said in order, after the freeze.
+//! The emitter: what rounds of pre-copy take goes out at once, and what it was worth is said in order, after the freeze. A file goes
+//! out in order, and without what the other end has.
 
 use super::known::Chunks;
 use super::{
