@@ -252,12 +252,12 @@ pub(crate) struct Hold {
 #[cfg(not(debug_assertions))]
 impl Hold {
     /// Nothing.
-    pub fn told() -> Self {
+    pub(crate) fn told() -> Self {
         Self {}
     }
 
     /// Never.
-    pub fn is_held(&self) -> bool {
+    pub(crate) fn is_held(&self) -> bool {
         false
     }
 }
