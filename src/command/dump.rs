@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use rustix::fs::FileType;
@@ -15,10 +16,12 @@ use crate::fs::Coverage;
 use crate::fs::files::Emptying;
 use crate::mounts::{DevId, System};
 use crate::put::image::{self, Opened};
+use crate::put::supervise::supervise;
 use crate::report::Told;
 use crate::report::{self, Bytes, JsonObject, Progress, Span, hex};
 use crate::signals::Signals;
 use crate::stream::bmap;
+use crate::stream::copy;
 use crate::stream::frames::{self, send::FrameEmitter};
 use crate::stream::gzip;
 use crate::stream::image::ImageReader;
@@ -30,6 +33,7 @@ use crate::stream::pipeline::{Emit, Outlet};
 use crate::take::capture::{Capture, Engine, Figures};
 use crate::take::counters::Counters;
 use crate::take::mapped::Mapped;
+use crate::take::memory::is_overlay;
 use crate::take::options::{self, Streaming, Taking};
 use crate::take::ready::{Ready, ready};
 use crate::take::source::{self, Prepared};
@@ -275,6 +279,8 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
     let in_place = options.may_be_in_place()
         && ready.copies_early()
         && !onto_itself
+        // What lies below it may be frozen, too: then only a spool takes what is read.
+        && !is_overlay(&file.sink)
         && leaves_holes(&file.sink);
     let path = options.first().filter(|_| !in_place);
     let settings = options.streaming.settings(
@@ -323,10 +329,14 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
     let figures = capture.run_telling(|figures| {
         *told.lock() = Some(figures);
     })?;
+    if let Some(part) = &bmap {
+        // An older image's must not stand beside the new one, whatever happens next.
+        let _ = std::fs::remove_file(part.target());
+    }
     finish(options, parts)?;
     if let (Some(part), Some(image)) = (bmap, options.first()) {
         let mapped = Mapped::of(pipeline, surveyor);
-        write_bmap(part, &image, facts.size_bytes, mapped)?;
+        write_bmap(options, part, image, facts.size_bytes, mapped)?;
     }
     // Whoever asked for silence still wants to know what is not as it was asked for.
     figures.emptied.notes().iter().for_each(report::line);
@@ -362,8 +372,7 @@ fn choose(options: &Options, system: &System) -> Result<(Prepared, Emptying)> {
     }
     if let Some(path) = &options.bmap {
         source::refuse_output(std::slice::from_ref(&prepared), path)?;
-        let there = std::fs::read(path).unwrap_or_default();
-        if !options.overwrite && !there.is_empty() && !there.starts_with(b"<?xml") {
+        if !options.overwrite && !bmap::is_replaceable(path) {
             return Err(Error::refused(format_args!(
                 "{}: is there and is no .bmap; --overwrite replaces it",
                 path.display()
@@ -422,17 +431,33 @@ fn finish(options: &Options, mut parts: Vec<PartFile>) -> Result<()> {
 }
 
 /// `--bmap`: from the image, which is complete and has its name.
-fn write_bmap(mut part: PartFile, image: &Path, size: u64, mapped: Option<Mapped>) -> Result<()> {
+fn write_bmap(
+    options: &Options,
+    mut part: PartFile,
+    image: PathBuf,
+    size_bytes: u64,
+    mapped: Option<Mapped>,
+) -> Result<()> {
+    const STATE: &str = "the image is complete, its .bmap is not";
     let name = part.target().display().to_string();
-    let fail =
-        |fault| Error::fault(&name, fault).leaving("the image is complete, its .bmap is not");
     let (Some(fd), Some(mapped)) = (part.take_fd(), mapped) else {
         return Err(Error::failed("floe: internal: no map of what was read"));
     };
-    let input = Opened::open(image.as_os_str())?.input;
-    let mut reader = ImageReader::new(input).map_err(fail)?;
-    let next = |from| mapped.next(from);
-    bmap::write(&std::fs::File::from(fd), &mut reader, size, &next).map_err(fail)?;
+    let progress = Arc::new(copy::Progress::default());
+    progress.begin(copy::READING_BACK, size_bytes);
+    let (far, shown) = (Arc::clone(&progress), name.clone());
+    let work = move || {
+        let fail = |fault| Error::fault(&shown, fault).leaving(STATE);
+        let input = Opened::open(image.as_os_str())?.input;
+        let mut reader = ImageReader::new(input).map_err(fail)?;
+        let next = |from| {
+            far.done_bytes.store(from, Ordering::Relaxed);
+            mapped.next(from)
+        };
+        bmap::write(&std::fs::File::from(fd), &mut reader, size_bytes, &next).map_err(fail)
+    };
+    let state = || STATE.to_owned();
+    supervise(&options.common, &progress, &state, &name, None, work)?;
     part.finish()
 }
 

@@ -33,6 +33,7 @@ use crate::stream::frames::receive::NO_ROOM;
 use crate::stream::frames::send::{self, Talk};
 use crate::stream::image::{Format, ImageReader};
 use crate::stream::input::Input;
+use crate::stream::partfile::NO_FILE;
 use crate::stream::pipeline::known::{Hash, RECORD_BYTES};
 use crate::units::to_u64;
 
@@ -293,7 +294,10 @@ fn told(options: &Options, good: &Good, dry: bool) -> Option<Told> {
 fn is_too_much(error: &Error) -> bool {
     let text = error.to_string();
     let is_older = matches!(error.exit(), Some(Exit::Usage | Exit::Refused));
-    is_older && text.contains(FRAMES) || text.contains(NO_ROOM) || text.contains(CHANGED)
+    is_older && text.contains(FRAMES)
+        || [NO_ROOM, NO_FILE, CHANGED]
+            .iter()
+            .any(|word| text.contains(word))
 }
 
 const FRAMES: &str = "--frames";
@@ -460,4 +464,27 @@ fn push(
         report: text.clone(),
         ..Arrived::default()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Fault;
+    use rustix::io::Errno;
+
+    #[test]
+    fn what_a_board_has_no_room_for_is_sent_whole_and_a_refusal_is_not() {
+        for fault in [
+            Fault::short(NO_ROOM).with_errno(Some(Errno::NOSPC.raw_os_error())),
+            Fault::io(NO_FILE, Errno::ROFS),
+            Fault::corrupt(CHANGED),
+        ] {
+            assert!(is_too_much(&Error::fault("board", fault)), "{fault}");
+        }
+        assert!(is_too_much(&Error::usage(
+            "restore: unknown option --frames-known"
+        )));
+        assert!(!is_too_much(&Error::refused("target: is mounted")));
+        assert!(!is_too_much(&Error::failed("ssh --frames: lost")));
+    }
 }

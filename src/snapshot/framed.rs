@@ -29,6 +29,7 @@ use crate::stream::output::{GzipEmitter, Output, TotalsCell};
 use crate::stream::partfile::{self, Left};
 use crate::stream::pipeline::{Meter, Problem};
 use crate::stream::plan::CHUNK_BYTES;
+use crate::take::memory;
 use crate::threads::Lock;
 
 /// What stands behind the images of a snapshot, and what it says; `maps`: one word for each image.
@@ -83,11 +84,16 @@ pub(crate) fn open_known(
         return Ok(opened);
     }
     let fail = |fault| image_error(&opened.subject, fault);
+    let held = hold_unnamed(near)?;
     let held = Hold {
+        // Who hears what is here sends everything when there is no room for what is not.
+        most_bytes: known
+            .as_ref()
+            .map_or(u64::MAX, |_| memory::most_held(&held.file)),
         known,
         // It is unpacked at once.
         level: 0,
-        ..hold_unnamed(near)?
+        ..held
     };
     let received = receive::receive(&mut opened.input, held).map_err(fail)?;
     let format = format_of(&received);

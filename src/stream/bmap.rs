@@ -8,6 +8,7 @@
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
@@ -175,6 +176,19 @@ pub(crate) fn write(
     file.write_all_at(digits(&mut own).as_bytes(), to_u64(head.len()))
         .and_then(|()| file.sync_all())
         .map_err(fail)
+}
+
+/// Whether nothing is lost when a `.bmap` takes this name: nothing is there, or one is. Of what is no file nothing is read, for it need
+/// not have an end: that is refused by who makes the file.
+pub(crate) fn is_replaceable(path: &Path) -> bool {
+    let mut first = [0; 5];
+    match std::fs::metadata(path) {
+        Ok(meta) if meta.is_file() && meta.len() > 0 => {
+            let read = File::open(path).and_then(|file| file.read_exact_at(&mut first, 0));
+            read.is_ok() && first == *b"<?xml"
+        }
+        _ => true,
+    }
 }
 
 /// Checks an image, whose first bytes are `head`, against the text of a `.bmap`. The fault is of the image, except where

@@ -25,6 +25,8 @@ const TRIES: u32 = 20;
 const NAMES: u32 = 8;
 /// Longest chain of links that is followed, as in the kernel (include/linux/namei.h, MAXSYMLINKS).
 const LINKS: u32 = 40;
+/// What fails where a folder takes no file.
+pub const NO_FILE: &str = "make a file in it";
 /// For its owner only: images hold keys and passwords.
 const PRIVATE: u32 = 0o600;
 
@@ -145,7 +147,7 @@ pub fn unnamed(near: &Path) -> Result<File> {
     let file = place.unnamed().map_or_else(|| place.unlinked(), Ok);
     let shown = near.parent().filter(|folder| *folder != Path::new(""));
     let shown = shown.unwrap_or(Path::new(".")).display();
-    let file = file.map_err(|errno| Error::fault(shown, Fault::io("make a file in it", errno)))?;
+    let file = file.map_err(|errno| Error::fault(shown, Fault::io(NO_FILE, errno)))?;
     Ok(file.into())
 }
 

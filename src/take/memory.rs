@@ -180,12 +180,35 @@ pub(crate) fn spool_beside(
 
 /// Memory is what `--spool` takes; and what an overlay writes lies on another filesystem, which may be the one that is frozen.
 fn is_elsewhere(file: impl AsFd) -> bool {
-    /// TMPFS_MAGIC, RAMFS_MAGIC and OVERLAYFS_SUPER_MAGIC (include/uapi/linux/magic.h).
-    const MAGICS: [u64; 3] = [0x0102_1994, 0x8584_58f6, 0x794c_7630];
-    rustix::fs::fstatfs(file)
-        .ok()
-        .and_then(|found| u64::try_from(found.f_type).ok())
-        .is_some_and(|magic| MAGICS.contains(&(magic & 0xffff_ffff)))
+    is_memory(&file) || is_overlay(file)
+}
+
+fn is_memory(file: impl AsFd) -> bool {
+    /// TMPFS_MAGIC and RAMFS_MAGIC (include/uapi/linux/magic.h).
+    const MAGICS: [u64; 2] = [0x0102_1994, 0x8584_58f6];
+    magic(file).is_some_and(|magic| MAGICS.contains(&magic))
+}
+
+/// Whether a file lies on an overlay.
+pub(crate) fn is_overlay(file: impl AsFd) -> bool {
+    /// OVERLAYFS_SUPER_MAGIC (the same file).
+    const MAGIC: u64 = 0x794c_7630;
+    magic(file) == Some(MAGIC)
+}
+
+/// The kind of the filesystem that a file lies on.
+fn magic(file: impl AsFd) -> Option<u64> {
+    let found = rustix::fs::fstatfs(file).ok()?;
+    let magic = u64::try_from(found.f_type).ok()?;
+    Some(magic & 0xffff_ffff)
+}
+
+/// How many bytes may be held in a file until it is known what becomes of them: where it lies in memory, as much as a spool takes.
+pub(crate) fn most_held(file: impl AsFd) -> u64 {
+    match is_memory(file) {
+        true => Spool::Auto.wanted_bytes(),
+        false => u64::MAX,
+    }
 }
 
 fn folder_of(file: &Path) -> &Path {

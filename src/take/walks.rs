@@ -219,6 +219,8 @@ pub(super) fn glimpse(plan: &mut Plan, errands: &mut [Errand], eyes: &mut Eyes) 
             errand.still = Still::Glimpse;
         }
         let earlier = std::mem::take(&mut errand.earlier);
+        // What a preview believed is not this map's.
+        earlier.forget();
         let known = Known::Learns(&earlier);
         let mut walk = Walk::new(&view, &mut eyes.scratch).knowing(known);
         if fill_map(errand, map, &view, &eyes.swaps, &mut walk).is_err() {

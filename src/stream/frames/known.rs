@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::SeekFrom;
 
-use super::receive::{Entry, UNIT_BYTES};
+use super::receive::{Entry, NO_ROOM, UNIT_BYTES};
 use super::{Layout, MAX_PACKED, number};
 use crate::crc;
 use crate::error::Fault;
@@ -138,10 +138,8 @@ impl Index {
     pub(super) fn set_bytes(&mut self, chunk: u64, bytes: &Hash) -> Result<(), Fault> {
         let (block, range) = self.place(chunk);
         let offset = block.saturating_add(to_u64(range.start));
-        self.file.write_all_at(bytes, offset).map_err(|error| {
-            Fault::short("write of the list of what is held; more room is needed where it lies")
-                .with_errno(error.raw_os_error())
-        })?;
+        let written = self.file.write_all_at(bytes, offset);
+        written.map_err(|error| Fault::short(NO_ROOM).with_errno(error.raw_os_error()))?;
         if let (true, Some(place)) = (self.at == block, self.block.get_mut(range)) {
             place.copy_from_slice(bytes);
         }

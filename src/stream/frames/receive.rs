@@ -71,6 +71,8 @@ pub struct Hold {
     pub known: Option<Known>,
     /// The level at which the other end packs; 0: what is here is not packed again.
     pub level: u8,
+    /// More is not held.
+    pub most_bytes: u64,
 }
 
 impl Hold {
@@ -82,6 +84,7 @@ impl Hold {
             left: None,
             known: None,
             level: 1,
+            most_bytes: u64::MAX,
         }
     }
 
@@ -430,6 +433,9 @@ impl Received {
         let bytes = self.buffer.get(..length).unwrap_or_default();
         let file = &self.hold.file;
         let behind = self.end.saturating_add(to_u64(known::HEAD_BYTES));
+        if behind.saturating_add(to_u64(length)) > self.hold.most_bytes {
+            return Err(Fault::short(NO_ROOM));
+        }
         // The head comes last: what has one is whole, as far as a machine that goes on is concerned.
         let written = file
             .write_all_at(bytes, behind)

@@ -1,6 +1,6 @@
 //! The format: what comes back, and what is not believed.
 
-use super::receive::{Hold, receive};
+use super::receive::{Hold, NO_ROOM, receive};
 use super::send::FrameEmitter;
 use super::*;
 use crate::error::FaultKind;
@@ -132,6 +132,33 @@ fn frames_in_any_order_become_the_image_that_their_last_words_say() {
     assert!(whole(&stream).unwrap() == raw);
     let received = receive(&mut Input::reader(&stream[..]).unwrap(), hold()).unwrap();
     assert_eq!(received.report, b"{\"images\":1}");
+}
+
+#[test]
+fn no_room_for_a_chunk_or_for_what_is_noted_of_it_is_one_and_the_same() {
+    let (stream, _) = sample();
+    let full = || {
+        let mut options = std::fs::File::options();
+        options.read(true).write(true).open("/dev/full").unwrap()
+    };
+    let without = [
+        Hold {
+            file: full(),
+            ..hold()
+        },
+        Hold {
+            index: full(),
+            ..hold()
+        },
+        Hold {
+            most_bytes: 20,
+            ..hold()
+        },
+    ];
+    for hold in without {
+        let received = receive(&mut Input::reader(&stream[..]).unwrap(), hold);
+        assert_eq!(received.err().unwrap().what(), NO_ROOM);
+    }
 }
 
 #[test]

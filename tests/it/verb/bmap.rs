@@ -86,6 +86,8 @@ fn an_image_is_checked_against_its_bmap_before_the_first_write() {
     // What is there and is none is not replaced, and without a file there is nothing to read back.
     floe(folder, "dump source -o c.img.gz --bmap source", 4);
     floe(folder, "dump source -o c.img.gz --bmap files/noise", 4);
+    // Nor is what has no end read to its end.
+    floe(folder, "dump source -o c.img.gz --bmap /dev/zero", 4);
     floe(folder, "dump source --bmap c.bmap", 2);
     assert!(!folder.join("c.img.gz").exists() && !folder.join("c.bmap").exists());
 }

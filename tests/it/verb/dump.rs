@@ -604,6 +604,26 @@ fn a_dump_may_be_written_onto_the_dumped_filesystem_if_it_fits_the_spool() {
 }
 
 #[test]
+fn an_image_that_is_no_stream_may_lie_on_an_overlay_of_the_dumped_filesystem() {
+    require!(common::kernel_has("overlay"), "overlay in this kernel");
+    let fs = filled!(Spec {
+        mib: 128,
+        ..Spec::default()
+    });
+    let words = require_some!(common::floe_shell_words(), "FLOE_BIN");
+    // What is written to it waits for the thaw: so it must not be put together there while frozen.
+    let script = format!(
+        "cd {} && mkdir low up work over && mount -t overlay -o lowerdir=low,upperdir=up,workdir=work overlay over &&
+         exec {words} dump --stall 5s -z none . -o over/self.img",
+        fs.dir().display()
+    );
+    let script = ["-m", "sh", "-c", &script];
+    common::run(Command::new("unshare").args(script), Limit::secs(60)).expect_code(0);
+    let image = text(&fs.dir().join("up/self.img"));
+    common::output("e2fsck", &["-fn", &image]);
+}
+
+#[test]
 fn offsets_beyond_four_gib_and_two_tib_are_right() {
     require!(common::have("mke2fs"), "mke2fs");
     let scratch = Scratch::new();
