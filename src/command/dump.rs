@@ -33,7 +33,6 @@ use crate::stream::pipeline::{Emit, Outlet};
 use crate::take::capture::{Capture, Engine, Figures};
 use crate::take::counters::Counters;
 use crate::take::mapped::Mapped;
-use crate::take::memory::is_overlay;
 use crate::take::options::{self, Streaming, Taking};
 use crate::take::ready::{Ready, ready};
 use crate::take::source::{self, Prepared};
@@ -279,8 +278,6 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
     let in_place = options.may_be_in_place()
         && ready.copies_early()
         && !onto_itself
-        // What lies below it may be frozen, too: then only a spool takes what is read.
-        && !is_overlay(&file.sink)
         && leaves_holes(&file.sink);
     let path = options.first().filter(|_| !in_place);
     let settings = options.streaming.settings(

@@ -180,20 +180,15 @@ pub(crate) fn spool_beside(
 
 /// Memory is what `--spool` takes; and what an overlay writes lies on another filesystem, which may be the one that is frozen.
 fn is_elsewhere(file: impl AsFd) -> bool {
-    is_memory(&file) || is_overlay(file)
+    /// OVERLAYFS_SUPER_MAGIC (include/uapi/linux/magic.h).
+    const OVERLAY: u64 = 0x794c_7630;
+    is_memory(&file) || magic(file) == Some(OVERLAY)
 }
 
 fn is_memory(file: impl AsFd) -> bool {
-    /// TMPFS_MAGIC and RAMFS_MAGIC (include/uapi/linux/magic.h).
+    /// TMPFS_MAGIC and RAMFS_MAGIC (the same file).
     const MAGICS: [u64; 2] = [0x0102_1994, 0x8584_58f6];
     magic(file).is_some_and(|magic| MAGICS.contains(&magic))
-}
-
-/// Whether a file lies on an overlay.
-pub(crate) fn is_overlay(file: impl AsFd) -> bool {
-    /// OVERLAYFS_SUPER_MAGIC (the same file).
-    const MAGIC: u64 = 0x794c_7630;
-    magic(file) == Some(MAGIC)
 }
 
 /// The kind of the filesystem that a file lies on.

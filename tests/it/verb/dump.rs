@@ -611,7 +611,7 @@ fn an_image_that_is_no_stream_may_lie_on_an_overlay_of_the_dumped_filesystem() {
         ..Spec::default()
     });
     let words = require_some!(common::floe_shell_words(), "FLOE_BIN");
-    // What is written to it waits for the thaw: so it must not be put together there while frozen.
+    // It is put together in its file; under the freeze, writes to that wait for the thaw, and what was read waits in the spool.
     let script = format!(
         "cd {} && mkdir low up work over && mount -t overlay -o lowerdir=low,upperdir=up,workdir=work overlay over &&
          exec {words} dump --stall 5s -z none . -o over/self.img",
