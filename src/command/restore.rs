@@ -106,12 +106,19 @@ fn check_order(options: &Options) -> Result<()> {
     if !is_device || !is_file {
         return Ok(());
     }
-    let is_image = Opened::open(target)
-        .is_ok_and(|opened| opened.format != Format::Raw || Image::read(opened, Any::No).is_ok());
-    if !is_image {
+    let Ok(opened) = Opened::open(target) else {
+        return Ok(());
+    };
+    let (image, target) = (options.image.display(), target.display());
+    if opened.format == Format::Zip {
+        return Err(Error::refused(format_args!(
+            "{target}: is a snapshot, and would be written over with what is on {image}; to write an entry of it: floe restore {target} NAME={image}"
+        ))
+        .leaving(NOTHING_WRITTEN));
+    }
+    if opened.format == Format::Raw && Image::read(opened, Any::No).is_err() {
         return Ok(());
     }
-    let (image, target) = (options.image.display(), target.display());
     Err(Error::refused(format_args!(
         "{target}: is an image, and would be written over with what is on {image}; to write the image: floe restore {target} {image}; to make an image of {image}: floe dump {image} -o FILE"
     ))
@@ -273,7 +280,10 @@ impl Checked {
     fn would(&self, options: &Options, target: &OsString) -> Result<Error> {
         let (shown, content) = (self.chosen.named().0.display(), self.image.content.name());
         let would = format!(
-            "{shown}: would be written with {} ({content}, {} at least)",
+            "{shown}: {}would be written with {} ({content}, {} at least)",
+            self.chosen
+                .holds()?
+                .map_or(String::new(), |holds| holds + ", "),
             self.image.subject,
             report::Bytes(self.size_bytes)
         );

@@ -118,37 +118,36 @@ impl Chosen {
 
     /// Refuses to write over something, unless that was asked for.
     pub(crate) fn check_content(&self, overwrite: Overwrite) -> Result<()> {
-        let Self::Existing(path, device) = self else {
-            return Ok(());
-        };
         if overwrite == Overwrite::Allowed {
             return Ok(());
         }
-        let name = path.display();
-        let content = Content::probe(device).map_err(|fault| Error::fault(&name, fault))?;
-        if let Some(fault) = content.damaged {
-            return Err(Error::refused(format_args!(
-                "{name}: holds a damaged partition table ({fault}); --overwrite writes over it"
-            )));
+        match self.holds()? {
+            Some(holds) => Err(Error::refused(format_args!(
+                "{}: {holds}; --overwrite writes over it",
+                self.named().0.display()
+            ))),
+            None => Ok(()),
         }
-        let holds = match (&content.identity, &content.table) {
-            (Some(found), _) if found.label.is_empty() => {
-                format!("holds a filesystem ({})", content.name())
-            }
-            (Some(found), _) => {
-                format!(
-                    "holds a filesystem ({}, label {})",
-                    content.name(),
-                    found.label
-                )
-            }
-            (None, Some(_)) => format!("holds a partition table ({})", content.name()),
-            (None, None) if has_data(device) => "is a file with something in it".into(),
-            (None, None) => return Ok(()),
+    }
+
+    /// In words, what would be written over.
+    pub(crate) fn holds(&self) -> Result<Option<String>> {
+        let Self::Existing(path, device) = self else {
+            return Ok(None);
         };
-        Err(Error::refused(format_args!(
-            "{name}: {holds}; --overwrite writes over it"
-        )))
+        let content =
+            Content::probe(device).map_err(|fault| Error::fault(path.display(), fault))?;
+        let name = content.name();
+        if let Some(fault) = content.damaged {
+            return Ok(Some(format!("holds a damaged partition table ({fault})")));
+        }
+        Ok(Some(match (&content.identity, &content.table) {
+            (Some(found), _) if found.label.is_empty() => format!("holds a filesystem ({name})"),
+            (Some(found), _) => format!("holds a filesystem ({name}, label {})", found.label),
+            (None, Some(_)) => format!("holds a partition table ({name})"),
+            (None, None) if has_data(device) => "is a file with something in it".into(),
+            (None, None) => return Ok(None),
+        }))
     }
 
     /// The device to write to; a new file is made now, for its owner only, as the image was.

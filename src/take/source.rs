@@ -158,6 +158,7 @@ pub(crate) fn prepare(system: &System, name: &std::ffi::OsStr, wishes: Wishes) -
     let name = source.name.to_string_lossy().into_owned();
     let shown = source.shown.display().to_string();
     let moving = source.moving.clone();
+    let notes = part_of_more(&source, wishes).into_iter().collect();
     if let (Some(why), false) = (&moving, wishes.live) {
         return Err(Error::refused(format_args!(
             "{name}: {shown} changes even below a frozen filesystem: {why}; wait until that is over, or --live for an image that may not be consistent"
@@ -175,7 +176,7 @@ pub(crate) fn prepare(system: &System, name: &std::ffi::OsStr, wishes: Wishes) -
         devices: Vec::new(),
         pieces: Vec::new(),
         mounted: Vec::new(),
-        notes: Vec::new(),
+        notes,
         held: Vec::new(),
         watched: Vec::new(),
         as_it_is: None,
@@ -198,6 +199,29 @@ pub(crate) fn prepare(system: &System, name: &std::ffi::OsStr, wishes: Wishes) -
         }
     }
     Ok(prepared)
+}
+
+/// A folder stands for all of the filesystem that it lies on: said where it is not where that is mounted. Before Linux 5.8 nobody tells.
+fn part_of_more(source: &Source, wishes: Wishes) -> Option<String> {
+    use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
+    let Holding::Mounted(mounted) = &source.holding else {
+        return None;
+    };
+    let path = std::path::Path::new(&source.name);
+    let stat = statx(CWD, path, AtFlags::empty(), StatxFlags::BASIC_STATS).ok()?;
+    let is_told = stat
+        .stx_attributes_mask
+        .contains(StatxAttributes::MOUNT_ROOT);
+    let is_root = stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT);
+    let is_part = path.is_dir() && is_told && !is_root && !wishes.fs_path;
+    is_part.then(|| {
+        format!(
+            "{}: is no mount point: it lies on {} ({}), and all of that is taken",
+            path.display(),
+            mounted.point().display(),
+            source.shown.display()
+        )
+    })
 }
 
 /// An output takes its name from whatever had it before, but not from a source. (What else may have it is for who writes to say.)
