@@ -115,11 +115,10 @@ written. In a pipe, 'set -o pipefail' shows the exit code of floe.
 const RESTORE: &str = "\
 floe restore IMAGE TARGET | SNAPSHOT NAME=TARGET…: write an image to a device or into a file
 
-IMAGE is raw, gzip or a Mender artifact (recognised by its content), '-' is
-stdin. Bytes that show no filesystem and no partition table are not an image.
-A file is read to its end, and so checked, before the first write; a pipe
-cannot be. TARGET is a block device, LABEL=, UUID=, PARTLABEL=, PARTUUID=,
-or a file; a file that does not exist yet is made, and is sparse.
+IMAGE is raw, gzip, a Mender artifact or frames (recognised by its content), '-' is stdin. Bytes that show no filesystem and no
+partition table are not an image. A file is read to its end, and so checked, before the first write; a pipe cannot be, but for frames,
+which are held until all have come. TARGET is a block device, LABEL=, UUID=, PARTLABEL=, PARTUUID=, or a file; a file that does not
+exist yet is made, and is sparse.
 
   floe restore root.img.gz /dev/mmcblk0p3
   ssh me@board floe dump / | floe restore - disk.img
@@ -280,7 +279,8 @@ options that reach it are those of floe pull.
   floe push root.img.gz @boards -P 8 --overwrite -- PARTLABEL=root_b
   floe push board.zip root@board --store
 ---
-With --only-changes of an image on one target what that holds already is not sent either: the board says hashes, and proves what it keeps.
+With --only-changes, of one image onto one target, what that holds already is not sent either: the board says the hashes of what is
+there, and proves what it keeps.
 
 Exit: as floe restore on the board; 1 also when ssh failed.
 ";

@@ -255,10 +255,10 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
     let quiet = options.common.quiet;
     let system = System::look()?;
     let (prepared, emptying) = choose(options, &system)?;
-    let file = File::open(options, &prepared)?;
+    let outputs = Outputs::open(options, &prepared)?;
     let bmap = options.bmap.as_deref().map(PartFile::create).transpose()?;
-    refuse_own_device(&system, &file.sink, prepared.dev)?;
-    let waiting = rustix::io::fcntl_dupfd_cloexec(&file.sink, 3)
+    refuse_own_device(&system, &outputs.sink, prepared.dev)?;
+    let waiting = rustix::io::fcntl_dupfd_cloexec(&outputs.sink, 3)
         .map_err(|errno| Error::fault("stdout", Fault::io("dup", errno)))?;
 
     // One thread until here: the guardian is forked now.
@@ -274,11 +274,11 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
         consistent: prepared.consistent(),
         size_bytes: prepared.size_bytes,
     };
-    let onto_itself = ready.freezes(&file.sink);
+    let onto_itself = ready.freezes(&outputs.sink);
     let in_place = options.may_be_in_place()
         && ready.copies_early()
         && !onto_itself
-        && leaves_holes(&file.sink);
+        && leaves_holes(&outputs.sink);
     let path = options.first().filter(|_| !in_place);
     let settings = options.streaming.settings(
         &options.common,
@@ -289,18 +289,18 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
     )?;
     let totals = TotalsCell::default();
     let told: Arc<Lock<Option<Figures>>> = Arc::default();
-    let parts = file.parts;
+    let parts = outputs.parts;
     let sink = match in_place {
         true => {
             let pieces = sources.iter().flat_map(|source| &source.pieces);
             let lengths = pieces.map(|piece| piece.length_bytes);
             let totals = Arc::clone(&totals);
-            let file = InPlace::new(file.sink, lengths, options.hashes(), totals);
+            let file = InPlace::new(outputs.sink, lengths, options.hashes(), totals);
             // Threads that may never return use it.
             Outlet::Places(Box::leak(Box::new(file)))
         }
         false => {
-            let sink = (file.sink, file.more);
+            let sink = (outputs.sink, outputs.more);
             outlet(options, sink, &sources, &ready, &totals, &told)?
         }
     };
@@ -381,7 +381,7 @@ fn choose(options: &Options, system: &System) -> Result<(Prepared, Emptying)> {
 }
 
 /// What is written: stdout, a file, or its pieces.
-struct File {
+struct Outputs {
     /// None for stdout.
     parts: Vec<PartFile>,
     sink: OwnedFd,
@@ -389,7 +389,7 @@ struct File {
     more: Vec<OwnedFd>,
 }
 
-impl File {
+impl Outputs {
     fn open(options: &Options, prepared: &Prepared) -> Result<Self> {
         let mut parts = match (&options.output, options.split) {
             (Some(path), Some(bytes)) => {

@@ -229,9 +229,9 @@ pub(super) fn run(options: Options) -> Result<()> {
     let dry = options.handed_on.iter().any(|word| word == "--dry-run");
     let (hosts, shown) = (options.hosts.clone(), options.file.display().to_string());
     let (one, parallel) = (hosts.len() == 1, options.parallel);
-    let told = told(&options, &good, dry);
+    let differing = differing(&options, &good, dry);
     let job = move |host: &Host, board: &Board| {
-        if let Some(image) = told {
+        if let Some(image) = differing {
             match push(host, board, &options, &good, &words, Some(image)) {
                 Err(error) if is_too_much(&error) => {}
                 result => return result,
@@ -267,13 +267,13 @@ pub(super) fn run(options: Options) -> Result<()> {
 
 /// An image of which only what differs is sent.
 #[derive(Clone, Copy)]
-struct Told {
+struct Differing {
     size_bytes: u64,
     as_it_is: bool,
 }
 
 /// Where that is wanted, and can be: of one image onto one target.
-fn told(options: &Options, good: &Good, dry: bool) -> Option<Told> {
+fn differing(options: &Options, good: &Good, dry: bool) -> Option<Differing> {
     let [target] = options.targets.as_slice() else {
         return None;
     };
@@ -283,7 +283,7 @@ fn told(options: &Options, good: &Good, dry: bool) -> Option<Told> {
         && (is_tag(target) || split_pair(target).is_none())
         && words.any(|word| word == "--only-changes");
     let ended = good.ended.as_ref().filter(|_| can)?;
-    Some(Told {
+    Some(Differing {
         size_bytes: ended.size_bytes,
         as_it_is: good.as_it_is,
     })
@@ -373,20 +373,20 @@ fn push(
     options: &Options,
     good: &Good,
     words: &[OsString],
-    told: Option<Told>,
+    differing: Option<Differing>,
 ) -> Result<Arrived> {
     let shown = options.file.display();
     let fail = |e: std::io::Error| Error::std(&shown, "read", &e);
-    let mut file = std::fs::File::open(&options.file).map_err(fail)?;
+    let file = std::fs::File::open(&options.file).map_err(fail)?;
     let pipes = Pipes {
         input: true,
-        stream: told.is_some(),
-        compress: Some(good.format == Format::Raw && told.is_none()),
-        hush: told.map(|_| FRAMES),
+        stream: differing.is_some(),
+        compress: Some(good.format == Format::Raw && differing.is_none()),
+        hush: differing.map(|_| FRAMES),
         ..Pipes::default()
     };
     let mut all = words.to_vec();
-    if told.is_some() {
+    if differing.is_some() {
         all.insert(1, KNOWN.into());
     }
     let session = options.reach.start(host, &all, pipes, board)?;
@@ -400,23 +400,7 @@ fn push(
         part: Vec::new(),
         behind: 0,
     };
-    let mut reused_bytes = 0;
-    if let Some(told) = told {
-        let fail = |fault| image::image_error(&shown.to_string(), fault);
-        let input = Input::file(file, Some(length)).map_err(fail)?;
-        let reader = ImageReader::new(input).map_err(fail)?;
-        reused_bytes =
-            send::image(reader, told.size_bytes, told.as_it_is, &mut line).map_err(fail)?;
-    } else {
-        let mut buffer = vec![0; BUFFER_BYTES];
-        loop {
-            let count = file.read(&mut buffer).map_err(fail)?;
-            let bytes = buffer.get(..count).unwrap_or_default();
-            if bytes.is_empty() || line.say(bytes).is_none() {
-                break;
-            }
-        }
-    }
+    let reused_bytes = send_file(&mut line, (file, length), &shown.to_string(), differing)?;
     let Line {
         mut session,
         sent_bytes,
@@ -432,38 +416,65 @@ fn push(
         return Err(bad("the report of floe there is missing, or came twice"));
     };
     let report = json::parse(text.as_bytes()).map_err(|fault| bad(&fault.to_string()))?;
-    let number = |key| report.get(key).and_then(Value::number);
-    if report.get("dry_run").is_some() {
-        return Ok(Arrived {
-            path: "nowhere".into(),
-            stream_bytes: sent_bytes,
-            size_bytes: number("size_bytes").unwrap_or(0),
-            report: text.clone(),
-            ..Arrived::default()
-        });
+    if let (Some(image), None) = (&good.ended, report.get("dry_run"))
+        && !is_same(&report, image)
+    {
+        return Err(bad(
+            "what was restored is not what was sent; do not rely on the target",
+        ));
     }
-    if let Some(image) = &good.ended {
-        let crc32 = format!("{:08x}", image.crc32);
-        let same = report.get("crc32").and_then(Value::text) == Some(&crc32)
-            && number("size_bytes") == Some(image.size_bytes);
-        if !same {
-            return Err(bad(
-                "what was restored is not what was sent; do not rely on the target",
-            ));
-        }
-    }
-    let kept = report.get("path").and_then(Value::text);
     Ok(Arrived {
-        path: match kept.filter(|_| options.store) {
-            Some(path) => format!("kept as {}", report::clean(path)),
-            None => "restored".into(),
-        },
         stream_bytes: sent_bytes,
         reused_bytes,
-        size_bytes: number("size_bytes").unwrap_or(sent_bytes),
         report: text.clone(),
-        ..Arrived::default()
+        ..arrived(&report, options.store, sent_bytes)
     })
+}
+
+/// Sends the file, or what of it is not there already; gives how much of the image was.
+fn send_file(
+    line: &mut Line<'_>,
+    (mut file, length): (std::fs::File, u64),
+    shown: &str,
+    differing: Option<Differing>,
+) -> Result<u64> {
+    if let Some(image) = differing {
+        let fail = |fault| image::image_error(shown, fault);
+        let input = Input::file(file, Some(length)).map_err(fail)?;
+        let reader = ImageReader::new(input).map_err(fail)?;
+        return send::image(reader, image.size_bytes, image.as_it_is, line).map_err(fail);
+    }
+    let mut buffer = vec![0; BUFFER_BYTES];
+    loop {
+        let count = file.read(&mut buffer);
+        let count = count.map_err(|error| Error::std(shown, "read", &error))?;
+        let bytes = buffer.get(..count).unwrap_or_default();
+        if bytes.is_empty() || line.say(bytes).is_none() {
+            return Ok(0);
+        }
+    }
+}
+
+/// Whether what the board restored is the image that was read here.
+fn is_same(report: &Value, image: &Ended) -> bool {
+    let crc32 = format!("{:08x}", image.crc32);
+    report.get("crc32").and_then(Value::text) == Some(&crc32)
+        && report.get("size_bytes").and_then(Value::number) == Some(image.size_bytes)
+}
+
+/// What the board says became of it. `in_store`: it was to be kept there.
+fn arrived(report: &Value, in_store: bool, sent_bytes: u64) -> Arrived {
+    let size = report.get("size_bytes").and_then(Value::number);
+    let (path, without) = match report.get("path").and_then(Value::text) {
+        _ if report.get("dry_run").is_some() => ("nowhere".into(), 0),
+        Some(path) if in_store => (format!("kept as {}", report::clean(path)), sent_bytes),
+        _ => ("restored".into(), sent_bytes),
+    };
+    Arrived {
+        path,
+        size_bytes: size.unwrap_or(without),
+        ..Arrived::default()
+    }
 }
 
 #[cfg(test)]

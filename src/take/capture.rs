@@ -27,10 +27,10 @@ use crate::sys::memory::Pages;
 use crate::take::counters::Counters;
 use crate::take::draft::{Draft, pieces};
 use crate::take::emptied::Emptied;
-use crate::take::precopy::{Hold, Watch};
+use crate::take::precopy::{TestHold, Watch};
 use crate::take::ready::Ready;
 use crate::take::source::{Prepared, Wishes};
-use crate::take::survey::{Looks, Plans, Step, Surveyor};
+use crate::take::survey::{Looks, Plans, Stage, Surveyor};
 use crate::take::walks::Trouble;
 use crate::take::watched::Watched;
 use crate::units::{round_down, to_usize};
@@ -116,7 +116,7 @@ pub(crate) struct Capture {
     /// Whether what is read is packed.
     packs: bool,
     watched: Vec<Watched>,
-    held_by_test: Hold,
+    held_by_test: TestHold,
     /// Bytes to be read, once they are known.
     used_bytes: u64,
     /// Bytes read before the freeze.
@@ -166,10 +166,8 @@ impl Capture {
             ..
         } = engine.ready;
         let mut settings = engine.settings;
-        // Something must be able to hold what is read early: the targets of a copy, a spool, or who reads frames.
         let copies = matches!(engine.sink, Outlet::Places(_));
-        let frames = matches!(engine.sink, Outlet::Frames(_));
-        let holds = settings.spool_bytes > 0 || settings.spool_file.is_some() || copies || frames;
+        let holds = holds_early(&engine.sink, &settings);
         let used = sources.iter().map(Prepared::used_bytes);
         let used = used.fold(0, u64::saturating_add);
         let unheld_bytes = match watch.is_some() && !holds {
@@ -196,28 +194,17 @@ impl Capture {
         for prepared in sources {
             draft.add(prepared, wishes, watch.is_some())?;
         }
-        let overlay = match engine.emptying.is_empty() {
-            true => Overlay::default(),
-            false => Overlay::new(pieces(&draft.images)),
-        };
-        let pipeline = Pipeline::new(settings, draft.devices, engine.sink, counters)
+        let devices = std::mem::take(&mut draft.devices);
+        let pipeline = Pipeline::new(settings, devices, engine.sink, counters)
             .map_err(|fault| Error::fault("floe", fault))?;
         let pipeline: &'static Pipeline = Box::leak(Box::new(pipeline));
-        let surveyor = Surveyor::start(
-            Plans {
-                last: Some(Plan::new(draft.images).with_overlay(overlay)),
-                early: watch.is_some().then(|| Plan::new(draft.early)),
-            },
-            draft.errands,
-            engine.emptying,
-            pipeline,
-            Looks {
-                counters,
-                require_map: wishes.require_map,
-                marks: watch.as_ref().and_then(Watch::marks),
-                trace: watch.as_ref().map(|watch| watch.trace().clone()),
-            },
-        )?;
+        let looks = Looks {
+            counters,
+            require_map: wishes.require_map,
+            marks: watch.as_ref().and_then(Watch::marks),
+            trace: watch.as_ref().map(|watch| watch.trace().clone()),
+        };
+        let surveyor = start_surveyor(&mut draft, engine.emptying, pipeline, looks)?;
         Ok(Self {
             shown: draft.shown,
             images: draft.ranges,
@@ -237,7 +224,7 @@ impl Capture {
             unheld_bytes,
             packs,
             watched: draft.watched,
-            held_by_test: Hold::told(),
+            held_by_test: TestHold::told(),
             used_bytes: 0,
             read_before: 0,
             round: (0, 0, 0),
@@ -349,7 +336,7 @@ impl Capture {
         {
             // Walked before, the rehearsal reads only what was written since, and the trial stays short.
             if self.rehearses && watch.marks().is_some() {
-                walk(self.surveyor, &self.signals, None, Step::Preview)?;
+                walk(self.surveyor, &self.signals, None, Stage::Preview)?;
             }
             // It proves that everything can be frozen before anything is read or written, and leaves metadata on the disk that
             // was only in memory: so the early look sees what the freeze will find.
@@ -359,11 +346,11 @@ impl Capture {
                     self.surveyor,
                     &self.signals,
                     Some(&mut frozen),
-                    Step::Rehearse,
+                    Stage::Rehearse,
                 )?
             {
                 drop(frozen);
-                return Err(self.trouble(trouble, Step::Rehearse));
+                return Err(self.trouble(trouble, Stage::Rehearse));
             }
             // What it says is asked again under the freeze that counts.
             let _ = watch.trace().is_complete_frozen(FROZEN_DRAIN);
@@ -373,7 +360,7 @@ impl Capture {
             self.trial_ms = window.frozen_ms;
             self.guardian = Some(guardian);
         }
-        self.surveyor.order(Step::Glimpse);
+        self.surveyor.order(Stage::Glimpse);
         self.show(false);
         let (mut round, mut took) = (0u32, 0);
         let began = Instant::now();
@@ -479,7 +466,7 @@ impl Capture {
     ) -> Result<Figures> {
         let mut frozen_ms = 0;
         let (mut checking, mut permitted) = (false, false);
-        self.surveyor.order(Step::Survey);
+        self.surveyor.order(Stage::Survey);
         loop {
             if let Some(number) = self.signals.take() {
                 return Err(Error::signal(number));
@@ -492,10 +479,10 @@ impl Capture {
                 drop(frozen.take());
                 return Err(self.problem(problem));
             }
-            let (step, trouble) = self.surveyor.state();
+            let (stage, trouble) = self.surveyor.state();
             if let Some(trouble) = trouble {
                 drop(frozen.take());
-                return Err(self.trouble(trouble, step));
+                return Err(self.trouble(trouble, stage));
             }
             if state.is_short && self.onto_itself {
                 drop(frozen.take());
@@ -504,9 +491,9 @@ impl Capture {
             self.all_read = state.all_read;
             if state.all_read && !checking {
                 checking = true;
-                self.surveyor.order(Step::Check);
+                self.surveyor.order(Stage::Check);
             }
-            if step == Step::Checked && !permitted && !self.held_by_test.is_held() {
+            if stage == Stage::Checked && !permitted && !self.held_by_test.is_held() {
                 // A thaw may write to it.
                 if let Some(changed) = self.watched.iter().find(|file| file.has_changed()) {
                     drop(frozen.take());
@@ -636,16 +623,16 @@ impl Capture {
         }
     }
 
-    fn trouble(&self, trouble: Trouble, step: Step) -> Error {
+    fn trouble(&self, trouble: Trouble, stage: Stage) -> Error {
         let device = self.device_name(trouble.device);
         let error = match self.surveyor.path_of_trouble() {
             path if path.is_empty() => Error::fault(device, trouble.fault),
             path => Error::fault(format_args!("{device}: {path}"), trouble.fault),
         };
-        let is_early = match step {
-            Step::Rehearse => true,
+        let is_early = match stage {
+            Stage::Rehearse => true,
             // Copies were written to before, with pre-copy.
-            Step::Surveyed => self.places.is_none() || !self.precopy,
+            Stage::Surveyed => self.places.is_none() || !self.precopy,
             _ => false,
         };
         if is_early && trouble.fault.exit() == Exit::Refused {
@@ -704,14 +691,41 @@ impl Capture {
     }
 }
 
+/// Whether something can hold what is read early: the targets of a copy, a spool, or who reads frames.
+fn holds_early(sink: &Outlet, settings: &Settings) -> bool {
+    let is_spooled = settings.spool_bytes > 0 || settings.spool_file.is_some();
+    is_spooled || matches!(sink, Outlet::Places(_) | Outlet::Frames(_))
+}
+
+/// Who walks what the draft says; a plan for a look before the freeze is there where something watches meanwhile.
+fn start_surveyor(
+    draft: &mut Draft,
+    emptying: Emptying,
+    pipeline: &'static Pipeline,
+    looks: Looks,
+) -> Result<&'static Surveyor> {
+    let images = std::mem::take(&mut draft.images);
+    let overlay = match emptying.is_empty() {
+        true => Overlay::default(),
+        false => Overlay::new(pieces(&images)),
+    };
+    let early = std::mem::take(&mut draft.early);
+    let plans = Plans {
+        last: Some(Plan::new(images).with_overlay(overlay)),
+        early: looks.trace.is_some().then(|| Plan::new(early)),
+    };
+    let errands = std::mem::take(&mut draft.errands);
+    Surveyor::start(plans, errands, emptying, pipeline, looks)
+}
+
 /// Walks everything once, for a hint or to see what speaks against the run.
 fn walk(
     surveyor: &Surveyor,
     signals: &Signals,
     mut frozen: Option<&mut Frozen>,
-    step: Step,
+    stage: Stage,
 ) -> Result<Option<Trouble>> {
-    surveyor.order(step);
+    surveyor.order(stage);
     loop {
         if let Some(number) = signals.take() {
             return Err(Error::signal(number));
@@ -721,7 +735,7 @@ fn walk(
         }
         match surveyor.state() {
             (_, Some(trouble)) => return Ok(Some(trouble)),
-            (at, None) if at != step => return Ok(None),
+            (at, None) if at != stage => return Ok(None),
             _ => {}
         }
         let frozen_fd = frozen.as_ref().map(|frozen| frozen.event_fd());

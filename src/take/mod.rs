@@ -13,7 +13,7 @@ pub(crate) mod options;
 pub(crate) mod precopy;
 pub(crate) mod ready;
 pub(crate) mod source;
-mod still;
+pub(crate) mod still;
 pub(crate) mod survey;
 pub(crate) mod walks;
 mod watched;

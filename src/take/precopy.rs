@@ -244,13 +244,13 @@ impl Drop for Watch {
 /// For tests that compare an image with its source: when all is read, a debug build renames the file that FLOE_TEST_HOLD names to
 /// `FILE.frozen`, and keeps everything frozen while that is there. A release build cannot.
 #[derive(Debug, Default)]
-pub(crate) struct Hold {
+pub(crate) struct TestHold {
     #[cfg(debug_assertions)]
     file: Option<(std::ffi::CString, std::ffi::CString)>,
 }
 
 #[cfg(not(debug_assertions))]
-impl Hold {
+impl TestHold {
     /// Nothing.
     pub(crate) fn told() -> Self {
         Self {}
@@ -263,7 +263,7 @@ impl Hold {
 }
 
 #[cfg(debug_assertions)]
-impl Hold {
+impl TestHold {
     /// What the environment says, read before the freeze.
     pub(crate) fn told() -> Self {
         let names = |name: String| {

@@ -16,9 +16,9 @@ const FREEZES: &[&str] = &[
     "ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "jfs", "nilfs2", "gfs2", "bcachefs", "fuseblk",
 ];
 
-/// Whether a filesystem is held still by a read-only remount.
-fn is_remounted(filesystem: &str) -> bool {
-    !FREEZES.contains(&filesystem)
+/// Whether a filesystem is frozen where it is mounted; otherwise it is remounted read-only.
+pub(crate) fn can_freeze(filesystem: &str) -> bool {
+    FREEZES.contains(&filesystem)
 }
 
 /// What the filesystem's kind and the superblock's state allow.
@@ -29,7 +29,7 @@ pub(super) fn still_of(mounted: &Mounted, wishes: Wishes) -> Still {
         Still::ReadOnly
     } else if wishes.live {
         Still::Moving
-    } else if is_remounted(filesystem) || mounted.super_read_only() {
+    } else if !can_freeze(filesystem) || mounted.super_read_only() {
         // Frozen too, so that it stays read-only; but a mount without recovery (norecovery, noload) may show maps that lie, so
         // the readers ask the disk as they do for one that is not mounted.
         Still::ReadOnly
@@ -60,7 +60,7 @@ pub(crate) fn targets(
 fn target(mounted: Mounted, wishes: Wishes) -> Option<Target> {
     let name = mounted.point().display().to_string();
     let filesystem = mounted.mount.filesystem.as_str();
-    let remounted = is_remounted(filesystem);
+    let remounted = !can_freeze(filesystem);
     let never_written = NEVER_WRITTEN.contains(&filesystem) || mounted.emergency_read_only();
     if never_written || wishes.live || remounted && mounted.super_read_only() {
         return None;

@@ -30,7 +30,7 @@ const STACK_BYTES: usize = 512 * 1024;
 
 /// What the surveyor is to do next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Step {
+pub(crate) enum Stage {
     /// Nothing.
     Wait,
     /// Walk what moves, for a hint to the rehearsal.
@@ -55,7 +55,7 @@ pub(crate) enum Step {
     Checked,
 }
 
-impl Step {
+impl Stage {
     /// What an order becomes when it has been carried out.
     const fn done(self) -> Self {
         match self {
@@ -90,7 +90,7 @@ pub(crate) struct Looks {
 }
 
 struct Desk {
-    step: Step,
+    stage: Stage,
     plans: Plans,
     errands: Vec<Errand>,
     emptying: Emptying,
@@ -125,7 +125,7 @@ impl Surveyor {
             .map_err(|errno| Error::fault("floe", Fault::io("eventfd", errno)))?;
         let surveyor: &'static Self = Box::leak(Box::new(Self {
             desk: Lock::new(Desk {
-                step: Step::Wait,
+                stage: Stage::Wait,
                 plans,
                 errands,
                 emptying,
@@ -158,10 +158,10 @@ impl Surveyor {
     }
 
     /// Clears the event and says how far it is.
-    pub(crate) fn state(&self) -> (Step, Option<Trouble>) {
+    pub(crate) fn state(&self) -> (Stage, Option<Trouble>) {
         let _ = rustix::io::read(&self.event, &mut [0; 8]);
         let desk = self.lock();
-        (desk.step, desk.trouble)
+        (desk.stage, desk.trouble)
     }
 
     /// Whether every write up to the survey was marked.
@@ -198,8 +198,8 @@ impl Surveyor {
     }
 
     /// Sets it to work.
-    pub(crate) fn order(&self, step: Step) {
-        self.lock().step = step;
+    pub(crate) fn order(&self, stage: Stage) {
+        self.lock().stage = stage;
         self.go.notify_all();
     }
 
@@ -247,13 +247,13 @@ impl Surveyor {
     fn run(&self, pipeline: &Pipeline, eyes: &mut Eyes) {
         loop {
             let mut work = self.take_order();
-            let step = work.step;
-            let trouble = match step {
-                Step::Preview => glimpse(&mut work, None, eyes),
-                Step::Rehearse => self.rehearse(&mut work, eyes),
-                Step::Glimpse => glimpse(&mut work, Some(pipeline), eyes),
-                Step::Survey => self.survey(&mut work, pipeline, eyes),
-                Step::Check => self.check(&work, pipeline, eyes),
+            let stage = work.stage;
+            let trouble = match stage {
+                Stage::Preview => glimpse(&mut work, None, eyes),
+                Stage::Rehearse => self.rehearse(&mut work, eyes),
+                Stage::Glimpse => glimpse(&mut work, Some(pipeline), eyes),
+                Stage::Survey => self.survey(&mut work, pipeline, eyes),
+                Stage::Check => self.check(&work, pipeline, eyes),
                 _ => Some(walks::ASTRAY()),
             };
             self.give_back(work, trouble);
@@ -263,17 +263,17 @@ impl Surveyor {
     /// Waits for an order, and takes what is on the desk.
     fn take_order(&self) -> Work {
         let mut desk = self.lock();
-        while desk.step == desk.step.done() {
+        while desk.stage == desk.stage.done() {
             desk = forgive(self.go.wait(desk));
         }
         Work {
-            step: desk.step,
-            early: match desk.step {
-                Step::Preview | Step::Rehearse | Step::Glimpse => desk.plans.early.take(),
+            stage: desk.stage,
+            early: match desk.stage {
+                Stage::Preview | Stage::Rehearse | Stage::Glimpse => desk.plans.early.take(),
                 _ => None,
             },
-            last: match desk.step {
-                Step::Rehearse | Step::Survey => desk.plans.last.take(),
+            last: match desk.stage {
+                Stage::Rehearse | Stage::Survey => desk.plans.last.take(),
                 _ => None,
             },
             errands: std::mem::take(&mut desk.errands),
@@ -296,8 +296,8 @@ impl Surveyor {
             desk.plans.last = work.last;
         }
         // A small source may be read, and the check ordered, before we are here: that order must not be lost.
-        if desk.step == work.step {
-            desk.step = work.step.done();
+        if desk.stage == work.stage {
+            desk.stage = work.stage.done();
         }
         drop(desk);
         let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
@@ -355,7 +355,7 @@ impl Surveyor {
 
 /// An order, and what it is carried out with.
 struct Work {
-    step: Step,
+    stage: Stage,
     early: Option<Plan>,
     last: Option<Plan>,
     errands: Vec<Errand>,
@@ -433,14 +433,14 @@ mod tests {
     fn a_check_ordered_before_the_survey_has_answered_is_not_lost() {
         for _ in 0..20 {
             let surveyor = surveyor();
-            surveyor.order(Step::Survey);
+            surveyor.order(Stage::Survey);
             // As early as the supervisor could: the plan has been taken, the answer may not have been given yet.
             while surveyor.lock().plans.last.is_some() {
                 std::thread::yield_now();
             }
-            surveyor.order(Step::Check);
+            surveyor.order(Stage::Check);
             let began = std::time::Instant::now();
-            while surveyor.state().0 != Step::Checked {
+            while surveyor.state().0 != Stage::Checked {
                 assert!(began.elapsed().as_secs() < 20, "{:?}", surveyor.state());
                 std::thread::yield_now();
             }

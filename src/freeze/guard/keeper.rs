@@ -68,6 +68,38 @@ pub(crate) fn serve(charge: Charge) -> ! {
     }
 }
 
+/// Makes us harder to kill and to hold up. Nothing of it is worth giving up for.
+fn stand_apart(parent: Pid, board: &Board) -> Cgroups {
+    let _ = rustix::process::setsid();
+    let _ = rustix::process::chdir("/");
+    let _ = rustix::thread::set_name(c"thaw-guard");
+    let _ = rustix::process::setpriority_process(None, -20);
+    let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
+    let mut cgroups = Cgroups::find();
+    match cgroups.enter(parent) {
+        true => Group::Own,
+        false => Group::Shared,
+    }
+    .put(&board.group);
+    cgroups
+}
+
+/// One for each filesystem; they wait for an order.
+fn start_workers(
+    slots: &'static [Slot],
+    targets: &'static [Target],
+    wake: BorrowedFd<'static>,
+) -> Result<Vec<Started>, Errno> {
+    let mut workers = Vec::with_capacity(targets.len());
+    for (slot, target) in slots.iter().zip(targets) {
+        let worker = Worker { slot, target, wake };
+        let work = Box::new(move || -> () { worker.run() });
+        let thread = threads::start(c"thaw-guard", WORKER_STACK_BYTES, work);
+        workers.push(thread.map_err(|_| Errno::AGAIN)?);
+    }
+    Ok(workers)
+}
+
 /// Keeps our memory from being paged out: what is needed for a thaw must not have to be read from a disk.
 fn lock_memory(form: Form) {
     let all = MlockAllFlags::CURRENT | MlockAllFlags::FUTURE;
@@ -146,18 +178,7 @@ impl Keeper {
         )?));
         let life = format!("/proc/{}/stat", charge.parent.as_raw_nonzero());
         let life = rustix::fs::open(life, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok();
-        // Each of these makes us harder to kill; none is worth giving up for.
-        let _ = rustix::process::setsid();
-        let _ = rustix::process::chdir("/");
-        let _ = rustix::thread::set_name(c"thaw-guard");
-        let _ = rustix::process::setpriority_process(None, -20);
-        let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
-        let mut cgroups = Cgroups::find();
-        match cgroups.enter(charge.parent) {
-            true => Group::Own,
-            false => Group::Shared,
-        }
-        .put(&charge.board.group);
+        let cgroups = stand_apart(charge.parent, charge.board);
         // The workers' stacks are locked and there from the start.
         let _ = rustix::mm::mlockall(MlockAllFlags::FUTURE);
         let targets: &'static [Target] = Vec::leak(charge.targets);
@@ -166,17 +187,7 @@ impl Keeper {
             .slots
             .get(..targets.len())
             .ok_or(Errno::INVAL)?;
-        let mut workers = Vec::with_capacity(targets.len());
-        for (slot, target) in slots.iter().zip(targets) {
-            let worker = Worker {
-                slot,
-                target,
-                wake: wake.as_fd(),
-            };
-            let work = Box::new(move || -> () { worker.run() });
-            let thread = threads::start(c"thaw-guard", WORKER_STACK_BYTES, work);
-            workers.push(thread.map_err(|_| Errno::AGAIN)?);
-        }
+        let workers = start_workers(slots, targets, wake.as_fd())?;
         if all_apart(workers.len()) {
             let ours = [signals.as_raw_fd(), wake.as_raw_fd()];
             keep.retain(|fd| !targets.iter().any(|target| target.fd.as_raw_fd() == *fd));

@@ -16,28 +16,20 @@
 //!
 //! **What bounds it.** The shelf has 16 bytes for each chunk, and its chains are cells of the spool; the cells that the stream needs
 //! to move (`minimum_cells`) are never held. So whatever was held, the stream goes on as without pre-copy. In a copy the targets hold
-//! what was taken, and the shelf only notes it.
+//! what was taken, and the shelf (`shelf`) only notes it.
 //!
 //! **Frames.** What is taken goes out at once, by number, and the shelf notes its checksum. A round before the freeze is over when
 //! the sink has taken all of it, so that the spool is empty when the freeze begins, and holds what the last round takes. The stream
 //! then says of each chunk in order that it is what was sent, or zeros.
 
-use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 
-use super::make::slots_for;
 use super::read::Taken;
-use super::{CHUNK_LENGTH, CHUNKS_PER_SLOT, Core, Goes, Job, Pipeline, Problem, Record, Shared};
-use crate::crc;
-use crate::error::Fault;
+use super::shelf::ForShelf;
+use super::{Core, Pipeline, Shared};
 use crate::stream::plan::{CHUNK_BYTES, Cursor, Plan, Span};
-use crate::sys::spool::{Chain, Kept, Shelf, cells_for};
-use crate::threads::forgive;
 use crate::trace::Marks;
-use crate::units::{Extent, to_u64, to_usize};
-
-/// Times the slots that keep every worker busy: what rounds before the freeze use of them.
-const EARLY_SLOTS: usize = 2;
+use crate::units::{Extent, to_usize};
 
 /// What pre-copy needs to know when memory is allocated.
 #[derive(Clone, Debug)]
@@ -77,61 +69,6 @@ pub(super) struct Hold {
     cursor: Cursor,
     rest: Option<Span>,
     over: bool,
-}
-
-/// What pre-copy keeps.
-pub(super) struct Early {
-    shelf: Shelf,
-    /// Of each chunk on the shelf.
-    hashes: Vec<u64>,
-    marks: Option<Arc<Marks>>,
-    is_used: bool,
-    /// There was no room for all of it.
-    is_full: bool,
-    /// Chunks that must still be read from the source by the stream.
-    missing: u64,
-    /// Bytes that were read before the freeze, and in it because of what was written meanwhile.
-    early_bytes: u64,
-    again_bytes: u64,
-}
-
-impl Early {
-    /// For that many chunks; memory is touched as it is needed.
-    pub(super) fn new(precopy: Option<&Precopy>) -> Self {
-        let chunks = precopy.map_or(0, |precopy| to_usize(precopy.chunks));
-        Self {
-            shelf: Shelf::new(chunks),
-            hashes: vec![0; chunks],
-            marks: precopy.and_then(|precopy| precopy.marks.clone()),
-            is_used: precopy.is_some(),
-            is_full: false,
-            missing: 0,
-            early_bytes: 0,
-            again_bytes: 0,
-        }
-    }
-
-    fn is_marked(&self, part: usize, offset: u64) -> bool {
-        let marks = self.marks.as_ref();
-        marks.is_none_or(|marks| marks.is_set(part, offset / CHUNK_BYTES))
-    }
-}
-
-/// What is to become of a span that was read for the shelf.
-#[derive(Clone, Copy)]
-pub(super) struct ForShelf {
-    /// Number of its first chunk.
-    pub(super) first: u64,
-    pub(super) round: Round,
-    /// Whether it is only read to be compared.
-    pub(super) compared: bool,
-}
-
-impl ForShelf {
-    /// Whether the early plan says what of it is used.
-    pub(super) fn is_early(&self) -> bool {
-        !matches!(self.round, Round::Last { .. })
-    }
 }
 
 /// What a look for work found.
@@ -253,7 +190,7 @@ impl Core {
     }
 
     /// Whether all that was read has arrived, but for so many readers.
-    fn is_quiet(&self, readers: usize) -> bool {
+    pub(super) fn is_quiet(&self, readers: usize) -> bool {
         self.readers_busy == readers
             && self.jobs.is_empty()
             && self.workers_busy == 0
@@ -340,7 +277,7 @@ impl Shared {
         turn
     }
 
-    fn end_round(&self, core: &mut Core, round: Round) {
+    pub(super) fn end_round(&self, core: &mut Core, round: Round) {
         let is_last = matches!(round, Round::Last { .. });
         if let Pass::Hold(hold) = &mut core.pass {
             hold.over = true;
@@ -374,342 +311,4 @@ impl Shared {
             }
         }
     }
-
-    /// Slot and cells for a run of chunks, and from where in the part to go on.
-    fn take_for_shelf(
-        &self,
-        core: &mut Core,
-        held: ForShelf,
-        (part, offset): (usize, u64),
-        length: usize,
-    ) -> (Turn, u64) {
-        let stop = offset + to_u64(length);
-        let taken = self.slots.len() - core.slots_free.len();
-        // Nobody waits for an early read: it need not run far ahead of the workers, into memory that was never used.
-        let is_ahead = held.is_early() && taken >= EARLY_SLOTS * slots_for(self.settings.jobs);
-        if core.slots_free.is_empty() || is_ahead {
-            return (Turn::Wait, offset);
-        }
-        let chunks = length.div_ceil(CHUNK_LENGTH);
-        let mut chains = [const { None }; CHUNKS_PER_SLOT];
-        let goes_out = self.frames && !held.compared;
-        let mut known = [None; CHUNKS_PER_SLOT];
-        if goes_out && held.round == Round::First {
-            // Nothing is frozen yet.
-            match self.known_of(core, held.first, chunks, true) {
-                Some(found) => known = found,
-                None => return (Turn::Wait, offset),
-            }
-        }
-        if goes_out && !self.reserve_chains(core, &mut chains, chunks) {
-            // The sink gives cells back.
-            return (Turn::Wait, offset);
-        }
-        if self.places.is_none() && !self.frames && !held.compared {
-            // What is there is out of date.
-            for number in (held.first..).take(chunks) {
-                self.drop_kept(core.early.shelf.take(to_usize(number)));
-            }
-            for place in chains.iter_mut().take(chunks) {
-                *place = self.reserve_beyond_minimum();
-            }
-            if chains.iter().flatten().count() < chunks {
-                for chain in chains.into_iter().flatten() {
-                    self.cells.release(chain);
-                }
-                // What is in flight may give cells back.
-                if !core.is_quiet(0) {
-                    return (Turn::Wait, offset);
-                }
-                return match held.round {
-                    // Full: what is held stays held.
-                    Round::First => {
-                        core.early.is_full = true;
-                        self.end_round(core, Round::First);
-                        (Turn::Again, stop)
-                    }
-                    Round::Again => (Turn::Again, stop),
-                    Round::Last { .. } => {
-                        core.early.missing += to_u64(chunks);
-                        // The stream reads them, still under the freeze.
-                        if let Some(marks) = &core.early.marks {
-                            for index in 0..to_u64(chunks) {
-                                marks.take(part, offset / CHUNK_BYTES + index);
-                            }
-                        }
-                        (Turn::Again, stop)
-                    }
-                };
-            }
-        }
-        let Some(slot) = core.slots_free.pop() else {
-            return (Turn::Wait, offset);
-        };
-        core.known.put(slot, known);
-        for index in 0..to_u64(chunks) {
-            let number = to_usize(held.first + index);
-            // Cleared before it is read: whatever is written from now on marks it again.
-            if let Some(marks) = &core.early.marks {
-                marks.take(part, offset / CHUNK_BYTES + index);
-            }
-            match (self.places, held.compared) {
-                (Some(_), false) => self.drop_kept(core.early.shelf.mark(number)),
-                (None, false) => self.drop_kept(core.early.shelf.announce(number)),
-                (_, true) => {}
-            }
-        }
-        match held.is_early() {
-            true => core.early.early_bytes += to_u64(length),
-            false => core.early.again_bytes += to_u64(length),
-        }
-        core.readers_busy += 1;
-        let first = core.tail;
-        if goes_out {
-            for _ in 0..chunks {
-                core.push(Record::Pending);
-            }
-        }
-        let taken = Taken {
-            slot,
-            part,
-            offset,
-            length,
-            first,
-            chains,
-            held: Some(held),
-        };
-        (Turn::Take(taken), stop)
-    }
-
-    /// Records and cells for so many chunks, or nothing.
-    pub(super) fn reserve_chains(
-        &self,
-        core: &Core,
-        chains: &mut [Option<Chain>],
-        chunks: usize,
-    ) -> bool {
-        if core.room() < to_u64(chunks) {
-            return false;
-        }
-        let cells = cells_for(self.settings.encoding.bound());
-        for place in chains.iter_mut().take(chunks) {
-            *place = self.cells.reserve(cells);
-        }
-        if chains.iter().flatten().count() >= chunks {
-            return true;
-        }
-        for chain in chains.iter_mut().filter_map(Option::take) {
-            self.cells.release(chain);
-        }
-        false
-    }
-
-    fn reserve_beyond_minimum(&self) -> Option<Chain> {
-        let cells = cells_for(self.settings.encoding.bound());
-        match self.cells.free() >= self.minimum_cells.saturating_add(cells) {
-            true => self.cells.reserve(cells),
-            false => None,
-        }
-    }
-
-    fn drop_kept(&self, kept: Kept) {
-        if let Kept::Chain(chain, _) = kept {
-            self.cells.release(chain);
-        }
-    }
-
-    /// The hash of a chunk's content.
-    pub(super) fn hash(&self, chunk: &[u8]) -> u64 {
-        let mut hasher = self.key.build_hasher();
-        hasher.write(chunk);
-        hasher.finish()
-    }
-
-    /// The hashes of the chunks in a span's slot, where they are compared now.
-    pub(super) fn hashes_of(&self, taken: &Taken) -> [u64; CHUNKS_PER_SLOT] {
-        let mut hashes = [0; CHUNKS_PER_SLOT];
-        let slot = self.slots.get(taken.slot);
-        if let Some(slot) = slot {
-            let slot = forgive(slot.read());
-            let bytes = slot.get(..taken.length).unwrap_or_default();
-            for (hash, chunk) in hashes.iter_mut().zip(bytes.chunks(CHUNK_LENGTH)) {
-                *hash = self.hash(chunk);
-            }
-        }
-        hashes
-    }
-
-    /// Of a span that was read to be compared: what is as it was stays, the rest is encoded. Where nothing is left, the slot is free.
-    pub(super) fn settle(
-        &self,
-        core: &mut Core,
-        taken: Taken,
-        held: ForShelf,
-        hashes: [u64; CHUNKS_PER_SLOT],
-    ) {
-        let chunks = taken.length.div_ceil(CHUNK_LENGTH);
-        let mut differ = 0;
-        for (index, hash) in hashes.into_iter().take(chunks).enumerate() {
-            let number = to_usize(held.first) + index;
-            let early = &mut core.early;
-            if early.shelf.has(number) && early.hashes.get(number) == Some(&hash) {
-                continue;
-            }
-            if self.places.is_some() {
-                differ += 1;
-                continue;
-            }
-            self.drop_kept(early.shelf.take(number));
-            let mut chains = [None];
-            match self.frames {
-                true => drop(self.reserve_chains(core, &mut chains, 1)),
-                false => chains = [self.reserve_beyond_minimum()],
-            }
-            let [Some(chain)] = chains else {
-                // The stream reads it.
-                core.early.missing += 1;
-                continue;
-            };
-            self.drop_kept(core.early.shelf.announce(number));
-            differ += 1;
-            let hashed = false;
-            let (record, goes) = match self.frames {
-                true => (core.push(Record::Pending), Goes::Early { hashed }),
-                false => (0, Goes::OnShelf { hashed }),
-            };
-            let start = index * CHUNK_LENGTH;
-            core.jobs.push_back(Job {
-                number: record,
-                chunk: to_u64(number),
-                goes,
-                slot: taken.slot,
-                start,
-                length: (taken.length - start).min(CHUNK_LENGTH),
-                chain,
-                known: None,
-            });
-        }
-        if differ == 0 {
-            core.slots_free.push(taken.slot);
-        } else if self.places.is_some() {
-            core.spans.push_back(taken);
-        } else if let Some(left) = core.chunks_left.get_mut(taken.slot) {
-            *left = differ;
-        }
-    }
-
-    /// Puts an encoded chunk onto the shelf; where it has a record of its own, there, and a note onto the shelf.
-    pub(super) fn keep(
-        &self,
-        core: &mut Core,
-        (number, out): (u64, Option<u64>),
-        record: Record,
-        hash: Option<u64>,
-    ) -> Result<(), Problem> {
-        let internal = || Problem::Internal(Fault::refused("chunk without a place"));
-        let place = to_usize(number);
-        if let Some(hash) = hash {
-            *core.early.hashes.get_mut(place).ok_or_else(internal)? = hash;
-        }
-        if let Some(out) = out {
-            let (chain, raw_bytes, crc32, is_known) = match record {
-                Record::Data {
-                    chain,
-                    raw_bytes,
-                    crc32,
-                    is_known,
-                } => (Some(chain), raw_bytes, crc32, is_known),
-                Record::Zeros(length) => {
-                    let raw_bytes = u32::try_from(length).unwrap_or(0);
-                    (None, raw_bytes, crc::zeros(length), false)
-                }
-                _ => return Err(internal()),
-            };
-            self.drop_kept(core.early.shelf.note(place, crc32));
-            *core.slot_of(out).ok_or_else(internal)? = Record::Early {
-                chunk: number,
-                chain,
-                raw_bytes,
-                crc32,
-                is_known,
-            };
-            return Ok(());
-        }
-        match record {
-            Record::Data { chain, crc32, .. } => {
-                core.early.shelf.put(place, chain, crc32).map_err(|chain| {
-                    self.cells.release(chain);
-                    internal()
-                })
-            }
-            _ => {
-                self.drop_kept(core.early.shelf.mark(place));
-                Ok(())
-            }
-        }
-    }
-
-    /// Notes the hashes of a span that a copy has placed.
-    pub(super) fn note(&self, core: &mut Core, held: ForShelf, hashes: &[u64]) {
-        let places = core.early.hashes.iter_mut().skip(to_usize(held.first));
-        for (place, hash) in places.zip(hashes) {
-            *place = *hash;
-        }
-    }
-
-    /// In the stream: the next chunk of a span of data that is held becomes a record; of what is not, `length` bytes can be read at
-    /// once. `None`: it waits.
-    pub(super) fn look_on_shelf(
-        &self,
-        core: &mut Core,
-        plan: &Plan,
-        (part, offset): (usize, u64),
-        length: u64,
-    ) -> Option<FromShelf> {
-        let number = to_usize(plan.chunk_at(part, offset));
-        let shelf = &core.early.shelf;
-        if !shelf.has(number) {
-            let chunks = length.div_ceil(CHUNK_BYTES);
-            let free = (0..to_usize(chunks)).take_while(|index| !shelf.has(number + index));
-            let bytes = to_u64(free.count()).saturating_mul(CHUNK_BYTES);
-            return Some(FromShelf::Read(bytes.min(length)));
-        }
-        if shelf.is_coming(number) || core.room() == 0 {
-            return None;
-        }
-        let raw_bytes = length.min(CHUNK_BYTES);
-        match core.early.shelf.take(number) {
-            Kept::Chain(chain, crc32) => {
-                core.push(Record::Data {
-                    chain,
-                    raw_bytes: u32::try_from(raw_bytes).unwrap_or(0),
-                    crc32,
-                    is_known: false,
-                });
-            }
-            Kept::Mark(crc32) if self.frames => {
-                core.push(Record::Held { raw_bytes, crc32 });
-            }
-            _ => {
-                if !core.merge_zeros(raw_bytes) {
-                    core.push(Record::Zeros(raw_bytes));
-                }
-            }
-        }
-        Some(FromShelf::Served(raw_bytes))
-    }
-
-    /// The stream reads so many bytes of what was missing.
-    pub(super) fn no_longer_missing(&self, core: &mut Core, length: usize) {
-        let chunks = to_u64(length.div_ceil(CHUNK_LENGTH));
-        core.early.missing = core.early.missing.saturating_sub(chunks);
-    }
-}
-
-/// What the shelf has of a span.
-pub(super) enum FromShelf {
-    /// So many bytes became a record.
-    Served(u64),
-    /// So many bytes have to be read.
-    Read(u64),
 }

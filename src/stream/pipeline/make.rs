@@ -10,9 +10,10 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 
 use super::encode::Encoder;
-use super::hold::{Early, Pass};
+use super::hold::Pass;
 use super::known::Known;
 use super::place::Placing;
+use super::shelf::Early;
 use super::{
     CHUNKS_PER_SLOT, Core, Meter, Outlet, Pipeline, READERS, Record, STACK_BYTES, Settings, Shared,
     Started, stay,

@@ -35,6 +35,7 @@ pub mod known;
 mod make;
 mod place;
 mod read;
+mod shelf;
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -44,11 +45,12 @@ use std::sync::{Arc, Condvar, MutexGuard, OnceLock, RwLock};
 use std::time::Duration;
 
 pub use self::encode::is_zero;
-use self::hold::{Early, Pass};
+use self::hold::Pass;
 pub use self::hold::{Precopy, Round, Rounds};
 use self::known::{Hash, Hashes, Known};
 pub use self::place::Placing;
 use self::read::Taken;
+use self::shelf::Early;
 use super::deflate;
 use super::plan::{CHUNK_BYTES, Cursor, Plan, SPAN_BYTES, Span};
 use crate::device::Device;

@@ -1,7 +1,10 @@
 //! `floe show`: what there is, or what a device, a mounted filesystem or an image is, and what a dump of it would read.
 //!
 //! Reads only, and never freezes: of what is mounted the map is walked as it lies on the device just now, which is an estimate. A
-//! packed image is unpacked only as far as its head. *Used* is what a dump would read, here as in every report.
+//! packed image is unpacked only as far as its head. *Used* is what a dump would read, here as in every report. What is said of
+//! it is in `words`.
+
+mod words;
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -11,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 
+use self::words::{maybe_str, rows};
 use crate::cli::{Args, Common, Item};
 use crate::config::pairs;
 use crate::content::foreign;
@@ -22,14 +26,14 @@ use crate::fs::{self, Coverage, Identity, Kind, Still, UsedMap, Walk};
 use crate::mounts::{DevId, Holding, Means, Roots, Source, System};
 use crate::ptable::{self, Table};
 use crate::put::image::{Any, Content, Image};
-use crate::report::{self, Bytes, JsonObject, json_list};
+use crate::report::{self, JsonObject};
 use crate::snapshot::kept::{self, Kept};
 use crate::stream::artifact::Labels;
 use crate::stream::image::{Format, LOOK_BYTES};
 use crate::take::identity::Found;
+use crate::take::still::can_freeze;
 use crate::trace;
 use crate::units::{BlockSize, Extent, to_u64, to_usize};
-use crate::utc::Utc;
 
 /// What was asked for.
 pub(super) struct Options {
@@ -210,20 +214,6 @@ fn one(system: &System, around: &Around, dev: DevId) -> Facts {
             ..Facts::default()
         }
     })
-}
-
-fn rows(found: &[Facts]) -> String {
-    let head = [
-        "DEVICE",
-        "WHAT",
-        "SIZE",
-        "USED",
-        "LABEL",
-        "FREEZE",
-        "MOUNTED AT",
-        "",
-    ];
-    report::table(head, &[2, 3], found.iter().map(Facts::row).collect())
 }
 
 /// `--identity`: what makes it one machine and not another.
@@ -518,22 +508,6 @@ fn walk(
     }))
 }
 
-/// A key whose value may not be known: null then.
-fn maybe_u64(object: &mut JsonObject, key: &str, value: Option<u64>) {
-    match value {
-        Some(value) => object.u64(key, value),
-        None => object.null(key),
-    };
-}
-
-/// The same for text; empty text is not known either.
-fn maybe_str(object: &mut JsonObject, key: &str, value: Option<&str>) {
-    match value.filter(|text| !text.is_empty()) {
-        Some(value) => object.str(key, value),
-        None => object.null(key),
-    };
-}
-
 impl Facts {
     /// Of the device or image; of a packed one what its head says.
     fn whole_bytes(&self) -> Option<u64> {
@@ -549,19 +523,8 @@ impl Facts {
 
     /// Whether the kernel can freeze it when it is mounted.
     fn can_freeze(&self) -> bool {
-        self.content.identity.as_ref().is_some_and(|found| {
-            matches!(
-                found.kind,
-                Kind::Ext2
-                    | Kind::Ext3
-                    | Kind::Ext4
-                    | Kind::Xfs
-                    | Kind::Btrfs
-                    | Kind::F2fs
-                    | Kind::Jfs
-                    | Kind::Nilfs2
-            )
-        })
+        let identity = self.content.identity.as_ref();
+        identity.is_some_and(|found| can_freeze(found.kind.name()))
     }
 
     /// What a dump reads; of a packed image what its superblock says.
@@ -570,173 +533,5 @@ impl Facts {
             .as_ref()
             .map(|dump| dump.bytes)
             .or(self.used_bytes)
-    }
-
-    /// Its line of a table.
-    fn row(&self) -> [String; 8] {
-        let size = |bytes: Option<u64>| bytes.map_or_else(|| "-".into(), |n| Bytes(n).to_string());
-        let found = self.content.identity.as_ref();
-        let mut notes: Vec<String> = Vec::new();
-        notes.extend(self.guarded.then(|| "a floe takes its image".to_owned()));
-        let standby = self.standby_of.as_ref();
-        notes.extend(standby.map(|source| format!("standby of {source}")));
-        notes.extend(self.error.clone());
-        let freeze = match (found, self.can_freeze()) {
-            (None, _) => "",
-            (_, true) => "yes",
-            (_, false) => "no",
-        };
-        let name = match self.content.is_empty() {
-            true => "-",
-            false => self.content.name(),
-        };
-        [
-            report::clean(&self.path),
-            name.into(),
-            size(self.whole_bytes()),
-            size(self.used()),
-            found.map_or_else(String::new, |found| report::clean(&found.label)),
-            freeze.into(),
-            report::clean(&self.mounted_at.join(", ")),
-            report::clean(&notes.join("; ")),
-        ]
-    }
-
-    fn object(&self) -> JsonObject {
-        let found = self.content.identity.as_ref();
-        let table = self.content.table.as_ref();
-        let dump = self.dump.as_ref();
-        let mut object = JsonObject::new();
-        let out = &mut object;
-        out.str("path", &self.path).str("kind", self.kind);
-        maybe_str(out, "format", self.format.map(Format::name));
-        maybe_str(out, "device", self.device.as_deref());
-        maybe_str(out, "filesystem", found.map(|found| found.kind.name()));
-        let scheme = table.map(|table| table.scheme.name());
-        maybe_str(out, "partition_table", scheme);
-        maybe_u64(out, "size_bytes", self.whole_bytes());
-        let filesystem_bytes = found.map(|found| found.size_bytes);
-        maybe_u64(out, "filesystem_bytes", filesystem_bytes);
-        maybe_u64(out, "packed_bytes", self.packed_bytes);
-        maybe_u64(out, "used_bytes", self.used());
-        let block_bytes = found.map(|found| found.block_bytes.into());
-        maybe_u64(out, "block_bytes", block_bytes);
-        maybe_str(out, "uuid", found.map(|found| found.uuid.as_str()));
-        maybe_str(out, "label", found.map(|found| found.label.as_str()));
-        let mounted = found.map(|found| found.last_mounted.as_str());
-        maybe_str(out, "last_mounted", mounted);
-        let written = found.and_then(|found| found.last_written_s);
-        maybe_u64(out, "last_written_s", written);
-        out.raw("mounted_at", &json_list(&self.mounted_at));
-        out.bool("can_freeze", self.can_freeze());
-        maybe_u64(out, "dump_bytes", dump.map(|dump| dump.bytes));
-        maybe_str(out, "map", dump.map(|dump| dump.map));
-        let doubt = dump.and_then(|dump| dump.doubt.as_deref());
-        maybe_str(out, "doubt", doubt);
-        let wrong = self.table_doubt().map(|doubt| doubt.to_string());
-        maybe_str(out, "partition_table_doubt", wrong.as_deref());
-        let artifact = self.artifact.as_ref();
-        let name = artifact.map(|labels| labels.name.as_str());
-        maybe_str(out, "artifact_name", name);
-        if let Some(labels) = artifact {
-            out.raw("device_types", &json_list(&labels.device_types));
-            out.str("payload", &labels.payload);
-        }
-        out.bool("floe_at_work", self.guarded);
-        maybe_str(out, "standby_of", self.standby_of.as_deref());
-        if let Some(untraced) = &self.trace {
-            out.bool("can_trace", untraced.is_none());
-            maybe_str(out, "trace_doubt", untraced.as_deref());
-        }
-        let parts: Vec<String> = self
-            .parts
-            .iter()
-            .map(|part| part.object().finish())
-            .collect();
-        out.raw("partitions", &format!("[{}]", parts.join(",")));
-        maybe_str(out, "error", self.error.as_deref());
-        object
-    }
-
-    fn text(&self) -> String {
-        let mut out = String::new();
-        let mut row = |name: &str, value: String| {
-            if !value.is_empty() {
-                out.push_str(&format!("{name:<14}{}\n", report::clean(&value)));
-            }
-        };
-        let bytes = |count: u64| format!("{} ({count} bytes)", Bytes(count));
-        let maybe = |count: Option<u64>| count.map(bytes).unwrap_or_default();
-        row("path", self.path.clone());
-        let format = self.format.map(|format| format!(", {}", format.name()));
-        row(
-            "kind",
-            format!("{}{}", self.kind, format.unwrap_or_default()),
-        );
-        row("device", self.device.clone().unwrap_or_default());
-        row("size", maybe(self.whole_bytes()));
-        row("packed", maybe(self.packed_bytes));
-        match (&self.content.table, self.table_doubt()) {
-            (Some(table), None) => row("table", table.scheme.name().into()),
-            (_, Some(doubt)) => row(
-                "table",
-                format!("{}, damaged: {doubt}", self.content.name()),
-            ),
-            (None, None) => {}
-        }
-        if let Some(labels) = &self.artifact {
-            row("artifact", labels.name.clone());
-            row("for", labels.device_types.join(", "));
-            row("payload", labels.payload.clone());
-        }
-        row("mounted at", self.mounted_at.join(", "));
-        if self.guarded {
-            row("now", "a floe takes its image".into());
-        }
-        row("standby of", self.standby_of.clone().unwrap_or_default());
-        match &self.dump {
-            Some(dump) => {
-                let note = match (dump.map, &dump.doubt) {
-                    ("estimate", _) => "an estimate, while it is mounted".into(),
-                    (map, Some(doubt)) => format!("map: {map}, because of {doubt}"),
-                    (map, None) => format!("map: {map}"),
-                };
-                let used = bytes(dump.bytes);
-                row("a dump reads", format!("{used}; {note}"));
-            }
-            None => row("used", maybe(self.used_bytes)),
-        }
-        match &self.trace {
-            Some(None) => row("pre-copy", "writes can be traced".into()),
-            Some(Some(why)) => row("pre-copy", format!("writes cannot be traced: {why}")),
-            None => {}
-        }
-        if !self.parts.is_empty() {
-            out.push('\n');
-            out.push_str(&rows(&self.parts));
-            return out;
-        }
-        let mut row = |name: &str, value: String| {
-            if !value.is_empty() {
-                out.push_str(&format!("{name:<14}{}\n", report::clean(&value)));
-            }
-        };
-        let Some(found) = &self.content.identity else {
-            if self.content.is_empty() {
-                let what = self.foreign.map(|what| format!("none; it is {what}"));
-                row("filesystem", what.unwrap_or("none that is known".into()));
-            }
-            return out;
-        };
-        row("filesystem", found.kind.name().into());
-        row("uuid", found.uuid.as_str().into());
-        row("label", found.label.as_str().into());
-        row("last mounted", found.last_mounted.as_str().into());
-        let written = found.last_written_s.filter(|seconds| *seconds > 0);
-        let written = written.map(|seconds| Utc::from_unix(seconds).to_string());
-        row("last written", written.unwrap_or_default());
-        let freeze = if self.can_freeze() { "yes" } else { "no" };
-        row("can freeze", freeze.into());
-        out
     }
 }

@@ -1,0 +1,225 @@
+//! What `floe show` says: a table of several, all that is known of one, and the same as JSON.
+
+use super::{Dump, Facts};
+use crate::report::{self, Bytes, JsonObject, json_list};
+use crate::stream::image::Format;
+use crate::utc::Utc;
+
+/// Several, one a line.
+pub(super) fn rows(found: &[Facts]) -> String {
+    let head = [
+        "DEVICE",
+        "WHAT",
+        "SIZE",
+        "USED",
+        "LABEL",
+        "FREEZE",
+        "MOUNTED AT",
+        "",
+    ];
+    report::table(head, &[2, 3], found.iter().map(Facts::row).collect())
+}
+
+/// A key whose value may not be known: null then.
+fn maybe_u64(object: &mut JsonObject, key: &str, value: Option<u64>) {
+    match value {
+        Some(value) => object.u64(key, value),
+        None => object.null(key),
+    };
+}
+
+/// The same for text; empty text is not known either.
+pub(super) fn maybe_str(object: &mut JsonObject, key: &str, value: Option<&str>) {
+    match value.filter(|text| !text.is_empty()) {
+        Some(value) => object.str(key, value),
+        None => object.null(key),
+    };
+}
+
+impl Facts {
+    /// Its line of a table.
+    fn row(&self) -> [String; 8] {
+        let size = |bytes: Option<u64>| bytes.map_or_else(|| "-".into(), |n| Bytes(n).to_string());
+        let found = self.content.identity.as_ref();
+        let mut notes: Vec<String> = Vec::new();
+        notes.extend(self.guarded.then(|| "a floe takes its image".to_owned()));
+        let standby = self.standby_of.as_ref();
+        notes.extend(standby.map(|source| format!("standby of {source}")));
+        notes.extend(self.error.clone());
+        let freeze = match (found, self.can_freeze()) {
+            (None, _) => "",
+            (_, true) => "yes",
+            (_, false) => "no",
+        };
+        let name = match self.content.is_empty() {
+            true => "-",
+            false => self.content.name(),
+        };
+        [
+            report::clean(&self.path),
+            name.into(),
+            size(self.whole_bytes()),
+            size(self.used()),
+            found.map_or_else(String::new, |found| report::clean(&found.label)),
+            freeze.into(),
+            report::clean(&self.mounted_at.join(", ")),
+            report::clean(&notes.join("; ")),
+        ]
+    }
+
+    /// As JSON.
+    pub(super) fn object(&self) -> JsonObject {
+        let found = self.content.identity.as_ref();
+        let table = self.content.table.as_ref();
+        let dump = self.dump.as_ref();
+        let mut object = JsonObject::new();
+        let out = &mut object;
+        out.str("path", &self.path).str("kind", self.kind);
+        maybe_str(out, "format", self.format.map(Format::name));
+        maybe_str(out, "device", self.device.as_deref());
+        maybe_str(out, "filesystem", found.map(|found| found.kind.name()));
+        let scheme = table.map(|table| table.scheme.name());
+        maybe_str(out, "partition_table", scheme);
+        maybe_u64(out, "size_bytes", self.whole_bytes());
+        let filesystem_bytes = found.map(|found| found.size_bytes);
+        maybe_u64(out, "filesystem_bytes", filesystem_bytes);
+        maybe_u64(out, "packed_bytes", self.packed_bytes);
+        maybe_u64(out, "used_bytes", self.used());
+        let block_bytes = found.map(|found| found.block_bytes.into());
+        maybe_u64(out, "block_bytes", block_bytes);
+        maybe_str(out, "uuid", found.map(|found| found.uuid.as_str()));
+        maybe_str(out, "label", found.map(|found| found.label.as_str()));
+        let mounted = found.map(|found| found.last_mounted.as_str());
+        maybe_str(out, "last_mounted", mounted);
+        let written = found.and_then(|found| found.last_written_s);
+        maybe_u64(out, "last_written_s", written);
+        out.raw("mounted_at", &json_list(&self.mounted_at));
+        out.bool("can_freeze", self.can_freeze());
+        maybe_u64(out, "dump_bytes", dump.map(|dump| dump.bytes));
+        maybe_str(out, "map", dump.map(|dump| dump.map));
+        let doubt = dump.and_then(|dump| dump.doubt.as_deref());
+        maybe_str(out, "doubt", doubt);
+        let wrong = self.table_doubt().map(|doubt| doubt.to_string());
+        maybe_str(out, "partition_table_doubt", wrong.as_deref());
+        let artifact = self.artifact.as_ref();
+        let name = artifact.map(|labels| labels.name.as_str());
+        maybe_str(out, "artifact_name", name);
+        if let Some(labels) = artifact {
+            out.raw("device_types", &json_list(&labels.device_types));
+            out.str("payload", &labels.payload);
+        }
+        out.bool("floe_at_work", self.guarded);
+        maybe_str(out, "standby_of", self.standby_of.as_deref());
+        if let Some(untraced) = &self.trace {
+            out.bool("can_trace", untraced.is_none());
+            maybe_str(out, "trace_doubt", untraced.as_deref());
+        }
+        let parts: Vec<String> = self
+            .parts
+            .iter()
+            .map(|part| part.object().finish())
+            .collect();
+        out.raw("partitions", &format!("[{}]", parts.join(",")));
+        maybe_str(out, "error", self.error.as_deref());
+        object
+    }
+
+    /// In words.
+    pub(super) fn text(&self) -> String {
+        let mut sheet = Sheet::default();
+        sheet.row("path", self.path.clone());
+        let format = self.format.map(|format| format!(", {}", format.name()));
+        let kind = format!("{}{}", self.kind, format.unwrap_or_default());
+        sheet.row("kind", kind);
+        sheet.row("device", self.device.clone().unwrap_or_default());
+        sheet.row("size", bytes(self.whole_bytes()));
+        sheet.row("packed", bytes(self.packed_bytes));
+        match (&self.content.table, self.table_doubt()) {
+            (Some(table), None) => sheet.row("table", table.scheme.name().into()),
+            (_, Some(doubt)) => {
+                let name = self.content.name();
+                sheet.row("table", format!("{name}, damaged: {doubt}"));
+            }
+            (None, None) => {}
+        }
+        if let Some(labels) = &self.artifact {
+            sheet.row("artifact", labels.name.clone());
+            sheet.row("for", labels.device_types.join(", "));
+            sheet.row("payload", labels.payload.clone());
+        }
+        sheet.row("mounted at", self.mounted_at.join(", "));
+        if self.guarded {
+            sheet.row("now", "a floe takes its image".into());
+        }
+        let standby_of = self.standby_of.clone();
+        sheet.row("standby of", standby_of.unwrap_or_default());
+        match &self.dump {
+            Some(dump) => sheet.row("a dump reads", dump.words()),
+            None => sheet.row("used", bytes(self.used_bytes)),
+        }
+        match &self.trace {
+            Some(None) => sheet.row("pre-copy", "writes can be traced".into()),
+            Some(Some(why)) => {
+                sheet.row("pre-copy", format!("writes cannot be traced: {why}"));
+            }
+            None => {}
+        }
+        match self.parts.is_empty() {
+            true => self.filesystem_rows(&mut sheet),
+            false => sheet.0.extend(["\n", &rows(&self.parts)]),
+        }
+        sheet.0
+    }
+
+    /// What its superblock says.
+    fn filesystem_rows(&self, sheet: &mut Sheet) {
+        let Some(found) = &self.content.identity else {
+            if self.content.is_empty() {
+                let what = self.foreign.map(|what| format!("none; it is {what}"));
+                sheet.row("filesystem", what.unwrap_or("none that is known".into()));
+            }
+            return;
+        };
+        sheet.row("filesystem", found.kind.name().into());
+        sheet.row("uuid", found.uuid.as_str().into());
+        sheet.row("label", found.label.as_str().into());
+        sheet.row("last mounted", found.last_mounted.as_str().into());
+        let written = found.last_written_s.filter(|seconds| *seconds > 0);
+        let written = written.map(|seconds| Utc::from_unix(seconds).to_string());
+        sheet.row("last written", written.unwrap_or_default());
+        let freeze = if self.can_freeze() { "yes" } else { "no" };
+        sheet.row("can freeze", freeze.into());
+    }
+}
+
+impl Dump {
+    fn words(&self) -> String {
+        let note = match (self.map, &self.doubt) {
+            ("estimate", _) => "an estimate, while it is mounted".into(),
+            (map, Some(doubt)) => format!("map: {map}, because of {doubt}"),
+            (map, None) => format!("map: {map}"),
+        };
+        format!("{}; {note}", bytes(Some(self.bytes)))
+    }
+}
+
+/// Rows of a name and a value.
+#[derive(Default)]
+struct Sheet(String);
+
+impl Sheet {
+    /// One more, where there is a value.
+    fn row(&mut self, name: &str, value: String) {
+        if !value.is_empty() {
+            let line = format!("{name:<14}{}\n", report::clean(&value));
+            self.0.push_str(&line);
+        }
+    }
+}
+
+/// A size in words and to the byte; empty where it is not known.
+fn bytes(count: Option<u64>) -> String {
+    count.map_or_else(String::new, |count| {
+        format!("{} ({count} bytes)", Bytes(count))
+    })
+}
