@@ -162,8 +162,9 @@ fn would(
             grow::check(shown, dev, &image.filesystem, &image.uuid)?;
         }
         lines.push(format!(
-            "{}: would be written with {name} ({}, {})",
+            "{}: {}would be written with {name} ({}, {})",
             shown.display(),
+            target.holds()?.map_or(String::new(), |holds| holds + ", "),
             image.filesystem,
             report::Bytes(image.size_bytes)
         ));

@@ -87,7 +87,7 @@ fn nothing_is_touched_and_the_exit_code_is_as_it_would_be() {
                 code,
             );
         }
-        floe(
+        let run = floe(
             &[
                 "restore",
                 &what,
@@ -96,6 +96,14 @@ fn nothing_is_touched_and_the_exit_code_is_as_it_would_be() {
                 "--overwrite",
             ],
             0,
+        );
+        says(
+            run,
+            if name.is_empty() {
+                "holds a filesystem"
+            } else {
+                ""
+            },
         );
     }
     let cut = scratch.join("cut.gz");

@@ -411,6 +411,23 @@ fn the_freeze_waits_until_the_reader_has_taken_the_first_bytes() {
 }
 
 #[test]
+fn a_folder_that_is_no_mount_point_is_told_with_what_it_lies_on() {
+    let fs = filled!(Spec {
+        mib: 16,
+        ..Spec::default()
+    });
+    let mut floe = require_some!(common::floe(), "FLOE_BIN");
+    let folder = fs.dir().join("of it");
+    fs::create_dir(&folder).expect("folder");
+    let run = dump_to(&mut floe, &[&text(&folder)], Path::new("/dev/null")).expect_code(0);
+    let told = format!("it lies on {} ({})", text(fs.dir()), text(fs.device()));
+    assert!(run.stderr_text().contains(&told), "{run}");
+    let mut floe = require_some!(common::floe(), "FLOE_BIN");
+    let run = dump_to(&mut floe, &[&text(fs.dir())], Path::new("/dev/null")).expect_code(0);
+    assert!(!run.stderr_text().contains("no mount point"), "{run}");
+}
+
+#[test]
 fn odd_mount_points_lead_to_the_right_filesystem() {
     let mut outer = filled!(Spec {
         mib: 16,
