@@ -397,9 +397,11 @@ pub fn output(program: &str, args: &[&str]) -> String {
             Command::new(program).args(args).stdin(Stdio::null()),
             Limit(Duration::from_secs(300)),
         );
-        // A neighbour may be looking at it: whoever asks a mount how full it is has it open.
+        // A neighbour may be looking at it: whoever asks a mount how full it is, or a disk what it holds, has it open. partx
+        // does not say "busy".
         let text = run.stderr_text();
-        if run.code == Some(0) || tries == 20 || !text.contains("busy") {
+        let busy = text.contains("busy") || text.contains("error deleting partition");
+        if run.code == Some(0) || tries == 100 || !busy {
             return run.expect_code(0).stdout_text();
         }
         tries += 1;
