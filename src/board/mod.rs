@@ -6,3 +6,4 @@ pub(crate) mod reach;
 pub(crate) mod receive;
 pub(crate) mod send;
 pub(crate) mod ssh;
+pub(crate) mod unable;

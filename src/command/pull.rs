@@ -14,13 +14,14 @@ use crate::board::fleet::{self, Board};
 use crate::board::reach::Reach;
 use crate::board::receive::{self, Arrived, Sink, Stream, ToFile, ToStdout};
 use crate::board::ssh::{Host, Pipes, Session};
+use crate::board::unable::{FRAMES, KNOWN, Unable};
 use crate::cli::{self, Args, Common, Item, table};
 use crate::error::{Error, Exit, Result};
 use crate::json;
 use crate::put::image;
 use crate::report::{self, Bytes, Span};
 use crate::snapshot::framed::{self, EarlierFile};
-use crate::stream::frames::known::{CHANGED, Earlier, Known};
+use crate::stream::frames::known::{Earlier, Known};
 use crate::stream::frames::receive::Hold;
 use crate::stream::partfile::{self, Left};
 use crate::take::options::{self, Taking};
@@ -372,13 +373,9 @@ impl Puller {
             let Err(error) = &result else {
                 return result;
             };
-            // An older floe does not know the option, a small one was built without it; neither has done anything.
-            let is_older = matches!(error.exit(), Some(Exit::Usage | Exit::Refused))
-                && error.to_string().contains(FRAMES);
-            let is_changed = error.to_string().contains(CHANGED);
-            how = match how {
-                How::Known if asked && (is_older || is_changed) => How::Frames,
-                How::Known | How::Frames if is_older => How::Plain,
+            how = match (how, Unable::of(error)) {
+                (How::Known, Some(Unable::Older | Unable::Changed)) if asked => How::Frames,
+                (How::Known | How::Frames, Some(Unable::Older)) => How::Plain,
                 _ => return result,
             };
         }
@@ -514,11 +511,6 @@ fn talk(host: &Host, mut session: Session) -> Result<Arrived> {
         ..Arrived::default()
     })
 }
-
-/// What has the board send as it reads.
-const FRAMES: &str = "--frames";
-/// The same, and look on stdin for what is here already.
-const KNOWN: &str = "--frames-known";
 
 /// What the board is asked for.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -16,9 +16,10 @@ use crate::board::fleet::{self, Board};
 use crate::board::reach::Reach;
 use crate::board::receive::Arrived;
 use crate::board::ssh::{Host, Pipes, Session};
+use crate::board::unable::{FRAMES, KNOWN, Unable};
 use crate::cli::{self, Args, Common, Item};
 use crate::config::pairs::split_pair;
-use crate::error::{Error, Exit, Result};
+use crate::error::{Error, Result};
 use crate::json::{self, Value};
 use crate::put::image::{self, Any, Image, Opened};
 use crate::put::target::is_tag;
@@ -28,12 +29,9 @@ use crate::snapshot::archive::Bundle;
 use crate::snapshot::kept;
 use crate::snapshot::sums::sums_of;
 use crate::stream::copy::{BUFFER_BYTES, Ended};
-use crate::stream::frames::known::CHANGED;
-use crate::stream::frames::receive::NO_ROOM;
 use crate::stream::frames::send::{self, Talk};
 use crate::stream::image::{Format, ImageReader};
 use crate::stream::input::Input;
-use crate::stream::partfile::NO_FILE;
 use crate::stream::pipeline::known::{Hash, RECORD_BYTES};
 use crate::units::to_u64;
 
@@ -233,7 +231,8 @@ pub(super) fn run(options: Options) -> Result<()> {
     let job = move |host: &Host, board: &Board| {
         if let Some(image) = differing {
             match push(host, board, &options, &good, &words, Some(image)) {
-                Err(error) if is_too_much(&error) => {}
+                // It is too old for that, has no room, or does not hold what it said: everything is sent.
+                Err(error) if Unable::of(&error).is_some() => {}
                 result => return result,
             }
         }
@@ -288,21 +287,6 @@ fn differing(options: &Options, good: &Good, dry: bool) -> Option<Differing> {
         as_it_is: good.as_it_is,
     })
 }
-
-/// Whether the board's floe is too old for it, or was built without, has no room for what differs, or does not hold what it said:
-/// then everything is sent.
-fn is_too_much(error: &Error) -> bool {
-    let text = error.to_string();
-    let is_older = matches!(error.exit(), Some(Exit::Usage | Exit::Refused));
-    is_older && text.contains(FRAMES)
-        || [NO_ROOM, NO_FILE, CHANGED]
-            .iter()
-            .any(|word| text.contains(word))
-}
-
-const FRAMES: &str = "--frames";
-/// What has the board say what its target holds.
-const KNOWN: &str = "--frames-known";
 
 /// What goes to a board, and what it says meanwhile.
 struct Line<'a> {
@@ -474,28 +458,5 @@ fn arrived(report: &Value, in_store: bool, sent_bytes: u64) -> Arrived {
         path,
         size_bytes: size.unwrap_or(without),
         ..Arrived::default()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::error::Fault;
-    use rustix::io::Errno;
-
-    #[test]
-    fn what_a_board_has_no_room_for_is_sent_whole_and_a_refusal_is_not() {
-        for fault in [
-            Fault::short(NO_ROOM).with_errno(Some(Errno::NOSPC.raw_os_error())),
-            Fault::io(NO_FILE, Errno::ROFS),
-            Fault::corrupt(CHANGED),
-        ] {
-            assert!(is_too_much(&Error::fault("board", fault)), "{fault}");
-        }
-        assert!(is_too_much(&Error::usage(
-            "restore: unknown option --frames-known"
-        )));
-        assert!(!is_too_much(&Error::refused("target: is mounted")));
-        assert!(!is_too_much(&Error::failed("ssh --frames: lost")));
     }
 }

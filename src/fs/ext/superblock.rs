@@ -257,59 +257,20 @@ impl Geometry {
             return Err(Fault::unsupported("unknown read-only feature"));
         }
         let checksums = Checksums::new(raw, bytes)?;
-        let bad = Fault::corrupt("superblock");
-        let block = raw.block().ok_or(bad)?;
-        let block_bits = block.bytes64() * 8;
-        let cluster_log2 = if raw.has_ro_compat(f::RO_COMPAT_BIGALLOC) {
-            raw.s_log_cluster_size
-                .checked_sub(raw.s_log_block_size)
-                .filter(|_| raw.s_log_cluster_size <= 20)
-                .ok_or_else(|| Fault::corrupt("cluster size"))?
-        } else {
-            0
-        };
-        let blocks_per_group = u64::from(raw.s_blocks_per_group);
-        let clusters_per_group = blocks_per_group >> cluster_log2;
-        let per_group_fits = clusters_per_group << cluster_log2 == blocks_per_group
-            && (8..=block_bits).contains(&clusters_per_group)
-            && clusters_per_group.is_multiple_of(8)
-            && (cluster_log2 == 0 || u64::from(raw.s_clusters_per_group) == clusters_per_group);
-        if !per_group_fits {
-            return Err(Fault::corrupt("blocks per group"));
-        }
-        let first_data_block = u64::from(raw.s_first_data_block);
-        let wants_first = block.bytes() == 1024 && cluster_log2 == 0;
-        if (first_data_block == 1) != wants_first || raw.blocks() <= first_data_block {
-            return Err(Fault::corrupt("first data block"));
-        }
-        let groups = (raw.blocks() - first_data_block).div_ceil(blocks_per_group);
-        let groups = u32::try_from(groups).map_err(|_| Fault::corrupt("number of groups"))?;
-        let descriptor_bytes = match raw.s_desc_size {
-            size @ (64 | 128 | 256 | 512 | 1024) if raw.has_incompat(f::INCOMPAT_64BIT) => size,
-            _ if raw.has_incompat(f::INCOMPAT_64BIT) => {
-                return Err(Fault::unsupported("group descriptor size"));
-            }
-            _ => 32,
-        };
-        let inode_bytes = Self::inode_bytes(raw, block)?;
-        let inodes_per_group = raw.s_inodes_per_group;
-        if inodes_per_group == 0
-            || u64::from(inodes_per_group) > block_bits
-            || !inodes_per_group.is_multiple_of(8)
-            || inodes_per_group.checked_mul(groups) != Some(raw.s_inodes_count)
-        {
-            return Err(Fault::corrupt("inodes per group"));
-        }
+        let block = raw.block().ok_or_else(|| Fault::corrupt("block size"))?;
+        let cluster_log2 = Self::cluster_log2(raw)?;
+        let clusters_per_group = Self::clusters_per_group(raw, block, cluster_log2)?;
+        let groups = Self::groups(raw, block, cluster_log2)?;
         let mut geometry = Self {
             block,
             cluster_log2,
             blocks: raw.blocks(),
-            first_data_block,
-            blocks_per_group,
+            first_data_block: u64::from(raw.s_first_data_block),
+            blocks_per_group: u64::from(raw.s_blocks_per_group),
             clusters_per_group,
-            inodes_per_group,
-            inode_bytes,
-            descriptor_bytes: u32::from(descriptor_bytes),
+            inodes_per_group: Self::inodes_per_group(raw, block, groups)?,
+            inode_bytes: Self::inode_bytes(raw, block)?,
+            descriptor_bytes: Self::descriptor_bytes(raw)?,
             groups,
             free_blocks: Some(raw.free_blocks()),
             first_meta_bg: 0,
@@ -331,6 +292,59 @@ impl Geometry {
             geometry.journal_inode = raw.s_journal_inum;
         }
         Ok(geometry)
+    }
+
+    /// Blocks of a cluster, as a power of two: more than one with bigalloc only.
+    fn cluster_log2(raw: &Raw) -> Result<u32, Fault> {
+        if !raw.has_ro_compat(f::RO_COMPAT_BIGALLOC) {
+            return Ok(0);
+        }
+        raw.s_log_cluster_size
+            .checked_sub(raw.s_log_block_size)
+            .filter(|_| raw.s_log_cluster_size <= 20)
+            .ok_or_else(|| Fault::corrupt("cluster size"))
+    }
+
+    /// A group has as many clusters as one block of bits can tell of.
+    fn clusters_per_group(raw: &Raw, block: BlockSize, cluster_log2: u32) -> Result<u64, Fault> {
+        let blocks = u64::from(raw.s_blocks_per_group);
+        let clusters = blocks >> cluster_log2;
+        let fits = clusters << cluster_log2 == blocks
+            && (8..=block.bytes64() * 8).contains(&clusters)
+            && clusters.is_multiple_of(8)
+            && (cluster_log2 == 0 || u64::from(raw.s_clusters_per_group) == clusters);
+        fits.then_some(clusters)
+            .ok_or_else(|| Fault::corrupt("blocks per group"))
+    }
+
+    /// Groups there are, the last one shorter perhaps. Blocks per group are known to be some.
+    fn groups(raw: &Raw, block: BlockSize, cluster_log2: u32) -> Result<u32, Fault> {
+        let first = u64::from(raw.s_first_data_block);
+        // Only blocks of 1024 bytes leave one before the superblock.
+        let wants_first = block.bytes() == 1024 && cluster_log2 == 0;
+        if (first == 1) != wants_first || raw.blocks() <= first {
+            return Err(Fault::corrupt("first data block"));
+        }
+        let groups = (raw.blocks() - first).div_ceil(u64::from(raw.s_blocks_per_group));
+        u32::try_from(groups).map_err(|_| Fault::corrupt("number of groups"))
+    }
+
+    fn descriptor_bytes(raw: &Raw) -> Result<u32, Fault> {
+        match raw.s_desc_size {
+            _ if !raw.has_incompat(f::INCOMPAT_64BIT) => Ok(32),
+            size @ (64 | 128 | 256 | 512 | 1024) => Ok(u32::from(size)),
+            _ => Err(Fault::unsupported("group descriptor size")),
+        }
+    }
+
+    fn inodes_per_group(raw: &Raw, block: BlockSize, groups: u32) -> Result<u32, Fault> {
+        let inodes = raw.s_inodes_per_group;
+        let fits = inodes != 0
+            && u64::from(inodes) <= block.bytes64() * 8
+            && inodes.is_multiple_of(8)
+            && inodes.checked_mul(groups) == Some(raw.s_inodes_count);
+        fits.then_some(inodes)
+            .ok_or_else(|| Fault::corrupt("inodes per group"))
     }
 
     fn inode_bytes(raw: &Raw, block: BlockSize) -> Result<u32, Fault> {

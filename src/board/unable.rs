@@ -1,0 +1,61 @@
+//! Why a board's floe does not send or take what differs, as a value: then it is asked for less.
+//!
+//! A line for people is all that every floe says, older ones included. Its words are looked at here and nowhere else.
+
+use crate::error::{Error, Exit};
+use crate::stream::frames::known::CHANGED;
+use crate::stream::frames::receive::NO_ROOM;
+use crate::stream::partfile::NO_FILE;
+
+/// Has a floe send frames, or take them.
+pub(crate) const FRAMES: &str = "--frames";
+/// The same, of what the other side does not hold: which that is, goes ahead of them.
+pub(crate) const KNOWN: &str = "--frames-known";
+
+/// Why not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unable {
+    /// An older floe does not know the option, a small one was built without it. It has done nothing.
+    Older,
+    /// What was there is not what was said of it.
+    Changed,
+    /// There is no room for what has to wait.
+    NoRoom,
+}
+
+impl Unable {
+    /// What this failure is, if it is one of them.
+    pub(crate) fn of(error: &Error) -> Option<Self> {
+        let text = error.to_string();
+        let is_older = matches!(error.exit(), Some(Exit::Usage | Exit::Refused));
+        if is_older && text.contains(FRAMES) {
+            Some(Self::Older)
+        } else if text.contains(CHANGED) {
+            Some(Self::Changed)
+        } else if text.contains(NO_ROOM) || text.contains(NO_FILE) {
+            Some(Self::NoRoom)
+        } else {
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Fault;
+    use rustix::io::Errno;
+
+    #[test]
+    fn an_older_board_a_full_one_and_a_changed_one_are_told_from_a_refusal() {
+        let of = |fault| Unable::of(&Error::fault("board", fault));
+        let full = Fault::short(NO_ROOM).with_errno(Some(Errno::NOSPC.raw_os_error()));
+        assert_eq!(of(full), Some(Unable::NoRoom));
+        assert_eq!(of(Fault::io(NO_FILE, Errno::ROFS)), Some(Unable::NoRoom));
+        assert_eq!(of(Fault::corrupt(CHANGED)), Some(Unable::Changed));
+        let unknown = Error::usage("restore: unknown option --frames-known");
+        assert_eq!(Unable::of(&unknown), Some(Unable::Older));
+        assert_eq!(Unable::of(&Error::refused("target: is mounted")), None);
+        assert_eq!(Unable::of(&Error::failed("ssh --frames: lost")), None);
+    }
+}
