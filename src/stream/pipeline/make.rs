@@ -11,6 +11,7 @@ use rustix::io::Errno;
 
 use super::encode::Encoder;
 use super::hold::Pass;
+use super::keyed::Key;
 use super::known::Known;
 use super::place::Placing;
 use super::shelf::Early;
@@ -154,7 +155,7 @@ impl Shared {
             meter,
             emitted: AtomicU64::new(0),
             started: Started::default(),
-            key: std::hash::RandomState::new(),
+            key: Key::new(),
             places: match sink {
                 Outlet::Stream(_) | Outlet::Frames(_) => None,
                 Outlet::Places(places) => Some(*places),

@@ -31,6 +31,7 @@
 mod emit;
 mod encode;
 mod hold;
+mod keyed;
 pub mod known;
 mod make;
 mod place;
@@ -304,7 +305,7 @@ struct Shared {
     emitted: AtomicU64,
     started: Started,
     /// Of the hashes.
-    key: std::hash::RandomState,
+    key: keyed::Key,
     /// The sink of a copy.
     places: Option<&'static dyn Placing>,
     /// What rounds take goes out at once.

@@ -2,7 +2,6 @@
 //!
 //! Which chunks a round takes is `hold`'s. Here: room for them, what becomes of them when they were read, and what the stream finds.
 
-use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 
 use super::hold::{Precopy, Round, Turn};
@@ -244,9 +243,7 @@ impl Shared {
 
     /// The hash of a chunk's content.
     pub(super) fn hash(&self, chunk: &[u8]) -> u64 {
-        let mut hasher = self.key.build_hasher();
-        hasher.write(chunk);
-        hasher.finish()
+        self.key.hash(chunk)
     }
 
     /// The hashes of the chunks in a span's slot, where they are compared now.
