@@ -4,7 +4,7 @@
 
 pub mod golden;
 
-use crate::cli::table::{self, Row, Taken};
+use crate::cli::table::{self, Owner, Row};
 use crate::features;
 
 /// One verb: name, arguments, what it does, and its help around the options.
@@ -315,7 +315,7 @@ pub fn overview() -> String {
         let names = ["  ", verb.name, " ", verb.arguments].concat();
         entry(&mut out, &names, verb.line);
     }
-    options(&mut out, "", Taken::Common);
+    options(&mut out, "", Owner::Common);
     out
 }
 
@@ -336,7 +336,7 @@ pub fn verb(name: &str) -> String {
     let (before, after) = text.split_once("---\n").unwrap_or((text, ""));
     let mut out = String::new();
     fill(&mut out, before);
-    options(&mut out, name, Taken::Here);
+    options(&mut out, name, Owner::Here);
     handed_on(&mut out, name);
     if features::GOLDEN && matches!(name, "dump" | "create" | "clone") {
         out.push_str("\nWhat --golden empties:\n");
@@ -351,7 +351,7 @@ pub fn verb(name: &str) -> String {
         out.push('\n');
         fill(&mut out, after);
     }
-    options(&mut out, name, Taken::Common);
+    options(&mut out, name, Owner::Common);
     out
 }
 
@@ -361,12 +361,12 @@ const COLUMNS: usize = 79;
 const INDENT: usize = 24;
 
 /// The rows of a verb, each section under its heading.
-fn options(out: &mut String, verb: &str, taken: Taken) {
+fn options(out: &mut String, verb: &str, owner: Owner) {
     let mut heading = None;
     for row in table::rows() {
         if row.heading().is_some() {
             heading = row.heading();
-        } else if row.taken_by(verb) == Some(taken)
+        } else if row.owner_for(verb) == Some(owner)
             && !row.help.is_empty()
             && row.names().all(|name| features::without(name).is_none())
         {
@@ -395,7 +395,7 @@ fn typed(row: Row) -> String {
 fn handed_on(out: &mut String, verb: &str) {
     let mut column = 0;
     let mut seen: Vec<&str> = Vec::new();
-    for row in table::rows().filter(|row| row.taken_by(verb) == Some(Taken::HandedOn)) {
+    for row in table::rows().filter(|row| row.owner_for(verb) == Some(Owner::HandedOn)) {
         if row.names().any(|name| seen.contains(&name)) {
             continue;
         }
@@ -486,7 +486,7 @@ mod tests {
     fn every_option_stands_in_the_help_of_its_verb() {
         for name in VERBS.iter().map(|verb| verb.name).chain(["mender"]) {
             let text = verb(name);
-            for row in table::rows().filter(|row| row.taken_by(name).is_some()) {
+            for row in table::rows().filter(|row| row.owner_for(name).is_some()) {
                 for option in row.names().filter(|_| !row.help.is_empty()) {
                     assert!(text.contains(option), "{name}: no {option} in\n{text}");
                 }

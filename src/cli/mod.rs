@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::features;
 use crate::help;
 
-use self::table::{Taken, Takes};
+use self::table::{Owner, Takes};
 
 /// The options every verb takes.
 #[derive(Clone, Debug, Default)]
@@ -109,21 +109,21 @@ impl Args {
                 Takes::Perhaps if typed.starts_with("--") => self.parser.optional_value(),
                 Takes::Perhaps => None,
             };
-            match (found.name, found.taken) {
+            match (found.name, found.owner) {
                 ("--help", _) => return Err(Error::answer(help::verb(self.verb))),
                 ("--version", _) => return Err(Error::answer(help::version())),
-                (name, Taken::Here) => {
+                (name, Owner::Here) => {
                     return match features::without(name) {
                         Some(why) => Err(Error::refused(format_args!("{name}: {why}"))),
                         None => Ok(Some(Item::Option(name))),
                     };
                 }
-                (name, Taken::HandedOn) => {
+                (name, Owner::HandedOn) => {
                     self.handed_names.push(name);
                     self.handed_on.push(name.into());
                     self.handed_on.extend(self.value.take());
                 }
-                (name, Taken::Common) => self.common(name)?,
+                (name, Owner::Common) => self.common(name)?,
             }
         }
     }
@@ -201,7 +201,7 @@ impl Args {
     /// The error for an option the verb does not know.
     pub fn unknown(&self, name: &str) -> Error {
         let rows =
-            table::rows().filter(|row| row.taken_by(self.verb).is_some() && !row.help.is_empty());
+            table::rows().filter(|row| row.owner_for(self.verb).is_some() && !row.help.is_empty());
         let meant = meant(name, &mut rows.flat_map(|row| row.names()));
         usage(self.verb, format_args!("unknown option {name}{meant}"))
     }

@@ -144,7 +144,7 @@ pub struct Row {
 
 /// Whose an option is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Taken {
+pub enum Owner {
     /// The verb's own.
     Here,
     /// That of the verb that runs on the board.
@@ -155,11 +155,11 @@ pub enum Taken {
 
 /// An option that was looked up.
 #[derive(Clone, Copy, Debug)]
-pub struct Found {
+pub struct Matched {
     /// Its long name, with the dashes.
     pub name: &'static str,
     /// Whose it is.
-    pub taken: Taken,
+    pub owner: Owner,
     /// Its row.
     pub row: Row,
 }
@@ -206,11 +206,11 @@ impl Row {
     }
 
     /// Whether `verb` takes it.
-    pub fn taken_by(&self, verb: &str) -> Option<Taken> {
+    pub fn owner_for(&self, verb: &str) -> Option<Owner> {
         self.verbs.split(' ').find_map(|word| match word {
-            "*" => Some(Taken::Common),
-            word if word == verb => Some(Taken::Here),
-            word if word.strip_prefix('>') == Some(verb) => Some(Taken::HandedOn),
+            "*" => Some(Owner::Common),
+            word if word == verb => Some(Owner::Here),
+            word if word.strip_prefix('>') == Some(verb) => Some(Owner::HandedOn),
             _ => None,
         })
     }
@@ -237,10 +237,10 @@ impl Row {
 }
 
 /// The option of `verb` that was typed as `typed`.
-pub fn find(verb: &str, typed: &str) -> Option<Found> {
+pub fn find(verb: &str, typed: &str) -> Option<Matched> {
     rows().find_map(|row| {
-        let (taken, name) = (row.taken_by(verb)?, row.named(typed)?);
-        Some(Found { name, taken, row })
+        let (owner, name) = (row.owner_for(verb)?, row.named(typed)?);
+        Some(Matched { name, owner, row })
     })
 }
 
@@ -314,9 +314,9 @@ mod tests {
         for row in rows() {
             let ran = ["dump", "create", "clone"]
                 .iter()
-                .any(|verb| row.taken_by(verb) == Some(Taken::Here));
+                .any(|verb| row.owner_for(verb) == Some(Owner::Here));
             for name in row.names().filter(|name| ran && name.starts_with("--")) {
-                let pulled = find("pull", name).is_some_and(|found| found.taken == Taken::HandedOn);
+                let pulled = find("pull", name).is_some_and(|found| found.owner == Owner::HandedOn);
                 let excused = NOT_PULLED.iter().any(|(known, _)| *known == name);
                 assert!(
                     pulled != excused,
@@ -326,8 +326,8 @@ mod tests {
         }
         for row in rows() {
             for name in row.names().filter(|name| name.starts_with("--")) {
-                let ours = row.taken_by("restore") == Some(Taken::Here);
-                let pushed = find("push", name).is_some_and(|found| found.taken == Taken::HandedOn);
+                let ours = row.owner_for("restore") == Some(Owner::Here);
+                let pushed = find("push", name).is_some_and(|found| found.owner == Owner::HandedOn);
                 assert!(
                     // The first push asks for by itself; the second is a file beside the image, which push checks anyway.
                     !ours || pushed || ["--frames-known", "--bmap"].contains(&name),
@@ -378,13 +378,13 @@ mod tests {
         assert_eq!((found.name, found.row.takes()), ("--output", Takes::Value));
         assert_eq!(found.row.value, " FILE");
         let found = find("pull", "--swap-size").unwrap();
-        assert_eq!((found.name, found.taken), ("--swap-size", Taken::HandedOn));
+        assert_eq!((found.name, found.owner), ("--swap-size", Owner::HandedOn));
         assert_eq!(found.row.takes(), Takes::Value);
         assert_eq!(
             find("pull", "--create").unwrap().row.takes(),
             Takes::Nothing
         );
-        assert_eq!(find("thaw", "-q").unwrap().taken, Taken::Common);
+        assert_eq!(find("thaw", "-q").unwrap().owner, Owner::Common);
         assert!(find("thaw", "--level").is_none() && find("pull", "--keep").is_none());
         assert!(is_followed("--report") && is_followed("-o") && !is_followed("-q"));
     }

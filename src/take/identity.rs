@@ -19,12 +19,12 @@ use crate::ptable;
 use crate::report::JsonObject;
 
 /// What was found, in the order of the list.
-pub(crate) struct Found {
+pub(crate) struct Identities {
     path: String,
     rows: Vec<Row>,
 }
 
-impl Found {
+impl Identities {
     /// Looks.
     pub(crate) fn look(name: &OsStr) -> Result<Self> {
         let system = System::look()?;

@@ -6,7 +6,7 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use floe::cli::table::{self, Row, Taken, Takes};
+use floe::cli::table::{self, Owner, Row, Takes};
 use floe::help::{VERBS, Verb, golden};
 
 fn main() -> std::io::Result<()> {
@@ -28,7 +28,7 @@ fn main() -> std::io::Result<()> {
 }
 
 /// Rows that `verb` takes and people are shown, each name once, with the heading where a section begins.
-fn rows(verb: &str, wanted: &[Taken]) -> Vec<(Option<&'static str>, Row)> {
+fn rows(verb: &str, wanted: &[Owner]) -> Vec<(Option<&'static str>, Row)> {
     let mut found = Vec::new();
     let mut heading = None;
     let mut seen: Vec<&str> = Vec::new();
@@ -38,7 +38,7 @@ fn rows(verb: &str, wanted: &[Taken]) -> Vec<(Option<&'static str>, Row)> {
             continue;
         }
         let is_wanted = row
-            .taken_by(verb)
+            .owner_for(verb)
             .is_some_and(|taken| wanted.contains(&taken));
         if is_wanted && !row.help.is_empty() && !row.names().any(|name| seen.contains(&name)) {
             seen.extend(row.names());
@@ -48,7 +48,7 @@ fn rows(verb: &str, wanted: &[Taken]) -> Vec<(Option<&'static str>, Row)> {
     found
 }
 
-const ALL: &[Taken] = &[Taken::Here, Taken::HandedOn, Taken::Common];
+const ALL: &[Owner] = &[Owner::Here, Owner::HandedOn, Owner::Common];
 
 // ---- man(7) -----------------------------------------------------------------------------------------------------------
 
@@ -87,7 +87,7 @@ fn prose(out: &mut String, text: &str) {
     }
 }
 
-fn options(out: &mut String, verb: &str, wanted: &[Taken]) {
+fn options(out: &mut String, verb: &str, wanted: &[Owner]) {
     for (heading, row) in rows(verb, wanted) {
         if let Some(heading) = heading {
             let _ = writeln!(out, ".SS {}", escaped(heading.trim_end_matches(':')));
@@ -124,13 +124,13 @@ fn page(verb: &Verb) -> String {
     let _ = writeln!(out, ".SH SYNOPSIS\n{usage}\n.SH DESCRIPTION");
     prose(&mut out, before.trim_start_matches('\n'));
     let _ = writeln!(out, ".SH OPTIONS");
-    options(&mut out, verb.name, &[Taken::Here]);
-    if !rows(verb.name, &[Taken::HandedOn]).is_empty() {
+    options(&mut out, verb.name, &[Owner::Here]);
+    if !rows(verb.name, &[Owner::HandedOn]).is_empty() {
         let _ = writeln!(out, ".SH OPTIONS OF THE VERB ON THE BOARD");
-        options(&mut out, verb.name, &[Taken::HandedOn]);
+        options(&mut out, verb.name, &[Owner::HandedOn]);
     }
     let _ = writeln!(out, ".SH COMMON OPTIONS");
-    options(&mut out, verb.name, &[Taken::Common]);
+    options(&mut out, verb.name, &[Owner::Common]);
     if matches!(verb.name, "dump" | "create" | "clone") {
         let _ = writeln!(out, ".SH WHAT \\-\\-golden EMPTIES");
         for item in golden::LIST {
@@ -164,7 +164,7 @@ fn overview() -> String {
         );
     }
     let _ = writeln!(out, ".SH COMMON OPTIONS");
-    options(&mut out, "", &[Taken::Common]);
+    options(&mut out, "", &[Owner::Common]);
     let _ = writeln!(
         out,
         ".SH EXIT STATUS\n.TP\n0\ndone, flushed, complete and consistent\n.TP\n1\nthe environment failed; what was written is not complete\n\

@@ -30,7 +30,7 @@ use crate::report::{self, JsonObject};
 use crate::snapshot::kept::{self, Kept};
 use crate::stream::artifact::Labels;
 use crate::stream::image::{Format, LOOK_BYTES};
-use crate::take::identity::Found;
+use crate::take::identity::Identities;
 use crate::take::still::can_freeze;
 use crate::trace;
 use crate::units::{BlockSize, Extent, to_u64, to_usize};
@@ -225,7 +225,7 @@ fn identity(name: &OsStr, options: &Options) -> Result<()> {
             "{shown}: is packed; unpack it first: floe restore {shown} [NAME=]FILE, then floe show --identity FILE"
         )));
     }
-    let found = Found::look(name)?;
+    let found = Identities::look(name)?;
     tell(options, &found.object(), found.text())
 }
 

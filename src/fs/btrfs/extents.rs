@@ -53,7 +53,7 @@ pub(super) struct Marking<'a, 's> {
 
 /// An extent as its item describes it.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Found {
+pub(super) struct Item {
     /// Logical addresses.
     pub extent: Extent,
     /// References in all.
@@ -80,7 +80,7 @@ impl<'a, 's> Marking<'a, 's> {
         &mut self,
         cursor: &mut Cursor,
         root: Root,
-        mut each: impl FnMut(&mut Self, Found, &[u8]) -> Result<(), Fault>,
+        mut each: impl FnMut(&mut Self, Item, &[u8]) -> Result<(), Fault>,
     ) -> Result<(), Fault> {
         let source = self.source;
         cursor.start(&source, &self.chunks, root)?;
@@ -103,7 +103,7 @@ impl<'a, 's> Marking<'a, 's> {
         }
     }
 
-    fn item(&mut self, key: Key, item: &[u8]) -> Result<Option<Found>, Fault> {
+    fn item(&mut self, key: Key, item: &[u8]) -> Result<Option<Item>, Fault> {
         match key.kind {
             EXTENT_ITEM => self.extent(key.objectid, key.offset, item),
             METADATA_ITEM if key.offset < to_u64(MAX_LEVELS) => {
@@ -117,7 +117,7 @@ impl<'a, 's> Marking<'a, 's> {
     }
 
     /// Marks an extent and counts it for its block group.
-    fn extent(&mut self, logical: u64, length: u64, item: &[u8]) -> Result<Option<Found>, Fault> {
+    fn extent(&mut self, logical: u64, length: u64, item: &[u8]) -> Result<Option<Item>, Fault> {
         let bad = |what| Fault::corrupt(what).in_unit("extent", logical);
         let extent = Extent::new(logical, length).ok_or(bad("length"))?;
         let (index, mut chunk) = self
@@ -145,7 +145,7 @@ impl<'a, 's> Marking<'a, 's> {
         }
         chunk.seen_bytes = chunk.seen_bytes.saturating_add(length);
         self.chunks.set(index, &chunk);
-        Ok(Some(Found {
+        Ok(Some(Item {
             extent,
             refs: raw.refs,
             is_data: raw.flags & EXTENT_DATA_FLAG != 0,

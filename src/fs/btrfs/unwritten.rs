@@ -10,7 +10,7 @@ use crate::layout;
 use crate::units::{Extent, to_u64};
 
 use super::chunks::Chunks;
-use super::extents::{Found, Marking, RawExtent};
+use super::extents::{Item, Marking, RawExtent};
 use super::find_root;
 use super::tree::{Cursor, Key, Root, TreeBlocks};
 
@@ -128,7 +128,7 @@ impl<'s> Unwritten<'s> {
     pub(super) fn release(
         &mut self,
         marking: &mut Marking,
-        found: Found,
+        found: Item,
         item: &[u8],
     ) -> Result<(), Fault> {
         let Some(inline) = item.get(RawExtent::SIZE..).filter(|_| found.is_data) else {

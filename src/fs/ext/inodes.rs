@@ -32,7 +32,7 @@ pub(super) enum Pass {
 
 /// What a pass found.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Found {
+pub(super) struct Findings {
     /// Blocks of unwritten extents that were freed.
     pub unwritten_blocks: u64,
     /// Among them some that were used when an earlier walk met all files; or there was none.
@@ -41,7 +41,7 @@ pub(super) struct Found {
     pub doubt: Option<Fault>,
 }
 
-impl Found {
+impl Findings {
     fn doubt(&mut self, fault: Fault) {
         self.doubt.get_or_insert(fault);
     }
@@ -54,8 +54,8 @@ pub(super) fn pass(
     map: &mut UsedMap,
     pass: Pass,
     known: Known<'_>,
-) -> Result<Found, Fault> {
-    let mut found = Found::default();
+) -> Result<Findings, Fault> {
+    let mut found = Findings::default();
     // Each tree block is a block of its own: one pass over a sound filesystem cannot meet more of them than blocks.
     let mut budget = geometry.blocks;
     for group in 0..geometry.groups {
@@ -145,7 +145,7 @@ struct Scan<'s> {
     map: &'s mut UsedMap,
     pass: Pass,
     known: Known<'s>,
-    found: &'s mut Found,
+    found: &'s mut Findings,
     budget: &'s mut u64,
 }
 
@@ -244,7 +244,7 @@ impl Scan<'_> {
 }
 
 /// What a file owns must be used: where it is not, that is a doubt, and it becomes used.
-fn claim(geometry: &Geometry, map: &mut UsedMap, found: &mut Found, run: Blocks, inode: u64) {
+fn claim(geometry: &Geometry, map: &mut UsedMap, found: &mut Findings, run: Blocks, inode: u64) {
     if is_used(geometry, map, run) {
         return;
     }

@@ -52,7 +52,7 @@ pub struct Hashes {
 }
 
 /// Those that came and were not needed yet.
-pub(super) struct Known {
+pub(super) struct Ahead {
     queue: VecDeque<(u64, Hash)>,
     /// Of what each slot holds.
     slots: Vec<OfSlot>,
@@ -62,7 +62,7 @@ pub(super) struct Known {
 /// Those of the chunks of a slot.
 pub(super) type OfSlot = [Option<Hash>; CHUNKS_PER_SLOT];
 
-impl Known {
+impl Ahead {
     /// For so many slots; none: nothing is known.
     pub(super) fn new(slots: usize) -> Self {
         Self {
@@ -202,7 +202,7 @@ mod tests {
 
     #[test]
     fn hashes_are_used_in_order_and_waited_for_only_where_that_is_allowed() {
-        let mut known = Known::new(1);
+        let mut known = Ahead::new(1);
         assert_eq!(known.take(0, 4, true), None);
         assert_eq!(known.take(0, 4, false), Some([None; 4]));
         for number in [1, 3, 9] {
@@ -218,6 +218,6 @@ mod tests {
         assert_eq!(known.take(8, 3, true), None);
         known.ended = true;
         assert_eq!(known.take(9, 4, true), Some([hash(9), None, None, None]));
-        assert_eq!(Known::new(0).take(0, 4, true), Some([None; 4]));
+        assert_eq!(Ahead::new(0).take(0, 4, true), Some([None; 4]));
     }
 }

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use super::encode::Encoder;
 use super::hold::Pass;
 use super::keyed::Key;
-use super::known::Known;
+use super::known::Ahead;
 use super::place::Placing;
 use super::shelf::Early;
 use super::{
@@ -90,7 +90,7 @@ impl Core {
         let slots = sizes.slots;
         Self {
             pass: Pass::Wait,
-            known: Known::new(match settings.hashes {
+            known: Ahead::new(match settings.hashes {
                 Some(_) => slots,
                 None => 0,
             }),

@@ -48,7 +48,7 @@ use std::time::Duration;
 pub use self::encode::is_zero;
 use self::hold::Pass;
 pub use self::hold::{Precopy, Round, Rounds};
-use self::known::{Hash, Hashes, Known};
+use self::known::{Ahead, Hash, Hashes};
 pub use self::place::Placing;
 use self::read::Taken;
 use self::shelf::Early;
@@ -258,7 +258,7 @@ impl Goes {
 
 struct Core {
     pass: Pass,
-    known: Known,
+    known: Ahead,
     early: Early,
     workers_busy: usize,
     cursor: Cursor,
