@@ -8,7 +8,7 @@ use crate::device::ReadAt;
 use crate::error::{Fault, FaultKind};
 use crate::fs::{self, Identity, Kind};
 use crate::ptable::{self, Scheme, Table};
-use crate::units::to_u64;
+use crate::units::{round_up, to_u64};
 
 /// How much of the beginning is looked at, in bytes: every first superblock and partition table floe knows lies in it.
 pub(crate) const HEAD_BYTES: usize = 1 << 20;
@@ -26,6 +26,31 @@ pub(crate) struct Content {
     /// Why the partition table that is announced cannot be read; with no filesystem there instead.
     pub damaged: Option<Fault>,
 }
+
+/// Why bytes behind the beginning of an image are looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// The first filesystem or table ends there.
+    End,
+    /// It is the middle of a file, which may be one image twice.
+    Middle,
+    /// A member of a gzip file begins there; in the file, at so many bytes.
+    Member(u64),
+}
+
+/// What stands at a place where an image that was appended would begin.
+#[derive(Clone, Debug)]
+pub(crate) struct Seen {
+    /// Why it is looked at.
+    pub place: Place,
+    /// Where it is in the image.
+    pub offset: u64,
+    /// At most [`SEEN_BYTES`] from there.
+    pub bytes: Vec<u8>,
+}
+
+/// How much of such a place is looked at, in bytes: every superblock and table lies in it.
+pub(crate) const SEEN_BYTES: usize = 72 * 1024;
 
 impl Content {
     /// Recognises; a table counts only where no filesystem stands, except GPT, which no filesystem looks like. A filesystem
@@ -76,6 +101,80 @@ impl Content {
         let filesystem = self.identity.as_ref().map_or(0, |found| found.size_bytes);
         let table = self.table.as_ref().map_or(0, |table| table.end_bytes);
         filesystem.max(table)
+    }
+
+    /// Where in an image of `size_bytes` (where that is known) another one would begin that was appended to it.
+    pub(crate) fn places(&self, size_bytes: Option<u64>) -> Vec<(Place, u64)> {
+        // What packs a read-only filesystem fills its last block.
+        let end = match self.is_read_only() {
+            true => round_up(self.least_bytes(), 4096).unwrap_or(0),
+            false => self.least_bytes(),
+        };
+        let middle = size_bytes.filter(|size| size % 2 == 0 && size / 2 > end);
+        let middle = middle.map(|size| (Place::Middle, size / 2));
+        let end = (end > 0).then_some((Place::End, end));
+        end.into_iter().chain(middle).collect()
+    }
+
+    fn is_read_only(&self) -> bool {
+        let kind = self.identity.as_ref().map(|found| found.kind);
+        matches!(kind, Some(Kind::Squashfs | Kind::Erofs))
+    }
+
+    fn is_same(&self, other: &Self) -> bool {
+        let (Some(one), Some(other)) = (&self.identity, &other.identity) else {
+            let id = |content: &Self| content.table.as_ref().map(|table| table.disk_id.clone());
+            return id(self).is_some() && id(self) == id(other);
+        };
+        (one.kind, one.size_bytes, &one.uuid) == (other.kind, other.size_bytes, &other.uuid)
+            && !one.uuid.is_empty()
+    }
+
+    /// Whether another image was appended to this one of `size_bytes` in all: says so, and how to part them. Many things lie behind a
+    /// filesystem rightly, so only what states a length that fits the rest counts, and not what partitions hold as a rule: an
+    /// overlay behind a read-only filesystem, what a deleted partition held, a superblock's copy of a filesystem that was larger.
+    pub(crate) fn second(&self, size_bytes: u64, seen: &Seen) -> Option<String> {
+        let room = size_bytes.checked_sub(seen.offset)?;
+        let found = Self::probe(&Head(&seen.bytes)).ok()?;
+        if matches!(seen.place, Place::Member(_))
+            && seen.offset == self.least_bytes()
+            && found.is_empty()
+            && seen.bytes.iter().any(|byte| *byte != 0)
+        {
+            return Some("holds another image behind the first: was it appended with >>?".into());
+        }
+        if !(1..=room).contains(&found.least_bytes()) || fs::is_copy(&Head(&seen.bytes)).ok()? {
+            return None;
+        }
+        // A link in a chain of logical partitions looks like a table, but has no identity.
+        let is_disk = found
+            .table
+            .as_ref()
+            .is_some_and(|table| table.disk_id != "00000000");
+        let is_mbr = self
+            .table
+            .as_ref()
+            .is_some_and(|table| table.scheme == Scheme::Mbr);
+        let counts = match seen.place {
+            Place::Member(_) => true,
+            Place::Middle => self.is_same(&found),
+            Place::End if is_mbr => is_disk,
+            Place::End if self.is_read_only() => is_disk || found.is_read_only(),
+            Place::End => is_disk || found.table.is_none(),
+        };
+        let cut = match seen.place {
+            Place::Member(place) => place,
+            _ => seen.offset,
+        };
+        counts.then(|| {
+            format!(
+                "is two images, one behind the other, as >> makes it: {}, and {} from byte {} on; 'head -c {cut} FILE' gives the first, 'tail -c +{} FILE' the second",
+                self.name(),
+                found.name(),
+                seen.offset,
+                cut.saturating_add(1)
+            )
+        })
     }
 
     /// The rule, as far as the beginning tells: something known is there.
@@ -352,6 +451,8 @@ pub(crate) struct Judged {
     pub content: Content,
     /// Whether an image of it is taken back.
     pub word: Result<(), String>,
+    /// It looks like two images, one behind the other ([`Content::second`]).
+    pub twofold: Option<String>,
 }
 
 /// The rule, asked of a whole device.
@@ -363,7 +464,25 @@ pub(crate) fn of_device(device: &dyn ReadAt) -> Result<Judged, Fault> {
     device.read_at(size.saturating_sub(to_u64(tail.len())), &mut tail)?;
     let content = Content::probe(&Head(&head))?;
     let word = content.judge(&head, size, &tail);
-    Ok(Judged { content, word })
+    let mut twofold = None;
+    for (place, offset) in content.places(Some(size)) {
+        let length = size.saturating_sub(offset).min(to_u64(SEEN_BYTES));
+        let mut bytes = vec![0; crate::units::to_usize(length)];
+        if length > 0 {
+            device.read_at(offset, &mut bytes)?;
+        }
+        let seen = Seen {
+            place,
+            offset,
+            bytes,
+        };
+        twofold = twofold.or_else(|| content.second(size, &seen));
+    }
+    Ok(Judged {
+        content,
+        word,
+        twofold,
+    })
 }
 
 #[cfg(test)]

@@ -355,7 +355,8 @@ fn choose(options: &Options, system: &System) -> Result<(Prepared, Emptying)> {
     }
     let wanted = &options.taking.wanted;
     let emptying = wanted.emptying(std::slice::from_ref(&prepared))?;
-    if let (Some(what), true, false) = (&prepared.as_it_is, options.raw, quiet) {
+    let odd = prepared.as_it_is.as_ref().or(prepared.twofold.as_ref());
+    if let (Some(what), true, false) = (odd, options.raw, quiet) {
         report::line(format_args!(
             "{}: {what}; restore and verify take its raw image with --any-content",
             prepared.name

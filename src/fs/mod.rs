@@ -334,6 +334,11 @@ pub fn probe(device: &dyn ReadAt) -> Result<Option<Identity>, Fault> {
     Ok(None)
 }
 
+/// Whether the superblock that stands there is a copy, kept in the midst of a filesystem.
+pub(crate) fn is_copy(device: &dyn ReadAt) -> Result<bool, Fault> {
+    ext::is_copy(device)
+}
+
 fn reader_of(kind: Kind) -> Option<&'static Reader> {
     READERS.iter().find(|reader| reader.kinds.contains(&kind))
 }

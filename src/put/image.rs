@@ -176,6 +176,7 @@ impl Image {
             true => Any::Yes,
             false => any,
         };
+        reader.watch(&content, head.get(..head_bytes).unwrap_or_default());
         Ok(Self {
             subject,
             reader,
@@ -297,12 +298,10 @@ fn check_end(subject: &str, any: Any, content: &Content, head: &[u8], ended: &En
         return Ok(());
     }
     // Appended with >> to an older one: what came back would be the older one.
-    let whole = content.identity.as_ref().map(|found| found.size_bytes);
-    if whole.is_some() && ended.first_bytes == whole {
-        return Err(not_an_image(
-            subject,
-            "holds another image behind the first: was it appended with >>?",
-        ));
+    let mut seen = ended.seen.iter();
+    let second = seen.find_map(|seen| content.second(ended.size_bytes, seen));
+    if let Some(what) = second {
+        return Err(not_an_image(subject, &what));
     }
     let word = content.judge(head, ended.size_bytes, &ended.tail);
     word.map_err(|what| not_an_image(subject, &what))
@@ -466,7 +465,7 @@ pub(crate) fn read_all(found: &mut Image, common: &Common, line: &mut Progress) 
             .file
             .metadata()
             .is_ok_and(|meta| meta.len() == *length)
-            && found.reader.format() == Format::Gzip
+            && found.reader.is_ours()
     });
     let in_lanes = one_file.and_then(|length_bytes| {
         lanes::read(&found.file, length_bytes, common.jobs, &mut |done_bytes| {

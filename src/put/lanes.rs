@@ -106,7 +106,7 @@ fn read_in(
             crc32: crc::combine(crc32, ended.crc32, ended.size_bytes),
             input_bytes: length_bytes,
             tail: ended.tail,
-            first_bytes: None,
+            seen: Vec::new(),
         });
     }
     let all = all.filter(|all| all.tail.len() == TAIL_BYTES)?;

@@ -9,6 +9,7 @@ use crate::threads::{Receiver, Sender, bounded, channel};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
+use crate::content::Seen;
 use crate::error::Fault;
 use crate::stream::digest::Digest;
 use crate::stream::image::{ImageReader, Piece};
@@ -91,8 +92,8 @@ pub(crate) struct Ended {
     pub input_bytes: u64,
     /// The image's last bytes ([`crate::content::TAIL_BYTES`]).
     pub tail: Vec<u8>,
-    /// Of a gzip file of several members: what the first one unpacked to.
-    pub first_bytes: Option<u64>,
+    /// What stands where another image would begin ([`ImageReader::watch`]).
+    pub seen: Vec<Seen>,
 }
 
 impl Ended {
@@ -103,7 +104,7 @@ impl Ended {
             crc32: reader.crc32(),
             input_bytes: reader.input_bytes(),
             tail: reader.tail().to_vec(),
-            first_bytes: reader.first_bytes(),
+            seen: reader.seen().to_vec(),
         }
     }
 }

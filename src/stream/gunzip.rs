@@ -5,7 +5,7 @@
 
 use crate::crc;
 use crate::error::Fault;
-use crate::stream::gzip::AS_IT_IS;
+use crate::stream::gzip::{AS_IT_IS, HEADER};
 use crate::stream::inflate::{Inflate, LOOK_BYTES};
 use crate::stream::input::{Input, at_most};
 use crate::units::to_u64;
@@ -25,6 +25,9 @@ const FLAGS_RESERVED: u8 = 0xe0;
 
 /// Longest name or comment accepted, in bytes: the format sets no bound.
 const TEXT_LIMIT: u32 = 64 * 1024;
+
+/// So many beginnings of members are remembered at most.
+const MEMBERS: usize = 64;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
@@ -51,7 +54,12 @@ pub struct Gunzip {
     /// See [`Self::part`], and whether the data of the member ended in it.
     is_part: bool,
     has_end: bool,
-    first_bytes: Option<u64>,
+    /// Bytes of the members before this one.
+    before_bytes: u64,
+    /// Where members begin, in the image and in the file, from `members_from` on; at most [`MEMBERS`].
+    members: Vec<(u64, u64)>,
+    members_from: u64,
+    is_ours: bool,
 }
 
 impl Gunzip {
@@ -68,7 +76,10 @@ impl Gunzip {
             as_it_is: false,
             is_part: false,
             has_end: false,
-            first_bytes: None,
+            before_bytes: 0,
+            members: Vec::new(),
+            members_from: 0,
+            is_ours: false,
         })
     }
 
@@ -88,9 +99,20 @@ impl Gunzip {
         self.has_end
     }
 
-    /// What the first member unpacked to, where another one followed.
-    pub fn first_bytes(&self) -> Option<u64> {
-        self.first_bytes
+    /// From now on only members that begin at `offset` of the image or later are remembered.
+    pub(crate) fn watch_members(&mut self, offset: u64) {
+        self.members_from = offset;
+        self.members.retain(|(begin, _)| *begin >= offset);
+    }
+
+    /// The first of them, in the image and in the file.
+    pub(crate) fn member(&self) -> Option<(u64, u64)> {
+        self.members.first().copied()
+    }
+
+    /// Whether the first header is as floe writes it.
+    pub(crate) fn is_ours(&self) -> bool {
+        self.is_ours
     }
 
     /// Whether a header has [`AS_IT_IS`].
@@ -191,7 +213,10 @@ impl Gunzip {
             return Err(placed(Fault::corrupt("gzip length is wrong"), offset));
         }
         if input.peek(2)?.starts_with(&MAGIC) {
-            self.first_bytes.get_or_insert(self.member_bytes);
+            self.before_bytes = self.before_bytes.saturating_add(self.member_bytes);
+            if self.before_bytes >= self.members_from && self.members.len() < MEMBERS {
+                self.members.push((self.before_bytes, input.offset()));
+            }
             self.state = State::Header;
             return Ok(());
         }
@@ -223,6 +248,7 @@ impl Gunzip {
         };
         let fixed = header.bytes::<10>()?;
         let [m0, m1, method, flags, ..] = fixed;
+        self.is_ours |= start == 0 && fixed == HEADER;
         if [m0, m1] != MAGIC {
             return Err(placed(Fault::corrupt("gzip magic"), start));
         }

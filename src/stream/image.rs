@@ -3,7 +3,7 @@
 //! Works from a pipe: never seeks, except over the holes of a raw file. What other programs compress is recognised only to say
 //! how it can be used. Knows nothing of what the image holds.
 
-use crate::content::TAIL_BYTES;
+use crate::content::{Content, Place, SEEN_BYTES, Seen, TAIL_BYTES};
 use crate::crc::{self, Shift};
 use crate::error::Fault;
 use crate::stream::frames;
@@ -93,6 +93,8 @@ pub struct ImageReader<'a> {
     stash_bytes: usize,
     /// The end of what was given so far, at most [`TAIL_BYTES`].
     tail: Vec<u8>,
+    /// The places that are watched.
+    seen: Vec<Seen>,
     ended: bool,
 }
 
@@ -137,6 +139,7 @@ impl<'a> ImageReader<'a> {
             stash: Pages::new(to_usize(GRANULE_BYTES)).map_err(|e| Fault::io("mmap", e))?,
             stash_bytes: 0,
             tail: Vec::with_capacity(2 * TAIL_BYTES),
+            seen: Vec::new(),
             ended: false,
         })
     }
@@ -168,9 +171,41 @@ impl<'a> ImageReader<'a> {
             .filter(|_| self.format == Format::Raw)
     }
 
-    /// See [`Gunzip::first_bytes`].
-    pub fn first_bytes(&self) -> Option<u64> {
-        self.gunzip.as_ref().and_then(Gunzip::first_bytes)
+    /// See [`Gunzip::is_ours`].
+    pub(crate) fn is_ours(&self) -> bool {
+        self.gunzip.as_ref().is_some_and(Gunzip::is_ours)
+    }
+
+    /// Keeps what stands at the places where an image that was appended would begin; `head` is what was given so far.
+    pub(crate) fn watch(&mut self, content: &Content, head: &[u8]) {
+        let least = content.least_bytes();
+        if let Some(gunzip) = self.gunzip.as_mut().filter(|_| least > 0) {
+            gunzip.watch_members(least);
+            self.watch_member();
+        }
+        // What floe packed is one image, whatever lies in it; and of a payload another checksum says so.
+        let places = match self.format {
+            Format::Raw | Format::Gzip if !self.is_ours() => content.places(self.length_bytes()),
+            _ => Vec::new(),
+        };
+        self.seen.extend(places.into_iter().map(watched));
+        for seen in &mut self.seen {
+            keep(seen, 0, Some(head), to_u64(head.len()));
+        }
+    }
+
+    fn watch_member(&mut self) {
+        let is_watched = |seen: &Seen| matches!(seen.place, Place::Member(_));
+        if let Some((offset, place)) = self.gunzip.as_ref().and_then(Gunzip::member)
+            && !self.seen.iter().any(is_watched)
+        {
+            self.seen.push(watched((Place::Member(place), offset)));
+        }
+    }
+
+    /// What stood at the places of [`Self::watch`].
+    pub(crate) fn seen(&self) -> &[Seen] {
+        &self.seen
     }
 
     /// Whether the stream says that it is a copy as it is, of something that need not be an image ([`crate::stream::gzip`]).
@@ -257,6 +292,9 @@ impl<'a> ImageReader<'a> {
             let data = buffer.get(..filled).unwrap_or_default();
             self.crc = crc::crc32(self.crc, data);
             self.keep_tail(data);
+            for seen in &mut self.seen {
+                keep(seen, self.offset, Some(data), to_u64(filled));
+            }
             self.offset = self.offset.saturating_add(to_u64(filled));
             return Piece::Data(filled);
         }
@@ -268,6 +306,9 @@ impl<'a> ImageReader<'a> {
         let count = at_most(zeros, TAIL_BYTES);
         const { assert!(TAIL_BYTES <= ZEROS.len()) };
         self.keep_tail(ZEROS.get(..count).unwrap_or_default());
+        for seen in &mut self.seen {
+            keep(seen, self.offset, None, zeros);
+        }
         self.offset = self.offset.saturating_add(zeros);
         Piece::Zeros(zeros)
     }
@@ -283,10 +324,41 @@ impl<'a> ImageReader<'a> {
     }
 
     fn decode(&mut self, out: &mut [u8]) -> Result<usize, Fault> {
-        match &mut self.gunzip {
-            Some(gunzip) => gunzip.read(&mut self.input, out),
-            None => self.input.read(out),
+        let Some(gunzip) = &mut self.gunzip else {
+            return self.input.read(out);
+        };
+        let count = gunzip.read(&mut self.input, out)?;
+        if self.offset > 0 {
+            self.watch_member();
         }
+        Ok(count)
+    }
+}
+
+fn watched((place, offset): (Place, u64)) -> Seen {
+    Seen {
+        place,
+        offset,
+        bytes: Vec::new(),
+    }
+}
+
+/// Adds what it has of `count` bytes at `offset`: data, or zeros.
+fn keep(seen: &mut Seen, offset: u64, data: Option<&[u8]>, count: u64) {
+    let held = seen.bytes.len();
+    let wanted = seen.offset.saturating_add(to_u64(held));
+    let Some(skipped) = wanted.checked_sub(offset).filter(|at| *at < count) else {
+        return;
+    };
+    let room = SEEN_BYTES.saturating_sub(held);
+    let length = at_most(count - skipped, room);
+    match data {
+        Some(data) => {
+            let from = data.get(to_usize(skipped)..).unwrap_or_default();
+            let bytes = from.get(..length).unwrap_or_default();
+            seen.bytes.extend_from_slice(bytes);
+        }
+        None => seen.bytes.resize(held + length, 0),
     }
 }
 

@@ -113,6 +113,8 @@ pub(crate) struct Prepared {
     /// Why nothing in the image will show that it is one, or that it is whole: the stream has to say that it is a copy of something as
     /// it is.
     pub as_it_is: Option<String>,
+    /// Its image would look like two, one behind the other; who reads a raw one is to know better.
+    pub twofold: Option<String>,
 }
 
 impl Prepared {
@@ -180,6 +182,7 @@ pub(crate) fn prepare(system: &System, name: &std::ffi::OsStr, wishes: Wishes) -
         held: Vec::new(),
         watched: Vec::new(),
         as_it_is: None,
+        twofold: None,
     };
     if !wishes.whole {
         refuse_cut_tail(system, &source)?;
@@ -313,10 +316,21 @@ fn watched(system: &System, source: &Source) -> Result<Option<Watched>> {
 /// The one rule: what `restore` would not take back is refused now, unless it was asked for as it is. What shows nothing known at all
 /// cannot be mistaken for anything either, and goes out as a copy of what it is.
 fn judge(judged: Judged, wishes: Wishes, prepared: &mut Prepared) -> Result<()> {
-    let Err(what) = judged.word else {
-        return Ok(());
-    };
     let name = &prepared.name;
+    let what = match (judged.word, judged.twofold) {
+        (Ok(()), None) => return Ok(()),
+        (Err(what), _) => what,
+        // What partitions hold is theirs: what lies behind a filesystem may be all that is left of the next one.
+        (Ok(()), Some(what)) if wishes.whole || prepared.dev.is_some() => {
+            prepared.twofold = Some(what);
+            return Ok(());
+        }
+        (Ok(()), Some(what)) => {
+            return Err(Error::refused(format_args!(
+                "{name}: {what}; --whole copies it as it is"
+            )));
+        }
+    };
     if prepared.size_bytes == 0 {
         return Err(Error::refused(format_args!("{name}: is empty")));
     }

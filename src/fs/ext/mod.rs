@@ -66,6 +66,13 @@ fn probe(device: &dyn ReadAt) -> Result<Option<Identity>, Fault> {
     Ok(Raw::recognise(&bytes).and_then(|raw| identity(&raw)))
 }
 
+/// Whether what [`probe`] finds is the copy that another group than the first one keeps.
+pub(super) fn is_copy(device: &dyn ReadAt) -> Result<bool, Fault> {
+    let mut bytes = [0; Raw::SIZE];
+    device.read_at(OFFSET_BYTES, &mut bytes)?;
+    Ok(Raw::recognise(&bytes).is_some_and(|raw| raw.s_block_group_nr != 0))
+}
+
 fn identity(raw: &Raw) -> Option<Identity> {
     let block = raw.block()?;
     let used = raw.blocks().saturating_sub(raw.free_blocks());

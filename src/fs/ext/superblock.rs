@@ -30,6 +30,7 @@ crate::layout! {
         0x03a s_state: u16,
         0x04c s_rev_level: u32,
         0x058 s_inode_size: u16,
+        0x05a s_block_group_nr: u16,
         0x05c s_feature_compat: u32,
         0x060 s_feature_incompat: u32,
         0x064 s_feature_ro_compat: u32,

@@ -675,6 +675,115 @@ fn what_was_cut_anywhere_or_appended_to_is_taken_back_by_nothing() {
 }
 
 #[test]
+fn two_images_one_behind_the_other_are_told_from_what_partitions_hold() {
+    drop(require_floe!());
+    require!(common::have("mkfs.ext4"), "mkfs.ext4");
+    require!(common::have("sfdisk"), "sfdisk");
+    let scratch = Scratch::new();
+    let read = |path: PathBuf| fs::read(path).expect("read");
+    let (one, other) = (ext4(&scratch, "one", 4), ext4(&scratch, "other", 5));
+    let (one, other) = (read(one), read(other));
+    // A filesystem in a partition that is larger, and disks.
+    let mut slack = one.clone();
+    slack.resize(one.len() + 300_000, 0);
+    let (gpt, dos) = (
+        read(disk(&scratch, "gpt", "gpt")),
+        read(disk(&scratch, "dos", "dos")),
+    );
+    let gzip = |bytes: &[u8]| {
+        let mut gzip = std::process::Command::new("gzip");
+        let run = common::run_with_input(gzip.arg("-c"), bytes, Limit::secs(60));
+        run.expect_code(0).stdout
+    };
+    let (bad, out) = (scratch.join("bad"), scratch.join("out"));
+    let tried = |what: &str, parts: &[&[u8]], wanted: i32| {
+        fs::write(&bad, parts.concat()).expect("write");
+        let (path, to) = (text(&bad), text(&out));
+        let run = floe(&["verify", &path]);
+        assert_eq!(run.code, Some(wanted), "{what}: {run}");
+        assert_eq!(
+            wanted == 3,
+            run.stderr_text().contains("tail -c +"),
+            "{run}"
+        );
+        let run = floe(&["restore", &path, &to]);
+        assert_eq!(run.code, Some(wanted), "{what}: {run}");
+        assert_eq!(out.exists(), wanted == 0, "{what}");
+        let _ = fs::remove_file(&out);
+        let dumped = floe(&["dump", &path, "-o", &to]);
+        let agrees = if wanted == 0 { 0 } else { 4 };
+        // Of what is packed, dump is not asked.
+        if parts[0][..2] != [0x1f, 0x8b] {
+            assert_eq!(dumped.code, Some(agrees), "{what}: {dumped}");
+        }
+        let _ = fs::remove_file(&out);
+    };
+    tried("two filesystems", &[&one, &other], 3);
+    tried(
+        "the same twice, each with room behind",
+        &[&slack, &slack],
+        3,
+    );
+    tried("disks", &[&gpt, &gpt], 3);
+    tried("a disk behind a filesystem", &[&one, &dos], 3);
+    tried("members", &[&gzip(&one), &gzip(&other)], 3);
+    tried("members with room", &[&gzip(&slack), &gzip(&other)], 3);
+    tried("packed together", &[&gzip(&[&one[..], &other].concat())], 3);
+    tried("packed, and nothing behind", &[&gzip(&one), &gzip(b"")], 0);
+    let (half, rest) = slack.split_at(one.len());
+    tried("parts of one", &[&gzip(half), &gzip(rest)], 0);
+    tried("noise behind", &[&one, &noise(400_000)], 0);
+    // An overlay behind a read-only filesystem, as OpenWrt has it, is no second image; another such filesystem is.
+    if common::have("mksquashfs") {
+        let files = scratch.join("files");
+        fs::create_dir(&files).expect("folder");
+        fs::write(files.join("x"), noise(70_000)).expect("file");
+        let made = scratch.join("root");
+        common::output(
+            "mksquashfs",
+            &[&text(&files), &text(&made), "-quiet", "-no-progress"],
+        );
+        let squashfs = read(made);
+        let mut root = squashfs.clone();
+        root.resize(root.len().next_multiple_of(64 * 1024), 0);
+        tried("an ext4 overlay", &[&root, &other], 0);
+        tried(
+            "an overlay of JFFS2",
+            &[&root, b"\x85\x19\x03\x20", &noise(9000)],
+            0,
+        );
+        tried("two roots", &[&squashfs, &squashfs], 3);
+    }
+    // What was left where a filesystem was made smaller; and what partition 2 held before partition 1 took its place.
+    require!(common::is_root(), "root");
+    let part = scratch.join("part");
+    fs::write(&part, [&one[..], &other].concat()).expect("write");
+    let device = LoopDevice::attach(&part, 512);
+    let (from, image) = (text(device.path()), text(&scratch.join("image")));
+    floe(&["dump", &from, "-o", &image]).expect_code(0);
+    floe(&["verify", &image]).expect_code(0);
+    floe(&["restore", &image, &text(&out)]).expect_code(0);
+    assert!(fs::read(&out).expect("out") == fs::read(&part).expect("part"));
+    let run = floe(&["dump", &from, "-z", "none", "-o", &image]).expect_code(0);
+    assert!(run.stderr_text().contains("--any-content"), "{run}");
+    drop(device);
+    let shrunk = ext4(&scratch, "shrunk", 24);
+    for words in [&["-f", "-y"][..], &[]] {
+        let tool = if words.is_empty() {
+            "resize2fs"
+        } else {
+            "e2fsck"
+        };
+        let mut tool = std::process::Command::new(tool);
+        tool.args(words).arg(&shrunk);
+        tool.args(words.is_empty().then_some("9M"));
+        common::run(&mut tool, Limit::secs(60));
+    }
+    write_at(&shrunk, 10 * MIB, &noise(3 << 20));
+    assert!(agree(&scratch, &shrunk));
+}
+
+#[test]
 fn an_output_is_never_its_own_source_nor_the_file_of_a_loop_device() {
     drop(require_floe!());
     require!(common::is_root(), "root");
