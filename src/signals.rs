@@ -57,7 +57,7 @@ impl Signals {
     }
 
     /// Readable when [`Self::take`] has something to give.
-    pub fn fd(&self) -> BorrowedFd<'_> {
+    pub fn fd(&self) -> BorrowedFd<'static> {
         self.fd.as_fd()
     }
 

@@ -22,6 +22,7 @@ use crate::config::pairs::split_pair;
 use crate::error::{Error, Result};
 use crate::json::{self, Value};
 use crate::put::image::{self, Any, Image, Opened};
+use crate::put::supervise::Watch;
 use crate::put::target::is_tag;
 use crate::report::{self, Bytes, Progress, Span};
 use crate::snapshot::MAX_IMAGES;
@@ -149,6 +150,7 @@ struct Good {
 /// Every check of `floe verify`.
 fn check(file: &OsString, any: Any, common: &Common) -> Result<Good> {
     let mut line = Progress::new(common);
+    let _watch = Watch::start(file.display(), "it was being checked; nothing was sent")?;
     let nothing = |error: Error| error.leaving("nothing was sent");
     let opened = Opened::open(file).map_err(nothing)?;
     let format = opened.format;

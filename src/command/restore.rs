@@ -18,7 +18,7 @@ use crate::put::grow;
 use crate::put::image::{Any, Image, Opened};
 use crate::put::job::{Job, Shared};
 use crate::put::options::{Options, left_alone};
-use crate::put::supervise::supervise;
+use crate::put::supervise::{CHECKING, Watch, supervise};
 use crate::put::target::{Chosen, Overwrite, is_tag};
 use crate::report::{self, JsonObject, Progress};
 use crate::snapshot::{MAX_IMAGES, framed, kept, unpack};
@@ -129,6 +129,7 @@ fn check_order(options: &Options) -> Result<()> {
 pub(super) fn run(options: Options) -> Result<()> {
     let start = Instant::now();
     begin(&options)?;
+    let watch = Watch::start(options.image.display(), CHECKING)?;
     let image = kept::path_of(&options.image).map_err(untouched)?;
     let options = Options { image, ..options };
     check_order(&options)?;
@@ -147,7 +148,7 @@ pub(super) fn run(options: Options) -> Result<()> {
                 "restore: --bmap is for one image, not for a snapshot",
             ));
         }
-        return unpack::run(&options, opened, Vec::new(), start).map(drop);
+        return unpack::run(&options, (opened, watch), Vec::new(), start).map(drop);
     }
     let target = the_target(&options, &opened)?.clone();
     let image = Image::read(opened, options.any).map_err(untouched)?;
@@ -155,6 +156,7 @@ pub(super) fn run(options: Options) -> Result<()> {
     if options.dry_run {
         return Err(checked.would(&options, &target)?);
     }
+    drop(watch);
     checked.write(&options, &target, start)
 }
 

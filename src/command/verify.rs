@@ -6,6 +6,7 @@ use crate::cli::{Args, Common, Item};
 use crate::error::Result;
 use crate::features;
 use crate::put::image::{self, Any, Image, Opened};
+use crate::put::supervise::Watch;
 use crate::report::{self, Bytes, JsonObject, Progress};
 use crate::snapshot::archive::Bundle;
 use crate::snapshot::{framed, kept};
@@ -44,12 +45,14 @@ pub(super) fn run(options: Options) -> Result<()> {
     super::begin(&options.common, ("path", &options.path.display()), &[])?;
     let start = std::time::Instant::now();
     let mut line = Progress::new(&options.common);
+    let watch = Watch::start(options.path.display(), "it was not checked to its end")?;
     let opened = framed::open(&kept::path_of(&options.path)?, None)?;
     if features::SNAPSHOTS && opened.format == Format::Zip {
         return snapshot(opened, &options, start);
     }
     let mut found = Image::read(opened, options.any)?;
     let ended = image::read_all(&mut found, &options.common, &mut line)?;
+    drop(watch);
     let total_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
     let mut object = JsonObject::new();
     object

@@ -53,7 +53,7 @@ impl Link {
     /// Sleeps until the guardian says something, a signal comes, or it is time to look at the board again.
     pub(super) fn rest(&self, signals: Option<&Signals>) -> Reply {
         let timeout = Timespec::try_from(LOOK).unwrap_or_default();
-        let other = signals.map_or(self.replies.as_fd(), Signals::fd);
+        let other = signals.map_or(self.replies.as_fd(), |signals| signals.fd());
         let mut fds = [
             PollFd::new(&self.replies, PollFlags::IN),
             PollFd::from_borrowed_fd(other, PollFlags::IN),

@@ -26,7 +26,9 @@ impl Phase {
         match self.get() {
             Self::UNTOUCHED => "nothing was written",
             Self::WRITING => "the target is not usable: its beginning is zeroed",
-            Self::LAST => "everything but the very end was written; do not rely on the target",
+            Self::LAST => {
+                "the target is not usable: it is written up to its very end, and not beyond"
+            }
             _ => "the target is complete",
         }
     }

@@ -1,5 +1,6 @@
 //! Long work in a thread of its own, while the main thread shows how far it is and takes signals.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -11,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::report::{self, Step};
 use crate::signals::Signals;
 use crate::stream::copy::{self, Progress};
+use crate::sys::process;
 use crate::threads::{Lock, RecvTimeoutError, channel};
 
 /// How long the waiting thread sleeps at most, for the progress line.
@@ -18,6 +20,82 @@ const PAUSE: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 200_000_000,
 };
+
+/// The state of a run that only looks so far.
+pub(crate) const CHECKING: &str =
+    "it was being checked; nothing was written, and the target is as it was";
+
+/// While it lives a signal ends the run at once, with one line, whatever the main thread waits for: for what is done before the
+/// first write. Dropped before anything else takes signals.
+pub(crate) struct Watch {
+    subject: String,
+    state: &'static str,
+    signals: Arc<Lock<Option<Signals>>>,
+    /// Its other end tells the thread that it is over.
+    over: Option<OwnedFd>,
+}
+
+impl Watch {
+    /// From now on: `subject` is what is being done something with, `state` what is left.
+    pub(crate) fn start(subject: impl std::fmt::Display, state: &'static str) -> Result<Self> {
+        let subject = match subject.to_string() {
+            stdin if stdin == "-" => "stdin".into(),
+            other => other,
+        };
+        let fail = |what: &str, errno: rustix::io::Errno| {
+            let error = std::io::Error::from(errno);
+            Error::failed(format_args!("{what}: {error}")).leaving(state)
+        };
+        let blocked = Signals::block()?;
+        let fatal = blocked.fd();
+        let signals = Arc::new(Lock::new(Some(blocked)));
+        let (ended, over) =
+            rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(|errno| fail("pipe", errno))?;
+        let (shared, shown) = (Arc::clone(&signals), subject.clone());
+        let watch = move || {
+            loop {
+                let mut ready = [
+                    PollFd::new(&ended, PollFlags::IN),
+                    PollFd::from_borrowed_fd(fatal, PollFlags::IN),
+                ];
+                let _ = rustix::event::poll(&mut ready, None);
+                // Held until the end of the process: who drops the watch goes on only where no signal was taken.
+                let signals = shared.lock();
+                let Some(blocked) = signals.as_ref() else {
+                    return;
+                };
+                end(blocked, &shown, state);
+            }
+        };
+        crate::threads::start(c"signals", 64 * 1024, Box::new(watch))
+            .map_err(|errno| fail("start a thread", errno))?;
+        Ok(Self {
+            subject,
+            state,
+            signals,
+            over: Some(over),
+        })
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        let mut signals = self.signals.lock();
+        if let Some(blocked) = signals.as_ref() {
+            end(blocked, &self.subject, self.state);
+        }
+        *signals = None;
+        self.over = None;
+    }
+}
+
+/// Dies by a signal that has come, if any.
+fn end(signals: &Signals, subject: &str, state: &str) {
+    if let Some(number) = signals.take() {
+        report::interrupted(subject, state);
+        std::process::exit(process::die_by(number).into());
+    }
+}
 
 /// Runs `work` in a thread of its own and waits for it, with progress and signals meanwhile. A signal ends the process at
 /// once, whatever the input or the target is stuck in.

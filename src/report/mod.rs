@@ -123,7 +123,11 @@ static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 pub fn interrupted(subject: &str, state: &str) {
     INTERRUPTED.store(true, Ordering::Relaxed);
     let colon = if subject.is_empty() { "" } else { ": " };
-    line(format_args!("{subject}{colon}interrupted; {state}"));
+    let again = match state.contains("not usable") {
+        true => "; the same command again repairs it",
+        false => "",
+    };
+    line(format_args!("{subject}{colon}interrupted; {state}{again}"));
 }
 
 /// Says how a run ended and gives its exit code.

@@ -21,7 +21,7 @@ use crate::put::image::{Any, Content, Image, Opened};
 use crate::put::job::{Filled, Job, Shared};
 use crate::put::options::{self, Options};
 use crate::put::phase::Phase;
-use crate::put::supervise::supervise;
+use crate::put::supervise::{Watch, supervise};
 use crate::put::target::{self, Chosen, check_sectors};
 use crate::report::JsonObject;
 use crate::report::{self, Bytes, Span};
@@ -77,10 +77,10 @@ pub(crate) struct EntryTarget {
 }
 
 /// Runs the verb for an archive. Entries with a place go there, besides those that the options name. The report is written
-/// where the options ask for one.
+/// where the options ask for one. `watch` is dropped before the first write.
 pub(crate) fn run(
     options: &Options,
-    opened: Opened,
+    (opened, watch): (Opened, Watch),
     places: Vec<EntryTarget>,
     start: Instant,
 ) -> Result<Vec<Restored>> {
@@ -130,6 +130,7 @@ pub(crate) fn run(
     let states = states_of(&errands, laid.as_ref());
     let verify = options.verify;
     let name = subject.clone();
+    drop(watch);
     let work = move || unpack(origin, errands, laid, verify, (&name, &file));
     let done = supervise(
         &options.common,

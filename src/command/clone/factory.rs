@@ -22,6 +22,7 @@ use crate::put::figures;
 use crate::put::grow;
 use crate::put::image::{Any, Opened};
 use crate::put::options;
+use crate::put::supervise::{CHECKING, Watch};
 use crate::put::target::{Chosen, Overwrite};
 use crate::report::{self, JsonObject};
 use crate::snapshot::archive::{Catalog, open_file};
@@ -51,6 +52,7 @@ pub(super) fn run(options: &Options, pairs: &[Pair]) -> Result<()> {
         }
         false => pairs,
     };
+    let watch = Watch::start("what is kept", CHECKING)?;
     let kept = find(pairs)?;
     let medium = check(options, &system, &kept)?;
     let quiet = options.common.quiet;
@@ -64,6 +66,7 @@ pub(super) fn run(options: &Options, pairs: &[Pair]) -> Result<()> {
         });
         return Err(report::dry(&options.common, would));
     }
+    drop(watch);
     let archived = write_all(options, &kept, medium, start)?;
     report::write(&figures(options, &archived, start))?;
     if !quiet {
@@ -112,6 +115,9 @@ fn check(options: &Options, system: &System, kept: &[Kept]) -> Result<Option<Med
     Ok(medium)
 }
 
+/// What an interruption leaves until the table is written.
+const NO_TABLE: &str = "the medium is not usable: its partition table is not written yet";
+
 /// A snapshot and what was written of it.
 type Archived<'k> = (&'k Kept, (options::Options, Vec<Restored>));
 
@@ -124,6 +130,7 @@ fn write_all<'k>(
 ) -> Result<Vec<Archived<'k>>> {
     if let Some(medium) = &mut medium {
         let shown = medium.path.display().to_string();
+        let _watch = Watch::start(&shown, NO_TABLE)?;
         medium
             .wipe()
             .map_err(|fault| Error::fault(shown, fault).with_exit(Exit::Failed))?;
@@ -133,7 +140,16 @@ fn write_all<'k>(
     for one in kept {
         // After the first write a refusal is 1, never 4.
         let error = |error: Error| if begun { error.begun("") } else { error };
-        let done = write(options, one, medium.as_ref(), &mut grown, start).map_err(error)?;
+        let state = match (&medium, begun) {
+            (Some(_), _) => NO_TABLE,
+            (None, true) => {
+                "what was written by now is complete; the other targets are as they were"
+            }
+            (None, false) => CHECKING,
+        };
+        let watch = Watch::start(one.path.display(), state)?;
+        let place = (medium.as_ref(), watch);
+        let done = write(options, one, place, &mut grown, start).map_err(error)?;
         archived.push((one, done));
         begun = true;
     }
@@ -301,7 +317,7 @@ fn check_targets(options: &Options, kept: &Kept, held: &mut Vec<Chosen>) -> Resu
 fn write(
     options: &Options,
     kept: &Kept,
-    medium: Option<&Medium>,
+    (medium, watch): (Option<&Medium>, Watch),
     grown: &mut Vec<(String, DevId, Extent)>,
     start: Instant,
 ) -> Result<(options::Options, Vec<Restored>)> {
@@ -356,6 +372,6 @@ fn write(
         },
     };
     let opened = Opened::open(&options.image)?;
-    let done = unpack::run(&options, opened, places, start)?;
+    let done = unpack::run(&options, (opened, watch), places, start)?;
     Ok((options, done))
 }

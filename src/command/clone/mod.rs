@@ -537,7 +537,7 @@ fn write(
     let pipeline = capture.pipeline();
     let figures = capture.run().inspect_err(|error| {
         if error.is_signal() {
-            report::interrupted("", &copy.state());
+            report::interrupted(copy.subject(), &copy.state());
         }
     })?;
     let plan = pipeline
@@ -553,7 +553,7 @@ fn write(
         &options.common,
         &progress,
         &|| copy.state(),
-        "finishing",
+        copy.subject(),
         None,
         move || finish.run(),
     )?;

@@ -180,6 +180,14 @@ impl Targets {
         ))
     }
 
+    /// What a message of an interruption begins with: the only target, or nothing, where [`Self::state`] names them.
+    pub(super) fn subject(&self) -> &str {
+        match self.onto.as_slice() {
+            [only] => &only.name,
+            _ => "",
+        }
+    }
+
     /// The state the targets would be left in now, for a message.
     pub(super) fn state(&self) -> String {
         let state = |onto: &Onto| onto.phase.state();

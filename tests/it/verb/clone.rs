@@ -249,7 +249,9 @@ fn a_signal_thaws_and_says_in_which_state_the_target_is() {
     let (status, text) = stderr_of(child);
     assert_eq!(status.signal(), Some(15), "{text}");
     assert!(
-        text.contains("interrupted; the target is not usable"),
+        text.contains("interrupted; the target is not usable")
+            && text.contains("the same command again repairs it")
+            && text.contains(&*target.path().to_string_lossy()),
         "{text}"
     );
     common::assert_not_frozen(made.dir(), "after SIGTERM");

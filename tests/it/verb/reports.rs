@@ -135,6 +135,40 @@ fn a_signal_before_the_freeze_is_told_in_one_line() {
 }
 
 #[test]
+fn a_signal_before_the_first_write_is_told_in_one_line_and_leaves_the_target_as_it_was() {
+    drop(require_floe!());
+    require!(common::have("mkfs.ext4"), "mkfs.ext4");
+    let scratch = Scratch::new();
+    let (target, _) = image(&scratch);
+    let before = std::fs::read(&target).expect("target");
+    for (words, said) in [
+        (&["verify", "-"][..], "not checked to its end"),
+        (
+            &["restore", "--overwrite", "-", &target],
+            "nothing was written",
+        ),
+    ] {
+        for (name, number) in [("TERM", 15), ("HUP", 1)] {
+            let mut floe = require_floe!();
+            let floe = floe.args(words).stdin(Stdio::piped());
+            let mut child = floe.stderr(Stdio::piped()).spawn().expect("floe");
+            // It waits for the beginning of an image.
+            std::thread::sleep(Duration::from_millis(300));
+            common::signal(child.id(), name);
+            let status = common::wait_for(&mut child, Duration::from_secs(20));
+            let told = child.wait_with_output().expect("output").stderr;
+            let told = String::from_utf8_lossy(&told);
+            let signal = status.and_then(|status| status.signal());
+            assert_eq!(signal, Some(number), "{told}");
+            assert_eq!(told.lines().count(), 1, "{told}");
+            assert!(told.starts_with("floe: stdin: interrupted; "), "{told}");
+            assert!(told.contains(said), "{told}");
+        }
+    }
+    assert!(std::fs::read(&target).expect("target") == before);
+}
+
+#[test]
 fn a_file_that_cannot_grow_is_told_with_what_was_refused_what_is_left_and_what_helps() {
     drop(require_floe!());
     require!(common::have("mkfs.ext4"), "mkfs.ext4");
