@@ -29,7 +29,7 @@ use crate::snapshot::framed::closing;
 use crate::snapshot::machine::{self, Host};
 use crate::snapshot::recorded;
 use crate::snapshot::relaid;
-use crate::snapshot::store::Store;
+use crate::snapshot::store::{self, Store};
 use crate::snapshot::{self, Checksum, Checksums, Image, Snapshot};
 use crate::stream::archive::{Ending, Text, Written, ZipEmitter};
 use crate::stream::frames::{self, send::FrameEmitter, send::ImageSum};
@@ -314,7 +314,7 @@ impl Sink {
             Destination::File(path) => (None, path.clone()),
             Destination::Folder(folder) => {
                 let store = Store::open(folder)?;
-                let path = store.next(host, time_s)?;
+                let path = store::next(folder, host, time_s)?;
                 (Some(store), path)
             }
         };
@@ -331,17 +331,27 @@ impl Sink {
     }
 }
 
-/// `--dry-run`: whether there could be a file, and what would be in it.
+/// `--dry-run`: whether there could be a file, what it would be called, what would be in it, and what would go for it.
 fn would(options: &Options, place: &Destination, snapshot: &Snapshot) -> Result<Error> {
+    let mut retiring = Vec::new();
     let shown = match place {
         Destination::Stdout => "stdout".to_owned(),
-        Destination::Folder(path) | Destination::File(path) => path.display().to_string(),
+        Destination::File(path) => {
+            PartFile::check(path)?;
+            path.display().to_string()
+        }
+        Destination::Folder(folder) => {
+            store::check(folder)?;
+            let path = store::next(folder, &snapshot.host, snapshot.time_s)?;
+            PartFile::check(&path)?;
+            if let Some(keep) = options.keep {
+                // The new one is one of those that stay.
+                let class = |path: &Path| archive::class(path, Some(snapshot));
+                retiring = store::retiring(folder, &snapshot.host, keep - 1, class)?;
+            }
+            path.display().to_string()
+        }
     };
-    match place {
-        Destination::Stdout => {}
-        Destination::Folder(folder) => PartFile::check(&folder.join("name.zip"))?,
-        Destination::File(path) => PartFile::check(path)?,
-    }
     let images = snapshot.images.iter().map(|image| {
         format!(
             "{shown}: would hold {} ({} of {}, {}, about {} used)",
@@ -352,7 +362,11 @@ fn would(options: &Options, place: &Destination, snapshot: &Snapshot) -> Result<
             Bytes(image.used_bytes)
         )
     });
-    Ok(report::dry(&options.common, images))
+    let retiring = retiring.iter().map(|path| {
+        let path = path.display();
+        format!("{path}: would be removed, as one more than --keep says")
+    });
+    Ok(report::dry(&options.common, images.chain(retiring)))
 }
 
 fn create(options: &Options, start: Instant) -> Result<Done> {
@@ -645,7 +659,7 @@ fn ending(
         let maps = figures
             .outcomes
             .iter()
-            .map(|outcome| outcome.coverage.name());
+            .map(|outcome| (outcome.coverage.name(), Some(outcome.used_bytes)));
         let (checksums, texts) = closing(written, consistent, figures.frozen_ms, maps);
         *known.lock() = checksums;
         Ok(texts)
@@ -671,6 +685,7 @@ fn frames_ending(
             crc32: sum.crc32,
             sha256: [0; 32],
             map: String::new(),
+            used_bytes: None,
         });
         *known.lock() = Checksums {
             frozen_ms: figures.frozen_ms,

@@ -10,7 +10,8 @@ use crate::cli::{Args, Common, Item};
 use crate::error::{Error, Result};
 use crate::report::{self, Bytes, JsonObject};
 use crate::snapshot::kept::{self, Kept};
-use crate::snapshot::store::Store;
+use crate::snapshot::store::{self, Store};
+use crate::stream::partfile::PartFile;
 
 /// Most names of one run.
 const MAX_NAMES: usize = 4096;
@@ -53,7 +54,11 @@ pub(super) fn run(options: Options) -> Result<()> {
     super::begin(&options.common, ("names", &names), &[])?;
     let folder = kept::folder()?;
     let _store = match options.dry_run {
-        true => None,
+        true => {
+            store::check(&folder)?;
+            PartFile::check(&folder.join("name"))?;
+            None
+        }
         false => Some(Store::open(&folder)?),
     };
     let mut going: Vec<(PathBuf, u64)> = Vec::new();
@@ -85,18 +90,24 @@ pub(super) fn run(options: Options) -> Result<()> {
         }
         freed = freed.saturating_add(*length);
         if !options.common.quiet {
-            let done = match options.dry_run {
-                true => "would be deleted",
-                false => "deleted",
-            };
-            report::line(format_args!("{shown}: {done}, {}", Bytes(*length)));
+            let length = Bytes(*length);
+            report::line(match options.dry_run {
+                true => {
+                    format!("{shown}: would be deleted, {length}; nothing was touched (--dry-run)")
+                }
+                false => format!("{shown}: deleted, {length}"),
+            });
         }
     }
     let mut object = JsonObject::new();
+    let (deleted, freed_bytes) = match options.dry_run {
+        true => ("would_delete", "would_free_bytes"),
+        false => ("deleted", "freed_bytes"),
+    };
     object
         .str("path", &folder.display().to_string())
-        .u64("deleted", crate::units::to_u64(going.len()))
-        .u64("freed_bytes", freed)
+        .u64(deleted, crate::units::to_u64(going.len()))
+        .u64(freed_bytes, freed)
         .bool("dry_run", options.dry_run);
     report::write(&object)
 }

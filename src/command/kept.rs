@@ -11,10 +11,11 @@ use std::time::Instant;
 use crate::board::receive::ToFile;
 use crate::cli::{self, Args, Common, Item};
 use crate::error::{Error, Exit, Result};
-use crate::report::{self, JsonObject};
-use crate::snapshot::store::Store;
+use crate::report::{self, JsonObject, Progress, Step};
+use crate::snapshot::store::{self, Store};
 use crate::snapshot::sums::{Sums, copy};
 use crate::snapshot::{archive, kept};
+use crate::units::to_u64;
 
 /// What was asked for.
 pub(super) struct Options {
@@ -64,7 +65,7 @@ pub(super) fn run(options: Options) -> Result<()> {
             let sums = copy(&mut std::io::stdin().lock(), "stdin", &mut |_| Ok(()))?;
             return report::print(&format!("{}\n", sums.sha256));
         }
-        (Some("get"), Some(name)) => get(name)?,
+        (Some("get"), Some(name)) => get(name, &options.common)?,
         (Some("put"), None) => put(&options)?,
         _ => return Err(Error::usage("kept: get NAME, put or sum")),
     };
@@ -78,15 +79,25 @@ pub(super) fn run(options: Options) -> Result<()> {
 }
 
 /// The name of one as `floe list` prints it, or `latest`.
-fn get(name: &str) -> Result<(PathBuf, Sums)> {
+fn get(name: &str, common: &Common) -> Result<(PathBuf, Sums)> {
     report::check_stdout()?;
     let (folder, name) = (kept::folder()?, OsStr::new(name));
     let path = kept::find(&folder, name)?
         .ok_or_else(|| kept::none(&folder, name).leaving("nothing was sent"))?;
     let shown = path.display().to_string();
     let mut file = archive::open_file(&path)?;
+    let total_bytes = file.metadata().map_or(0, |meta| meta.len());
     let mut stdout = std::io::stdout().lock();
+    let (mut progress, mut done_bytes) = (Progress::new(common), 0u64);
     let sums = copy(&mut file, &shown, &mut |bytes| {
+        let step = Step {
+            phase: "sending",
+            subject: "",
+            done_bytes,
+            total_bytes,
+        };
+        progress.show(false, step);
+        done_bytes = done_bytes.saturating_add(to_u64(bytes.len()));
         written(stdout.write_all(bytes))
     })?;
     written(stdout.flush())?;
@@ -102,8 +113,8 @@ fn written(result: std::io::Result<()>) -> Result<()> {
 
 fn put(options: &Options) -> Result<(PathBuf, Sums)> {
     let folder = kept::folder()?;
-    let store = Store::open(&folder)?;
-    let path = store.next(&options.host, options.time_s)?;
+    let _store = Store::open(&folder)?;
+    let path = store::next(&folder, &options.host, options.time_s)?;
     let mut file = ToFile::create(&path)?;
     let mut stdin = std::io::stdin().lock();
     let sums = copy(&mut stdin, "stdin", &mut |bytes| file.write(bytes))?;

@@ -32,12 +32,12 @@ use crate::stream::plan::CHUNK_BYTES;
 use crate::take::memory;
 use crate::threads::Lock;
 
-/// What stands behind the images of a snapshot, and what it says; `maps`: one word for each image.
+/// What stands behind the images of a snapshot, and what it says; `maps`: of each image a word, and how much of it was used.
 pub(crate) fn closing<'a>(
     written: &[Written],
     consistent: &str,
     frozen_ms: u64,
-    maps: impl Iterator<Item = &'a str>,
+    maps: impl Iterator<Item = (&'a str, Option<u64>)>,
 ) -> (Checksums, Vec<Text>) {
     let mut maps = maps;
     let mut entries = Vec::with_capacity(written.len());
@@ -49,7 +49,8 @@ pub(crate) fn closing<'a>(
             stored_bytes: entry.sums.stored_bytes,
             crc32: entry.sums.crc32,
             sha256: entry.sha256,
-            map: map.unwrap_or_default().into(),
+            map: map.map_or_else(String::new, |(map, _)| map.into()),
+            used_bytes: map.and_then(|(_, used_bytes)| used_bytes),
         });
     }
     let checksums = Checksums {
@@ -317,9 +318,11 @@ fn ending(report: &[u8]) -> std::result::Result<Ending, Fault> {
     let frozen_ms = frozen_ms.ok_or_else(corrupt)?;
     let maps = report.get("maps").and_then(Value::list);
     let maps = maps.ok_or_else(corrupt)?.iter().filter_map(text);
-    let maps: Vec<String> = maps.collect();
+    let used = report.get("used").and_then(Value::list);
+    let mut used = used.unwrap_or_default().iter().map(Value::number);
+    let maps: Vec<_> = maps.map(|map| (map, used.next().flatten())).collect();
     Ok(Box::new(move |written: &[Written]| {
-        let maps = maps.iter().map(String::as_str);
+        let maps = maps.iter().map(|(map, used)| (map.as_str(), *used));
         Ok(closing(written, &consistent, frozen_ms, maps).1)
     }))
 }

@@ -15,9 +15,10 @@ use crate::report::{Bytes, JsonObject, clean};
 use crate::snapshot::archive::{self, Catalog};
 use crate::snapshot::machine;
 use crate::snapshot::store::{self, Class};
-use crate::snapshot::{Checksums, Snapshot, image_path};
+use crate::snapshot::{Checksum, Checksums, Image, Snapshot, image_path};
 use crate::stream::partfile;
 use crate::stream::unzip;
+use crate::take::options::used_words;
 use crate::utc::Utc;
 
 /// How far a snapshot in a file is one.
@@ -220,6 +221,8 @@ impl Kept {
             None => object.null("reason"),
         };
         object.u64("size_bytes", self.size_bytes);
+        // Under the name that it has of an image, too.
+        object.u64("packed_bytes", self.size_bytes);
         match self.age_s(now_s) {
             Some(age) => object.u64("age_s", age),
             None => object.null("age_s"),
@@ -251,6 +254,37 @@ impl Kept {
         object
     }
 
+    /// What was written of an image, where that is known.
+    fn sums(&self, image: &Image) -> Option<&Checksum> {
+        self.checksums.as_ref()?.find(&image_path(&image.name))
+    }
+
+    /// What `show` says of an image.
+    fn words(&self, image: &Image) -> String {
+        let sums = self.sums(image);
+        let used = match sums {
+            Some(Checksum {
+                used_bytes: Some(used_bytes),
+                map,
+                ..
+            }) => used_words(map, *used_bytes),
+            // What was known before it was read.
+            _ => format!("about {} used", Bytes(image.used_bytes)),
+        };
+        let packed = sums.map(|sums| format!(", {} packed", Bytes(sums.stored_bytes)));
+        let label = match image.label.as_str() {
+            "" => String::new(),
+            label => format!(", label {label}"),
+        };
+        format!(
+            "{} on {}, {}, {used}{}{label}",
+            image.filesystem,
+            image.device,
+            in_bytes(image.size_bytes),
+            packed.unwrap_or_default()
+        )
+    }
+
     fn entries(&self, snapshot: &Snapshot) -> String {
         let mut list = String::from("[");
         for (index, image) in snapshot.images.iter().enumerate() {
@@ -268,12 +302,13 @@ impl Kept {
             ] {
                 object.str(key, text);
             }
+            let sums = self.sums(image);
+            let used_bytes = sums.and_then(|sums| sums.used_bytes);
             object
                 .u64("partition_number", image.partition_number)
                 .u64("size_bytes", image.size_bytes)
-                .u64("used_bytes", image.used_bytes);
-            let path = image_path(&image.name);
-            if let Some(sums) = self.checksums.as_ref().and_then(|sums| sums.find(&path)) {
+                .u64("used_bytes", used_bytes.unwrap_or(image.used_bytes));
+            if let Some(sums) = sums {
                 object
                     .u64("stored_bytes", sums.stored_bytes)
                     .str("crc32", &format!("{:08x}", sums.crc32))
@@ -327,10 +362,14 @@ impl Kept {
                 out.push_str(&format!("{name:<14}{}\n", clean(value)));
             }
         };
-        let bytes = |count: u64| format!("{} ({count} bytes)", Bytes(count));
         row("path", &self.path.display().to_string());
         row("kind", "snapshot");
-        row("size", &bytes(self.size_bytes));
+        if let Some(snapshot) = &self.snapshot {
+            let images = snapshot.images.iter();
+            let sum = images.fold(0u64, |sum, image| sum.saturating_add(image.size_bytes));
+            row("size", &in_bytes(sum));
+        }
+        row("packed", &in_bytes(self.size_bytes));
         match &self.reason {
             Some(reason) => row("state", &format!("{}: {reason}", self.state.name())),
             None => row("state", "complete (floe verify checks every byte)"),
@@ -354,25 +393,12 @@ impl Kept {
                         "{}, {}, {}",
                         disk.device,
                         disk.table,
-                        bytes(disk.size_bytes)
+                        in_bytes(disk.size_bytes)
                     ),
                 );
             }
             for image in &snapshot.images {
-                let label = match image.label.as_str() {
-                    "" => String::new(),
-                    label => format!(", label {label}"),
-                };
-                row(
-                    &image.name,
-                    &format!(
-                        "{} on {}, {}, about {} used{label}",
-                        image.filesystem,
-                        image.device,
-                        bytes(image.size_bytes),
-                        Bytes(image.used_bytes)
-                    ),
-                );
+                row(&image.name, &self.words(image));
             }
         }
         if let Some(checksums) = &self.checksums {
@@ -397,6 +423,10 @@ fn is_locked(path: &Path) -> bool {
         rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared)
             .is_err_and(|errno| errno == rustix::io::Errno::WOULDBLOCK)
     })
+}
+
+fn in_bytes(count: u64) -> String {
+    format!("{} ({count} bytes)", Bytes(count))
 }
 
 fn age(seconds: u64) -> String {

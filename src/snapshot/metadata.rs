@@ -292,6 +292,8 @@ pub struct Checksum {
     pub sha256: [u8; 32],
     /// `used`, `partial` or `whole`; empty for what is no image.
     pub map: String,
+    /// Of an image: how much of it was to be read. `None`: an older floe wrote it.
+    pub used_bytes: Option<u64>,
 }
 
 /// What the map of an image may be (`fs::Coverage`).
@@ -323,6 +325,9 @@ impl Checksums {
             if !entry.map.is_empty() {
                 object.str("map", &entry.map);
             }
+            if let Some(used_bytes) = entry.used_bytes {
+                object.u64("used_bytes", used_bytes);
+            }
             object.finish()
         };
         let entries: Vec<String> = self.entries.iter().map(entry).collect();
@@ -352,6 +357,7 @@ impl Checksums {
                 crc32: u32::from_be_bytes(crc32),
                 sha256,
                 map: text(value, "map")?,
+                used_bytes: size(value, "used_bytes")?,
             };
             let maps: &[&str] = match image_name(&entry.path) {
                 Some(_) => &MAPS,
@@ -602,6 +608,7 @@ mod tests {
                 crc32: 0x00ab_cdef,
                 sha256: [0x5a; 32],
                 map: "used".into(),
+                used_bytes: Some(17),
             }],
         };
         let text = checksums.to_json();

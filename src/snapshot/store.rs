@@ -125,51 +125,75 @@ impl Store {
         Ok(store)
     }
 
-    /// The name of the next snapshot of `host` made at `unix_seconds`.
-    pub(crate) fn next(&self, host: &str, unix_seconds: u64) -> Result<PathBuf> {
-        let last = snapshots(&self.folder)?
-            .last()
-            .map_or(0, |(name, _)| name.sequence);
-        let name = Name {
-            host: host_in_name(host),
-            time: Utc::from_unix(unix_seconds).compact(),
-            sequence: last.saturating_add(1),
-        };
-        Ok(self.folder.join(name.file()))
-    }
-
-    /// Removes the oldest snapshots of `host`, so that `keep` that `counts` says yes to remain; whatever `stays` is never removed
-    /// and does not count. Gives what was removed.
+    /// Removes what [`retiring`] names, and gives it.
     pub(crate) fn retire(
         &self,
         host: &str,
         keep: usize,
-        mut class: impl FnMut(&Path) -> Class,
+        class: impl FnMut(&Path) -> Class,
     ) -> Result<Vec<PathBuf>> {
-        let host = host_in_name(host);
-        let mut left = keep;
-        let mut gone = Vec::new();
-        for (name, path) in snapshots(&self.folder)?.into_iter().rev() {
-            if name.host != host {
-                continue;
-            }
-            match class(&path) {
-                Class::Kept | Class::Foreign => {}
-                Class::Good if left > 0 => left -= 1,
-                Class::Broken if left > 0 => {}
-                Class::Good | Class::Broken => {
-                    std::fs::remove_file(&path).map_err(|e| {
-                        Error::failed(format_args!("{}: remove: {e}", path.display()))
-                    })?;
-                    gone.push(path);
-                }
-            }
+        let gone = retiring(&self.folder, host, keep, class)?;
+        for path in &gone {
+            std::fs::remove_file(path)
+                .map_err(|e| Error::failed(format_args!("{}: remove: {e}", path.display())))?;
         }
         Ok(gone)
     }
 }
 
-/// What a kept snapshot is to [`Store::retire`].
+/// For a run that touches nothing: whether somebody makes a snapshot there now. Not by the lock, which others would miss meanwhile.
+pub(crate) fn check(folder: &Path) -> Result<()> {
+    let lock = folder.join(LOCK);
+    let is_one = rustix::fs::lstat(&lock).as_ref().is_ok_and(is_lock);
+    let said = match is_one.then(|| File::open(&lock)) {
+        Some(Ok(held)) => content(&held),
+        _ => String::new(),
+    };
+    match is_alive(&said) {
+        true => Err(refused(folder, &said)),
+        false => Ok(()),
+    }
+}
+
+/// The name of the next snapshot of `host` made at `unix_seconds`.
+pub(crate) fn next(folder: &Path, host: &str, unix_seconds: u64) -> Result<PathBuf> {
+    let last = snapshots(folder)?
+        .last()
+        .map_or(0, |(name, _)| name.sequence);
+    let name = Name {
+        host: host_in_name(host),
+        time: Utc::from_unix(unix_seconds).compact(),
+        sequence: last.saturating_add(1),
+    };
+    Ok(folder.join(name.file()))
+}
+
+/// The oldest snapshots of `host`, without which `keep` that are good remain; whatever is to stay is never among them and does
+/// not count.
+pub(crate) fn retiring(
+    folder: &Path,
+    host: &str,
+    keep: usize,
+    mut class: impl FnMut(&Path) -> Class,
+) -> Result<Vec<PathBuf>> {
+    let host = host_in_name(host);
+    let mut left = keep;
+    let mut gone = Vec::new();
+    for (name, path) in snapshots(folder)?.into_iter().rev() {
+        if name.host != host {
+            continue;
+        }
+        match class(&path) {
+            Class::Kept | Class::Foreign => {}
+            Class::Good if left > 0 => left -= 1,
+            Class::Broken if left > 0 => {}
+            Class::Good | Class::Broken => gone.push(path),
+        }
+    }
+    Ok(gone)
+}
+
+/// What a kept snapshot is to [`retiring`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
     /// A factory or rescue snapshot: never removed.
@@ -321,13 +345,16 @@ mod tests {
         std::fs::write(folder.join(LOCK), b"1 other-boot\n").unwrap();
         let store = Store::open(&folder).unwrap();
         assert!(!stale.exists());
+        // Who only asks hears the same.
+        let third = check(&folder).unwrap_err().to_string();
         let second = Store::open(&folder).unwrap_err().to_string();
         assert!(
             second.contains(&format!("process {}", std::process::id())),
             "{second}"
         );
+        assert_eq!(third, second);
         for number in 1..=5 {
-            let path = store.next("h", 0).unwrap();
+            let path = next(&folder, "h", 0).unwrap();
             assert!(
                 path.to_string_lossy()
                     .ends_with(&format!("Z-000{number}.zip"))
@@ -340,9 +367,13 @@ mod tests {
             Some("5.zip") => Class::Broken,
             _ => Class::Good,
         };
-        let gone = store.retire("h", 2, class).unwrap();
+        let gone = retiring(&folder, "h", 2, class).unwrap();
+        assert!(gone.iter().all(|path| path.exists()));
+        assert_eq!(store.retire("h", 2, class).unwrap(), gone);
+        assert!(gone.iter().all(|path| !path.exists()));
         assert_eq!(gone, [folder.join("h-19700101T000000Z-0002.zip")]);
         drop(store);
+        assert!(check(&folder).is_ok());
         assert!(!folder.join(LOCK).exists());
         std::fs::remove_dir_all(&folder).unwrap();
     }

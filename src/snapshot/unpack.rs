@@ -28,7 +28,7 @@ use crate::report::{self, Bytes, Span};
 use crate::snapshot::archive::{Bundle, Catalog};
 use crate::snapshot::machine::Host;
 use crate::snapshot::relaid::Laid;
-use crate::snapshot::{self, BOOT, Snapshot, TABLE, image_path};
+use crate::snapshot::{self, BOOT, Checksums, Snapshot, TABLE, image_path};
 use crate::stream::copy::Progress;
 use crate::stream::image::ImageReader;
 use crate::stream::input::{Input, ReadZeros};
@@ -499,7 +499,7 @@ fn unpack(
         filled.push((name, filesystem, one, grow));
         // What comes from a file was checked before the first write.
         if matches!(origin, Origin::File(_)) {
-            complete(&mut filled, &mut done)?;
+            complete(&mut filled, &mut done, &origin)?;
         }
     }
     if let Origin::Pipe(bundle) = &origin {
@@ -510,7 +510,7 @@ fn unpack(
         }
         rest.map_err(|e| e.leaving("the targets are not usable: their beginnings are zeroed"))?;
     }
-    complete(&mut filled, &mut done)?;
+    complete(&mut filled, &mut done, &origin)?;
     if let Some(laid) = laid {
         let notes = laid.finish()?;
         if let Some((_, _, last)) = done.last_mut() {
@@ -524,15 +524,28 @@ fn unpack(
 type Waiting = (String, &'static str, Filled, Option<(PathBuf, DevId)>);
 
 /// Writes the beginnings: from now on they are whole.
-fn complete(filled: &mut Vec<Waiting>, done: &mut Vec<Restored>) -> Result<()> {
+fn complete(filled: &mut Vec<Waiting>, done: &mut Vec<Restored>, origin: &Origin) -> Result<()> {
     for (name, filesystem, one, grow) in filled.drain(..) {
         let mut one = one.finish()?;
+        // What was read of the archive, and not what came out of it.
+        one.ended.input_bytes = origin.stored_bytes(&image_path(&name));
         if let Some((path, dev)) = grow {
             one.notes.push(grow::grow(&path, dev)?);
         }
         done.push((name, filesystem, one));
     }
     Ok(())
+}
+
+impl Origin {
+    /// Bytes of an entry in the archive, once its end was seen.
+    fn stored_bytes(&self, path: &str) -> u64 {
+        let of = |sums: &Checksums| sums.find(path).map_or(0, |sums| sums.stored_bytes);
+        match self {
+            Self::File(catalog) => of(&catalog.checksums),
+            Self::Pipe(bundle) => of(&bundle.lock().checksums),
+        }
+    }
 }
 
 /// Skips to an entry.

@@ -220,8 +220,10 @@ pub(crate) fn frames_header<'a>(
 pub(crate) fn frames_report(consistent: &str, figures: &Figures) -> String {
     let outcomes = figures.outcomes.iter();
     let maps: Vec<String> = outcomes
+        .clone()
         .map(|outcome| outcome.coverage.name().to_owned())
         .collect();
+    let used: Vec<String> = outcomes.map(|one| one.used_bytes.to_string()).collect();
     let mut object = JsonObject::new();
     object
         .str("consistent", consistent)
@@ -229,7 +231,8 @@ pub(crate) fn frames_report(consistent: &str, figures: &Figures) -> String {
         .str("precopy", figures.precopy)
         .u64("early_bytes", figures.rounds.early_bytes)
         .u64("again_bytes", figures.rounds.again_bytes)
-        .raw("maps", &json_list(&maps));
+        .raw("maps", &json_list(&maps))
+        .raw("used", &format!("[{}]", used.join(",")));
     object.finish()
 }
 

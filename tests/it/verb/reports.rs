@@ -71,6 +71,86 @@ fn a_run_that_failed_has_a_report_that_says_of_what_why_and_with_what_state() {
 }
 
 #[test]
+fn read_bytes_are_those_of_the_input_and_used_is_what_was_to_be_read() {
+    drop(require_floe!());
+    require!(common::have("mkfs.ext4"), "mkfs.ext4");
+    let scratch = Scratch::new();
+    let (image, packed) = image(&scratch);
+    let (zip, new) = (text(&scratch.join("a.zip")), text(&scratch.join("new")));
+    let report = |words: &[&str]| {
+        let words = [words, &["-q", "--report", "-", "--overwrite"]].concat();
+        let keep = words.len() - usize::from(matches!(words[0], "verify" | "show"));
+        let run = run(&words[..keep]).expect_code(0);
+        floe::json::parse(run.stderr_text().as_bytes()).expect("report")
+    };
+    let number = |object: &floe::json::Value, key: &str| {
+        let number = object.get(key).and_then(|value| value.number());
+        number.unwrap_or_else(|| panic!("{key}: {object:?}"))
+    };
+    let first = |object: &floe::json::Value| {
+        let entries = object.get("entries").and_then(|value| value.list());
+        entries.expect("entries").first().expect("an entry").clone()
+    };
+    let length = |path: &str| fs::metadata(path).expect("file").len();
+    let made = report(&["create", &format!("a={image}"), "-o", &zip]);
+    let stored_bytes = number(&first(&made), "stored_bytes");
+    assert!(stored_bytes < length(&zip) && stored_bytes > 3 << 20);
+    // Of a file that is packed its own length, of an entry what it has in the archive, of what is not packed the same as its size.
+    for (file, bytes) in [
+        (&image, length(&image)),
+        (&packed, length(&packed)),
+        (&zip, length(&zip)),
+    ] {
+        assert_eq!(
+            number(&report(&["verify", file]), "read_bytes"),
+            bytes,
+            "{file}"
+        );
+    }
+    for (file, bytes) in [(&image, length(&image)), (&packed, length(&packed))] {
+        assert_eq!(
+            number(&report(&["restore", file, &new]), "read_bytes"),
+            bytes,
+            "{file}"
+        );
+    }
+    let pair = format!("a={new}");
+    let whole = report(&["restore", &zip, &pair]);
+    assert_eq!(number(&first(&whole), "read_bytes"), stored_bytes);
+    let script = format!(
+        "cat {zip} | {} restore - {pair} -q --overwrite --report -",
+        common::floe_shell_words().expect("FLOE_BIN")
+    );
+    let run = common::shell(&script, Limit::secs(60)).expect_code(0);
+    let piped = floe::json::parse(run.stderr_text().as_bytes()).expect("report");
+    assert_eq!(number(&first(&piped), "read_bytes"), stored_bytes);
+    // The same number wherever it is asked for, and the packed size of each entry and of all.
+    let used_bytes = number(&first(&made), "used_bytes");
+    let dumped = report(&["dump", &image, "-o", &packed]);
+    assert_eq!(number(&dumped, "used_bytes"), used_bytes);
+    assert_eq!(number(&report(&["show", &image]), "used_bytes"), used_bytes);
+    let shown = report(&["show", &zip]);
+    assert_eq!(number(&shown, "packed_bytes"), length(&zip));
+    assert_eq!(number(&first(&shown), "used_bytes"), used_bytes);
+    assert_eq!(number(&first(&shown), "stored_bytes"), stored_bytes);
+    let words = run_of(&["show", &zip]);
+    let used = floe::report::Bytes(used_bytes).to_string();
+    let stored = floe::report::Bytes(stored_bytes).to_string();
+    assert!(
+        words.contains(&format!(", {used} used, {stored} packed")),
+        "{words}"
+    );
+    assert!(
+        words.contains(&format!("({} bytes)", length(&zip))),
+        "{words}"
+    );
+}
+
+fn run_of(words: &[&str]) -> String {
+    run(words).expect_code(0).stdout_text()
+}
+
+#[test]
 fn a_report_does_not_replace_what_is_written() {
     drop(require_floe!());
     require!(common::have("mkfs.ext4"), "mkfs.ext4");

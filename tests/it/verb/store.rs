@@ -112,6 +112,55 @@ fn list_tells_complete_being_made_incomplete_and_damaged_apart() {
 }
 
 #[test]
+fn a_dry_create_says_its_name_and_what_keep_would_retire() {
+    drop(require_floe!());
+    require!(common::have("mkfs.ext4"), "mkfs.ext4");
+    let scratch = Scratch::new();
+    let store = scratch.join("store");
+    fs::create_dir(&store).expect("store");
+    let factory = make(&scratch, &store, &["--factory"]);
+    let (first, second) = (make(&scratch, &store, &[]), make(&scratch, &store, &[]));
+    let pair = format!("root={}", scratch.join("image").display());
+    let dry = |keep: &str| {
+        let words = ["create", &pair, "--keep", keep, "--dry-run"];
+        with_store(&store, &words).expect_code(0).stderr_text()
+    };
+    let goes = |said: &str, path: &Path| {
+        let line = format!("floe: {}: would be removed, ", path.display());
+        said.lines().any(|said| said.starts_with(&line))
+    };
+    let (all, one) = (dry("3"), dry("1"));
+    assert!(all.contains("-0004.zip: would hold root ("), "{all}");
+    assert!(!all.contains("would be removed"), "{all}");
+    assert!(goes(&one, &first) && goes(&one, &second), "{one}");
+    assert!(!goes(&one, &factory), "{one}");
+    let two = dry("2");
+    assert!(goes(&two, &first) && !goes(&two, &second), "{two}");
+    assert_eq!(zips(&store).len(), 3);
+    // And so it comes.
+    with_store(&store, &["create", "-q", &pair, "--keep", "2"]).expect_code(0);
+    assert!(!first.exists() && second.exists() && factory.exists());
+    let made = zips(&store)
+        .iter()
+        .any(|path| stem(path).ends_with("-0004"));
+    assert!(made, "{:?}", zips(&store));
+    // While somebody makes one, it is refused as it would be.
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").expect("boot");
+    let lock = format!("{} {}\n", std::process::id(), boot.trim());
+    fs::write(store.join(".floe.lock"), lock).expect("lock");
+    for words in [
+        &["create", &pair, "--dry-run"][..],
+        &["delete", "latest", "--dry-run"],
+    ] {
+        let run = with_store(&store, words).expect_code(4);
+        assert!(
+            run.stderr_text().contains("is making a snapshot there"),
+            "{run}"
+        );
+    }
+}
+
+#[test]
 fn kept_names_and_latest_are_understood_and_deleted() {
     drop(require_floe!());
     require!(common::have("mkfs.ext4"), "mkfs.ext4");
@@ -140,7 +189,14 @@ fn kept_names_and_latest_are_understood_and_deleted() {
     assert_eq!(zips(&store).len(), 3);
     with_store(&store, &["delete", "no-such"]).expect_code(4);
     let run = with_store(&store, &["delete", "--dry-run", "latest"]).expect_code(0);
-    assert!(run.stderr_text().contains("would be deleted"), "{run}");
+    let said = run.stderr_text();
+    assert!(said.contains("would be deleted, "), "{run}");
+    assert!(said.contains("nothing was touched (--dry-run)"), "{run}");
+    assert!(!said.contains(": deleted"), "{run}");
+    let words = ["delete", "--dry-run", "-q", "latest", "--report", "-"];
+    let said = with_store(&store, &words).expect_code(0).stderr_text();
+    assert!(said.contains("\"would_delete\":1,"), "{said}");
+    assert!(!said.contains("\"deleted\""), "{said}");
     assert_eq!(zips(&store).len(), 3);
     let name = first
         .file_name()
