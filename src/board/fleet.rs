@@ -7,14 +7,14 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use crate::threads::{Receiver, RecvTimeoutError, Sender, channel};
+use crate::threads::{Lock, Receiver, RecvTimeoutError, Sender, channel};
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::board::receive::Arrived;
-use crate::board::ssh::{Host, Listener};
+use crate::board::ssh::{Far, Host, Listener};
 use crate::cli::Common;
 use crate::error::{Error, Result};
 use crate::report::{self, Bytes, JsonObject, Manner, Pace, Span, Step};
@@ -51,6 +51,8 @@ pub(crate) struct Board {
     pub bytes: Arc<AtomicU64>,
     /// Of how many; 0: only the board knows.
     pub total: Arc<AtomicU64>,
+    /// What the board says of it.
+    pub far: Arc<Lock<Far>>,
 }
 
 impl Board {
@@ -60,6 +62,7 @@ impl Board {
         let waiting = Arc::new(AtomicUsize::new(0));
         Listener {
             stop: Arc::clone(&self.stop),
+            far: Arc::clone(&self.far),
             hear: Box::new(move |line| {
                 if waiting.fetch_add(1, Ordering::Relaxed) >= MAX_WAITING {
                     waiting.fetch_sub(1, Ordering::Relaxed);
@@ -314,8 +317,13 @@ impl Worker {
                 stop: Arc::clone(&self.stop),
                 bytes: Arc::default(),
                 total: Arc::default(),
+                far: Arc::default(),
             };
-            let counts = (Arc::clone(&board.bytes), Arc::clone(&board.total));
+            let counts = Counts {
+                bytes: Arc::clone(&board.bytes),
+                total: Arc::clone(&board.total),
+                far: Arc::clone(&board.far),
+            };
             let started = Event::Started(index, counts);
             let _ = self.events.send(started);
             let result = (self.job)(host, &board);
@@ -324,8 +332,13 @@ impl Worker {
     }
 }
 
-/// Bytes so far, and of how many.
-type Counts = (Arc<AtomicU64>, Arc<AtomicU64>);
+/// How far a board is, as its thread says.
+#[derive(Default)]
+struct Counts {
+    bytes: Arc<AtomicU64>,
+    total: Arc<AtomicU64>,
+    far: Arc<Lock<Far>>,
+}
 
 /// One board, as the waiting thread knows it.
 #[derive(Default)]
@@ -340,24 +353,58 @@ struct Row {
 }
 
 impl Row {
+    /// What it is at: by its own words, or by the bytes that came or went. Then since when.
+    fn now(&self) -> Option<(Step<'static>, Option<Instant>)> {
+        let counts = self.counts.as_ref()?;
+        let far = *counts.far.lock();
+        let (bytes, total) = self.so_far()?;
+        let (phase, done_bytes, total_bytes) = match (bytes, total) {
+            _ if !far.phase.is_empty() => (far.phase, far.done_bytes, far.total_bytes),
+            (0, _) => ("at work", bytes, total),
+            (_, 0) => ("receiving", bytes, total),
+            (bytes, total) if bytes < total => ("sending", bytes, total),
+            _ => ("sent, at work", bytes, total),
+        };
+        let step = Step {
+            phase,
+            subject: "",
+            done_bytes,
+            total_bytes,
+        };
+        Some((step, far.since.or(self.working)))
+    }
+
     /// Bytes, and of how many; 0 where that is not known.
     fn so_far(&self) -> Option<(u64, u64)> {
-        let (count, total) = self.counts.as_ref()?;
-        Some((count.load(Ordering::Relaxed), total.load(Ordering::Relaxed)))
+        let counts = self.counts.as_ref()?;
+        let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        Some((load(&counts.bytes), load(&counts.total)))
+    }
+
+    /// The same of the whole run, in the words of the board where it has some.
+    fn whole(&self) -> Option<(u64, u64)> {
+        let far = *self.counts.as_ref()?.far.lock();
+        match (far.whole_bytes, &self.result) {
+            (0, _) => self.so_far(),
+            (whole, Some(Ok(_))) => Some((whole, whole)),
+            (whole, _) => Some((far.most_done_bytes, whole)),
+        }
     }
 }
 
-/// Of all boards together; 0 as long as it is not known of one. Who is done has sent what it has sent.
-fn total_of(rows: &[Row]) -> u64 {
-    let of = |row: &Row| match (row.so_far()?, &row.result) {
-        ((count, _), Some(_)) => Some(count),
+/// Of all boards together, and of how many; 0 as long as that is not known of one. Who is done has done what he has done.
+fn in_all(rows: &[Row]) -> (u64, u64) {
+    let done = rows.iter().filter_map(Row::whole);
+    let done = done.fold(0u64, |sum, (done, _)| sum.saturating_add(done));
+    let of = |row: &Row| match (row.whole()?, &row.result) {
+        ((done, _), Some(_)) => Some(done),
         ((_, 0), None) => None,
-        ((count, total), None) => Some(total.max(count)),
+        ((done, total), None) => Some(total.max(done)),
     };
-    let sum = rows
+    let total = rows
         .iter()
         .try_fold(0u64, |sum, row| sum.checked_add(of(row)?));
-    sum.unwrap_or(0)
+    (done, total.unwrap_or(0))
 }
 
 /// What is seen on stderr.
@@ -455,29 +502,19 @@ impl<'a> View<'a> {
             true => report::window(),
             false => (usize::MAX, 100),
         };
-        let (mut done, mut bytes, mut drawn) = (0, 0u64, 0);
+        let (mut done, mut drawn) = (0, 0);
         for (host, row) in self.hosts.iter().zip(&self.rows) {
             done += usize::from(row.result.is_some());
-            let Some((count, total)) = row.so_far() else {
+            let (Some((step, phase)), Some(since)) = (row.now(), row.working) else {
                 continue;
             };
-            bytes = bytes.saturating_add(count);
-            let Some(since) = row.working else { continue };
-            let phase = match (count, total) {
-                (0, _) => "at work",
-                (_, 0) => "receiving",
-                (count, total) if count < total => "sending",
-                _ => "sent, at work",
-            };
             let step = Step {
-                phase,
                 subject: &host.shown,
-                done_bytes: count,
-                total_bytes: total,
+                ..step
             };
             // Two lines for the sum and the cursor.
             if drawn + 2 < lines {
-                self.one(&step, since, columns);
+                self.one(&step, phase.unwrap_or(since), since, columns);
                 drawn += 1;
             }
         }
@@ -486,20 +523,21 @@ impl<'a> View<'a> {
                 Manner::Json => String::new(),
                 _ => format!("{done} of {} boards done", self.hosts.len()),
             };
+            let (done_bytes, total_bytes) = in_all(&self.rows);
             let step = Step {
                 phase: "in all",
                 subject: &subject,
-                done_bytes: bytes,
-                total_bytes: total_of(&self.rows),
+                done_bytes,
+                total_bytes,
             };
-            self.one(&step, self.start, columns);
+            self.one(&step, self.start, self.start, columns);
             drawn += 1;
         }
         self.drawn = if is_terminal { drawn } else { 0 };
     }
 
-    fn one(&self, step: &Step<'_>, since: Instant, columns: usize) {
-        let pace = Pace::new(step, since.elapsed(), since.elapsed());
+    fn one(&self, step: &Step<'_>, phase: Instant, since: Instant, columns: usize) {
+        let pace = Pace::new(step, phase.elapsed(), since.elapsed());
         let text = match self.manner {
             Manner::Json => pace.json(step),
             _ => format!("{}\n", report::Row::new(step, &pace, columns).text()),
@@ -527,23 +565,51 @@ pub(crate) fn parallel(text: &str) -> Option<usize> {
 mod tests {
     use super::*;
 
+    fn row(bytes: u64, total: u64, result: Option<Result<Arrived>>) -> Row {
+        let counts = Counts::default();
+        counts.bytes.store(bytes, Ordering::Relaxed);
+        counts.total.store(total, Ordering::Relaxed);
+        Row {
+            counts: Some(counts),
+            result,
+            ..Row::default()
+        }
+    }
+
     #[test]
     fn the_sum_has_a_total_when_all_boards_have_one() {
-        let row = |count, total, failed: bool| Row {
-            counts: Some((
-                Arc::new(AtomicU64::new(count)),
-                Arc::new(AtomicU64::new(total)),
-            )),
-            result: failed.then(|| Err(Error::failed("gone"))),
-            ..Row::default()
-        };
-        let mut rows = vec![row(10, 100, false), row(7, 50, true), row(300, 200, false)];
-        assert_eq!(total_of(&rows), 100 + 7 + 300);
-        rows.push(row(5, 0, false));
-        assert_eq!(total_of(&rows), 0);
+        let gone = || Some(Err(Error::failed("gone")));
+        let mut rows = vec![row(10, 100, None), row(7, 50, gone()), row(300, 200, None)];
+        assert_eq!(in_all(&rows), (10 + 7 + 300, 100 + 7 + 300));
+        rows.push(row(5, 0, None));
+        assert_eq!(in_all(&rows), (10 + 7 + 300 + 5, 0));
         rows.pop();
         // One that has not begun.
         rows.push(Row::default());
-        assert_eq!(total_of(&rows), 0);
+        assert_eq!(in_all(&rows).1, 0);
+    }
+
+    #[test]
+    fn the_sum_counts_what_boards_say_that_they_do() {
+        let far = |done, whole, result| {
+            let row = row(3, 0, result);
+            let counts = row.counts.as_ref().unwrap();
+            let mut far = counts.far.lock();
+            far.set("sending", 1, whole);
+            (far.most_done_bytes, far.whole_bytes) = (done, whole);
+            drop(far);
+            row
+        };
+        let rows = [
+            far(40, 100, None),
+            far(30, 60, Some(Ok(Arrived::default()))),
+            far(20, 70, Some(Err(Error::failed("gone")))),
+        ];
+        assert_eq!(in_all(&rows), (40 + 60 + 20, 100 + 60 + 20));
+        let (step, _) = rows[0].now().unwrap();
+        assert_eq!(
+            (step.phase, step.done_bytes, step.total_bytes),
+            ("sending", 1, 100)
+        );
     }
 }

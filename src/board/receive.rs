@@ -299,7 +299,13 @@ struct Came {
 }
 
 /// Takes all frames, to the board's good end; from then on what they stand for comes.
-fn take_frames(host: &Host, shared: &Shared, mut input: Input<'_>, hold: Hold) -> Result<Came> {
+fn take_frames(
+    host: &Host,
+    shared: &Shared,
+    mut input: Input<'_>,
+    hold: Hold,
+    board: &Board,
+) -> Result<Came> {
     let fail = |fault| Error::fault(&host.shown, fault);
     shared.lock().decide(Passing::Off).map_err(fail)?;
     let received = frames::receive::receive(&mut input, hold).map_err(fail);
@@ -325,6 +331,7 @@ fn take_frames(host: &Host, shared: &Shared, mut input: Input<'_>, hold: Hold) -
     }
     let received = received?;
     let reused_bytes = received.reused_bytes();
+    board.far.lock().set("checking", 0, received.size_bytes());
     let standard = Standard::start(received).map_err(fail)?;
     tee.from = From::Held(standard);
     tee.ended = false;
@@ -370,14 +377,19 @@ pub(crate) fn receive(
                 .peek(magic.len())
                 .is_ok_and(|it| it.starts_with(magic)) =>
         {
-            let came = take_frames(host, &shared, input, hold)?;
+            let came = take_frames(host, &shared, input, hold, board)?;
             (Some(came), Input::reader(shared.clone()).map_err(fail)?)
         }
         _ => (None, input),
     };
     let passed = shared.lock().decide(Passing::On);
     let mut inside = match passed {
-        Ok(()) => unpack(host, input, &shared, stream),
+        // Frames have all come: only now what they stand for is looked at.
+        Ok(()) => unpack(host, input, &shared, stream, &mut |done_bytes| {
+            if came.is_some() {
+                board.far.lock().done_bytes = done_bytes;
+            }
+        }),
         Err(fault) => Err(fail(fault)),
     };
     if inside.is_ok()
@@ -452,6 +464,7 @@ fn unpack(
     mut input: Input<'static>,
     shared: &Shared,
     stream: Stream,
+    done: &mut dyn FnMut(u64),
 ) -> Result<Inside> {
     let fail = |fault| Error::fault(&host.shown, fault);
     let magic = stream.magic();
@@ -465,7 +478,9 @@ fn unpack(
     match stream {
         Stream::Snapshot => {
             let mut bundle = Bundle::open(&host.shown, input)?;
-            while bundle.next()?.is_some() {}
+            while bundle.next()?.is_some() {
+                done(bundle.size_bytes());
+            }
             Ok(Inside {
                 size_bytes: bundle.size_bytes(),
                 crc32: None,
@@ -484,6 +499,8 @@ fn unpack(
                     Piece::End => break,
                 };
                 tee.keep(taken).map_err(fail)?;
+                drop(tee);
+                done(reader.offset());
             }
             Ok(Inside {
                 size_bytes: reader.offset(),

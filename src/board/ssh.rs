@@ -22,8 +22,10 @@ use rustix::process::{Signal, WaitStatus};
 
 use crate::cli;
 use crate::error::{Error, Exit, Result};
+use crate::json::{self, Value};
 use crate::report::{Span, clean};
 use crate::sys::spawn::{self, Child, Command, Ties};
+use crate::threads::Lock;
 
 /// How long a wait lasts before the order to stop is looked at again.
 pub(crate) const PAUSE: Timespec = Timespec {
@@ -257,6 +259,7 @@ impl Ssh {
             patience: pipes.patience,
             limit: pipes.patience.stall,
             silent: Duration::ZERO,
+            silent_before: Duration::ZERO,
         })
     }
 }
@@ -302,6 +305,68 @@ pub(crate) struct Listener {
     pub stop: Arc<AtomicBool>,
     /// Gets each line of the board's stderr that is not for the program.
     pub hear: Box<dyn FnMut(&str) + Send>,
+    /// How far the board is.
+    pub far: Arc<Lock<Far>>,
+}
+
+/// How far a board is, by its own `--progress=json`; for nobody's decisions.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Far {
+    /// Empty: it has not said anything.
+    pub phase: &'static str,
+    /// Since when.
+    pub since: Option<Instant>,
+    /// In this phase.
+    pub done_bytes: u64,
+    /// In this phase; 0: not known.
+    pub total_bytes: u64,
+    /// Of the whole run: of its longest phase, for the others take what is left over.
+    pub whole_bytes: u64,
+    /// Of that.
+    pub most_done_bytes: u64,
+}
+
+/// What a board may say that it does.
+const PHASES: [&str; 11] = [
+    "copying",
+    "catching up",
+    "frozen",
+    "sending",
+    "reading",
+    "reading the map",
+    "waiting for the reader",
+    "checking",
+    "writing",
+    "zeroing",
+    "reading back",
+];
+
+impl Far {
+    /// A phase as it is now.
+    pub(crate) fn set(&mut self, phase: &'static str, done_bytes: u64, total_bytes: u64) {
+        if self.phase != phase {
+            self.since = Some(Instant::now());
+        }
+        self.phase = phase;
+        self.done_bytes = done_bytes;
+        self.total_bytes = total_bytes;
+    }
+
+    /// Takes a line of progress; whether it is any further.
+    fn take(&mut self, line: &str) -> bool {
+        let Ok(line) = json::parse(line.as_bytes()) else {
+            return false;
+        };
+        let number = |key| line.get(key).and_then(Value::number).unwrap_or(0);
+        let said = line.get("phase").and_then(Value::text);
+        let phase = PHASES.iter().find(|phase| said == Some(phase));
+        let before = (self.phase, self.done_bytes, self.total_bytes);
+        let (done, total) = (number("done_bytes"), number("total_bytes"));
+        self.set(phase.copied().unwrap_or("at work"), done, total);
+        self.whole_bytes = self.whole_bytes.max(total);
+        self.most_done_bytes = self.most_done_bytes.max(done).min(self.whole_bytes);
+        before != (self.phase, done, total)
+    }
 }
 
 /// What the board's stderr told.
@@ -364,6 +429,8 @@ pub(crate) struct Session {
     limit: Duration,
     /// How long we have waited since the last byte.
     silent: Duration,
+    /// The same before what is being heard.
+    silent_before: Duration,
 }
 
 /// What a wait is for, besides stderr.
@@ -426,7 +493,7 @@ impl Session {
         let mut buffer = [0; 4096];
         let count = stderr.read(&mut buffer).unwrap_or(0);
         if count > 0 {
-            self.silent = Duration::ZERO;
+            self.silent_before = std::mem::take(&mut self.silent);
         }
         for byte in buffer.iter().take(count) {
             if *byte == b'\n' || self.part.len() >= MAX_LINE {
@@ -450,6 +517,11 @@ impl Session {
             // Nobody waits for more than a few: a board that floods us fills no memory.
             if self.marks.len() < MAX_KEPT {
                 self.marks.push_back(clean(mark));
+            }
+        } else if text.starts_with("{\"phase\":") {
+            // Who only says that he is where he was has said nothing.
+            if !self.listener.far.lock().take(text) {
+                self.silent = self.silent_before;
             }
         } else if text.starts_with("{\"") && text.ends_with('}') {
             if self.told.reports.len() < MAX_KEPT {
@@ -724,6 +796,24 @@ mod tests {
         ] {
             assert!(Host::parse(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn progress_of_a_board_has_known_words_and_bounded_numbers() {
+        let mut far = Far::default();
+        assert!(far.take("{\"phase\":\"copying\",\"done_bytes\":10,\"total_bytes\":100}"));
+        // The same again is no news.
+        assert!(!far.take("{\"phase\":\"copying\",\"done_bytes\":10,\"total_bytes\":100,\"x\":1}"));
+        assert!(far.take("{\"phase\":\"catching up\",\"done_bytes\":3,\"total_bytes\":5}"));
+        assert_eq!(
+            (far.phase, far.done_bytes, far.total_bytes),
+            ("catching up", 3, 5)
+        );
+        assert_eq!((far.most_done_bytes, far.whole_bytes), (10, 100));
+        assert!(far.take("{\"phase\":\"\\u001b[2J\",\"done_bytes\":18446744073709551615}"));
+        assert_eq!((far.phase, far.total_bytes), ("at work", 0));
+        assert_eq!((far.most_done_bytes, far.whole_bytes), (100, 100));
+        assert!(!far.take("{\"phase\":"));
     }
 
     #[test]

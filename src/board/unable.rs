@@ -12,11 +12,16 @@ pub(crate) const FRAMES: &str = "--frames";
 /// The same, of what the other side does not hold: which that is, goes ahead of them.
 pub(crate) const KNOWN: &str = "--frames-known";
 
+/// Has the board say how far it is.
+pub(crate) const PROGRESS: &str = "--progress=json";
+
 /// Why not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unable {
     /// An older floe does not know the option, a small one was built without it. It has done nothing.
     Older,
+    /// An older floe does not take `--progress=json`. The same.
+    Mute,
     /// What was there is not what was said of it.
     Changed,
     /// There is no room for what has to wait.
@@ -30,6 +35,8 @@ impl Unable {
         let is_older = matches!(error.exit(), Some(Exit::Usage | Exit::Refused));
         if is_older && text.contains(FRAMES) {
             Some(Self::Older)
+        } else if is_older && text.contains("--progress") {
+            Some(Self::Mute)
         } else if text.contains(CHANGED) {
             Some(Self::Changed)
         } else if text.contains(NO_ROOM) || text.contains(NO_FILE) {
@@ -55,6 +62,8 @@ mod tests {
         assert_eq!(of(Fault::corrupt(CHANGED)), Some(Unable::Changed));
         let unknown = Error::usage("restore: unknown option --frames-known");
         assert_eq!(Unable::of(&unknown), Some(Unable::Older));
+        let mute = Error::usage("dump: --progress takes no value");
+        assert_eq!(Unable::of(&mute), Some(Unable::Mute));
         assert_eq!(Unable::of(&Error::refused("target: is mounted")), None);
         assert_eq!(Unable::of(&Error::failed("ssh --frames: lost")), None);
     }

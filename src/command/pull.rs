@@ -14,12 +14,12 @@ use crate::board::fleet::{self, Board};
 use crate::board::reach::Reach;
 use crate::board::receive::{self, Arrived, Sink, Stream, ToFile, ToStdout};
 use crate::board::ssh::{Host, Pipes, Session};
-use crate::board::unable::{FRAMES, KNOWN, Unable};
+use crate::board::unable::{FRAMES, KNOWN, PROGRESS, Unable};
 use crate::cli::{self, Args, Common, Item, table};
 use crate::error::{Error, Exit, Result};
 use crate::json;
 use crate::put::image;
-use crate::report::{self, Bytes, Span};
+use crate::report::{self, Bytes, Manner, Span};
 use crate::snapshot::framed::{self, EarlierFile};
 use crate::stream::frames::known::{Earlier, Known};
 use crate::stream::frames::receive::Hold;
@@ -337,8 +337,11 @@ impl Puller {
         let is_early = matches!(work, Work::Dump(_) | Work::Create(_)) && !is_off;
         let mut asked = handed_on.iter();
         let empties = asked.any(|word| word == "--golden" || word == "--empty");
-        let quiet = options.common.quiet;
-        let command = |how| words(&work, &handed_on, quiet, how);
+        let asked = Asked {
+            quiet: options.common.quiet,
+            progress: Manner::of(&options.common) != Manner::Off,
+        };
+        let command = |how| words(&work, &handed_on, asked, how);
         Ok(Self {
             commands: [None, Some(FRAMES), Some(KNOWN)].map(command),
             first: match (is_early, options.fresh) {
@@ -360,34 +363,44 @@ impl Puller {
     fn run(&self, host: &Host, board: &Board) -> Result<Arrived> {
         let Some(stream) = self.work.stream() else {
             let [words, ..] = &self.commands;
-            let session = self.reach.start(host, words, Pipes::default(), board)?;
-            let arrived = talk(host, session)?;
+            let run = |words: &[OsString]| {
+                let session = self.reach.start(host, words, Pipes::default(), board)?;
+                talk(host, session)
+            };
+            let arrived = run(words).or_else(|error| match Unable::of(&error) {
+                Some(Unable::Mute) => run(&without_progress(words)),
+                _ => Err(error),
+            })?;
             receive::check_report(host, &arrived.report, self.expected)?;
             return Ok(arrived);
         };
-        let mut how = self.first;
+        let (mut how, mut shows) = (self.first, true);
         // Each turn asks for less.
         loop {
             let mut asked = false;
-            let result = self.pull(host, board, stream, how, &mut asked);
+            let result = self.pull(host, board, stream, (how, shows), &mut asked);
             let Err(error) = &result else {
                 return result;
             };
             how = match (how, Unable::of(error)) {
                 (How::Known, Some(Unable::Older | Unable::Changed)) if asked => How::Frames,
                 (How::Known | How::Frames, Some(Unable::Older)) => How::Plain,
+                (how, Some(Unable::Mute)) if shows => {
+                    shows = false;
+                    how
+                }
                 _ => return result,
             };
         }
     }
 
-    /// One attempt. `asked`: whether the board is told what is here.
+    /// One attempt. `shows`: the board may be asked for its progress. `asked`: whether it is told what is here.
     fn pull(
         &self,
         host: &Host,
         board: &Board,
         stream: Stream,
-        how: How,
+        (how, shows): (How, bool),
         asked: &mut bool,
     ) -> Result<Arrived> {
         let (sink, path, file) = self.open(host, board)?;
@@ -403,6 +416,14 @@ impl Puller {
             None => without,
             Some(_) if *asked => known,
             Some(_) => frames,
+        };
+        let quieter;
+        let words = match shows {
+            true => words,
+            false => {
+                quieter = without_progress(words);
+                &quieter
+            }
         };
         let pipes = Pipes {
             stream: true,
@@ -512,6 +533,18 @@ fn talk(host: &Host, mut session: Session) -> Result<Arrived> {
     })
 }
 
+fn without_progress(words: &[OsString]) -> Vec<OsString> {
+    let words = words.iter().filter(|word| *word != PROGRESS);
+    words.cloned().collect()
+}
+
+/// What the board is to say.
+#[derive(Clone, Copy)]
+struct Asked {
+    quiet: bool,
+    progress: bool,
+}
+
 /// What the board is asked for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum How {
@@ -527,7 +560,7 @@ enum How {
 fn words(
     work: &Work,
     handed_on: &[OsString],
-    quiet: bool,
+    asked: Asked,
     how: Option<&'static str>,
 ) -> Vec<OsString> {
     let mut words: Vec<OsString> = Vec::new();
@@ -538,10 +571,13 @@ fn words(
     };
     words.push(work.verb().into());
     words.extend(more.iter().chain(&["--report", "-"]).map(OsString::from));
-    if quiet {
+    if asked.quiet {
         words.push("-q".into());
     }
     words.extend(how.map(OsString::from));
+    if asked.progress {
+        words.push(PROGRESS.into());
+    }
     words.extend_from_slice(handed_on);
     words.push("--".into());
     match work {

@@ -356,6 +356,11 @@ impl Received {
         self.reused_bytes
     }
 
+    /// Length of all images.
+    pub fn size_bytes(&self) -> u64 {
+        self.layout.size_bytes
+    }
+
     /// None of it is wanted any more.
     pub fn forget(&self) {
         self.hold.leave(false);

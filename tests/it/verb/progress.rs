@@ -3,6 +3,7 @@
 use std::fs;
 use std::process::Command;
 
+use crate::boards::{Lab, Setup};
 use crate::common::{self, Limit, LoopFs, Scratch, Spec};
 
 /// The objects of `--progress=json` on stderr, each checked for its keys.
@@ -32,11 +33,17 @@ fn objects(run: &common::Run) -> Vec<floe::json::Value> {
         let phase = phase.unwrap_or_else(|| panic!("no phase: {stderr}"));
         assert!(page.contains(&format!("`{phase}`")), "{phase}");
         let elapsed = object.get("elapsed_ms").and_then(|ms| ms.number());
+        // Of one board after another the time begins anew.
+        let board = object.get("board").is_some();
         assert!(
-            phase == "checking" || elapsed >= Some(before),
+            board || phase == "checking" || elapsed >= Some(before),
             "time goes on: {stderr}"
         );
-        before = elapsed.unwrap_or_default();
+        before = if board {
+            before
+        } else {
+            elapsed.unwrap_or_default()
+        };
     }
     objects
 }
@@ -162,4 +169,68 @@ fn a_progress_line_fits_a_terminal_that_is_narrow_and_becomes_narrower() {
         answer.is_some_and(|line| line.starts_with("-: ") || line.starts_with("stdin: ")),
         "{run}"
     );
+}
+
+#[test]
+fn a_pull_shows_percent_and_total_of_each_board_and_a_sum() {
+    drop(require_floe!());
+    let mut lab = match Lab::new() {
+        Ok(lab) => lab,
+        Err(missing) => return common::skip(&missing),
+    };
+    // One that stays for a while, so that it is seen, and one that is older than these words.
+    let slow = "printf '#!/bin/sh\\n/run/bin/floe \"$@\"; code=$?; sleep 2; exit $code\\n' > /run/bin/slow; chmod +x /run/bin/slow";
+    let older = "printf '#!/bin/sh\\ncase \"$*\" in *--progress*) echo \"floe: dump: --progress takes no value\" >&2; exit 2;; esac\\n/run/bin/floe \"$@\"\\n' > /run/bin/older; chmod +x /run/bin/older";
+    for _ in 0..2 {
+        let before = &format!("{slow}; {older}");
+        let setup = Setup {
+            mib: 32,
+            before,
+            ..Setup::default()
+        };
+        if let Err(missing) = lab.add(setup) {
+            return common::skip(&missing);
+        }
+    }
+    lab.wait_until_up();
+    let out = lab.join("out");
+    fs::create_dir(&out).expect("out");
+    let pull = |words: &[&str]| {
+        let mut floe = lab.floe("pull");
+        floe.args(["10.77.0.1", "10.77.0.2", "--overwrite", "--fresh", "-o"]);
+        floe.arg(&out).arg("--progress=json").args(words);
+        common::run(&mut floe, Limit::secs(60)).expect_code(0)
+    };
+    let number = |object: &floe::json::Value, key| object.get(key).and_then(|v| v.number());
+    for what in [
+        &["--dump", "/mnt"][..],
+        &["--create", "data=/mnt"],
+        &["--dump", "/mnt", "--precopy", "off"],
+    ] {
+        let run = pull(&[what, &["--floe", "/run/bin/slow"]].concat());
+        let seen = objects(&run);
+        let (boards, sums): (Vec<_>, Vec<_>) = seen
+            .iter()
+            .partition(|object| object.get("board").is_some());
+        let total = |object: &&floe::json::Value| {
+            number(object, "percent").is_some() && number(object, "total_bytes") > Some(1 << 20)
+        };
+        for address in ["10.77.0.1", "10.77.0.2"] {
+            let mut of = boards.iter().filter(|object| {
+                object.get("board").and_then(|board| board.text()) == Some(address)
+            });
+            assert!(of.any(total), "{address}: {run}");
+        }
+        let mut sums = sums.into_iter().filter(total);
+        let sum = sums.next().unwrap_or_else(|| panic!("no sum: {run}"));
+        let one = boards
+            .iter()
+            .filter_map(|object| number(object, "total_bytes"))
+            .max();
+        assert!(number(sum, "total_bytes") > one, "{run}");
+    }
+    // Nobody's lines are lost, and an older floe is asked once more, without.
+    let run = pull(&["--dump", "/mnt", "--floe", "/run/bin/older"]);
+    objects(&run);
+    assert!(out.join("10.77.0.2.img.gz").exists(), "{run}");
 }
