@@ -354,7 +354,7 @@ fn would(options: &Options, place: &Destination, snapshot: &Snapshot) -> Result<
     };
     let images = snapshot.images.iter().map(|image| {
         format!(
-            "{shown}: would hold {} ({} of {}, {}, about {} used)",
+            "{shown}: would hold {} ({} of {}, {}, up to {} of it to be read)",
             image.name,
             image.filesystem,
             image.source,

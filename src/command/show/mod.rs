@@ -244,6 +244,8 @@ struct Facts {
     packed_bytes: Option<u64>,
     /// As the superblock says, where nothing better is known.
     used_bytes: Option<u64>,
+    /// The same of a packed image: more than a dump reads, which has no map to go by.
+    stated_bytes: Option<u64>,
     mounted_at: Vec<String>,
     dump: Option<Dump>,
     artifact: Option<Labels>,
@@ -284,7 +286,7 @@ fn look(name: &OsStr) -> Result<Facts> {
         return Ok(Facts {
             parts: parts.unwrap_or_default(),
             foreign: what,
-            used_bytes: identity.and_then(|found| found.used_bytes),
+            stated_bytes: identity.and_then(|found| found.used_bytes),
             packed_bytes: std::fs::metadata(path).ok().map(|meta| meta.len()),
             path: image.subject,
             kind: "image",
@@ -527,7 +529,7 @@ impl Facts {
         identity.is_some_and(|found| can_freeze(found.kind.name()))
     }
 
-    /// What a dump reads; of a packed image what its superblock says.
+    /// What a dump reads; where nothing was walked, what the superblock says.
     fn used(&self) -> Option<u64> {
         self.dump
             .as_ref()

@@ -85,6 +85,7 @@ impl Facts {
         maybe_u64(out, "filesystem_bytes", filesystem_bytes);
         maybe_u64(out, "packed_bytes", self.packed_bytes);
         maybe_u64(out, "used_bytes", self.used());
+        maybe_u64(out, "stated_bytes", self.stated_bytes);
         let block_bytes = found.map(|found| found.block_bytes.into());
         maybe_u64(out, "block_bytes", block_bytes);
         maybe_str(out, "uuid", found.map(|found| found.uuid.as_str()));
@@ -156,6 +157,10 @@ impl Facts {
         match &self.dump {
             Some(dump) => sheet.row("a dump reads", dump.words()),
             None => sheet.row("used", bytes(self.used_bytes)),
+        }
+        if let Some(stated) = self.stated_bytes {
+            let stated = bytes(Some(stated));
+            sheet.row("superblock", format!("at most {stated} used"));
         }
         match &self.trace {
             Some(None) => sheet.row("pre-copy", "writes can be traced".into()),

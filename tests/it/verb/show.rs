@@ -77,9 +77,14 @@ fn an_image_raw_or_packed_shows_what_its_superblock_says() {
     }
     assert_eq!(json(&image, "map"), "used");
     assert_eq!(json(&packed, "map"), "None");
+    // What a dump would read is not known of it: another number has another name.
+    assert_eq!(json(&packed, "used_bytes"), "None");
+    let stated: u64 = json(&packed, "stated_bytes").parse().expect("a number");
+    assert_eq!(json(&image, "stated_bytes"), "None");
     let used: u64 = json(&image, "used_bytes").parse().expect("a number");
     let dump: u64 = json(&image, "dump_bytes").parse().expect("a number");
     assert!(dump <= used && dump > 0, "a dump reads {dump} of {used}");
+    assert!(used <= stated, "{used} of {stated}");
 }
 
 #[test]
