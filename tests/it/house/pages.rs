@@ -6,6 +6,23 @@ use std::process::Command;
 use crate::common::{self, Limit, Scratch};
 
 #[test]
+fn the_picture_of_the_figures_is_drawn_from_their_page() {
+    require!(common::have("python3"), "python3");
+    let scratch = Scratch::new();
+    let root = env!("CARGO_MANIFEST_DIR");
+    let drawn = scratch.join("figures.svg");
+    let script = format!(
+        "{root}/tests/bench/picture {root}/docs/figures.md {}",
+        drawn.display()
+    );
+    common::shell(&script, Limit::secs(30)).expect_code(0);
+    let read = |path: &std::path::Path| fs::read_to_string(path).expect("picture");
+    let kept = read(&std::path::Path::new(root).join("docs/figures.svg"));
+    assert!(read(&drawn) == kept, "draw it again: tests/bench/picture");
+    assert!(kept.contains("prefers-color-scheme: dark"));
+}
+
+#[test]
 fn man_pages_and_completions_have_every_verb_and_option_and_are_well_formed() {
     let pages = require_some!(common::example("pages"), "the example pages");
     let scratch = Scratch::new();
