@@ -35,7 +35,10 @@ fn a_loop_filesystem_left_frozen_under_a_writer_is_thawed_unmounted_and_detached
 fn the_write_probe_tells_a_frozen_filesystem_from_a_thawed_one() {
     let fs = require_some!(LoopFs::make(Spec::default()).ok(), "root and mkfs.ext4");
     assert!(common::write_ends_within(fs.dir(), Duration::from_secs(5)));
+    assert!(!common::is_frozen(fs.dir()));
     common::freeze(fs.dir());
+    // The one that only looks leaves it as it is.
+    assert!(common::is_frozen(fs.dir()) && common::is_frozen(fs.dir()));
     assert!(!common::write_ends_within(
         fs.dir(),
         Duration::from_millis(200)

@@ -1,6 +1,6 @@
 # kill -9 of a running `floe dump`, by name and at random moments, never leaves ext4 frozen: a write ends within a second.
 # Arguments: number of kills at random moments (default 12).
-#: select aarch64
+#: select aarch64 armv7
 #: modules ext4
 #: disk data 96M mkfs.ext4 -q -F
 #: memory 256
@@ -18,11 +18,11 @@ note "an undisturbed dump takes $took ms"
 expect "an undisturbed dump exits 0" 0 sh -c 'floe dump -o /tmp/whole.img.gz /mnt && gzip -t /tmp/whole.img.gz && rm /tmp/whole.img.gz'
 
 # A reader that takes the first bytes and stalls, and no spool: the filesystem is known to be frozen when the kill comes.
-# Sets $pid, and $guardian. False when it was never seen frozen.
+# Sets $pid, and $guardian. False when it was never seen frozen. Arguments: what starts it.
 frozen_dump() {
     local n=0
     rm -f /tmp/stalled; mkfifo /tmp/stalled; ( dd bs=64 count=1 of=/dev/null 2>/dev/null; exec sleep 1000 ) < /tmp/stalled & reader=$!
-    floe dump --quiet --spool off --stall 60 --max-freeze 60 /mnt > /tmp/stalled 2>/tmp/err & pid=$!
+    "$@" floe dump --quiet --spool off --stall 60 --max-freeze 60 /mnt > /tmp/stalled 2>/tmp/err & pid=$!
     while [ $n -lt 20 ] && kill -0 $pid 2>/dev/null; do
         write_ends_within /mnt 500 || { guardian=$(grep -lx thaw-guard /proc/[0-9]*/comm | cut -d/ -f3 | head -n 1); return 0; }
         n=$((n + 1)); done
@@ -52,12 +52,16 @@ if frozen_dump; then
     kill -9 $pid; kill $reader
 fi
 
-# What people end a program with: floe dies by it, and what was frozen is not.
+# What people end a program with.
 # by_name APPLET COMMAND…
 by_name() {
     local applet=$1; shift
     busybox --list | grep -qx "$applet" || { note "this busybox has no $applet"; return; }
     frozen_dump || return
+    ends_it "$@"
+}
+# ends_it COMMAND…: floe dies by it, and what was frozen is not.
+ends_it() {
     "$@" >/dev/null 2>&1
     if wait_end $pid 2000; then thawed "$* on a frozen dump: thawed within a second" 1000
     else not_ok "$* ends floe" "it is still there"; kill -9 $pid; fi
@@ -72,6 +76,12 @@ by_name pkill pkill -9 -f /mnt
 by_name start-stop-daemon start-stop-daemon -K -q -s KILL -x "$floe_path"
 by_name start-stop-daemon start-stop-daemon -K -q -s KILL -n floe
 by_name fuser fuser -k -m /mnt
+# A group and a session of its own, as a shell with job control and an ssh give it.
+if frozen_dump setsid; then ends_it kill -9 -$pid; fi
+if frozen_dump setsid; then ends_it kill -HUP $pid; fi
+if frozen_dump setsid; then # The end of a session, as who looks for all of it ends it (ps o sid).
+    ends_it sh -c 'for p in /proc/[0-9]*; do set -- $(sed "s/.*) //" $p/stat); [ "$4" != '$pid' ] || kill -9 ${p#/proc/}; done'
+fi
 kill -0 $writer 2>/dev/null || writer /mnt # it had files open there, too
 wait $reader 2>/dev/null; rm -f /tmp/stalled
 

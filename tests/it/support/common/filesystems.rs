@@ -363,6 +363,22 @@ pub fn freeze(dir: &Path) {
     output("timeout", &["30", "fsfreeze", "-f", &dir.to_string_lossy()]);
 }
 
+/// Whether it is frozen, without a change to that: a second freeze is busy, and one that succeeds is undone at once.
+#[track_caller]
+pub fn is_frozen(dir: &Path) -> bool {
+    let dir = fs::File::open(dir).expect("a folder");
+    match floe::sys::ioctl::fifreeze(&dir) {
+        Ok(()) => {
+            floe::sys::ioctl::fithaw(&dir).expect("to thaw it again");
+            false
+        }
+        Err(errno) => {
+            assert_eq!(errno, rustix::io::Errno::BUSY, "it can be frozen");
+            true
+        }
+    }
+}
+
 fn release(dir: &Path) {
     for attempt in 0..40 {
         thaw(dir);
