@@ -22,7 +22,7 @@ use crate::sys::{lock, process};
 use crate::threads::{self, Started};
 
 /// Comes when the thread of floe that started us dies. It is SIGCONT because that also wakes a guardian that somebody stopped.
-/// floe sends it too, to one that does not beat; so it says nothing by itself, and we look ([`Keeper::floe_is_gone`]).
+/// floe sends it too, to one that does not beat; so it says nothing by itself, and we look ([`Floe::is_gone`]).
 const PARENT_DIED: i32 = process::SIGCONT;
 /// A worker makes system calls only.
 const WORKER_STACK_BYTES: usize = 64 << 10;
@@ -84,15 +84,48 @@ fn stand_apart(parent: Pid, board: &Board) -> Cgroups {
     cgroups
 }
 
+/// The process that we guard.
+pub(super) struct Floe {
+    pid: Pid,
+    /// Its /proc/PID/stat.
+    life: Option<OwnedFd>,
+}
+
+impl Floe {
+    /// Whether it has died, be it that one of its threads still hangs in a call, so that its descriptors are not closed: then its
+    /// main thread is a zombie.
+    pub(super) fn is_gone(&self) -> bool {
+        if rustix::process::getppid() != Some(self.pid) {
+            return true;
+        }
+        let mut text = [0; 64];
+        let Some(life) = &self.life else {
+            return false;
+        };
+        match rustix::io::pread(life, &mut text, 0) {
+            Ok(count) => is_dead(text.get(..count).unwrap_or_default()),
+            Err(errno) => errno == Errno::SRCH,
+        }
+    }
+}
+
 /// One for each filesystem; they wait for an order.
 fn start_workers(
+    (board, floe): (&'static Board, &'static Floe),
     slots: &'static [Slot],
     targets: &'static [Target],
     wake: BorrowedFd<'static>,
 ) -> Result<Vec<Started>, Errno> {
     let mut workers = Vec::with_capacity(targets.len());
-    for (slot, target) in slots.iter().zip(targets) {
-        let worker = Worker { slot, target, wake };
+    for (index, (slot, target)) in slots.iter().zip(targets).enumerate() {
+        let worker = Worker {
+            board,
+            floe,
+            slot,
+            below: slots.get(index + 1..).unwrap_or_default(),
+            target,
+            wake,
+        };
         let work = Box::new(move || -> () { worker.run() });
         let thread = threads::start(c"thaw-guard", WORKER_STACK_BYTES, work);
         workers.push(thread.map_err(|_| Errno::AGAIN)?);
@@ -141,9 +174,7 @@ struct Keeper {
     replies: OwnedFd,
     signals: OwnedFd,
     wake: BorrowedFd<'static>,
-    parent: Pid,
-    /// floe's /proc/PID/stat.
-    life: Option<OwnedFd>,
+    floe: &'static Floe,
     leftovers: Vec<Leftover>,
     lock: Option<OwnedFd>,
     cgroups: Cgroups,
@@ -178,6 +209,8 @@ impl Keeper {
         )?));
         let life = format!("/proc/{}/stat", charge.parent.as_raw_nonzero());
         let life = rustix::fs::open(life, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok();
+        let pid = charge.parent;
+        let floe: &'static Floe = Box::leak(Box::new(Floe { pid, life }));
         let cgroups = stand_apart(charge.parent, charge.board);
         // The workers' stacks are locked and there from the start.
         let _ = rustix::mm::mlockall(MlockAllFlags::FUTURE);
@@ -187,11 +220,14 @@ impl Keeper {
             .slots
             .get(..targets.len())
             .ok_or(Errno::INVAL)?;
-        let workers = start_workers(slots, targets, wake.as_fd())?;
+        let workers = start_workers((charge.board, floe), slots, targets, wake.as_fd())?;
         if all_apart(workers.len()) {
             let ours = [signals.as_raw_fd(), wake.as_raw_fd()];
             keep.retain(|fd| !targets.iter().any(|target| target.fd.as_raw_fd() == *fd));
-            keep.extend(ours.into_iter().chain(life.iter().map(AsRawFd::as_raw_fd)));
+            keep.extend(
+                ours.into_iter()
+                    .chain(floe.life.iter().map(AsRawFd::as_raw_fd)),
+            );
             process::close_others(&keep);
         }
         lock_memory(charge.form);
@@ -204,8 +240,7 @@ impl Keeper {
             replies: charge.replies,
             signals,
             wake: wake.as_fd(),
-            parent: charge.parent,
-            life,
+            floe,
             leftovers: charge.leftovers,
             lock: charge.lock,
             cgroups,
@@ -281,24 +316,8 @@ impl Keeper {
         let _ = process::take_signal(&self.signals);
         let ended =
             !self.orphan && matches!(rustix::io::read(&self.orders, &mut [0_u8; 64]), Ok(0));
-        if ended || self.floe_is_gone() {
+        if ended || self.floe.is_gone() {
             self.orphan = true;
-        }
-    }
-
-    /// Whether floe has died, be it that one of its threads still hangs in a call, so that its descriptors are not closed: then
-    /// its main thread is a zombie.
-    fn floe_is_gone(&self) -> bool {
-        if rustix::process::getppid() != Some(self.parent) {
-            return true;
-        }
-        let mut text = [0; 64];
-        let Some(life) = &self.life else {
-            return false;
-        };
-        match rustix::io::pread(life, &mut text, 0) {
-            Ok(count) => is_dead(text.get(..count).unwrap_or_default()),
-            Err(errno) => errno == Errno::SRCH,
         }
     }
 

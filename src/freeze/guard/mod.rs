@@ -63,7 +63,8 @@
 //! | G killed inside FIFREEZE or FITHAW | M claims the FROZEN slots at once, then tries to thaw FREEZING and THAWING slots until the pipe ends (a killed process still completes the call, and closes its descriptors after that), and once more; EINVAL is then no fault: it never froze, or G had thawed it. It does not wait for G to be collected: who traces G may never do that |
 //! | G stopped, or not beating for 1 s | M sends SIGCONT, a second later SIGKILL and takes over as above |
 //! | G stopped, then M killed | the parent-death signal continues G |
-//! | G held by a debugger, then M killed | thawed when the debugger lets go or ends |
+//! | G's main thread traced, then M killed | a worker sees that G does not beat and M is gone, and thaws |
+//! | every thread of G held by a debugger, then M killed | thawed when the debugger lets go or ends |
 //! | both stopped | nothing can be done until one is continued; then the line above or the watchdog |
 //! | both killed (every cgroup, `kill -9 -1`) | stays frozen: `floe thaw`, SysRq-j |
 //!

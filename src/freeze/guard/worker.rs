@@ -3,6 +3,8 @@
 //! It sleeps until its order changes, does what the order says, and wakes the guardian's main thread. It may be inside
 //! FIFREEZE or FITHAW for as long as the kernel likes; nobody waits for it who could not also go on without.
 //!
+//! Should the main thread not beat any more when floe is gone, because somebody traces it, the workers thaw by themselves.
+//!
 //! It has a table of descriptors of its own, where the filesystem's stays open, while the main thread closes it: `fuser -k DIRECTORY`,
 //! which looks at /proc/PID/fd and ends whom it finds, is what people try on a filesystem that hangs, and it shall find floe alone.
 
@@ -12,13 +14,19 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
-use super::{Method, Order, State, Target, claim};
+use super::keeper::Floe;
+use super::{Method, Order, State, THAW_TURN_US, Target, claim, now_us};
 use crate::sys::process;
-use crate::sys::shared::Slot;
+use crate::sys::shared::{Board, Slot};
 
 /// f2fs answers EINVAL to FIFREEZE while it has dirty data, and a read-only remount is EBUSY while anybody has a file open
 /// for writing, be it for a moment; so often we sync and ask again.
 const FREEZE_TRIES: u32 = 10;
+
+/// How often a worker looks for itself.
+const LOOK: Duration = Duration::from_millis(250);
+/// The main thread beats ten times in it, in microseconds.
+const SILENCE_US: u64 = 500_000;
 
 /// Workers that have started, and those of them that have descriptors of their own.
 static STARTED: AtomicUsize = AtomicUsize::new(0);
@@ -37,7 +45,11 @@ pub(super) fn all_apart(workers: usize) -> bool {
 
 /// What a worker needs; everything lives as long as the guardian.
 pub(super) struct Worker {
+    pub board: &'static Board,
+    pub floe: &'static Floe,
     pub slot: &'static Slot,
+    /// Those that thaw before it.
+    pub below: &'static [Slot],
     pub target: &'static Target,
     /// The main thread's eventfd.
     pub wake: BorrowedFd<'static>,
@@ -55,6 +67,7 @@ impl Worker {
             let state = State::of(&self.slot.state);
             let done = match (Order::of(&self.slot.order), state) {
                 (Order::Thaw, State::Frozen) => self.thaw(),
+                (_, State::Frozen) if self.is_alone() => self.thaw(),
                 (Order::Thaw, state @ (State::Idle | State::Synced)) => {
                     claim(self.slot, state, State::Skipped)
                 }
@@ -66,9 +79,21 @@ impl Worker {
                 // Fails only when the counter is full, and then the main thread is awake anyway.
                 let _ = rustix::io::write(self.wake, &1_u64.to_ne_bytes());
             } else {
-                std::thread::park();
+                std::thread::park_timeout(LOOK);
             }
         }
+    }
+
+    /// Whether nobody else would thaw it, and it is its turn. No heap.
+    fn is_alone(&self) -> bool {
+        let silence = now_us().saturating_sub(self.board.beat_us.load(Ordering::SeqCst));
+        let is_held =
+            |slot: &Slot| matches!(State::of(&slot.state), State::Frozen | State::Thawing);
+        let turn = match self.below.iter().any(is_held) {
+            true => THAW_TURN_US,
+            false => 0,
+        };
+        silence > SILENCE_US + turn && self.floe.is_gone()
     }
 
     fn sync(&self) -> bool {

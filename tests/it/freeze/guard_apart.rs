@@ -290,6 +290,16 @@ fn who_traces_the_guardian_and_never_waits_keeps_nothing_frozen() {
     common::assert_not_frozen(fs.dir(), "guardian stopped by a tracer");
     driver.end(6);
     drop(tracer);
+    // Held or only followed, when floe is killed: its workers see to it.
+    for request in [16, 0x4206] {
+        let driver = Driver::frozen(&mut command(&path, "hold", NEVER, NEVER, &[fs.dir()]));
+        let tracer = Tracer::start(driver.guard(), request);
+        thread::sleep(Duration::from_millis(100));
+        driver.signal("KILL");
+        common::assert_not_frozen(fs.dir(), "floe killed, its guardian traced");
+        drop(tracer);
+        assert_unlocked(fs.dir(), Duration::from_secs(1));
+    }
     // Killed while frozen, and while a freeze is in progress: nobody can collect it.
     let mut driver = Driver::frozen(&mut command(&path, "hold", NEVER, NEVER, &[fs.dir()]));
     let tracer = Tracer::start(driver.guard(), 0x4206);
