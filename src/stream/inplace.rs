@@ -15,12 +15,13 @@ use super::pipeline::{Placing, is_zero};
 use super::plan::{CHUNK_BYTES, Cursor, Plan, Span};
 use crate::crc;
 use crate::error::Fault;
-use crate::sys::memory::ZEROS;
+use crate::sys::memory::{ZEROS, zeroed};
 use crate::threads::Lock;
 use crate::units::{to_u64, to_usize};
 
-/// Of a chunk that is not a hole; its checksum is below.
-const WRITTEN: u64 = 1 << 32;
+/// What is noted of a chunk, beside its checksum: zeros came, or others. Nothing is noted of one that never came.
+const HOLE: u32 = 1;
+const WRITTEN: u32 = 2;
 
 /// A part of the plan: where it begins in the file, its first chunk among those of all parts, where it ends.
 struct Home {
@@ -36,8 +37,8 @@ pub(crate) struct InPlace {
     size_bytes: u64,
     /// The first chunk.
     head: Lock<Vec<u8>>,
-    /// Of each chunk: 0 where it is a hole. Touched as they are needed.
-    chunks: Lock<Vec<u64>>,
+    /// Of each chunk: what it is, its checksum. Touched as they are needed.
+    chunks: Lock<Vec<[u32; 2]>>,
     written: AtomicU64,
     hashes: bool,
     totals: TotalsCell,
@@ -50,7 +51,7 @@ impl InPlace {
         parts: impl Iterator<Item = u64>,
         hashes: bool,
         totals: TotalsCell,
-    ) -> Self {
+    ) -> Result<Self, Fault> {
         let (mut start, mut chunk) = (0u64, 0u64);
         let homes: Vec<Home> = parts
             .map(|length| {
@@ -66,23 +67,25 @@ impl InPlace {
             .collect();
         let first = homes.iter().find(|home| home.start < home.end);
         let head = first.map_or(0, |home| home.end.min(CHUNK_BYTES));
-        Self {
+        let none = || Fault::io("make room to note what is written", Errno::NOMEM);
+        let chunks = zeroed(usize::try_from(chunk).unwrap_or(usize::MAX)).ok_or_else(none)?;
+        Ok(Self {
             fd,
             homes,
             size_bytes: start,
             head: Lock::new(vec![0; to_usize(head)]),
-            chunks: Lock::new(vec![0; to_usize(chunk)]),
+            chunks: Lock::new(chunks),
             written: AtomicU64::new(0),
             hashes,
             totals,
-        }
+        })
     }
 
-    /// Notes what a chunk is now; what it was.
-    fn note(&self, chunk: u64, now: u64) -> u64 {
+    /// Notes what a chunk is now, and its checksum; what it was.
+    fn note(&self, chunk: u64, now: u32, crc32: u32) -> u32 {
         let mut chunks = self.chunks.lock();
         let place = chunks.get_mut(to_usize(chunk));
-        place.map_or(0, |place| std::mem::replace(place, now))
+        place.map_or(0, |place| std::mem::replace(place, [now, crc32])[0])
     }
 
     fn write(&self, mut offset: u64, mut bytes: &[u8]) -> Result<(), Fault> {
@@ -110,20 +113,20 @@ impl InPlace {
                 .zip(bytes)
                 .for_each(|(to, from)| *to = *from);
             drop(head);
-            self.note(chunk, WRITTEN | u64::from(crc::crc32(0, bytes)));
+            self.note(chunk, WRITTEN, crc::crc32(0, bytes));
             return Ok(());
         }
         if !is_zero(bytes) {
             self.write(offset, bytes)?;
-            self.note(chunk, WRITTEN | u64::from(crc::crc32(0, bytes)));
+            self.note(chunk, WRITTEN, crc::crc32(0, bytes));
             return Ok(());
         }
         self.empty(chunk, offset, to_u64(bytes.len()))
     }
 
-    /// Makes a chunk a hole that was none.
+    /// Makes a chunk a hole, unless it is one.
     fn empty(&self, chunk: u64, offset: u64, length_bytes: u64) -> Result<(), Fault> {
-        if self.note(chunk, 0) == 0 {
+        if self.note(chunk, HOLE, 0) != WRITTEN {
             return Ok(());
         }
         if offset == 0 {
@@ -145,7 +148,8 @@ impl InPlace {
         Ok(())
     }
 
-    /// What nothing uses in the end becomes holes, wherever it was written before; the checksum of all of it.
+    /// What nothing uses in the end becomes holes, wherever it was written before; the checksum of all of it. What is used and never
+    /// came is no hole.
     fn settle(&self, plan: &Plan) -> Result<u32, Fault> {
         let (mut sum, mut zeros) = (Sum::new(), 0u64);
         let (mut cursor, mut at) = (Cursor::default(), 0u64);
@@ -167,17 +171,21 @@ impl InPlace {
                     let chunk = home.chunk + inside / CHUNK_BYTES;
                     let next = here + (CHUNK_BYTES - inside % CHUNK_BYTES);
                     let next = next.min(home.end).min(end);
-                    if !is_data {
-                        self.empty(chunk, here, next - here)?;
-                    }
                     let known = self.chunks.lock().get(to_usize(chunk)).copied();
-                    match known.filter(|known| known & WRITTEN != 0) {
-                        Some(known) => {
+                    match (known.unwrap_or_default(), is_data) {
+                        ([WRITTEN, crc32], true) => {
                             sum.zeros(std::mem::take(&mut zeros));
-                            let crc32 = u32::try_from(known & (WRITTEN - 1)).unwrap_or(0);
                             sum.data(crc32, next - here);
                         }
-                        None => zeros = zeros.saturating_add(next - here),
+                        ([WRITTEN, _], false) => {
+                            self.empty(chunk, here, next - here)?;
+                            zeros = zeros.saturating_add(next - here);
+                        }
+                        ([HOLE, _], _) | (_, false) => zeros = zeros.saturating_add(next - here),
+                        (_, true) => {
+                            let never = Fault::short("a chunk that is in use never came");
+                            return Err(never.at(here, next - here));
+                        }
                     }
                     here = next;
                 }
@@ -284,7 +292,7 @@ mod tests {
         std::fs::remove_file(&path).unwrap();
         let totals = TotalsCell::default();
         let fd = file.try_clone().unwrap().into();
-        let image = InPlace::new(fd, lengths.into_iter(), true, Arc::clone(&totals));
+        let image = InPlace::new(fd, lengths.into_iter(), true, Arc::clone(&totals)).unwrap();
 
         let noise = |seed: u8, length: usize| -> Vec<u8> {
             let bytes = (0..length).map(|at| seed.wrapping_add((at % 251).to_le_bytes()[0]));
@@ -342,5 +350,26 @@ mod tests {
         let totals = *totals.lock();
         assert_eq!(totals.crc32, crc::crc32(0, &expected));
         assert_eq!(totals.sha256, Some(Sha256::digest(&expected).into()));
+    }
+
+    #[test]
+    fn a_chunk_in_use_that_never_came_is_a_failure_and_no_hole() {
+        let file = rustix::fs::memfd_create("image", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        let lengths = [2 * CHUNK_BYTES];
+        let image = InPlace::new(file, lengths.into_iter(), false, TotalsCell::default()).unwrap();
+        let part = Part {
+            device: 0,
+            device_offset: 0,
+            length_bytes: lengths[0],
+            content: Content::Whole,
+        };
+        let plan = Plan::new(vec![vec![part]]);
+        let piece = vec![0; to_usize(CHUNK_BYTES)];
+        image.place(0, 0, &piece).unwrap();
+        let fault = image.finish(&plan).unwrap_err();
+        assert_eq!(fault.offset(), Some(CHUNK_BYTES), "{fault}");
+        // Zeros that came are what it takes.
+        image.place(0, CHUNK_BYTES, &piece).unwrap();
+        image.finish(&plan).unwrap();
     }
 }

@@ -97,9 +97,37 @@ impl Drop for Pages {
     }
 }
 
+/// What may be all zeros.
+pub(crate) trait Zeroed: Copy {}
+impl Zeroed for u64 {}
+impl<const N: usize> Zeroed for [u32; N] {}
+
+/// So many zeros, touched as they are needed; `None` where there is no room for them, which a `vec!` would end the process for.
+pub(crate) fn zeroed<T: Zeroed>(count: usize) -> Option<Vec<T>> {
+    let layout = std::alloc::Layout::array::<T>(count).ok()?;
+    if layout.size() == 0 {
+        return (count == 0).then(Vec::new);
+    }
+    // SAFETY: the layout has a size.
+    let start = unsafe { std::alloc::alloc_zeroed(layout) }.cast::<T>();
+    // SAFETY: from the global allocator, with the layout of that many values, each of which may be zeros.
+    (!start.is_null()).then(|| unsafe { Vec::from_raw_parts(start, count, count) })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn zeros_are_had_as_far_as_there_is_room_and_more_is_no_end_of_the_process() {
+        let mut few = zeroed::<[u32; 2]>(3).unwrap();
+        few[2] = [7, 8];
+        assert_eq!(few, [[0, 0], [0, 0], [7, 8]]);
+        assert_eq!(zeroed::<u64>(0), Some(Vec::new()));
+        // With 32 bits it may just fit.
+        assert!(cfg!(target_pointer_width = "32") || zeroed::<u64>(usize::MAX / 32).is_none());
+        assert_eq!(zeroed::<u64>(usize::MAX), None);
+    }
 
     #[test]
     fn pages_are_zero_aligned_and_writable() {

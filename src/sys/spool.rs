@@ -253,11 +253,11 @@ pub(crate) struct Shelf {
 }
 
 impl Shelf {
-    /// For so many places.
-    pub(crate) fn new(places: usize) -> Self {
-        Self {
-            places: vec![[NOTHING; 4]; places],
-        }
+    /// For so many places; `None` where there is no room for them.
+    pub(crate) fn new(places: usize) -> Option<Self> {
+        // Zeros are NOTHING.
+        let places = super::memory::zeroed(places)?;
+        Some(Self { places })
     }
 
     fn replace(&mut self, place: usize, with: [u32; 4]) -> Kept {
@@ -372,7 +372,7 @@ mod tests {
     #[test]
     fn a_shelf_gives_back_each_chain_once_and_as_it_was() {
         let cells = Cells::new(16).unwrap();
-        let mut shelf = Shelf::new(3);
+        let mut shelf = Shelf::new(3).unwrap();
         let mut chain = cells.reserve(4).unwrap();
         cells.fill(&mut chain, &[7; 5000]).unwrap();
         shelf.announce(1);

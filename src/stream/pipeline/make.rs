@@ -86,15 +86,15 @@ impl Sizes {
 }
 
 impl Core {
-    fn new(settings: &Settings, sizes: &Sizes) -> Self {
+    fn new(settings: &Settings, sizes: &Sizes) -> Result<Self, Fault> {
         let slots = sizes.slots;
-        Self {
+        Ok(Self {
             pass: Pass::Wait,
             known: Ahead::new(match settings.hashes {
                 Some(_) => slots,
                 None => 0,
             }),
-            early: Early::new(settings.precopy.as_ref()),
+            early: Early::new(settings.precopy.as_ref())?,
             workers_busy: 0,
             cursor: Cursor::default(),
             held: None,
@@ -113,7 +113,7 @@ impl Core {
             permit: false,
             drained: false,
             finished: false,
-        }
+        })
     }
 }
 
@@ -134,7 +134,7 @@ impl Shared {
             None => Cells::new(sizes.cells),
         };
         Ok(Self {
-            core: Lock::new(Core::new(&settings, &sizes)),
+            core: Lock::new(Core::new(&settings, &sizes)?),
             settings,
             devices,
             plan: OnceLock::new(),

@@ -4,6 +4,8 @@
 
 use std::sync::Arc;
 
+use rustix::io::Errno;
+
 use super::hold::{Precopy, Round, Turn};
 use super::make::slots_for;
 use super::read::Taken;
@@ -11,6 +13,7 @@ use super::{CHUNK_LENGTH, CHUNKS_PER_SLOT, Core, Goes, Job, Problem, Record, Sha
 use crate::crc;
 use crate::error::Fault;
 use crate::stream::plan::{CHUNK_BYTES, Plan};
+use crate::sys::memory::zeroed;
 use crate::sys::spool::{Chain, Kept, Shelf, cells_for};
 use crate::threads::forgive;
 use crate::trace::Marks;
@@ -37,18 +40,19 @@ pub(super) struct Early {
 
 impl Early {
     /// For that many chunks; memory is touched as it is needed.
-    pub(super) fn new(precopy: Option<&Precopy>) -> Self {
+    pub(super) fn new(precopy: Option<&Precopy>) -> Result<Self, Fault> {
         let chunks = precopy.map_or(0, |precopy| to_usize(precopy.chunks));
-        Self {
-            shelf: Shelf::new(chunks),
-            hashes: vec![0; chunks],
+        let none = || Fault::io("make room to note what is read early", Errno::NOMEM);
+        Ok(Self {
+            shelf: Shelf::new(chunks).ok_or_else(none)?,
+            hashes: zeroed(chunks).ok_or_else(none)?,
             marks: precopy.and_then(|precopy| precopy.marks.clone()),
             is_used: precopy.is_some(),
             is_full: false,
             missing: 0,
             early_bytes: 0,
             again_bytes: 0,
-        }
+        })
     }
 
     pub(super) fn is_marked(&self, part: usize, offset: u64) -> bool {
