@@ -392,11 +392,12 @@ fn create(options: &Options, start: Instant) -> Result<Done> {
 
     // One thread until here: the guardian is forked now.
     let ready = ready(&system, &mut sources, &options.taking, quiet)?;
-    let onto_itself = ready.freezes(&sink.fd);
+    let onto_itself = ready.holds_up(&system, &sink.fd);
     let path = sink.part.as_ref().map(|_| Path::new(&sink.shown));
-    let settings = options
-        .streaming
-        .settings(&options.common, false, &ready, &sources, path)?;
+    let settings =
+        options
+            .streaming
+            .settings(&options.common, false, (&system, &ready), &sources, path)?;
     let known = Known::default();
     let output = Output::new(sink.fd, ready.counters, false);
     let make = outlet(options, output, &sources, (&snapshot, disk), &known);

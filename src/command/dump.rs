@@ -274,16 +274,17 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
         consistent: prepared.consistent(),
         size_bytes: prepared.size_bytes,
     };
-    let onto_itself = ready.freezes(&outputs.sink);
-    let in_place = options.may_be_in_place()
-        && ready.copies_early()
-        && !onto_itself
-        && leaves_holes(&outputs.sink);
+    let held_up = ready.holds_up(&system, &outputs.sink);
+    // Where it lies on what lies on a frozen filesystem, what comes under the freeze waits for the thaw.
+    let waits = !held_up || !ready.freezes(&outputs.sink) && options.streaming.has_room();
+    let in_place =
+        options.may_be_in_place() && ready.copies_early() && waits && leaves_holes(&outputs.sink);
+    let onto_itself = held_up && !in_place;
     let path = options.first().filter(|_| !in_place);
     let settings = options.streaming.settings(
         &options.common,
         options.raw,
-        &ready,
+        (&system, &ready),
         &sources,
         path.as_deref(),
     )?;
@@ -295,7 +296,8 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
             let pieces = sources.iter().flat_map(|source| &source.pieces);
             let lengths = pieces.map(|piece| piece.length_bytes);
             let totals = Arc::clone(&totals);
-            let file = InPlace::new(outputs.sink, lengths, options.hashes(), totals);
+            let file = InPlace::new(outputs.sink, lengths, options.hashes(), totals)
+                .map_err(|fault| Error::fault("output", fault).leaving("nothing was frozen"))?;
             // Threads that may never return use it.
             Outlet::Places(Box::leak(Box::new(file)))
         }

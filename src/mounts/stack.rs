@@ -76,6 +76,15 @@ impl System {
         Ok(order)
     }
 
+    /// Whether an open file lies on one of these devices: its filesystem, a layer of it, or the file that holds it.
+    pub fn lies_on(&self, file: impl AsFd, devices: &[DevId]) -> bool {
+        let below = self.mount_of(file);
+        let below = below.and_then(|(mount, pid)| self.devices_below_mount(mount, pid));
+        let under = |dev| self.under(dev).unwrap_or_default();
+        let mut below = below.unwrap_or_default().into_iter().flat_map(under);
+        below.any(|dev| devices.contains(&dev))
+    }
+
     /// Whether writing one of two devices changes the other: the same device, a disk and its partition, a volume and what it
     /// lies on, a loop device and the device of the filesystem that holds its file, two loop devices over one file. What cannot be
     /// placed counts as yes.

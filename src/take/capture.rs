@@ -170,7 +170,7 @@ impl Capture {
         let holds = holds_early(&engine.sink, &settings);
         let used = sources.iter().map(Prepared::used_bytes);
         let used = used.fold(0, u64::saturating_add);
-        let unheld_bytes = match watch.is_some() && !holds {
+        let unheld_bytes = match watch.is_some() && !(holds && engine.precopy) {
             true => used,
             false => 0,
         };
@@ -428,6 +428,14 @@ impl Capture {
             true => format!("about {} where the reader takes 10 MB/s", Span(sending)),
             false => "longer where the output is slow".into(),
         };
+        if self.copies {
+            // What --skip-free leaves alone must not have been written, and shared sums take nothing back (`takes_back`).
+            return report::line(format_args!(
+                "note: with --skip-free, or with --verify of a source of terabytes, nothing is copied before the freeze, and the filesystem stays frozen while {} are copied: {} at least, longer where the target is slow",
+                Bytes(rest),
+                Span(reading)
+            ));
+        }
         report::line(format_args!(
             "note: the spool holds {} of what is used, and the filesystem stays frozen while the other {} are read: {} at least, {slow}; {SHORTER}",
             Bytes(held),

@@ -11,7 +11,6 @@ use rustix::io::Errno;
 use crate::cli;
 use crate::error::{Error, Fault, Result};
 use crate::sys::memory::Pages;
-use crate::take::ready::Ready;
 use crate::units::{round_down, to_usize};
 
 /// `--spool`.
@@ -129,14 +128,14 @@ const LEFT_FREE: u64 = 64 << 20;
 pub(crate) fn spool_file(
     file: &Path,
     wanted_bytes: u64,
-    ready: &Ready,
+    freezes: impl Fn(&File) -> bool,
 ) -> Result<(Arc<File>, u64)> {
     let folder = folder_of(file);
     let fail = |what: &'static str, errno: Errno| {
         Error::fault(folder.display(), Fault::io(what, errno)).leaving("nothing was frozen")
     };
     let unnamed = unnamed(folder).map_err(|errno| fail("open", errno))?;
-    if ready.freezes(&unnamed) {
+    if freezes(&unnamed) {
         return Err(Error::refused(format_args!(
             "{}: --spool-file lies on a filesystem that is to be frozen; name a file on another one",
             file.display()
@@ -163,17 +162,19 @@ pub(crate) fn spool_file(
 pub(crate) fn spool_beside(
     file: &Path,
     wanted_bytes: u64,
-    ready: &Ready,
+    freezes: impl Fn(&File) -> bool,
 ) -> Option<(Arc<File>, u64)> {
     let unnamed = unnamed(folder_of(file)).ok()?;
     let free = free_bytes(&unnamed).saturating_sub(LEFT_FREE);
-    if ready.freezes(&unnamed)
+    if freezes(&unnamed)
         || is_elsewhere(&unnamed)
         || free / 2 < wanted_bytes
         || wanted_bytes > address_limit()
     {
         return None;
     }
+    // A limit of address space is met here, where memory will do, too.
+    Pages::new(to_usize(wanted_bytes.saturating_add(LEFT_FREE))).ok()?;
     allocate(&unnamed, wanted_bytes).ok()?;
     Some((Arc::new(unnamed), wanted_bytes))
 }

@@ -4,6 +4,7 @@
 //! Nothing here touches the system before the whole command line was understood.
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -147,12 +148,18 @@ impl Streaming {
         }))
     }
 
+    /// Whether what comes under the freeze surely has some room to wait in.
+    pub(crate) fn has_room(&self) -> bool {
+        const SOME: u64 = 16 << 20;
+        self.spool.bytes() >= SOME
+    }
+
     /// What the pipeline is made of; `raw`: without deflate. `part`: the file that is written, beside which there may be room.
     pub(crate) fn settings(
         &self,
         common: &Common,
         raw: bool,
-        ready: &Ready,
+        (system, ready): (&System, &Ready),
         sources: &[Prepared],
         part: Option<&Path>,
     ) -> Result<Settings> {
@@ -161,10 +168,11 @@ impl Streaming {
         let used = sources.iter().map(Prepared::used_bytes);
         let used = used.fold(0, u64::saturating_add);
         let wanted_bytes = used.saturating_add(used / 32).saturating_add(64 << 20);
+        let freezes = |file: &File| ready.holds_up(system, file);
         let spool_file = match (&self.spool_file, part) {
-            (Some(file), _) => Some(memory::spool_file(file, wanted_bytes, ready)?),
+            (Some(file), _) => Some(memory::spool_file(file, wanted_bytes, freezes)?),
             (None, Some(part)) if spool_bytes < wanted_bytes && self.spool != Spool::Off => {
-                memory::spool_beside(part, wanted_bytes, ready)
+                memory::spool_beside(part, wanted_bytes, freezes)
             }
             _ => None,
         };

@@ -6,7 +6,7 @@ use rustix::fs::FileType;
 
 use crate::error::Result;
 use crate::freeze::{Guardian, Leftover, Limits, Method, Target};
-use crate::mounts::System;
+use crate::mounts::{DevId, Mounted, System};
 use crate::report;
 use crate::signals::Signals;
 use crate::take::counters::Counters;
@@ -23,8 +23,9 @@ pub(crate) struct Ready {
     pub counters: &'static Counters,
     pub(super) guardian: Option<Guardian>,
     pub(super) watch: Option<Watch>,
-    /// What is to be frozen, as a file on it shows it.
+    /// What is to be frozen, as a file on it shows it, and its devices.
     frozen: Vec<Ground>,
+    devices: Vec<DevId>,
 }
 
 /// The device of a file, and the uuid of its filesystem where that is a btrfs: each of its subvolumes has a device of its own.
@@ -38,13 +39,23 @@ impl Ready {
 
     /// Whether a regular file lies on a filesystem that is to be frozen.
     pub(crate) fn freezes(&self, file: impl AsFd) -> bool {
-        let is_file = rustix::fs::fstat(&file)
-            .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile);
-        ground(file).filter(|_| is_file).is_some_and(|file| {
-            let same = |one: &Ground| one.0 == file.0 || one.1.is_some() && one.1 == file.1;
-            self.frozen.iter().any(same)
-        })
+        is_file(&file)
+            && ground(file).is_some_and(|file| {
+                let same = |one: &Ground| one.0 == file.0 || one.1.is_some() && one.1 == file.1;
+                self.frozen.iter().any(same)
+            })
     }
+
+    /// The same, or its filesystem does: an overlay, or one that is in a file there.
+    pub(crate) fn holds_up(&self, system: &System, file: impl AsFd) -> bool {
+        let is_above = || is_file(&file) && system.lies_on(&file, &self.devices);
+        !self.frozen.is_empty() && (self.freezes(&file) || is_above())
+    }
+}
+
+fn is_file(file: impl AsFd) -> bool {
+    rustix::fs::fstat(file)
+        .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile)
 }
 
 fn ground(file: impl AsFd) -> Option<Ground> {
@@ -61,13 +72,15 @@ pub(crate) fn ready(
     taking: &Taking,
     quiet: bool,
 ) -> Result<Ready> {
-    let mounted = sources
+    let mounted: Vec<Mounted> = sources
         .iter_mut()
         .flat_map(|prepared| {
             prepared.in_use = Some(prepared.used_bytes());
             std::mem::take(&mut prepared.mounted)
         })
         .collect();
+    let devices = mounted.iter().flat_map(|mounted| &mounted.devices);
+    let devices = devices.copied().collect();
     let targets = still::targets(system, mounted, taking.wishes)?;
     let frozen = targets.iter().filter_map(|target| ground(&target.fd));
     let frozen = frozen.collect();
@@ -82,6 +95,7 @@ pub(crate) fn ready(
         guardian,
         watch,
         frozen,
+        devices,
     })
 }
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use crate::common::{self, Limit, LoopFs, Random, Scratch, Spec};
+use crate::common::{self, Limit, LoopDevice, LoopFs, Random, Scratch, Spec};
 
 fn field(report: &Path, key: &str) -> String {
     let report = fs::read_to_string(report).expect("report");
@@ -112,5 +112,49 @@ fn a_freeze_that_nothing_makes_short_is_announced_with_what_would() {
     for verb in ["", "--precopy off --spool off", "-q --spool off"] {
         let text = said(&format!("dump {verb} '{dir}'"));
         assert!(!text.contains("stays frozen"), "{verb}: {text}");
+    }
+}
+
+#[test]
+fn a_clone_that_copies_nothing_before_a_long_freeze_says_so() {
+    require_floe!();
+    let blkio = Path::new("/sys/fs/cgroup/blkio");
+    require!(blkio.is_dir(), "the blkio cgroup of version 1");
+    let spec = Spec {
+        mib: 300,
+        ..Spec::default()
+    };
+    let source = match LoopFs::make(spec) {
+        Ok(made) => made,
+        Err(missing) => return common::skip(&missing),
+    };
+    // As in the test above; and a disk that would take half a minute for it.
+    let large = source.dir().join("large");
+    common::output("fallocate", &["-l", "200M", &large.to_string_lossy()]);
+    let scratch = Scratch::new();
+    let image = scratch.join("target");
+    common::output("truncate", &["-s", "300M", &image.to_string_lossy()]);
+    let target = LoopDevice::attach(&image, 512);
+    let group = blkio.join(format!("floe-holders-{}", std::process::id()));
+    let words = require_some!(common::floe_shell_words(), "FLOE_BIN");
+    let said = |more: &str| {
+        let line = format!(
+            "mkdir -p {group} && echo \"$(lsblk -dno MAJ:MIN {device}) 6000000\" > {group}/blkio.throttle.read_bps_device &&
+             echo $$ > {group}/tasks && exec {words} clone {more} --overwrite {dir}={target}",
+            group = group.display(),
+            device = source.device().display(),
+            dir = source.dir().display(),
+            target = target.path().display()
+        );
+        let run = common::shell(&line, Limit::secs(60));
+        let _ = fs::remove_dir(&group);
+        run.expect_code(0).stderr_text()
+    };
+    let text = said("--skip-free");
+    let notes = text.matches("with --skip-free").count();
+    assert_eq!(notes, 1, "{text}");
+    for more in ["", "-q --skip-free"] {
+        let text = said(more);
+        assert!(!text.contains("stays frozen"), "{more}: {text}");
     }
 }

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::common::{self, Limit, LoopFs, Mounted, Run, Scratch, Spec, Writer};
+use crate::common::{self, Limit, LoopDevice, LoopFs, Mounted, Random, Run, Scratch, Spec, Writer};
 
 /// A small filesystem of the test's own with files in it, or a skip.
 macro_rules! filled {
@@ -638,6 +638,38 @@ fn an_image_that_is_no_stream_may_lie_on_an_overlay_of_the_dumped_filesystem() {
     common::run(Command::new("unshare").args(script), Limit::secs(60)).expect_code(0);
     let image = text(&fs.dir().join("up/self.img"));
     common::output("e2fsck", &["-fn", &image]);
+}
+
+#[test]
+fn an_image_that_would_wait_for_the_thaw_is_refused_before_the_freeze_where_nothing_holds_it() {
+    let fs = filled!(Spec {
+        mib: 160,
+        ..Spec::default()
+    });
+    fs::write(fs.dir().join("noise"), Random(8).bytes(24 << 20)).expect("noise");
+    let inner = fs.dir().join("inner");
+    common::output("truncate", &["-s", "80M", &text(&inner)]);
+    common::output("mkfs.ext4", &["-q", "-F", &text(&inner)]);
+    common::output("fallocate", &["-l", "80M", &text(&inner)]);
+    let device = LoopDevice::attach(&inner, 512);
+    let above = Mounted::new("ext4", device.path(), "rw");
+    let out = text(&above.dir().join("image.gz"));
+    for more in [
+        &["-z", "none"][..],
+        &[],
+        &["-z", "none", "--precopy", "off"],
+    ] {
+        let mut floe = require_floe!();
+        floe.args(["dump", "-q", "--spool", "off", "--stall", "5s", "-o", &out]);
+        floe.args(more).arg(fs.dir());
+        let run = common::run(&mut floe, Limit::secs(60)).expect_code(4);
+        assert!(run.stderr_text().contains("nothing was frozen"), "{run}");
+    }
+    // Where there is room it waits there.
+    let mut floe = require_floe!();
+    floe.args(["dump", "-q", "-o", &out]).arg(fs.dir());
+    common::run(&mut floe, Limit::secs(60)).expect_code(0);
+    common::output("gzip", &["-t", &out]);
 }
 
 #[test]
