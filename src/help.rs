@@ -279,8 +279,8 @@ options that reach it are those of floe pull.
   floe push root.img.gz @boards -P 8 --overwrite -- PARTLABEL=root_b
   floe push board.zip root@board --store
 ---
-With --only-changes, of one image onto one target, what that holds already is not sent either: the board says the hashes of what is
-there, and proves what it keeps.
+With --only-changes, what the targets hold already is not sent either: the board says the hashes of what is there, and proves what it
+keeps. What is new is held there until all of it came; without room for that, or with --disk, everything is sent.
 
 Exit: as floe restore on the board; 1 also when ssh failed.
 ";

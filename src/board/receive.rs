@@ -23,7 +23,8 @@ use crate::report::{clean, hex};
 use crate::snapshot::archive::Bundle;
 use crate::snapshot::framed::Standard;
 use crate::stream::copy::BUFFER_BYTES;
-use crate::stream::frames::{self, receive::Hold};
+use crate::stream::frames;
+use crate::stream::frames::receive::{Hold, NO_ROOM};
 use crate::stream::gunzip;
 use crate::stream::image::{ImageReader, Piece};
 use crate::stream::input::Input;
@@ -308,7 +309,12 @@ fn take_frames(
 ) -> Result<Came> {
     let fail = |fault| Error::fault(&host.shown, fault);
     shared.lock().decide(Passing::Off).map_err(fail)?;
-    let received = frames::receive::receive(&mut input, hold).map_err(fail);
+    // What has no room here is no fault of the board's.
+    let held = hold.left.as_ref().map(|left| left.path());
+    let received = frames::receive::receive(&mut input, hold).map_err(|fault| match &held {
+        Some(held) if fault.what() == NO_ROOM => Error::fault(held.display(), fault),
+        _ => fail(fault),
+    });
     drop(input);
     let mut tee = shared.lock();
     let lost = || Error::failed(format_args!("{}: the session is lost", host.shown));
@@ -399,7 +405,13 @@ pub(crate) fn receive(
     }
     let lost = || Error::failed(format_args!("{}: the reader is still in use", host.shown));
     let tee = Arc::try_unwrap(shared.0).map_err(|_| lost())?;
-    let tee = tee.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let mut tee = tee.into_inner().unwrap_or_else(PoisonError::into_inner);
+    if let From::Held(_) = &tee.from
+        && let From::Held(held) = std::mem::replace(&mut tee.from, From::Nothing)
+    {
+        // What it holds is looked for again when this has failed.
+        held.end();
+    }
     if let Some(error) = tee.failed.or_else(|| tee.from.stalled()) {
         return Err(error);
     }

@@ -436,11 +436,7 @@ impl Puller {
         if let (true, Some(hold)) = (*asked, &mut hold) {
             let earlier = earlier.map(|earlier| Box::new(earlier) as Box<dyn Earlier>);
             let stdin = session.take_stdin();
-            hold.known = stdin.map(|stdin| Known {
-                earlier,
-                chunks: 0..u64::MAX,
-                stdin,
-            });
+            hold.known = stdin.map(|stdin| Known { earlier, stdin });
         }
         let arrived = receive::receive(host, session, stream, sink, board, hold, self.expected);
         let left = file.as_deref().and_then(Left::beside);

@@ -2,7 +2,7 @@
 //!
 //! The file is verified here before the board is asked; there it is an ordinary `floe restore -`, with all its refusals and its
 //! exit code. With `--store` a snapshot gets its name there only when length and SHA-256 are right. With `--only-changes` the board
-//! says first what its target holds, and frames bring what differs.
+//! says first what its targets hold, and frames bring what differs.
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
@@ -26,13 +26,14 @@ use crate::put::supervise::Watch;
 use crate::put::target::is_tag;
 use crate::report::{self, Bytes, Progress, Span};
 use crate::snapshot::MAX_IMAGES;
-use crate::snapshot::archive::Bundle;
+use crate::snapshot::archive::{Bundle, Catalog};
+use crate::snapshot::framed::{self, EarlierFile};
 use crate::snapshot::kept;
 use crate::snapshot::sums::sums_of;
 use crate::stream::copy::{BUFFER_BYTES, Ended};
 use crate::stream::frames::send::{self, Talk};
-use crate::stream::image::{Format, ImageReader};
-use crate::stream::input::Input;
+use crate::stream::frames::{Framed, Header};
+use crate::stream::image::Format;
 use crate::stream::pipeline::known::{Hash, RECORD_BYTES};
 use crate::units::to_u64;
 
@@ -229,10 +230,13 @@ pub(super) fn run(options: Options) -> Result<()> {
     let dry = options.handed_on.iter().any(|word| word == "--dry-run");
     let (hosts, shown) = (options.hosts.clone(), options.file.display().to_string());
     let (one, parallel) = (hosts.len() == 1, options.parallel);
-    let differing = differing(&options, &good, dry);
+    let differing = match dry {
+        true => None,
+        false => differing(&options, &good)?,
+    };
     let job = move |host: &Host, board: &Board| {
-        if let Some(image) = differing {
-            match push(host, board, &options, &good, &words, Some(image)) {
+        if differing.is_some() {
+            match push(host, board, &options, &good, &words, differing.as_ref()) {
                 // It is too old for that, has no room, or does not hold what it said: everything is sent.
                 Err(error) if Unable::of(&error).is_some() => {}
                 result => return result,
@@ -266,28 +270,38 @@ pub(super) fn run(options: Options) -> Result<()> {
     Ok(())
 }
 
-/// An image of which only what differs is sent.
-#[derive(Clone, Copy)]
+/// What stands around frames that bring only what differs.
 struct Differing {
-    size_bytes: u64,
-    as_it_is: bool,
+    header: Header,
+    report: String,
 }
 
-/// Where that is wanted, and can be: of one image onto one target.
-fn differing(options: &Options, good: &Good, dry: bool) -> Option<Differing> {
-    let [target] = options.targets.as_slice() else {
-        return None;
+/// Where that is wanted, and can be: what a table is still to make has no target that could be read.
+fn differing(options: &Options, good: &Good) -> Result<Option<Differing>> {
+    let is_pair = |target: &OsString| !is_tag(target) && split_pair(target).is_some();
+    let is_given = |name: &str| options.handed_on.iter().any(|word| word == name);
+    if !is_given("--only-changes") || is_given("--disk") {
+        return Ok(None);
+    }
+    let (header, report) = match (good.format, &good.ended, options.targets.as_slice()) {
+        (Format::Raw | Format::Gzip, Some(ended), [target]) if !is_pair(target) => {
+            let image = Framed {
+                path: "image".into(),
+                parts: vec![ended.size_bytes],
+            };
+            let header = Header {
+                as_it_is: good.as_it_is,
+                images: vec![image],
+                ..Header::default()
+            };
+            (header, "{}".into())
+        }
+        (Format::Zip, _, targets) if targets.iter().all(is_pair) => {
+            framed::of_snapshot(&Catalog::open(options.file.as_ref())?)?
+        }
+        _ => return Ok(None),
     };
-    let mut words = options.handed_on.iter();
-    let can = matches!(good.format, Format::Raw | Format::Gzip)
-        && !dry
-        && (is_tag(target) || split_pair(target).is_none())
-        && words.any(|word| word == "--only-changes");
-    let ended = good.ended.as_ref().filter(|_| can)?;
-    Some(Differing {
-        size_bytes: ended.size_bytes,
-        as_it_is: good.as_it_is,
-    })
+    Ok(Some(Differing { header, report }))
 }
 
 /// What goes to a board, and what it says meanwhile.
@@ -300,6 +314,8 @@ struct Line<'a> {
     part: Vec<u8>,
     /// Behind the chunk that was spoken of last.
     behind: u64,
+    /// It ended before it said a word: it refuses, and its exit code says why.
+    is_gone: bool,
 }
 
 impl Line<'_> {
@@ -330,6 +346,7 @@ impl Talk for Line<'_> {
     fn known(&mut self, chunk: u64) -> Option<Hash> {
         while self.behind <= chunk {
             if self.hear().is_none() {
+                self.is_gone = self.behind == 0;
                 self.behind = u64::MAX;
             }
         }
@@ -346,7 +363,9 @@ impl Talk for Line<'_> {
 
     fn say(&mut self, bytes: &[u8]) -> Option<()> {
         // A board that refuses takes nothing more: its exit code says why.
-        self.session.write_all(bytes).ok()?;
+        if self.is_gone || self.session.write_all(bytes).is_err() {
+            return None;
+        }
         self.sent_bytes = self.sent_bytes.saturating_add(to_u64(bytes.len()));
         self.board.bytes.store(self.sent_bytes, Ordering::Relaxed);
         Some(())
@@ -359,7 +378,7 @@ fn push(
     options: &Options,
     good: &Good,
     words: &[OsString],
-    differing: Option<Differing>,
+    differing: Option<&Differing>,
 ) -> Result<Arrived> {
     let shown = options.file.display();
     let fail = |e: std::io::Error| Error::std(&shown, "read", &e);
@@ -385,8 +404,9 @@ fn push(
         known: VecDeque::new(),
         part: Vec::new(),
         behind: 0,
+        is_gone: false,
     };
-    let reused_bytes = send_file(&mut line, (file, length), &shown.to_string(), differing)?;
+    let reused_bytes = send_file(&mut line, file, &shown.to_string(), differing)?;
     let Line {
         mut session,
         sent_bytes,
@@ -420,15 +440,15 @@ fn push(
 /// Sends the file, or what of it is not there already; gives how much of the image was.
 fn send_file(
     line: &mut Line<'_>,
-    (mut file, length): (std::fs::File, u64),
+    mut file: std::fs::File,
     shown: &str,
-    differing: Option<Differing>,
+    differing: Option<&Differing>,
 ) -> Result<u64> {
-    if let Some(image) = differing {
-        let fail = |fault| image::image_error(shown, fault);
-        let input = Input::file(file, Some(length)).map_err(fail)?;
-        let reader = ImageReader::new(input).map_err(fail)?;
-        return send::image(reader, image.size_bytes, image.as_it_is, line).map_err(fail);
+    if let Some(Differing { header, report }) = differing {
+        let gone = || Error::failed(format_args!("{shown}: was changed meanwhile"));
+        let mut images = EarlierFile::of(file).ok_or_else(gone)?;
+        let sent = send::images(header, &mut images, report, line);
+        return sent.map_err(|fault| image::image_error(shown, fault));
     }
     let mut buffer = vec![0; BUFFER_BYTES];
     loop {

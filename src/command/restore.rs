@@ -21,7 +21,8 @@ use crate::put::options::{Options, left_alone};
 use crate::put::supervise::{CHECKING, Watch, supervise};
 use crate::put::target::{Chosen, Overwrite, is_tag};
 use crate::report::{self, JsonObject, Progress};
-use crate::snapshot::{MAX_IMAGES, framed, kept, unpack};
+use crate::snapshot::{MAX_IMAGES, Snapshot, framed, image_path, kept, unpack};
+use crate::stream::frames::Header;
 use crate::stream::frames::known::Known;
 use crate::stream::image::Format;
 use crate::stream::target::Target;
@@ -137,11 +138,9 @@ pub(super) fn run(options: Options) -> Result<()> {
         [target] if split_pair(target).is_none() => Some(Path::new(target)),
         _ => None,
     };
-    let known = match options.tells {
-        true => Some(known(&options)?),
-        false => None,
-    };
-    let opened = framed::open_known(&options.image, near, known).map_err(untouched)?;
+    let tell = |subject: &str, header: &Header| known(&options, subject, header);
+    let tell: Option<framed::Tell<'_>> = if options.tells { Some(&tell) } else { None };
+    let opened = framed::open_known(&options.image, near, tell).map_err(untouched)?;
     if features::SNAPSHOTS && opened.format == Format::Zip {
         if options.bmap.is_some() {
             return Err(Error::usage(
@@ -160,16 +159,31 @@ pub(super) fn run(options: Options) -> Result<()> {
     checked.write(&options, &target, start)
 }
 
-/// What the target holds, once it is known that it may be written.
-fn known(options: &Options) -> Result<Known> {
-    let [target] = options.targets.as_slice() else {
-        return Err(Error::usage("restore: --frames-known is for one TARGET"));
-    };
+/// What the targets hold, once it is known that they may be written, and what comes has room there.
+fn known(options: &Options, subject: &str, header: &Header) -> Result<Known> {
     let stdin = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3);
     let stdin = stdin.map_err(|errno| Error::fault("stdin", Fault::io("dup", errno)))?;
-    let chosen = Chosen::find(target, &stdin.into())?;
-    chosen.check_content(options.overwrite)?;
-    framed::target_known(chosen.named().0)
+    let stdin = stdin.into();
+    let mut targets = Vec::new();
+    if features::SNAPSHOTS && header.is_snapshot {
+        let front = header.front.first().map(|text| text.bytes.as_slice());
+        let found = Snapshot::from_json(front.unwrap_or_default());
+        let found = found.map_err(|fault| Error::fault(subject, fault))?;
+        for (name, chosen) in unpack::targets(options, subject, &found, &stdin)? {
+            targets.push((image_path(&name), chosen.named().0.to_owned()));
+        }
+    } else if let ([target], [image]) = (options.targets.as_slice(), header.images.as_slice()) {
+        let chosen = Chosen::find(target, &stdin)?;
+        chosen.check_size(
+            image
+                .parts
+                .iter()
+                .fold(0, |sum, part| part.saturating_add(sum)),
+        )?;
+        chosen.check_content(options.overwrite)?;
+        targets.push((image.path.clone(), chosen.named().0.to_owned()));
+    }
+    framed::targets_known(targets)
 }
 
 fn untouched(error: Error) -> Error {
@@ -260,6 +274,7 @@ impl Checked {
             && !image
                 .check_beforehand(&options.common, &mut line)
                 .map_err(untouched)?
+            && !image.has_come
             && !options.common.quiet
         {
             report::line(format_args!(

@@ -52,6 +52,8 @@ pub(crate) struct Image {
     pub file: File,
     /// What the artifact says of itself, where it is one.
     pub artifact: Option<Labels>,
+    /// As in [`Opened`].
+    pub has_come: bool,
     any: Any,
 }
 
@@ -75,6 +77,8 @@ pub(crate) struct Opened {
     pub input: Input<'static>,
     /// How it is packed; [`Format::Zip`] is a snapshot.
     pub format: Format,
+    /// All of it has come, and was found complete, before any of it is used: frames.
+    pub has_come: bool,
 }
 
 impl Opened {
@@ -105,6 +109,7 @@ impl Opened {
             file,
             input,
             format,
+            has_come: false,
         })
     }
 }
@@ -122,6 +127,7 @@ impl Image {
             file,
             input,
             format,
+            has_come,
         } = opened;
         let fail = |fault| image_error(&subject, fault);
         let (reader, artifact) = match format {
@@ -152,7 +158,11 @@ impl Image {
         };
         let image = Self::head_of(subject, file, reader, any)?;
         image.check_head()?;
-        Ok(Self { artifact, ..image })
+        Ok(Self {
+            artifact,
+            has_come,
+            ..image
+        })
     }
 
     /// Reads the head of an image that comes through `reader`; `file` is what it comes from.
@@ -185,6 +195,7 @@ impl Image {
             content,
             file,
             artifact: None,
+            has_come: false,
             any,
         })
     }

@@ -17,7 +17,9 @@ use crate::report::{Progress, Step};
 use crate::snapshot::store::Class;
 use crate::snapshot::{
     CHECKSUMS, CHECKSUMS_SHA256, Checksum, Checksums, SNAPSHOT, Snapshot, check_sha256_line,
+    image_name,
 };
+use crate::stream::archive::Text;
 use crate::stream::copy::BUFFER_BYTES;
 use crate::stream::input::{Input, ReadZeros};
 use crate::stream::unzip::{Body, Directory, Unzip};
@@ -200,6 +202,24 @@ impl Catalog {
             body,
             entry: entry.clone(),
         }))
+    }
+
+    /// What stands in front of the images.
+    pub fn front(&self) -> Result<Vec<Text>> {
+        let entries = self.directory.entries.iter();
+        let front = entries.take_while(|entry| image_name(&entry.name).is_none());
+        front
+            .map(|entry| {
+                let path = entry.name.as_str();
+                let bytes = match path {
+                    SNAPSHOT => read_text(&self.device, entry)
+                        .map_err(|fault| entry_error(&self.subject, path, fault)),
+                    _ => self.bytes(path),
+                };
+                let path = path.to_owned();
+                bytes.map(|bytes| Text { path, bytes })
+            })
+            .collect()
     }
 
     /// All bytes of a part of the disk.

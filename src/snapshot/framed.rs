@@ -6,9 +6,10 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
+use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::pipe::PipeFlags;
@@ -17,11 +18,15 @@ use crate::error::{Error, Fault, Result};
 use crate::features;
 use crate::json::{self, Value};
 use crate::put::image::{Opened, image_error};
+use crate::report::{JsonObject, json_list};
 use crate::snapshot::archive::Catalog;
-use crate::snapshot::{CHECKSUMS, CHECKSUMS_SHA256, Checksum, Checksums, image_name, sha256_line};
+use crate::snapshot::{
+    CHECKSUMS, CHECKSUMS_SHA256, Checksum, Checksums, image_name, image_path, sha256_line,
+};
 use crate::stream::archive::{Ending, Text, Written, ZipEmitter};
 use crate::stream::frames::known::{Earlier, Known};
 use crate::stream::frames::receive::{self, Hold, Received};
+use crate::stream::frames::{Framed, Header};
 use crate::stream::gzip;
 use crate::stream::image::{Format, ImageReader, LOOK_BYTES};
 use crate::stream::input::Input;
@@ -30,7 +35,7 @@ use crate::stream::partfile::{self, Left};
 use crate::stream::pipeline::{Meter, Problem};
 use crate::stream::plan::CHUNK_BYTES;
 use crate::take::memory;
-use crate::threads::Lock;
+use crate::threads::{Lock, Started};
 
 /// What stands behind the images of a snapshot, and what it says; `maps`: of each image a word, and how much of it was used.
 pub(crate) fn closing<'a>(
@@ -74,17 +79,23 @@ pub(crate) fn open(path: &OsStr, near: Option<&Path>) -> Result<Opened> {
     open_known(path, near, None)
 }
 
+/// Judges what stands in front, before anything else is taken, and gives what the other end is told of what is here already.
+pub(crate) type Tell<'a> = &'a dyn Fn(&str, &Header) -> Result<Known>;
+
 /// The same, and the other end is told what is here already.
 pub(crate) fn open_known(
     path: &OsStr,
     near: Option<&Path>,
-    known: Option<Known>,
+    tell: Option<Tell<'_>>,
 ) -> Result<Opened> {
     let mut opened = Opened::open(path)?;
     if !features::FRAMES || opened.format != Format::Frames {
         return Ok(opened);
     }
     let fail = |fault| image_error(&opened.subject, fault);
+    let begun = receive::begin(&mut opened.input).map_err(fail)?;
+    let known = tell.map(|tell| tell(&opened.subject, &begun.header));
+    let known = known.transpose()?;
     let held = hold_unnamed(near)?;
     let held = Hold {
         // Who hears what is here sends everything when there is no room for what is not.
@@ -96,7 +107,7 @@ pub(crate) fn open_known(
         level: 0,
         ..held
     };
-    let received = receive::receive(&mut opened.input, held).map_err(fail)?;
+    let received = receive::take(&mut opened.input, begun, held).map_err(fail)?;
     let format = format_of(&received);
     let standard = Standard::start(received).map_err(fail)?;
     // For comparing it with targets; what the frames came from is read.
@@ -108,6 +119,7 @@ pub(crate) fn open_known(
         subject: opened.subject,
         file,
         format,
+        has_come: true,
     })
 }
 
@@ -138,34 +150,39 @@ pub(crate) fn hold_unnamed(target: Option<&Path>) -> Result<Hold> {
 /// An earlier image or snapshot, for what has not changed since.
 pub(crate) struct EarlierFile {
     file: File,
-    catalog: Option<Catalog>,
-    /// Its bytes are the image, whatever they look like.
-    is_raw: bool,
+    pub(crate) catalog: Option<Catalog>,
 }
 
-/// What a target holds, for an end to which stdout leads. Not its beginning and its end, which a restore wipes at first.
-pub(crate) fn target_known(target: &Path) -> Result<Known> {
+/// What targets hold, each by the path of its image.
+struct Targets(Vec<(String, File)>);
+
+/// What targets hold, each by the path of its image, for an end to which stdout leads.
+pub(crate) fn targets_known(targets: Vec<(String, PathBuf)>) -> Result<Known> {
     let stdout = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3);
     let stdout = stdout.map_err(|errno| Error::fault("stdout", Fault::io("dup", errno)))?;
-    let file = File::open(target).ok();
-    let length = file.as_ref().and_then(|mut file| {
-        let length = file.seek(SeekFrom::End(0)).ok()?;
-        length.checked_sub(WIPED_END_BYTES)
-    });
-    let earlier = file.map(|file| EarlierFile {
-        file,
-        catalog: None,
-        is_raw: true,
-    });
+    let targets = targets.into_iter();
+    let opened = targets.filter_map(|(path, target)| Some((path, File::open(target).ok()?)));
     Ok(Known {
-        earlier: earlier.map(|earlier| Box::new(earlier) as Box<dyn Earlier>),
-        chunks: 1..length.unwrap_or(0) / CHUNK_BYTES,
+        earlier: Some(Box::new(Targets(opened.collect()))),
         stdin: stdout.into(),
     })
 }
 
 /// A backup of a partition table is in it.
 const WIPED_END_BYTES: u64 = 1 << 20;
+
+impl Earlier for Targets {
+    /// Its bytes are the image, whatever they look like. Not its beginning and its end, which a restore wipes at first.
+    fn image(&mut self, path: &str) -> Option<(ImageReader<'static>, Range<u64>)> {
+        let (_, file) = self.0.iter().find(|(image, _)| image == path)?;
+        let mut file = file.try_clone().ok()?;
+        let length = file.seek(SeekFrom::End(0)).ok()?;
+        file.rewind().ok()?;
+        let reader = ImageReader::raw(Input::file(file, None).ok()?).ok()?;
+        let length = length.saturating_sub(WIPED_END_BYTES);
+        Some((reader, 1..length / CHUNK_BYTES))
+    }
+}
 
 impl EarlierFile {
     /// `None` where it is neither, or cannot be read: then nothing is taken from it.
@@ -183,27 +200,49 @@ impl EarlierFile {
             }
             Format::Mender | Format::Frames => return None,
         };
-        Some(Self {
-            file,
-            catalog,
-            is_raw: false,
-        })
+        Some(Self { file, catalog })
     }
 }
 
+/// The header of frames that bring what is in a snapshot, and the report in their end.
+pub(crate) fn of_snapshot(catalog: &Catalog) -> Result<(Header, String)> {
+    let images = catalog.snapshot.images.iter();
+    let images = images.map(|image| Framed {
+        path: image_path(&image.name),
+        parts: vec![image.size_bytes],
+    });
+    let images: Vec<Framed> = images.collect();
+    let maps = images.iter().map(|image| {
+        let checksum = catalog.checksums.find(&image.path);
+        checksum.map_or_else(String::new, |checksum| checksum.map.clone())
+    });
+    let maps: Vec<String> = maps.collect();
+    let mut report = JsonObject::new();
+    report
+        .str("consistent", &catalog.checksums.consistent)
+        .u64("frozen_ms", catalog.checksums.frozen_ms)
+        .raw("maps", &json_list(&maps));
+    let header = Header {
+        is_snapshot: true,
+        as_it_is: false,
+        unix_seconds: catalog.snapshot.time_s,
+        front: catalog.front()?,
+        images,
+    };
+    Ok((header, report.finish()))
+}
+
 impl Earlier for EarlierFile {
-    fn image(&mut self, path: &str) -> Option<ImageReader<'static>> {
-        if let Some(catalog) = &self.catalog {
-            let input = Input::source(catalog.reader(path).ok()?).ok()?;
-            return ImageReader::raw(input).ok();
-        }
-        let mut file = self.file.try_clone().ok()?;
-        file.rewind().ok()?;
-        let length = file.metadata().ok()?.len();
-        match self.is_raw {
-            true => ImageReader::raw(Input::file(file, None).ok()?).ok(),
-            false => ImageReader::new(Input::file(file, Some(length)).ok()?).ok(),
-        }
+    fn image(&mut self, path: &str) -> Option<(ImageReader<'static>, Range<u64>)> {
+        let reader = if let Some(catalog) = &self.catalog {
+            ImageReader::raw(Input::source(catalog.reader(path).ok()?).ok()?)
+        } else {
+            let mut file = self.file.try_clone().ok()?;
+            file.rewind().ok()?;
+            let length = file.metadata().ok()?.len();
+            ImageReader::new(Input::file(file, Some(length)).ok()?)
+        };
+        Some((reader.ok()?, 0..u64::MAX))
     }
 }
 
@@ -232,6 +271,7 @@ pub(crate) fn format_of(received: &Received) -> Format {
 /// Reads the standard format.
 pub(crate) struct Standard {
     pipe: File,
+    thread: Started,
     failed: Arc<Lock<Option<Fault>>>,
 }
 
@@ -255,12 +295,21 @@ impl Standard {
             *told.lock() = Some(fault);
             drop(open);
         };
-        crate::threads::start(c"order", 256 * 1024, Box::new(work))
+        let thread = crate::threads::start(c"order", 256 * 1024, Box::new(work))
             .map_err(|errno| Fault::io("start a thread", errno))?;
         Ok(Self {
             pipe: pipe.into(),
+            thread,
             failed,
         })
+    }
+}
+
+impl Standard {
+    /// No more of it is wanted; afterwards nothing of what was held is in use.
+    pub(crate) fn end(self) {
+        drop(self.pipe);
+        self.thread.join();
     }
 }
 

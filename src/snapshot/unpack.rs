@@ -87,6 +87,7 @@ pub(crate) fn run(
     let nothing = |error: Error| error.leaving(NOTHING_WRITTEN);
     let file = opened.file.try_clone();
     let file = file.map_err(|e| Error::failed(format_args!("{}: dup: {e}", opened.subject)))?;
+    let has_come = opened.has_come;
     let origin = origin(opened).map_err(nothing)?;
     let (subject, found) = match &origin {
         Origin::File(catalog) => (catalog.subject.clone(), catalog.snapshot.clone()),
@@ -95,9 +96,6 @@ pub(crate) fn run(
             (bundle.subject.clone(), bundle.snapshot.clone())
         }
     };
-    if !options.force {
-        check_machine(&subject, &found, &Host::look())?;
-    }
     let pairs = pairs(options, &subject, &found)?;
     let progress = Arc::new(Progress::default());
     let disk = match &options.disk {
@@ -118,7 +116,7 @@ pub(crate) fn run(
             target.check_sectors(&content_of(catalog, name, &file)?)?;
         }
     }
-    if input_length.is_none() && !options.common.quiet {
+    if input_length.is_none() && !has_come && !options.common.quiet {
         report::line(format_args!(
             "{subject}: comes through a pipe: that all of it is right is known only at its end; until then no target shows a filesystem"
         ));
@@ -220,8 +218,21 @@ pub(crate) fn check_machine(subject: &str, snapshot: &Snapshot, here: &Host) -> 
     Ok(())
 }
 
-/// The NAME=TARGET of the command line.
+/// The targets of what has come up to its images: what [`run`] finds out first.
+pub(crate) fn targets(
+    options: &Options,
+    subject: &str,
+    snapshot: &Snapshot,
+    file: &std::fs::File,
+) -> Result<Vec<(String, Chosen)>> {
+    choose(options, &pairs(options, subject, snapshot)?, snapshot, file)
+}
+
+/// The NAME=TARGET of the command line, for a snapshot of this kind of machine.
 fn pairs(options: &Options, subject: &str, snapshot: &Snapshot) -> Result<Vec<(String, OsString)>> {
+    if !options.force {
+        check_machine(subject, snapshot, &Host::look())?;
+    }
     let mut pairs: Vec<(String, OsString)> = Vec::new();
     for value in &options.targets {
         let pair = split_pair(value).ok_or_else(|| {

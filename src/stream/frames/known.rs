@@ -58,16 +58,14 @@ const PAUSE: Timespec = Timespec {
 
 /// An earlier image, or several by name.
 pub trait Earlier: Send {
-    /// From its beginning; `None`: there is none of this name, or it is not to be read.
-    fn image(&mut self, path: &str) -> Option<ImageReader<'static>>;
+    /// From its beginning, and which of its chunks may be taken; `None`: there is none of this name, or it is not to be read.
+    fn image(&mut self, path: &str) -> Option<(ImageReader<'static>, Range<u64>)>;
 }
 
 /// What the other end is to be told.
 pub struct Known {
     /// What there is besides the remains of an interrupted run.
     pub earlier: Option<Box<dyn Earlier>>,
-    /// Of which chunks it may give something.
-    pub chunks: Range<u64>,
     /// Where hashes go.
     pub stdin: File,
 }
@@ -270,12 +268,11 @@ pub(super) struct Old {
     inflate: Inflate,
     packed: Pages,
     earlier: Option<Box<dyn Earlier>>,
-    /// Of which chunks it may give something.
-    chunks: Range<u64>,
-    /// Of the image that is read: which one, and its next chunk.
+    /// Of the image that is read: which one, its next chunk, and those that may be taken.
     reader: Option<Chunks>,
     image: usize,
     next: u64,
+    may: Range<u64>,
     chunk: Pages,
 }
 
@@ -342,7 +339,6 @@ impl Old {
         paths: Vec<String>,
         layout: Layout,
         earlier: Option<Box<dyn Earlier>>,
-        chunks: Range<u64>,
         remains: Option<Remains>,
     ) -> Result<Self, Fault> {
         Ok(Self {
@@ -353,10 +349,10 @@ impl Old {
             inflate: Inflate::new()?,
             packed: pages(MAX_PACKED + FINAL_BLOCK.len())?,
             earlier,
-            chunks,
             reader: None,
             image: usize::MAX,
             next: 0,
+            may: 0..0,
             chunk: pages(to_usize(CHUNK_BYTES))?,
         })
     }
@@ -391,13 +387,12 @@ impl Old {
         let image = ends.partition_point(|end| *end <= number);
         if image != self.image {
             let path = self.paths.get(image);
-            let reader = path.and_then(|path| earlier.image(path));
+            let found = path.and_then(|path| earlier.image(path));
+            let (reader, may) = found.map_or((None, 0..0), |(reader, may)| (Some(reader), may));
             self.reader = reader.and_then(|reader| Chunks::new(reader).ok());
             self.image = image;
-            self.next = match image.checked_sub(1) {
-                Some(before) => ends.get(before).copied().unwrap_or(0),
-                None => 0,
-            };
+            self.next = self.layout.first(image);
+            self.may = self.next.saturating_add(may.start)..self.next.saturating_add(may.end);
         }
         let mut found = false;
         while self.next <= number {
@@ -411,7 +406,7 @@ impl Old {
             }
             self.next += 1;
         }
-        found && self.chunks.contains(&number)
+        found && self.may.contains(&number)
     }
 
     /// The chunk, if something here is what the hash says. In rising order.

@@ -237,6 +237,12 @@ impl Layout {
         self.ends.last().copied().unwrap_or(0)
     }
 
+    /// The first chunk of an image.
+    fn first(&self, image: usize) -> u64 {
+        let before = image.checked_sub(1).and_then(|at| self.ends.get(at));
+        before.copied().unwrap_or(0)
+    }
+
     /// Raw bytes of a chunk; `None` where there is none.
     fn raw_bytes(&self, chunk: u64) -> Option<u64> {
         // Of several that begin with this number all but the last one are empty.

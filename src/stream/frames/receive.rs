@@ -118,11 +118,33 @@ pub struct Received {
     dead_bytes: u64,
 }
 
-/// Takes all frames from `input`, up to the end frame, behind which there must be nothing. What is held stays where they break off
-/// and that has a name; where they are wrong it does not.
-pub fn receive(input: &mut Input<'_>, mut hold: Hold) -> Result<Received, Fault> {
+/// What stood in front of frames that are still to be taken.
+pub struct Begun {
+    /// As it came.
+    pub header: Header,
+    control: Control,
+}
+
+/// Takes what stands in front of the frames.
+pub fn begin(input: &mut Input<'_>) -> Result<Begun, Fault> {
     let mut control = Control::default();
     let header = header(input, &mut control)?;
+    Ok(Begun { header, control })
+}
+
+/// Takes all of `input`.
+pub fn receive(input: &mut Input<'_>, hold: Hold) -> Result<Received, Fault> {
+    let begun = begin(input)?;
+    take(input, begun, hold)
+}
+
+/// Takes all frames from `input`, up to the end frame, behind which there must be nothing. What is held stays where they break off
+/// and that has a name; where they are wrong it does not.
+pub fn take(input: &mut Input<'_>, begun: Begun, mut hold: Hold) -> Result<Received, Fault> {
+    let Begun {
+        header,
+        mut control,
+    } = begun;
     let layout = Layout::new(&header.images)?;
     let memory = |errno| Fault::io("allocate", errno);
     let length = match &hold.left {
@@ -257,13 +279,7 @@ impl Received {
         let chunks = self.layout.chunks();
         let index = Index::new(&self.hold.index, 2, chunks)?;
         let remains = (self.end > 0).then(|| Remains::new(file, index, chunks, self.end));
-        let old = Old::new(
-            paths,
-            self.layout.clone(),
-            known.earlier,
-            known.chunks,
-            remains,
-        )?;
+        let old = Old::new(paths, self.layout.clone(), known.earlier, remains)?;
         Telling::start(old, known.stdin)
     }
 

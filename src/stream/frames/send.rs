@@ -1,17 +1,16 @@
-//! What sends frames: the emitter of a run that freezes, and [`image`], for a file that is pushed.
+//! What sends frames: the emitter of a run that freezes, and [`images`], for a file that is pushed.
 //!
 //! The emitter: what rounds of pre-copy take goes out at once, and what it was worth is said in order, after the freeze. A file goes
 //! out in order, and without what the other end has.
 
-use super::known::Chunks;
+use super::known::{Chunks, Earlier};
 use super::{
-    Control, EARLY, END, Framed, HELD, HERE, Header, IMAGE, KNOWN, KNOWN_HERE, Layout, MAX_PACKED,
+    Control, EARLY, END, HELD, HERE, Header, IMAGE, KNOWN, KNOWN_HERE, Layout, MAX_PACKED,
     MAX_REPORT, ZEROS,
 };
 use crate::crc;
 use crate::error::Fault;
 use crate::stream::deflate::Deflater;
-use crate::stream::image::ImageReader;
 use crate::stream::output::{Output, Sum, Totals, TotalsCell};
 use crate::stream::pipeline::known::{Hash, hash};
 use crate::stream::pipeline::{Emit, Encoded, Problem};
@@ -166,79 +165,131 @@ pub trait Talk {
     fn say(&mut self, bytes: &[u8]) -> Option<()>;
 }
 
-/// Sends all of an image but what is there already; gives how many bytes that is.
-pub fn image(
-    reader: ImageReader<'static>,
-    size_bytes: u64,
-    as_it_is: bool,
+/// Sends all of the images that the header tells of but what is there already, and at the end the report; gives how many bytes were.
+pub fn images(
+    header: &Header,
+    from: &mut dyn Earlier,
+    report: &str,
     talk: &mut dyn Talk,
 ) -> Result<u64, Fault> {
-    let header = Header {
-        as_it_is,
-        images: vec![Framed {
-            path: "image".into(),
-            parts: vec![size_bytes],
-        }],
-        ..Header::default()
-    };
     let layout = Layout::new(&header.images)?;
     let memory = |errno| Fault::io("allocate", errno);
-    let mut chunks = Chunks::new(reader)?;
-    let mut chunk = Pages::new(to_usize(CHUNK_BYTES)).map_err(memory)?;
-    let mut packed = Pages::new(MAX_PACKED).map_err(memory)?;
-    let mut deflater = Deflater::new(1);
-    let mut control = Control::default();
-    let mut sum = Sum::new();
-    let (mut zeros, mut reused) = (0u64, 0u64);
+    let out = header.to_bytes()?;
+    let mut sender = Sender {
+        chunk: Pages::new(to_usize(CHUNK_BYTES)).map_err(memory)?,
+        packed: Pages::new(MAX_PACKED).map_err(memory)?,
+        deflater: Deflater::new(1),
+        control: Control::default(),
+        sum: Sum::new(),
+        zeros: 0,
+        reused: 0,
+        out,
+        talk,
+    };
     // What is there is said only when it is known what comes.
-    let mut out = header.to_bytes()?;
-    control.add(&out);
-    if talk.say(&out).is_none() {
-        return Ok(0);
-    }
-    out.clear();
-    for number in 0..layout.chunks() {
-        let raw_bytes = layout.raw_bytes(number).unwrap_or(0);
-        let raw = chunk.get_mut(..to_usize(raw_bytes)).unwrap_or_default();
-        let is_data = chunks.next(raw)?;
-        if !is_data.ok_or_else(|| Fault::corrupt("an image that is shorter than it was"))? {
-            zeros = zeros.saturating_add(raw_bytes);
-            continue;
-        }
-        run_of_zeros(&mut out, &mut sum, &mut zeros);
-        let crc32 = crc::crc32(0, raw);
-        sum.data(crc32, raw_bytes);
-        let same = talk.known(number).filter(|known| *known == hash(raw));
-        out.push(if same.is_some() { KNOWN_HERE } else { HERE });
-        out.extend_from_slice(&crc32.to_le_bytes());
-        let bytes = match &same {
-            Some(hash) => &hash[..],
-            None => {
-                let length = deflater.encode(raw, &mut packed)?;
-                let word = u32::try_from(length).unwrap_or(u32::MAX);
-                out.extend_from_slice(&word.to_le_bytes());
-                packed.get(..length).unwrap_or_default()
+    let mut more = sender.flush(&[]);
+    for (index, image) in header.images.iter().enumerate() {
+        let (reader, _) = from.image(&image.path).ok_or_else(gone)?;
+        let mut chunks = Chunks::new(reader)?;
+        let end = layout.ends.get(index).copied().unwrap_or(0);
+        for number in layout.first(index)..end {
+            if more.is_none() {
+                return Ok(sender.reused);
             }
-        };
-        control.add(&out);
-        out.extend_from_slice(bytes);
-        if talk.say(&out).is_none() {
-            return Ok(reused);
+            let raw_bytes = layout.raw_bytes(number).unwrap_or(0);
+            more = sender.chunk(&mut chunks, number, raw_bytes)?;
         }
-        out.clear();
-        reused = reused.saturating_add(same.map_or(0, |_| raw_bytes));
+        sender.end_image();
     }
-    run_of_zeros(&mut out, &mut sum, &mut zeros);
-    out.push(IMAGE);
-    out.extend_from_slice(&sum.crc32.to_le_bytes());
-    out.push(END);
-    out.extend_from_slice(&size_bytes.to_le_bytes());
-    out.extend_from_slice(&2u32.to_le_bytes());
-    out.extend_from_slice(b"{}");
-    control.add(&out);
-    out.extend_from_slice(&control.0.to_le_bytes());
-    let _ = talk.say(&out);
-    Ok(reused)
+    sender.end(layout.size_bytes, report)?;
+    Ok(sender.reused)
+}
+
+fn gone() -> Fault {
+    Fault::corrupt("an image that is shorter than it was")
+}
+
+/// What [`images`] goes on with from chunk to chunk.
+struct Sender<'a> {
+    chunk: Pages,
+    packed: Pages,
+    deflater: Deflater,
+    control: Control,
+    sum: Sum,
+    /// Not said yet.
+    zeros: u64,
+    reused: u64,
+    out: Vec<u8>,
+    talk: &'a mut dyn Talk,
+}
+
+impl Sender<'_> {
+    /// Says what waits, and packed bytes behind it; `None`: nothing more is taken.
+    fn flush(&mut self, packed: &[u8]) -> Option<()> {
+        self.control.add(&self.out);
+        self.out.extend_from_slice(packed);
+        let said = self.talk.say(&self.out);
+        self.out.clear();
+        said
+    }
+
+    /// The next chunk of an image.
+    fn chunk(
+        &mut self,
+        chunks: &mut Chunks,
+        number: u64,
+        raw_bytes: u64,
+    ) -> Result<Option<()>, Fault> {
+        let raw = self.chunk.get_mut(..to_usize(raw_bytes));
+        let raw = raw.unwrap_or_default();
+        if !chunks.next(raw)?.ok_or_else(gone)? {
+            self.zeros = self.zeros.saturating_add(raw_bytes);
+            return Ok(Some(()));
+        }
+        run_of_zeros(&mut self.out, &mut self.sum, &mut self.zeros);
+        let crc32 = crc::crc32(0, raw);
+        self.sum.data(crc32, raw_bytes);
+        let same = self.talk.known(number).filter(|known| *known == hash(raw));
+        self.out
+            .push(if same.is_some() { KNOWN_HERE } else { HERE });
+        self.out.extend_from_slice(&crc32.to_le_bytes());
+        if let Some(hash) = same {
+            self.reused = self.reused.saturating_add(raw_bytes);
+            return Ok(self.flush(&hash));
+        }
+        let length = self.deflater.encode(raw, &mut self.packed)?;
+        let word = u32::try_from(length).unwrap_or(u32::MAX);
+        self.out.extend_from_slice(&word.to_le_bytes());
+        self.control.add(&self.out);
+        self.out
+            .extend_from_slice(self.packed.get(..length).unwrap_or_default());
+        let said = self.talk.say(&self.out);
+        self.out.clear();
+        Ok(said)
+    }
+
+    fn end_image(&mut self) {
+        run_of_zeros(&mut self.out, &mut self.sum, &mut self.zeros);
+        self.out.push(IMAGE);
+        self.out.extend_from_slice(&self.sum.crc32.to_le_bytes());
+        self.sum = Sum::new();
+    }
+
+    fn end(&mut self, size_bytes: u64, report: &str) -> Result<(), Fault> {
+        let length = u32::try_from(report.len()).ok();
+        let length = length.filter(|_| report.len() <= MAX_REPORT);
+        let length = length.ok_or_else(|| Fault::refused("report too long for frames"))?;
+        self.out.push(END);
+        self.out.extend_from_slice(&size_bytes.to_le_bytes());
+        self.out.extend_from_slice(&length.to_le_bytes());
+        self.out.extend_from_slice(report.as_bytes());
+        self.control.add(&self.out);
+        let sum = self.control.0.to_le_bytes();
+        self.out.extend_from_slice(&sum);
+        // Whether it was taken, the other end says.
+        let _ = self.talk.say(&self.out);
+        Ok(())
+    }
 }
 
 fn run_of_zeros(out: &mut Vec<u8>, sum: &mut Sum, zeros: &mut u64) {

@@ -15,6 +15,7 @@ use crate::stream::pipeline::known::{Hash, hash};
 use crate::stream::pipeline::{Emit, Encoded, Meter, Problem};
 use rustix::pipe::PipeFlags;
 use std::io::{Read, Seek};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -359,10 +360,11 @@ fn chunks_are_numbered_over_parts_of_any_length() {
 struct Before(Vec<u8>);
 
 impl known::Earlier for Before {
-    fn image(&mut self, path: &str) -> Option<ImageReader<'static>> {
+    fn image(&mut self, path: &str) -> Option<(ImageReader<'static>, Range<u64>)> {
         assert_eq!(path, "image");
         let bytes = std::io::Cursor::new(self.0.clone());
-        ImageReader::raw(Input::reader(bytes).unwrap()).ok()
+        let reader = ImageReader::raw(Input::reader(bytes).unwrap()).ok()?;
+        Some((reader, 0..u64::MAX))
     }
 }
 
@@ -391,7 +393,6 @@ fn reused(stream: &[u8], before: Vec<u8>) -> Result<Vec<u8>, Problem> {
     let mut hold = hold();
     hold.known = Some(known::Known {
         earlier: Some(Box::new(Before(before))),
-        chunks: 0..u64::MAX,
         stdin,
     });
     let received = receive(&mut Input::reader(stream)?, hold)?;
@@ -448,7 +449,7 @@ fn what_is_here_is_said_in_order_and_zeros_are_not() {
     let layout = Layout::new(&image(&[to_u64(raw.len())]).images).unwrap();
     let (mut ours, stdin) = pipe();
     let before: Box<dyn known::Earlier> = Box::new(Before(raw.clone()));
-    let mut old = known::Old::new(vec!["image".into()], layout, Some(before), 0..9, None).unwrap();
+    let mut old = known::Old::new(vec!["image".into()], layout, Some(before), None).unwrap();
     assert!(old.tell(&stdin, &AtomicBool::new(false)).is_some());
     drop(stdin);
     let mut said = Vec::new();
@@ -526,13 +527,14 @@ impl Read for Watched {
 }
 
 impl known::Earlier for Watched {
-    fn image(&mut self, _: &str) -> Option<ImageReader<'static>> {
+    fn image(&mut self, _: &str) -> Option<(ImageReader<'static>, Range<u64>)> {
         let watched = Watched {
             raw: Arc::clone(&self.raw),
             said: self.said.try_clone().unwrap(),
             ..*self
         };
-        ImageReader::raw(Input::reader(watched).unwrap()).ok()
+        let reader = ImageReader::raw(Input::reader(watched).unwrap()).ok()?;
+        Some((reader, 0..u64::MAX))
     }
 }
 
@@ -570,7 +572,7 @@ fn what_is_here_twice_is_said_while_it_is_read_however_long_that_takes() {
             last: (0, 0),
         });
         let (paths, layout) = (vec!["image".into()], layout.clone());
-        let mut old = known::Old::new(paths, layout, Some(earlier), 0..999, Some(remains)).unwrap();
+        let mut old = known::Old::new(paths, layout, Some(earlier), Some(remains)).unwrap();
         old.first = first;
         assert!(old.tell(&stdin, &AtomicBool::new(false)).is_some());
         drop(stdin);

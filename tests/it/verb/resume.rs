@@ -1,11 +1,12 @@
 //! `pull` of what has changed only, and of what is missing since a pull broke off: whatever the host had before, what it has afterwards
 //! is what a fresh pull gives. An `ssh` that runs its command here stands in for the board.
 
-use crate::common::{self, Limit, LoopFs, Random, Run, Scratch, Spec};
+use crate::common::{self, Limit, LoopDevice, LoopFs, Random, Run, Scratch, Spec};
 use std::fs;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 const NOISE_BYTES: usize = 6 << 20;
 
@@ -84,6 +85,23 @@ impl Bench {
         fs::read(self.join(to)).expect("file")
     }
 
+    /// The same, and the most memory that it had, in KiB.
+    fn weighed(&self, what: &[&str], to: &str) -> u64 {
+        let mut pull = self.pull(what, to);
+        let mut child = pull.stderr(Stdio::null()).spawn().expect("pull");
+        let mut most = 0;
+        let ended = common::wait_until(Duration::from_secs(100), || {
+            most = most.max(peak(&child).unwrap_or(0));
+            child.try_wait().is_ok_and(|status| status.is_some())
+        });
+        if !ended {
+            let _ = child.kill();
+        }
+        let status = child.wait().expect("pull");
+        assert!(ended && status.success(), "{status}");
+        most
+    }
+
     #[track_caller]
     fn breaks(&self, what: &[&str], to: &str) -> Run {
         common::run(&mut self.pull(what, to), Limit::secs(60)).expect_code(1)
@@ -95,6 +113,47 @@ impl Bench {
         let rest = text.split(&format!("\"{key}\":")).nth(1).expect(key);
         let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
         digits.parse().expect("number")
+    }
+}
+
+/// What the kernel says was the most memory of a process, in KiB.
+fn peak(child: &Child) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{}/status", child.id())).ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    line.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// A tmpfs of a few MiB, gone with its owner.
+struct Small(Scratch);
+
+impl Small {
+    fn of(bytes: u64) -> Small {
+        let small = Small(Scratch::new());
+        small.mount(&format!("size={bytes}"));
+        small
+    }
+
+    fn mount(&self, options: &str) {
+        let path = self.0.path().to_string_lossy();
+        common::output("mount", &["-t", "tmpfs", "-o", options, "tmpfs", &path]);
+    }
+
+    fn names(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.0.path()).expect("tmpfs");
+        let name = |entry: std::io::Result<fs::DirEntry>| entry.expect("entry").file_name();
+        let mut names: Vec<String> = entries
+            .map(|entry| name(entry).to_string_lossy().into_owned())
+            .collect();
+        names.sort();
+        names
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let mut umount = Command::new("umount");
+        let umount = umount.arg("-l").arg(self.0.path()).stderr(Stdio::null());
+        let _ = umount.status();
     }
 }
 
@@ -435,6 +494,123 @@ fn what_came_goes_only_when_the_new_file_has_its_name() {
     assert!(bench.number("reused_bytes") as usize >= NOISE_BYTES);
 }
 
+#[test]
+fn where_the_host_is_full_the_old_file_stays_and_the_next_pull_goes_on() {
+    let bench = require_bench!();
+    require!(common::is_root(), "root");
+    let (source, noise) = bench.image();
+    let dump = ["--dump", source.to_str().expect("text")];
+    let small = Small::of(64 << 20);
+    let to = small.0.join("one.img.gz");
+    let name = to.to_str().expect("text");
+    let old = bench.pulled(&dump, name);
+    write_at(&source, &Random(31).bytes(NOISE_BYTES), noise);
+    let fresh = bench.pulled(&[&dump[..], &["--fresh"]].concat(), "fresh.img.gz");
+    let (one, whole) = (old.len() as u64, fresh.len() as u64);
+    // In the middle, in the middle of what goes on from there, and when all has come and is put together.
+    for (turn, room) in [whole / 3, whole / 2, whole * 3 / 2]
+        .into_iter()
+        .enumerate()
+    {
+        small.mount(&format!("remount,size={}", one + room));
+        let text = bench.breaks(&dump, name).stderr_text();
+        assert!(text.contains("No space left"), "{turn}: {text}");
+        let subject = if turn < 2 { ".resume: " } else { ": " };
+        let subject = format!("floe: {name}{subject}");
+        assert!(text.contains(&subject), "{turn}: {text}");
+        assert!(
+            text.contains("the same command goes on from there"),
+            "{text}"
+        );
+        assert_eq!(small.names(), ["one.img.gz", "one.img.gz.resume"]);
+        assert!(fs::read(&to).expect("old") == old, "{turn}");
+    }
+    small.mount("remount,size=64M");
+    assert!(bench.pulled(&dump, name) == fresh);
+    assert!(bench.number("reused_bytes") as usize >= NOISE_BYTES);
+    assert_eq!(small.names(), ["one.img.gz"]);
+}
+
+#[test]
+fn of_two_pulls_into_one_folder_at_once_one_is_refused_or_both_are_right() {
+    let bench = require_bench!();
+    let (source, noise) = bench.image();
+    let dump = ["--dump", source.to_str().expect("text")];
+    let out = bench.join("out");
+    fs::create_dir(&out).expect("out");
+    for turn in 0..4 {
+        write_at(&source, &Random(40 + turn).bytes(1 << 20), noise);
+        let fresh = bench.pulled(&[&dump[..], &["--fresh"]].concat(), "fresh.img.gz");
+        let start = || {
+            let mut pull = bench.pull(&dump, "out");
+            pull.stderr(Stdio::piped()).spawn().expect("pull")
+        };
+        let runs = [start(), start()].map(|pull| pull.wait_with_output().expect("pull"));
+        for run in &runs {
+            let text = String::from_utf8_lossy(&run.stderr);
+            let refused = text.contains("another process is writing it");
+            assert_eq!(run.status.success(), !refused, "{text}");
+        }
+        assert!(runs.iter().any(|run| run.status.success()));
+        let names = fs::read_dir(&out).expect("out").count();
+        assert_eq!(names, 1, "nothing but the file is left");
+        assert!(fs::read(out.join("board.img.gz")).expect("file") == fresh);
+    }
+}
+
+#[test]
+fn a_sparse_image_of_200_gib_is_compared_within_the_memory_of_a_small_one() {
+    let bench = require_bench!();
+    let (small, folder) = (bench.image().0, bench.join("content"));
+    let large = bench.join("large");
+    let mkfs = "mkfs.ext4 -q -F -b 4096 -J size=8 -E nodiscard,lazy_itable_init=1 -d";
+    common::shell(
+        &format!(
+            "truncate -s 200G '{0}' && {mkfs} '{1}' '{0}'",
+            large.display(),
+            folder.display()
+        ),
+        Limit::secs(60),
+    )
+    .expect_code(0);
+    let peaks = bench.join("peaks");
+    bench.board(&format!(
+        "(while grep VmHWM /proc/$$/status >> '{}'; do sleep 0.02; done) 2> /dev/null &\nexec sh -c \"exec $line\"",
+        peaks.display()
+    ));
+    let mut most = [0, 0];
+    for (source, name) in [(&small, "small.img.gz"), (&large, "large.img.gz")] {
+        let dump = [
+            "--dump",
+            source.to_str().expect("text"),
+            "--spool",
+            "4M",
+            "-j",
+            "2",
+        ];
+        bench.pulled(&dump, name);
+        let _ = fs::remove_file(&peaks);
+        let host = bench.weighed(&dump, name);
+        assert!(bench.number("reused_bytes") as usize >= NOISE_BYTES);
+        assert!(bench.number("sent_bytes") < 1 << 20);
+        let text = fs::read_to_string(&peaks).expect("peaks");
+        let numbers = text.split_whitespace().filter_map(|word| word.parse().ok());
+        let board: u64 = numbers.max().expect("a peak");
+        println!("{name}: host {host} KiB, board {board} KiB");
+        if name == "small.img.gz" {
+            most = [host, board];
+        } else {
+            // One bit for each block of the source, and never more than 4 MiB of them.
+            assert!(host < most[0] + 4096, "host: {host} KiB, was {}", most[0]);
+            assert!(
+                board < most[1] + 12_288,
+                "board: {board} KiB, was {}",
+                most[1]
+            );
+        }
+    }
+}
+
 /// As in gzip, a bit at a time.
 fn crc32(bytes: &[u8]) -> u32 {
     let bit = |sum: u32, _| (sum >> 1) ^ (0xedb8_8320 & (sum & 1).wrapping_neg());
@@ -569,4 +745,113 @@ fn a_push_sends_only_what_the_target_does_not_hold() {
     ));
     bench.push(&image, &changes).expect_code(0);
     assert!(is_right() && bench.number("reused_bytes") == 0);
+}
+
+#[test]
+fn a_push_of_a_snapshot_sends_of_each_entry_only_what_its_target_does_not_hold() {
+    let bench = require_bench!();
+    let (source, noise) = bench.image();
+    let other = bench.join("other");
+    fs::copy(&source, &other).expect("copy");
+    write_at(&other, &Random(9).bytes(NOISE_BYTES), noise);
+    let zip = bench.join("x.zip");
+    let mut floe = require_floe!();
+    floe.arg("create").arg("-o").arg(&zip);
+    floe.arg(format!("a={}", source.display()));
+    floe.arg(format!("b.2={}", other.display()));
+    common::run(&mut floe, Limit::secs(60)).expect_code(0);
+    let (a, b) = (bench.join("ta"), bench.join("tb"));
+    let mut floe = require_floe!();
+    let (pair_a, pair_b) = (format!("a={}", a.display()), format!("b.2={}", b.display()));
+    floe.arg("restore").arg(&zip).args([&pair_a, &pair_b]);
+    common::run(&mut floe, Limit::secs(60)).expect_code(0);
+    let whole = [&a, &b].map(|target| fs::read(target).expect("target"));
+    let right = || [&a, &b].map(|target| fs::read(target).expect("target")) == whole;
+    fs::remove_file(&a).expect("remove");
+    fs::remove_file(&b).expect("remove");
+    let words = [
+        &*pair_a,
+        &*pair_b,
+        "--only-changes",
+        "--overwrite",
+        "--verify",
+    ];
+    // Targets that are not there yet get all of it; afterwards nothing is sent, whichever is named first.
+    bench.push(&zip, &words).expect_code(0);
+    let first = bench.number("sent_bytes");
+    assert!(right() && first as usize > 2 * NOISE_BYTES, "{first}");
+    assert_eq!(bench.number("reused_bytes"), 0);
+    for words in [
+        &words[..],
+        &[&*pair_b, &*pair_a, "--only-changes", "--overwrite"],
+    ] {
+        let run = bench.push(&zip, words).expect_code(0);
+        let sent = bench.number("sent_bytes");
+        assert!(right() && sent * 20 < first, "{sent} of {first}: {run}");
+        assert!(bench.number("reused_bytes") as usize > 2 * NOISE_BYTES - (4 << 20));
+        assert!(!run.stderr_text().contains("comes through a pipe"), "{run}");
+    }
+    // What differs in one of them, at its beginning and its end too.
+    for at in [0, noise + 2_000_000, (24 << 20) - 3000] {
+        write_at(&b, &Random(4).bytes(3000), at);
+        bench.push(&zip, &words).expect_code(0);
+        let sent = bench.number("sent_bytes");
+        assert!(right() && sent * 20 < first, "{at}: {sent} of {first}");
+    }
+    // One entry alone: the other one's bytes come, and are nowhere.
+    write_at(&b, &Random(5).bytes(3000), noise);
+    bench
+        .push(&zip, &[&pair_b, "--only-changes", "--overwrite"])
+        .expect_code(0);
+    assert!(right() && bench.number("sent_bytes") * 3 < first * 2);
+    // A refusal is that of restore, and an older floe there gets all of it.
+    let run = bench
+        .push(&zip, &[&pair_a, "--only-changes"])
+        .expect_code(4);
+    assert!(run.stderr_text().contains("--overwrite"), "{run}");
+    let run = bench
+        .push(&zip, &["c=/nowhere", "--only-changes"])
+        .expect_code(4);
+    assert!(run.stderr_text().contains("has no entry 'c'"), "{run}");
+    bench.board(
+        "case $line in *--frames*) echo 'floe: restore: --frames-known is for one TARGET' >&2; exit 2;; esac\nexec sh -c \"$line\"",
+    );
+    let run = bench.push(&zip, &words).expect_code(0);
+    assert!(!run.stderr_text().contains("--frames"), "{run}");
+    assert!(right() && bench.number("reused_bytes") == 0);
+}
+
+#[test]
+fn a_target_that_is_too_small_is_refused_before_anything_travels() {
+    let bench = require_bench!();
+    require!(common::is_root(), "root");
+    let (source, _) = bench.image();
+    let (gzip, zip) = (bench.join("x.gz"), bench.join("x.zip"));
+    for (verb, what, to) in [
+        ("dump", source.display().to_string(), &gzip),
+        ("create", format!("a={}", source.display()), &zip),
+    ] {
+        let mut floe = require_floe!();
+        floe.args([verb, &what, "-o"]).arg(to);
+        common::run(&mut floe, Limit::secs(60)).expect_code(0);
+    }
+    let small = LoopDevice::filled(&bench.scratch, "small", 16, 0x5a);
+    let node = small.path().display().to_string();
+    let (taken, pipe) = (bench.join("taken"), bench.join("pipe"));
+    common::output("mkfifo", &[&pipe.to_string_lossy()]);
+    bench.board(&format!(
+        "exec 3<&0; tee '{}' <&3 > '{1}' 2> /dev/null &\nexec sh -c \"$line\" < '{1}' 3<&-",
+        taken.display(),
+        pipe.display()
+    ));
+    for (file, target) in [(&gzip, node.clone()), (&zip, format!("a={node}"))] {
+        let words = [&*target, "--only-changes", "--overwrite"];
+        let run = bench.push(file, &words).expect_code(4);
+        assert!(run.stderr_text().contains("is too small"), "{run}");
+        assert!(run.stderr_text().contains("nothing was written"), "{run}");
+        let length = fs::metadata(&taken).expect("taken").len();
+        assert!((1..4096).contains(&length), "{length} bytes were sent");
+    }
+    let left = fs::read(bench.join("small")).expect("small");
+    assert!(left.iter().all(|byte| *byte == 0x5a));
 }
