@@ -24,6 +24,7 @@ use crate::snapshot::framed::{self, EarlierFile};
 use crate::stream::frames::known::{Earlier, Known};
 use crate::stream::frames::receive::Hold;
 use crate::stream::partfile::{self, Left};
+use crate::take::memory;
 use crate::take::options::{self, Taking};
 
 /// What is done on each board.
@@ -304,6 +305,7 @@ struct Puller {
     artifact: Option<Recipe>,
     since: Option<PathBuf>,
     level: u8,
+    jobs: usize,
     /// How it is asked first.
     first: How,
     /// A key without which the board's report is not that of the work that was asked for: what makes one machine out of many must not
@@ -356,6 +358,7 @@ impl Puller {
             artifact,
             since: options.since,
             level: options.level,
+            jobs: memory::jobs(options.common.jobs),
             work,
         })
     }
@@ -410,6 +413,7 @@ impl Puller {
             earlier = self.earlier(file.as_deref());
             *asked = earlier.is_some() || hold.left.as_ref().is_some_and(Left::holds);
             hold.level = self.level;
+            hold.jobs = self.jobs;
         }
         let [without, frames, known] = &self.commands;
         let words = match &hold {

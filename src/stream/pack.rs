@@ -47,11 +47,17 @@ pub(crate) struct Chunk {
     length: usize,
     packed: Vec<u8>,
     packed_bytes: usize,
-    crc32: u32,
+    /// Of the raw bytes, once they are packed.
+    pub(crate) crc32: u32,
     fault: Option<Fault>,
 }
 
 impl Chunk {
+    /// The packed bytes.
+    pub(crate) fn packed(&self) -> &[u8] {
+        self.packed.get(..self.packed_bytes).unwrap_or_default()
+    }
+
     fn new(is_packed: bool) -> Self {
         Self {
             raw: vec![0; CHUNK_BYTES],
@@ -98,6 +104,63 @@ impl Hand {
         )
         .map_err(|_| Fault::short("start a thread"))?;
         Ok(Self { send, receive })
+    }
+}
+
+/// Threads that pack chunks for who gives the packed ones on himself, in the order in which they came.
+pub(crate) struct Hands {
+    hands: Vec<Hand>,
+    /// Whose turn it is to take one, and of those under way, to give one.
+    next: usize,
+    under_way: VecDeque<usize>,
+    spare: Vec<Chunk>,
+}
+
+impl Hands {
+    pub(crate) fn start(level: u8, jobs: usize) -> Result<Self, Fault> {
+        let hands = (0..jobs.max(1)).map(|_| Hand::start(level));
+        Ok(Self {
+            hands: hands.collect::<Result<_, _>>()?,
+            next: 0,
+            under_way: VecDeque::new(),
+            spare: Vec::new(),
+        })
+    }
+
+    /// No more are taken before one was given.
+    pub(crate) fn are_full(&self) -> bool {
+        self.under_way.len() >= self.hands.len() * AHEAD
+    }
+
+    /// Takes a chunk.
+    pub(crate) fn take(&mut self, raw: &[u8]) -> Result<(), Fault> {
+        let mut chunk = self.spare.pop().unwrap_or_else(|| Chunk::new(true));
+        let place = chunk.raw.get_mut(..raw.len());
+        place.ok_or_else(gone)?.copy_from_slice(raw);
+        chunk.length = raw.len();
+        let hand = self.hands.get(self.next).ok_or_else(gone)?;
+        hand.send.send(chunk).map_err(|_| gone())?;
+        self.under_way.push_back(self.next);
+        self.next = (self.next + 1) % self.hands.len();
+        Ok(())
+    }
+
+    /// Gives the next one, packed, for as long as it is needed; `None`: none is under way.
+    pub(crate) fn give(&mut self) -> Result<Option<Chunk>, Fault> {
+        let Some(index) = self.under_way.pop_front() else {
+            return Ok(None);
+        };
+        let hand = self.hands.get(index).ok_or_else(gone)?;
+        let chunk = hand.receive.recv().map_err(|_| gone())?;
+        match chunk.fault {
+            Some(fault) => Err(fault),
+            None => Ok(Some(chunk)),
+        }
+    }
+
+    /// Takes it back.
+    pub(crate) fn take_back(&mut self, chunk: Chunk) {
+        self.spare.push(chunk);
     }
 }
 
@@ -226,8 +289,7 @@ impl Packer {
                     return Err(Problem::Internal(fault));
                 }
                 self.sum.data(chunk.crc32, to_u64(chunk.length));
-                let packed = chunk.packed.get(..chunk.packed_bytes).unwrap_or_default();
-                self.output.write_all(packed)?;
+                self.output.write_all(chunk.packed())?;
                 self.spare.push(chunk);
                 Ok(())
             }
@@ -252,7 +314,11 @@ impl Packer {
 }
 
 fn died() -> Problem {
-    Problem::Internal(Fault::short("a worker died"))
+    Problem::Internal(gone())
+}
+
+fn gone() -> Fault {
+    Fault::short("a worker died")
 }
 
 /// `bytes` as stored deflate blocks (RFC 1951, 3.2.4), none of them final: as long whatever the bytes are.

@@ -5,6 +5,7 @@
 //! room back, what is noted of each lies in a file, and every image must have the checksum that its end says. That
 //! what is packed is what its checksum says shows when the standard format is read, as it is by everybody who gets it.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
@@ -17,9 +18,9 @@ use super::{
 };
 use crate::crc;
 use crate::error::{Fault, FaultKind};
-use crate::stream::deflate::Deflater;
 use crate::stream::input::Input;
 use crate::stream::output::Sum;
+use crate::stream::pack::Hands;
 use crate::stream::partfile::Left;
 use crate::stream::pipeline::known::Hash;
 use crate::stream::pipeline::{Emit, Encoded, Problem};
@@ -71,6 +72,8 @@ pub struct Hold {
     pub known: Option<Known>,
     /// The level at which the other end packs; 0: what is here is not packed again.
     pub level: u8,
+    /// On so many CPUs.
+    pub jobs: usize,
     /// More is not held.
     pub most_bytes: u64,
 }
@@ -84,6 +87,7 @@ impl Hold {
             left: None,
             known: None,
             level: 1,
+            jobs: 1,
             most_bytes: u64::MAX,
         }
     }
@@ -532,9 +536,14 @@ impl Received {
     /// Gives everything in order, and the room of each chunk back when it was given.
     pub fn emit(mut self, emit: &mut dyn Emit) -> Result<(), Problem> {
         let mut next = 0;
-        let mut deflater = match &self.old {
-            Some(_) if self.hold.level > 0 => Some(Deflater::new(self.hold.level)),
-            _ => None,
+        let mut again = Again {
+            hands: match &self.old {
+                Some(_) if self.hold.level > 0 => {
+                    Some(Hands::start(self.hold.level, self.hold.jobs)?)
+                }
+                _ => None,
+            },
+            chunks: VecDeque::new(),
         };
         for (image, end) in std::mem::take(&mut self.layout.ends)
             .into_iter()
@@ -551,14 +560,14 @@ impl Received {
                     continue;
                 }
                 if zeros > 0 {
+                    again.end(emit)?;
                     emit.zeros(std::mem::take(&mut zeros))?;
                 }
                 if entry.packed == IS_KNOWN {
-                    let length = self.pack(chunk, entry, deflater.as_mut())?;
-                    let bytes = self.buffer.get(..length).unwrap_or_default();
-                    emit.data(&Encoded::of(bytes, raw_bytes, entry.crc32))?;
+                    self.known_again(chunk, entry, &mut again, emit)?;
                     continue;
                 }
+                again.end(emit)?;
                 let length = to_usize(u64::from(entry.packed));
                 let bytes = self.buffer.get_mut(..length).unwrap_or_default();
                 let file = &self.hold.file;
@@ -571,6 +580,7 @@ impl Received {
                     let _ = self.give_back(entry);
                 }
             }
+            again.end(emit)?;
             if zeros > 0 {
                 emit.zeros(zeros)?;
             }
@@ -579,24 +589,70 @@ impl Received {
         emit.finish()
     }
 
-    /// A chunk that was here already, once its hash has proven it: into the buffer, as the other end would have packed it.
-    fn pack(
+    /// A chunk that was here already, once its hash has proven it, as the other end would have packed it.
+    fn known_again(
         &mut self,
         chunk: u64,
         entry: Entry,
-        deflater: Option<&mut Deflater>,
-    ) -> Result<usize, Fault> {
+        again: &mut Again,
+        emit: &mut dyn Emit,
+    ) -> Result<(), Problem> {
         let changed = || Fault::corrupt(known::CHANGED).in_unit("chunk", chunk);
         let hash = self.hashes.bytes(chunk)?;
         let old = self.old.as_mut().ok_or_else(changed)?;
         let raw = old.proven(chunk, &hash).ok_or_else(changed)?;
-        if crc::crc32(0, raw) != entry.crc32 {
-            return Err(Fault::corrupt("checksum of a chunk").in_unit("chunk", chunk));
+        let raw_bytes = to_u64(raw.len());
+        if let Some(hands) = &mut again.hands {
+            hands.take(raw)?;
+            again.chunks.push_back((chunk, raw_bytes, entry.crc32));
+            return match hands.are_full() {
+                true => again.give(emit).map(drop),
+                false => Ok(()),
+            };
         }
-        match deflater {
-            Some(deflater) => deflater.encode(raw, &mut self.buffer),
-            None => store(raw, &mut self.buffer).ok_or_else(changed),
-        }
+        check_sum(chunk, crc::crc32(0, raw), entry.crc32)?;
+        let length = store(raw, &mut self.buffer).ok_or_else(changed)?;
+        let bytes = self.buffer.get(..length).unwrap_or_default();
+        emit.data(&Encoded::of(bytes, raw_bytes, entry.crc32))
+    }
+}
+
+fn check_sum(chunk: u64, found: u32, expected: u32) -> Result<(), Fault> {
+    match found == expected {
+        true => Ok(()),
+        false => Err(Fault::corrupt("checksum of a chunk").in_unit("chunk", chunk)),
+    }
+}
+
+/// What is packed once more, on every CPU, and given in order.
+struct Again {
+    /// None: it is not.
+    hands: Option<Hands>,
+    /// Those under way: number, raw bytes, and their checksum.
+    chunks: VecDeque<(u64, u64, u32)>,
+}
+
+impl Again {
+    /// Gives the next one; false: there is none.
+    fn give(&mut self, emit: &mut dyn Emit) -> Result<bool, Problem> {
+        let Some(hands) = &mut self.hands else {
+            return Ok(false);
+        };
+        let (Some(packed), Some((chunk, raw_bytes, crc32))) =
+            (hands.give()?, self.chunks.pop_front())
+        else {
+            return Ok(false);
+        };
+        check_sum(chunk, packed.crc32, crc32)?;
+        emit.data(&Encoded::of(packed.packed(), raw_bytes, crc32))?;
+        hands.take_back(packed);
+        Ok(true)
+    }
+
+    /// Gives all of them: what is next in order is something else.
+    fn end(&mut self, emit: &mut dyn Emit) -> Result<(), Problem> {
+        while self.give(emit)? {}
+        Ok(())
     }
 }
 
