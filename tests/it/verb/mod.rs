@@ -15,6 +15,7 @@ mod frames;
 mod golden;
 mod grow;
 mod hostile;
+mod links;
 mod medium;
 mod mender;
 mod progress;
