@@ -20,12 +20,17 @@ expect "an undisturbed dump exits 0" 0 sh -c 'floe dump -o /tmp/whole.img.gz /mn
 # A reader that takes the first bytes and stalls, and no spool: the filesystem is known to be frozen when the kill comes.
 # Sets $pid, and $guardian. False when it was never seen frozen. Arguments: what starts it.
 frozen_dump() {
-    local n=0
+    local start
+    # The guardian of the one before may be about to go.
+    start=$(now_ms)
+    while grep -qsx thaw-guard /proc/[0-9]*/comm && [ $(( $(now_ms) - start )) -lt 5000 ]; do usleep 50000; done
     rm -f /tmp/stalled; mkfifo /tmp/stalled; ( dd bs=64 count=1 of=/dev/null 2>/dev/null; exec sleep 1000 ) < /tmp/stalled & reader=$!
     "$@" floe dump --quiet --spool off --stall 60 --max-freeze 60 /mnt > /tmp/stalled 2>/tmp/err & pid=$!
-    while [ $n -lt 20 ] && kill -0 $pid 2>/dev/null; do
+    start=$(now_ms) # a machine that has little of the processor takes seconds
+    while [ $(( $(now_ms) - start )) -lt 20000 ] && kill -0 $pid 2>/dev/null; do
         write_ends_within /mnt 500 || { guardian=$(grep -lx thaw-guard /proc/[0-9]*/comm | cut -d/ -f3 | head -n 1); return 0; }
-        n=$((n + 1)); done
+        usleep 50000
+    done
     not_ok "a stalled reader without a spool keeps it frozen" "never saw it frozen: $(tail -n 2 /tmp/err | tr '\n' ' ')"
     kill -9 $pid $reader 2>/dev/null; return 1
 }
