@@ -51,8 +51,12 @@ fn architecture(machine: &str, features: &str) -> Option<&'static str> {
     let hard = features.is_empty() || features.contains("vfpv3") || features.contains("vfpv4");
     match machine {
         "x86_64" | "amd64" => Some("x86_64"),
+        "i686" => Some("i686"),
         "aarch64" | "arm64" => Some("aarch64"),
         "armv7l" | "armv7" | "armv8l" if hard => Some("armv7"),
+        // Without a floating point unit.
+        "armv7l" | "armv7" | "armv8l" | "armv6l" => Some("armv6"),
+        "riscv64" => Some("riscv64"),
         _ => None,
     }
 }
@@ -139,7 +143,7 @@ fn read(path: &Path) -> Result<Vec<u8>> {
     let shown = path.display();
     let fail = |e: std::io::Error| {
         Error::failed(format_args!(
-            "{shown}: {e}; --binaries DIR names the folder with floe-x86_64, floe-aarch64 and floe-armv7"
+            "{shown}: {e}; --binaries DIR names the folder with floe-x86_64, floe-aarch64, floe-armv7 and others"
         ))
     };
     let length = std::fs::metadata(path).map_err(fail)?.len();
@@ -166,8 +170,11 @@ mod tests {
             architecture("armv7l", "Features : half thumb vfpv3d16"),
             Some("armv7")
         );
-        assert_eq!(architecture("armv7l", "Features : half thumb"), None);
-        assert_eq!(architecture("armv6l", "Features : vfp"), None);
+        let soft = "Features : half thumb";
+        assert_eq!(architecture("armv7l", soft), Some("armv6"));
+        assert_eq!(architecture("armv6l", "Features : vfp"), Some("armv6"));
+        assert_eq!(architecture("riscv64", ""), Some("riscv64"));
+        assert_eq!(architecture("armv5tejl", soft), None);
         assert_eq!(architecture("mips", ""), None);
     }
 }

@@ -15,13 +15,14 @@ const ADD: c_int = 1;
 /// `BLKPG_DEL_PARTITION`.
 const DELETE: c_int = 2;
 
-/// `struct blkpg_partition`; the kernel ignores the two names.
+/// `struct blkpg_partition`; the kernel ignores the two names. Behind them four bytes that every 64-bit kernel reads, also of a 32-bit
+/// x86 program, where the structure ends in front of them.
 #[repr(C)]
 struct Partition {
     start: i64,
     length: i64,
     number: c_int,
-    names: [u8; 128],
+    names: [u8; 132],
 }
 
 /// `struct blkpg_ioctl_arg`.
@@ -39,7 +40,7 @@ fn blkpg(fd: impl AsFd, operation: c_int, number: u32, extent: Extent) -> Result
         start: wide(extent.offset)?,
         length: wide(extent.length_bytes)?,
         number: c_int::try_from(number).map_err(|_| Errno::RANGE)?,
-        names: [0; 128],
+        names: [0; 132],
     };
     let request = Request {
         operation,
