@@ -353,6 +353,7 @@ pub fn denied(errno: i32) -> &'static str {
             " (even for root: a container without CAP_SYS_ADMIN or this device?)"
         }
         Errno::ACCESS | Errno::PERM => " (run it as root; pull and push: with --sudo)",
+        Errno::ROFS => " (mounted read-only: name another place, or 'mount -o remount,rw' there)",
         _ => "",
     }
 }

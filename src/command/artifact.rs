@@ -19,7 +19,7 @@ use crate::error::{Error, Fault, Result};
 use crate::mender::header::array;
 use crate::mender::header::{now, payload_name};
 use crate::mender::writer::{Figures, Maker, What, Writer};
-use crate::put::image::{self, Any, Image};
+use crate::put::image::{self, Any, Coming, Image};
 use crate::put::supervise::supervise;
 use crate::report::{self, Bytes, JsonObject, Span, hex};
 use crate::report::{Told, millis, tell};
@@ -216,7 +216,7 @@ fn part_file(path: &Path, image: &File, overwrite: bool) -> Result<PartFile> {
         )));
     }
     if !overwrite {
-        image::check_replaceable(path)?;
+        image::check_replaceable(path, Coming::Anything)?;
     }
     PartFile::create(path)
 }

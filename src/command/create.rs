@@ -15,16 +15,16 @@ use crate::cli::{Args, Common, Item};
 use crate::command::{begin as begin_report, typed};
 use crate::config;
 use crate::config::pairs::split_pair;
-use crate::error::{Error, Fault, Result};
+use crate::error::{Error, Exit, Fault, Result};
 use crate::features;
 use crate::fs::Coverage;
 use crate::fs::files::Emptying;
 use crate::mounts::System;
-use crate::put::image;
+use crate::put::image::{self, Coming};
 use crate::report::Told;
 use crate::report::{self, Bytes, JsonObject, Progress, Span};
 use crate::signals::Signals;
-use crate::snapshot::archive;
+use crate::snapshot::archive::{self, Catalog};
 use crate::snapshot::framed::closing;
 use crate::snapshot::machine::{self, Host};
 use crate::snapshot::recorded;
@@ -465,10 +465,53 @@ fn choose(options: &Options, system: &System, place: &Destination) -> Result<Vec
     if let Destination::File(path) = place {
         source::refuse_output(&sources, path)?;
         if !options.overwrite {
-            image::check_replaceable(path)?;
+            check_replaceable(path, &named, &sources)?;
         }
     }
     Ok(sources)
+}
+
+/// An older snapshot is replaced where it is one of the same filesystems.
+fn check_replaceable(path: &Path, named: &[(&str, &OsStr)], sources: &[Prepared]) -> Result<()> {
+    image::check_replaceable(path, Coming::Snapshot)?;
+    if !std::fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.len() > 0) {
+        return Ok(());
+    }
+    let old = match Catalog::open(path) {
+        Ok(catalog) => catalog.snapshot,
+        Err(error) if error.exit() == Some(Exit::Corrupt) => {
+            let what = "is there and is no complete snapshot";
+            return Err(image::not_replaceable(path, what));
+        }
+        Err(_) => return Ok(()),
+    };
+    let mut known = 0;
+    for ((name, _), source) in named.iter().zip(sources) {
+        let Some(image) = old.image(name) else {
+            continue;
+        };
+        known += 1;
+        let uuid = source.identity.as_ref().map_or("", |found| &found.uuid);
+        let is_other = match uuid.is_empty() || image.uuid.is_empty() {
+            true => source.filesystem != image.filesystem,
+            false => uuid != image.uuid,
+        };
+        if is_other {
+            let (was, now) = (&image.filesystem, source.filesystem);
+            let what = format!(
+                "holds a snapshot in which {name} is {was} {}, not {now} {uuid}",
+                image.uuid
+            );
+            return Err(image::not_replaceable(path, &what));
+        }
+    }
+    match known {
+        0 => Err(image::not_replaceable(
+            path,
+            "holds a snapshot of other entries",
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// The files that come out empty: those that were named, and the snapshots that are kept in what is taken.
@@ -506,9 +549,15 @@ fn tell_missing(disk: &recorded::Taken, snapshot: &Snapshot) {
     let without: Vec<u32> = numbers.filter(|n| !has(n)).collect();
     if !without.is_empty() {
         report::line(format_args!(
-            "note: {}: {} is not part of this snapshot, and restore --disk leaves it empty",
+            "note: {}: {}",
             disk.facts.device,
-            relaid::numbers(&without)
+            relaid::numbers(
+                &without,
+                [
+                    "is not part of this snapshot, and restore --disk leaves it empty",
+                    "are not part of this snapshot, and restore --disk leaves them empty",
+                ]
+            )
         ));
     }
 }

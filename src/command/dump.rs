@@ -15,7 +15,7 @@ use crate::features;
 use crate::fs::Coverage;
 use crate::fs::files::Emptying;
 use crate::mounts::{DevId, System};
-use crate::put::image::{self, Opened};
+use crate::put::image::{self, Coming, Opened};
 use crate::put::supervise::supervise;
 use crate::report::Told;
 use crate::report::{self, Bytes, JsonObject, Progress, Span, hex};
@@ -367,7 +367,7 @@ fn choose(options: &Options, system: &System) -> Result<(Prepared, Emptying)> {
     if let Some(path) = &options.first() {
         source::refuse_output(std::slice::from_ref(&prepared), path)?;
         if !options.overwrite {
-            image::check_replaceable(path)?;
+            image::check_replaceable(path, Coming::Image(&prepared.content))?;
         }
     }
     if let Some(path) = &options.bmap {

@@ -18,7 +18,7 @@ use crate::board::unable::{FRAMES, KNOWN, PROGRESS, Unable};
 use crate::cli::{self, Args, Common, Item, table};
 use crate::error::{Error, Exit, Result};
 use crate::json;
-use crate::put::image;
+use crate::put::image::{self, Coming};
 use crate::report::{self, Bytes, Manner, Span};
 use crate::snapshot::framed::{self, EarlierFile};
 use crate::stream::frames::known::{Earlier, Known};
@@ -230,7 +230,7 @@ fn place(options: &Options) -> Result<Destination> {
     if path != Path::new("-") {
         partfile::Place::find(path)?;
         if !options.overwrite {
-            image::check_replaceable(path)?;
+            image::check_replaceable(path, Coming::Anything)?;
         }
         return Ok(Destination::File(path.clone()));
     }
@@ -472,7 +472,7 @@ impl Puller {
             }
         };
         if !self.overwrite {
-            image::check_replaceable(&path)?;
+            image::check_replaceable(&path, Coming::Anything)?;
         }
         let shown = path.display().to_string();
         let sink: Box<dyn Sink> = match &self.artifact {

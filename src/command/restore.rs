@@ -226,8 +226,9 @@ fn the_target<'o>(options: &'o Options, opened: &Opened) -> Result<&'o OsString>
         && !is_tag(target)
     {
         return Err(Error::usage(format_args!(
-            "restore: {} is no snapshot, and has no entry '{name}': the TARGET is {} alone",
+            "restore: {} is no snapshot but a {} image, and has no entry '{name}': the TARGET is {} alone",
             opened.subject,
+            opened.format.name(),
             path.display()
         )));
     }
@@ -236,8 +237,9 @@ fn the_target<'o>(options: &'o Options, opened: &Opened) -> Result<&'o OsString>
 
 fn no_snapshot(opened: &Opened) -> Error {
     Error::usage(format_args!(
-        "restore: {} is no snapshot: one TARGET, and neither --disk nor --force",
-        opened.subject
+        "restore: {} is no snapshot but a {} image: one TARGET, and neither --disk nor --force",
+        opened.subject,
+        opened.format.name()
     ))
 }
 

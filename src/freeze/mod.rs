@@ -408,15 +408,15 @@ impl Guardian {
         let (names, ms) = (self.names(), self.window_ms());
         match Fired::of(&self.link.board.fired) {
             Fired::Stall => Error::failed(format_args!(
-                "{names}: watchdog: no byte read or taken for {}; thawed after {ms} ms; a larger --spool or --stall lets a slow sink recover",
+                "{names}: watchdog: no byte read or taken for {}; thawed after {ms} ms; the image is incomplete; a larger --spool or --stall lets a slow sink recover",
                 Period(self.limits.stall)
             )),
             Fired::Max => Error::failed(format_args!(
-                "{names}: watchdog: frozen for {}; thawed after {ms} ms; a larger --spool or --max-freeze, or a faster sink, would help",
+                "{names}: watchdog: frozen for {}; thawed after {ms} ms; the image is incomplete; a larger --spool or --max-freeze, or a faster sink, would help",
                 Period(self.limits.max_freeze)
             )),
             Fired::Orphan => Error::failed(format_args!(
-                "{names}: guardian: told to thaw from outside; thawed after {ms} ms"
+                "{names}: guardian: told to thaw from outside; thawed after {ms} ms; the image is incomplete"
             )),
             Fired::No => Error::failed(format_args!(
                 "{names}: guardian: it ended without being told"

@@ -5,6 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{IsTerminal, Read};
 use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -18,6 +19,7 @@ use crate::report::{Progress, Step};
 use crate::stream::artifact::{self, Labels};
 use crate::stream::bmap;
 use crate::stream::copy::{BUFFER_BYTES, Ended};
+use crate::stream::deflate::FINAL_BLOCK;
 use crate::stream::frames::MAGIC;
 use crate::stream::image::Piece;
 use crate::stream::image::{Format, ImageReader, LOOK_BYTES};
@@ -257,6 +259,19 @@ impl Image {
         checked.map_err(|fault| image_error(&self.subject, fault))
     }
 
+    /// Whether it begins as a gzip file of ours and does not end as one: what can be told without reading all of it.
+    fn is_cut(&self) -> bool {
+        let length = self.reader.input_length_bytes();
+        let whole = length.filter(|length| {
+            let meta = self.file.metadata();
+            self.reader.is_ours() && meta.is_ok_and(|meta| meta.len() == *length)
+        });
+        let end = whole.and_then(|length| length.checked_sub(8 + to_u64(FINAL_BLOCK.len())));
+        let mut last = FINAL_BLOCK;
+        let read = end.map(|end| self.file.read_exact_at(&mut last, end));
+        read.is_some_and(|read| read.is_err()) || last != FINAL_BLOCK
+    }
+
     /// The first bytes of the image.
     pub(crate) fn head(&self) -> &[u8] {
         self.head.get(..self.head_bytes).unwrap_or_default()
@@ -319,13 +334,27 @@ fn check_end(subject: &str, any: Any, content: &Content, head: &[u8], ended: &En
 }
 
 fn not_an_image(subject: &str, what: &str) -> Error {
-    let missing = match what.ends_with("cut off") {
-        true => missing_piece(subject),
-        false => String::new(),
+    let help = match (what.ends_with("cut off"), later_piece(subject)) {
+        (_, Some(first)) => format!(
+            "; it is a piece of an image: name the first one, {}, with all the others beside it",
+            first.display()
+        ),
+        (true, None) => match missing_piece(subject) {
+            missing if missing.is_empty() => "; bring the whole file".into(),
+            missing => missing,
+        },
+        (false, None) => "; --any-content takes it as it is".into(),
     };
-    Error::corrupt(format_args!(
-        "{subject}: {what}{missing}; --any-content takes it as it is"
-    ))
+    Error::corrupt(format_args!("{subject}: {what}{help}"))
+}
+
+/// The first of the pieces of which this is a later one, by its name.
+fn later_piece(subject: &str) -> Option<std::path::PathBuf> {
+    let (stem, digits) = subject.rsplit_once('.')?;
+    let number: u64 = digits.parse().ok().filter(|_| digits.len() == 3)?;
+    (2..=PIECES)
+        .contains(&number)
+        .then(|| partfile::piece(Path::new(stem), 1))
 }
 
 /// Of pieces of `--split` that end early: the one that would come next.
@@ -351,28 +380,54 @@ pub(crate) fn image_error(subject: &str, fault: Fault) -> Error {
     }
 }
 
+/// What is to come in the place of a file.
+#[derive(Clone, Copy)]
+pub(crate) enum Coming<'a> {
+    /// Something that is known only later.
+    Anything,
+    /// An image of this.
+    Image(&'a Content),
+    /// A snapshot.
+    Snapshot,
+}
+
 /// A file that is to be replaced must be an image, an archive of images, or empty, as a target of `restore` must be: anything else
-/// was hardly meant.
-pub(crate) fn check_replaceable(path: &Path) -> Result<()> {
+/// was hardly meant. And it must not be recognisably one of something else than what comes.
+pub(crate) fn check_replaceable(path: &Path, coming: Coming<'_>) -> Result<()> {
     let is_there = |meta: std::fs::Metadata| meta.is_file() && meta.len() > 0;
     if !std::fs::metadata(path).is_ok_and(is_there) {
         return Ok(());
     }
-    let known = Opened::open(path.as_os_str()).and_then(|opened| match opened.format {
+    let found = Opened::open(path.as_os_str()).and_then(|opened| match opened.format {
         // Zip archives of others (documents, programs) are not ours.
-        Format::Zip if begins_a_snapshot(path) => Ok(()),
+        Format::Zip if begins_a_snapshot(path) => Ok(None),
         Format::Zip => Err(Error::corrupt("")),
-        _ => Image::read(opened, Any::No).map(drop),
+        _ => Image::read(opened, Any::No).map(Some),
     });
-    match known {
-        Err(error) if error.exit() == Some(Exit::Corrupt) => Err(Error::refused(format_args!(
-            "{}: is there and is no image; --overwrite replaces it",
-            path.display()
-        ))
-        .leaving("nothing was written")),
+    let other = match (found, coming) {
+        (Err(error), _) if error.exit() == Some(Exit::Corrupt) => {
+            Some("is there and is no image".into())
+        }
+        (Ok(Some(old)), _) if old.is_cut() => {
+            Some("is there and does not end as an image of floe does".into())
+        }
+        (Ok(Some(old)), Coming::Image(new)) => old.content.differs(new),
+        (Ok(Some(_)), Coming::Snapshot) => Some("is there and is an image, not a snapshot".into()),
+        (Ok(None), Coming::Image(_)) => Some("is there and is a snapshot, not an image".into()),
         // What cannot be read is for who writes to say.
-        _ => Ok(()),
+        _ => None,
+    };
+    match other {
+        Some(what) => Err(not_replaceable(path, &what)),
+        None => Ok(()),
     }
+}
+
+/// The refusal of [`check_replaceable`].
+pub(crate) fn not_replaceable(path: &Path, what: &str) -> Error {
+    let path = path.display();
+    Error::refused(format_args!("{path}: {what}; --overwrite replaces it"))
+        .leaving("nothing was written")
 }
 
 /// Whether the first file of a zip archive is a snapshot's: its name stands behind a local header of 30 bytes (APPNOTE 4.3.7).

@@ -160,7 +160,9 @@ impl Chosen {
             .create()
             .map_err(|errno| Fault::io("create", errno))
             .and_then(|fd| Device::from_fd(fd, false))
-            .map_err(|fault| Error::fault(place.path().display(), fault))?;
+            .map_err(|fault| {
+                Error::fault(place.path().display(), fault).leaving(NOTHING_WRITTEN)
+            })?;
         lock(place.path(), &device)?;
         Ok((place.path().to_owned(), device))
     }

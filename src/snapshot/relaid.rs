@@ -57,10 +57,7 @@ impl Laid {
             true => device,
             false => sized(device, facts.size_bytes).map_err(fail)?,
         };
-        let broken = || Error::corrupt("disk/table.bin: is not a partition table");
-        let table = ptable::read(&Head(&beginning), sector)
-            .map_err(|fault| Error::fault("disk/table.bin", fault))?
-            .ok_or_else(broken)?;
+        let table = recorded(&beginning, sector)?;
         let pieces = match table.scheme {
             Scheme::Gpt => {
                 ptable::gpt::lay(&Head(&beginning), sector, device.size_bytes()).map_err(fail)?
@@ -92,26 +89,9 @@ impl Laid {
 
     /// The disk opened once more, and the place on it where an entry belongs.
     pub(crate) fn partition(&self, image: &Image) -> Result<(Device, Extent)> {
-        let number = image.partition_number;
-        let place = self
-            .table
-            .partitions
-            .iter()
-            .find(|p| u64::from(p.number) == number);
-        let Some(place) = place else {
-            return Err(Error::refused(format_args!(
-                "{}: was not on the recorded disk; name its target too: {}=TARGET",
-                image.name, image.name
-            )));
-        };
-        if place.extent.length_bytes < image.size_bytes {
-            return Err(Error::refused(format_args!(
-                "{}: does not fit its partition {number}",
-                image.name
-            )));
-        }
+        let extent = place_of(&self.table, image)?;
         let device = self.disk.again().map_err(|fault| self.fail(fault))?;
-        Ok((device, place.extent))
+        Ok((device, extent))
     }
 
     /// Zeroes the beginning, an old backup table, and then everything that no entry fills: nothing old stays in a partition without one,
@@ -131,8 +111,14 @@ impl Laid {
         let mut notes = Vec::new();
         if !self.empty.is_empty() {
             notes.push(format!(
-                "note: {} of the recorded table had no entry in the snapshot, and is empty",
-                numbers(&self.empty)
+                "note: {}",
+                numbers(
+                    &self.empty,
+                    [
+                        "of the recorded table had no entry in the snapshot, and is empty",
+                        "of the recorded table had no entry in the snapshot, and are empty",
+                    ]
+                )
             ));
         }
         if device.kind() == DeviceKind::Block {
@@ -165,10 +151,40 @@ pub(crate) fn without_entry(table: &Table, has: impl Fn(&Extent) -> bool) -> Vec
     empty.map(|partition| partition.number).collect()
 }
 
-/// Partitions in words.
-pub(crate) fn numbers(numbers: &[u32]) -> String {
+/// Partitions in words, with the verb for so many.
+pub(crate) fn numbers(numbers: &[u32], [one, several]: [&str; 2]) -> String {
     let all: Vec<String> = numbers.iter().map(u32::to_string).collect();
-    format!("partition {}", all.join(", "))
+    match all.as_slice() {
+        [only] => format!("partition {only} {one}"),
+        all => format!("partitions {} {several}", all.join(", ")),
+    }
+}
+
+/// The table that a snapshot recorded, for sectors of so many bytes.
+pub(crate) fn recorded(beginning: &[u8], sector_bytes: u32) -> Result<Table> {
+    let broken = || Error::corrupt("disk/table.bin: is not a partition table");
+    ptable::read(&Head(beginning), sector_bytes)
+        .map_err(|fault| Error::fault("disk/table.bin", fault))?
+        .ok_or_else(broken)
+}
+
+/// Where in the table an entry belongs.
+pub(crate) fn place_of(table: &Table, image: &Image) -> Result<Extent> {
+    let number = image.partition_number;
+    let mut partitions = table.partitions.iter();
+    let Some(place) = partitions.find(|p| u64::from(p.number) == number) else {
+        return Err(Error::refused(format_args!(
+            "{}: was not on the recorded disk; name its target too: {}=TARGET",
+            image.name, image.name
+        )));
+    };
+    if place.extent.length_bytes < image.size_bytes {
+        return Err(Error::refused(format_args!(
+            "{}: does not fit its partition {number}",
+            image.name
+        )));
+    }
+    Ok(place.extent)
 }
 
 /// A file as large as the recorded disk.

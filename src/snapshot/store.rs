@@ -247,7 +247,10 @@ fn is_of_part(file: &str) -> bool {
 /// Opens the lock, or makes it. It is written to, so that it has to be a file with one name: no link, FIFO or second name of
 /// something else.
 fn open_lock(lock: &Path) -> Result<File> {
-    let fail = |errno| Error::fault(lock.display(), Fault::io("create", errno));
+    let fail = |errno| {
+        let error = Error::fault(lock.display(), Fault::io("create", errno));
+        error.leaving("nothing was written")
+    };
     let flags = OFlags::RDWR
         | OFlags::CREATE
         | OFlags::NOFOLLOW

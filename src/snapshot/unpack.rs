@@ -27,7 +27,7 @@ use crate::report::JsonObject;
 use crate::report::{self, Bytes, Span};
 use crate::snapshot::archive::{Bundle, Catalog};
 use crate::snapshot::machine::Host;
-use crate::snapshot::relaid::Laid;
+use crate::snapshot::relaid::{self, Laid};
 use crate::snapshot::{self, BOOT, Checksums, Snapshot, TABLE, image_path};
 use crate::stream::copy::Progress;
 use crate::stream::image::ImageReader;
@@ -169,16 +169,7 @@ fn would(
         ));
     }
     if let Some(disk) = disk {
-        let shown = disk.chosen.named().0.display().to_string();
-        let laid = disk.open(origin)?;
-        for image in &found.images {
-            if chosen.iter().all(|(name, _)| *name != image.name) {
-                laid.partition(image)?;
-            }
-        }
-        lines.push(format!(
-            "{shown}: would get the recorded partition table, and what is named nowhere else"
-        ));
+        lines.extend(disk.would(found, &chosen, origin)?);
     }
     let mut object = JsonObject::new();
     object
@@ -341,10 +332,60 @@ impl Disk {
         Ok(Self { chosen, facts })
     }
 
+    /// What would happen to the table and to each partition; makes nothing, not even a file that is to be the disk.
+    fn would(
+        &self,
+        found: &Snapshot,
+        chosen: &[(String, Chosen)],
+        origin: &Origin,
+    ) -> Result<Vec<String>> {
+        let shown = self.chosen.named().0.display();
+        let (table, _) = self.bytes(origin)?;
+        let sector = u32::try_from(self.facts.sector_bytes).unwrap_or(0);
+        let table = relaid::recorded(&table, sector)?;
+        let mut filled = Vec::new();
+        for image in &found.images {
+            if chosen.iter().all(|(name, _)| *name != image.name) {
+                filled.push((relaid::place_of(&table, image)?, image));
+            }
+        }
+        let mut lines = vec![format!(
+            "{shown}: {}would get the recorded partition table ({}, {}), and everything else on it would be gone",
+            self.chosen
+                .holds()?
+                .map_or(String::new(), |holds| holds + ", "),
+            table.scheme.name(),
+            match table.partitions.len() {
+                1 => "1 partition".into(),
+                count => format!("{count} partitions"),
+            }
+        )];
+        lines.extend(table.partitions.iter().map(|partition| {
+            let image = filled.iter().find(|(place, _)| *place == partition.extent);
+            let what = image.map_or("be left empty".into(), |(_, image)| {
+                format!(
+                    "be written with {} ({}, {})",
+                    image.name,
+                    image.filesystem,
+                    report::Bytes(image.size_bytes)
+                )
+            });
+            format!("{shown} partition {}: would {what}", partition.number)
+        }));
+        Ok(lines)
+    }
+
     /// Reads the recorded table and boot area, and opens the disk.
     fn open(self, origin: &Origin) -> Result<Laid> {
+        let (table, boot) = self.bytes(origin)?;
+        let laid = Laid::new(self.chosen, self.facts, table, boot);
+        laid.map_err(|error| error.leaving(NOTHING_WRITTEN))
+    }
+
+    /// The recorded table and boot area.
+    fn bytes(&self, origin: &Origin) -> Result<(Vec<u8>, Vec<u8>)> {
         let nothing = |error: Error| error.leaving(NOTHING_WRITTEN);
-        let (table, boot) = match origin {
+        Ok(match origin {
             Origin::File(catalog) => {
                 let bytes = |path, length| match length {
                     0 => Ok(Vec::new()),
@@ -363,8 +404,7 @@ impl Disk {
                 let boot = bundle.small(BOOT, self.facts.boot_bytes).map_err(nothing)?;
                 (table, boot)
             }
-        };
-        Laid::new(self.chosen, self.facts, table, boot).map_err(nothing)
+        })
     }
 }
 

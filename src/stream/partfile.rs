@@ -404,7 +404,7 @@ fn open(place: &Place, part: &OsStr, owned: bool) -> Result<Option<File>> {
             Ok(fd) => File::from(fd),
             // Gone, or something else by now.
             Err(Errno::NOENT | Errno::LOOP | Errno::NXIO) => continue,
-            Err(errno) => return Err(fail("create", errno)),
+            Err(errno) => return Err(fail("create", errno).leaving(NOTHING_WRITTEN)),
         };
         let stat = rustix::fs::fstat(&file).map_err(|errno| fail("stat", errno))?;
         if !is_ours(&stat, owned) {

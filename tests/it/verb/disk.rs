@@ -270,6 +270,16 @@ fn a_snapshot_says_which_partitions_it_lacks_and_takes_no_damaged_table() {
     // What is nowhere in the snapshot is said, at both ends.
     let note = "partition 1 is not part of this snapshot, and restore --disk leaves it empty";
     assert!(made.contains(note), "{made}");
+    // A dry run says what would become of the table and of each partition, and makes nothing.
+    let new = scratch.join("new");
+    let mut floe = common::floe().expect("checked above");
+    floe.arg("restore").arg(&zip).arg("--disk").arg(&new);
+    floe.arg(format!("root={}", scratch.join("root.new").display()));
+    let dry = common::run(floe.arg("--dry-run"), Limit::secs(60)).expect_code(0);
+    for part in ["(gpt, 1 partition)", "partition 1: would be left empty"] {
+        assert!(dry.stderr_text().contains(part), "{dry}");
+    }
+    assert!(!new.exists() && !scratch.join("root.new").exists(), "{dry}");
     let mut floe = common::floe().expect("checked above");
     floe.arg("restore").arg(&zip).arg("--disk");
     floe.arg(scratch.join("new"));

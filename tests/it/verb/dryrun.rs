@@ -151,7 +151,8 @@ fn nothing_is_touched_and_the_exit_code_is_as_it_would_be() {
         &["create", &data, "-o", &format!("{new}/none/"), "--dry-run"],
         4,
     );
-    floe(&["create", &data, "-o", &text(&image), "--dry-run"], 0);
+    // An image makes no room for a snapshot unasked.
+    floe(&["create", &data, "-o", &text(&image), "--dry-run"], 4);
     // What is refused is refused in the same words.
     let nowhere = format!("{new}/none/x.zip");
     let words = ["create", &data, "-o", &nowhere, "--dry-run"];

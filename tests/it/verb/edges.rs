@@ -297,6 +297,7 @@ fn what_stands_in_the_place_of_a_report_or_an_archive_is_not_lost_by_a_slip() {
     ] {
         floe(words).expect_code(0);
         floe(words).expect_code(0);
+        fs::remove_file(&out).expect("remove");
     }
 }
 

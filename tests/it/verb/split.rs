@@ -118,6 +118,7 @@ fn pieces_are_one_image_and_there_all_or_not_at_all() {
             &image,
             "--split",
             "1M",
+            "--overwrite",
         ],
         4,
     );

@@ -784,6 +784,86 @@ fn two_images_one_behind_the_other_are_told_from_what_partitions_hold() {
 }
 
 #[test]
+fn what_comes_replaces_an_older_image_of_its_own_and_nothing_else_unasked() {
+    drop(require_floe!());
+    require!(common::have("mkfs.ext4"), "mkfs.ext4");
+    require!(common::have("sfdisk"), "sfdisk");
+    let scratch = Scratch::new();
+    let one = text(&ext4(&scratch, "one", 4));
+    let other = text(&ext4(&scratch, "other", 4));
+    let table = text(&disk(&scratch, "disk", "gpt"));
+    let second = text(&disk(&scratch, "second", "gpt"));
+    let (file, zip) = (text(&scratch.join("x")), text(&scratch.join("x.zip")));
+    let make = |words: &[&str], to: &str, wanted: i32| {
+        let run = floe(&[words, &["-o", to]].concat());
+        assert_eq!(run.code, Some(wanted), "{run}");
+        let advised = run
+            .stderr_text()
+            .contains("--overwrite replaces it; nothing was");
+        assert_eq!(advised, wanted == 4, "{run}");
+    };
+    let pair = |name: &str, source: &str| format!("{name}={source}");
+    for packed in ["gzip", "none"] {
+        let dump = |source| ["dump", source, "-z", packed];
+        make(&dump(&one), &file, 0);
+        make(&dump(&one), &file, 0);
+        make(&dump(&other), &file, 4);
+        make(&dump(&table), &file, 4);
+        make(&["create", &pair("a", &one)], &file, 4);
+        make(&[&dump(&table)[..], &["--overwrite"]].concat(), &file, 0);
+        make(&dump(&table), &file, 0);
+        make(&dump(&second), &file, 4);
+        fs::remove_file(&file).expect("remove");
+    }
+    make(&["create", &pair("a", &one)], &zip, 0);
+    make(&["create", &pair("a", &one)], &zip, 0);
+    make(&["create", &pair("a", &one), &pair("b", &other)], &zip, 0);
+    make(&["create", &pair("a", &other)], &zip, 4);
+    make(&["create", &pair("c", &one)], &zip, 4);
+    make(&["dump", &one], &zip, 4);
+    // What was cut is no image of anybody's.
+    make(&["dump", &one], &file, 0);
+    for path in [&file, &zip] {
+        let bytes = fs::read(path).expect("read");
+        fs::write(path, &bytes[..bytes.len() - 1000]).expect("cut");
+    }
+    make(&["dump", &one], &file, 4);
+    make(&["create", &pair("a", &one)], &zip, 4);
+}
+
+#[test]
+fn what_is_cut_or_a_piece_gets_the_advice_that_helps_and_never_to_take_it_as_it_is() {
+    drop(require_floe!());
+    require!(common::have("mkfs.ext4"), "mkfs.ext4");
+    let scratch = Scratch::new();
+    let image = ext4(&scratch, "image", 8);
+    write_at(&image, 5 * MIB, &noise(2 << 20));
+    let piece = |number: &str| text(&scratch.join(format!("x.{number}")));
+    let from = text(&image);
+    let split = [
+        "dump", &from, "-z", "none", "--whole", "--split", "1M", "-o",
+    ];
+    floe(&[&split[..], &[&text(&scratch.join("x"))]].concat()).expect_code(0);
+    let cut = scratch.join("cut");
+    fs::write(&cut, &fs::read(&image).expect("image")[..5 << 20]).expect("cut");
+    for (path, wanted) in [
+        (text(&cut), "bring the whole"),
+        (piece("002"), "x.001, with all"),
+    ] {
+        let told = floe(&["verify", &path]).expect_code(3).stderr_text();
+        assert!(
+            told.contains(wanted) && !told.contains("--any-content"),
+            "{told}"
+        );
+    }
+    let (named, to) = (text(&scratch.join("x.zip")), text(&scratch.join("new")));
+    floe(&["dump", &from, "-o", &named]).expect_code(0);
+    let told = floe(&["restore", &named, &format!("root={to}")]);
+    let told = told.expect_code(2).stderr_text();
+    assert!(told.contains("is no snapshot but a gzip image"), "{told}");
+}
+
+#[test]
 fn an_output_is_never_its_own_source_nor_the_file_of_a_loop_device() {
     drop(require_floe!());
     require!(common::is_root(), "root");
