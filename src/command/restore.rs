@@ -333,7 +333,7 @@ impl Checked {
             shared: Arc::clone(&shared),
         };
         let name = job.name.clone();
-        let state = || shared.phase.state().to_owned();
+        let state = || shared.phase.interrupted();
         let work = move || {
             let target = Target::new(device).map_err(|fault| job.target_error(fault))?;
             job.run(reader, target)

@@ -2,6 +2,9 @@
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
+/// What helps where a run was interrupted in the middle.
+pub(crate) const AGAIN: &str = "the same command again repairs it";
+
 /// How far the target is: what a message about its state depends on.
 #[derive(Debug, Default)]
 pub(crate) struct Phase(AtomicU8);
@@ -30,6 +33,14 @@ impl Phase {
                 "the target is not usable: it is written up to its very end, and not beyond"
             }
             _ => "the target is complete",
+        }
+    }
+
+    /// The state an interruption leaves it in, and what helps.
+    pub(crate) fn interrupted(&self) -> String {
+        match self.get() {
+            Self::WRITING | Self::LAST => format!("{}; {AGAIN}", self.state()),
+            _ => self.state().to_owned(),
         }
     }
 }

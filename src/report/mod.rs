@@ -123,11 +123,7 @@ static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 pub fn interrupted(subject: &str, state: &str) {
     INTERRUPTED.store(true, Ordering::Relaxed);
     let colon = if subject.is_empty() { "" } else { ": " };
-    let again = match state.contains("not usable") {
-        true => "; the same command again repairs it",
-        false => "",
-    };
-    line(format_args!("{subject}{colon}interrupted; {state}{again}"));
+    line(format_args!("{subject}{colon}interrupted; {state}"));
 }
 
 /// Says how a run ended and gives its exit code.

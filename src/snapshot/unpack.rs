@@ -20,7 +20,7 @@ use crate::put::grow;
 use crate::put::image::{Any, Content, Image, Opened};
 use crate::put::job::{Filled, Job, Shared};
 use crate::put::options::{self, Options};
-use crate::put::phase::Phase;
+use crate::put::phase::{AGAIN, Phase};
 use crate::put::supervise::{Watch, supervise};
 use crate::put::target::{self, Chosen, check_sectors};
 use crate::report::JsonObject;
@@ -133,7 +133,7 @@ pub(crate) fn run(
     let done = supervise(
         &options.common,
         &progress,
-        &|| states.text(),
+        &|| states.interrupted(),
         &subject,
         input_length,
         work,
@@ -506,6 +506,17 @@ impl States {
             });
         }
         all.join("; ")
+    }
+
+    /// The same after an interruption, and what helps.
+    fn interrupted(&self) -> String {
+        let phases = self.targets.iter().map(|(_, shared)| shared.phase.get());
+        let mut phases = phases.chain(self.disk.iter().map(|(_, phase)| phase.get()));
+        let is_begun = |phase| matches!(phase, Phase::WRITING | Phase::LAST);
+        match phases.any(is_begun) {
+            true => format!("{}; {AGAIN}", self.text()),
+            false => self.text(),
+        }
     }
 
     /// After the first write a refusal is 1; and the state of the other targets is told too.

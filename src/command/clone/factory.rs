@@ -116,7 +116,7 @@ fn check(options: &Options, system: &System, kept: &[Kept]) -> Result<Option<Med
 }
 
 /// What an interruption leaves until the table is written.
-const NO_TABLE: &str = "the medium is not usable: its partition table is not written yet";
+const NO_TABLE: &str = "the medium is not usable: its partition table is not written yet; the same command again repairs it";
 
 /// A snapshot and what was written of it.
 type Archived<'k> = (&'k Kept, (options::Options, Vec<Restored>));

@@ -537,7 +537,7 @@ fn write(
     let pipeline = capture.pipeline();
     let figures = capture.run().inspect_err(|error| {
         if error.is_signal() {
-            report::interrupted(copy.subject(), &copy.state());
+            report::interrupted(copy.subject(), &copy.interrupted());
         }
     })?;
     let plan = pipeline
@@ -552,7 +552,7 @@ fn write(
     let finished = supervise(
         &options.common,
         &progress,
-        &|| copy.state(),
+        &|| copy.interrupted(),
         copy.subject(),
         None,
         move || finish.run(),

@@ -12,7 +12,7 @@ use crate::error::{Error, Fault, Result};
 use crate::medium::Medium;
 use crate::put::free::LeftAlone;
 use crate::put::head;
-use crate::put::phase::Phase;
+use crate::put::phase::{AGAIN, Phase};
 use crate::stream::pipeline::Placing;
 use crate::stream::plan::{CHUNK_BYTES, Cursor, Plan, Span};
 use crate::stream::target::Target;
@@ -202,6 +202,15 @@ impl Targets {
                     .map(|onto| format!("{}: {}", onto.name, state(onto)));
                 each.collect::<Vec<_>>().join("; ")
             }
+        }
+    }
+
+    /// The state an interruption leaves them in, and what helps.
+    pub(super) fn interrupted(&self) -> String {
+        match self.onto.as_slice() {
+            [only] => only.phase.interrupted(),
+            _ if self.is_begun() => format!("{}; {AGAIN}", self.state()),
+            _ => self.state(),
         }
     }
 
