@@ -102,7 +102,13 @@ impl Place {
     fn open(&self, name: &OsStr, flags: OFlags) -> rustix::io::Result<OwnedFd> {
         // Not blocking, in case it has become a FIFO; a regular file does not mind.
         let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        rustix::fs::openat(&self.folder, name, flags, Mode::from_raw_mode(PRIVATE))
+        let mode = Mode::from_raw_mode(PRIVATE);
+        let file = rustix::fs::openat(&self.folder, name, flags, mode)?;
+        if flags.contains(OFlags::EXCL) {
+            // What a umask took away. FAT has no modes, and may refuse.
+            let _ = rustix::fs::fchmod(&file, mode);
+        }
+        Ok(file)
     }
 
     /// Makes the file, for reading and writing by its owner; fails where there is one.

@@ -154,14 +154,19 @@ fn a_new_file_is_for_its_owner_only() {
     for (name, words) in [
         ("n1", vec!["restore", &source]),
         ("n2", vec!["restore", &zip]),
+        ("n3", vec!["dump", &source, "-o"]),
     ] {
         let path = scratch.join(name);
         let target = match words[1] == zip {
             true => format!("a={}", text(&path)),
             false => text(&path),
         };
-        let mut command = floe(&words);
-        command.arg(&target);
+        // Whatever the umask takes away.
+        let mut command = Command::new("sh");
+        let under = "umask 777; exec \"$0\" \"$@\"";
+        let floe = floe(&words);
+        command.args(["-c", under]).arg(floe.get_program());
+        command.args(floe.get_args()).arg(&target);
         common::run(&mut command, Limit::secs(60)).expect_code(0);
         assert_eq!(fs::metadata(&path).expect("made").mode() & 0o7777, 0o600);
     }
