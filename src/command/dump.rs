@@ -90,6 +90,14 @@ impl Options {
         })
     }
 
+    /// The output for people.
+    fn shown_output(&self) -> String {
+        match &self.output {
+            Some(path) => path.display().to_string(),
+            None => "stdout".into(),
+        }
+    }
+
     /// Whether the image may be put together in its file, which then holds what is read before the freeze.
     fn may_be_in_place(&self) -> bool {
         self.raw
@@ -175,6 +183,18 @@ struct Facts {
     filesystem: &'static str,
     consistent: &'static str,
     size_bytes: u64,
+}
+
+impl Facts {
+    fn of(source: &Prepared) -> Self {
+        Self {
+            source: source.name.clone(),
+            device: source.shown.clone(),
+            filesystem: source.filesystem,
+            consistent: source.consistent(),
+            size_bytes: source.size_bytes,
+        }
+    }
 }
 
 /// Everything the report says.
@@ -267,13 +287,7 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
     let Some(prepared) = sources.first() else {
         return Err(Error::failed("floe: internal: no source"));
     };
-    let facts = Facts {
-        source: prepared.name.clone(),
-        device: prepared.shown.clone(),
-        filesystem: prepared.filesystem,
-        consistent: prepared.consistent(),
-        size_bytes: prepared.size_bytes,
-    };
+    let facts = Facts::of(prepared);
     let held_up = ready.holds_up(&system, &outputs.sink);
     // Where it lies on what lies on a frozen filesystem, what comes under the freeze waits for the thaw.
     let waits = !held_up || !ready.freezes(&outputs.sink) && options.streaming.has_room();
@@ -292,15 +306,7 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
     let told: Arc<Lock<Option<Figures>>> = Arc::default();
     let parts = outputs.parts;
     let sink = match in_place {
-        true => {
-            let pieces = sources.iter().flat_map(|source| &source.pieces);
-            let lengths = pieces.map(|piece| piece.length_bytes);
-            let totals = Arc::clone(&totals);
-            let file = InPlace::new(outputs.sink, lengths, options.hashes(), totals)
-                .map_err(|fault| Error::fault("output", fault).leaving("nothing was frozen"))?;
-            // Threads that may never return use it.
-            Outlet::Places(Box::leak(Box::new(file)))
-        }
+        true => own_file(options, outputs.sink, &sources, &totals)?,
         false => {
             let sink = (outputs.sink, outputs.more);
             outlet(options, sink, &sources, &ready, &totals, &told)?
@@ -315,10 +321,7 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
         quiet,
         progress: Progress::new(&options.common),
         emptying,
-        output: match &options.output {
-            Some(path) => path.display().to_string(),
-            None => "stdout".into(),
-        },
+        output: options.shown_output(),
     };
     let mut capture = Capture::new(sources, engine, options.taking.wishes)?;
     if options.output.is_none() {
@@ -328,11 +331,7 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
     let figures = capture.run_telling(|figures| {
         *told.lock() = Some(figures);
     })?;
-    if let Some(part) = &bmap {
-        // An older image's must not stand beside the new one, whatever happens next.
-        let _ = std::fs::remove_file(part.target());
-    }
-    finish(options, parts)?;
+    finish(options, parts, bmap.as_ref())?;
     if let (Some(part), Some(image)) = (bmap, options.first()) {
         let mapped = Mapped::of(pipeline, surveyor);
         write_bmap(options, part, image, facts.size_bytes, mapped)?;
@@ -419,7 +418,11 @@ impl Outputs {
 }
 
 /// The files under their names: they are complete.
-fn finish(options: &Options, mut parts: Vec<PartFile>) -> Result<()> {
+fn finish(options: &Options, mut parts: Vec<PartFile>, bmap: Option<&PartFile>) -> Result<()> {
+    if let Some(part) = bmap {
+        // An older image's must not stand beside the new one, whatever happens next.
+        let _ = std::fs::remove_file(part.target());
+    }
     match (&options.output, parts.pop()) {
         (Some(path), Some(last)) if options.split.is_some() => {
             parts.push(last);
@@ -459,6 +462,23 @@ fn write_bmap(
     let state = || STATE.to_owned();
     supervise(&options.common, &progress, &state, &name, None, work)?;
     part.finish()
+}
+
+/// The image's own file, in which it is put together.
+fn own_file(
+    options: &Options,
+    file: OwnedFd,
+    sources: &[Prepared],
+    totals: &TotalsCell,
+) -> Result<Outlet> {
+    let pieces = sources.iter().flat_map(|source| &source.pieces);
+    let lengths = pieces.map(|piece| piece.length_bytes);
+    let file = InPlace::new(file, lengths, options.hashes(), Arc::clone(totals));
+    let file = file.map_err(|fault| {
+        Error::fault(options.shown_output(), fault).leaving("nothing was frozen")
+    })?;
+    // Threads that may never return use it.
+    Ok(Outlet::Places(Box::leak(Box::new(file))))
 }
 
 /// The stream that was asked for, begun: the reader has taken its header.
