@@ -130,32 +130,6 @@ impl Content {
             && !one.uuid.is_empty()
     }
 
-    /// How another content is recognisably that of another filesystem or disk; what has no identity of its own is only compared by
-    /// its kind.
-    pub(crate) fn differs(&self, other: &Self) -> Option<String> {
-        let of = |content: &Self| match (&content.identity, &content.table) {
-            (Some(found), _) => found.uuid.to_string(),
-            (None, Some(table)) => table.disk_id.to_string(),
-            (None, None) => String::new(),
-        };
-        let (one, two) = (of(self), of(other));
-        let is_same = match one.is_empty() || two.is_empty() {
-            true => self.name() == other.name(),
-            false => one == two,
-        };
-        let words = |name: &str, id: &str| match id {
-            "" => name.to_owned(),
-            id => format!("{name} {id}"),
-        };
-        (!is_same).then(|| {
-            format!(
-                "holds an image of {}, not of {}",
-                words(self.name(), &one),
-                words(other.name(), &two)
-            )
-        })
-    }
-
     /// Whether another image was appended to this one of `size_bytes` in all: says so, and how to part them. Many things lie behind a
     /// filesystem rightly, so only what states a length that fits the rest counts, and not what partitions hold as a rule: an
     /// overlay behind a read-only filesystem, what a deleted partition held, a superblock's copy of a filesystem that was larger.

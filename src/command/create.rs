@@ -465,51 +465,23 @@ fn choose(options: &Options, system: &System, place: &Destination) -> Result<Vec
     if let Destination::File(path) = place {
         source::refuse_output(&sources, path)?;
         if !options.overwrite {
-            check_replaceable(path, &named, &sources)?;
+            check_replaceable(path)?;
         }
     }
     Ok(sources)
 }
 
-/// An older snapshot is replaced where it is one of the same filesystems.
-fn check_replaceable(path: &Path, named: &[(&str, &OsStr)], sources: &[Prepared]) -> Result<()> {
+/// An older snapshot is replaced where it is complete.
+fn check_replaceable(path: &Path) -> Result<()> {
     image::check_replaceable(path, Coming::Snapshot)?;
     if !std::fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.len() > 0) {
         return Ok(());
     }
-    let old = match Catalog::open(path) {
-        Ok(catalog) => catalog.snapshot,
+    match Catalog::open(path) {
         Err(error) if error.exit() == Some(Exit::Corrupt) => {
             let what = "is there and is no complete snapshot";
-            return Err(image::not_replaceable(path, what));
+            Err(image::not_replaceable(path, what))
         }
-        Err(_) => return Ok(()),
-    };
-    let mut known = 0;
-    for ((name, _), source) in named.iter().zip(sources) {
-        let Some(image) = old.image(name) else {
-            continue;
-        };
-        known += 1;
-        let uuid = source.identity.as_ref().map_or("", |found| &found.uuid);
-        let is_other = match uuid.is_empty() || image.uuid.is_empty() {
-            true => source.filesystem != image.filesystem,
-            false => uuid != image.uuid,
-        };
-        if is_other {
-            let (was, now) = (&image.filesystem, source.filesystem);
-            let what = format!(
-                "holds a snapshot in which {name} is {was} {}, not {now} {uuid}",
-                image.uuid
-            );
-            return Err(image::not_replaceable(path, &what));
-        }
-    }
-    match known {
-        0 => Err(image::not_replaceable(
-            path,
-            "holds a snapshot of other entries",
-        )),
         _ => Ok(()),
     }
 }

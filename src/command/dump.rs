@@ -366,7 +366,7 @@ fn choose(options: &Options, system: &System) -> Result<(Prepared, Emptying)> {
     if let Some(path) = &options.first() {
         source::refuse_output(std::slice::from_ref(&prepared), path)?;
         if !options.overwrite {
-            image::check_replaceable(path, Coming::Image(&prepared.content))?;
+            image::check_replaceable(path, Coming::Image)?;
         }
     }
     if let Some(path) = &options.bmap {

@@ -382,18 +382,18 @@ pub(crate) fn image_error(subject: &str, fault: Fault) -> Error {
 
 /// What is to come in the place of a file.
 #[derive(Clone, Copy)]
-pub(crate) enum Coming<'a> {
+pub(crate) enum Coming {
     /// Something that is known only later.
     Anything,
-    /// An image of this.
-    Image(&'a Content),
+    /// An image.
+    Image,
     /// A snapshot.
     Snapshot,
 }
 
 /// A file that is to be replaced must be an image, an archive of images, or empty, as a target of `restore` must be: anything else
-/// was hardly meant. And it must not be recognisably one of something else than what comes.
-pub(crate) fn check_replaceable(path: &Path, coming: Coming<'_>) -> Result<()> {
+/// was hardly meant. And it must be of the kind that comes. Which filesystem it is of is not asked: scripts use one name for many.
+pub(crate) fn check_replaceable(path: &Path, coming: Coming) -> Result<()> {
     let is_there = |meta: std::fs::Metadata| meta.is_file() && meta.len() > 0;
     if !std::fs::metadata(path).is_ok_and(is_there) {
         return Ok(());
@@ -405,20 +405,17 @@ pub(crate) fn check_replaceable(path: &Path, coming: Coming<'_>) -> Result<()> {
         _ => Image::read(opened, Any::No).map(Some),
     });
     let other = match (found, coming) {
-        (Err(error), _) if error.exit() == Some(Exit::Corrupt) => {
-            Some("is there and is no image".into())
-        }
+        (Err(error), _) if error.exit() == Some(Exit::Corrupt) => Some("is there and is no image"),
         (Ok(Some(old)), _) if old.is_cut() => {
-            Some("is there and does not end as an image of floe does".into())
+            Some("is there and does not end as an image of floe does")
         }
-        (Ok(Some(old)), Coming::Image(new)) => old.content.differs(new),
-        (Ok(Some(_)), Coming::Snapshot) => Some("is there and is an image, not a snapshot".into()),
-        (Ok(None), Coming::Image(_)) => Some("is there and is a snapshot, not an image".into()),
+        (Ok(Some(_)), Coming::Snapshot) => Some("is there and is an image, not a snapshot"),
+        (Ok(None), Coming::Image) => Some("is there and is a snapshot, not an image"),
         // What cannot be read is for who writes to say.
         _ => None,
     };
     match other {
-        Some(what) => Err(not_replaceable(path, &what)),
+        Some(what) => Err(not_replaceable(path, what)),
         None => Ok(()),
     }
 }

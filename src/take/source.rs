@@ -3,7 +3,7 @@
 //!
 //! Runs before the freeze, so it may allocate and open. Decides nothing about used blocks: that is the survey's, in the window.
 
-use crate::content::{self, Content, Judged};
+use crate::content::{self, Judged};
 use crate::device::{Device, ReadAt};
 use crate::error::{Error, Fault, FaultKind, NOTHING_WRITTEN, Result};
 use crate::fs::{self, Identity, Kind, Still};
@@ -90,8 +90,6 @@ pub(crate) struct Prepared {
     pub filesystem: &'static str,
     /// What is on it, where it is one filesystem.
     pub identity: Option<Identity>,
-    /// What its image begins with.
-    pub content: Content,
     /// What holds it still; of a disk, what holds the mounted ones among its partitions.
     pub still: Still,
     /// Size in bytes.
@@ -173,7 +171,6 @@ pub(crate) fn prepare(system: &System, name: &std::ffi::OsStr, wishes: Wishes) -
         shown,
         filesystem: "unknown",
         identity: None,
-        content: Content::default(),
         still: Still::Unmounted,
         in_use: None,
         size_bytes: source.device.size_bytes(),
@@ -196,7 +193,6 @@ pub(crate) fn prepare(system: &System, name: &std::ffi::OsStr, wishes: Wishes) -
     let judged = content::of_device(&source.device);
     let judged = judged.map_err(|fault| Error::fault(&prepared.shown, fault))?;
     fill(system, source, wishes, &mut prepared)?;
-    prepared.content = judged.content.clone();
     judge(judged, wishes, &mut prepared)?;
     if moving.is_some() {
         prepared.still = Still::Moving;
