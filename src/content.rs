@@ -45,9 +45,14 @@ pub(crate) struct Seen {
     pub place: Place,
     /// Where it is in the image.
     pub offset: u64,
+    /// The image is in a gzip file.
+    pub is_packed: bool,
     /// At most [`SEEN_BYTES`] from there.
     pub bytes: Vec<u8>,
 }
+
+/// How much may lie behind the second one, in bytes: partitions end on a MiB.
+const LOOSE_BYTES: u64 = 1 << 20;
 
 /// How much of such a place is looked at, in bytes: every superblock and table lies in it.
 pub(crate) const SEEN_BYTES: usize = 72 * 1024;
@@ -155,20 +160,24 @@ impl Content {
             .table
             .as_ref()
             .is_some_and(|table| table.scheme == Scheme::Mbr);
+        // What was appended ends with the file, give or take what a partition has behind its filesystem.
+        let is_last = is_disk || room - found.least_bytes() < LOOSE_BYTES;
         let counts = match seen.place {
             Place::Member(_) => true,
             Place::Middle => self.is_same(&found),
+            Place::End if !is_last => false,
             Place::End if is_mbr => is_disk,
             Place::End if self.is_read_only() => is_disk || found.is_read_only(),
             Place::End => is_disk || found.table.is_none(),
         };
-        let cut = match seen.place {
-            Place::Member(place) => place,
-            _ => seen.offset,
+        let (cut, first, second) = match (seen.place, seen.is_packed) {
+            (Place::Member(place), _) => (place, "", " FILE"),
+            (_, true) => (seen.offset, "gzip -dc FILE | ", ""),
+            (_, false) => (seen.offset, "", " FILE"),
         };
         counts.then(|| {
             format!(
-                "is two images, one behind the other, as >> makes it: {}, and {} from byte {} on; 'head -c {cut} FILE' gives the first, 'tail -c +{} FILE' the second",
+                "is two images, one behind the other, as >> makes it: {}, and {} from byte {} on; '{first}head -c {cut}{second}' gives the first, '{first}tail -c +{}{second}' the second",
                 self.name(),
                 found.name(),
                 seen.offset,
@@ -474,6 +483,7 @@ pub(crate) fn of_device(device: &dyn ReadAt) -> Result<Judged, Fault> {
         let seen = Seen {
             place,
             offset,
+            is_packed: false,
             bytes,
         };
         twofold = twofold.or_else(|| content.second(size, &seen));

@@ -20,6 +20,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::OFlags;
 use rustix::process::{Signal, WaitStatus};
 
+use crate::board::unable::is_too_old;
 use crate::cli;
 use crate::error::{Error, Exit, Result};
 use crate::json::{self, Value};
@@ -185,8 +186,8 @@ pub(crate) struct Pipes {
     pub stream: bool,
     /// Whether ssh shall compress; `None` leaves it to its configuration.
     pub compress: Option<bool>,
-    /// A line with this word is not for people: what it says is answered by another try.
-    pub hush: Option<&'static str>,
+    /// What only an older floe says is not for people: it is answered by another try.
+    pub hush: bool,
     /// How long it may be silent.
     pub patience: Patience,
 }
@@ -423,7 +424,7 @@ pub(crate) struct Session {
     listener: Listener,
     told: Told,
     pace: Pace,
-    hush: Option<&'static str>,
+    hush: bool,
     patience: Patience,
     /// Which of the two holds now.
     limit: Duration,
@@ -531,7 +532,7 @@ impl Session {
             let end = text.char_indices().nth(MAX_SHOWN).map(|(end, _)| end);
             let text = clean(text.get(..end.unwrap_or(text.len())).unwrap_or_default());
             let said = text.strip_prefix("floe: ").unwrap_or(&text);
-            let hushed = self.hush.is_some_and(|word| said.contains(word));
+            let hushed = self.hush && is_too_old(said);
             if !hushed && self.pace.take() {
                 self.tell_left_out();
                 (self.listener.hear)(said);

@@ -15,6 +15,16 @@ pub(crate) const KNOWN: &str = "--frames-known";
 /// Has the board say how far it is.
 pub(crate) const PROGRESS: &str = "--progress=json";
 
+/// What a board says that cannot do what it was asked for: nobody needs to hear it where it is asked for less then.
+pub(crate) fn is_too_old(said: &str) -> bool {
+    let words = [
+        "unknown option --frames",
+        "unknown option --progress",
+        "built without frames",
+    ];
+    words.iter().any(|words| said.contains(words))
+}
+
 /// Why not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unable {

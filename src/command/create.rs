@@ -15,7 +15,7 @@ use crate::cli::{Args, Common, Item};
 use crate::command::{begin as begin_report, typed};
 use crate::config;
 use crate::config::pairs::split_pair;
-use crate::error::{Error, Exit, Fault, Result};
+use crate::error::{Error, Fault, Result};
 use crate::features;
 use crate::fs::Coverage;
 use crate::fs::files::Emptying;
@@ -24,7 +24,7 @@ use crate::put::image::{self, Coming};
 use crate::report::Told;
 use crate::report::{self, Bytes, JsonObject, Progress, Span};
 use crate::signals::Signals;
-use crate::snapshot::archive::{self, Catalog};
+use crate::snapshot::archive;
 use crate::snapshot::framed::closing;
 use crate::snapshot::machine::{self, Host};
 use crate::snapshot::recorded;
@@ -345,9 +345,10 @@ fn would(options: &Options, place: &Destination, snapshot: &Snapshot) -> Result<
             let path = store::next(folder, &snapshot.host, snapshot.time_s)?;
             PartFile::check(&path)?;
             if let Some(keep) = options.keep {
-                // The new one is one of those that stay.
+                // The new one is one of those that stay, unless it is kept apart.
                 let class = |path: &Path| archive::class(path, Some(snapshot));
-                retiring = store::retiring(folder, &snapshot.host, keep - 1, class)?;
+                let others = keep - usize::from(!(options.factory || options.rescue));
+                retiring = store::retiring(folder, &snapshot.host, others, class)?;
             }
             path.display().to_string()
         }
@@ -465,25 +466,10 @@ fn choose(options: &Options, system: &System, place: &Destination) -> Result<Vec
     if let Destination::File(path) = place {
         source::refuse_output(&sources, path)?;
         if !options.overwrite {
-            check_replaceable(path)?;
+            image::check_replaceable(path, Coming::Snapshot)?;
         }
     }
     Ok(sources)
-}
-
-/// An older snapshot is replaced where it is complete.
-fn check_replaceable(path: &Path) -> Result<()> {
-    image::check_replaceable(path, Coming::Snapshot)?;
-    if !std::fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.len() > 0) {
-        return Ok(());
-    }
-    match Catalog::open(path) {
-        Err(error) if error.exit() == Some(Exit::Corrupt) => {
-            let what = "is there and is no complete snapshot";
-            Err(image::not_replaceable(path, what))
-        }
-        _ => Ok(()),
-    }
 }
 
 /// The files that come out empty: those that were named, and the snapshots that are kept in what is taken.

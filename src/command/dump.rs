@@ -356,6 +356,13 @@ fn choose(options: &Options, system: &System) -> Result<(Prepared, Emptying)> {
     }
     let wanted = &options.taking.wanted;
     let emptying = wanted.emptying(std::slice::from_ref(&prepared))?;
+    if let (Some(what), true, false) = (&prepared.twofold, options.raw, options.taking.wishes.whole)
+    {
+        return Err(Error::refused(format_args!(
+            "{}: {what}; its raw image would not be taken back: without -z none it says that this is meant, and --whole copies it as it is",
+            prepared.name
+        )));
+    }
     let odd = prepared.as_it_is.as_ref().or(prepared.twofold.as_ref());
     if let (Some(what), true, false) = (odd, options.raw, quiet) {
         report::line(format_args!(
@@ -490,7 +497,8 @@ fn outlet(
     totals: &TotalsCell,
     told: &Arc<Lock<Option<Figures>>>,
 ) -> Result<Outlet> {
-    let as_it_is = sources.iter().any(|source| source.as_it_is.is_some());
+    let is_odd = |source: &Prepared| source.as_it_is.is_some() || source.twofold.is_some();
+    let as_it_is = sources.iter().any(is_odd);
     let counters = ready.counters;
     if !features::FRAMES || !options.streaming.frames {
         let signals = &ready.signals;

@@ -433,7 +433,7 @@ impl Puller {
             stream: true,
             compress: Some(false),
             input: *asked,
-            hush: hold.as_ref().map(|_| FRAMES),
+            hush: hold.is_some() || shows,
             ..Pipes::default()
         };
         let mut session = self.reach.start(host, words, pipes, board)?;

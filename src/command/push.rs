@@ -16,7 +16,7 @@ use crate::board::fleet::{self, Board};
 use crate::board::reach::Reach;
 use crate::board::receive::Arrived;
 use crate::board::ssh::{Host, Pipes, Session};
-use crate::board::unable::{FRAMES, KNOWN, Unable};
+use crate::board::unable::{KNOWN, Unable};
 use crate::cli::{self, Args, Common, Item};
 use crate::config::pairs::split_pair;
 use crate::error::{Error, Result};
@@ -387,7 +387,7 @@ fn push(
         input: true,
         stream: differing.is_some(),
         compress: Some(good.format == Format::Raw && differing.is_none()),
-        hush: differing.map(|_| FRAMES),
+        hush: differing.is_some(),
         ..Pipes::default()
     };
     let mut all = words.to_vec();

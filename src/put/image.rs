@@ -5,7 +5,6 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{IsTerminal, Read};
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -19,7 +18,6 @@ use crate::report::{Progress, Step};
 use crate::stream::artifact::{self, Labels};
 use crate::stream::bmap;
 use crate::stream::copy::{BUFFER_BYTES, Ended};
-use crate::stream::deflate::FINAL_BLOCK;
 use crate::stream::frames::MAGIC;
 use crate::stream::image::Piece;
 use crate::stream::image::{Format, ImageReader, LOOK_BYTES};
@@ -259,19 +257,6 @@ impl Image {
         checked.map_err(|fault| image_error(&self.subject, fault))
     }
 
-    /// Whether it begins as a gzip file of ours and does not end as one: what can be told without reading all of it.
-    fn is_cut(&self) -> bool {
-        let length = self.reader.input_length_bytes();
-        let whole = length.filter(|length| {
-            let meta = self.file.metadata();
-            self.reader.is_ours() && meta.is_ok_and(|meta| meta.len() == *length)
-        });
-        let end = whole.and_then(|length| length.checked_sub(8 + to_u64(FINAL_BLOCK.len())));
-        let mut last = FINAL_BLOCK;
-        let read = end.map(|end| self.file.read_exact_at(&mut last, end));
-        read.is_some_and(|read| read.is_err()) || last != FINAL_BLOCK
-    }
-
     /// The first bytes of the image.
     pub(crate) fn head(&self) -> &[u8] {
         self.head.get(..self.head_bytes).unwrap_or_default()
@@ -352,9 +337,12 @@ fn not_an_image(subject: &str, what: &str) -> Error {
 fn later_piece(subject: &str) -> Option<std::path::PathBuf> {
     let (stem, digits) = subject.rsplit_once('.')?;
     let number: u64 = digits.parse().ok().filter(|_| digits.len() == 3)?;
-    (2..=PIECES)
-        .contains(&number)
-        .then(|| partfile::piece(Path::new(stem), 1))
+    let first = partfile::piece(Path::new(stem), 1);
+    // Versions end with numbers, too.
+    let is_named = [".gz", ".img", ".zip"]
+        .iter()
+        .any(|end| stem.ends_with(end));
+    ((2..=PIECES).contains(&number) && (is_named || first.exists())).then_some(first)
 }
 
 /// Of pieces of `--split` that end early: the one that would come next.
@@ -392,7 +380,8 @@ pub(crate) enum Coming {
 }
 
 /// A file that is to be replaced must be an image, an archive of images, or empty, as a target of `restore` must be: anything else
-/// was hardly meant. And it must be of the kind that comes. Which filesystem it is of is not asked: scripts use one name for many.
+/// was hardly meant. And it must be of the kind that comes. Which filesystem it is of is not asked, scripts use one name for many; nor
+/// whether it is whole, as what was cut is what is best replaced.
 pub(crate) fn check_replaceable(path: &Path, coming: Coming) -> Result<()> {
     let is_there = |meta: std::fs::Metadata| meta.is_file() && meta.len() > 0;
     if !std::fs::metadata(path).is_ok_and(is_there) {
@@ -406,9 +395,6 @@ pub(crate) fn check_replaceable(path: &Path, coming: Coming) -> Result<()> {
     });
     let other = match (found, coming) {
         (Err(error), _) if error.exit() == Some(Exit::Corrupt) => Some("is there and is no image"),
-        (Ok(Some(old)), _) if old.is_cut() => {
-            Some("is there and does not end as an image of floe does")
-        }
         (Ok(Some(_)), Coming::Snapshot) => Some("is there and is an image, not a snapshot"),
         (Ok(None), Coming::Image) => Some("is there and is a snapshot, not an image"),
         // What cannot be read is for who writes to say.
@@ -528,7 +514,7 @@ pub(crate) fn read_all(found: &mut Image, common: &Common, line: &mut Progress) 
             .file
             .metadata()
             .is_ok_and(|meta| meta.len() == *length)
-            && found.reader.is_ours()
+            && found.reader.begins_as_ours()
     });
     let in_lanes = one_file.and_then(|length_bytes| {
         lanes::read(&found.file, length_bytes, common.jobs, &mut |done_bytes| {

@@ -59,7 +59,7 @@ pub struct Gunzip {
     /// Where members begin, in the image and in the file, from `members_from` on; at most [`MEMBERS`].
     members: Vec<(u64, u64)>,
     members_from: u64,
-    is_ours: bool,
+    begins_as_ours: bool,
 }
 
 impl Gunzip {
@@ -79,7 +79,7 @@ impl Gunzip {
             before_bytes: 0,
             members: Vec::new(),
             members_from: 0,
-            is_ours: false,
+            begins_as_ours: false,
         })
     }
 
@@ -110,9 +110,9 @@ impl Gunzip {
         self.members.first().copied()
     }
 
-    /// Whether the first header is as floe writes it.
-    pub(crate) fn is_ours(&self) -> bool {
-        self.is_ours
+    /// Whether the first header is as floe writes it; `gzip -1` writes the same.
+    pub(crate) fn begins_as_ours(&self) -> bool {
+        self.begins_as_ours
     }
 
     /// Whether a header has [`AS_IT_IS`].
@@ -248,7 +248,7 @@ impl Gunzip {
         };
         let fixed = header.bytes::<10>()?;
         let [m0, m1, method, flags, ..] = fixed;
-        self.is_ours |= start == 0 && fixed == HEADER;
+        self.begins_as_ours |= start == 0 && fixed == HEADER;
         if [m0, m1] != MAGIC {
             return Err(placed(Fault::corrupt("gzip magic"), start));
         }

@@ -171,9 +171,9 @@ impl<'a> ImageReader<'a> {
             .filter(|_| self.format == Format::Raw)
     }
 
-    /// See [`Gunzip::is_ours`].
-    pub(crate) fn is_ours(&self) -> bool {
-        self.gunzip.as_ref().is_some_and(Gunzip::is_ours)
+    /// See [`Gunzip::begins_as_ours`].
+    pub(crate) fn begins_as_ours(&self) -> bool {
+        self.gunzip.as_ref().is_some_and(Gunzip::begins_as_ours)
     }
 
     /// Keeps what stands at the places where an image that was appended would begin; `head` is what was given so far.
@@ -183,11 +183,13 @@ impl<'a> ImageReader<'a> {
             gunzip.watch_members(least);
             self.watch_member();
         }
-        // What floe packed is one image, whatever lies in it; and of a payload another checksum says so.
+        // Of a payload another checksum says that it is one image.
         let places = match self.format {
-            Format::Raw | Format::Gzip if !self.is_ours() => content.places(self.length_bytes()),
+            Format::Raw | Format::Gzip => content.places(self.length_bytes()),
             _ => Vec::new(),
         };
+        let is_packed = self.format == Format::Gzip;
+        let watched = |place| watched(place, is_packed);
         self.seen.extend(places.into_iter().map(watched));
         for seen in &mut self.seen {
             keep(seen, 0, Some(head), to_u64(head.len()));
@@ -199,7 +201,8 @@ impl<'a> ImageReader<'a> {
         if let Some((offset, place)) = self.gunzip.as_ref().and_then(Gunzip::member)
             && !self.seen.iter().any(is_watched)
         {
-            self.seen.push(watched((Place::Member(place), offset)));
+            self.seen
+                .push(watched((Place::Member(place), offset), true));
         }
     }
 
@@ -335,10 +338,11 @@ impl<'a> ImageReader<'a> {
     }
 }
 
-fn watched((place, offset): (Place, u64)) -> Seen {
+fn watched((place, offset): (Place, u64), is_packed: bool) -> Seen {
     Seen {
         place,
         offset,
+        is_packed,
         bytes: Vec::new(),
     }
 }

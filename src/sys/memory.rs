@@ -97,6 +97,19 @@ impl Drop for Pages {
     }
 }
 
+/// Whether so many bytes of addresses could be mapped. Nothing can be written there, so no limit but that of addresses counts.
+pub(crate) fn has_room(bytes: u64) -> bool {
+    let Ok(length) = usize::try_from(bytes) else {
+        return false;
+    };
+    let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+    let length = length.max(1);
+    // SAFETY: a new anonymous mapping at an address the kernel chooses aliases nothing.
+    let start = unsafe { mmap_anonymous(std::ptr::null_mut(), length, ProtFlags::empty(), flags) };
+    // SAFETY: it is ours, whole, and nobody has its address.
+    start.is_ok_and(|start| unsafe { munmap(start, length) }.is_ok())
+}
+
 /// What may be all zeros.
 pub(crate) trait Zeroed: Copy {}
 impl Zeroed for u64 {}
@@ -117,6 +130,12 @@ pub(crate) fn zeroed<T: Zeroed>(count: usize) -> Option<Vec<T>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn addresses_are_had_as_far_as_there_are_any() {
+        assert!(has_room(0) && has_room(1 << 20));
+        assert!(!has_room(u64::MAX));
+    }
 
     #[test]
     fn zeros_are_had_as_far_as_there_is_room_and_more_is_no_end_of_the_process() {

@@ -174,7 +174,7 @@ pub(crate) fn spool_beside(
         return None;
     }
     // A limit of address space is met here, where memory will do, too.
-    Pages::new(to_usize(wanted_bytes.saturating_add(LEFT_FREE))).ok()?;
+    crate::sys::memory::has_room(wanted_bytes.saturating_add(LEFT_FREE)).then_some(())?;
     allocate(&unnamed, wanted_bytes).ok()?;
     Some((Arc::new(unnamed), wanted_bytes))
 }

@@ -690,11 +690,13 @@ fn two_images_one_behind_the_other_are_told_from_what_partitions_hold() {
         read(disk(&scratch, "gpt", "gpt")),
         read(disk(&scratch, "dos", "dos")),
     );
-    let gzip = |bytes: &[u8]| {
+    // With -1 it writes the header that floe writes.
+    let packed = |bytes: &[u8], level: &str| {
         let mut gzip = std::process::Command::new("gzip");
-        let run = common::run_with_input(gzip.arg("-c"), bytes, Limit::secs(60));
+        let run = common::run_with_input(gzip.args(["-c", level]), bytes, Limit::secs(60));
         run.expect_code(0).stdout
     };
+    let gzip = |bytes: &[u8]| packed(bytes, "-6");
     let (bad, out) = (scratch.join("bad"), scratch.join("out"));
     let tried = |what: &str, parts: &[&[u8]], wanted: i32| {
         fs::write(&bad, parts.concat()).expect("write");
@@ -729,6 +731,8 @@ fn two_images_one_behind_the_other_are_told_from_what_partitions_hold() {
     tried("members", &[&gzip(&one), &gzip(&other)], 3);
     tried("members with room", &[&gzip(&slack), &gzip(&other)], 3);
     tried("packed together", &[&gzip(&[&one[..], &other].concat())], 3);
+    let fast = packed(&[&one[..], &other].concat(), "-1");
+    tried("packed together by gzip -1", &[&fast], 3);
     tried("packed, and nothing behind", &[&gzip(&one), &gzip(b"")], 0);
     let (half, rest) = slack.split_at(one.len());
     tried("parts of one", &[&gzip(half), &gzip(rest)], 0);
@@ -764,8 +768,18 @@ fn two_images_one_behind_the_other_are_told_from_what_partitions_hold() {
     floe(&["verify", &image]).expect_code(0);
     floe(&["restore", &image, &text(&out)]).expect_code(0);
     assert!(fs::read(&out).expect("out") == fs::read(&part).expect("part"));
-    let run = floe(&["dump", &from, "-z", "none", "-o", &image]).expect_code(0);
+    let raw = ["dump", &from, "-z", "none", "--overwrite", "-o", &image];
+    let run = floe(&raw).expect_code(4);
+    assert!(run.stderr_text().contains("without -z none"), "{run}");
+    let run = floe(&[&raw[..], &["--whole"]].concat()).expect_code(0);
     assert!(run.stderr_text().contains("--any-content"), "{run}");
+    // A filesystem that ends long before the partition does was left there.
+    let room = [&one[..], &other, &vec![0; 2 << 20]].concat();
+    fs::write(&part, &room).expect("write");
+    let device = LoopDevice::attach(&part, 512);
+    let from = text(device.path());
+    floe(&["dump", &from, "-z", "none", "--overwrite", "-o", &image]).expect_code(0);
+    floe(&["verify", &image]).expect_code(0);
     drop(device);
     let shrunk = ext4(&scratch, "shrunk", 24);
     for words in [&["-f", "-y"][..], &[]] {
@@ -821,14 +835,14 @@ fn what_comes_replaces_an_older_one_of_its_kind_and_nothing_else_unasked() {
     make(&["create", &pair("a", &other)], &zip, 0);
     make(&["create", &pair("c", &one)], &zip, 0);
     make(&["dump", &one], &zip, 4);
-    // What was cut is no image of anybody's.
+    // What was cut is what is best replaced.
     make(&["dump", &one], &file, 0);
     for path in [&file, &zip] {
         let bytes = fs::read(path).expect("read");
         fs::write(path, &bytes[..bytes.len() - 1000]).expect("cut");
     }
-    make(&["dump", &one], &file, 4);
-    make(&["create", &pair("a", &one)], &zip, 4);
+    make(&["dump", &one], &file, 0);
+    make(&["create", &pair("a", &one)], &zip, 0);
 }
 
 #[test]
@@ -844,6 +858,10 @@ fn what_is_cut_or_a_piece_gets_the_advice_that_helps_and_never_to_take_it_as_it_
         "dump", &from, "-z", "none", "--whole", "--split", "1M", "-o",
     ];
     floe(&[&split[..], &[&text(&scratch.join("x"))]].concat()).expect_code(0);
+    let version = scratch.join("kernel-5.10.120");
+    fs::write(&version, noise(300_000)).expect("file");
+    let told = floe(&["verify", &text(&version)]).expect_code(3);
+    assert!(told.stderr_text().contains("--any-content"), "{told}");
     let cut = scratch.join("cut");
     fs::write(&cut, &fs::read(&image).expect("image")[..5 << 20]).expect("cut");
     for (path, wanted) in [
