@@ -19,7 +19,8 @@ pub(crate) const PROGRESS: &str = "--progress=json";
 pub(crate) fn is_too_old(said: &str) -> bool {
     let words = [
         "unknown option --frames",
-        "unknown option --progress",
+        "--frames-known",
+        "--progress takes no value",
         "built without frames",
     ];
     words.iter().any(|words| said.contains(words))

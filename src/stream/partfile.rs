@@ -11,6 +11,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{Access, AtFlags, FileType, FlockOperation, Mode, OFlags, Stat};
 use rustix::io::Errno;
@@ -416,8 +417,7 @@ fn open(place: &Place, part: &OsStr, owned: bool) -> Result<Option<File>> {
         if !is_ours(&stat, owned) {
             return Ok(None);
         }
-        let lock = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
-        if lock == Err(Errno::WOULDBLOCK) {
+        if !is_locked(&file) {
             return Err(busy());
         }
         // Whoever had it may have given it its name, or removed it, between the open and the lock.
@@ -426,6 +426,17 @@ fn open(place: &Place, part: &OsStr, owned: bool) -> Result<Option<File>> {
         }
     }
     Err(busy())
+}
+
+/// Locks it, where nobody else has. What this process let go of a moment ago another thread's fork may still hold, until that runs
+/// its program.
+fn is_locked(file: &File) -> bool {
+    (0..30).any(|tries| {
+        if tries > 0 {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) != Err(Errno::WOULDBLOCK)
+    })
 }
 
 /// The file that will be replaced, for reading.

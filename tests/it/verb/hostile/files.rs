@@ -212,7 +212,11 @@ fn an_image_file_that_changes_while_it_is_read_is_no_image() {
     drop(require_floe!());
     require!(common::have("mkfs.ext4"), "mkfs.ext4");
     let scratch = Scratch::new();
-    let source = image(&scratch, "source", 64, &[]);
+    // Something to read, so that it takes a while.
+    let files = scratch.join("files");
+    fs::create_dir(&files).expect("folder");
+    fs::write(files.join("noise"), common::Random(7).bytes(24 << 20)).expect("file");
+    let source = image(&scratch, "source", 64, &["-d", &text(&files)]);
     let shown = text(&source);
     let out = scratch.join("out");
     let pair = format!("a={shown}");
