@@ -512,7 +512,7 @@ fn outlet(
     let ending = frames_ending(options::weakest(sources), Arc::clone(told));
     match FrameEmitter::new(output, &header, ending, Arc::clone(totals)) {
         Ok(emit) => Ok(Outlet::Frames(Box::new(emit))),
-        Err(problem) => Err(options::early("stdout", problem)),
+        Err(problem) => Err(options::early(&options.shown_output(), problem)),
     }
 }
 
@@ -580,7 +580,7 @@ fn emitter(
     };
     match GzipEmitter::new(output, header, totals) {
         Ok(emitter) => Ok(Box::new(emitter)),
-        Err(problem) => Err(options::early("stdout", problem)),
+        Err(problem) => Err(options::early(&options.shown_output(), problem)),
     }
 }
 

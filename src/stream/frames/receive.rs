@@ -42,7 +42,8 @@ pub(super) struct Entry {
 }
 
 /// What a run without room fails with.
-pub const NO_ROOM: &str = "write of what is held until the end; more room is needed where it lies";
+pub const NO_ROOM: &str =
+    "write of what waits for the end of the stream, and needs more room there,";
 
 /// Packed bytes of a chunk that is taken from what was there before.
 const IS_KNOWN: u32 = u32::MAX;
