@@ -130,7 +130,7 @@ pub(crate) fn run(
     let name = subject.clone();
     drop(watch);
     let work = move || unpack(origin, errands, laid, verify, (&name, &file));
-    let done = supervise(
+    let (done, notes) = supervise(
         &options.common,
         &progress,
         &|| states.interrupted(),
@@ -139,7 +139,7 @@ pub(crate) fn run(
         work,
     )
     .map_err(|error| states.explain(error, options.common.quiet))?;
-    finish(options, &subject, &done, start)?;
+    finish(options, &subject, (&done, &notes), start)?;
     Ok(done)
 }
 
@@ -224,11 +224,13 @@ fn pairs(options: &Options, subject: &str, snapshot: &Snapshot) -> Result<Vec<(S
     if !options.force {
         check_machine(subject, snapshot, &Host::look())?;
     }
+    let names: Vec<&str> = snapshot.images.iter().map(|i| i.name.as_str()).collect();
+    let names = names.join(", ");
     let mut pairs: Vec<(String, OsString)> = Vec::new();
     for value in &options.targets {
         let pair = split_pair(value).ok_or_else(|| {
             Error::usage(format_args!(
-                "restore: {subject} is a snapshot: '{}' is not NAME=TARGET",
+                "restore: {subject} is a snapshot of {names}: '{}' is not NAME=TARGET",
                 value.display()
             ))
         })?;
@@ -239,11 +241,9 @@ fn pairs(options: &Options, subject: &str, snapshot: &Snapshot) -> Result<Vec<(S
             )));
         }
         if snapshot.image(&pair.0).is_none() {
-            let names: Vec<&str> = snapshot.images.iter().map(|i| i.name.as_str()).collect();
             return Err(Error::refused(format_args!(
-                "{subject}: has no entry '{}'; it has {}",
-                pair.0,
-                names.join(", ")
+                "{subject}: has no entry '{}'; it has {names}",
+                pair.0
             )));
         }
         pairs.push(pair);
@@ -542,7 +542,7 @@ fn unpack(
     mut laid: Option<Laid>,
     verify: bool,
     (subject, file): (&str, &std::fs::File),
-) -> Result<Vec<(String, &'static str, Done)>> {
+) -> Result<(Vec<Restored>, Vec<String>)> {
     if let Some(laid) = &mut laid {
         laid.wipe(errands.iter().filter_map(|errand| errand.range).collect())?;
     }
@@ -573,13 +573,14 @@ fn unpack(
         rest.map_err(|e| e.leaving("the targets are not usable: their beginnings are zeroed"))?;
     }
     complete(&mut filled, &mut done, &origin)?;
+    let mut notes = Vec::new();
     if let Some(laid) = laid {
-        let notes = laid.finish()?;
-        if let Some((_, _, last)) = done.last_mut() {
-            last.notes.extend(notes);
-        }
+        // They are the disk's, and not of an entry.
+        let shown = laid.path.display().to_string();
+        let said = laid.finish()?.into_iter();
+        notes.extend(said.map(|note| format!("{shown}: {note}")));
     }
-    Ok(done)
+    Ok((done, notes))
 }
 
 /// An entry whose target waits for its beginning: its name, its filesystem, the target, and what is grown then.
@@ -691,7 +692,12 @@ fn one(
     Ok((filesystem, job.fill(reader, target)?))
 }
 
-fn finish(options: &Options, subject: &str, done: &[Restored], start: Instant) -> Result<()> {
+fn finish(
+    options: &Options,
+    subject: &str,
+    (done, notes): (&[Restored], &[String]),
+    start: Instant,
+) -> Result<()> {
     let took = start.elapsed();
     if options.common.report.is_some() {
         let entries: Vec<String> = done
@@ -718,6 +724,7 @@ fn finish(options: &Options, subject: &str, done: &[Restored], start: Instant) -
     for (_, filesystem, done) in done {
         figures::last_line(options, done, filesystem, took);
     }
+    notes.iter().for_each(report::line);
     let names: Vec<&str> = done.iter().map(|(name, _, _)| name.as_str()).collect();
     let bytes = done.iter().fold(0u64, |sum, (_, _, done)| {
         sum.saturating_add(done.written_bytes)

@@ -286,7 +286,14 @@ fn a_snapshot_says_which_partitions_it_lacks_and_takes_no_damaged_table() {
     floe.arg(format!("root={}", scratch.join("root.new").display()));
     let restored = common::run(&mut floe, Limit::secs(60)).expect_code(0);
     let note = "partition 1 of the recorded table had no entry in the snapshot, and is empty";
-    assert!(restored.stderr_text().contains(note), "{restored}");
+    // It is the disk's, not the entry's.
+    let note = format!("floe: {}: note: {note}", new.display());
+    assert!(restored.stderr_text().contains(&note), "{restored}");
+    // Who gives no NAME hears which there are.
+    let mut floe = common::floe().expect("checked above");
+    let run = common::run(floe.arg("restore").arg(&zip).arg(&new), Limit::secs(20));
+    let said = run.expect_code(2).stderr_text();
+    assert!(said.contains("is a snapshot of root: '"), "{said}");
     fs::remove_file(&zip).expect("made");
     // A byte in the first header, then in the last one, too.
     for (at, what) in [
