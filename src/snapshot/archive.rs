@@ -29,6 +29,23 @@ use crate::units::{to_u64, to_usize};
 /// Largest partition table or boot area in bytes: they are held in memory.
 const MAX_DISK_BYTES: u64 = 64 << 20;
 
+/// A local header (APPNOTE 4.3.7) and the name of the first entry.
+const FIRST_BYTES: usize = 30 + SNAPSHOT.len();
+
+/// Whether a zip archive that begins so is a snapshot.
+fn check_first(subject: &str, head: &[u8]) -> Result<()> {
+    match head.ends_with(SNAPSHOT.as_bytes()) {
+        true => Ok(()),
+        false => Err(not_ours(subject)),
+    }
+}
+
+fn not_ours(subject: &str) -> Error {
+    Error::corrupt(format_args!(
+        "{subject}: a zip archive, but not a snapshot of floe: {SNAPSHOT} does not come first"
+    ))
+}
+
 /// The line for a fault in an entry of a snapshot.
 pub fn entry_error(subject: &str, path: &str, fault: Fault) -> Error {
     let error = Error::fault(format_args!("{subject}: {path}"), fault);
@@ -74,6 +91,11 @@ impl Catalog {
     pub fn read(subject: &str, device: Device) -> Result<Self> {
         let fail = |fault| image_error(&format!("{subject}: zip archive"), fault);
         let device = Arc::new(device);
+        let mut head = [0; FIRST_BYTES];
+        if device.size_bytes() >= to_u64(FIRST_BYTES) {
+            device.read_at(0, &mut head).map_err(fail)?;
+            check_first(subject, &head)?;
+        }
         let directory = Directory::read(&*device).map_err(fail)?;
         let text = |path: &str| {
             let entry = directory
@@ -351,13 +373,16 @@ impl Bundle {
     /// Reads the beginning up to `snapshot.json`.
     pub fn open(subject: &str, mut input: Input<'static>) -> Result<Self> {
         let mut unzip = Unzip::new();
+        // What another program made has other headers, too: first whose it is.
+        let head = input.peek(FIRST_BYTES).ok();
+        if let Some(head) = head.and_then(|head| head.get(..FIRST_BYTES)) {
+            check_first(subject, head)?;
+        }
         let fail = |fault| image_error(&format!("{subject}: zip archive"), fault);
         let first = unzip.next(&mut input).map_err(fail)?;
         let Some(entry) = first.filter(|entry| entry.name == SNAPSHOT && !entry.is_streamed())
         else {
-            return Err(Error::corrupt(format_args!(
-                "{subject}: a zip archive, but not a snapshot of floe: {SNAPSHOT} does not come first"
-            )));
+            return Err(not_ours(subject));
         };
         let size = entry.sums.raw_bytes;
         let mut bundle = Self {

@@ -279,6 +279,16 @@ fn what_stands_in_the_place_of_a_report_or_an_archive_is_not_lost_by_a_slip() {
     .concat();
     fs::write(&out, &file).expect("write");
     let pair = format!("d={source}");
+    // It is called that by every verb.
+    for words in [
+        &["verify", &out][..],
+        &["show", &out],
+        &["restore", &out, &pair],
+    ] {
+        let run = floe(words).expect_code(3);
+        let wanted = format!("{out}: a zip archive, but not a snapshot of floe");
+        assert!(run.stderr_text().contains(&wanted), "{run}");
+    }
     for words in [
         &["create", &pair, "-o", &out][..],
         &["dump", &source, "-o", &out],
