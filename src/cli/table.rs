@@ -49,8 +49,6 @@ artifact pull|--clears-provides PATTERN|recorded facts that go (those of the rep
 artifact pull|--script FILE|a state script, such as ArtifactInstall_Enter_05_wifi
 artifact pull|-z, --compression, --compress HOW|gzip (default) or none
 artifact|--level N|1 (fastest) to 9 (smallest), default 6
-artifact|--entry NAME|which entry of a snapshot
-artifact verify|--any-content|take bytes that show no filesystem and no partition table
 #The stream:
 dump|-z, --compress HOW|gzip (default) or none
 dump create >pull|--level N|1 (fastest, default) to 9 (smallest)
@@ -58,7 +56,7 @@ dump create|--frames|for a pipe into floe restore -, verify - or artifact -: the
 dump create|--frames-known|
 dump|--sha256|with -z none: the SHA-256 in the report too (gzip's always has it)
 #The snapshot:
-create|--keep N|in a folder: afterwards remove the oldest of this host, so that N remain
+create|--keep N|in a folder: afterwards remove the oldest of this host, so that N remain; files with a name of their own (-o X.zip) stay
 create >pull|--factory|mark it as the factory snapshot; --keep never removes it
 create >pull|--rescue|mark it as the rescue snapshot; --keep never removes it
 create >pull|--comment TEXT|kept in the metadata
@@ -86,6 +84,8 @@ clone >pull|--boot-size, --root-size, --config-size, --data-size, --swap-size SI
 clone >pull|--as-primary|the medium boots in place of this one: boot code, the area in front of the first partition, the identifiers of disk and partitions come along
 clone >pull|--factory|instead of the running system the factory snapshot that is kept (create --factory), and what the rescue snapshot holds, except /: pairs find their entry by the SOURCE it was made from. Not with --new-uuid
 #What is read:
+artifact|--entry NAME|which entry of a snapshot
+artifact verify|--any-content|take bytes that show no filesystem and no partition table
 dump|--fs-path PATH|the filesystem that this file or folder lies on, as SOURCE
 dump create clone >pull|--whole|every block, free ones too; with dump a disk whose table or filesystem is damaged, and a file whatever is in it
 dump create clone >pull|--require-map|refuse instead of reading everything when the used blocks cannot be told for certain

@@ -21,7 +21,7 @@ use crate::mender::header::{now, payload_name};
 use crate::mender::writer::{Figures, Maker, What, Writer};
 use crate::put::image::{self, Any, Coming, Image};
 use crate::put::supervise::supervise;
-use crate::report::{self, Bytes, JsonObject, Span, hex};
+use crate::report::{self, Bytes, JsonObject, Span, exact, hex};
 use crate::report::{Told, millis, tell};
 use crate::snapshot::archive::Catalog;
 use crate::snapshot::framed;
@@ -188,14 +188,14 @@ impl Told for Done {
     }
 
     fn words(&self) -> String {
-        let (labels, size_bytes) = (&self.maker.what.labels, self.figures.size_bytes);
+        let labels = &self.maker.what.labels;
         format!(
-            "{}: artifact {} for {}: {} {} ({size_bytes} bytes), {} written, in {}",
+            "{}: artifact {} for {}: {} {}, {} written, in {}",
             self.maker.shown,
             labels.name,
             labels.device_types.join(" "),
             self.filesystem,
-            Bytes(size_bytes),
+            exact(self.figures.size_bytes),
             Bytes(self.figures.written_bytes),
             Span(self.total)
         )

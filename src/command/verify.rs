@@ -7,12 +7,11 @@ use crate::error::Result;
 use crate::features;
 use crate::put::image::{self, Any, Image, Opened};
 use crate::put::supervise::Watch;
-use crate::report::{self, Bytes, JsonObject, Progress};
+use crate::report::{self, Bytes, JsonObject, Progress, exact};
 use crate::snapshot::archive::Bundle;
 use crate::snapshot::{framed, kept};
 use crate::stream::copy::Ended;
 use crate::stream::image::Format;
-use crate::units::to_u64;
 
 /// What was asked for.
 pub(super) struct Options {
@@ -81,7 +80,10 @@ fn snapshot(opened: Opened, options: &Options, start: std::time::Instant) -> Res
         .str("path", &bundle.subject)
         .str("format", "zip")
         .str("consistent", &bundle.checksums.consistent)
-        .u64("entries", to_u64(bundle.checksums.entries.len()))
+        .raw(
+            "entries",
+            &kept::entries(&bundle.snapshot, Some(&bundle.checksums)),
+        )
         .u64("size_bytes", size_bytes)
         .u64("read_bytes", read_bytes)
         .u64("total_ms", total_ms);
@@ -91,11 +93,11 @@ fn snapshot(opened: Opened, options: &Options, start: std::time::Instant) -> Res
     }
     let names: Vec<&str> = bundle.names().collect();
     report::print(&format!(
-        "{}: good snapshot of {}, {}: {} ({size_bytes} bytes), {} packed\n",
+        "{}: good snapshot of {}, {}: {}, {} packed\n",
         report::clean(&bundle.subject),
         report::clean(&bundle.snapshot.host),
         names.join(" "),
-        Bytes(size_bytes),
+        exact(size_bytes),
         Bytes(read_bytes),
     ))
 }
@@ -103,11 +105,10 @@ fn snapshot(opened: Opened, options: &Options, start: std::time::Instant) -> Res
 fn words(found: &Image, ended: &Ended) -> String {
     let format = found.reader.format();
     let mut text = format!(
-        "{}: good {} image, {} ({} bytes), {}",
+        "{}: good {} image, {}, {}",
         report::clean(&found.subject),
         format.name(),
-        Bytes(ended.size_bytes),
-        ended.size_bytes,
+        exact(ended.size_bytes),
         found.content.name(),
     );
     if let Some(labels) = &found.artifact {

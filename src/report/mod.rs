@@ -199,6 +199,14 @@ impl fmt::Display for Bytes {
     }
 }
 
+/// The same to the byte, where the words round it.
+pub fn exact(count: u64) -> String {
+    match count {
+        0..1024 => Bytes(count).to_string(),
+        _ => format!("{} ({count} bytes)", Bytes(count)),
+    }
+}
+
 /// A duration for people: milliseconds below ten seconds, tenths of a second above.
 pub struct Span(pub Duration);
 

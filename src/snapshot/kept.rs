@@ -11,7 +11,7 @@ use rustix::fs::FlockOperation;
 use crate::config;
 use crate::error::{Error, Exit, Result};
 use crate::features;
-use crate::report::{Bytes, JsonObject, clean};
+use crate::report::{Bytes, JsonObject, clean, exact};
 use crate::snapshot::archive::{self, Catalog};
 use crate::snapshot::machine;
 use crate::snapshot::store::{self, Class};
@@ -51,6 +51,14 @@ impl State {
 
 /// The path that `name` means: one that is there, or else a snapshot of the store by its name or as `latest`.
 pub(crate) fn path_of(name: &OsStr) -> Result<OsString> {
+    let first = partfile::piece(Path::new(name), 1);
+    if name != "-" && first.is_file() && !Path::new(name).exists() {
+        return Err(Error::refused(format_args!(
+            "{}: is in pieces: name the first one, {}",
+            name.display(),
+            first.display()
+        )));
+    }
     if !features::SNAPSHOTS
         || name == "-"
         || name.as_bytes().contains(&b'/')
@@ -240,7 +248,7 @@ impl Kept {
                 .str("comment", &snapshot.comment)
                 .bool("factory", snapshot.factory)
                 .bool("rescue", snapshot.rescue)
-                .raw("entries", &self.entries(snapshot));
+                .raw("entries", &entries(snapshot, self.checksums.as_ref()));
             match &snapshot.disk {
                 Some(disk) => object.str("disk", &disk.device),
                 None => object.null("disk"),
@@ -254,14 +262,9 @@ impl Kept {
         object
     }
 
-    /// What was written of an image, where that is known.
-    fn sums(&self, image: &Image) -> Option<&Checksum> {
-        self.checksums.as_ref()?.find(&image_path(&image.name))
-    }
-
     /// What `show` says of an image.
     fn words(&self, image: &Image) -> String {
-        let sums = self.sums(image);
+        let sums = sums(self.checksums.as_ref(), image);
         let used = match sums {
             Some(Checksum {
                 used_bytes: Some(used_bytes),
@@ -280,45 +283,9 @@ impl Kept {
             "{} on {}, {}, {used}{}{label}",
             image.filesystem,
             image.device,
-            in_bytes(image.size_bytes),
+            exact(image.size_bytes),
             packed.unwrap_or_default()
         )
-    }
-
-    fn entries(&self, snapshot: &Snapshot) -> String {
-        let mut list = String::from("[");
-        for (index, image) in snapshot.images.iter().enumerate() {
-            let mut object = JsonObject::new();
-            for (key, text) in [
-                ("name", &image.name),
-                ("source", &image.source),
-                ("device", &image.device),
-                ("filesystem", &image.filesystem),
-                ("uuid", &image.uuid),
-                ("label", &image.label),
-                ("partition_type", &image.partition_type),
-                ("partition_label", &image.partition_label),
-                ("partition_uuid", &image.partition_uuid),
-            ] {
-                object.str(key, text);
-            }
-            let sums = self.sums(image);
-            let used_bytes = sums.and_then(|sums| sums.used_bytes);
-            object
-                .u64("partition_number", image.partition_number)
-                .u64("size_bytes", image.size_bytes)
-                .u64("used_bytes", used_bytes.unwrap_or(image.used_bytes));
-            if let Some(sums) = sums {
-                object
-                    .u64("stored_bytes", sums.stored_bytes)
-                    .str("crc32", &format!("{:08x}", sums.crc32))
-                    .str("map", &sums.map);
-            }
-            list.push_str(if index > 0 { "," } else { "" });
-            list.push_str(&object.finish());
-        }
-        list.push(']');
-        list
     }
 
     /// Its line of the table: name, size, age, state, and what is in it or what is wrong with it.
@@ -367,9 +334,9 @@ impl Kept {
         if let Some(snapshot) = &self.snapshot {
             let images = snapshot.images.iter();
             let sum = images.fold(0u64, |sum, image| sum.saturating_add(image.size_bytes));
-            row("size", &in_bytes(sum));
+            row("size", &exact(sum));
         }
-        row("packed", &in_bytes(self.size_bytes));
+        row("packed", &exact(self.size_bytes));
         match &self.reason {
             Some(reason) => row("state", &format!("{}: {reason}", self.state.name())),
             None => row("state", "complete (floe verify checks every byte)"),
@@ -393,7 +360,7 @@ impl Kept {
                         "{}, {}, {}",
                         disk.device,
                         disk.table,
-                        in_bytes(disk.size_bytes)
+                        exact(disk.size_bytes)
                     ),
                 );
             }
@@ -417,16 +384,54 @@ impl Kept {
     }
 }
 
+/// The images of a snapshot, as reports and `show` have them; what was written of each, where that is known.
+pub(crate) fn entries(snapshot: &Snapshot, checksums: Option<&Checksums>) -> String {
+    let mut list = String::from("[");
+    for (index, image) in snapshot.images.iter().enumerate() {
+        let mut object = JsonObject::new();
+        for (key, text) in [
+            ("name", &image.name),
+            ("source", &image.source),
+            ("device", &image.device),
+            ("filesystem", &image.filesystem),
+            ("uuid", &image.uuid),
+            ("label", &image.label),
+            ("partition_type", &image.partition_type),
+            ("partition_label", &image.partition_label),
+            ("partition_uuid", &image.partition_uuid),
+        ] {
+            object.str(key, text);
+        }
+        let sums = sums(checksums, image);
+        let used_bytes = sums.and_then(|sums| sums.used_bytes);
+        object
+            .u64("partition_number", image.partition_number)
+            .u64("size_bytes", image.size_bytes)
+            .u64("used_bytes", used_bytes.unwrap_or(image.used_bytes));
+        if let Some(sums) = sums {
+            object
+                .u64("stored_bytes", sums.stored_bytes)
+                .str("crc32", &format!("{:08x}", sums.crc32))
+                .str("map", &sums.map);
+        }
+        list.push_str(if index > 0 { "," } else { "" });
+        list.push_str(&object.finish());
+    }
+    list.push(']');
+    list
+}
+
+/// What was written of an image.
+fn sums<'a>(checksums: Option<&'a Checksums>, image: &Image) -> Option<&'a Checksum> {
+    checksums?.find(&image_path(&image.name))
+}
+
 /// Whether somebody writes this part file: whoever makes one holds it locked.
 fn is_locked(path: &Path) -> bool {
     archive::open_file(path).is_ok_and(|file| {
         rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared)
             .is_err_and(|errno| errno == rustix::io::Errno::WOULDBLOCK)
     })
-}
-
-fn in_bytes(count: u64) -> String {
-    format!("{} ({count} bytes)", Bytes(count))
 }
 
 fn age(seconds: u64) -> String {

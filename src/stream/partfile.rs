@@ -329,6 +329,20 @@ pub fn piece(path: &Path, number: u64) -> PathBuf {
     name.into()
 }
 
+/// Whether this is the first of several pieces that are there.
+pub fn is_first(path: &Path) -> bool {
+    path.extension() == Some(OsStr::new("001")) && piece(&path.with_extension(""), 2).exists()
+}
+
+/// Whether this is a later piece, by its name, and the first one is there.
+pub fn is_later(path: &Path) -> bool {
+    let digits = path.extension().and_then(OsStr::to_str);
+    let number = digits
+        .filter(|text| text.len() == 3)
+        .and_then(|text| text.parse().ok());
+    number.is_some_and(|number: u64| number > 1) && piece(&path.with_extension(""), 1).exists()
+}
+
 /// The part files of pieces of `piece_bytes` that hold `most_bytes`; those that stay empty go at the end.
 pub fn create_pieces(path: &Path, piece_bytes: u64, most_bytes: u64) -> Result<Vec<PartFile>> {
     let count = most_bytes.div_ceil(piece_bytes.max(1)).max(1);

@@ -30,6 +30,7 @@ use crate::report::{self, JsonObject};
 use crate::snapshot::kept::{self, Kept};
 use crate::stream::artifact::Labels;
 use crate::stream::image::{Format, LOOK_BYTES};
+use crate::stream::partfile;
 use crate::take::identity::Identities;
 use crate::take::still::can_freeze;
 use crate::trace;
@@ -276,8 +277,13 @@ struct Dump {
 
 fn look(name: &OsStr) -> Result<Facts> {
     let path = Path::new(name);
-    if packed(path)?.is_some() {
+    if packed(path)?.is_some() || partfile::is_first(path) {
         let image = Image::open(name, Any::Yes)?;
+        let size_bytes = image.reader.length_bytes();
+        // Of all pieces; what comes out of an artifact has no length.
+        let packed_bytes = image.reader.input_length_bytes();
+        let packed_bytes =
+            packed_bytes.or_else(|| std::fs::metadata(path).ok().map(|meta| meta.len()));
         let identity = image.content.identity.as_ref();
         let what = foreign(image.head()).filter(|_| image.content.is_empty());
         // What lies on them is behind what is unpacked.
@@ -287,7 +293,9 @@ fn look(name: &OsStr) -> Result<Facts> {
             parts: parts.unwrap_or_default(),
             foreign: what,
             stated_bytes: identity.and_then(|found| found.used_bytes),
-            packed_bytes: std::fs::metadata(path).ok().map(|meta| meta.len()),
+            error: size_bytes.and_then(|size| cut(&image.content, size)),
+            packed_bytes: packed_bytes.filter(|_| size_bytes.is_none()),
+            size_bytes,
             path: image.subject,
             kind: "image",
             format: Some(image.reader.format()),
@@ -302,6 +310,10 @@ fn look(name: &OsStr) -> Result<Facts> {
     let around = Around::look(&system);
     let mut found = facts(&system, &around, source, path)?;
     found.kind = kind;
+    if kind == "image" && found.content.is_empty() && partfile::is_later(path) {
+        // It says which piece to name.
+        Image::open(name, Any::No)?;
+    }
     if kind != "image" && (found.can_freeze() || !found.parts.is_empty()) {
         found.trace = Some(around.untraced);
     }
@@ -315,19 +327,22 @@ fn facts(system: &System, around: &Around, source: Source, path: &Path) -> Resul
     let mut first = [0u8; LOOK_BYTES];
     let length = device.size_bytes().min(to_u64(LOOK_BYTES));
     let first = first.get_mut(..to_usize(length)).unwrap_or_default();
-    let is_foreign = source.dev.is_none() && content.is_empty();
+    let is_file = source.dev.is_none();
     device.read_at(0, first).map_err(fail)?;
     let standby = around.standby.iter();
     let mut standby = standby.filter(|(dev, _)| Some(*dev) == source.dev);
     let mut facts = Facts {
         path: path.display().to_string(),
         kind: "device",
-        format: source.dev.is_none().then_some(Format::Raw),
+        format: is_file.then_some(Format::Raw),
         device: source.dev.map(|_| source.shown.display().to_string()),
         size_bytes: Some(device.size_bytes()),
         used_bytes: content.identity.as_ref().and_then(|found| found.used_bytes),
-        foreign: foreign(first).filter(|_| is_foreign),
+        foreign: foreign(first).filter(|_| is_file && content.is_empty()),
         standby_of: standby.next().map(|(_, source)| source.clone()),
+        error: is_file
+            .then(|| cut(&content, device.size_bytes()))
+            .flatten(),
         ..Facts::default()
     };
     let still = match &source.holding {
@@ -431,6 +446,9 @@ impl Dump {
             doubt: None,
             unsupported: false,
         };
+        if parts.iter().all(|part| part.dump.is_none()) {
+            sum.map = Coverage::Whole.name();
+        }
         for part in parts {
             let whole = part.size_bytes.unwrap_or(0);
             let dump = part.dump.as_ref();
@@ -441,12 +459,20 @@ impl Dump {
             }
             sum.map = match dump.map_or(Coverage::Whole.name(), |dump| dump.map) {
                 "used" => sum.map,
+                _ if sum.map == Coverage::Whole.name() => sum.map,
                 "estimate" if sum.map != Coverage::Partial.name() => "estimate",
                 _ => Coverage::Partial.name(),
             };
         }
         sum
     }
+}
+
+/// What is wrong with a raw image of `size_bytes` that ends too early.
+fn cut(content: &Content, size_bytes: u64) -> Option<String> {
+    let is_short = size_bytes < content.least_bytes();
+    let word = is_short.then(|| content.judge(&[], size_bytes, &[]));
+    word?.err()
 }
 
 /// How a file is packed, where it is one that has to be unpacked; what another program packed is an error that says how.
@@ -515,6 +541,11 @@ impl Facts {
     fn whole_bytes(&self) -> Option<u64> {
         let least = self.content.least_bytes();
         self.size_bytes.or((least > 0).then_some(least))
+    }
+
+    /// Whether anything is known of the end: of an image in a file, where it is looked at only as far as that costs nothing.
+    fn end_checked(&self) -> Option<bool> {
+        self.format.map(|_| self.error.is_some())
     }
 
     /// What is wrong with the partition table.

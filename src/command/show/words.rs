@@ -1,7 +1,7 @@
 //! What `floe show` says: a table of several, all that is known of one, and the same as JSON.
 
 use super::{Dump, Facts};
-use crate::report::{self, Bytes, JsonObject, json_list};
+use crate::report::{self, Bytes, JsonObject, exact, json_list};
 use crate::stream::image::Format;
 use crate::utc::Utc;
 
@@ -46,11 +46,6 @@ impl Facts {
         let standby = self.standby_of.as_ref();
         notes.extend(standby.map(|source| format!("standby of {source}")));
         notes.extend(self.error.clone());
-        let freeze = match (found, self.can_freeze()) {
-            (None, _) => "",
-            (_, true) => "yes",
-            (_, false) => "no",
-        };
         let name = match self.content.is_empty() {
             true => "-",
             false => self.content.name(),
@@ -61,10 +56,19 @@ impl Facts {
             size(self.whole_bytes()),
             size(self.used()),
             found.map_or_else(String::new, |found| report::clean(&found.label)),
-            freeze.into(),
+            self.freeze().into(),
             report::clean(&self.mounted_at.join(", ")),
             report::clean(&notes.join("; ")),
         ]
+    }
+
+    /// Whether it can be frozen; of what is never mounted as it is, and of no filesystem, nothing.
+    fn freeze(&self) -> &'static str {
+        match (&self.content.identity, self.kind) {
+            (None, _) | (_, "image") => "",
+            _ if self.can_freeze() => "yes",
+            _ => "no",
+        }
     }
 
     /// As JSON.
@@ -109,6 +113,9 @@ impl Facts {
             out.raw("device_types", &json_list(&labels.device_types));
             out.str("payload", &labels.payload);
         }
+        if let Some(checked) = self.end_checked() {
+            out.bool("end_checked", checked);
+        }
         out.bool("floe_at_work", self.guarded);
         maybe_str(out, "standby_of", self.standby_of.as_deref());
         if let Some(untraced) = &self.trace {
@@ -135,6 +142,14 @@ impl Facts {
         sheet.row("device", self.device.clone().unwrap_or_default());
         sheet.row("size", bytes(self.whole_bytes()));
         sheet.row("packed", bytes(self.packed_bytes));
+        match (self.end_checked(), &self.error) {
+            (Some(true), Some(error)) => sheet.row("state", format!("damaged: {error}")),
+            (Some(false), _) if !self.content.is_empty() => sheet.row(
+                "state",
+                "its end was not looked at (floe verify checks every byte)".into(),
+            ),
+            _ => {}
+        }
         match (&self.content.table, self.table_doubt()) {
             (Some(table), None) => sheet.row("table", table.scheme.name().into()),
             (_, Some(doubt)) => {
@@ -192,8 +207,7 @@ impl Facts {
         let written = found.last_written_s.filter(|seconds| *seconds > 0);
         let written = written.map(|seconds| Utc::from_unix(seconds).to_string());
         sheet.row("last written", written.unwrap_or_default());
-        let freeze = if self.can_freeze() { "yes" } else { "no" };
-        sheet.row("can freeze", freeze.into());
+        sheet.row("can freeze", self.freeze().into());
     }
 }
 
@@ -201,7 +215,7 @@ impl Dump {
     fn words(&self) -> String {
         let note = match (self.map, &self.doubt) {
             ("estimate", _) => "an estimate, while it is mounted".into(),
-            (map, Some(doubt)) => format!("map: {map}, because of {doubt}"),
+            (map, Some(doubt)) => format!("map: {map}, because: {doubt}"),
             (map, None) => format!("map: {map}"),
         };
         format!("{}; {note}", bytes(Some(self.bytes)))
@@ -224,7 +238,5 @@ impl Sheet {
 
 /// A size in words and to the byte; empty where it is not known.
 fn bytes(count: Option<u64>) -> String {
-    count.map_or_else(String::new, |count| {
-        format!("{} ({count} bytes)", Bytes(count))
-    })
+    count.map_or_else(String::new, exact)
 }

@@ -95,6 +95,16 @@ fn read_bytes_are_those_of_the_input_and_used_is_what_was_to_be_read() {
     let made = report(&["create", &format!("a={image}"), "-o", &zip]);
     let stored_bytes = number(&first(&made), "stored_bytes");
     assert!(stored_bytes < length(&zip) && stored_bytes > 3 << 20);
+    // The same entries wherever a snapshot is told of.
+    let verified = first(&report(&["verify", &zip]));
+    for key in ["size_bytes", "used_bytes", "stored_bytes"] {
+        assert_eq!(number(&verified, key), number(&first(&made), key), "{key}");
+    }
+    for key in ["name", "crc32", "map", "filesystem"] {
+        let said = verified.get(key).and_then(|value| value.text());
+        assert!(said.is_some(), "{key}");
+        assert_eq!(said, first(&made).get(key).and_then(|value| value.text()));
+    }
     // Of a file that is packed its own length, of an entry what it has in the archive, of what is not packed the same as its size.
     for (file, bytes) in [
         (&image, length(&image)),

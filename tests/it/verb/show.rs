@@ -88,6 +88,66 @@ fn an_image_raw_or_packed_shows_what_its_superblock_says() {
 }
 
 #[test]
+fn what_show_says_of_an_images_end_is_only_what_it_looked_at() {
+    require!(
+        common::have("mkfs.ext4") && common::have("python3"),
+        "mkfs.ext4 and python3"
+    );
+    drop(require_floe!());
+    let scratch = Scratch::new();
+    let image = scratch.join("image");
+    let file = fs::File::create(&image).expect("image");
+    file.set_len(16 << 20).expect("image");
+    common::output("mkfs.ext4", &["-q", "-F", &image.to_string_lossy()]);
+    let packed = scratch.join("image.gz");
+    let mut gzip = Command::new("gzip");
+    let run = common::run(gzip.arg("-c").arg(&image), Limit::secs(60)).expect_code(0);
+    for length in [run.stdout.len(), run.stdout.len() - 9] {
+        fs::write(&packed, &run.stdout[..length]).expect("write");
+        assert!(
+            run_show(&packed).contains("its end was not looked at (floe verify"),
+            "{length}"
+        );
+        assert_eq!(json(&packed, "end_checked"), "False");
+    }
+    let text = run_show(&image);
+    assert!(text.contains("its end was not looked at"), "{text}");
+    assert!(!text.contains("can freeze"), "{text}");
+    file.set_len(12 << 20).expect("cut");
+    let text = run_show(&image);
+    assert!(
+        text.contains("damaged: ends at 12582912 bytes") && text.contains("16777216"),
+        "{text}"
+    );
+    assert_eq!(json(&image, "end_checked"), "True");
+    assert!(json(&image, "error").contains("it was cut off"));
+}
+
+#[test]
+fn a_disk_without_any_filesystem_is_whole_in_show_as_in_a_dump() {
+    require!(
+        common::have("sfdisk") && common::have("python3"),
+        "sfdisk and python3"
+    );
+    drop(require_floe!());
+    let scratch = Scratch::new();
+    let (disk, report) = (scratch.join("disk"), scratch.join("report"));
+    let file = fs::File::create(&disk).expect("disk");
+    file.set_len(8 << 20).expect("disk");
+    let mut sfdisk = Command::new("sfdisk");
+    let table = b"label: gpt\nsize=2M\nsize=2M\n";
+    common::run_with_input(sfdisk.arg("-q").arg(&disk), table, Limit::secs(20)).expect_code(0);
+    let mut dump = require_floe!();
+    dump.arg("dump").arg(&disk).arg("--report").arg(&report);
+    common::run(dump.arg("-o").arg(scratch.join("out")), Limit::secs(60)).expect_code(0);
+    let object = floe::json::parse(&fs::read(&report).expect("report"));
+    let object = object.unwrap_or_else(|_| panic!("the report"));
+    let dumped = object.get("map").and_then(|map| map.text());
+    assert_eq!(dumped, Some("whole"));
+    assert_eq!(json(&disk, "map"), "whole");
+}
+
+#[test]
 fn a_mounted_filesystem_shows_where_and_an_estimate() {
     let mounted = require_some!(LoopFs::make(Spec::default()).ok(), "root and mkfs.ext4");
     require!(common::have("python3"), "python3");

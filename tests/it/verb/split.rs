@@ -125,3 +125,57 @@ fn pieces_are_one_image_and_there_all_or_not_at_all() {
     assert!(run.stderr_text().contains("make them larger"), "{run}");
     assert_eq!(names(&out), before);
 }
+
+#[test]
+fn whichever_piece_or_name_is_given_it_is_said_which_one_to_name() {
+    require!(common::have("mkfs.ext4"), "mkfs.ext4");
+    drop(require_floe!());
+    let scratch = Scratch::new();
+    let source = scratch.join("source").to_string_lossy().into_owned();
+    let script = format!(
+        "truncate -s 16M {source}; mkdir {source}.d; head -c 3M /dev/urandom > {source}.d/noise; mkfs.ext4 -q -F -d {source}.d {source}"
+    );
+    common::shell(&script, Limit::secs(60)).expect_code(0);
+    let image = scratch.join("a.img").to_string_lossy().into_owned();
+    let first = format!("{image}.001");
+    for raw in [&["-z", "none"][..], &[]] {
+        let words = [
+            "dump",
+            &source,
+            "-o",
+            &image,
+            "--split",
+            "1M",
+            "--overwrite",
+        ];
+        floe(&[&words[..], raw].concat(), 0);
+        for verb in ["show", "verify"] {
+            let said = floe(&[verb, &format!("{image}.002")], 3).stderr_text();
+            let wanted = format!("name the first one, {first}");
+            assert!(said.contains(&wanted), "{verb}: {said}");
+            let said = floe(&[verb, &image], 4).stderr_text();
+            assert!(said.contains(&wanted), "{verb}: {said}");
+        }
+        let target = scratch.join("target").to_string_lossy().into_owned();
+        let said = floe(&["restore", &image, &target], 4).stderr_text();
+        assert!(said.contains(&first), "{said}");
+        // One number, whoever says it: that of all pieces.
+        let pieces = names(scratch.path());
+        let pieces = pieces.iter().filter(|name| name.starts_with("a.img.0"));
+        let bytes: u64 = pieces
+            .map(|name| fs::metadata(scratch.join(name)).expect("piece").len())
+            .sum();
+        let shown = floe(&["show", &first, "--json"], 0).stdout;
+        let shown = floe::json::parse(&shown).unwrap_or_else(|_| panic!("{shown:?}"));
+        let number = |key: &str| shown.get(key).and_then(|value| value.number());
+        match raw.is_empty() {
+            true => assert_eq!(number("packed_bytes"), Some(bytes)),
+            false => assert_eq!(number("size_bytes"), Some(bytes)),
+        }
+        assert!(
+            shown
+                .get("error")
+                .is_some_and(|error| error.text().is_none())
+        );
+    }
+}
