@@ -514,14 +514,15 @@ impl Error {
     }
 
     /// At the end of a verb that writes: a refusal that says no state left nothing behind, since after the first write it would
-    /// be a failure ([`Error::begun`]).
+    /// be a failure ([`Error::begun`]). `nothing`: which. A board's line has said it.
     #[must_use]
-    pub fn refused_at_first(self) -> Self {
-        match *self.0 {
+    pub fn refused_at_first(self, nothing: &str) -> Self {
+        match &*self.0 {
             Ending::Message {
                 exit: Exit::Refused,
+                line,
                 ..
-            } => self.leaving(NOTHING_WRITTEN),
+            } if !line.contains(NOTHING_WRITTEN) => self.leaving(nothing),
             _ => self,
         }
     }

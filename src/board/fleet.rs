@@ -35,6 +35,9 @@ const PAUSE: Duration = Duration::from_millis(200);
 /// Most lines of one board that wait to be shown; while nobody reads our stderr the others are dropped.
 const MAX_WAITING: usize = 64;
 
+/// In what `restore` on a board, of every version, says of a stream that it cannot read twice.
+const UNPROVEN: &str = "that all of it is right is known only at its end";
+
 /// How long the threads may take to clean up after a signal.
 const PATIENCE: Duration = Duration::from_secs(6);
 
@@ -64,6 +67,10 @@ impl Board {
             stop: Arc::clone(&self.stop),
             far: Arc::clone(&self.far),
             hear: Box::new(move |line| {
+                // What push sends was checked here.
+                if line.contains(UNPROVEN) {
+                    return;
+                }
                 if waiting.fetch_add(1, Ordering::Relaxed) >= MAX_WAITING {
                     waiting.fetch_sub(1, Ordering::Relaxed);
                     return;
@@ -256,6 +263,29 @@ pub(crate) fn run(
     common: &Common,
     job: Arc<Job>,
 ) -> Result<Vec<Outcome>> {
+    let pulled = |_: Cut<'_>| {
+        "files that are there are complete, others were removed (what the next pull goes on from is in FILE.resume)".into()
+    };
+    run_leaving(hosts, parallel, common, &pulled, job)
+}
+
+/// Where a signal came in between.
+#[derive(Clone, Copy)]
+pub(crate) struct Cut<'a> {
+    /// The boards to or from which something went, and which had not ended.
+    pub begun: &'a str,
+    /// How many had ended.
+    pub ended: usize,
+}
+
+/// The same with the words for what an interruption leaves.
+pub(crate) fn run_leaving(
+    hosts: Vec<Host>,
+    parallel: usize,
+    common: &Common,
+    left: &dyn Fn(Cut<'_>) -> String,
+    job: Arc<Job>,
+) -> Result<Vec<Outcome>> {
     let signals = Signals::block()?;
     let stop = Arc::new(AtomicBool::new(false));
     let next = Arc::new(AtomicUsize::new(0));
@@ -277,8 +307,7 @@ pub(crate) fn run(
     let interrupted = view.follow(&told, &signals, &stop);
     view.erase();
     if let Some(number) = interrupted {
-        let left = "files that are there are complete, others were removed (what the next pull goes on from is in FILE.resume)";
-        report::interrupted("", left);
+        report::interrupted("", &left(view.cut(&view.begun())));
         return Err(Error::signal(number));
     }
     let View { rows, .. } = view;
@@ -459,6 +488,20 @@ impl<'a> View<'a> {
         }
     }
 
+    /// The boards in whose middle a signal came: something went, and they have no result.
+    fn begun(&self) -> String {
+        let all = self.hosts.iter().zip(&self.rows);
+        let is_begun = |row: &Row| row.result.is_none() && row.so_far().is_some_and(|(n, _)| n > 0);
+        let names = all.filter(|(_, row)| is_begun(row));
+        let names: Vec<&str> = names.map(|(host, _)| host.shown.as_str()).collect();
+        names.join(" ")
+    }
+
+    fn cut<'b>(&self, begun: &'b str) -> Cut<'b> {
+        let ended = self.rows.iter().filter(|row| row.result.is_some()).count();
+        Cut { begun, ended }
+    }
+
     fn event(&mut self, event: Event, silent: bool) {
         let (Event::Started(index, _) | Event::Line(index, _) | Event::Done(index, _)) = &event;
         let Some(row) = self.rows.get_mut(*index) else {
@@ -478,7 +521,8 @@ impl<'a> View<'a> {
                     Ok(_) => true,
                     Err(error) => !error.to_string().contains(said.as_str()),
                 });
-                row.result = Some(result);
+                // Who failed after a signal was called off.
+                row.result = Some(result).filter(|result| result.is_ok() || !silent);
                 said
             }
         };
@@ -587,6 +631,26 @@ mod tests {
         // One that has not begun.
         rows.push(Row::default());
         assert_eq!(in_all(&rows).1, 0);
+    }
+
+    #[test]
+    fn an_interruption_names_who_had_begun_and_not_ended() {
+        let hosts = ["done", "cut", "asked", "refused", "waiting"];
+        let hosts = hosts.map(|name| Host::parse(name).unwrap());
+        let mut view = View::new(&hosts, &Common::default());
+        let refused = Some(Err(Error::refused("is mounted")));
+        let rows = [
+            row(9, 9, Some(Ok(Arrived::default()))),
+            row(1, 9, None),
+            row(0, 9, None),
+            row(5, 9, refused),
+        ];
+        view.rows = rows.into_iter().chain([Row::default()]).collect();
+        // Called off: what it fails with is no end.
+        let failed = Err(Error::failed("interrupted"));
+        view.event(Event::Done(1, failed), true);
+        let begun = view.begun();
+        assert_eq!((begun.as_str(), view.cut(&begun).ended), ("cut", 2));
     }
 
     #[test]

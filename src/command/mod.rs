@@ -20,7 +20,7 @@ use std::fmt;
 use std::path::Path;
 
 use crate::cli::{self, Args, Common, Item};
-use crate::error::{Error, NOTHING_WRITTEN, Result};
+use crate::error::{Error, Exit, NOTHING_WRITTEN, Result};
 use crate::stream::partfile::Place;
 use crate::{features, help, report};
 
@@ -60,10 +60,13 @@ pub(crate) fn run(arguments: Vec<OsString>) -> Result<()> {
         _ => Err(unknown(&verb)),
     };
     // A refusal comes before the first write; what only looks has nothing to write.
-    let done = match verb.to_str() {
-        Some("show" | "verify" | "list") => done,
-        _ => done.map_err(Error::refused_at_first),
+    let nothing = match verb.to_str() {
+        Some("show" | "verify" | "list") => "",
+        Some("thaw") => "nothing was thawed",
+        Some("delete") => "nothing was deleted",
+        _ => NOTHING_WRITTEN,
     };
+    let done = done.map_err(|error| error.refused_at_first(nothing));
     report::write_end(&done);
     done
 }
@@ -92,6 +95,14 @@ fn begin(
         .leaving(NOTHING_WRITTEN));
     }
     report::begin(common, key, &about.to_string())
+}
+
+/// The folder of kept snapshots. That none is configured is 2 as in `list`, and as what is wrong in /etc/floe.conf.
+fn kept_folder() -> Result<std::path::PathBuf> {
+    crate::snapshot::kept::folder().map_err(|error| match error.exit() {
+        Some(Exit::Refused) => error.with_exit(Exit::Usage),
+        _ => error,
+    })
 }
 
 /// Several arguments as they were typed.

@@ -8,11 +8,12 @@ use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::io::{Read, Write};
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crate::board::fleet::{self, Board};
+use crate::board::fleet::{self, Board, Cut};
 use crate::board::reach::Reach;
 use crate::board::receive::Arrived;
 use crate::board::ssh::{Host, Pipes, Session};
@@ -75,6 +76,7 @@ pub(super) fn parse(mut args: Args) -> Result<Options> {
     let mut words = words.into_iter();
     let file = words.next().ok_or_else(|| args.missing("the FILE"))?;
     let host = words.next().ok_or_else(|| args.missing("the HOST"))?;
+    check_order(&file, &host)?;
     let mut hosts = Vec::new();
     fleet::add_hosts(&mut hosts, &host)?;
     let mut targets: Vec<OsString> = words.collect();
@@ -125,6 +127,21 @@ pub(super) fn parse(mut args: Args) -> Result<Options> {
         handed_on: args.handed_on,
         common: args.common,
     })
+}
+
+/// A HOST in the place of the FILE, which then is none.
+fn check_order(file: &OsString, host: &OsString) -> Result<()> {
+    let is_file = |word: &OsString| Path::new(word).is_file();
+    if !is_file(host) || is_file(file) || kept::path_of(file).map_or(true, |path| path != *file) {
+        return Ok(());
+    }
+    let (file, host) = (file.display(), host.display());
+    Err(cli::usage(
+        "push",
+        format_args!(
+            "'{host}' is a file, and '{file}' is none: the FILE comes first, as in: floe push {host} {file} TARGET"
+        ),
+    ))
 }
 
 /// Where something can be on a board, whose folders nobody knows here: a word without a slash would become a file there.
@@ -219,7 +236,7 @@ pub(super) fn run(options: Options) -> Result<()> {
     let start = Instant::now();
     let common = options.common.clone();
     super::begin(&common, ("path", &options.file.display()), &[])?;
-    let file = kept::path_of(&options.file)?;
+    let file = kept::path_of(&options.file).map_err(|error| error.leaving("nothing was sent"))?;
     let options = Options { file, ..options };
     let any = match options.handed_on.iter().any(|word| word == "--any-content") {
         true => Any::Yes,
@@ -234,6 +251,12 @@ pub(super) fn run(options: Options) -> Result<()> {
         true => None,
         false => differing(&options, &good)?,
     };
+    let words_left = interrupted(&options, dry);
+    let left = |cut: Cut<'_>| match (cut.begun, cut.ended) {
+        ("", 0) => "nothing was sent".into(),
+        ("", _) => "nothing was sent but to boards that had ended".into(),
+        (hosts, _) => words_left.replace("HOST", hosts),
+    };
     let job = move |host: &Host, board: &Board| {
         if differing.is_some() {
             match push(host, board, &options, &good, &words, differing.as_ref()) {
@@ -244,7 +267,7 @@ pub(super) fn run(options: Options) -> Result<()> {
         }
         push(host, board, &options, &good, &words, None)
     };
-    let mut outcomes = fleet::run(hosts, parallel, &common, Arc::new(job))?;
+    let mut outcomes = fleet::run_leaving(hosts, parallel, &common, &left, Arc::new(job))?;
     report::write(&fleet::report_of(&outcomes, start))?;
     let Some(outcome) = outcomes.pop_if(|_| one) else {
         return fleet::end(&outcomes, common.quiet);
@@ -268,6 +291,31 @@ pub(super) fn run(options: Options) -> Result<()> {
         ));
     }
     Ok(())
+}
+
+/// What an interruption leaves on the boards that it came to, which are HOST. Who refused says so only when asked again: so what
+/// helps asks for nothing that might write over something else.
+fn interrupted(options: &Options, dry: bool) -> String {
+    if dry {
+        return "HOST was being asked; nothing was written".into();
+    }
+    if options.store {
+        return "the store on HOST keeps only what came whole (floe list HOST); the same push again sends it".into();
+    }
+    let target = match options.targets.as_slice() {
+        [target] => split_pair(target).filter(|_| !is_tag(target)).map_or_else(
+            || target.display().to_string(),
+            |(_, target)| target.display().to_string(),
+        ),
+        _ => "TARGET".into(),
+    };
+    let overwrite = match options.handed_on.iter().any(|word| word == "--overwrite") {
+        true => "",
+        false => " (with --overwrite where it says that a target holds something now)",
+    };
+    format!(
+        "the target on HOST may not be usable: floe show {target} there tells; the same push again repairs it{overwrite}"
+    )
 }
 
 /// What stands around frames that bring only what differs.
@@ -363,6 +411,8 @@ impl Talk for Line<'_> {
 
     fn say(&mut self, bytes: &[u8]) -> Option<()> {
         // A board that refuses takes nothing more: its exit code says why.
+        // From now on something may have come there.
+        self.board.bytes.fetch_max(1, Ordering::Relaxed);
         if self.is_gone || self.session.write_all(bytes).is_err() {
             return None;
         }

@@ -10,6 +10,7 @@ use rustix::fs::FileType;
 
 use crate::cli::{Args, Item};
 use crate::config::pairs::split_pair;
+use crate::device::DeviceKind;
 use crate::error::{Error, Fault, NOTHING_WRITTEN, Result};
 use crate::features;
 use crate::mounts::DevId;
@@ -18,6 +19,7 @@ use crate::put::grow;
 use crate::put::image::{Any, Image, Opened};
 use crate::put::job::{Job, Shared};
 use crate::put::options::{Options, left_alone};
+use crate::put::phase::again;
 use crate::put::supervise::{CHECKING, Watch, supervise};
 use crate::put::target::{Chosen, Overwrite, is_tag};
 use crate::report::{self, JsonObject, Progress};
@@ -319,6 +321,7 @@ impl Checked {
     fn write(self, options: &Options, target: &OsString, start: Instant) -> Result<()> {
         let (path, device) = self.chosen.into_device()?;
         let left = left_alone(options, &path, &device)?;
+        let is_file = device.kind() == DeviceKind::File;
         let input_length = self.image.reader.input_length_bytes();
         let (facts, reader) = self.image.into_parts();
         let filesystem = facts.content.name();
@@ -333,7 +336,11 @@ impl Checked {
             shared: Arc::clone(&shared),
         };
         let name = job.name.clone();
-        let state = || shared.phase.interrupted();
+        let state = || {
+            shared
+                .phase
+                .interrupted(again(options.overwrite, || is_file))
+        };
         let work = move || {
             let target = Target::new(device).map_err(|fault| job.target_error(fault))?;
             job.run(reader, target)

@@ -2,8 +2,18 @@
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use crate::put::target::Overwrite;
+
 /// What helps where a run was interrupted in the middle.
-pub(crate) const AGAIN: &str = "the same command again repairs it";
+const AGAIN: &str = "the same command again repairs it";
+
+/// The same where a target `holds` something by then: one that is complete, or a file, whose beginning alone says nothing.
+pub(crate) fn again(overwrite: Overwrite, holds: impl FnOnce() -> bool) -> &'static str {
+    match overwrite {
+        Overwrite::Refused if holds() => "the same command with --overwrite repairs it",
+        _ => AGAIN,
+    }
+}
 
 /// How far the target is: what a message about its state depends on.
 #[derive(Debug, Default)]
@@ -36,10 +46,10 @@ impl Phase {
         }
     }
 
-    /// The state an interruption leaves it in, and what helps.
-    pub(crate) fn interrupted(&self) -> String {
+    /// The state an interruption leaves it in, and what helps ([`again`]).
+    pub(crate) fn interrupted(&self, again: &str) -> String {
         match self.get() {
-            Self::WRITING | Self::LAST => format!("{}; {AGAIN}", self.state()),
+            Self::WRITING | Self::LAST => format!("{}; {again}", self.state()),
             _ => self.state().to_owned(),
         }
     }

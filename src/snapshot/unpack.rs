@@ -20,9 +20,9 @@ use crate::put::grow;
 use crate::put::image::{Any, Content, Image, Opened};
 use crate::put::job::{Filled, Job, Shared};
 use crate::put::options::{self, Options};
-use crate::put::phase::{AGAIN, Phase};
+use crate::put::phase::{Phase, again};
 use crate::put::supervise::{Watch, supervise};
-use crate::put::target::{self, Chosen, check_sectors};
+use crate::put::target::{self, Chosen, Overwrite, check_sectors};
 use crate::report::JsonObject;
 use crate::report::{self, Bytes, Span};
 use crate::snapshot::archive::{Bundle, Catalog};
@@ -133,7 +133,7 @@ pub(crate) fn run(
     let (done, notes) = supervise(
         &options.common,
         &progress,
-        &|| states.interrupted(),
+        &|| states.interrupted(options.overwrite),
         &subject,
         input_length,
         work,
@@ -509,14 +509,22 @@ impl States {
     }
 
     /// The same after an interruption, and what helps.
-    fn interrupted(&self) -> String {
-        let phases = self.targets.iter().map(|(_, shared)| shared.phase.get());
-        let mut phases = phases.chain(self.disk.iter().map(|(_, phase)| phase.get()));
-        let is_begun = |phase| matches!(phase, Phase::WRITING | Phase::LAST);
-        match phases.any(is_begun) {
-            true => format!("{}; {AGAIN}", self.text()),
-            false => self.text(),
+    fn interrupted(&self, overwrite: Overwrite) -> String {
+        let targets = self.targets.iter();
+        let targets = targets.map(|(shown, shared)| (shown, shared.phase.get()));
+        let disk = self.disk.iter().map(|(shown, phase)| (shown, phase.get()));
+        let all: Vec<(&String, u8)> = targets.chain(disk).collect();
+        let is_begun = |(_, phase): &(_, u8)| matches!(*phase, Phase::WRITING | Phase::LAST);
+        if !all.iter().any(is_begun) {
+            return self.text();
         }
+        let holds = |(shown, phase): &(&String, u8)| match *phase {
+            Phase::UNTOUCHED => false,
+            Phase::COMPLETE => true,
+            _ => std::path::Path::new(shown).is_file(),
+        };
+        let again = again(overwrite, || all.iter().any(holds));
+        format!("{}; {again}", self.text())
     }
 
     /// After the first write a refusal is 1; and the state of the other targets is told too.

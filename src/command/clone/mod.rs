@@ -193,7 +193,8 @@ struct Archived {
 struct Done {
     archived: Vec<Archived>,
     wants: Wants,
-    new_uuid: bool,
+    /// Nothing was emptied, given another uuid, or laid out anew.
+    same: bool,
     consistent: &'static str,
     running_root: Vec<PathBuf>,
     figures: Figures,
@@ -220,6 +221,9 @@ impl Done {
             held_words(self.consistent, self.figures.frozen_ms),
             Span(self.total)
         ));
+        if !self.same || !self.archived.iter().any(|one| self.boots(one)) {
+            return lines;
+        }
         let roots: Vec<String> = self
             .running_root
             .iter()
@@ -229,14 +233,19 @@ impl Done {
             true => String::new(),
             false => format!("the running root is on {}; ", roots.join(" ")),
         };
-        let uuids = match self.new_uuid {
-            true => "but for their uuids",
-            false => "labels and uuids too",
-        };
         lines.push(format!(
-            "note: {root}active and standby are identical now, {uuids}: which of them boots next is the bootloader's to choose (fw_setenv, RAUC, Mender)"
+            "note: {root}active and standby are identical now, labels and uuids too: which of them boots next is the bootloader's to choose (fw_setenv, RAUC, Mender)"
         ));
         lines
+    }
+
+    /// Whether this machine boots from the source: the running root, or what is mounted at /boot or below.
+    fn boots(&self, one: &Archived) -> bool {
+        let source = Path::new(&one.source);
+        let is_root = |root: &PathBuf| *root == Path::new(&one.device);
+        source == Path::new("/")
+            || source.starts_with("/boot")
+            || self.running_root.iter().any(is_root)
     }
 }
 
@@ -385,7 +394,7 @@ fn clone(options: &Options, start: Instant) -> Result<Done> {
     let done = Done {
         archived,
         wants: options.wants,
-        new_uuid: options.after.new_uuid,
+        same: !options.after.new_uuid && !options.medium.partition && !options.taking.wanted.any(),
         consistent,
         running_root,
         figures,
@@ -537,7 +546,7 @@ fn write(
     let pipeline = capture.pipeline();
     let figures = capture.run().inspect_err(|error| {
         if error.is_signal() {
-            report::interrupted(copy.subject(), &copy.interrupted());
+            report::interrupted(copy.subject(), &copy.interrupted(options.overwrite));
         }
     })?;
     let plan = pipeline
@@ -552,7 +561,7 @@ fn write(
     let finished = supervise(
         &options.common,
         &progress,
-        &|| copy.interrupted(),
+        &|| copy.interrupted(options.overwrite),
         copy.subject(),
         None,
         move || finish.run(),

@@ -12,7 +12,8 @@ use crate::error::{Error, Fault, Result};
 use crate::medium::Medium;
 use crate::put::free::LeftAlone;
 use crate::put::head;
-use crate::put::phase::{AGAIN, Phase};
+use crate::put::phase::{Phase, again};
+use crate::put::target::Overwrite;
 use crate::stream::pipeline::Placing;
 use crate::stream::plan::{CHUNK_BYTES, Cursor, Plan, Span};
 use crate::stream::target::Target;
@@ -206,10 +207,12 @@ impl Targets {
     }
 
     /// The state an interruption leaves them in, and what helps.
-    pub(super) fn interrupted(&self) -> String {
+    pub(super) fn interrupted(&self, overwrite: Overwrite) -> String {
+        let is_complete = |onto: &Onto| onto.phase.get() == Phase::COMPLETE;
+        let again = again(overwrite, || self.onto.iter().any(is_complete));
         match self.onto.as_slice() {
-            [only] => only.phase.interrupted(),
-            _ if self.is_begun() => format!("{}; {AGAIN}", self.state()),
+            [only] => only.phase.interrupted(again),
+            _ if self.is_begun() => format!("{}; {again}", self.state()),
             _ => self.state(),
         }
     }

@@ -62,6 +62,11 @@ fn push_restores_on_the_board_with_the_refusals_of_restore() {
         let device = target.path().to_string_lossy().into_owned();
         let run = push(&lab, &file, &[&device, "--verify"]).expect_code(0);
         assert!(run.stderr_text().contains("read back and equal"), "{run}");
+        // It was checked here.
+        assert!(
+            !run.stderr_text().contains("known only at its end"),
+            "{run}"
+        );
         common::shell(&format!("e2fsck -fn {device}"), Limit::secs(60)).expect_code(0);
         // It holds something now; and what is mounted is refused there as it is here.
         let run = push(&lab, &file, &[&device]).expect_code(4);
@@ -71,7 +76,8 @@ fn push_restores_on_the_board_with_the_refusals_of_restore() {
         );
         let mounted = lab.boards[0].data.device().to_string_lossy().into_owned();
         let run = push(&lab, &file, &[&mounted, "--overwrite"]).expect_code(4);
-        assert!(run.stderr_text().contains("nothing was written"), "{run}");
+        let said = run.stderr_text().matches("nothing was written").count();
+        assert_eq!(said, 1, "{run}");
         push(&lab, &file, &[&device, "--overwrite"]).expect_code(0);
         // A broken file is found here, before the board is asked.
         let broken = lab.join("broken.img.gz");
@@ -425,4 +431,66 @@ fn an_exit_code_without_a_report_is_no_clone() {
         text.contains("the report of floe there is missing"),
         "{run}"
     );
+}
+
+#[test]
+fn a_file_and_a_host_in_the_wrong_order_are_named_with_the_right_one() {
+    drop(require_floe!());
+    let scratch = Scratch::new();
+    let file = scratch.join("data.img.gz");
+    fs::write(&file, "image").expect("file");
+    for host in ["root@board", "board"] {
+        let mut floe = require_floe!();
+        floe.args(["push", host]).arg(&file).arg("/dev/x");
+        let run = common::run(&mut floe, Limit::secs(20)).expect_code(2);
+        let right = format!("floe push {} {host} TARGET", file.display());
+        assert!(run.stderr_text().contains(&right), "{run}");
+    }
+}
+
+#[test]
+fn an_interrupted_push_says_of_which_board_it_is_and_what_helps() {
+    drop(require_floe!());
+    let mute = "rm /run/bin/floe; printf '#!/bin/sh\\nexec sleep 61\\n' > /run/bin/floe; chmod 755 /run/bin/floe";
+    let lab = require_one!(Server::OpenSsh, mute);
+    let file = image(&lab);
+    for (words, said) in [
+        (
+            &["/dev/x"][..],
+            "floe show /dev/x there tells; the same push again repairs it (with --overwrite",
+        ),
+        (&["/dev/x", "--dry-run"], "nothing was written"),
+    ] {
+        let mut push = lab.floe("push");
+        let mut push = push
+            .arg(&file)
+            .arg("10.77.0.1")
+            .args(words)
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("floe");
+        let comm = |pid| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        let end = Instant::now() + Duration::from_secs(20);
+        while !lab.boards[0]
+            .pids()
+            .into_iter()
+            .any(|pid| comm(pid) == "sleep\n")
+        {
+            assert!(Instant::now() < end, "floe was never asked");
+            thread::sleep(Duration::from_millis(20));
+        }
+        thread::sleep(Duration::from_millis(500));
+        common::signal(push.id(), "INT");
+        common::wait_for(&mut push, Duration::from_secs(10)).expect("ends");
+        let mut text = String::new();
+        let mut stderr = push.stderr.take().expect("piped");
+        std::io::Read::read_to_string(&mut stderr, &mut text).expect("text");
+        assert!(text.contains("10.77.0.1") && text.contains(said), "{text}");
+        assert!(!text.contains("pull"), "{text}");
+        for pid in lab.boards[0].pids() {
+            if comm(pid) == "sleep\n" {
+                common::signal(pid, "KILL");
+            }
+        }
+    }
 }

@@ -599,3 +599,38 @@ fn the_command_line_is_checked_before_anything_is_touched() {
     }
     assert_eq!(fs::read(&target).expect("target"), b"kept");
 }
+
+#[test]
+fn what_is_said_to_help_after_an_interruption_helps_where_the_target_is_a_file() {
+    drop(require_floe!());
+    require!(common::have("mkfs.ext4"), "mkfs.ext4");
+    let scratch = Scratch::new();
+    let image = ext4_image(&scratch, 32);
+    let target = scratch.join("new");
+    let mut floe = require_floe!();
+    let mut child = floe
+        .args(["restore", "-"])
+        .arg(&target)
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("floe");
+    let mut stdin = child.stdin.take().expect("piped");
+    let mut source = fs::File::open(&image).expect("image").take(20 * MIB);
+    std::io::copy(&mut source, &mut stdin).expect("floe reads");
+    std::thread::sleep(Duration::from_millis(500));
+    common::signal(child.id(), "INT");
+    common::wait_for(&mut child, Duration::from_secs(5)).expect("dies at once");
+    let mut text = String::new();
+    let mut stderr = child.stderr.take().expect("piped");
+    stderr.read_to_string(&mut text).expect("stderr");
+    drop(stdin);
+    let helps = "not usable: its beginning is zeroed; the same command with --overwrite repairs it";
+    assert!(text.contains(helps), "{text}");
+    for (more, code) in [(None, 4), (Some("--overwrite"), 0)] {
+        let mut floe = require_floe!();
+        floe.arg("restore").arg(&image).arg(&target).args(more);
+        common::run(&mut floe, Limit::secs(60)).expect_code(code);
+    }
+    assert_holds(&target, &image);
+}

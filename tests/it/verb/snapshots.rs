@@ -186,6 +186,9 @@ fn a_restore_from_a_pipe_that_is_cut_or_interrupted_leaves_no_target_that_looks_
         assert!(text.contains(&state), "{text}");
     }
     assert!(text.contains("c.new: not touched"), "{text}");
+    // A file holds something then.
+    let helps = "the same command with --overwrite repairs it";
+    assert!(text.contains(helps), "{text}");
     // All of it is there but the beginning, which waits for the end of the archive.
     let shows_nothing = |name: &str| {
         let image = fs::read(if name == "a" { &a } else { &b });

@@ -187,7 +187,11 @@ fn kept_names_and_latest_are_understood_and_deleted() {
     let run = with_store(&store, &["delete", &stem(&first), &stem(&factory)]).expect_code(4);
     assert!(run.stderr_text().contains("nothing was deleted"), "{run}");
     assert_eq!(zips(&store).len(), 3);
-    with_store(&store, &["delete", "no-such"]).expect_code(4);
+    let run = with_store(&store, &["delete", "no-such"]).expect_code(4);
+    assert!(
+        run.stderr_text().ends_with("; nothing was deleted\n"),
+        "{run}"
+    );
     let run = with_store(&store, &["delete", "--dry-run", "latest"]).expect_code(0);
     let said = run.stderr_text();
     assert!(said.contains("would be deleted, "), "{run}");
@@ -287,4 +291,17 @@ fn a_snapshot_of_a_newer_floe_is_the_same_answer_in_every_verb_and_is_left_alone
     // --keep counts what it knows, and judges nothing else.
     make(&scratch, &store, &["--keep", "1"]);
     assert!(!good.exists() && newer.exists());
+}
+
+#[test]
+fn no_store_is_one_exit_code_whatever_asks_for_it() {
+    drop(require_floe!());
+    require!(common::is_root(), "root");
+    for words in [&["list"][..], &["delete", "x"], &["kept", "put"]] {
+        let none = "mount -t tmpfs tmpfs /etc && exec \"$@\" < /dev/null";
+        let mut run = Command::new("unshare");
+        run.args(["-m", "sh", "-c", none, "sh"]);
+        run.arg(common::floe_path().expect("required before"));
+        common::run(run.args(words), Limit::secs(20)).expect_code(2);
+    }
 }

@@ -71,7 +71,9 @@ fn a_filesystem_unmounted_while_frozen_is_thawed_by_its_device_and_let_go() {
 #[test]
 fn what_is_no_filesystem_is_refused_or_not_found() {
     let _ = require_floe!();
-    common::run(require_floe!().args(["thaw", "/dev/null"]), Limit::secs(20)).expect_code(4);
+    let run = common::run(require_floe!().args(["thaw", "/dev/null"]), Limit::secs(20));
+    let run = run.expect_code(4);
+    assert!(run.stderr_text().contains("nothing was thawed"), "{run}");
     common::run(
         require_floe!().args(["thaw", "/no/such/place"]),
         Limit::secs(20),
