@@ -52,7 +52,7 @@ pub(super) fn parse(mut args: Args) -> Result<Options> {
 pub(super) fn run(options: Options) -> Result<()> {
     let names = super::typed(options.names.iter().map(OsString::as_os_str));
     super::begin(&options.common, ("names", &names), &[])?;
-    let folder = super::kept_folder()?;
+    let folder = kept::folder()?;
     let _store = match options.dry_run {
         true => {
             store::check(&folder)?;

@@ -81,7 +81,7 @@ pub(super) fn run(options: Options) -> Result<()> {
 /// The name of one as `floe list` prints it, or `latest`.
 fn get(name: &str, common: &Common) -> Result<(PathBuf, Sums)> {
     report::check_stdout()?;
-    let (folder, name) = (super::kept_folder()?, OsStr::new(name));
+    let (folder, name) = (kept::folder()?, OsStr::new(name));
     let path = kept::find(&folder, name)?
         .ok_or_else(|| kept::none(&folder, name).leaving("nothing was sent"))?;
     let shown = path.display().to_string();
@@ -112,7 +112,7 @@ fn written(result: std::io::Result<()>) -> Result<()> {
 }
 
 fn put(options: &Options) -> Result<(PathBuf, Sums)> {
-    let folder = super::kept_folder()?;
+    let folder = kept::folder()?;
     let _store = Store::open(&folder)?;
     let path = store::next(&folder, &options.host, options.time_s)?;
     let mut file = ToFile::create(&path)?;

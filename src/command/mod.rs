@@ -20,7 +20,7 @@ use std::fmt;
 use std::path::Path;
 
 use crate::cli::{self, Args, Common, Item};
-use crate::error::{Error, Exit, NOTHING_WRITTEN, Result};
+use crate::error::{Error, NOTHING_WRITTEN, Result};
 use crate::stream::partfile::Place;
 use crate::{features, help, report};
 
@@ -95,14 +95,6 @@ fn begin(
         .leaving(NOTHING_WRITTEN));
     }
     report::begin(common, key, &about.to_string())
-}
-
-/// The folder of kept snapshots. That none is configured is 2 as in `list`, and as what is wrong in /etc/floe.conf.
-fn kept_folder() -> Result<std::path::PathBuf> {
-    crate::snapshot::kept::folder().map_err(|error| match error.exit() {
-        Some(Exit::Refused) => error.with_exit(Exit::Usage),
-        _ => error,
-    })
 }
 
 /// Several arguments as they were typed.

@@ -193,8 +193,9 @@ struct Archived {
 struct Done {
     archived: Vec<Archived>,
     wants: Wants,
-    /// Nothing was emptied, given another uuid, or laid out anew.
-    same: bool,
+    new_uuid: bool,
+    /// Files come out empty: the two differ on purpose.
+    empties: bool,
     consistent: &'static str,
     running_root: Vec<PathBuf>,
     figures: Figures,
@@ -221,7 +222,7 @@ impl Done {
             held_words(self.consistent, self.figures.frozen_ms),
             Span(self.total)
         ));
-        if !self.same || !self.archived.iter().any(|one| self.boots(one)) {
+        if self.empties {
             return lines;
         }
         let roots: Vec<String> = self
@@ -233,19 +234,14 @@ impl Done {
             true => String::new(),
             false => format!("the running root is on {}; ", roots.join(" ")),
         };
+        let uuids = match self.new_uuid {
+            true => "but for their uuids",
+            false => "labels and uuids too",
+        };
         lines.push(format!(
-            "note: {root}active and standby are identical now, labels and uuids too: which of them boots next is the bootloader's to choose (fw_setenv, RAUC, Mender)"
+            "note: {root}active and standby are identical now, {uuids}: which of them boots next is the bootloader's to choose (fw_setenv, RAUC, Mender)"
         ));
         lines
-    }
-
-    /// Whether this machine boots from the source: the running root, or what is mounted at /boot or below.
-    fn boots(&self, one: &Archived) -> bool {
-        let source = Path::new(&one.source);
-        let is_root = |root: &PathBuf| *root == Path::new(&one.device);
-        source == Path::new("/")
-            || source.starts_with("/boot")
-            || self.running_root.iter().any(is_root)
     }
 }
 
@@ -394,7 +390,8 @@ fn clone(options: &Options, start: Instant) -> Result<Done> {
     let done = Done {
         archived,
         wants: options.wants,
-        same: !options.after.new_uuid && !options.medium.partition && !options.taking.wanted.any(),
+        new_uuid: options.after.new_uuid,
+        empties: options.taking.wanted.any(),
         consistent,
         running_root,
         figures,

@@ -292,16 +292,3 @@ fn a_snapshot_of_a_newer_floe_is_the_same_answer_in_every_verb_and_is_left_alone
     make(&scratch, &store, &["--keep", "1"]);
     assert!(!good.exists() && newer.exists());
 }
-
-#[test]
-fn no_store_is_one_exit_code_whatever_asks_for_it() {
-    drop(require_floe!());
-    require!(common::is_root(), "root");
-    for words in [&["list"][..], &["delete", "x"], &["kept", "put"]] {
-        let none = "mount -t tmpfs tmpfs /etc && exec \"$@\" < /dev/null";
-        let mut run = Command::new("unshare");
-        run.args(["-m", "sh", "-c", none, "sh"]);
-        run.arg(common::floe_path().expect("required before"));
-        common::run(run.args(words), Limit::secs(20)).expect_code(2);
-    }
-}
