@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use crate::board::receive::Arrived;
 use crate::board::ssh::{Far, Host, Listener};
+use crate::board::unable::is_unproven;
 use crate::cli::Common;
 use crate::error::{Error, Result};
 use crate::report::{self, Bytes, JsonObject, Manner, Pace, Span, Step};
@@ -34,9 +35,6 @@ const PAUSE: Duration = Duration::from_millis(200);
 
 /// Most lines of one board that wait to be shown; while nobody reads our stderr the others are dropped.
 const MAX_WAITING: usize = 64;
-
-/// In what `restore` on a board, of every version, says of a stream that it cannot read twice.
-const UNPROVEN: &str = "that all of it is right is known only at its end";
 
 /// How long the threads may take to clean up after a signal.
 const PATIENCE: Duration = Duration::from_secs(6);
@@ -68,7 +66,7 @@ impl Board {
             far: Arc::clone(&self.far),
             hear: Box::new(move |line| {
                 // What push sends was checked here.
-                if line.contains(UNPROVEN) {
+                if is_unproven(line) {
                     return;
                 }
                 if waiting.fetch_add(1, Ordering::Relaxed) >= MAX_WAITING {

@@ -26,6 +26,11 @@ pub(crate) fn is_too_old(said: &str) -> bool {
     words.iter().any(|words| said.contains(words))
 }
 
+/// What `restore` on a board says of a stream that it cannot read twice.
+pub(crate) fn is_unproven(said: &str) -> bool {
+    said.contains("that all of it is right is known only at its end")
+}
+
 /// Why not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unable {

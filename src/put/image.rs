@@ -319,7 +319,10 @@ fn check_end(subject: &str, any: Any, content: &Content, head: &[u8], ended: &En
 }
 
 fn not_an_image(subject: &str, what: &str) -> Error {
-    let help = match (what.ends_with("cut off"), later_piece(subject)) {
+    let help = match (
+        what.ends_with("cut off"),
+        partfile::first_of(Path::new(subject)),
+    ) {
         (_, Some(first)) => format!(
             "; it is a piece of an image: name the first one, {}, with all the others beside it",
             first.display()
@@ -331,18 +334,6 @@ fn not_an_image(subject: &str, what: &str) -> Error {
         (false, None) => "; --any-content takes it as it is".into(),
     };
     Error::corrupt(format_args!("{subject}: {what}{help}"))
-}
-
-/// The first of the pieces of which this is a later one, by its name.
-fn later_piece(subject: &str) -> Option<std::path::PathBuf> {
-    let (stem, digits) = subject.rsplit_once('.')?;
-    let number: u64 = digits.parse().ok().filter(|_| digits.len() == 3)?;
-    let first = partfile::piece(Path::new(stem), 1);
-    // Versions end with numbers, too.
-    let is_named = [".gz", ".img", ".zip"]
-        .iter()
-        .any(|end| stem.ends_with(end));
-    ((2..=PIECES).contains(&number) && (is_named || first.exists())).then_some(first)
 }
 
 /// Of pieces of `--split` that end early: the one that would come next.

@@ -334,13 +334,16 @@ pub fn is_first(path: &Path) -> bool {
     path.extension() == Some(OsStr::new("001")) && piece(&path.with_extension(""), 2).exists()
 }
 
-/// Whether this is a later piece, by its name, and the first one is there.
-pub fn is_later(path: &Path) -> bool {
-    let digits = path.extension().and_then(OsStr::to_str);
-    let number = digits
-        .filter(|text| text.len() == 3)
-        .and_then(|text| text.parse().ok());
-    number.is_some_and(|number: u64| number > 1) && piece(&path.with_extension(""), 1).exists()
+/// The first of the pieces of which this is a later one, by its name.
+pub fn first_of(path: &Path) -> Option<PathBuf> {
+    let digits = path.extension()?.to_str().filter(|text| text.len() == 3)?;
+    let number: u64 = digits.parse().ok()?;
+    let whole = path.with_extension("");
+    let first = piece(&whole, 1);
+    // Versions end with numbers, too.
+    let kind = whole.extension().and_then(OsStr::to_str);
+    let is_named = matches!(kind, Some("gz" | "img" | "zip"));
+    (number > 1 && (is_named || first.exists())).then_some(first)
 }
 
 /// The part files of pieces of `piece_bytes` that hold `most_bytes`; those that stay empty go at the end.

@@ -310,7 +310,7 @@ fn look(name: &OsStr) -> Result<Facts> {
     let around = Around::look(&system);
     let mut found = facts(&system, &around, source, path)?;
     found.kind = kind;
-    if kind == "image" && found.content.is_empty() && partfile::is_later(path) {
+    if kind == "image" && found.content.is_empty() && partfile::first_of(path).is_some() {
         // It says which piece to name.
         Image::open(name, Any::No)?;
     }
