@@ -81,7 +81,7 @@ impl Medium {
         let (path, dev) = choose::disk(system, wanted, &from)?;
         let shown = path.display().to_string();
         let fail = |fault| Error::fault(&shown, fault).leaving(NOTHING_WRITTEN);
-        let device = system.roots().open_device(dev, Access::WriteHeld);
+        let device = system.roots().hold(dev, Access::WriteHeld);
         let device = device.map_err(|fault| cannot(&path, fault))?;
         let chosen = Chosen::Existing(path.clone(), device);
         chosen.check_content(overwrite)?;

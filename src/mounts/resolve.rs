@@ -186,7 +186,7 @@ impl System {
             return Ok(None);
         }
         for dev in self.loops_over(stat) {
-            let busy = self.roots.open_device(dev, Access::ReadHeld);
+            let busy = self.roots.hold(dev, Access::ReadHeld);
             if busy.is_err_and(|fault| fault.is_errno(Errno::BUSY)) {
                 return Err(Error::refused(format_args!(
                     "{}: is in use through {}; name that device or where it is mounted instead",

@@ -43,7 +43,7 @@ pub(crate) fn renew(shown: &Path, dev: DevId) -> Result<String> {
 fn steps(dev: DevId, begun: &mut bool) -> std::result::Result<String, Fault> {
     let roots = Roots::default();
     let look = |access| {
-        let device = roots.open_device(dev, access)?;
+        let device = roots.hold(dev, access)?;
         let identity =
             fs::probe(&device)?.ok_or_else(|| Fault::corrupt("no filesystem is there"))?;
         Ok((device, identity))

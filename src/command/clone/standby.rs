@@ -143,7 +143,7 @@ fn open(
     source: &mut Prepared,
     overwrite: Overwrite,
 ) -> Result<Standby> {
-    let device = system.roots().open_device(dev, Access::WriteHeld);
+    let device = system.roots().hold(dev, Access::WriteHeld);
     let device = device.map_err(|fault| cannot(&target.shown, fault))?;
     cut_to_filesystem(source, device.size_bytes());
     check_sectors(&target, &device, source)?;

@@ -213,12 +213,11 @@ impl LoopFs {
             "f2fs" => &["-f"],
             _ => &[],
         };
-        let mut mkfs = Command::new(format!("mkfs.{}", spec.kind));
-        mkfs.args(force)
-            .args(spec.mkfs)
-            .arg(device.path())
-            .stdin(Stdio::null());
-        run(&mut mkfs, Limit::secs(120)).expect_code(0);
+        let node = device.path().to_string_lossy();
+        output(
+            &format!("mkfs.{}", spec.kind),
+            &[force, spec.mkfs, &[&*node]].concat(),
+        );
         let mut made = LoopFs {
             kind: spec.kind.to_owned(),
             options: spec.options.to_owned(),

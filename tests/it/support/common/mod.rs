@@ -397,16 +397,20 @@ pub fn output(program: &str, args: &[&str]) -> String {
             Command::new(program).args(args).stdin(Stdio::null()),
             Limit(Duration::from_secs(300)),
         );
-        // A neighbour may be looking at it: whoever asks a mount how full it is, or a disk what it holds, has it open. partx
-        // does not say "busy".
-        let text = run.stderr_text();
-        let busy = text.contains("busy") || text.contains("error deleting partition");
-        if run.code == Some(0) || tries == 100 || !busy {
+        if run.code == Some(0) || tries == 100 || !is_busy(&run.stderr_text()) {
             return run.expect_code(0).stdout_text();
         }
         tries += 1;
         thread::sleep(Duration::from_millis(100));
     }
+}
+
+/// Whether a tool gave up because somebody else had its device: a neighbour that asks a mount how full it is, or a disk what
+/// it holds, has it open for a moment. Every tool has its own words for that.
+fn is_busy(stderr: &str) -> bool {
+    ["busy", "in use", "error deleting partition"]
+        .iter()
+        .any(|words| stderr.contains(words))
 }
 
 /// Copies a program that is to be run. Another process does it: a file that this one has open for writing is open in whatever
