@@ -5,6 +5,8 @@
 //! belongs to the open file, which the guardian inherits, and so lasts as long as either of them.
 
 use std::os::fd::OwnedFd;
+use std::thread;
+use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -17,6 +19,11 @@ use crate::sys::{identity, lock};
 /// one that can be opened is used: it is the same one for all who share this /proc.
 const PLACES: [&str; 2] = ["/proc/sysrq-trigger", "/proc/1/clear_refs"];
 
+/// The guardian of a floe that was just killed holds its lock until it has thawed: a moment, which whoever starts a floe anew need
+/// not see.
+const PATIENCE: u32 = 50;
+const PAUSE: Duration = Duration::from_millis(20);
+
 /// The lock on all of these; `None` where there is nothing to hold one by: the freeze itself still refuses a second one.
 pub(super) fn take(targets: &[Target]) -> Result<Option<OwnedFd>> {
     let flags = OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
@@ -25,7 +32,7 @@ pub(super) fn take(targets: &[Target]) -> Result<Option<OwnedFd>> {
         return Ok(None);
     };
     for target in targets {
-        match lock::byte(&file, number(target)) {
+        match byte(&file, number(target)) {
             Ok(()) => {}
             Err(Errno::AGAIN | Errno::ACCESS) => {
                 return Err(Error::refused(format_args!(
@@ -39,6 +46,17 @@ pub(super) fn take(targets: &[Target]) -> Result<Option<OwnedFd>> {
         }
     }
     Ok(Some(file))
+}
+
+/// The lock on one byte, once nobody else has it, or what the last try gave.
+fn byte(file: &OwnedFd, number: i64) -> std::result::Result<(), Errno> {
+    for _ in 0..PATIENCE {
+        match lock::byte(file, number) {
+            Err(Errno::AGAIN | Errno::ACCESS) => thread::sleep(PAUSE),
+            other => return other,
+        }
+    }
+    lock::byte(file, number)
 }
 
 /// A number of the filesystem: that of its device; of a btrfs, whose subvolumes each have one, the beginning of its fsid.
