@@ -53,7 +53,7 @@ pub(super) fn run(options: Options) -> Result<()> {
     let names = super::typed(options.names.iter().map(OsString::as_os_str));
     super::begin(&options.common, ("names", &names), &[])?;
     let folder = kept::folder()?;
-    let _store = match options.dry_run {
+    let store = match options.dry_run {
         true => {
             store::check(&folder)?;
             PartFile::check(&folder.join("name"))?;
@@ -77,6 +77,7 @@ pub(super) fn run(options: Options) -> Result<()> {
             going.push((path, length));
         }
     }
+    let last = store.as_ref().map(Store::last).transpose()?;
     let mut freed = 0u64;
     for (path, length) in &going {
         let shown = path.display();
@@ -98,6 +99,9 @@ pub(super) fn run(options: Options) -> Result<()> {
                 false => format!("{shown}: deleted, {length}"),
             });
         }
+    }
+    if let (Some(store), Some(last)) = (&store, last) {
+        store.keep_last(last)?;
     }
     let mut object = JsonObject::new();
     let (deleted, freed_bytes) = match options.dry_run {

@@ -14,11 +14,14 @@ use rustix::io::Errno;
 use crate::cli;
 use crate::device::limited;
 use crate::error::{Error, Fault, Result};
+use crate::stream::partfile::PartFile;
 use crate::units;
 use crate::utc::Utc;
 
 /// The lock's name in the folder.
 const LOCK: &str = ".floe.lock";
+/// Holds the number of the newest snapshot, where that was deleted.
+const LAST: &str = ".floe.last";
 /// Most files of a folder that are looked at.
 const MAX_FILES: usize = 65_536;
 
@@ -125,6 +128,29 @@ impl Store {
         Ok(store)
     }
 
+    /// Called before snapshots are deleted, gives the number that no other may have afterwards.
+    pub(crate) fn last(&self) -> Result<u64> {
+        last(&self.folder)
+    }
+
+    /// Called after that with the number: keeps it where no name says it any more. Not before, because a full filesystem has room
+    /// for it only then.
+    pub(crate) fn keep_last(&self, number: u64) -> Result<()> {
+        if last(&self.folder)? >= number {
+            return Ok(());
+        }
+        let path = self.folder.join(LAST);
+        let mut part = PartFile::create(&path)?;
+        let written = part
+            .take_fd()
+            .map(|fd| File::from(fd).write_all(format!("{number}\n").as_bytes()));
+        match written {
+            Some(Ok(())) => part.finish(),
+            Some(Err(e)) => Err(Error::std(path.display(), "write", &e)),
+            None => Err(Error::failed(format_args!("{}: not open", path.display()))),
+        }
+    }
+
     /// Removes what [`retiring`] names, and gives it.
     pub(crate) fn retire(
         &self,
@@ -157,15 +183,25 @@ pub(crate) fn check(folder: &Path) -> Result<()> {
 
 /// The name of the next snapshot of `host` made at `unix_seconds`.
 pub(crate) fn next(folder: &Path, host: &str, unix_seconds: u64) -> Result<PathBuf> {
-    let last = snapshots(folder)?
-        .last()
-        .map_or(0, |(name, _)| name.sequence);
     let name = Name {
         host: host_in_name(host),
         time: Utc::from_unix(unix_seconds).compact(),
-        sequence: last.saturating_add(1),
+        sequence: last(folder)?.saturating_add(1),
     };
     Ok(folder.join(name.file()))
+}
+
+/// The highest number that a snapshot in this folder has, or had when it was deleted: numbers say which is older, and so none comes
+/// again.
+fn last(folder: &Path) -> Result<u64> {
+    let path = folder.join(LAST);
+    let deleted = match rustix::fs::lstat(&path).as_ref().is_ok_and(is_lock) {
+        true => File::open(&path).ok().map(|file| content(&file)),
+        false => None,
+    };
+    let deleted = deleted.and_then(|text| cli::number(text.trim()));
+    let newest = snapshots(folder)?.pop().map(|(name, _)| name.sequence);
+    Ok(newest.unwrap_or(0).max(deleted.unwrap_or(0)))
 }
 
 /// The oldest snapshots of `host`, without which `keep` that are good remain; whatever is to stay is never among them and does
@@ -375,6 +411,18 @@ mod tests {
         assert_eq!(store.retire("h", 2, class).unwrap(), gone);
         assert!(gone.iter().all(|path| !path.exists()));
         assert_eq!(gone, [folder.join("h-19700101T000000Z-0002.zip")]);
+        // The newest of all is deleted, and its number does not come again.
+        let last = store.last().unwrap();
+        store.keep_last(last).unwrap();
+        assert!(!folder.join(LAST).exists());
+        std::fs::remove_file(folder.join("h-19700101T000000Z-0005.zip")).unwrap();
+        store.keep_last(last).unwrap();
+        let path = next(&folder, "h", 0).unwrap();
+        assert_eq!(path, folder.join("h-19700101T000000Z-0006.zip"));
+        // Of what is no number nothing is believed.
+        std::fs::write(folder.join(LAST), b"x").unwrap();
+        let path = next(&folder, "h", 0).unwrap();
+        assert_eq!(path, folder.join("h-19700101T000000Z-0005.zip"));
         drop(store);
         assert!(check(&folder).is_ok());
         assert!(!folder.join(LOCK).exists());

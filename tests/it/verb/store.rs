@@ -112,6 +112,27 @@ fn list_tells_complete_being_made_incomplete_and_damaged_apart() {
 }
 
 #[test]
+fn the_number_of_a_deleted_snapshot_does_not_come_again() {
+    drop(require_floe!());
+    require!(common::have("mkfs.ext4"), "mkfs.ext4");
+    let scratch = Scratch::new();
+    let store = scratch.join("store");
+    fs::create_dir(&store).expect("store");
+    let number = |path: &Path| stem(path).rsplit_once('-').expect("-").1.to_owned();
+    let (_, second) = (make(&scratch, &store, &[]), make(&scratch, &store, &[]));
+    for (gone, next) in [(second.clone(), "0003"), (second, "0004")] {
+        let gone = zips(&store).into_iter().max().unwrap_or(gone);
+        with_store(&store, &["delete", &stem(&gone)]).expect_code(0);
+        assert_eq!(number(&make(&scratch, &store, &[])), next);
+    }
+    // All of them.
+    for path in zips(&store) {
+        with_store(&store, &["delete", &stem(&path)]).expect_code(0);
+    }
+    assert_eq!(number(&make(&scratch, &store, &[])), "0005");
+}
+
+#[test]
 fn a_dry_create_says_its_name_and_what_keep_would_retire() {
     drop(require_floe!());
     require!(common::have("mkfs.ext4"), "mkfs.ext4");
