@@ -2,6 +2,8 @@
 //!
 //! A line for people is all that every floe says, older ones included. Its words are looked at here and nowhere else.
 
+use std::ffi::OsString;
+
 use crate::error::{Error, Exit};
 use crate::stream::frames::known::CHANGED;
 use crate::stream::frames::receive::NO_ROOM;
@@ -14,6 +16,12 @@ pub(crate) const KNOWN: &str = "--frames-known";
 
 /// Has the board say how far it is.
 pub(crate) const PROGRESS: &str = "--progress=json";
+
+/// The words for a board, without asking for that.
+pub(crate) fn without_progress(words: &[OsString]) -> Vec<OsString> {
+    let words = words.iter().filter(|word| *word != PROGRESS);
+    words.cloned().collect()
+}
 
 /// What a board says that cannot do what it was asked for: nobody needs to hear it where it is asked for less then.
 pub(crate) fn is_too_old(said: &str) -> bool {

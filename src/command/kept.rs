@@ -117,7 +117,18 @@ fn put(options: &Options) -> Result<(PathBuf, Sums)> {
     let path = store::next(&folder, &options.host, options.time_s)?;
     let mut file = ToFile::create(&path)?;
     let mut stdin = std::io::stdin().lock();
-    let sums = copy(&mut stdin, "stdin", &mut |bytes| file.write(bytes))?;
+    let (mut progress, mut done_bytes) = (Progress::new(&options.common), 0u64);
+    let sums = copy(&mut stdin, "stdin", &mut |bytes| {
+        let step = Step {
+            phase: "writing",
+            subject: "",
+            done_bytes,
+            total_bytes: options.length_bytes,
+        };
+        progress.show(false, step);
+        done_bytes = done_bytes.saturating_add(to_u64(bytes.len()));
+        file.write(bytes)
+    })?;
     if sums.length_bytes != options.length_bytes || sums.sha256 != options.sha256 {
         return Err(Error::corrupt(format_args!(
             "{}: {} bytes came of {}, or others than were sent",

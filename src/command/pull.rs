@@ -14,7 +14,7 @@ use crate::board::fleet::{self, Board};
 use crate::board::reach::Reach;
 use crate::board::receive::{self, Arrived, Sink, Stream, ToFile, ToStdout};
 use crate::board::ssh::{Host, Pipes, Session};
-use crate::board::unable::{FRAMES, KNOWN, PROGRESS, Unable};
+use crate::board::unable::{FRAMES, KNOWN, PROGRESS, Unable, without_progress};
 use crate::cli::{self, Args, Common, Item, table};
 use crate::error::{Error, Exit, Result};
 use crate::json;
@@ -531,11 +531,6 @@ fn talk(host: &Host, mut session: Session) -> Result<Arrived> {
         report,
         ..Arrived::default()
     })
-}
-
-fn without_progress(words: &[OsString]) -> Vec<OsString> {
-    let words = words.iter().filter(|word| *word != PROGRESS);
-    words.cloned().collect()
 }
 
 /// What the board is to say.

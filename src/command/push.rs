@@ -17,7 +17,7 @@ use crate::board::fleet::{self, Board, Cut};
 use crate::board::reach::Reach;
 use crate::board::receive::Arrived;
 use crate::board::ssh::{Host, Pipes, Session};
-use crate::board::unable::{KNOWN, Unable};
+use crate::board::unable::{KNOWN, PROGRESS, Unable, without_progress};
 use crate::cli::{self, Args, Common, Item};
 use crate::config::pairs::split_pair;
 use crate::error::{Error, Result};
@@ -25,7 +25,7 @@ use crate::json::{self, Value};
 use crate::put::image::{self, Any, Image, Opened};
 use crate::put::supervise::Watch;
 use crate::put::target::is_tag;
-use crate::report::{self, Bytes, Progress, Span};
+use crate::report::{self, Bytes, Manner, Progress, Span};
 use crate::snapshot::MAX_IMAGES;
 use crate::snapshot::archive::{Bundle, Catalog};
 use crate::snapshot::framed::{self, EarlierFile};
@@ -202,6 +202,7 @@ fn check(file: &OsString, any: Any, common: &Common) -> Result<Good> {
 /// What floe is told on the board, without its own name.
 fn words(options: &Options, good: &Good) -> Result<Vec<OsString>> {
     let mut words: Vec<OsString> = Vec::new();
+    let progress = (Manner::of(&options.common) != Manner::Off).then(|| OsString::from(PROGRESS));
     if options.store {
         if good.format != Format::Zip {
             return Err(Error::refused(format_args!(
@@ -214,6 +215,7 @@ fn words(options: &Options, good: &Good) -> Result<Vec<OsString>> {
         let (host, time) = &good.made;
         let (length, time) = (length.to_string(), time.to_string());
         words.extend(["kept", "put", "--report", "-"].map(OsString::from));
+        words.extend(progress);
         // With a =, so that a host's name that begins with a dash is no option.
         words.push(format!("--host={host}").into());
         words.extend(
@@ -225,6 +227,7 @@ fn words(options: &Options, good: &Good) -> Result<Vec<OsString>> {
     if options.common.quiet {
         words.push("-q".into());
     }
+    words.extend(progress);
     words.extend_from_slice(&options.handed_on);
     words.extend(["--", "-"].map(OsString::from));
     words.extend_from_slice(&options.targets);
@@ -258,14 +261,19 @@ pub(super) fn run(options: Options) -> Result<()> {
         (hosts, _) => words_left.replace("HOST", hosts),
     };
     let job = move |host: &Host, board: &Board| {
-        if differing.is_some() {
-            match push(host, board, &options, &good, &words, differing.as_ref()) {
+        let (mut differing, mut words) = (differing.as_ref(), words.clone());
+        // Each turn asks for less.
+        loop {
+            let result = push(host, board, &options, &good, &words, differing);
+            match result.as_ref().err().and_then(Unable::of) {
+                Some(Unable::Mute) if words.contains(&PROGRESS.into()) => {
+                    words = without_progress(&words);
+                }
                 // It is too old for that, has no room, or does not hold what it said: everything is sent.
-                Err(error) if Unable::of(&error).is_some() => {}
-                result => return result,
+                Some(_) if differing.is_some() => differing = None,
+                _ => return result,
             }
         }
-        push(host, board, &options, &good, &words, None)
     };
     let mut outcomes = fleet::run_leaving(hosts, parallel, &common, &left, Arc::new(job))?;
     report::write(&fleet::report_of(&outcomes, start))?;
@@ -437,7 +445,7 @@ fn push(
         input: true,
         stream: differing.is_some(),
         compress: Some(good.format == Format::Raw && differing.is_none()),
-        hush: differing.is_some(),
+        hush: true,
         ..Pipes::default()
     };
     let mut all = words.to_vec();

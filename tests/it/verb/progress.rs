@@ -181,8 +181,10 @@ fn a_pull_shows_percent_and_total_of_each_board_and_a_sum() {
     // One that stays for a while, so that it is seen, and one that is older than these words.
     let slow = "printf '#!/bin/sh\\n/run/bin/floe \"$@\"; code=$?; sleep 2; exit $code\\n' > /run/bin/slow; chmod +x /run/bin/slow";
     let older = "printf '#!/bin/sh\\ncase \"$*\" in *--progress*) echo \"floe: dump: --progress takes no value\" >&2; exit 2;; esac\\n/run/bin/floe \"$@\"\\n' > /run/bin/older; chmod +x /run/bin/older";
+    // One that gets what is sent in two pieces.
+    let late = "printf '#!/bin/sh\\n{ head -c 100000; sleep 2; cat; } | /run/bin/floe \"$@\"\\n' > /run/bin/late; chmod +x /run/bin/late";
     for _ in 0..2 {
-        let before = &format!("{slow}; {older}");
+        let before = &format!("{slow}; {older}; {late}");
         let setup = Setup {
             mib: 32,
             before,
@@ -234,6 +236,17 @@ fn a_pull_shows_percent_and_total_of_each_board_and_a_sum() {
             .max();
         assert!(number(sum, "total_bytes") > one, "{run}");
     }
+    // What a board does with what is pushed is its own to say.
+    let image = out.join("10.77.0.1.img.gz");
+    let push = |words: &[&str]| {
+        let mut floe = lab.floe("push");
+        floe.arg(&image).args(["10.77.0.1", "/run/target"]);
+        floe.args(["--progress=json", "--floe"]).args(words);
+        common::run(&mut floe, Limit::secs(60)).expect_code(0)
+    };
+    let run = push(&["/run/bin/late"]);
+    assert!(phases(&run).iter().any(|one| one == "writing"), "{run}");
+    push(&["/run/bin/older", "--overwrite"]);
     // Nobody's lines are lost, and an older floe is asked once more, without.
     let run = pull(&["--dump", "/mnt", "--floe", "/run/bin/older"]);
     objects(&run);

@@ -449,23 +449,27 @@ fn a_file_and_a_host_in_the_wrong_order_are_named_with_the_right_one() {
 }
 
 #[test]
-fn an_interrupted_push_says_of_which_board_it_is_and_what_helps() {
+fn an_interrupted_push_or_list_says_what_it_leaves_and_what_helps() {
     drop(require_floe!());
     let mute = "rm /run/bin/floe; printf '#!/bin/sh\\nexec sleep 61\\n' > /run/bin/floe; chmod 755 /run/bin/floe";
     let lab = require_one!(Server::OpenSsh, mute);
     let file = image(&lab);
+    let file = file.to_string_lossy();
+    let push = |more: &[&'static str]| [&["push", &file, "10.77.0.1", "/dev/x"], more].concat();
     for (words, said) in [
         (
-            &["/dev/x"][..],
-            "floe show /dev/x there tells; the same push again repairs it (with --overwrite",
+            push(&[]),
+            "10.77.0.1 may not be usable: floe show /dev/x there tells; the same push again repairs it (with --overwrite",
         ),
-        (&["/dev/x", "--dry-run"], "nothing was written"),
+        (
+            push(&["--dry-run"]),
+            "10.77.0.1 was being asked; nothing was written",
+        ),
+        (vec!["list", "10.77.0.1"], "nothing was changed"),
     ] {
-        let mut push = lab.floe("push");
-        let mut push = push
-            .arg(&file)
-            .arg("10.77.0.1")
-            .args(words)
+        let mut floe = lab.floe(words[0]);
+        let mut push = floe
+            .args(&words[1..])
             .stderr(Stdio::piped())
             .spawn()
             .expect("floe");
@@ -485,7 +489,7 @@ fn an_interrupted_push_says_of_which_board_it_is_and_what_helps() {
         let mut text = String::new();
         let mut stderr = push.stderr.take().expect("piped");
         std::io::Read::read_to_string(&mut stderr, &mut text).expect("text");
-        assert!(text.contains("10.77.0.1") && text.contains(said), "{text}");
+        assert!(text.contains(said), "{text}");
         assert!(!text.contains("pull"), "{text}");
         for pid in lab.boards[0].pids() {
             if comm(pid) == "sleep\n" {
