@@ -150,8 +150,8 @@ is what floe dump takes, TARGET a block device; both may be LABEL=, UUID=, PARTL
   floe clone --verify
 
 Before the first write everything is checked, on every target: mounted nowhere, not swap, not held by md, dm or a loop device, no
-mirror, not the running root, not read-only, large enough, not a source by another name, and empty. Of the targets what is free
-becomes zeros. Their first superblocks are written last, when the thaw has proven that nothing changed: an interrupted target looks
+mirror, not the running root, not read-only, large enough, not a source by another name, and empty. What is free on a
+target becomes zeros, and so does all that lies beyond the source's end. Their first superblocks are written last, when the thaw has proven that nothing changed: an interrupted target looks
 empty, and the same command again repairs it.
 
   floe clone /=root /config=config /boot=boot --media usb --partition \\

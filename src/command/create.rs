@@ -38,6 +38,7 @@ use crate::stream::partfile::PartFile;
 use crate::stream::pipeline::{Outlet, Problem};
 use crate::take::capture::{Capture, Engine, Figures};
 use crate::take::emptied;
+use crate::take::glimpse;
 use crate::take::options::{self, Streaming, Taking};
 use crate::take::ready::ready;
 use crate::take::source::{self, Prepared};
@@ -235,7 +236,7 @@ impl Told for Done {
         let held = options::held_words(&self.checksums.consistent, self.figures.frozen_ms);
         let retired = match self.retired.len() {
             0 => String::new(),
-            count => format!(", {count} older removed"),
+            count => format!(", {count} older removed (--keep)"),
         };
         format!(
             "{}: {}: {}, {}, {} read, {} written{}, {held}, {} in all{retired}",
@@ -332,7 +333,12 @@ impl Sink {
 }
 
 /// `--dry-run`: whether there could be a file, what it would be called, what would be in it, and what would go for it.
-fn would(options: &Options, place: &Destination, snapshot: &Snapshot) -> Result<Error> {
+fn would(
+    options: &Options,
+    place: &Destination,
+    snapshot: &Snapshot,
+    sources: &[Prepared],
+) -> Result<Error> {
     let mut retiring = Vec::new();
     let shown = match place {
         Destination::Stdout => "stdout".to_owned(),
@@ -353,21 +359,27 @@ fn would(options: &Options, place: &Destination, snapshot: &Snapshot) -> Result<
             path.display().to_string()
         }
     };
-    let images = snapshot.images.iter().map(|image| {
-        format!(
-            "{shown}: would hold {} ({} of {}, {}, up to {} of it to be read)",
+    let mut lines = Vec::new();
+    for (image, source) in snapshot.images.iter().zip(sources) {
+        let used = glimpse::of_source(source);
+        let used = used.map_err(|fault| Error::fault(&source.shown, fault))?;
+        lines.push(format!(
+            "{shown}: would hold {} ({} of {}, {}, about {} used)",
             image.name,
             image.filesystem,
             image.source,
             Bytes(image.size_bytes),
-            Bytes(image.used_bytes)
-        )
-    });
-    let retiring = retiring.iter().map(|path| {
-        let path = path.display();
-        format!("{path}: would be removed, as one more than --keep says")
-    });
-    Ok(report::dry(&options.common, images.chain(retiring)))
+            Bytes(used)
+        ));
+    }
+    for path in retiring {
+        lines.push(format!(
+            "{}: would be removed, because --keep keeps {} of the same entries, and newer ones are that many",
+            path.display(),
+            options.keep.unwrap_or_default()
+        ));
+    }
+    Ok(report::dry(&options.common, lines))
 }
 
 fn create(options: &Options, start: Instant) -> Result<Done> {
@@ -385,7 +397,7 @@ fn create(options: &Options, start: Instant) -> Result<Done> {
         tell_missing(disk, &snapshot);
     }
     if options.dry_run {
-        return Err(would(options, &place, &snapshot)?);
+        return Err(would(options, &place, &snapshot, &sources)?);
     }
     let sink = Sink::open(&place, &snapshot.host, snapshot.time_s)?;
     let waiting = rustix::io::fcntl_dupfd_cloexec(&sink.fd, 3)
@@ -393,6 +405,10 @@ fn create(options: &Options, start: Instant) -> Result<Done> {
 
     // One thread until here: the guardian is forked now.
     let ready = ready(&system, &mut sources, &options.taking, quiet)?;
+    // What is kept in a folder comes out empty.
+    if sink.store.is_none() && !quiet {
+        ready.tell_if_on_itself(&sink.fd, &sink.shown);
+    }
     let onto_itself = ready.holds_up(&system, &sink.fd);
     let path = sink.part.as_ref().map(|_| Path::new(&sink.shown));
     let settings =

@@ -288,6 +288,9 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
         return Err(Error::failed("floe: internal: no source"));
     };
     let facts = Facts::of(prepared);
+    if !quiet {
+        ready.tell_if_on_itself(&outputs.sink, &options.shown_output());
+    }
     let held_up = ready.holds_up(&system, &outputs.sink);
     // Where it lies on what lies on a frozen filesystem, what comes under the freeze waits for the thaw.
     let waits = !held_up || !ready.freezes(&outputs.sink) && options.streaming.has_room();

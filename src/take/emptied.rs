@@ -237,13 +237,15 @@ impl Emptied {
             .raw("empty_without_match", &json_list(&self.missing));
     }
 
-    /// For the last line: how many.
+    /// For the last line: how many, and why where nobody asked for it.
     pub(crate) fn words(&self) -> String {
-        match (self.asked || self.files > 0, self.files) {
-            (false, _) => String::new(),
+        match (self.asked, self.files) {
+            (false, 0) => String::new(),
             (true, 0) => ", no file emptied".into(),
             (true, 1) => ", 1 file emptied".into(),
             (true, files) => format!(", {files} files emptied"),
+            (false, 1) => ", 1 file of the store that lies in it left empty".into(),
+            (false, files) => format!(", {files} files of the store that lies in it left empty"),
         }
     }
 

@@ -6,6 +6,7 @@ pub(crate) mod counters;
 mod disk;
 mod draft;
 pub(crate) mod emptied;
+pub(crate) mod glimpse;
 pub(crate) mod identity;
 pub(crate) mod mapped;
 pub(crate) mod memory;

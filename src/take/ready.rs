@@ -46,6 +46,15 @@ impl Ready {
             })
     }
 
+    /// Says so of the output, which messages call `shown`.
+    pub(crate) fn tell_if_on_itself(&self, output: impl AsFd, shown: &str) {
+        if self.freezes(output) {
+            report::line(format_args!(
+                "note: {shown}: lies on what it is an image of: the image holds its unfinished .part, and what is read while frozen waits in memory for the thaw"
+            ));
+        }
+    }
+
     /// The same, or its filesystem does: an overlay, or one that is in a file there.
     pub(crate) fn holds_up(&self, system: &System, file: impl AsFd) -> bool {
         let is_above = || is_file(&file) && system.lies_on(&file, &self.devices);

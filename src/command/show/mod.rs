@@ -12,17 +12,15 @@ use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::OFlags;
-
 use self::words::{maybe_str, rows};
 use crate::cli::{Args, Common, Item};
 use crate::config::pairs;
 use crate::content::foreign;
-use crate::device::{Device, Range, ReadAt, limited};
-use crate::error::{Error, Fault, FaultKind, Result};
+use crate::device::{Range, ReadAt, limited};
+use crate::error::{Error, Fault, Result};
 use crate::features;
 use crate::freeze::GUARDIAN;
-use crate::fs::{self, Coverage, Identity, Kind, Still, UsedMap, Walk};
+use crate::fs::{Coverage, Still};
 use crate::mounts::{DevId, Holding, Means, Roots, Source, System};
 use crate::ptable::{self, Table};
 use crate::put::image::{Any, Content, Image};
@@ -31,10 +29,11 @@ use crate::snapshot::kept::{self, Kept};
 use crate::stream::artifact::Labels;
 use crate::stream::image::{Format, LOOK_BYTES};
 use crate::stream::partfile;
+use crate::take::glimpse::{self, Glimpse};
 use crate::take::identity::Identities;
 use crate::take::still::can_freeze;
 use crate::trace;
-use crate::units::{BlockSize, Extent, to_u64, to_usize};
+use crate::units::{Extent, to_u64, to_usize};
 
 /// What was asked for.
 pub(super) struct Options {
@@ -248,7 +247,7 @@ struct Facts {
     /// The same of a packed image: more than a dump reads, which has no map to go by.
     stated_bytes: Option<u64>,
     mounted_at: Vec<String>,
-    dump: Option<Dump>,
+    dump: Option<Glimpse>,
     artifact: Option<Labels>,
     /// What another program made of it, where it is no image.
     foreign: Option<&'static str>,
@@ -262,17 +261,6 @@ struct Facts {
     trace: Option<Option<String>>,
     /// Why nothing more is known.
     error: Option<String>,
-}
-
-/// What a dump would read.
-struct Dump {
-    bytes: u64,
-    /// How much of the map was proven, or `estimate`.
-    map: &'static str,
-    /// In words at once: of a fault they may be gone when many others have come since.
-    doubt: Option<String>,
-    /// Whether the doubt is of something that is valid and not ours.
-    unsupported: bool,
 }
 
 fn look(name: &OsStr) -> Result<Facts> {
@@ -360,40 +348,24 @@ fn facts(system: &System, around: &Around, source: Source, path: &Path) -> Resul
         Holding::Unmounted | Holding::ImageFile => Still::Unmounted,
     };
     if let Some(identity) = content.identity.as_ref().filter(|_| still != Still::Moving) {
-        let is_ext = matches!(identity.kind, Kind::Ext2 | Kind::Ext3 | Kind::Ext4);
-        let cached = (still == Still::Glimpse && is_ext).then(|| through_cache(device));
-        let cached = cached.transpose().map_err(fail)?;
-        facts.dump = walk(cached.as_ref().unwrap_or(device), identity, still).map_err(fail)?;
-    }
-    if let (Holding::Mounted(mounted), Some(dump)) = (&source.holding, &mut facts.dump)
-        && !dump.unsupported
-        && let Ok(stat) = rustix::fs::fstatvfs(&mounted.fd)
-    {
-        // What was written just now is not all on the device yet, so that its map may not fit; the kernel has the sum of it.
-        let used = stat.f_blocks.saturating_sub(stat.f_bfree);
-        let used = used.saturating_mul(stat.f_frsize);
-        if dump.map == Coverage::Whole.name() || used > dump.bytes {
-            dump.bytes = used;
-            (dump.map, dump.doubt) = ("estimate", None);
-        }
+        let whole = Extent {
+            offset: 0,
+            length_bytes: device.size_bytes(),
+        };
+        let mounted = match &source.holding {
+            Holding::Mounted(mounted) => Some(mounted),
+            _ => None,
+        };
+        let glimpse = glimpse::look(device, whole, identity, still, mounted);
+        facts.dump = glimpse.map_err(fail)?;
     }
     if let Some(table) = &content.table {
         let gaps = table.gaps(device.size_bytes());
         facts.parts = parts(system, around, source, table);
-        facts.dump = Some(Dump::of_disk(&facts.parts, &gaps));
+        facts.dump = Some(of_disk(&facts.parts, &gaps));
     }
     facts.content = content;
     Ok(facts)
-}
-
-/// The device once more, through the page cache: there ext2/3/4 keep their metadata (buffer heads, fs/ext4/super.c), so that a walk sees
-/// what is not written back yet.
-fn through_cache(device: &Device) -> std::result::Result<Device, Fault> {
-    let fail = |errno| Fault::io("open without O_DIRECT", errno);
-    let fd = rustix::io::fcntl_dupfd_cloexec(device.as_fd(), 3).map_err(fail)?;
-    let flags = rustix::fs::fcntl_getfl(&fd).map_err(fail)?;
-    rustix::fs::fcntl_setfl(&fd, flags.difference(OFlags::DIRECT)).map_err(fail)?;
-    Device::from_fd(fd, false)
 }
 
 /// The partitions of a disk: as the kernel has them, or of an image as its table says.
@@ -414,7 +386,7 @@ fn parts(system: &System, around: &Around, source: Source, table: &Table) -> Vec
         let mut facts = stated(part);
         let content = Content::probe(&range).and_then(|content| {
             if let Some(identity) = &content.identity {
-                facts.dump = walk(&range, identity, Still::Unmounted)?;
+                facts.dump = glimpse::walk(&range, identity, Still::Unmounted)?;
             }
             Ok(content)
         });
@@ -437,35 +409,33 @@ fn stated(part: &ptable::Partition) -> Facts {
     }
 }
 
-impl Dump {
-    /// Everything of it that is not known to be free.
-    fn of_disk(parts: &[Facts], gaps: &[Extent]) -> Self {
-        let mut sum = Self {
-            bytes: gaps.iter().map(|gap| gap.length_bytes).sum(),
-            map: Coverage::Used.name(),
-            doubt: None,
-            unsupported: false,
-        };
-        if parts.iter().all(|part| part.dump.is_none()) {
-            sum.map = Coverage::Whole.name();
-        }
-        for part in parts {
-            let whole = part.size_bytes.unwrap_or(0);
-            let dump = part.dump.as_ref();
-            let bytes = dump.map_or(whole, |dump| dump.bytes);
-            sum.bytes = sum.bytes.saturating_add(bytes);
-            if sum.doubt.is_none() {
-                sum.doubt = dump.and_then(|dump| dump.doubt.clone());
-            }
-            sum.map = match dump.map_or(Coverage::Whole.name(), |dump| dump.map) {
-                "used" => sum.map,
-                _ if sum.map == Coverage::Whole.name() => sum.map,
-                "estimate" if sum.map != Coverage::Partial.name() => "estimate",
-                _ => Coverage::Partial.name(),
-            };
-        }
-        sum
+/// Of a disk, everything that is not known to be free.
+fn of_disk(parts: &[Facts], gaps: &[Extent]) -> Glimpse {
+    let mut sum = Glimpse {
+        bytes: gaps.iter().map(|gap| gap.length_bytes).sum(),
+        map: Coverage::Used.name(),
+        doubt: None,
+        unsupported: false,
+    };
+    if parts.iter().all(|part| part.dump.is_none()) {
+        sum.map = Coverage::Whole.name();
     }
+    for part in parts {
+        let whole = part.size_bytes.unwrap_or(0);
+        let dump = part.dump.as_ref();
+        let bytes = dump.map_or(whole, |dump| dump.bytes);
+        sum.bytes = sum.bytes.saturating_add(bytes);
+        if sum.doubt.is_none() {
+            sum.doubt = dump.and_then(|dump| dump.doubt.clone());
+        }
+        sum.map = match dump.map_or(Coverage::Whole.name(), |dump| dump.map) {
+            "used" => sum.map,
+            _ if sum.map == Coverage::Whole.name() => sum.map,
+            "estimate" if sum.map != Coverage::Partial.name() => "estimate",
+            _ => Coverage::Partial.name(),
+        };
+    }
+    sum
 }
 
 /// What is wrong with a raw image of `size_bytes` that ends too early.
@@ -502,38 +472,6 @@ fn kind_of(path: &Path, source: &Source) -> &'static str {
         (Holding::Mounted(_), Ok(meta)) if meta.is_dir() || meta.is_file() => "mount",
         _ => "device",
     }
-}
-
-fn walk(
-    device: &dyn ReadAt,
-    identity: &Identity,
-    still: Still,
-) -> std::result::Result<Option<Dump>, Fault> {
-    let size = identity.size_bytes.min(device.size_bytes());
-    let block = BlockSize::from_bytes(u64::from(identity.block_bytes));
-    let Some(mut map) = block.and_then(|block| UsedMap::new(size, block)) else {
-        return Ok(None);
-    };
-    let mut scratch = vec![0; fs::SCRATCH_BYTES];
-    let mut walk = Walk::new(device, &mut scratch);
-    let verdict = match fs::walk(identity, still, &mut walk, &mut map) {
-        Ok(verdict) => verdict,
-        // What cannot be dumped alone (an external journal, several devices) can still be shown.
-        Err(fault) if fault.kind() != FaultKind::Io => fs::Verdict::whole(fault),
-        Err(fault) => return Err(fault),
-    };
-    if verdict.coverage == Coverage::Whole {
-        map.set_all_used();
-    }
-    Ok(Some(Dump {
-        bytes: map.used_bytes(),
-        map: match (still, verdict.coverage) {
-            (Still::Glimpse, Coverage::Used | Coverage::Partial) => "estimate",
-            (_, coverage) => coverage.name(),
-        },
-        doubt: verdict.doubt.map(|doubt| doubt.to_string()),
-        unsupported: matches!(verdict.doubt, Some(doubt) if doubt.kind() == FaultKind::Unsupported),
-    }))
 }
 
 impl Facts {

@@ -1,8 +1,9 @@
 //! What `floe show` says: a table of several, all that is known of one, and the same as JSON.
 
-use super::{Dump, Facts};
+use super::Facts;
 use crate::report::{self, Bytes, JsonObject, exact, json_list};
 use crate::stream::image::Format;
+use crate::take::glimpse::Glimpse;
 use crate::utc::Utc;
 
 /// Several, one a line.
@@ -170,7 +171,7 @@ impl Facts {
         let standby_of = self.standby_of.clone();
         sheet.row("standby of", standby_of.unwrap_or_default());
         match &self.dump {
-            Some(dump) => sheet.row("a dump reads", dump.words()),
+            Some(dump) => sheet.row("a dump reads", dump_words(dump)),
             None => sheet.row("used", bytes(self.used_bytes)),
         }
         if let Some(stated) = self.stated_bytes {
@@ -211,15 +212,15 @@ impl Facts {
     }
 }
 
-impl Dump {
-    fn words(&self) -> String {
-        let note = match (self.map, &self.doubt) {
-            ("estimate", _) => "an estimate, while it is mounted".into(),
-            (map, Some(doubt)) => format!("map: {map}, because: {doubt}"),
-            (map, None) => format!("map: {map}"),
-        };
-        format!("{}; {note}", bytes(Some(self.bytes)))
-    }
+/// What a dump reads.
+fn dump_words(dump: &Glimpse) -> String {
+    let note = match (dump.map, &dump.doubt) {
+        ("estimate", _) => "an estimate, while it is mounted".into(),
+        ("whole", Some(doubt)) => format!("all of it, because: {doubt}"),
+        (map, Some(doubt)) => format!("map: {map}, because: {doubt}"),
+        (map, None) => format!("map: {map}"),
+    };
+    format!("{}; {note}", bytes(Some(dump.bytes)))
 }
 
 /// Rows of a name and a value.

@@ -127,7 +127,9 @@ impl<'a> Log<'a> {
     /// Proves that the log ends in an unmount record and nothing was written behind it.
     pub(super) fn prove_clean(&self, buffer: &mut [u8]) -> Result<(), Fault> {
         let head = self.head()?;
-        let dirty = Fault::corrupt("the log is dirty: mount the filesystem once to recover it");
+        let dirty = Fault::corrupt(
+            "the log is dirty, as in every image of a mounted XFS: mount it once, and unmount it",
+        );
         let (start, header) = self.last_record(head, buffer)?.ok_or(dirty)?;
         let blocks = self.blocks();
         let mut header_blocks = 1;

@@ -171,7 +171,7 @@ fn a_mounted_filesystem_shows_where_and_an_estimate() {
 }
 
 #[test]
-fn used_is_one_number_in_show_dump_and_clone() {
+fn used_is_one_number_in_show_dump_create_and_clone() {
     let mounted = require_some!(LoopFs::make(Spec::default()).ok(), "root and mkfs.ext4");
     require!(common::have("python3"), "python3");
     drop(require_floe!());
@@ -201,6 +201,12 @@ fn used_is_one_number_in_show_dump_and_clone() {
         .arg(format!("{place}={}", target.path().display()));
     common::run(clone.arg("--report").arg(&report), Limit::secs(60)).expect_code(0);
     assert_eq!(number("used_bytes"), dumped);
+    let mut create = require_floe!();
+    create.args(["create", &format!("a={place}"), "--dry-run", "-o"]);
+    let run = common::run(create.arg(scratch.join("x.zip")), Limit::secs(60)).expect_code(0);
+    let about = floe::report::Bytes(dumped.unwrap_or_default());
+    let about = format!("about {about} used");
+    assert!(run.stderr_text().contains(&about), "{about}: {run}");
     // Of a packed image: how long the file is, too.
     let packed = fs::metadata(&image).expect("image").len();
     assert_eq!(json(&image, "packed_bytes"), packed.to_string());
