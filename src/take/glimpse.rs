@@ -1,0 +1,122 @@
+//! What a dump would read, without a freeze: the map is walked as it lies on the device just now. Of what is mounted that is an
+//! estimate.
+
+use rustix::fs::OFlags;
+
+use crate::device::{Device, Range, ReadAt};
+use crate::error::{Fault, FaultKind};
+use crate::fs::{self, Coverage, Identity, Kind, Still, UsedMap, Walk};
+use crate::mounts::Mounted;
+use crate::take::source::{Prepared, Reading};
+use crate::units::{BlockSize, Extent};
+
+/// What a dump would read.
+pub(crate) struct Glimpse {
+    /// So many bytes.
+    pub bytes: u64,
+    /// How much of the map was proven, or `estimate`.
+    pub map: &'static str,
+    /// In words at once: of a fault they may be gone when many others have come since.
+    pub doubt: Option<String>,
+    /// Whether the doubt is of something that is valid and not ours.
+    pub unsupported: bool,
+}
+
+/// Of a source, in bytes.
+pub(crate) fn of_source(source: &Prepared) -> Result<u64, Fault> {
+    let mut sum = 0u64;
+    for piece in &source.pieces {
+        let length_bytes = piece.length_bytes;
+        let device = source.devices.get(piece.device);
+        let glimpse = match (&piece.reading, device) {
+            (Reading::Map(identity), Some(opened)) => {
+                let is_all = source.pieces.len() == 1;
+                let mut mounted = source.mounted.iter();
+                let mounted = mounted
+                    .find(|one| is_all || one.mount.dev.raw() == opened.device.rdev())
+                    .filter(|_| piece.still == Still::Frozen);
+                let extent = Extent {
+                    offset: piece.offset,
+                    length_bytes,
+                };
+                look(&opened.device, extent, identity, piece.still, mounted)?
+            }
+            _ => None,
+        };
+        sum = sum.saturating_add(glimpse.map_or(length_bytes, |glimpse| glimpse.bytes));
+    }
+    Ok(sum)
+}
+
+/// Of the filesystem in a range of a device, which is `mounted` there; else `still` says what it is.
+pub(crate) fn look(
+    device: &Device,
+    extent: Extent,
+    identity: &Identity,
+    still: Still,
+    mounted: Option<&Mounted>,
+) -> Result<Option<Glimpse>, Fault> {
+    let Some(mounted) = mounted else {
+        return walk(&Range { device, extent }, identity, still);
+    };
+    let is_ext = matches!(identity.kind, Kind::Ext2 | Kind::Ext3 | Kind::Ext4);
+    let cached = is_ext.then(|| through_cache(device)).transpose()?;
+    let device = cached.as_ref().unwrap_or(device);
+    let mut glimpse = walk(&Range { device, extent }, identity, Still::Glimpse)?;
+    if let Some(glimpse) = &mut glimpse
+        && !glimpse.unsupported
+        && let Ok(stat) = rustix::fs::fstatvfs(&mounted.fd)
+    {
+        // What was written just now is not all on the device yet, so that its map may not fit; the kernel has the sum of it.
+        let used = stat.f_blocks.saturating_sub(stat.f_bfree);
+        let used = used.saturating_mul(stat.f_frsize);
+        if glimpse.map == Coverage::Whole.name() || used > glimpse.bytes {
+            glimpse.bytes = used;
+            (glimpse.map, glimpse.doubt) = ("estimate", None);
+        }
+    }
+    Ok(glimpse)
+}
+
+/// The device once more, through the page cache: there ext2/3/4 keep their metadata (buffer heads, fs/ext4/super.c), so that a walk sees
+/// what is not written back yet.
+fn through_cache(device: &Device) -> Result<Device, Fault> {
+    let fail = |errno| Fault::io("open without O_DIRECT", errno);
+    let fd = rustix::io::fcntl_dupfd_cloexec(device.as_fd(), 3).map_err(fail)?;
+    let flags = rustix::fs::fcntl_getfl(&fd).map_err(fail)?;
+    rustix::fs::fcntl_setfl(&fd, flags.difference(OFlags::DIRECT)).map_err(fail)?;
+    Device::from_fd(fd, false)
+}
+
+/// By the map alone; `None` where that could not even be laid out.
+pub(crate) fn walk(
+    device: &dyn ReadAt,
+    identity: &Identity,
+    still: Still,
+) -> Result<Option<Glimpse>, Fault> {
+    let size = identity.size_bytes.min(device.size_bytes());
+    let block = BlockSize::from_bytes(u64::from(identity.block_bytes));
+    let Some(mut map) = block.and_then(|block| UsedMap::new(size, block)) else {
+        return Ok(None);
+    };
+    let mut scratch = vec![0; fs::SCRATCH_BYTES];
+    let mut walk = Walk::new(device, &mut scratch);
+    let verdict = match fs::walk(identity, still, &mut walk, &mut map) {
+        Ok(verdict) => verdict,
+        // What cannot be dumped alone (an external journal, several devices) can still be shown.
+        Err(fault) if fault.kind() != FaultKind::Io => fs::Verdict::whole(fault),
+        Err(fault) => return Err(fault),
+    };
+    if verdict.coverage == Coverage::Whole {
+        map.set_all_used();
+    }
+    Ok(Some(Glimpse {
+        bytes: map.used_bytes(),
+        map: match (still, verdict.coverage) {
+            (Still::Glimpse, Coverage::Used | Coverage::Partial) => "estimate",
+            (_, coverage) => coverage.name(),
+        },
+        doubt: verdict.doubt.map(|doubt| doubt.to_string()),
+        unsupported: matches!(verdict.doubt, Some(doubt) if doubt.kind() == FaultKind::Unsupported),
+    }))
+}
