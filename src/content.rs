@@ -200,19 +200,26 @@ impl Content {
         })
     }
 
+    /// What is wrong with `size_bytes` of it where they are too few.
+    pub(crate) fn cut_off(&self, size_bytes: u64) -> Option<String> {
+        let least = self.least_bytes();
+        let what = match self.identity {
+            Some(_) => "superblock",
+            None => "partition table",
+        };
+        (size_bytes < least).then(|| {
+            format!(
+                "ends at {size_bytes} bytes, but its {} {what} says {least}: it was cut off",
+                self.name()
+            )
+        })
+    }
+
     /// The rule: whether `size_bytes` that begin so and end with `tail` are whole. Says what is wrong.
     pub(crate) fn judge(&self, head: &[u8], size_bytes: u64, tail: &[u8]) -> Result<(), String> {
         self.judge_head(head)?;
-        let least = self.least_bytes();
-        if size_bytes < least {
-            let what = match self.identity {
-                Some(_) => "superblock",
-                None => "partition table",
-            };
-            return Err(format!(
-                "ends at {size_bytes} bytes, but its {} {what} says {least}: it was cut off",
-                self.name()
-            ));
+        if let Some(what) = self.cut_off(size_bytes) {
+            return Err(what);
         }
         if let Some(fault) = &self.damaged
             && !ptable::gpt::ends_with_backup(tail, size_bytes)

@@ -47,6 +47,15 @@ pub enum FaultKind {
     Refused,
 }
 
+/// What a fault is to those who do something about it; the words are for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// The input ends before it should.
+    EndsEarly,
+    /// There is no room for what has to be held.
+    NoRoom,
+}
+
 /// What a [`Fault`] stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Details {
@@ -57,6 +66,7 @@ struct Details {
     length_bytes: Option<u64>,
     unit: Option<(&'static str, u64)>,
     errno: Option<i32>,
+    cause: Option<Cause>,
 }
 
 impl Details {
@@ -68,6 +78,7 @@ impl Details {
         length_bytes: None,
         unit: None,
         errno: None,
+        cause: None,
     };
 
     fn words(&self) -> &'static str {
@@ -233,6 +244,21 @@ impl Fault {
     pub fn with_errno(self, errno: Option<i32>) -> Self {
         let details = self.details();
         Self::keep(self.kind(), Details { errno, ..details })
+    }
+
+    /// Adds what it is to those who do something about it.
+    #[cold]
+    #[inline(never)]
+    #[must_use]
+    pub fn because(self, cause: Cause) -> Self {
+        let mut details = self.details();
+        details.cause = Some(cause);
+        Self::keep(self.kind(), details)
+    }
+
+    /// Whether it is this.
+    pub fn is(self, cause: Cause) -> bool {
+        self.details().cause == Some(cause)
     }
 
     /// The same fault at another offset.

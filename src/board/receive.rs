@@ -6,7 +6,7 @@
 //!
 //! Frames come to their end first, and are checked and held; then what they stand for goes the same way as what comes without them.
 
-use std::io::Read;
+use std::io::Read as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,14 +17,14 @@ use sha2::{Digest, Sha256};
 
 use crate::board::fleet::Board;
 use crate::board::ssh::{Ended, Host, PAUSE, Session};
-use crate::error::{Error, Exit, Fault, Result};
+use crate::error::{Cause, Error, Exit, Fault, Result};
 use crate::json::{self, Value};
 use crate::report::{clean, hex};
 use crate::snapshot::archive::Bundle;
 use crate::snapshot::framed::Standard;
 use crate::stream::copy::BUFFER_BYTES;
 use crate::stream::frames;
-use crate::stream::frames::receive::{Hold, NO_ROOM};
+use crate::stream::frames::receive::Hold;
 use crate::stream::gunzip;
 use crate::stream::image::{ImageReader, Piece};
 use crate::stream::input::Input;
@@ -273,12 +273,40 @@ impl Tee {
 struct Shared(Arc<Mutex<Tee>>);
 
 impl Shared {
+    fn new(session: Session, sink: Box<dyn Sink>, board: &Board) -> Self {
+        Self(Arc::new(Mutex::new(Tee {
+            from: From::Board(Box::new(session)),
+            passing: Passing::Undecided(Vec::new()),
+            sink,
+            hash: Sha256::new(),
+            length_bytes: 0,
+            progress: Arc::clone(&board.bytes),
+            stop: Arc::clone(&board.stop),
+            failed: None,
+            ended: false,
+        })))
+    }
+
+    /// What is left, once nobody reads any more; what was held for the reader goes.
+    fn end(self, host: &Host) -> Result<Tee> {
+        let in_use = || Error::failed(format_args!("{}: the reader is still in use", host.shown));
+        let tee = Arc::try_unwrap(self.0).map_err(|_| in_use())?;
+        let mut tee = tee.into_inner().unwrap_or_else(PoisonError::into_inner);
+        if let From::Held(_) = &tee.from
+            && let From::Held(held) = std::mem::replace(&mut tee.from, From::Nothing)
+        {
+            // What it holds is looked for again when this has failed.
+            held.end();
+        }
+        Ok(tee)
+    }
+
     fn lock(&self) -> MutexGuard<'_, Tee> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Read for Shared {
+impl std::io::Read for Shared {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         self.lock().read(buffer)
     }
@@ -312,20 +340,19 @@ fn take_frames(
     // What has no room here is no fault of the board's.
     let held = hold.left.as_ref().map(|left| left.path());
     let received = frames::receive::receive(&mut input, hold).map_err(|fault| match &held {
-        Some(held) if fault.what() == NO_ROOM => Error::fault(held.display(), fault),
+        Some(held) if fault.is(Cause::NoRoom) => Error::fault(held.display(), fault),
         _ => fail(fault),
     });
     drop(input);
     let mut tee = shared.lock();
-    let lost = || Error::failed(format_args!("{}: the session is lost", host.shown));
     let From::Board(session) = std::mem::replace(&mut tee.from, From::Nothing) else {
-        return Err(lost());
+        return Err(lost(host));
     };
     if let Some(error) = session.stalled() {
         return Err(error);
     }
     if !tee.ended {
-        return Err(received.err().unwrap_or_else(lost));
+        return Err(received.err().unwrap_or_else(|| lost(host)));
     }
     let ended = session.end()?;
     if let (Err(error), is_cut) = (ended.check(host), ended.is_cut()) {
@@ -362,62 +389,16 @@ pub(crate) fn receive(
     frames: Option<Hold>,
     expected: Option<&str>,
 ) -> Result<Arrived> {
-    let fail = |fault| Error::fault(&host.shown, fault);
     let remains = frames.as_ref().and_then(|hold| hold.left.as_ref()?.file());
-    let shared = Shared(Arc::new(Mutex::new(Tee {
-        from: From::Board(Box::new(session)),
-        passing: Passing::Undecided(Vec::new()),
-        sink,
-        hash: Sha256::new(),
-        length_bytes: 0,
-        progress: Arc::clone(&board.bytes),
-        stop: Arc::clone(&board.stop),
-        failed: None,
-        ended: false,
-    })));
-    let mut input = Input::reader(shared.clone()).map_err(fail)?;
-    let magic = &frames::MAGIC;
-    let (came, input) = match frames {
-        Some(hold)
-            if input
-                .peek(magic.len())
-                .is_ok_and(|it| it.starts_with(magic)) =>
-        {
-            let came = take_frames(host, &shared, input, hold, board)?;
-            (Some(came), Input::reader(shared.clone()).map_err(fail)?)
-        }
-        _ => (None, input),
-    };
-    let passed = shared.lock().decide(Passing::On);
-    let mut inside = match passed {
-        // Frames have all come: only now what they stand for is looked at.
-        Ok(()) => unpack(host, input, &shared, stream, &mut |done_bytes| {
-            if came.is_some() {
-                board.far.lock().done_bytes = done_bytes;
-            }
-        }),
-        Err(fault) => Err(fail(fault)),
-    };
-    if inside.is_ok()
-        && let Err(fault) = drain(&shared)
-    {
-        inside = Err(Error::fault(&host.shown, fault));
-    }
-    let lost = || Error::failed(format_args!("{}: the reader is still in use", host.shown));
-    let tee = Arc::try_unwrap(shared.0).map_err(|_| lost())?;
-    let mut tee = tee.into_inner().unwrap_or_else(PoisonError::into_inner);
-    if let From::Held(_) = &tee.from
-        && let From::Held(held) = std::mem::replace(&mut tee.from, From::Nothing)
-    {
-        // What it holds is looked for again when this has failed.
-        held.end();
-    }
-    if let Some(error) = tee.failed.or_else(|| tee.from.stalled()) {
+    let shared = Shared::new(session, sink, board);
+    let Read { came, inside } = read_all(host, &shared, stream, board, frames)?;
+    let mut tee = shared.end(host)?;
+    if let Some(error) = tee.failed.take().or_else(|| tee.from.stalled()) {
         return Err(error);
     }
     if !tee.ended {
         // It goes on, and is wrong already: dropping the session ends it.
-        return Err(inside.err().unwrap_or_else(lost));
+        return Err(inside.err().unwrap_or_else(|| lost(host)));
     }
     let sha256 = hex(&tee.hash.finalize());
     let came = match (came, tee.from) {
@@ -432,7 +413,7 @@ pub(crate) fn receive(
                 sha256: sha256.clone(),
             }
         }
-        (None, _) => return Err(lost()),
+        (None, _) => return Err(lost(host)),
     };
     let checked = inside.and_then(|inside| compare(host, &inside, came));
     let checked = checked.and_then(|arrived| {
@@ -447,6 +428,57 @@ pub(crate) fn receive(
     let arrived = Arrived { sha256, ..checked? };
     tee.sink.finish(&arrived)?;
     Ok(arrived)
+}
+
+fn lost(host: &Host) -> Error {
+    Error::failed(format_args!("{}: the session is lost", host.shown))
+}
+
+/// A stream that was read.
+struct Read {
+    /// Where it came in frames.
+    came: Option<Came>,
+    inside: Result<Inside>,
+}
+
+/// Reads all of the stream, as far as it is good.
+fn read_all(
+    host: &Host,
+    shared: &Shared,
+    stream: Stream,
+    board: &Board,
+    frames: Option<Hold>,
+) -> Result<Read> {
+    let fail = |fault| Error::fault(&host.shown, fault);
+    let mut input = Input::reader(shared.clone()).map_err(fail)?;
+    let magic = &frames::MAGIC;
+    let (came, input) = match frames {
+        Some(hold)
+            if input
+                .peek(magic.len())
+                .is_ok_and(|it| it.starts_with(magic)) =>
+        {
+            let came = take_frames(host, shared, input, hold, board)?;
+            (Some(came), Input::reader(shared.clone()).map_err(fail)?)
+        }
+        _ => (None, input),
+    };
+    let passed = shared.lock().decide(Passing::On);
+    let mut inside = match passed {
+        // Frames have all come: only now what they stand for is looked at.
+        Ok(()) => unpack(host, input, shared, stream, &mut |done_bytes| {
+            if came.is_some() {
+                board.far.lock().done_bytes = done_bytes;
+            }
+        }),
+        Err(fault) => Err(fail(fault)),
+    };
+    if inside.is_ok()
+        && let Err(fault) = drain(shared)
+    {
+        inside = Err(fail(fault));
+    }
+    Ok(Read { came, inside })
 }
 
 /// What ran there may be something that takes no words from us: a forced command, a wrapper.

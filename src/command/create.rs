@@ -383,61 +383,19 @@ fn would(
 }
 
 fn create(options: &Options, start: Instant) -> Result<Done> {
-    let quiet = options.common.quiet;
     let place = place(options)?;
     let system = System::look()?;
-    let mut sources = choose(options, &system, &place)?;
-    let disk = match &options.disk {
-        Some(name) => Some(recorded::take(&system, name, quiet)?),
-        None => None,
-    };
-    let emptying = emptying(options, &system, &sources, &place)?;
-    let snapshot = describe(&system, options, &sources, disk.as_ref());
-    if let Some(disk) = disk.as_ref().filter(|_| !quiet) {
+    let plan = plan(options, &system, &place)?;
+    let snapshot = describe(&system, options, &plan.sources, plan.disk.as_ref());
+    if let Some(disk) = plan.disk.as_ref().filter(|_| !options.common.quiet) {
         tell_missing(disk, &snapshot);
     }
     if options.dry_run {
-        return Err(would(options, &place, &snapshot, &sources)?);
+        return Err(would(options, &place, &snapshot, &plan.sources)?);
     }
     let sink = Sink::open(&place, &snapshot.host, snapshot.time_s)?;
-    let waiting = rustix::io::fcntl_dupfd_cloexec(&sink.fd, 3)
-        .map_err(|errno| Error::fault(&sink.shown, Fault::io("dup", errno)))?;
-
-    // One thread until here: the guardian is forked now.
-    let ready = ready(&system, &mut sources, &options.taking, quiet)?;
-    // What is kept in a folder comes out empty.
-    if sink.store.is_none() && !quiet {
-        ready.tell_if_on_itself(&sink.fd, &sink.shown);
-    }
-    let onto_itself = ready.holds_up(&system, &sink.fd);
-    let path = sink.part.as_ref().map(|_| Path::new(&sink.shown));
-    let settings =
-        options
-            .streaming
-            .settings(&options.common, false, (&system, &ready), &sources, path)?;
     let known = Known::default();
-    let output = Output::new(sink.fd, ready.counters, false);
-    let make = outlet(options, output, &sources, (&snapshot, disk), &known);
-    let limit = options.streaming.wait_sink;
-    let outlet = begin(make, &ready.signals, limit, &sink.shown)?;
-    let engine = Engine {
-        ready,
-        precopy: true,
-        sink: outlet,
-        settings,
-        onto_itself,
-        quiet,
-        progress: Progress::new(&options.common),
-        emptying,
-        output: sink.shown.clone(),
-    };
-    let mut capture = Capture::new(sources, engine, options.taking.wishes)?;
-    if sink.part.is_none() {
-        capture.wait_sink(waiting.as_fd(), limit)?;
-    }
-    let figures = capture.run_telling(|figures| {
-        *known.figures.lock() = Some(figures);
-    })?;
+    let figures = take(options, &system, plan, &snapshot, &sink, &known)?;
     if let Some(part) = sink.part {
         part.finish()?;
     }
@@ -459,6 +417,75 @@ fn create(options: &Options, start: Instant) -> Result<Done> {
         written_bytes,
         retired,
         total: start.elapsed(),
+    })
+}
+
+/// What is to be taken.
+struct Plan {
+    sources: Vec<Prepared>,
+    emptying: Emptying,
+    /// Its table and boot area come along.
+    disk: Option<recorded::Taken>,
+}
+
+fn plan(options: &Options, system: &System, place: &Destination) -> Result<Plan> {
+    let sources = choose(options, system, place)?;
+    let quiet = options.common.quiet;
+    let disk = options.disk.as_ref();
+    let disk = disk.map(|name| recorded::take(system, name, quiet));
+    let disk = disk.transpose()?;
+    let emptying = emptying(options, system, &sources, place)?;
+    Ok(Plan {
+        sources,
+        emptying,
+        disk,
+    })
+}
+
+/// Freezes, reads, thaws, and writes all of it.
+fn take(
+    options: &Options,
+    system: &System,
+    plan: Plan,
+    snapshot: &Snapshot,
+    sink: &Sink,
+    known: &Known,
+) -> Result<Figures> {
+    let quiet = options.common.quiet;
+    let mut sources = plan.sources;
+    // One thread until here: the guardian is forked now.
+    let ready = ready(system, &mut sources, &options.taking, quiet)?;
+    // What is kept in a folder comes out empty.
+    if sink.store.is_none() && !quiet {
+        ready.tell_if_on_itself(&sink.fd, &sink.shown);
+    }
+    let onto_itself = ready.holds_up(system, &sink.fd);
+    let path = sink.part.as_ref().map(|_| Path::new(&sink.shown));
+    let streaming = &options.streaming;
+    let settings = streaming.settings(&options.common, false, system, &ready, &sources, path)?;
+    let fd = rustix::io::fcntl_dupfd_cloexec(&sink.fd, 3);
+    let fd = fd.map_err(|errno| Error::fault(&sink.shown, Fault::io("dup", errno)))?;
+    let output = Output::new(fd, ready.counters, false);
+    let make = outlet(options, output, &sources, (snapshot, plan.disk), known);
+    let limit = streaming.wait_sink;
+    let outlet = begin(make, &ready.signals, limit, &sink.shown)?;
+    let engine = Engine {
+        ready,
+        precopy: true,
+        sink: outlet,
+        settings,
+        onto_itself,
+        quiet,
+        progress: Progress::new(&options.common),
+        emptying: plan.emptying,
+        output: sink.part.as_ref().map(|_| sink.shown.clone()),
+    };
+    let mut capture = Capture::new(sources, engine, options.taking.wishes)?;
+    if sink.part.is_none() {
+        capture.wait_sink(sink.fd.as_fd(), limit)?;
+    }
+    capture.run_telling(|figures| {
+        *known.figures.lock() = Some(figures);
     })
 }
 

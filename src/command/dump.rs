@@ -301,7 +301,8 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
     let settings = options.streaming.settings(
         &options.common,
         options.raw,
-        (&system, &ready),
+        &system,
+        &ready,
         &sources,
         path.as_deref(),
     )?;
@@ -324,7 +325,7 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
         quiet,
         progress: Progress::new(&options.common),
         emptying,
-        output: options.shown_output(),
+        output: options.output.as_ref().map(|_| options.shown_output()),
     };
     let mut capture = Capture::new(sources, engine, options.taking.wishes)?;
     if options.output.is_none() {

@@ -85,116 +85,163 @@ pub(crate) struct Options {
     common: Common,
 }
 
+/// What was typed, before it is known whether it goes together.
+#[derive(Default)]
+struct Typed {
+    hosts: Vec<Host>,
+    pairs: Vec<OsString>,
+    dump: Option<OsString>,
+    create: bool,
+    clone: bool,
+    kept: Option<OsString>,
+    output: Option<PathBuf>,
+    overwrite: bool,
+    parallel: Option<usize>,
+    since: Option<PathBuf>,
+    fresh: bool,
+    reach: Reach,
+    artifact: ArtifactOptions,
+}
+
 /// Reads the command line.
 pub(crate) fn parse(mut args: Args) -> Result<Options> {
-    let (mut hosts, mut pairs) = (Vec::new(), Vec::new());
-    let mut dump = None;
-    let mut output = None;
-    let (mut create, mut clone, mut kept) = (false, false, None);
-    let mut parallel = fleet::PARALLEL;
-    let mut overwrite = false;
-    let (mut since, mut fresh) = (None, false);
-    let mut reach = Reach::default();
-    let mut artifact = ArtifactOptions::default();
+    let mut typed = Typed::default();
     while let Some(item) = args.next_item()? {
         match item {
-            // No host has a = in it, and every pair has.
-            Item::Value(value) if value.as_bytes().contains(&b'=') => pairs.push(value),
-            // Nor has it a slash, as `ssh://` apart: this was meant as a pair.
-            Item::Value(value) if value.as_bytes().starts_with(b"/") => {
-                let what = match clone {
-                    true => "SOURCE=TARGET, as in /=/dev/mmcblk0p3",
-                    false => "NAME=SOURCE, as in data=/data",
-                };
-                return Err(wrong(format_args!(
-                    "'{}' is no HOST, and not {what}",
-                    value.display()
-                )));
-            }
-            Item::Value(value) => fleet::add_hosts(&mut hosts, &value)?,
-            Item::Option(name) => match name {
-                "--dump" => dump = Some(args.value()?),
-                "--create" => create = true,
-                "--clone" => clone = true,
-                "--kept" => kept = Some(args.value()?),
-                "--output" => output = Some(args.path()?),
-                "--overwrite" => overwrite = true,
-                "--since" => since = Some(args.path()?),
-                "--fresh" => fresh = true,
-                "--parallel" => {
-                    parallel = args.parsed(fleet::parallel, "a number from 1 to 256")?;
-                }
-                _ if reach.option(&mut args, name)? => {}
-                _ if artifact.option(name, &mut args)? => {}
-                _ => return Err(args.unknown(name)),
-            },
+            Item::Value(value) => typed.value(value)?,
+            Item::Option(name) => typed.option(name, &mut args)?,
         }
     }
-    let work = match (dump, kept, create, clone) {
-        (dump, None, false, false) => Work::Dump(dump.unwrap_or_else(|| "/".into())),
-        (None, Some(name), false, false) => Work::Kept(name),
-        (None, None, true, false) if pairs.is_empty() => {
-            return Err(args.missing("NAME=SOURCE"));
-        }
-        (None, None, true, false) => Work::Create(std::mem::take(&mut pairs)),
-        (None, None, false, true) => Work::Clone(std::mem::take(&mut pairs)),
-        _ => {
-            return Err(wrong(format_args!(
-                "one of --dump, --create, --clone and --kept"
-            )));
-        }
-    };
-    if overwrite && clone {
+    let work = typed.work(&args)?;
+    if typed.overwrite && typed.clone {
         args.handed_on.push("--overwrite".into());
     }
-    let verb = work.verb();
-    let mut handed_on = args.handed_names.iter();
-    if let Some(name) = handed_on.find(|name| table::find(verb, name).is_none()) {
-        return Err(wrong(format_args!("{name} is no option of floe {verb}")));
-    }
-    if let Some(pair) = pairs.first() {
-        return Err(wrong(format_args!(
-            "'{}' without --create or --clone",
-            pair.display()
-        )));
-    }
-    if hosts.is_empty() {
-        return Err(args.missing("the HOST"));
-    }
-    if let Some(stall) = args.handed_value("--stall") {
-        // What copies on the board says nothing while it is frozen there.
-        let longest = args.handed_value("--max-freeze").and_then(OsStr::to_str);
-        let longest = longest.and_then(cli::time);
-        let longest = longest.unwrap_or(Taking::default().limits.max_freeze);
-        let silent = if clone { longest } else { Duration::ZERO };
-        reach.set_stall(stall, silent)?;
-    }
-    let artifact = artifact.check(&args, output.as_deref())?;
+    typed.check(&work, &args)?;
+    typed.set_stall(&args)?;
+    let artifact = typed.artifact.check(&args, typed.output.as_deref())?;
     if artifact.is_some() && !matches!(work, Work::Dump(_)) {
         return Err(wrong(format_args!("--artifact is for --dump")));
-    }
-    if since.is_some() && (fresh || hosts.len() > 1 || work.stream().is_none()) {
-        return Err(wrong(format_args!(
-            "--since is for an image or snapshot of one board, and not with --fresh"
-        )));
     }
     // That of the board's floe, which says what is wrong with it.
     let level = args.handed_value("--level").and_then(OsStr::to_str);
     let level = level.and_then(options::level).unwrap_or(1);
     Ok(Options {
-        since,
-        fresh,
+        since: typed.since,
+        fresh: typed.fresh,
         level,
-        hosts,
+        hosts: typed.hosts,
         work,
-        output: output.unwrap_or_else(|| ".".into()),
-        overwrite,
-        parallel,
-        reach,
+        output: typed.output.unwrap_or_else(|| ".".into()),
+        overwrite: typed.overwrite,
+        parallel: typed.parallel.unwrap_or(fleet::PARALLEL),
+        reach: typed.reach,
         handed_on: args.handed_on,
         artifact,
         common: args.common,
     })
+}
+
+impl Typed {
+    /// A HOST, or a pair: no host has a = in it, and every pair has.
+    fn value(&mut self, value: OsString) -> Result<()> {
+        if value.as_bytes().contains(&b'=') {
+            self.pairs.push(value);
+            return Ok(());
+        }
+        // Nor has it a slash, as `ssh://` apart: this was meant as a pair.
+        if value.as_bytes().starts_with(b"/") {
+            let what = match self.clone {
+                true => "SOURCE=TARGET, as in /=/dev/mmcblk0p3",
+                false => "NAME=SOURCE, as in data=/data",
+            };
+            return Err(wrong(format_args!(
+                "'{}' is no HOST, and not {what}",
+                value.display()
+            )));
+        }
+        fleet::add_hosts(&mut self.hosts, &value)
+    }
+
+    fn option(&mut self, name: &'static str, args: &mut Args) -> Result<()> {
+        match name {
+            "--dump" => self.dump = Some(args.value()?),
+            "--create" => self.create = true,
+            "--clone" => self.clone = true,
+            "--kept" => self.kept = Some(args.value()?),
+            "--output" => self.output = Some(args.path()?),
+            "--overwrite" => self.overwrite = true,
+            "--since" => self.since = Some(args.path()?),
+            "--fresh" => self.fresh = true,
+            "--parallel" => {
+                let number = args.parsed(fleet::parallel, "a number from 1 to 256")?;
+                self.parallel = Some(number);
+            }
+            _ if self.reach.option(args, name)? => {}
+            _ if self.artifact.option(name, args)? => {}
+            _ => return Err(args.unknown(name)),
+        }
+        Ok(())
+    }
+
+    /// What runs on the boards; takes the pairs.
+    fn work(&mut self, args: &Args) -> Result<Work> {
+        let (dump, kept) = (self.dump.take(), self.kept.take());
+        Ok(match (dump, kept, self.create, self.clone) {
+            (dump, None, false, false) => Work::Dump(dump.unwrap_or_else(|| "/".into())),
+            (None, Some(name), false, false) => Work::Kept(name),
+            (None, None, true, false) if self.pairs.is_empty() => {
+                return Err(args.missing("NAME=SOURCE"));
+            }
+            (None, None, true, false) => Work::Create(std::mem::take(&mut self.pairs)),
+            (None, None, false, true) => Work::Clone(std::mem::take(&mut self.pairs)),
+            _ => {
+                return Err(wrong(format_args!(
+                    "one of --dump, --create, --clone and --kept"
+                )));
+            }
+        })
+    }
+
+    /// What does not go together, and what is missing.
+    fn check(&self, work: &Work, args: &Args) -> Result<()> {
+        let verb = work.verb();
+        let mut handed_on = args.handed_names.iter();
+        if let Some(name) = handed_on.find(|name| table::find(verb, name).is_none()) {
+            return Err(wrong(format_args!("{name} is no option of floe {verb}")));
+        }
+        if let Some(pair) = self.pairs.first() {
+            return Err(wrong(format_args!(
+                "'{}' without --create or --clone",
+                pair.display()
+            )));
+        }
+        if self.hosts.is_empty() {
+            return Err(args.missing("the HOST"));
+        }
+        let several = self.hosts.len() > 1;
+        if self.since.is_some() && (self.fresh || several || work.stream().is_none()) {
+            return Err(wrong(format_args!(
+                "--since is for an image or snapshot of one board, and not with --fresh"
+            )));
+        }
+        Ok(())
+    }
+
+    /// `--stall`, which is the board's and ours.
+    fn set_stall(&mut self, args: &Args) -> Result<()> {
+        let Some(stall) = args.handed_value("--stall") else {
+            return Ok(());
+        };
+        // What copies on the board says nothing while it is frozen there.
+        let longest = args.handed_value("--max-freeze").and_then(OsStr::to_str);
+        let longest = longest.and_then(cli::time);
+        let longest = longest.unwrap_or(Taking::default().limits.max_freeze);
+        let silent = match self.clone {
+            true => longest,
+            false => Duration::ZERO,
+        };
+        self.reach.set_stall(stall, silent)
+    }
 }
 
 fn wrong(what: std::fmt::Arguments<'_>) -> Error {
@@ -377,35 +424,38 @@ impl Puller {
             receive::check_report(host, &arrived.report, self.expected)?;
             return Ok(arrived);
         };
-        let (mut how, mut shows) = (self.first, true);
+        let mut attempt = Attempt {
+            how: self.first,
+            shows: true,
+        };
         // Each turn asks for less.
         loop {
             let mut asked = false;
-            let result = self.pull(host, board, stream, (how, shows), &mut asked);
+            let result = self.pull(host, board, stream, attempt, &mut asked);
             let Err(error) = &result else {
                 return result;
             };
-            how = match (how, Unable::of(error)) {
-                (How::Known, Some(Unable::Older | Unable::Changed)) if asked => How::Frames,
-                (How::Known | How::Frames, Some(Unable::Older)) => How::Plain,
-                (how, Some(Unable::Mute)) if shows => {
-                    shows = false;
-                    how
+            match (attempt.how, Unable::of(error)) {
+                (How::Known, Some(Unable::Older | Unable::Changed)) if asked => {
+                    attempt.how = How::Frames;
                 }
+                (How::Known | How::Frames, Some(Unable::Older)) => attempt.how = How::Plain,
+                (_, Some(Unable::Mute)) if attempt.shows => attempt.shows = false,
                 _ => return result,
-            };
+            }
         }
     }
 
-    /// One attempt. `shows`: the board may be asked for its progress. `asked`: whether it is told what is here.
+    /// One attempt. `asked`: whether it is told what is here.
     fn pull(
         &self,
         host: &Host,
         board: &Board,
         stream: Stream,
-        (how, shows): (How, bool),
+        attempt: Attempt,
         asked: &mut bool,
     ) -> Result<Arrived> {
+        let Attempt { how, shows } = attempt;
         let (sink, path, file) = self.open(host, board)?;
         let mut hold = self.hold(how, file.as_deref())?;
         let mut earlier = None;
@@ -540,7 +590,15 @@ struct Asked {
     progress: bool,
 }
 
-/// What the board is asked for.
+/// What a board is asked for in one attempt.
+#[derive(Clone, Copy)]
+struct Attempt {
+    how: How,
+    /// How far it is, too.
+    shows: bool,
+}
+
+/// In which form the board is to send it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum How {
     /// The standard format.

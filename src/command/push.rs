@@ -86,22 +86,7 @@ pub(super) fn parse(mut args: Args) -> Result<Options> {
             fleet::add_hosts(&mut hosts, &host)?;
         }
     }
-    let wrong = |line: std::fmt::Arguments<'_>| cli::usage("push", line);
-    if let Some(target) = targets.get(MAX_IMAGES) {
-        return Err(args.surplus(target));
-    }
-    let disk = args.handed_value("--disk");
-    if let Some(target) = targets
-        .iter()
-        .map(OsString::as_os_str)
-        .chain(disk)
-        .find(|target| !is_place(target))
-    {
-        return Err(wrong(format_args!(
-            "'{}' is no TARGET on a board: name an absolute path, LABEL=, UUID=, PARTLABEL= or PARTUUID=; several boards are FILE HOST… -- TARGET",
-            target.display()
-        )));
-    }
+    check_targets(&args, &targets)?;
     if file == "-" {
         return Err(wrong(format_args!(
             "FILE must be a file: it is verified before it is sent"
@@ -114,7 +99,9 @@ pub(super) fn parse(mut args: Args) -> Result<Options> {
                 "--store takes neither a TARGET nor options of restore"
             )));
         }
-        (false, true) if disk.is_none() => return Err(args.missing("the TARGET")),
+        (false, true) if args.handed_value("--disk").is_none() => {
+            return Err(args.missing("the TARGET"));
+        }
         (false, _) => {}
     }
     Ok(Options {
@@ -129,6 +116,26 @@ pub(super) fn parse(mut args: Args) -> Result<Options> {
     })
 }
 
+fn wrong(what: std::fmt::Arguments<'_>) -> Error {
+    cli::usage("push", what)
+}
+
+/// Each TARGET, and a disk that is named, must be one on a board.
+fn check_targets(args: &Args, targets: &[OsString]) -> Result<()> {
+    if let Some(target) = targets.get(MAX_IMAGES) {
+        return Err(args.surplus(target));
+    }
+    let disk = args.handed_value("--disk");
+    let mut all = targets.iter().map(OsString::as_os_str).chain(disk);
+    match all.find(|target| !is_place(target)) {
+        None => Ok(()),
+        Some(target) => Err(wrong(format_args!(
+            "'{}' is no TARGET on a board: name an absolute path, LABEL=, UUID=, PARTLABEL= or PARTUUID=; several boards are FILE HOST… -- TARGET",
+            target.display()
+        ))),
+    }
+}
+
 /// A HOST in the place of the FILE, which then is none.
 fn check_order(file: &OsString, host: &OsString) -> Result<()> {
     let is_file = |word: &OsString| Path::new(word).is_file();
@@ -136,12 +143,9 @@ fn check_order(file: &OsString, host: &OsString) -> Result<()> {
         return Ok(());
     }
     let (file, host) = (file.display(), host.display());
-    Err(cli::usage(
-        "push",
-        format_args!(
-            "'{host}' is a file, and '{file}' is none: the FILE comes first, as in: floe push {host} {file} TARGET"
-        ),
-    ))
+    Err(wrong(format_args!(
+        "'{host}' is a file, and '{file}' is none: the FILE comes first, as in: floe push {host} {file} TARGET"
+    )))
 }
 
 /// Where something can be on a board, whose folders nobody knows here: a word without a slash would become a file there.

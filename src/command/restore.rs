@@ -149,7 +149,7 @@ pub(super) fn run(options: Options) -> Result<()> {
                 "restore: --bmap is for one image, not for a snapshot",
             ));
         }
-        return unpack::run(&options, (opened, watch), Vec::new(), start).map(drop);
+        return unpack::run(&options, opened, watch, Vec::new(), start).map(drop);
     }
     let target = the_target(&options, &opened)?.clone();
     let image = Image::read(opened, options.any).map_err(untouched)?;

@@ -125,11 +125,7 @@ pub(super) fn private_node<T>(
     open: impl Fn(&Path) -> Result<T, Fault>,
 ) -> Result<T, Fault> {
     let make = |directory: &Path| node_in(directory, dev, &open);
-    match on_detached_tmpfs(&make) {
-        // Kernels before 5.2, or a filter in front of the new calls.
-        Err(fault) if fault.what() == "fsopen" => on_attached_tmpfs(&make),
-        other => other,
-    }
+    on_private_tmpfs(&make)
 }
 
 fn node_in<T>(
@@ -150,23 +146,26 @@ pub fn private_file(name: &str) -> Result<OwnedFd, Fault> {
         rustix::fs::open(directory.join(name), flags, Mode::RWXU)
             .map_err(|errno| Fault::io("open on a private tmpfs", errno))
     };
-    match on_detached_tmpfs(&make) {
-        Err(fault) if fault.what() == "fsopen" => on_attached_tmpfs(&make),
-        other => other,
+    on_private_tmpfs(&make)
+}
+
+fn on_private_tmpfs<T>(make: &impl Fn(&Path) -> Result<T, Fault>) -> Result<T, Fault> {
+    match detached_tmpfs() {
+        Ok(tree) => make(&PathBuf::from(format!(
+            "/proc/self/fd/{}",
+            tree.as_raw_fd()
+        ))),
+        // Kernels before 5.2, or a filter in front of the new calls.
+        Err(_) => on_attached_tmpfs(make),
     }
 }
 
-/// On a tmpfs that is mounted nowhere: there is nothing to unmount, and nothing that a kill could leave behind.
-fn on_detached_tmpfs<T>(make: &impl Fn(&Path) -> Result<T, Fault>) -> Result<T, Fault> {
-    let new = |errno| Fault::io("fsopen", errno);
-    let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).map_err(new)?;
-    fsconfig_create(context.as_fd()).map_err(new)?;
+/// A tmpfs that is mounted nowhere: there is nothing to unmount, and nothing that a kill could leave behind.
+fn detached_tmpfs() -> rustix::io::Result<OwnedFd> {
+    let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_create(context.as_fd())?;
     let flags = FsMountFlags::FSMOUNT_CLOEXEC;
-    let tree = fsmount(context.as_fd(), flags, MountAttrFlags::empty()).map_err(new)?;
-    make(&PathBuf::from(format!(
-        "/proc/self/fd/{}",
-        tree.as_raw_fd()
-    )))
+    fsmount(context.as_fd(), flags, MountAttrFlags::empty())
 }
 
 /// On a tmpfs mounted on a new directory for the moment.

@@ -11,7 +11,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{FileType, Mode, OFlags, SeekFrom};
 
 use crate::cli::Common;
-use crate::error::{Error, Exit, Fault, FaultKind, Result};
+use crate::error::{Cause, Error, Exit, Fault, FaultKind, Result};
 use crate::features;
 use crate::put::lanes;
 use crate::report::{Progress, Step};
@@ -207,14 +207,9 @@ impl Image {
         }
         let word = self.content.judge_head(self.head());
         word.map_err(|what| not_an_image(&self.subject, &what))?;
-        match self.reader.length_bytes() {
-            // Bytes of the end are not needed for a length.
-            Some(length) if length < self.content.least_bytes() => {
-                let word = self.content.judge(self.head(), length, &[]);
-                word.map_err(|what| not_an_image(&self.subject, &what))
-            }
-            _ => Ok(()),
-        }
+        let length = self.reader.length_bytes();
+        let cut = length.and_then(|length| self.content.cut_off(length));
+        cut.map_or(Ok(()), |what| Err(cut_off(&self.subject, &what)))
     }
 
     /// Reads all of a second one that comes from the same file, when that is a regular one and was read from its beginning, and so
@@ -315,25 +310,36 @@ fn check_end(subject: &str, any: Any, content: &Content, head: &[u8], ended: &En
         return Err(not_an_image(subject, &what));
     }
     let word = content.judge(head, ended.size_bytes, &ended.tail);
-    word.map_err(|what| not_an_image(subject, &what))
+    let cut = content.cut_off(ended.size_bytes);
+    word.map_err(|what| match cut {
+        Some(_) => cut_off(subject, &what),
+        None => not_an_image(subject, &what),
+    })
 }
 
 fn not_an_image(subject: &str, what: &str) -> Error {
-    let help = match (
-        what.ends_with("cut off"),
-        partfile::first_of(Path::new(subject)),
-    ) {
-        (_, Some(first)) => format!(
-            "; it is a piece of an image: name the first one, {}, with all the others beside it",
-            first.display()
-        ),
-        (true, None) => match missing_piece(subject) {
-            missing if missing.is_empty() => "; bring the whole file".into(),
-            missing => missing,
-        },
-        (false, None) => "; --any-content takes it as it is".into(),
+    let help = piece_of_another(subject);
+    let help = help.unwrap_or_else(|| "; --any-content takes it as it is".into());
+    Error::corrupt(format_args!("{subject}: {what}{help}"))
+}
+
+/// What is an image, and not all of it.
+fn cut_off(subject: &str, what: &str) -> Error {
+    let help = match (piece_of_another(subject), missing_piece(subject)) {
+        (Some(help), _) => help,
+        (None, missing) if missing.is_empty() => "; bring the whole file".into(),
+        (None, missing) => missing,
     };
     Error::corrupt(format_args!("{subject}: {what}{help}"))
+}
+
+/// What helps where a later piece of `--split` was named.
+fn piece_of_another(subject: &str) -> Option<String> {
+    let first = partfile::first_of(Path::new(subject))?;
+    Some(format!(
+        "; it is a piece of an image: name the first one, {}, with all the others beside it",
+        first.display()
+    ))
 }
 
 /// Of pieces of `--split` that end early: the one that would come next.
@@ -348,7 +354,7 @@ fn missing_piece(subject: &str) -> String {
 
 /// The line for a fault of the image itself: what is not ours to read is exit 3, like what is corrupt.
 pub(crate) fn image_error(subject: &str, fault: Fault) -> Error {
-    let missing = match fault.what().ends_with("ends early") {
+    let missing = match fault.is(Cause::EndsEarly) {
         true => missing_piece(subject),
         false => String::new(),
     };

@@ -80,7 +80,8 @@ pub(crate) struct EntryTarget {
 /// where the options ask for one. `watch` is dropped before the first write.
 pub(crate) fn run(
     options: &Options,
-    (opened, watch): (Opened, Watch),
+    opened: Opened,
+    watch: Watch,
     places: Vec<EntryTarget>,
     start: Instant,
 ) -> Result<Vec<Restored>> {

@@ -12,7 +12,7 @@ use std::io::{Error as IoError, Read, Result as IoResult};
 
 use sha2::{Digest, Sha256};
 
-use crate::error::Fault;
+use crate::error::{Cause, Fault};
 use crate::json::{self, Value};
 use crate::report::hex;
 use crate::stream::gunzip::{self, Gunzip};
@@ -47,6 +47,10 @@ fn corrupt(what: &'static str) -> Fault {
     Fault::corrupt(what)
 }
 
+fn ends_early(what: &'static str) -> Fault {
+    corrupt(what).because(Cause::EndsEarly)
+}
+
 /// The next member that is a file; `None` at the end of the archive.
 fn next_member(input: &mut Input<'_>) -> Result<Option<Member>, Fault> {
     for _ in 0..MAX_MEMBERS {
@@ -54,7 +58,7 @@ fn next_member(input: &mut Input<'_>) -> Result<Option<Member>, Fault> {
         let mut block = [0u8; BLOCK_BYTES];
         let count = input.read(&mut block)?;
         if count < BLOCK_BYTES {
-            return Err(corrupt("the artifact ends early").at(at, to_u64(BLOCK_BYTES)));
+            return Err(ends_early("the artifact ends early").at(at, to_u64(BLOCK_BYTES)));
         }
         if block == [0; BLOCK_BYTES] {
             return Ok(None);
@@ -86,7 +90,7 @@ fn only_zeros(input: &mut Input<'_>) -> Result<(), Fault> {
         let count = bytes.len();
         match count {
             0 if seen < BLOCK_BYTES => {
-                return Err(corrupt("the artifact ends early").at(at, to_u64(BLOCK_BYTES)));
+                return Err(ends_early("the artifact ends early").at(at, to_u64(BLOCK_BYTES)));
             }
             0 => return Ok(()),
             _ if !is_zero(bytes) => {
@@ -104,7 +108,7 @@ fn skip(input: &mut Input<'_>, count: u64) -> Result<(), Fault> {
     while left > 0 {
         let held = input.fill()?.len();
         if held == 0 {
-            return Err(corrupt("the artifact ends early").at(input.offset(), left));
+            return Err(ends_early("the artifact ends early").at(input.offset(), left));
         }
         let step = at_most(left, held);
         input.consume(step);
@@ -120,7 +124,7 @@ fn small(input: &mut Input<'_>, member: &Member) -> Result<Vec<u8>, Fault> {
     }
     let mut bytes = vec![0; to_usize(member.size_bytes)];
     if input.read(&mut bytes)? < bytes.len() {
-        return Err(corrupt("the artifact ends early").at(input.offset(), member.size_bytes));
+        return Err(ends_early("the artifact ends early").at(input.offset(), member.size_bytes));
     }
     skip(input, tar::padding(member.size_bytes))?;
     Ok(bytes)
@@ -316,7 +320,7 @@ impl Read for Bounded {
         let buffer = buffer.get_mut(..count).unwrap_or_default();
         let count = self.input.read(buffer).map_err(IoError::other)?;
         if count < buffer.len() {
-            let fault = corrupt("the artifact ends early").at(self.input.offset(), self.left);
+            let fault = ends_early("the artifact ends early").at(self.input.offset(), self.left);
             return Err(IoError::other(fault));
         }
         self.left -= to_u64(count);
@@ -381,7 +385,9 @@ impl Read for Payload {
         let buffer = buffer.get_mut(..count).unwrap_or_default();
         let count = self.inner.read(buffer).map_err(IoError::other)?;
         if count < buffer.len() {
-            return Err(IoError::other(corrupt("the artifact's payload ends early")));
+            return Err(IoError::other(ends_early(
+                "the artifact's payload ends early",
+            )));
         }
         self.hash.update(&buffer);
         self.left -= to_u64(count);

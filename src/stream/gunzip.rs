@@ -4,7 +4,7 @@
 //! given out before a wrong trailer cannot be called back: the caller learns at the end, and must say so.
 
 use crate::crc;
-use crate::error::Fault;
+use crate::error::{Cause, Fault};
 use crate::stream::gzip::{AS_IT_IS, HEADER};
 use crate::stream::inflate::{Inflate, LOOK_BYTES};
 use crate::stream::input::{Input, at_most};
@@ -320,7 +320,8 @@ impl Header<'_, '_> {
 }
 
 fn ends_early(offset: u64) -> Fault {
-    placed(Fault::corrupt("gzip stream ends early"), offset)
+    let fault = Fault::corrupt("gzip stream ends early").because(Cause::EndsEarly);
+    placed(fault, offset)
 }
 
 fn placed(mut fault: Fault, offset: u64) -> Fault {

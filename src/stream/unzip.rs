@@ -17,7 +17,7 @@ use super::zip::{
 };
 use crate::crc;
 use crate::device::ReadAt;
-use crate::error::{Fault, FaultKind};
+use crate::error::{Cause, Fault, FaultKind};
 use crate::layout::le;
 use crate::units::{to_u64, to_usize};
 
@@ -25,6 +25,10 @@ fn corrupt(what: &'static str, offset: u64) -> Fault {
     let mut fault = Fault::corrupt(what);
     fault = fault.with_offset(Some(offset));
     fault
+}
+
+fn ends_early(offset: u64) -> Fault {
+    corrupt("archive ends early", offset).because(Cause::EndsEarly)
 }
 
 /// What the shadow writer refuses, the archive should not have said.
@@ -159,7 +163,7 @@ impl Body {
         let piece = out.get_mut(..wanted).unwrap_or_default();
         let offset = input.offset();
         if input.read(piece)? < wanted {
-            return Err(corrupt("archive ends early", offset));
+            return Err(ends_early(offset));
         }
         self.count(wanted, wanted);
         self.sums.crc32 = crc::crc32(self.sums.crc32, piece);
@@ -179,7 +183,7 @@ impl Body {
             bytes = bytes.get(..left).unwrap_or(bytes);
         }
         let inflate = self.inflate.as_mut().filter(|_| !bytes.is_empty());
-        let inflate = inflate.ok_or_else(|| corrupt("archive ends early", offset))?;
+        let inflate = inflate.ok_or_else(|| ends_early(offset))?;
         let step = inflate.step(bytes).map_err(|mut fault| {
             fault = fault.with_offset(Some(offset));
             fault
@@ -268,7 +272,7 @@ impl Unzip {
             return Ok(self.entries().last());
         }
         if head.len() < 4 {
-            return Err(corrupt("archive ends early", offset));
+            return Err(ends_early(offset));
         }
         let shadow = self
             .shadow
@@ -313,7 +317,7 @@ impl Unzip {
     fn begin(&mut self, input: &mut Input<'_>, offset: u64) -> Result<(), Fault> {
         let head = input.peek(Local::SIZE + MAX_NAME)?;
         let bad = corrupt("local header", offset);
-        let local = Local::parse(head).ok_or_else(|| corrupt("archive ends early", offset))?;
+        let local = Local::parse(head).ok_or_else(|| ends_early(offset))?;
         let name = name_at(head, Local::SIZE, local.name_bytes, offset)?;
         let method = Method::from_number(local.method).ok_or(bad)?;
         let shadow = self
@@ -362,7 +366,7 @@ fn same(input: &mut Input<'_>, expected: &[u8], what: &'static str) -> Result<()
     for part in expected.chunks(found.len()) {
         let place = found.get_mut(..part.len()).unwrap_or_default();
         if input.read(place)? < part.len() {
-            return Err(corrupt("archive ends early", input.offset()));
+            return Err(ends_early(input.offset()));
         }
         if place != part {
             return Err(corrupt(what, offset));
@@ -545,7 +549,7 @@ fn same_at(
     for part in expected.chunks(found.len()) {
         let buffer = found.get_mut(..part.len()).unwrap_or_default();
         if place.saturating_add(to_u64(part.len())) > file.size_bytes() {
-            return Err(corrupt("archive ends early", place));
+            return Err(ends_early(place));
         }
         file.read_at(place, buffer)?;
         if buffer != part {

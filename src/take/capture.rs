@@ -130,7 +130,7 @@ pub(crate) struct Capture {
     quiet: bool,
     /// Whether anything was frozen by now.
     froze: bool,
-    output: String,
+    output: Option<String>,
 }
 
 /// What [`Capture::new`] puts together, besides the images.
@@ -151,8 +151,8 @@ pub(crate) struct Engine {
     pub onto_itself: bool,
     /// No lines for people.
     pub quiet: bool,
-    /// What messages call the output.
-    pub output: String,
+    /// What messages call the file that is written; `None`: it is stdout, or targets.
+    pub output: Option<String>,
 }
 
 impl Capture {
@@ -592,7 +592,7 @@ impl Capture {
     }
 
     fn is_file(&self) -> bool {
-        self.places.is_none() && self.output != "stdout"
+        self.places.is_none() && self.output.is_some()
     }
 
     /// What became of what was written.
@@ -608,7 +608,8 @@ impl Capture {
             None => error.leaving(self.written()),
             Some(_) => error,
         };
-        let output = self.places.map_or(self.output.as_str(), Placing::failed);
+        let output = self.output.as_deref().unwrap_or("stdout");
+        let output = self.places.map_or(output, Placing::failed);
         match problem {
             Problem::ClosedPipe => {
                 Error::failed(format_args!("{output}: the reader closed the pipe"))

@@ -159,7 +159,8 @@ impl Streaming {
         &self,
         common: &Common,
         raw: bool,
-        (system, ready): (&System, &Ready),
+        system: &System,
+        ready: &Ready,
         sources: &[Prepared],
         part: Option<&Path>,
     ) -> Result<Settings> {

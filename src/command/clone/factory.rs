@@ -148,8 +148,8 @@ fn write_all<'k>(
             (None, false) => CHECKING,
         };
         let watch = Watch::start(one.path.display(), state)?;
-        let place = (medium.as_ref(), watch);
-        let done = write(options, one, place, &mut grown, start).map_err(error)?;
+        let done = write(options, one, medium.as_ref(), watch, &mut grown, start);
+        let done = done.map_err(error)?;
         archived.push((one, done));
         begun = true;
     }
@@ -317,7 +317,8 @@ fn check_targets(options: &Options, kept: &Kept, held: &mut Vec<Chosen>) -> Resu
 fn write(
     options: &Options,
     kept: &Kept,
-    (medium, watch): (Option<&Medium>, Watch),
+    medium: Option<&Medium>,
+    watch: Watch,
     grown: &mut Vec<(String, DevId, Extent)>,
     start: Instant,
 ) -> Result<(options::Options, Vec<Restored>)> {
@@ -372,6 +373,6 @@ fn write(
         },
     };
     let opened = Opened::open(&options.image)?;
-    let done = unpack::run(&options, (opened, watch), places, start)?;
+    let done = unpack::run(&options, opened, watch, places, start)?;
     Ok((options, done))
 }

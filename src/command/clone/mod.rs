@@ -332,14 +332,9 @@ fn clone(options: &Options, start: Instant) -> Result<Done> {
     let quiet = options.common.quiet;
     let typed = typed(options)?;
     let system = System::look()?;
-    let names: Vec<(&str, &OsStr)> = typed
-        .iter()
-        .map(|pair| {
-            (
-                pair.source.to_str().unwrap_or("source"),
-                pair.source.as_os_str(),
-            )
-        })
+    let names = typed.iter().map(|pair| pair.source.as_os_str());
+    let names: Vec<(&str, &OsStr)> = names
+        .map(|source| (source.to_str().unwrap_or("source"), source))
         .collect();
     let mut sources = prepare_all(&system, &names, options.taking.wishes, quiet)?;
     let emptying = options.taking.wanted.emptying(&sources)?;
@@ -352,14 +347,7 @@ fn clone(options: &Options, start: Instant) -> Result<Done> {
     let mut archived = describe(&sources, &targets);
     let consistent = weakest(&sources);
     if options.dry_run {
-        let would = archived.iter().map(|one| {
-            let (source, size) = (&one.source, Bytes(one.size_bytes));
-            format!(
-                "{}: would be written with {source} ({}, {size})",
-                one.target, one.filesystem
-            )
-        });
-        return Err(report::dry(&options.common, would));
+        return Err(would(options, &archived));
     }
     let copy = Targets::new(&sources, targets, medium, options.wants)?;
     if !quiet {
@@ -373,20 +361,7 @@ fn clone(options: &Options, start: Instant) -> Result<Done> {
         Err(error) => return Err(left(error, copy)),
     };
     let more = complete(options.after, copies, copy)?;
-    for (index, one) in archived.iter_mut().enumerate() {
-        if let Some(outcome) = figures.outcomes.get(index) {
-            one.map = outcome.coverage.name();
-            one.used_bytes = outcome.used_bytes;
-        }
-        if let Some((zeroed, skipped)) = finished.figures.get(index) {
-            (one.zeroed_bytes, one.skipped_bytes) = (*zeroed, *skipped);
-        }
-        if let Some(onto) = copy.onto.get(index) {
-            one.written_bytes = onto.written.load(Ordering::Relaxed);
-            let target = forgive(onto.target.read());
-            one.unchanged_bytes = target.unchanged_bytes();
-        }
-    }
+    count(&mut archived, &figures, &finished, copy);
     let done = Done {
         archived,
         wants: options.wants,
@@ -403,6 +378,36 @@ fn clone(options: &Options, start: Instant) -> Result<Done> {
         done.notes().iter().for_each(report::line);
     }
     Ok(done)
+}
+
+/// `--dry-run`: what would be written.
+fn would(options: &Options, archived: &[Archived]) -> Error {
+    let would = archived.iter().map(|one| {
+        let (source, size) = (&one.source, Bytes(one.size_bytes));
+        format!(
+            "{}: would be written with {source} ({}, {size})",
+            one.target, one.filesystem
+        )
+    });
+    report::dry(&options.common, would)
+}
+
+/// Adds to each copy what it came to.
+fn count(archived: &mut [Archived], figures: &Figures, finished: &Finished, copy: &Targets) {
+    for (index, one) in archived.iter_mut().enumerate() {
+        if let Some(outcome) = figures.outcomes.get(index) {
+            one.map = outcome.coverage.name();
+            one.used_bytes = outcome.used_bytes;
+        }
+        if let Some((zeroed, skipped)) = finished.figures.get(index) {
+            (one.zeroed_bytes, one.skipped_bytes) = (*zeroed, *skipped);
+        }
+        if let Some(onto) = copy.onto.get(index) {
+            one.written_bytes = onto.written.load(Ordering::Relaxed);
+            let target = forgive(onto.target.read());
+            one.unchanged_bytes = target.unchanged_bytes();
+        }
+    }
 }
 
 /// The targets, checked: devices, partitions of a medium by their names, or places on a disk that is laid out anew.
@@ -537,7 +542,7 @@ fn write(
         },
         progress: Progress::new(&options.common),
         emptying,
-        output: "target".into(),
+        output: None,
     };
     let capture = Capture::new(sources, engine, wishes)?;
     let pipeline = capture.pipeline();

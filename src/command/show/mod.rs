@@ -281,7 +281,7 @@ fn look(name: &OsStr) -> Result<Facts> {
             parts: parts.unwrap_or_default(),
             foreign: what,
             stated_bytes: identity.and_then(|found| found.used_bytes),
-            error: size_bytes.and_then(|size| cut(&image.content, size)),
+            error: size_bytes.and_then(|size| image.content.cut_off(size)),
             packed_bytes: packed_bytes.filter(|_| size_bytes.is_none()),
             size_bytes,
             path: image.subject,
@@ -329,7 +329,7 @@ fn facts(system: &System, around: &Around, source: Source, path: &Path) -> Resul
         foreign: foreign(first).filter(|_| is_file && content.is_empty()),
         standby_of: standby.next().map(|(_, source)| source.clone()),
         error: is_file
-            .then(|| cut(&content, device.size_bytes()))
+            .then(|| content.cut_off(device.size_bytes()))
             .flatten(),
         ..Facts::default()
     };
@@ -436,13 +436,6 @@ fn of_disk(parts: &[Facts], gaps: &[Extent]) -> Glimpse {
         };
     }
     sum
-}
-
-/// What is wrong with a raw image of `size_bytes` that ends too early.
-fn cut(content: &Content, size_bytes: u64) -> Option<String> {
-    let is_short = size_bytes < content.least_bytes();
-    let word = is_short.then(|| content.judge(&[], size_bytes, &[]));
-    word?.err()
 }
 
 /// How a file is packed, where it is one that has to be unpacked; what another program packed is an error that says how.

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::SeekFrom;
 
-use super::receive::{Entry, NO_ROOM, UNIT_BYTES};
+use super::receive::{Entry, UNIT_BYTES, no_room};
 use super::{Layout, MAX_PACKED, number};
 use crate::crc;
 use crate::error::Fault;
@@ -137,7 +137,7 @@ impl Index {
         let (block, range) = self.place(chunk);
         let offset = block.saturating_add(to_u64(range.start));
         let written = self.file.write_all_at(bytes, offset);
-        written.map_err(|error| Fault::short(NO_ROOM).with_errno(error.raw_os_error()))?;
+        written.map_err(|error| no_room(error.raw_os_error()))?;
         if let (true, Some(place)) = (self.at == block, self.block.get_mut(range)) {
             place.copy_from_slice(bytes);
         }

@@ -17,7 +17,7 @@ use super::{
     MAX_HEADER, MAX_PACKED, MAX_REPORT, MAX_TIMES, VERSION, ZEROS, most_dead_bytes, number,
 };
 use crate::crc;
-use crate::error::{Fault, FaultKind};
+use crate::error::{Cause, Fault, FaultKind};
 use crate::stream::input::Input;
 use crate::stream::output::Sum;
 use crate::stream::pack::Hands;
@@ -44,6 +44,12 @@ pub(super) struct Entry {
 /// What a run without room fails with.
 pub const NO_ROOM: &str =
     "write of what waits for the end of the stream, and needs more room there,";
+
+pub(super) fn no_room(errno: Option<i32>) -> Fault {
+    Fault::short(NO_ROOM)
+        .with_errno(errno)
+        .because(Cause::NoRoom)
+}
 
 /// Packed bytes of a chunk that is taken from what was there before.
 const IS_KNOWN: u32 = u32::MAX;
@@ -460,13 +466,13 @@ impl Received {
         let file = &self.hold.file;
         let behind = self.end.saturating_add(to_u64(known::HEAD_BYTES));
         if behind.saturating_add(to_u64(length)) > self.hold.most_bytes {
-            return Err(Fault::short(NO_ROOM));
+            return Err(no_room(None));
         }
         // The head comes last: what has one is whole, as far as a machine that goes on is concerned.
         let written = file
             .write_all_at(bytes, behind)
             .and_then(|()| file.write_all_at(&known::head(chunk, entry), self.end));
-        written.map_err(|error| Fault::short(NO_ROOM).with_errno(error.raw_os_error()))?;
+        written.map_err(|error| no_room(error.raw_os_error()))?;
         let place = u32::try_from(self.end / UNIT_BYTES);
         self.end = self.end.saturating_add(entry.room_bytes());
         place.map_err(|_| Fault::refused("more than 16 TiB are to be held"))
