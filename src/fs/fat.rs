@@ -430,16 +430,19 @@ fn label_in(device: &dyn ReadAt, extent: Extent) -> Result<Option<Option<String<
     Ok(None)
 }
 
-/// What the fields of the boot sector and entry 1 of the table say about the last unmount.
-fn is_dirty(volume: &Volume, device: &dyn ReadAt) -> Result<bool, Fault> {
+/// What entry 1 of the table says about the last unmount by Windows or a checker; Linux leaves it alone.
+fn lacks_clean_bit(volume: &Volume, device: &dyn ReadAt) -> Result<bool, Fault> {
     let clean = volume.width.clean_bit();
     let entry = volume.entry(device, 1)?.unwrap_or(0);
-    Ok(volume.dirty || entry & clean != clean)
+    Ok(entry & clean != clean)
 }
+
+/// What a slow card reads in half a minute.
+const LARGE_BYTES: u64 = 512 << 20;
 
 fn walk(
     _identity: &Identity,
-    _still: Still,
+    still: Still,
     walk: &mut Walk<'_>,
     map: &mut UsedMap,
 ) -> Result<Verdict, Fault> {
@@ -448,9 +451,12 @@ fn walk(
     let Some(volume) = Volume::parse(&bytes) else {
         return Ok(Verdict::whole(Fault::corrupt("boot sector changed")));
     };
-    // Linux sets the mark when it mounts and clears it on unmount and on a remount to read-only, unless it was set before.
-    // So a mark that is still there means that directories and table were never made to agree.
-    if is_dirty(&volume, walk.device())? {
+    // Linux sets its mark when it mounts and clears it on unmount and on a remount to read-only, unless it was set before.
+    // So a mark that is still there means that directories and table were never made to agree. Of what is mounted for writing it
+    // means nothing yet: a large volume is worth the guess that it was clean, a small one is read whole before anything stops.
+    let guess = still == Still::Glimpse && volume.size_bytes > LARGE_BYTES;
+    let dirty = volume.dirty && !guess || lacks_clean_bit(&volume, walk.device())?;
+    if dirty {
         return Ok(Verdict::whole(Fault::corrupt(
             "not cleanly unmounted (fsck.fat -a clears it)",
         )));

@@ -33,14 +33,45 @@ fn set(disk: &mut [u8], copy: usize, cluster: usize, entry: u16) {
 }
 
 fn map_of(disk: &[u8]) -> (Verdict, UsedMap) {
-    let identity = crate::fs::probe(&disk.to_vec()).unwrap().unwrap();
+    map_while(&disk.to_vec(), Still::Unmounted)
+}
+
+fn map_while(device: &dyn ReadAt, still: Still) -> (Verdict, UsedMap) {
+    let identity = crate::fs::probe(device).unwrap().unwrap();
     let block = BlockSize::from_bytes(u64::from(identity.block_bytes)).unwrap();
-    let mut map = UsedMap::new(to_u64(disk.len()), block).unwrap();
+    let mut map = UsedMap::new(device.size_bytes(), block).unwrap();
     let mut scratch = vec![0xaa; SCRATCH_BYTES];
-    let device = disk.to_vec();
-    let mut work = Walk::new(&device, &mut scratch);
-    let verdict = walk(&identity, Still::Unmounted, &mut work, &mut map).unwrap();
+    let mut work = Walk::new(device, &mut scratch);
+    let verdict = walk(&identity, still, &mut work, &mut map).unwrap();
     (verdict, map)
+}
+
+/// A volume of a gigabyte, of which only the beginning is kept; the rest is zeros.
+struct Large(Vec<u8>);
+
+impl Large {
+    fn new() -> Self {
+        let mut disk = fat16(5000);
+        disk[0x0d] = 128;
+        disk[0x13..0x15].fill(0);
+        disk[0x20..0x24].copy_from_slice(&(2u32 << 20).to_le_bytes());
+        Self(disk)
+    }
+}
+
+impl ReadAt for Large {
+    fn size_bytes(&self) -> u64 {
+        1 << 30
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), Fault> {
+        buffer.fill(0);
+        let kept = self.0.get(to_usize(offset)..).unwrap_or_default();
+        for (place, byte) in buffer.iter_mut().zip(kept) {
+            *place = *byte;
+        }
+        Ok(())
+    }
 }
 
 const DATA: u64 = 97 * 512;
@@ -95,6 +126,22 @@ fn a_volume_that_was_not_cleanly_unmounted_is_read_whole() {
         assert_eq!(verdict.coverage, crate::fs::Coverage::Whole);
         assert_eq!(map.used_bytes(), to_u64(disk.len()));
     }
+}
+
+#[test]
+fn a_large_volume_that_is_mounted_is_taken_for_clean_until_it_is_read_only() {
+    let mut linux = Large::new();
+    linux.0[0x25] = 1;
+    let mut windows = Large::new();
+    set(&mut windows.0, 0, 1, 0x7fff);
+    let used = |device, still| map_while(device, still).1.used_bytes();
+    assert!(used(&linux, Still::Glimpse) < 1 << 20);
+    assert_eq!(used(&linux, Still::ReadOnly), 1 << 30);
+    // Linux leaves this mark alone: it will be there then, too.
+    assert_eq!(used(&windows, Still::Glimpse), 1 << 30);
+    let mut small = fat16(5000);
+    small[0x25] = 1;
+    assert_eq!(used(&small, Still::Glimpse), to_u64(small.len()));
 }
 
 #[test]

@@ -18,8 +18,8 @@ pub(crate) struct Glimpse {
     pub map: &'static str,
     /// In words at once: of a fault they may be gone when many others have come since.
     pub doubt: Option<String>,
-    /// Whether the doubt is of something that is valid and not ours.
-    pub unsupported: bool,
+    /// Whether the doubt is one that a freeze will not end.
+    pub lasts: bool,
 }
 
 /// Of a source, in bytes.
@@ -64,7 +64,7 @@ pub(crate) fn look(
     let device = cached.as_ref().unwrap_or(device);
     let mut glimpse = walk(&Range { device, extent }, identity, Still::Glimpse)?;
     if let Some(glimpse) = &mut glimpse
-        && !glimpse.unsupported
+        && !glimpse.lasts
         && let Ok(stat) = rustix::fs::fstatvfs(&mounted.fd)
     {
         // What was written just now is not all on the device yet, so that its map may not fit; the kernel has the sum of it.
@@ -101,12 +101,13 @@ pub(crate) fn walk(
     };
     let mut scratch = vec![0; fs::SCRATCH_BYTES];
     let mut walk = Walk::new(device, &mut scratch);
-    let verdict = match fs::walk(identity, still, &mut walk, &mut map) {
-        Ok(verdict) => verdict,
+    let (verdict, can_be_dumped) = match fs::walk(identity, still, &mut walk, &mut map) {
+        Ok(verdict) => (verdict, true),
         // What cannot be dumped alone (an external journal, several devices) can still be shown.
-        Err(fault) if fault.kind() != FaultKind::Io => fs::Verdict::whole(fault),
+        Err(fault) if fault.kind() != FaultKind::Io => (fs::Verdict::whole(fault), false),
         Err(fault) => return Err(fault),
     };
+    let kind = verdict.doubt.map(|doubt| doubt.kind());
     if verdict.coverage == Coverage::Whole {
         map.set_all_used();
     }
@@ -117,6 +118,7 @@ pub(crate) fn walk(
             (_, coverage) => coverage.name(),
         },
         doubt: verdict.doubt.map(|doubt| doubt.to_string()),
-        unsupported: matches!(verdict.doubt, Some(doubt) if doubt.kind() == FaultKind::Unsupported),
+        lasts: kind == Some(FaultKind::Unsupported)
+            || can_be_dumped && kind == Some(FaultKind::Refused),
     }))
 }

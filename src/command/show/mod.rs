@@ -415,7 +415,7 @@ fn of_disk(parts: &[Facts], gaps: &[Extent]) -> Glimpse {
         bytes: gaps.iter().map(|gap| gap.length_bytes).sum(),
         map: Coverage::Used.name(),
         doubt: None,
-        unsupported: false,
+        lasts: false,
     };
     if parts.iter().all(|part| part.dump.is_none()) {
         sum.map = Coverage::Whole.name();

@@ -163,14 +163,15 @@ fn doubt_all(
     journal: Option<&Journal>,
 ) -> Result<Option<Fault>, Fault> {
     let refuse = |what| Ok(Some(Fault::refused(what)));
+    // This stays as long as it is mounted: what is read whole in the end is better read before the freeze.
+    if geometry.state & superblock::STATE_ERROR != 0 {
+        return refuse("the superblock records errors: run e2fsck");
+    }
     if still == Still::Glimpse {
         return Ok(None);
     }
     if raw.has_incompat(feature::INCOMPAT_RECOVER) {
         return refuse("the journal needs recovery");
-    }
-    if geometry.state & superblock::STATE_ERROR != 0 {
-        return refuse("the superblock records errors: run e2fsck");
     }
     // Without a journal a mounted filesystem is not marked valid; frozen, it was synced (fs/ext4/super.c, ext4_setup_super).
     let may_be_invalid = still == Still::Frozen && journal.is_none();

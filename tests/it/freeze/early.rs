@@ -130,3 +130,33 @@ fn a_btrfs_that_gets_a_second_device_while_it_is_read_early_gives_no_image() {
     assert!(code == Some(4) || code == Some(1), "{code:?}: {said}");
     assert!(said.contains("btrfs on several"), "{said}");
 }
+
+#[test]
+fn an_ext4_that_records_errors_is_read_whole_before_the_freeze() {
+    let mut fs = match LoopFs::make(Spec::default()) {
+        Ok(fs) => fs,
+        Err(missing) => return common::skip(&missing),
+    };
+    fs.unmount();
+    let device = fs.device().to_string_lossy().into_owned();
+    common::output("tune2fs", &["-E", "force_fsck", &device]);
+    fs.mount();
+    let scratch = Scratch::new();
+    let report = scratch.join("report");
+    let mut floe = require_floe!();
+    floe.arg("dump").arg(fs.dir()).arg("--report").arg(&report);
+    let run = common::run(&mut floe, Limit::secs(60)).expect_code(0);
+    assert!(run.stderr_text().contains("records errors"), "{run}");
+    let report = fs::read(&report).expect("report");
+    let report = floe::json::parse(&report).unwrap_or_else(|_| panic!("the report"));
+    let number = |key: &str| report.get(key).and_then(|value| value.number());
+    if report.get("precopy").and_then(|word| word.text()) == Some("off") {
+        return common::skip("pre-copy");
+    }
+    // Its free blocks, too: what is read whole in the end is not left to the freeze.
+    assert_eq!(number("early_bytes"), Some(64 << 20));
+    // What show says is what dump did.
+    let mut show = require_floe!();
+    let run = common::run(show.arg("show").arg(fs.dir()), Limit::secs(20)).expect_code(0);
+    assert!(run.stdout_text().contains("reads  64.0 MiB"), "{run}");
+}
