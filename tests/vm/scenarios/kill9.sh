@@ -1,13 +1,15 @@
 # kill -9 of a running `floe dump`, by name and at random moments, never leaves ext4 frozen: a write ends within a second.
-# Arguments: number of kills at random moments (default 12).
+# Arguments: number of kills at random moments (default 200), and of times that each command is given (default 20).
+#: archs x86_64 aarch64 aarch64-16k armv7
 #: select aarch64 armv7
+#: selected 12 1
 #: modules ext4
 #: disk data 96M mkfs.ext4 -q -F
 #: memory 256
 #: cpus 2
-#: timeout 400
+#: timeout 1500
 
-kills=${1:-12}
+kills=${1:-200} rounds=${2:-20}
 mount -t ext4 "$(disk data)" /mnt || exit 1
 fill /mnt 16000
 writer /mnt
@@ -63,15 +65,21 @@ fi
 by_name() {
     local applet=$1; shift
     busybox --list | grep -qx "$applet" || { note "this busybox has no $applet"; return; }
-    frozen_dump || return
-    ends_it "$@"
+    ends_it "" "$@"
 }
-# ends_it COMMAND…: floe dies by it, and what was frozen is not.
+# ends_it HOW COMMAND…: floe, started by HOW, dies by the command each time, and what was frozen is not. PID in it is floe's.
 ends_it() {
-    "$@" >/dev/null 2>&1
-    if wait_end $pid 2000; then thawed "$* on a frozen dump: thawed within a second" 1000
-    else not_ok "$* ends floe" "it is still there"; kill -9 $pid; fi
-    kill $reader 2>/dev/null; wait $pid $reader 2>/dev/null
+    local how=$1 round=0 late=0 alive=0; shift
+    while [ $round -lt "$rounds" ]; do
+        round=$((round + 1))
+        frozen_dump $how || return
+        case $* in *PID*) sh -c "$(echo "$*" | sed "s/PID/$pid/g")";; *) "$@";; esac >/dev/null 2>&1
+        if ! wait_end $pid 2000; then alive=$((alive + 1)); kill -9 $pid
+        elif ! write_ends_within /mnt 1000; then late=$((late + 1)); floe thaw /mnt; fi
+        kill $reader 2>/dev/null; wait $pid $reader 2>/dev/null
+    done
+    if [ $late$alive = 00 ]; then ok "$* on a frozen dump, $rounds times: thawed within a second"
+    else not_ok "$* on a frozen dump, $rounds times" "$late times frozen for longer than a second, $alive times still there"; fi
 }
 floe_path=$(command -v floe)
 by_name killall killall -9 floe
@@ -83,11 +91,10 @@ by_name start-stop-daemon start-stop-daemon -K -q -s KILL -x "$floe_path"
 by_name start-stop-daemon start-stop-daemon -K -q -s KILL -n floe
 by_name fuser fuser -k -m /mnt
 # A group and a session of its own, as a shell with job control and an ssh give it.
-if frozen_dump setsid; then ends_it kill -9 -$pid; fi
-if frozen_dump setsid; then ends_it kill -HUP $pid; fi
-if frozen_dump setsid; then # The end of a session, as who looks for all of it ends it (ps o sid).
-    ends_it sh -c 'for p in /proc/[0-9]*; do set -- $(sed "s/.*) //" $p/stat); [ "$4" != '$pid' ] || kill -9 ${p#/proc/}; done'
-fi
+ends_it setsid kill -9 -PID
+ends_it setsid kill -HUP PID
+# The end of a session, as who looks for all of it ends it (ps o sid).
+ends_it setsid 'for p in /proc/[0-9]*; do set -- $(sed "s/.*) //" $p/stat); [ "$4" != PID ] || kill -9 ${p#/proc/}; done'
 kill -0 $writer 2>/dev/null || writer /mnt # it had files open there, too
 wait $reader 2>/dev/null; rm -f /tmp/stalled
 
