@@ -13,8 +13,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::board::heard::{Far, Listener};
+use crate::board::host::Host;
 use crate::board::receive::Arrived;
-use crate::board::ssh::{Far, Host, Listener};
 use crate::board::unable::is_unproven;
 use crate::cli::Common;
 use crate::error::{Error, Result};

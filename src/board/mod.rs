@@ -2,6 +2,8 @@
 
 pub(crate) mod artifact;
 pub(crate) mod fleet;
+pub(crate) mod heard;
+pub(crate) mod host;
 pub(crate) mod reach;
 pub(crate) mod receive;
 pub(crate) mod send;

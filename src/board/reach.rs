@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::board::fleet::Board;
+use crate::board::host::Host;
 use crate::board::send;
-use crate::board::ssh::{Host, Patience, Pipes, Session, Ssh};
+use crate::board::ssh::{Patience, Pipes, Session, Ssh};
 use crate::cli::{self, Args};
 use crate::error::{Error, Result};
 

@@ -16,7 +16,8 @@ use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
 use crate::board::fleet::Board;
-use crate::board::ssh::{Ended, Host, PAUSE, Session};
+use crate::board::host::Host;
+use crate::board::ssh::{Ended, PAUSE, Session};
 use crate::error::{Cause, Error, Exit, Fault, Result};
 use crate::json::{self, Value};
 use crate::report::{clean, hex};

@@ -8,7 +8,8 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use crate::board::ssh::{Host, Session};
+use crate::board::host::Host;
+use crate::board::ssh::Session;
 use crate::error::{Error, Result};
 use crate::snapshot::sums::sums_of;
 

@@ -12,21 +12,19 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::OFlags;
 use rustix::process::{Signal, WaitStatus};
 
+use crate::board::heard::{Listener, Pace, Told};
+use crate::board::host::Host;
 use crate::board::unable::is_too_old;
-use crate::cli;
 use crate::error::{Error, Exit, Result};
-use crate::json::{self, Value};
 use crate::report::{Span, clean};
 use crate::sys::spawn::{self, Child, Command, Ties};
-use crate::threads::Lock;
 
 /// How long a wait lasts before the order to stop is looked at again.
 pub(crate) const PAUSE: Timespec = Timespec {
@@ -43,111 +41,10 @@ const MAX_LINE: usize = 64 * 1024;
 const MAX_KEPT: usize = 16;
 /// Longest line for people, in characters.
 const MAX_SHOWN: usize = 400;
-/// Lines for people that may come at once, and how many more in a second; those beyond are counted and left out.
-const BURST: u32 = 64;
-const LINES_PER_SECOND: u32 = 8;
 /// What a line begins with that is meant for us and for nobody's eyes.
 pub(crate) const MARK: &str = "floe-send: ";
 /// ssh's own exit code when the connection failed.
 const SSH_FAILED: i32 = 255;
-
-/// A board as the user named it: `host`, `user@host`, `host:port`, `ssh://user@host:port`, an IPv6 address in brackets.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Host {
-    /// As messages name it: without the user.
-    pub shown: String,
-    user: Option<String>,
-    name: String,
-    port: Option<u16>,
-}
-
-impl Host {
-    /// Takes the forms above apart; whatever ssh could take for an option is refused.
-    pub(crate) fn parse(text: &str) -> Result<Self> {
-        let wrong = |why: &str| Error::usage(format_args!("'{text}' is no HOST: {why}"));
-        let rest = text.strip_prefix("ssh://").unwrap_or(text);
-        let rest = match text.starts_with("ssh://") {
-            true => rest.strip_suffix('/').unwrap_or(rest),
-            false => rest,
-        };
-        let (user, place) = match rest.rsplit_once('@') {
-            Some((user, place)) => (Some(user), place),
-            None => (None, rest),
-        };
-        let bracketed = place
-            .strip_prefix('[')
-            .map(|inside| inside.split_once(']').ok_or(()));
-        let (name, port) = match bracketed {
-            Some(Ok((name, ""))) => (name, None),
-            Some(Ok((name, after))) => {
-                let port = after.strip_prefix(':');
-                (name, Some(port.ok_or_else(|| wrong("behind ] a :port"))?))
-            }
-            Some(Err(())) => return Err(wrong("the closing ] is missing")),
-            None => match place.split_once(':') {
-                Some((_, port)) if port.contains(':') => {
-                    return Err(wrong(
-                        "an IPv6 address stands in brackets, as in [fd00::7]:22",
-                    ));
-                }
-                Some((name, port)) => (name, Some(port)),
-                None => (place, None),
-            },
-        };
-        let port = match port {
-            Some(port) => match cli::number(port).and_then(|port| u16::try_from(port).ok()) {
-                Some(port) if port > 0 => Some(port),
-                _ => return Err(wrong("the port is a number from 1 to 65535")),
-            },
-            None => None,
-        };
-        // ssh puts both into commands of its configuration (ProxyCommand's %h and %r): nothing a shell could read otherwise.
-        let plain = |text: &str, also: &str| {
-            !text.is_empty()
-                && !text.starts_with('-')
-                && text.len() <= 255
-                && text
-                    .chars()
-                    .all(|c| c.is_alphanumeric() || also.contains(c))
-        };
-        if !plain(name, if bracketed.is_some() { ".:%-_" } else { ".-_" }) {
-            return Err(wrong("a name or address, which does not begin with -"));
-        }
-        if user.is_some_and(|user| !plain(user, "._+@-")) {
-            return Err(wrong("the user's name"));
-        }
-        let mut shown = match bracketed.is_some() {
-            true => format!("[{name}]"),
-            false => name.to_owned(),
-        };
-        if let Some(port) = port {
-            shown.push_str(&format!(":{port}"));
-        }
-        Ok(Self {
-            shown,
-            user: user.map(str::to_owned),
-            name: name.to_owned(),
-            port,
-        })
-    }
-
-    /// `HOST` or `HOST_PORT`, as the name of a file.
-    pub(crate) fn file_stem(&self) -> String {
-        let plain = |c: char| c.is_alphanumeric() || matches!(c, '.' | '_' | '-');
-        let mut stem: String = self
-            .name
-            .chars()
-            .map(|c| if plain(c) { c } else { '_' })
-            .collect();
-        if stem.starts_with('.') {
-            stem.insert_str(0, "host");
-        }
-        if let Some(port) = self.port {
-            stem.push_str(&format!("_{port}"));
-        }
-        stem
-    }
-}
 
 /// Appends `word` so that a POSIX shell reads exactly it, whatever it holds: plain words as they are, all others between
 /// single quotes (in which only the single quote itself ends them).
@@ -298,116 +195,6 @@ fn start(ssh: &Command, pipes: Pipes) -> rustix::io::Result<Started> {
         stdout,
         stderr: stderr.into(),
     })
-}
-
-/// Who hears what the board says, and who may call the work off.
-pub(crate) struct Listener {
-    /// Set to end the session.
-    pub stop: Arc<AtomicBool>,
-    /// Gets each line of the board's stderr that is not for the program.
-    pub hear: Box<dyn FnMut(&str) + Send>,
-    /// How far the board is.
-    pub far: Arc<Lock<Far>>,
-}
-
-/// How far a board is, by its own `--progress=json`; for nobody's decisions.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Far {
-    /// Empty: it has not said anything.
-    pub phase: &'static str,
-    /// Since when.
-    pub since: Option<Instant>,
-    /// In this phase.
-    pub done_bytes: u64,
-    /// In this phase; 0: not known.
-    pub total_bytes: u64,
-    /// Of the whole run: of its longest phase, for the others take what is left over.
-    pub whole_bytes: u64,
-    /// Of that.
-    pub most_done_bytes: u64,
-}
-
-/// What a board may say that it does.
-const PHASES: [&str; 11] = [
-    "copying",
-    "catching up",
-    "frozen",
-    "sending",
-    "reading",
-    "reading the map",
-    "waiting for the reader",
-    "checking",
-    "writing",
-    "zeroing",
-    "reading back",
-];
-
-impl Far {
-    /// A phase as it is now.
-    pub(crate) fn set(&mut self, phase: &'static str, done_bytes: u64, total_bytes: u64) {
-        if self.phase != phase {
-            self.since = Some(Instant::now());
-        }
-        self.phase = phase;
-        self.done_bytes = done_bytes;
-        self.total_bytes = total_bytes;
-    }
-
-    /// Takes a line of progress; whether it is any further.
-    fn take(&mut self, line: &str) -> bool {
-        let Ok(line) = json::parse(line.as_bytes()) else {
-            return false;
-        };
-        let number = |key| line.get(key).and_then(Value::number).unwrap_or(0);
-        let said = line.get("phase").and_then(Value::text);
-        let phase = PHASES.iter().find(|phase| said == Some(phase));
-        let before = (self.phase, self.done_bytes, self.total_bytes);
-        let (done, total) = (number("done_bytes"), number("total_bytes"));
-        self.set(phase.copied().unwrap_or("at work"), done, total);
-        self.whole_bytes = self.whole_bytes.max(total);
-        self.most_done_bytes = self.most_done_bytes.max(done).min(self.whole_bytes);
-        before != (self.phase, done, total)
-    }
-}
-
-/// What the board's stderr told.
-#[derive(Debug, Default)]
-pub(crate) struct Told {
-    /// Lines that are one JSON object: floe's reports.
-    pub reports: Vec<String>,
-    /// The last line that was no report.
-    pub last: String,
-}
-
-/// Lets so many lines a second through.
-struct Pace {
-    left: u32,
-    since: Instant,
-    left_out: u64,
-}
-
-impl Pace {
-    fn new() -> Self {
-        Self {
-            left: BURST,
-            since: Instant::now(),
-            left_out: 0,
-        }
-    }
-
-    /// Whether one may pass now.
-    fn take(&mut self) -> bool {
-        let seconds = u32::try_from(self.since.elapsed().as_secs()).unwrap_or(u32::MAX);
-        if seconds > 0 {
-            self.since = Instant::now();
-            let more = seconds.saturating_mul(LINES_PER_SECOND);
-            self.left = self.left.saturating_add(more).min(BURST);
-        }
-        let may = self.left > 0;
-        self.left = self.left.saturating_sub(1);
-        self.left_out = self.left_out.saturating_add(u64::from(!may));
-        may
-    }
 }
 
 /// A running command. Dropping it ends ssh.
@@ -753,69 +540,6 @@ impl Ended {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn every_form_of_a_host_is_understood() {
-        let host = |text| Host::parse(text).unwrap();
-        let parts = |text| {
-            let host = host(text);
-            (host.user, host.name, host.port)
-        };
-        assert_eq!(parts("board"), (None, "board".into(), None));
-        assert_eq!(
-            parts("me@b:2222"),
-            (Some("me".into()), "b".into(), Some(2222))
-        );
-        assert_eq!(
-            parts("ssh://admin@[fd00::7]:22"),
-            (Some("admin".into()), "fd00::7".into(), Some(22))
-        );
-        assert_eq!(parts("[fe80::1%eth0]"), (None, "fe80::1%eth0".into(), None));
-        assert_eq!(parts("ssh://b/"), (None, "b".into(), None));
-        assert_eq!(host("root@[fd00::7]:22").shown, "[fd00::7]:22");
-        assert_eq!(host("root@[fd00::7]:22").file_stem(), "fd00__7_22");
-        assert_eq!(host("me@b").file_stem(), "b");
-        for wrong in [
-            "",
-            "-oProxyCommand=x",
-            "me@-x",
-            "-l@b",
-            "b:",
-            "b:0",
-            "b:x",
-            "b:70000",
-            "fd00::7",
-            "[fd00::7",
-            "[fd00::7]22",
-            "a b",
-            "b;c",
-            "$(x)@b",
-            "b/../c",
-            "ssh://",
-            "@b",
-            "b\n",
-        ] {
-            assert!(Host::parse(wrong).is_err(), "{wrong}");
-        }
-    }
-
-    #[test]
-    fn progress_of_a_board_has_known_words_and_bounded_numbers() {
-        let mut far = Far::default();
-        assert!(far.take("{\"phase\":\"copying\",\"done_bytes\":10,\"total_bytes\":100}"));
-        // The same again is no news.
-        assert!(!far.take("{\"phase\":\"copying\",\"done_bytes\":10,\"total_bytes\":100,\"x\":1}"));
-        assert!(far.take("{\"phase\":\"catching up\",\"done_bytes\":3,\"total_bytes\":5}"));
-        assert_eq!(
-            (far.phase, far.done_bytes, far.total_bytes),
-            ("catching up", 3, 5)
-        );
-        assert_eq!((far.most_done_bytes, far.whole_bytes), (10, 100));
-        assert!(far.take("{\"phase\":\"\\u001b[2J\",\"done_bytes\":18446744073709551615}"));
-        assert_eq!((far.phase, far.total_bytes), ("at work", 0));
-        assert_eq!((far.most_done_bytes, far.whole_bytes), (100, 100));
-        assert!(!far.take("{\"phase\":"));
-    }
 
     #[test]
     fn a_shell_reads_back_exactly_what_was_quoted() {

@@ -10,9 +10,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::board::fleet;
+use crate::board::host::Host;
 use crate::board::reach::Reach;
 use crate::board::receive::Arrived;
-use crate::board::ssh::{Host, Pipes};
+use crate::board::ssh::Pipes;
 use crate::cli::{Args, Common, Item};
 use crate::config;
 use crate::device::limited;

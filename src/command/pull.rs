@@ -11,9 +11,10 @@ use std::time::{Duration, Instant};
 
 use crate::board::artifact::{ArtifactOptions, Recipe};
 use crate::board::fleet::{self, Board};
+use crate::board::host::Host;
 use crate::board::reach::Reach;
 use crate::board::receive::{self, Arrived, Sink, Stream, ToFile, ToStdout};
-use crate::board::ssh::{Host, Pipes, Session};
+use crate::board::ssh::{Pipes, Session};
 use crate::board::unable::{FRAMES, KNOWN, PROGRESS, Unable, without_progress};
 use crate::cli::{self, Args, Common, Item, table};
 use crate::error::{Error, Exit, Result};

@@ -14,9 +14,10 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crate::board::fleet::{self, Board, Cut};
+use crate::board::host::Host;
 use crate::board::reach::Reach;
 use crate::board::receive::Arrived;
-use crate::board::ssh::{Host, Pipes, Session};
+use crate::board::ssh::{Pipes, Session};
 use crate::board::unable::{KNOWN, PROGRESS, Unable, without_progress};
 use crate::cli::{self, Args, Common, Item};
 use crate::config::pairs::split_pair;
