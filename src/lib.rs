@@ -45,7 +45,7 @@
 //! | [`command`] | parse, order of steps, figures: one verb a file, and no verb uses another |
 //!
 //! Where to look: a used map becomes chunks in `stream/plan.rs` (`Cursor`); the superblock is held back, and written last, in
-//! `put/head.rs` (`Last`); a zip entry is named in `snapshot/metadata.rs` (`image_path`); a run that freezes is `take/capture.rs`.
+//! `put/head.rs` (`Last`); a zip entry is named in `snapshot/metadata.rs` (`image_path`); a run that freezes is `take/capture/mod.rs`.
 //! What is read before the freeze, and whether it is believed, is `stream/pipeline/hold.rs`; what travels between two floes,
 //! `stream/frames/mod.rs`.
 //! A new verb is a file in `command/`, two lines in `command/mod.rs`, its options in `cli/table.rs` and its text in `help.rs`; from

@@ -6,85 +6,39 @@
 //! signal is answered at once even while a large map is read; the *pipeline* reads, encodes and emits. Everything is
 //! allocated before the freeze. The stream gets its end only after a thaw that proves nobody else thawed in between.
 
+mod long;
+mod told;
+
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::FileType;
-use rustix::io::Errno;
 
-use crate::device::ReadAt;
-use crate::error::{Error, Exit, Fault, NOTHING_WRITTEN, Result};
+pub(crate) use self::told::Figures;
+use crate::error::{Error, Exit, Result};
 use crate::freeze::{Frozen, Guardian};
-use crate::fs::Coverage;
 use crate::fs::files::Emptying;
 use crate::overlay::Overlay;
-use crate::report::{self, Bytes, Progress, Span};
+use crate::report::{self, Progress};
 use crate::signals::Signals;
-use crate::stream::pipeline::{Encoding, Outlet, Pipeline, Placing, Problem, Rounds, Settings};
-use crate::stream::plan::{Part, Plan};
-use crate::sys::memory::Pages;
+use crate::stream::pipeline::{Encoding, Outlet, Pipeline, Placing, Problem, Settings};
+use crate::stream::plan::Plan;
 use crate::take::counters::Counters;
 use crate::take::draft::{Draft, pieces};
-use crate::take::emptied::Emptied;
 use crate::take::precopy::{TestHold, Watch};
 use crate::take::ready::Ready;
 use crate::take::source::{Prepared, Wishes};
 use crate::take::survey::{Looks, Plans, Stage, Surveyor};
 use crate::take::walks::Trouble;
 use crate::take::watched::Watched;
-use crate::units::{round_down, to_usize};
 
 /// How long the supervisor sleeps at most: progress and the guardian's heartbeat want a look now and then.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// A freeze that is announced: systemd's services and people notice it.
-const LONG: Duration = Duration::from_secs(5);
-
-/// A disk that gives no more than this in a millisecond, in bytes, is broken.
-const SLOWEST: u64 = 4 << 10;
-
-/// What a slow reader of a pipe takes in a second, in bytes; nobody knows before the freeze what this one does.
-const SLOW_READER: u64 = 10_000_000;
-
-/// What is read of a disk to see how fast it is, in bytes, and how long that may take.
-const SAMPLE_BYTES: u64 = 4 << 20;
-const SAMPLE_LIMIT: Duration = Duration::from_millis(300);
-
-/// What makes a freeze short.
-const SHORTER: &str = "--spool-file FILE on another filesystem, a larger --spool, --frames into another floe, floe pull or floe clone make that short";
-
 /// How long the trace may take to show everything, before the freeze and under it.
 const EARLY_DRAIN: Duration = Duration::from_secs(5);
 pub(super) const FROZEN_DRAIN: Duration = Duration::from_millis(300);
-
-/// What came of one image.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Outcome {
-    /// How far its map was proven.
-    pub coverage: Coverage,
-    /// Why not wholly.
-    pub doubt: Option<Fault>,
-    /// Bytes that were to be read.
-    pub used_bytes: u64,
-}
-
-/// The figures of a capture.
-#[derive(Debug)]
-pub(crate) struct Figures {
-    /// One for each image.
-    pub outcomes: Vec<Outcome>,
-    /// Bytes read.
-    pub read_bytes: u64,
-    /// How long filesystems were frozen, the instant of a trial before included; 0 where nothing was.
-    pub frozen_ms: u64,
-    /// Files that came out empty.
-    pub emptied: Emptied,
-    /// `traced`, `compared` or `off`.
-    pub precopy: &'static str,
-    /// What pre-copy read before the freeze and under it.
-    pub rounds: Rounds,
-}
 
 /// Everything ready to freeze: threads exist and wait, memory is allocated.
 pub(crate) struct Capture {
@@ -388,62 +342,6 @@ impl Capture {
         }
     }
 
-    /// Reads a little of the largest device, for its pace: how long that took, and the bytes.
-    fn sample(&self) -> (Duration, u64) {
-        const PIECE: u64 = 1 << 20;
-        let began = Instant::now();
-        let mut read = 0;
-        let devices = self.pipeline.devices().iter();
-        let device = devices.max_by_key(|device| device.size_bytes());
-        if let (Some(device), Ok(mut piece)) = (device, Pages::new(to_usize(PIECE))) {
-            let from = round_down(device.size_bytes() / 4, PIECE);
-            while read < SAMPLE_BYTES
-                && began.elapsed() < SAMPLE_LIMIT
-                && device.read_aligned(from + read, &mut piece).is_ok()
-            {
-                read += PIECE;
-            }
-        }
-        (began.elapsed(), read)
-    }
-
-    /// Before the freeze: that it will be long, because only `held` of what is used is held and not the other `rest` bytes, and what
-    /// would make it short. `read` bytes took so long.
-    fn warn_of_a_long_freeze(&mut self, took: Duration, read: u64, held: u64, rest: u64) {
-        let millis = took.as_millis() * u128::from(rest) / u128::from(read.max(1));
-        // Of next to nothing no pace can be told; no disk of this kind is slower than this.
-        let millis = millis.min(u128::from(rest / SLOWEST));
-        let reading = Duration::from_millis(u64::try_from(millis).unwrap_or(u64::MAX));
-        // What is packed is about half.
-        let sent = if self.packs { rest / 2 } else { rest };
-        let sending = match self.is_pipe {
-            true => Duration::from_secs(sent / SLOW_READER),
-            false => Duration::ZERO,
-        };
-        if self.quiet || reading.max(sending) < LONG {
-            return;
-        }
-        self.progress.clear();
-        let slow = match sending > reading {
-            true => format!("about {} where the reader takes 10 MB/s", Span(sending)),
-            false => "longer where the output is slow".into(),
-        };
-        if self.copies {
-            // What --skip-free leaves alone must not have been written, and shared sums take nothing back (`takes_back`).
-            return report::line(format_args!(
-                "note: with --skip-free, or with --verify of a source of terabytes, nothing is copied before the freeze, and the filesystem stays frozen while {} are copied: {} at least, longer where the target is slow",
-                Bytes(rest),
-                Span(reading)
-            ));
-        }
-        report::line(format_args!(
-            "note: the spool holds {} of what is used, and the filesystem stays frozen while the other {} are read: {} at least, {slow}; {SHORTER}",
-            Bytes(held),
-            Bytes(rest),
-            Span(reading)
-        ));
-    }
-
     /// Until a round is over; signals and problems end the wait. Whether there was no room for all of it.
     fn await_round(&mut self) -> Result<bool> {
         loop {
@@ -577,126 +475,6 @@ impl Capture {
             total_bytes,
         };
         self.progress.show(is_frozen, step);
-    }
-
-    fn device_name(&self, index: usize) -> &str {
-        self.shown.get(index).map_or("source", String::as_str)
-    }
-
-    /// What a stream that ends early leaves.
-    fn left(&self) -> &'static str {
-        match self.froze {
-            true => "the image is incomplete; thawed",
-            false => "the image is incomplete",
-        }
-    }
-
-    fn is_file(&self) -> bool {
-        self.places.is_none() && self.output.is_some()
-    }
-
-    /// What became of what was written.
-    fn written(&self) -> &'static str {
-        match self.is_file() {
-            true => "the part file was removed",
-            false => "what was written is not complete",
-        }
-    }
-
-    fn problem(&self, problem: Problem) -> Error {
-        let left = |error: Error| match self.places {
-            None => error.leaving(self.written()),
-            Some(_) => error,
-        };
-        let output = self.output.as_deref().unwrap_or("stdout");
-        let output = self.places.map_or(output, Placing::failed);
-        match problem {
-            Problem::ClosedPipe => {
-                Error::failed(format_args!("{output}: the reader closed the pipe"))
-                    .leaving(self.left())
-            }
-            Problem::Read(device, fault) => {
-                left(Error::fault(self.device_name(device), fault).with_exit(Exit::Failed))
-            }
-            Problem::Write(fault) => {
-                let full = [Errno::NOSPC, Errno::DQUOT, Errno::FBIG];
-                let help = match self.is_file() && full.iter().any(|no| fault.is_errno(*no)) {
-                    true => "; make room there, or name another place with -o",
-                    false => "",
-                };
-                left(Error::failed(format_args!("{output}: {fault}{help}")))
-            }
-            Problem::Internal(fault) => {
-                left(Error::fault("floe: internal", fault).with_exit(Exit::Failed))
-            }
-        }
-    }
-
-    fn trouble(&self, trouble: Trouble, stage: Stage) -> Error {
-        let device = self.device_name(trouble.device);
-        let error = match self.surveyor.path_of_trouble() {
-            path if path.is_empty() => Error::fault(device, trouble.fault),
-            path => Error::fault(format_args!("{device}: {path}"), trouble.fault),
-        };
-        let is_early = match stage {
-            Stage::Rehearse => true,
-            // Copies were written to before, with pre-copy.
-            Stage::Surveyed => self.places.is_none() || !self.precopy,
-            _ => false,
-        };
-        if is_early && trouble.fault.exit() == Exit::Refused {
-            return error.leaving(NOTHING_WRITTEN);
-        }
-        let error = error.with_exit(Exit::Failed);
-        match self.places {
-            None => error.leaving(self.written()),
-            Some(_) => error,
-        }
-    }
-
-    /// The report's word for what pre-copy was.
-    fn precopy_word(&self) -> &'static str {
-        match (self.precopy, self.surveyor.is_traced()) {
-            (false, _) => "off",
-            (true, false) => "compared",
-            (true, true) => "traced",
-        }
-    }
-
-    fn figures(&self, frozen_ms: u64) -> Figures {
-        let verdicts = self.surveyor.verdicts();
-        let parts = self.pipeline.plan().map_or(&[][..], Plan::parts);
-        let outcome = |(image, range): (usize, &std::ops::Range<usize>)| {
-            let parts = parts.get(range.clone()).unwrap_or_default();
-            let mut of_image = verdicts.iter().filter(|(at, _)| *at == image);
-            let mut mapped = of_image.clone().map(|(_, verdict)| verdict.coverage);
-            let coverage = match (mapped.next(), mapped.clone().next()) {
-                (None, _) => Coverage::Whole,
-                // One filesystem: what its walk said.
-                (Some(only), None) if parts.len() == 1 => only,
-                (Some(first), _) => {
-                    let all_used = mapped.chain([first]).all(|one| one == Coverage::Used);
-                    if all_used && !self.unknown.contains(&image) {
-                        Coverage::Used
-                    } else {
-                        Coverage::Partial
-                    }
-                }
-            };
-            Outcome {
-                coverage,
-                doubt: of_image.find_map(|(_, verdict)| verdict.doubt),
-                used_bytes: parts.iter().map(Part::used_bytes).sum(),
-            }
-        };
-        Figures {
-            outcomes: self.images.iter().enumerate().map(outcome).collect(),
-            read_bytes: self.counters.read_bytes(),
-            frozen_ms: frozen_ms.saturating_add(self.trial_ms),
-            precopy: self.precopy_word(),
-            rounds: self.pipeline.rounds(),
-            emptied: self.surveyor.emptied(),
-        }
     }
 }
 
