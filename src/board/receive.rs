@@ -6,7 +6,7 @@
 //!
 //! Frames come to their end first, and are checked and held; then what they stand for goes the same way as what comes without them.
 
-use std::io::Read as _;
+use std::io::{ErrorKind, Read as _};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -28,7 +28,7 @@ use crate::stream::frames;
 use crate::stream::frames::receive::Hold;
 use crate::stream::gunzip;
 use crate::stream::image::{ImageReader, Piece};
-use crate::stream::input::Input;
+use crate::stream::input::{Input, Supply, read_fault};
 use crate::stream::partfile::PartFile;
 use crate::sys::memory::Pages;
 use crate::units::to_u64;
@@ -224,13 +224,21 @@ struct Tee {
 }
 
 impl Tee {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::result::Result<usize, Fault> {
         let count = match &mut self.from {
-            From::Board(session) => session.read(buffer)?,
+            From::Board(session) => loop {
+                match session.read(buffer) {
+                    Ok(count) => break count,
+                    Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                    Err(error) => {
+                        return Err(read_fault(&error).at(self.length_bytes, to_u64(buffer.len())));
+                    }
+                }
+            },
             From::Held(_) if self.stop.load(Ordering::Relaxed) => {
-                return Err(std::io::Error::other(Fault::short("interrupted")));
+                return Err(Fault::short("interrupted"));
             }
-            From::Held(held) => held.read(buffer)?,
+            From::Held(held) => held.supply(buffer)?,
             From::Nothing => 0,
         };
         let bytes = buffer.get(..count).unwrap_or_default();
@@ -245,7 +253,7 @@ impl Tee {
             Passing::Off => {}
             Passing::On => {
                 let taken = self.sink.packed(bytes);
-                self.keep(taken).map_err(std::io::Error::other)?;
+                self.keep(taken)?;
             }
         }
         Ok(count)
@@ -307,8 +315,8 @@ impl Shared {
     }
 }
 
-impl std::io::Read for Shared {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+impl Supply for Shared {
+    fn supply(&mut self, buffer: &mut [u8]) -> std::result::Result<usize, Fault> {
         self.lock().read(buffer)
     }
 }

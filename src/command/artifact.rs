@@ -256,7 +256,7 @@ fn open(options: &Options) -> Result<Image> {
         }
     };
     let subject = format!("{}: {name}", opened.subject);
-    let reader = Input::reader(catalog.reader(&image_path(name))?)
+    let reader = Input::source(catalog.reader(&image_path(name))?)
         .and_then(ImageReader::raw)
         .map_err(|fault| image::image_error(&subject, fault))?;
     // Its checksums say that it is whole.

@@ -8,7 +8,7 @@
 //! one go, and says what is wrong. Nothing is written, and nothing is kept of what comes out but its last bytes.
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{Read, Seek, SeekFrom, Take};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -135,7 +135,7 @@ fn border(file: &File, from: u64) -> Option<u64> {
 
 /// One lane: what came out, and whether the last block was in it.
 fn part(
-    input: impl Read + Send + 'static,
+    input: Take<File>,
     is_first: bool,
     done: &AtomicU64,
     over: &AtomicBool,

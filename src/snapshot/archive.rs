@@ -3,13 +3,12 @@
 //! Both believe the archive only as far as it is exactly what `snapshot.json` in front says and `checksums.json` at the end
 //! confirms: the same entries in the same order with the same sizes, nothing more and nothing less.
 
-use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
-use crate::device::{Access, Device, DeviceKind, ReadAt, limited};
+use crate::device::{Access, Device, DeviceKind, ReadAt};
 use crate::error::{Error, Exit, Fault, FaultKind, Result};
 use crate::json;
 use crate::put::image::image_error;
@@ -21,7 +20,7 @@ use crate::snapshot::{
 };
 use crate::stream::archive::Text;
 use crate::stream::copy::BUFFER_BYTES;
-use crate::stream::input::{Input, ReadZeros};
+use crate::stream::input::{Input, Supply};
 use crate::stream::unzip::{Body, Directory, Unzip};
 use crate::stream::zip::{Entry, Sums};
 use crate::units::{to_u64, to_usize};
@@ -178,7 +177,7 @@ impl Catalog {
         let total_bytes = section.left;
         while section.left > 0 {
             let count = section
-                .next(&mut buffer)
+                .supply(&mut buffer)
                 .map_err(|fault| entry_error(&self.subject, path, fault))?;
             line.show(
                 false,
@@ -210,7 +209,7 @@ impl Catalog {
     }
 
     /// The unpacked bytes of an entry, as something to read.
-    pub fn reader(&self, path: &str) -> Result<Box<dyn ReadZeros>> {
+    pub fn reader(&self, path: &str) -> Result<Box<dyn Supply>> {
         let fail = |fault| entry_error(&self.subject, path, fault);
         let entry = self
             .directory
@@ -246,21 +245,21 @@ impl Catalog {
 
     /// All bytes of a part of the disk.
     pub fn bytes(&self, path: &str) -> Result<Vec<u8>> {
-        if self
-            .snapshot
-            .entry_bytes(path)
-            .is_none_or(|length| length > MAX_DISK_BYTES)
-        {
-            return Err(entry_error(
-                &self.subject,
-                path,
-                Fault::corrupt("is too large"),
-            ));
+        let fail = |fault| entry_error(&self.subject, path, fault);
+        let length = self.snapshot.entry_bytes(path);
+        let Some(length) = length.filter(|length| *length <= MAX_DISK_BYTES) else {
+            return Err(fail(Fault::corrupt("is too large")));
+        };
+        let mut input = Input::source(self.reader(path)?).map_err(fail)?;
+        // One more than there is, so that the end is seen.
+        let mut bytes = vec![0; to_usize(length).saturating_add(1)];
+        let count = input.read(&mut bytes).map_err(fail)?;
+        if to_u64(count) != length {
+            return Err(fail(Fault::corrupt(
+                "has another length than snapshot.json says",
+            )));
         }
-        let mut bytes = Vec::new();
-        limited(&mut self.reader(path)?, u64::MAX)
-            .read_to_end(&mut bytes)
-            .map_err(|error| Error::corrupt(format_args!("{}: {path}: {error}", self.subject)))?;
+        bytes.truncate(count);
         Ok(bytes)
     }
 }
@@ -297,20 +296,14 @@ struct Section {
     left: u64,
 }
 
-impl Section {
-    fn next(&mut self, buffer: &mut [u8]) -> std::result::Result<usize, Fault> {
+impl Supply for Section {
+    fn supply(&mut self, buffer: &mut [u8]) -> std::result::Result<usize, Fault> {
         let count = to_usize(self.left).min(buffer.len());
         let part = buffer.get_mut(..count).unwrap_or_default();
         self.device.read_at(self.offset, part)?;
         self.offset = self.offset.saturating_add(to_u64(count));
         self.left -= to_u64(count);
         Ok(count)
-    }
-}
-
-impl Read for Section {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        self.next(buffer).map_err(std::io::Error::other)
     }
 }
 
@@ -321,8 +314,8 @@ struct EntryReader {
     entry: Entry,
 }
 
-impl Read for EntryReader {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+impl Supply for EntryReader {
+    fn supply(&mut self, buffer: &mut [u8]) -> std::result::Result<usize, Fault> {
         let place = self.entry.data_offset();
         let moved = |mut fault: Fault| {
             // What is wrong in the section is told by its place in the file.
@@ -330,19 +323,15 @@ impl Read for EntryReader {
                 fault =
                     fault.with_offset(fault.offset().map(|offset| offset.saturating_add(place)));
             }
-            std::io::Error::other(fault)
+            fault
         };
         let count = self.body.read(&mut self.input, buffer).map_err(moved)?;
         if count < buffer.len() {
-            self.body
-                .check(&self.entry)
-                .map_err(std::io::Error::other)?;
+            self.body.check(&self.entry)?;
         }
         Ok(count)
     }
-}
 
-impl ReadZeros for EntryReader {
     fn take_zeros(&mut self, unit: u64) -> u64 {
         self.body.take_zeros(unit)
     }

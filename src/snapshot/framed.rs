@@ -5,7 +5,7 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{Seek, SeekFrom};
 use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
@@ -29,7 +29,7 @@ use crate::stream::frames::receive::{self, Hold, Received};
 use crate::stream::frames::{Framed, Header};
 use crate::stream::gzip;
 use crate::stream::image::{Format, ImageReader, LOOK_BYTES};
-use crate::stream::input::Input;
+use crate::stream::input::{Input, Supply};
 use crate::stream::output::{GzipEmitter, Output, TotalsCell};
 use crate::stream::partfile::{self, Left};
 use crate::stream::pipeline::{Meter, Problem};
@@ -313,12 +313,13 @@ impl Standard {
     }
 }
 
-impl Read for Standard {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let count = self.pipe.read(buffer)?;
+impl Supply for Standard {
+    fn supply(&mut self, out: &mut [u8]) -> std::result::Result<usize, Fault> {
+        let read = rustix::io::retry_on_intr(|| rustix::io::read(&self.pipe, &mut *out));
+        let count = read.map_err(|errno| Fault::io("read", errno))?;
         let failed = self.failed.lock();
         match *failed {
-            Some(fault) if count == 0 => Err(std::io::Error::other(fault)),
+            Some(fault) if count == 0 => Err(fault),
             _ => Ok(count),
         }
     }

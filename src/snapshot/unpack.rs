@@ -5,7 +5,6 @@
 //! written, the rest only at the end.
 
 use std::ffi::OsString;
-use std::io::Read;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -31,7 +30,7 @@ use crate::snapshot::relaid::{self, Laid};
 use crate::snapshot::{self, BOOT, Checksums, Snapshot, TABLE, image_path};
 use crate::stream::copy::Progress;
 use crate::stream::image::ImageReader;
-use crate::stream::input::{Input, ReadZeros};
+use crate::stream::input::{Input, Supply};
 use crate::stream::target::Target;
 use crate::threads::Lock;
 use crate::units::Extent;
@@ -557,7 +556,7 @@ fn unpack(
     }
     let (mut filled, mut done) = (Vec::new(), Vec::new());
     for errand in errands {
-        let reader: Box<dyn ReadZeros> = match &origin {
+        let reader: Box<dyn Supply> = match &origin {
             Origin::File(catalog) => catalog.reader(&errand.path)?,
             Origin::Pipe(bundle) => {
                 advance(bundle, &errand.path)?;
@@ -641,14 +640,11 @@ fn advance(bundle: &Lock<Bundle>, path: &str) -> Result<()> {
 
 struct PipeReader(Arc<Lock<Bundle>>);
 
-impl Read for PipeReader {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let mut bundle = self.0.lock();
-        bundle.read(buffer).map_err(std::io::Error::other)
+impl Supply for PipeReader {
+    fn supply(&mut self, out: &mut [u8]) -> std::result::Result<usize, Fault> {
+        self.0.lock().read(out)
     }
-}
 
-impl ReadZeros for PipeReader {
     fn take_zeros(&mut self, unit: u64) -> u64 {
         let mut bundle = self.0.lock();
         bundle.take_zeros(unit)
@@ -657,7 +653,7 @@ impl ReadZeros for PipeReader {
 
 fn one(
     errand: Errand,
-    reader: Box<dyn ReadZeros>,
+    reader: Box<dyn Supply>,
     verify: bool,
     (subject, file): (&str, &std::fs::File),
 ) -> Result<(&'static str, Filled)> {

@@ -8,15 +8,13 @@
 //! payload's sum is known at its end, which is an error then. Works from a pipe. A signature is not checked: `mender-artifact
 //! validate` does that, with the key. Other compressions than gzip are refused by name.
 
-use std::io::{Error as IoError, Read, Result as IoResult};
-
 use sha2::{Digest, Sha256};
 
 use crate::error::{Cause, Fault};
 use crate::json::{self, Value};
 use crate::report::hex;
 use crate::stream::gunzip::{self, Gunzip};
-use crate::stream::input::{Input, ReadZeros, at_most, is_zero};
+use crate::stream::input::{Input, Supply, at_most, is_zero};
 use crate::stream::tar::{self, BLOCK_BYTES};
 use crate::units::{to_u64, to_usize};
 
@@ -311,17 +309,17 @@ impl Bounded {
     }
 }
 
-impl Read for Bounded {
-    fn read(&mut self, buffer: &mut [u8]) -> IoResult<usize> {
+impl Supply for Bounded {
+    fn supply(&mut self, buffer: &mut [u8]) -> Result<usize, Fault> {
         if self.left == 0 {
-            self.end().map_err(IoError::other)?;
+            self.end()?;
         }
         let count = at_most(self.left, buffer.len());
         let buffer = buffer.get_mut(..count).unwrap_or_default();
-        let count = self.input.read(buffer).map_err(IoError::other)?;
+        let count = self.input.read(buffer)?;
         if count < buffer.len() {
             let fault = ends_early("the artifact ends early").at(self.input.offset(), self.left);
-            return Err(IoError::other(fault));
+            return Err(fault);
         }
         self.left -= to_u64(count);
         Ok(count)
@@ -334,10 +332,9 @@ struct Unpacked {
     input: Input<'static>,
 }
 
-impl Read for Unpacked {
-    fn read(&mut self, buffer: &mut [u8]) -> IoResult<usize> {
-        let count = self.gunzip.read(&mut self.input, buffer);
-        count.map_err(IoError::other)
+impl Supply for Unpacked {
+    fn supply(&mut self, buffer: &mut [u8]) -> Result<usize, Fault> {
+        self.gunzip.read(&mut self.input, buffer)
     }
 }
 
@@ -373,30 +370,22 @@ impl Payload {
     }
 }
 
-impl Read for Payload {
-    fn read(&mut self, buffer: &mut [u8]) -> IoResult<usize> {
+impl Supply for Payload {
+    fn supply(&mut self, buffer: &mut [u8]) -> Result<usize, Fault> {
         let count = at_most(self.left, buffer.len());
         if count == 0 {
             if self.left == 0 {
-                self.end().map_err(IoError::other)?;
+                self.end()?;
             }
             return Ok(0);
         }
         let buffer = buffer.get_mut(..count).unwrap_or_default();
-        let count = self.inner.read(buffer).map_err(IoError::other)?;
+        let count = self.inner.read(buffer)?;
         if count < buffer.len() {
-            return Err(IoError::other(ends_early(
-                "the artifact's payload ends early",
-            )));
+            return Err(ends_early("the artifact's payload ends early"));
         }
         self.hash.update(&buffer);
         self.left -= to_u64(count);
         Ok(count)
-    }
-}
-
-impl ReadZeros for Payload {
-    fn take_zeros(&mut self, _unit: u64) -> u64 {
-        0
     }
 }

@@ -3,7 +3,7 @@
 //! Never seeks except over holes of a regular file, and there only when asked. Errors carry the offset in the input.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{Cursor, ErrorKind, Read, Take};
 
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
@@ -15,18 +15,54 @@ use crate::units::{to_u64, to_usize};
 /// Size of the buffer in bytes.
 const BUFFER_BYTES: usize = 128 * 1024;
 
-/// A reader that may know of zeros without making them.
-pub trait ReadZeros: Read + Send {
+/// What an input may read from. Not std's `Read`, which brings nine more functions into the executable for every type that stands
+/// behind a pointer, and whose errors would hide ours.
+pub trait Supply: Send {
+    /// Puts the next bytes at the beginning of `out`, and says how many: 0 at the end.
+    fn supply(&mut self, out: &mut [u8]) -> Result<usize, Fault>;
+
     /// Takes the zeros that come next where they are known to be many: a multiple of `unit`, or 0.
-    fn take_zeros(&mut self, unit: u64) -> u64;
+    fn take_zeros(&mut self, _unit: u64) -> u64 {
+        0
+    }
+}
+
+/// Bytes in memory.
+impl Supply for &[u8] {
+    fn supply(&mut self, out: &mut [u8]) -> Result<usize, Fault> {
+        self.read(out).map_err(|error| read_fault(&error))
+    }
+}
+
+/// The same, of its own (tests).
+impl Supply for Cursor<Vec<u8>> {
+    fn supply(&mut self, out: &mut [u8]) -> Result<usize, Fault> {
+        self.read(out).map_err(|error| read_fault(&error))
+    }
+}
+
+/// So many bytes of a file.
+impl Supply for Take<File> {
+    fn supply(&mut self, out: &mut [u8]) -> Result<usize, Fault> {
+        loop {
+            match self.read(out) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                result => return result.map_err(|error| read_fault(&error)),
+            }
+        }
+    }
+}
+
+/// A read that failed, without its place.
+pub(crate) fn read_fault(error: &std::io::Error) -> Fault {
+    Fault::short("read").with_errno(error.raw_os_error())
 }
 
 enum Origin<'a> {
     File(File),
     /// One file after the other, the next one last.
     Files(File, Vec<File>),
-    Reader(Box<dyn Read + Send + 'a>),
-    Source(Box<dyn ReadZeros + 'a>),
+    Supply(Box<dyn Supply + 'a>),
 }
 
 /// Something read forwards through one buffer.
@@ -73,14 +109,14 @@ impl<'a> Input<'a> {
         }
     }
 
-    /// Any reader (bytes in memory for tests).
-    pub fn reader(reader: impl Read + Send + 'a) -> Result<Self, Fault> {
-        Self::with(Origin::Reader(Box::new(reader)), None)
+    /// Whatever gives bytes in order.
+    pub fn reader(supply: impl Supply + 'a) -> Result<Self, Fault> {
+        Self::source(Box::new(supply))
     }
 
-    /// A reader of ours.
-    pub fn source(source: Box<dyn ReadZeros + 'a>) -> Result<Self, Fault> {
-        Self::with(Origin::Source(source), None)
+    /// The same, where its type is not known.
+    pub fn source(supply: Box<dyn Supply + 'a>) -> Result<Self, Fault> {
+        Self::with(Origin::Supply(supply), None)
     }
 
     /// Offset of the next byte that has not been consumed.
@@ -171,11 +207,11 @@ impl<'a> Input<'a> {
     /// Steps over a hole of at least `unit` bytes of a regular file (in multiples of `unit`) and gives its length; 0 where
     /// there is none, or the input does not know.
     pub fn skip_hole(&mut self, unit: u64) -> Result<u64, Fault> {
-        if let Origin::Source(source) = &mut self.origin {
+        if let Origin::Supply(supply) = &mut self.origin {
             if self.start != self.end || self.ended {
                 return Ok(0);
             }
-            let zeros = source.take_zeros(unit);
+            let zeros = supply.take_zeros(unit);
             self.read_bytes = self.read_bytes.saturating_add(zeros);
             return Ok(zeros);
         }
@@ -214,21 +250,14 @@ fn read(origin: &mut Origin<'_>, space: &mut [u8], offset: u64) -> Result<usize,
                     result
                 }
             },
-            Origin::Reader(reader) => reader.read(space),
-            Origin::Source(source) => source.read(space),
+            Origin::Supply(supply) => {
+                return supply.supply(space).map(|count| count.min(space.len()));
+            }
         };
         match result {
             Ok(count) => return Ok(count.min(space.len())),
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(error) => {
-                // A reader of ours says what is wrong in its own words.
-                if let Some(fault) = error.get_ref().and_then(|e| e.downcast_ref::<Fault>()) {
-                    return Err(*fault);
-                }
-                let mut fault = Fault::short("read").at(offset, to_u64(space.len()));
-                fault = fault.with_errno(error.raw_os_error());
-                return Err(fault);
-            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(read_fault(&error).at(offset, to_u64(space.len()))),
         }
     }
 }
@@ -252,8 +281,8 @@ mod tests {
 
     /// Gives one byte at a time.
     struct Trickle<'a>(&'a [u8]);
-    impl Read for Trickle<'_> {
-        fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+    impl Supply for Trickle<'_> {
+        fn supply(&mut self, buffer: &mut [u8]) -> Result<usize, Fault> {
             let (Some((first, rest)), Some(to)) = (self.0.split_first(), buffer.first_mut()) else {
                 return Ok(0);
             };

@@ -8,7 +8,7 @@ use crate::stream::deflate::Deflater;
 use crate::stream::gunzip::Gunzip;
 use crate::stream::gzip;
 use crate::stream::image::ImageReader;
-use crate::stream::input::Input;
+use crate::stream::input::{Input, Supply};
 use crate::stream::output::{GzipEmitter, Output, TotalsCell};
 use crate::stream::partfile;
 use crate::stream::pipeline::known::{Hash, hash};
@@ -511,8 +511,8 @@ struct Watched {
     last: (u64, usize),
 }
 
-impl Read for Watched {
-    fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
+impl Supply for Watched {
+    fn supply(&mut self, out: &mut [u8]) -> Result<usize, Fault> {
         let waiting = rustix::io::ioctl_fionread(&self.said).unwrap();
         if waiting != self.last.0 {
             self.last = (waiting, self.at);
