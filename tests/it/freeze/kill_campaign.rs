@@ -196,18 +196,17 @@ impl Range {
         if let Some(pid) = victim.filter(|_| !over) {
             common::signal(pid, "KILL");
         }
-        let killed = Instant::now();
         for dir in [self.fs.dir(), self.other.dir()] {
             // Slower than promised, or frozen for good: both are failures.
-            let thawed = common::write_ends_within(dir, Duration::from_secs(1));
+            let frozen = common::frozen_for(dir);
+            let shown = dir.display();
             assert!(
-                thawed,
-                "{what}: {} is frozen: {}",
-                dir.display(),
+                frozen < Duration::from_secs(1),
+                "{what}: {shown}: {frozen:?}: {}",
                 self.said()
             );
+            row.slowest = row.slowest.max(frozen);
         }
-        row.slowest = row.slowest.max(killed.elapsed());
         let ended = common::wait_for(&mut child, LONGEST);
         assert!(ended.is_some(), "{what}: floe does not end");
         for pid in [Some(child.id()), board].into_iter().flatten() {

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use std::{fs, thread};
 
 use super::{Limit, Scratch, fill, have, is_root, output, run, wait_for, wait_until};
@@ -376,6 +376,24 @@ pub fn is_frozen(dir: &Path) -> bool {
             true
         }
     }
+}
+
+/// How long it stays frozen, asked by a second freeze: a write among many others may take longer than a second without one. A
+/// guardian that was told of a freeze which floe was just about to make may thaw ours.
+#[track_caller]
+pub fn frozen_for(dir: &Path) -> Duration {
+    let began = Instant::now();
+    let dir = fs::File::open(dir).expect("a folder");
+    let mut frozen = Duration::ZERO;
+    while began.elapsed() < Duration::from_secs(20) {
+        if floe::sys::ioctl::fifreeze(&dir).is_ok() {
+            let _ = floe::sys::ioctl::fithaw(&dir);
+            break;
+        }
+        frozen = began.elapsed();
+        thread::sleep(Duration::from_millis(5));
+    }
+    frozen
 }
 
 fn release(dir: &Path) {
