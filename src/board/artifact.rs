@@ -111,6 +111,10 @@ impl Sink for ToArtifact {
         Ok(())
     }
 
+    fn takes_data(&self) -> bool {
+        true
+    }
+
     fn data(&mut self, bytes: &[u8]) -> Result<()> {
         self.writer.data(bytes)
     }

@@ -23,6 +23,7 @@ use crate::json::{self, Value};
 use crate::report::{clean, hex};
 use crate::snapshot::archive::Bundle;
 use crate::snapshot::framed::Standard;
+use crate::snapshot::image_path;
 use crate::stream::copy::BUFFER_BYTES;
 use crate::stream::frames;
 use crate::stream::frames::receive::Hold;
@@ -56,6 +57,11 @@ impl Stream {
 pub(crate) trait Sink: Send {
     /// The next bytes as the board sent them.
     fn packed(&mut self, bytes: &[u8]) -> Result<()>;
+
+    /// Whether it wants an image's bytes unpacked.
+    fn takes_data(&self) -> bool {
+        false
+    }
 
     /// Of an image: its next bytes, unpacked.
     fn data(&mut self, _bytes: &[u8]) -> Result<()> {
@@ -326,6 +332,8 @@ struct Inside {
     size_bytes: u64,
     /// Of an image.
     crc32: Option<u32>,
+    /// Of a snapshot: how long each image is, as it is packed there.
+    stored_bytes: Vec<u64>,
 }
 
 /// What a board said in frames.
@@ -334,6 +342,8 @@ struct Came {
     length_bytes: u64,
     reused_bytes: u64,
     sha256: String,
+    /// Every chunk is proven on its way to the sink: what the image is, and how much of it has gone there.
+    proven: Option<(Inside, Arc<AtomicU64>)>,
 }
 
 /// Takes all frames, to the board's good end; from then on what they stand for comes.
@@ -343,6 +353,7 @@ fn take_frames(
     mut input: Input<'_>,
     hold: Hold,
     board: &Board,
+    stream: Stream,
 ) -> Result<Came> {
     let fail = |fault| Error::fault(&host.shown, fault);
     shared.lock().decide(Passing::Off).map_err(fail)?;
@@ -371,7 +382,19 @@ fn take_frames(
         }
         return Err(error);
     }
-    let received = received?;
+    let mut received = received?;
+    let proven = match stream {
+        Stream::Image if !tee.sink.takes_data() => {
+            received.prove().map_err(fail)?;
+            let inside = Inside {
+                size_bytes: received.size_bytes(),
+                crc32: Some(received.crc32()),
+                stored_bytes: Vec::new(),
+            };
+            Some((inside, received.done()))
+        }
+        _ => None,
+    };
     let reused_bytes = received.reused_bytes();
     board.far.lock().set("checking", 0, received.size_bytes());
     let standard = Standard::start(received).map_err(fail)?;
@@ -384,6 +407,7 @@ fn take_frames(
         length_bytes: std::mem::take(&mut tee.length_bytes),
         reused_bytes,
         sha256: hex(&hash.finalize()),
+        proven,
     })
 }
 
@@ -420,6 +444,7 @@ pub(crate) fn receive(
                 length_bytes: tee.length_bytes,
                 reused_bytes: 0,
                 sha256: sha256.clone(),
+                proven: None,
             }
         }
         (None, _) => return Err(lost(host)),
@@ -461,26 +486,31 @@ fn read_all(
     let fail = |fault| Error::fault(&host.shown, fault);
     let mut input = Input::reader(shared.clone()).map_err(fail)?;
     let magic = &frames::MAGIC;
-    let (came, input) = match frames {
+    let (mut came, input) = match frames {
         Some(hold)
             if input
                 .peek(magic.len())
                 .is_ok_and(|it| it.starts_with(magic)) =>
         {
-            let came = take_frames(host, shared, input, hold, board)?;
+            let came = take_frames(host, shared, input, hold, board, stream)?;
             (Some(came), Input::reader(shared.clone()).map_err(fail)?)
         }
         _ => (None, input),
     };
     let passed = shared.lock().decide(Passing::On);
-    let mut inside = match passed {
+    let proven = came.as_mut().and_then(|came| came.proven.take());
+    let mut inside = match (passed, proven) {
+        (Ok(()), Some((inside, done))) => pass(host, input, &mut || {
+            board.far.lock().done_bytes = done.load(Ordering::Relaxed);
+        })
+        .map(|()| inside),
         // Frames have all come: only now what they stand for is looked at.
-        Ok(()) => unpack(host, input, shared, stream, &mut |done_bytes| {
+        (Ok(()), None) => unpack(host, input, shared, stream, &mut |done_bytes| {
             if came.is_some() {
                 board.far.lock().done_bytes = done_bytes;
             }
         }),
-        Err(fault) => Err(fail(fault)),
+        (Err(fault), _) => Err(fail(fault)),
     };
     if inside.is_ok()
         && let Err(fault) = drain(shared)
@@ -512,6 +542,21 @@ fn drain(shared: &Shared) -> std::result::Result<(), Fault> {
     Ok(())
 }
 
+/// All of it to the sink; what it is was proven before it came.
+fn pass(host: &Host, mut input: Input<'static>, done: &mut dyn FnMut()) -> Result<()> {
+    loop {
+        let bytes = input
+            .fill()
+            .map_err(|fault| Error::fault(&host.shown, fault))?;
+        let count = bytes.len();
+        if count == 0 {
+            return Ok(());
+        }
+        input.consume(count);
+        done();
+    }
+}
+
 fn unpack(
     host: &Host,
     mut input: Input<'static>,
@@ -534,9 +579,15 @@ fn unpack(
             while bundle.next()?.is_some() {
                 done(bundle.size_bytes());
             }
+            let images = bundle.snapshot.images.iter();
+            let stored = images.map(|image| {
+                let found = bundle.checksums.find(&image_path(&image.name));
+                found.map_or(0, |found| found.stored_bytes)
+            });
             Ok(Inside {
                 size_bytes: bundle.size_bytes(),
                 crc32: None,
+                stored_bytes: stored.collect(),
             })
         }
         Stream::Image => {
@@ -558,6 +609,7 @@ fn unpack(
             Ok(Inside {
                 size_bytes: reader.offset(),
                 crc32: Some(reader.crc32()),
+                stored_bytes: Vec::new(),
             })
         }
     }
@@ -585,6 +637,7 @@ fn compare(host: &Host, inside: &Inside, came: Came) -> Result<Arrived> {
         length_bytes: stream_bytes,
         reused_bytes,
         sha256,
+        ..
     } = came;
     let bad =
         |what: &str| Error::failed(format_args!("{host}: {what}")).leaving("nothing was kept");
@@ -622,6 +675,37 @@ fn compare(host: &Host, inside: &Inside, came: Came) -> Result<Arrived> {
         sha256,
         reused_bytes,
         frozen_ms: number("frozen_ms"),
-        report: text.clone(),
+        report: with_stored(text, &inside.stored_bytes),
     })
+}
+
+/// What the board cannot know of a snapshot that it sent in frames, put where its report says so: in each of its entries, in order.
+fn with_stored(report: &str, stored_bytes: &[u64]) -> String {
+    // Inside a string of JSON its second quote would not stand like that.
+    const UNKNOWN: &str = "\"stored_bytes\":null";
+    if report.matches(UNKNOWN).count() != stored_bytes.len() {
+        return report.to_owned();
+    }
+    let mut out = String::with_capacity(report.len());
+    let mut pieces = report.split(UNKNOWN);
+    out.push_str(pieces.next().unwrap_or_default());
+    for (piece, stored) in pieces.zip(stored_bytes) {
+        out.push_str(&format!("\"stored_bytes\":{stored}"));
+        out.push_str(piece);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_every_entry_leaves_open_is_put_into_a_report() {
+        let report = r#"{"entries":[{"name":"\"stored_bytes\":null","stored_bytes":null},{"stored_bytes":null}],"x":1}"#;
+        let whole = r#"{"entries":[{"name":"\"stored_bytes\":null","stored_bytes":7},{"stored_bytes":80}],"x":1}"#;
+        assert_eq!(with_stored(report, &[7, 80]), whole);
+        assert_eq!(with_stored(report, &[7]), report);
+        assert_eq!(with_stored(whole, &[]), whole);
+    }
 }

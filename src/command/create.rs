@@ -197,12 +197,16 @@ impl Told for Done {
                 .str("filesystem", &image.filesystem)
                 .str("map", outcome.coverage.name())
                 .u64("size_bytes", image.size_bytes)
-                .u64("used_bytes", outcome.used_bytes)
-                .u64("stored_bytes", sums.map_or(0, |sums| sums.stored_bytes))
-                .str(
-                    "crc32",
-                    &format!("{:08x}", sums.map_or(0, |sums| sums.crc32)),
-                );
+                .u64("used_bytes", outcome.used_bytes);
+            // Of frames the other end knows it.
+            match sums.filter(|sums| sums.stored_bytes > 0) {
+                Some(sums) => object.u64("stored_bytes", sums.stored_bytes),
+                None => object.null("stored_bytes"),
+            };
+            object.str(
+                "crc32",
+                &format!("{:08x}", sums.map_or(0, |sums| sums.crc32)),
+            );
             entries.push(object.finish());
         }
         let mut object = JsonObject::new();

@@ -3,6 +3,7 @@
 //! Both believe the archive only as far as it is exactly what `snapshot.json` in front says and `checksums.json` at the end
 //! confirms: the same entries in the same order with the same sizes, nothing more and nothing less.
 
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -206,6 +207,14 @@ impl Catalog {
             offset: entry.data_offset(),
             left: entry.sums.stored_bytes,
         }
+    }
+
+    /// Where the deflated bytes of an entry lie; `None`: there is none, or it is stored.
+    pub(crate) fn packed(&self, path: &str) -> Option<Range<u64>> {
+        let entry = self.directory.find(path)?;
+        let from = entry.data_offset();
+        let end = from.checked_add(entry.sums.stored_bytes)?;
+        entry.is_streamed().then_some(from..end)
     }
 
     /// The unpacked bytes of an entry, as something to read.

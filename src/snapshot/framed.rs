@@ -36,6 +36,7 @@ use crate::stream::pipeline::{Meter, Problem};
 use crate::stream::plan::CHUNK_BYTES;
 use crate::take::memory;
 use crate::threads::{Lock, Started};
+use crate::units::to_u64;
 
 /// What stands behind the images of a snapshot, and what it says; `maps`: of each image a word, and how much of it was used.
 pub(crate) fn closing<'a>(
@@ -172,7 +173,7 @@ pub(crate) fn targets_known(targets: Vec<(String, PathBuf)>) -> Result<Known> {
 const WIPED_END_BYTES: u64 = 1 << 20;
 
 impl Earlier for Targets {
-    /// Its bytes are the image, whatever they look like. Not its beginning and its end, which a restore wipes at first.
+    /// Its bytes are the image, whatever they look like. Its beginning and its end a restore wipes at first.
     fn image(&mut self, path: &str) -> Option<(ImageReader<'static>, Range<u64>)> {
         let (_, file) = self.0.iter().find(|(image, _)| image == path)?;
         let mut file = file.try_clone().ok()?;
@@ -243,6 +244,23 @@ impl Earlier for EarlierFile {
             ImageReader::new(Input::file(file, Some(length)).ok()?)
         };
         Some((reader.ok()?, 0..u64::MAX))
+    }
+
+    fn packed(&mut self, path: &str) -> Option<(File, Range<u64>)> {
+        let file = self.file.try_clone().ok()?;
+        if let Some(catalog) = &self.catalog {
+            return Some((file, catalog.packed(path)?));
+        }
+        let mut first = [0; gzip::HEADER_AS_IT_IS.len()];
+        self.file.read_exact_at(&mut first, 0).ok()?;
+        let header = match first {
+            gzip::HEADER_AS_IT_IS => gzip::HEADER_AS_IT_IS.len(),
+            _ if first.starts_with(&gzip::HEADER) => gzip::HEADER.len(),
+            _ => return None,
+        };
+        let end = file.metadata().ok()?.len();
+        let end = end.checked_sub(to_u64(gzip::trailer(0, 0).len()))?;
+        Some((file, to_u64(header)..end))
     }
 }
 

@@ -387,7 +387,7 @@ pub fn reader_is_gone(fd: impl AsFd) -> bool {
     poll(&mut fds, Some(&now)).is_ok()
         && fds
             .first()
-            .is_some_and(|fd| fd.revents().contains(PollFlags::ERR))
+            .is_some_and(|fd| fd.revents().intersects(PollFlags::ERR | PollFlags::HUP))
 }
 
 /// Whether zeros may become holes: a regular file that ends where we begin, and is not opened for appending.
@@ -419,6 +419,9 @@ mod tests {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
         rustix::io::write(&theirs, b"GET").unwrap();
         assert_eq!(unread_bytes(&ours), None);
+        assert!(!reader_is_gone(&ours));
+        drop(theirs);
+        assert!(reader_is_gone(&ours));
         let exe = std::fs::File::open("/proc/self/exe").unwrap();
         assert_eq!(unread_bytes(&exe), None);
         assert!(!reader_is_gone(&exe));

@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::SeekFrom;
 
+use super::packed::{Found, Pieces, Places};
 use super::receive::{Entry, UNIT_BYTES, no_room};
 use super::{Layout, MAX_PACKED, number};
 use crate::crc;
@@ -46,6 +47,10 @@ pub(super) const HEAD_BYTES: usize = 24;
 const HEAD_MAGIC: [u8; 8] = *b"floeheld";
 /// Bytes of an entry of an index: where, how many packed bytes, checksum, how often it came.
 const ENTRY_BYTES: usize = 16;
+/// How many lists lie in one file: what is held, the hashes of what is not, remains, and three of [`Places`].
+const LISTS: u64 = 6;
+/// More chunks are not kept: those that a restore wipes of as many targets as there may be.
+const MOST_KEPT: usize = 1024;
 /// How many chunks may pass without a word to the other end.
 const SILENT: u64 = 1024;
 /// How long, about: it waits four times that.
@@ -58,8 +63,14 @@ const PAUSE: Timespec = Timespec {
 
 /// An earlier image, or several by name.
 pub trait Earlier: Send {
-    /// From its beginning, and which of its chunks may be taken; `None`: there is none of this name, or it is not to be read.
+    /// From its beginning, and which of its chunks will be there when they are taken: the others, few, are kept when their hashes are
+    /// said. `None`: there is none of this name, or it is not to be read.
     fn image(&mut self, path: &str) -> Option<(ImageReader<'static>, Range<u64>)>;
+
+    /// The file in which it lies as our encoder packs it, and where, from its first block to its last one; `None`: not like that.
+    fn packed(&mut self, _path: &str) -> Option<(File, Range<u64>)> {
+        None
+    }
 }
 
 /// What the other end is to be told.
@@ -86,14 +97,18 @@ const BLOCK_BYTES: usize = 4096;
 impl Index {
     /// The one of this number of those that lie in the file.
     pub(super) fn new(file: &File, number: u64, chunks: u64) -> Result<Self, Fault> {
-        let length = round_up(chunks.saturating_mul(to_u64(ENTRY_BYTES)), UNIT_BYTES);
         let file = file.try_clone();
         Ok(Self {
             file: file.map_err(|error| Fault::short("dup").with_errno(error.raw_os_error()))?,
-            base: length.unwrap_or(u64::MAX).saturating_mul(number),
+            base: Self::length(chunks).saturating_mul(number),
             block: [0; BLOCK_BYTES],
             at: u64::MAX,
         })
+    }
+
+    /// Bytes of the file that it takes.
+    fn length(chunks: u64) -> u64 {
+        round_up(chunks.saturating_mul(to_u64(ENTRY_BYTES)), UNIT_BYTES).unwrap_or(u64::MAX)
     }
 
     /// The block in which a chunk is, and its place in that.
@@ -258,6 +273,14 @@ impl Remains {
     }
 }
 
+/// How what is here would be packed.
+pub(super) struct Packing {
+    pub(super) level: u8,
+    pub(super) jobs: usize,
+    /// Where what is found is noted.
+    pub(super) list: File,
+}
+
 /// What is here already, chunk by chunk in order.
 pub(super) struct Old {
     paths: Vec<String>,
@@ -274,6 +297,17 @@ pub(super) struct Old {
     next: u64,
     may: Range<u64>,
     chunk: Pages,
+    /// How the other end packs, and on how many CPUs that is done here; level 0: it is not.
+    level: u8,
+    jobs: usize,
+    /// Of the earlier image, while it is read as it is packed; and what was found ahead of its turn.
+    pieces: Option<(usize, Pieces)>,
+    found: Option<Found>,
+    /// An empty file, until something is noted in it.
+    list: File,
+    places: Option<Places>,
+    /// Chunks that lie in the list, because they will not be there any more.
+    kept: Vec<u64>,
 }
 
 /// An image, a chunk at a time.
@@ -330,7 +364,7 @@ impl Chunks {
     }
 }
 
-fn pages(length: usize) -> Result<Pages, Fault> {
+pub(super) fn pages(length: usize) -> Result<Pages, Fault> {
     Pages::new(length).map_err(|errno| Fault::io("allocate", errno))
 }
 
@@ -340,8 +374,16 @@ impl Old {
         layout: Layout,
         earlier: Option<Box<dyn Earlier>>,
         remains: Option<Remains>,
+        packing: Packing,
     ) -> Result<Self, Fault> {
         Ok(Self {
+            level: packing.level,
+            jobs: packing.jobs,
+            pieces: None,
+            found: None,
+            list: packing.list,
+            places: None,
+            kept: Vec::new(),
             paths,
             layout,
             remains,
@@ -406,7 +448,85 @@ impl Old {
             }
             self.next += 1;
         }
-        found && self.may.contains(&number)
+        found
+    }
+
+    /// The hash of the chunk of the earlier image; `None`: zeros, or there is none. In rising order.
+    fn earlier_hash(&mut self, number: u64) -> Option<Hash> {
+        let image = self.layout.ends.partition_point(|end| *end <= number);
+        let is_first = self.pieces.as_ref().is_none_or(|(of, _)| *of != image);
+        if is_first && self.layout.first(image) == number {
+            (self.pieces, self.found) = (None, None);
+            self.start_pieces(image);
+        }
+        let (layout, places) = (&self.layout, &mut self.places);
+        while let (Some((_, pieces)), Some(places)) = (&mut self.pieces, places.as_mut()) {
+            match self.found {
+                Some(found) if found.chunk > number => return None,
+                Some(found) if found.chunk == number => return Some(found.hash),
+                _ => {}
+            }
+            match pieces.next(layout, places) {
+                Ok(Some(found)) => self.found = Some(found),
+                Ok(None) => return None,
+                // From here on the ordinary way.
+                Err(_) => self.pieces = None,
+            }
+        }
+        let raw_bytes = to_usize(self.layout.raw_bytes(number)?);
+        let found = self.read_earlier(number) && (self.may.contains(&number) || self.keep(number));
+        self.chunk.get(..raw_bytes).filter(|_| found).map(hash)
+    }
+
+    /// Where a chunk is kept: behind what is noted.
+    fn kept_at(&self, number: u64) -> u64 {
+        let behind = LISTS.saturating_mul(Index::length(self.layout.chunks()));
+        behind.saturating_add(number.saturating_mul(CHUNK_BYTES))
+    }
+
+    /// Keeps what is in `self.chunk`; whether there was room.
+    fn keep(&mut self, number: u64) -> bool {
+        let raw_bytes = to_usize(self.layout.raw_bytes(number).unwrap_or(0));
+        let chunk = self.chunk.get(..raw_bytes).unwrap_or_default();
+        let is_kept = self.kept.len() < MOST_KEPT
+            && self.list.write_all_at(chunk, self.kept_at(number)).is_ok();
+        if is_kept {
+            self.kept.push(number);
+        }
+        is_kept
+    }
+
+    /// Whether the chunk was kept; then it is in `self.chunk`.
+    fn read_kept(&mut self, number: u64, raw_bytes: usize) -> bool {
+        let at = self.kept_at(number);
+        let chunk = self.chunk.get_mut(..raw_bytes);
+        self.kept.contains(&number)
+            && chunk.is_some_and(|chunk| self.list.read_exact_at(chunk, at).is_ok())
+    }
+
+    /// Begins with an image, where that lies here as it would be packed.
+    fn start_pieces(&mut self, image: usize) -> Option<()> {
+        let path = self.paths.get(image).filter(|_| self.level > 0)?;
+        let (file, range) = self.earlier.as_mut()?.packed(path)?;
+        if self.places.is_none() {
+            let file = file.try_clone().ok()?;
+            let places = Places::new(file, &self.list, self.layout.chunks());
+            self.places = Some(places.ok()?);
+        }
+        let first = self.layout.first(image);
+        let pieces = Pieces::start(file, range, first, self.level, self.jobs);
+        self.pieces = Some((image, pieces.ok()?));
+        Some(())
+    }
+
+    /// The packed bytes of a chunk into `out`, where they lie here and were inflated to what the hash says; and the checksum of that.
+    pub(super) fn as_it_is(
+        &mut self,
+        number: u64,
+        wanted: &Hash,
+        out: &mut [u8],
+    ) -> Option<(usize, u32)> {
+        self.places.as_mut()?.take(number, wanted, out)
     }
 
     /// The chunk, if something here is what the hash says. In rising order.
@@ -418,6 +538,7 @@ impl Old {
                 .is_some_and(|it| hash(it) == *wanted)
         };
         let found = self.read_remains(number, raw_bytes) && is_it(self)
+            || self.read_kept(number, raw_bytes) && is_it(self)
             || self.read_earlier(number) && is_it(self);
         self.chunk.get(..raw_bytes).filter(|_| found)
     }
@@ -442,16 +563,16 @@ impl Old {
                 remains.look_for(number);
             }
             // The earlier image goes along: to be read in one go up to where the remains end would be a long silence.
-            let is_earlier = self.read_earlier(number);
-            let found = self.read_remains(number, raw_bytes) || is_earlier;
+            let earlier = self.earlier_hash(number);
+            let found = match self.read_remains(number, raw_bytes) {
+                true => self.chunk.get(..raw_bytes).map(hash),
+                false => earlier,
+            };
             let is_last = number + 1 == chunks;
             let is_due = number % SILENT == SILENT - 1 || is_last || spoke.elapsed() > FIRST;
-            if found || is_due {
+            if found.is_some() || is_due {
                 // How far we are is said by a hash that is none.
-                let hash = match found {
-                    true => hash(self.chunk.get(..raw_bytes)?),
-                    false => [0; HASH_BYTES],
-                };
+                let hash = found.unwrap_or([0; HASH_BYTES]);
                 words.extend_from_slice(&u32::try_from(number).ok()?.to_le_bytes());
                 words.extend_from_slice(&hash);
             }
@@ -519,6 +640,7 @@ impl Telling {
             drop(stdin);
             // To be read from its beginning again.
             (old.reader, old.image) = (None, usize::MAX);
+            old.pieces = None;
             *back.lock() = Some(old);
         };
         let thread = crate::threads::start(c"known", 256 * 1024, Box::new(work))

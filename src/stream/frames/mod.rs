@@ -29,6 +29,7 @@
 //! `floe restore --frames-known - TARGET`, and its stdout the way back.
 
 pub mod known;
+mod packed;
 pub mod receive;
 pub mod send;
 

@@ -8,22 +8,27 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::FallocateFlags;
 
-use super::known::{self, Index, Known, Old, Remains, Telling};
+use super::known::{self, Index, Known, Old, Packing, Remains, Telling};
+use super::packed::unpack;
 use super::{
     Control, EARLY, END, HELD, HERE, Header, IMAGE, KNOWN, KNOWN_HERE, LEAD_BYTES, Layout, MAGIC,
     MAX_HEADER, MAX_PACKED, MAX_REPORT, MAX_TIMES, VERSION, ZEROS, most_dead_bytes, number,
 };
 use crate::crc;
 use crate::error::{Cause, Fault, FaultKind};
+use crate::stream::inflate::Inflate;
 use crate::stream::input::Input;
 use crate::stream::output::Sum;
 use crate::stream::pack::Hands;
 use crate::stream::partfile::Left;
 use crate::stream::pipeline::known::Hash;
 use crate::stream::pipeline::{Emit, Encoded, Problem};
+use crate::stream::plan::CHUNK_BYTES;
 use crate::sys::memory::Pages;
 use crate::units::{round_up, to_u64, to_usize};
 
@@ -127,6 +132,11 @@ pub struct Received {
     end: u64,
     /// Bytes that were replaced and did not give their room back.
     dead_bytes: u64,
+    /// See [`Self::prove`].
+    proof: Option<Proof>,
+    done: Arc<AtomicU64>,
+    /// Of the image that ended last.
+    crc32: u32,
 }
 
 /// What stood in front of frames that are still to be taken.
@@ -173,6 +183,9 @@ pub fn take(input: &mut Input<'_>, begun: Begun, mut hold: Hold) -> Result<Recei
         reused_bytes: 0,
         end: round_up(length, UNIT_BYTES).unwrap_or(u64::MAX),
         dead_bytes: 0,
+        proof: None,
+        done: Arc::default(),
+        crc32: 0,
         old: None,
         header,
         layout,
@@ -290,7 +303,13 @@ impl Received {
         let chunks = self.layout.chunks();
         let index = Index::new(&self.hold.index, 2, chunks)?;
         let remains = (self.end > 0).then(|| Remains::new(file, index, chunks, self.end));
-        let old = Old::new(paths, self.layout.clone(), known.earlier, remains)?;
+        let list = self.hold.index.try_clone();
+        let packing = Packing {
+            level: self.hold.level,
+            jobs: self.hold.jobs,
+            list: list.map_err(|error| Fault::short("dup").with_errno(error.raw_os_error()))?,
+        };
+        let old = Old::new(paths, self.layout.clone(), known.earlier, remains, packing)?;
         Telling::start(old, known.stdin)
     }
 
@@ -386,6 +405,26 @@ impl Received {
     /// Length of all images.
     pub fn size_bytes(&self) -> u64 {
         self.layout.size_bytes
+    }
+
+    /// From now on every chunk that is given was inflated here, and is what its checksum says: what is taken as it is was inflated when
+    /// its hash was said, and all others are now. Who gets them need not inflate them once more.
+    pub fn prove(&mut self) -> Result<(), Fault> {
+        self.proof = Some(Proof {
+            inflate: Inflate::new()?,
+            raw: known::pages(to_usize(CHUNK_BYTES))?,
+        });
+        Ok(())
+    }
+
+    /// How many bytes of the images were given.
+    pub fn done(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.done)
+    }
+
+    /// Of the last image.
+    pub fn crc32(&self) -> u32 {
+        self.crc32
     }
 
     /// None of it is wanted any more.
@@ -527,13 +566,14 @@ impl Received {
         Ok(())
     }
 
-    fn end_image(&self, order: &mut Order, crc32: u32) -> Result<(), Fault> {
+    fn end_image(&mut self, order: &mut Order, crc32: u32) -> Result<(), Fault> {
         if self.layout.ends.get(order.image) != Some(&order.next) {
             return Err(Fault::corrupt("end of an image before its last chunk"));
         }
         if order.sum.crc32 != crc32 {
             return Err(Fault::corrupt("checksum of an image"));
         }
+        self.crc32 = crc32;
         order.raw_bytes = order.raw_bytes.saturating_add(order.sum.raw_bytes);
         order.sum = Sum::new();
         order.image += 1;
@@ -551,6 +591,7 @@ impl Received {
                 _ => None,
             },
             chunks: VecDeque::new(),
+            proof: self.proof.take(),
         };
         for (image, end) in std::mem::take(&mut self.layout.ends)
             .into_iter()
@@ -562,6 +603,7 @@ impl Received {
                 let entry = self.index.entry(next)?;
                 let chunk = next;
                 next += 1;
+                self.done.fetch_add(raw_bytes, Ordering::Relaxed);
                 if entry.packed == 0 {
                     zeros = zeros.saturating_add(raw_bytes);
                     continue;
@@ -581,6 +623,7 @@ impl Received {
                 file.read_exact_at(bytes, entry.offset()).map_err(|error| {
                     Fault::short("read of what is held").with_errno(error.raw_os_error())
                 })?;
+                again.check(chunk, bytes, raw_bytes, entry.crc32)?;
                 emit.data(&Encoded::of(bytes, raw_bytes, entry.crc32))?;
                 // No harm where that cannot be. What has a name stays whole until all of it was given: this may break off, too.
                 if self.hold.left.is_none() {
@@ -607,6 +650,13 @@ impl Received {
         let changed = || Fault::corrupt(known::CHANGED).in_unit("chunk", chunk);
         let hash = self.hashes.bytes(chunk)?;
         let old = self.old.as_mut().ok_or_else(changed)?;
+        if let Some((length, crc32)) = old.as_it_is(chunk, &hash, &mut self.buffer) {
+            again.end(emit)?;
+            check_sum(chunk, crc32, entry.crc32)?;
+            let bytes = self.buffer.get(..length).unwrap_or_default();
+            let raw_bytes = self.layout.raw_bytes(chunk).unwrap_or(0);
+            return emit.data(&Encoded::of(bytes, raw_bytes, crc32));
+        }
         let raw = old.proven(chunk, &hash).ok_or_else(changed)?;
         let raw_bytes = to_u64(raw.len());
         if let Some(hands) = &mut again.hands {
@@ -620,6 +670,7 @@ impl Received {
         check_sum(chunk, crc::crc32(0, raw), entry.crc32)?;
         let length = store(raw, &mut self.buffer).ok_or_else(changed)?;
         let bytes = self.buffer.get(..length).unwrap_or_default();
+        again.check(chunk, bytes, raw_bytes, entry.crc32)?;
         emit.data(&Encoded::of(bytes, raw_bytes, entry.crc32))
     }
 }
@@ -637,22 +688,44 @@ struct Again {
     hands: Option<Hands>,
     /// Those under way: number, raw bytes, and their checksum.
     chunks: VecDeque<(u64, u64, u32)>,
+    /// What is given is inflated, unless it was.
+    proof: Option<Proof>,
+}
+
+/// What inflates a chunk to know that it is right.
+struct Proof {
+    inflate: Inflate,
+    raw: Pages,
 }
 
 impl Again {
+    /// Whether packed bytes are what their checksum says, where that is asked.
+    fn check(&mut self, chunk: u64, packed: &[u8], raw: u64, crc32: u32) -> Result<(), Fault> {
+        let Some(Proof { inflate, raw: room }) = &mut self.proof else {
+            return Ok(());
+        };
+        let length = unpack(inflate, packed, room).filter(|length| to_u64(*length) == raw);
+        let found = length.and_then(|length| room.get(..length));
+        let found = found.ok_or_else(|| Fault::corrupt("deflate data").in_unit("chunk", chunk))?;
+        check_sum(chunk, crc::crc32(0, found), crc32)
+    }
+
     /// Gives the next one; false: there is none.
     fn give(&mut self, emit: &mut dyn Emit) -> Result<bool, Problem> {
-        let Some(hands) = &mut self.hands else {
-            return Ok(false);
+        let packed = match &mut self.hands {
+            Some(hands) => hands.give()?,
+            None => None,
         };
-        let (Some(packed), Some((chunk, raw_bytes, crc32))) =
-            (hands.give()?, self.chunks.pop_front())
+        let (Some(packed), Some((chunk, raw_bytes, crc32))) = (packed, self.chunks.pop_front())
         else {
             return Ok(false);
         };
         check_sum(chunk, packed.crc32, crc32)?;
+        self.check(chunk, packed.packed(), raw_bytes, crc32)?;
         emit.data(&Encoded::of(packed.packed(), raw_bytes, crc32))?;
-        hands.take_back(packed);
+        if let Some(hands) = &mut self.hands {
+            hands.take_back(packed);
+        }
         Ok(true)
     }
 

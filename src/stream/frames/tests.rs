@@ -449,7 +449,8 @@ fn what_is_here_is_said_in_order_and_zeros_are_not() {
     let layout = Layout::new(&image(&[to_u64(raw.len())]).images).unwrap();
     let (mut ours, stdin) = pipe();
     let before: Box<dyn known::Earlier> = Box::new(Before(raw.clone()));
-    let mut old = known::Old::new(vec!["image".into()], layout, Some(before), None).unwrap();
+    let mut old =
+        known::Old::new(vec!["image".into()], layout, Some(before), None, packing()).unwrap();
     assert!(old.tell(&stdin, &AtomicBool::new(false)).is_some());
     drop(stdin);
     let mut said = Vec::new();
@@ -572,7 +573,8 @@ fn what_is_here_twice_is_said_while_it_is_read_however_long_that_takes() {
             last: (0, 0),
         });
         let (paths, layout) = (vec!["image".into()], layout.clone());
-        let mut old = known::Old::new(paths, layout, Some(earlier), Some(remains)).unwrap();
+        let mut old =
+            known::Old::new(paths, layout, Some(earlier), Some(remains), packing()).unwrap();
         old.first = first;
         assert!(old.tell(&stdin, &AtomicBool::new(false)).is_some());
         drop(stdin);
@@ -581,5 +583,13 @@ fn what_is_here_twice_is_said_while_it_is_read_however_long_that_takes() {
         let wanted = (0u32..).zip(raw.chunks(CHUNK));
         let wanted = wanted.map(|(number, raw)| [&number.to_le_bytes()[..], &hash(raw)].concat());
         assert!(said == wanted.collect::<Vec<_>>().concat());
+    }
+}
+
+fn packing() -> known::Packing {
+    known::Packing {
+        level: 1,
+        jobs: 2,
+        list: partfile::unnamed_anywhere().unwrap(),
     }
 }

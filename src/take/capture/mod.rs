@@ -9,7 +9,7 @@
 mod long;
 mod told;
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -65,6 +65,8 @@ pub(crate) struct Capture {
     copies: bool,
     /// Whether the sink is a pipe or a socket.
     is_pipe: bool,
+    /// To see that its reader is gone.
+    sink: Option<OwnedFd>,
     /// Bytes in use that nothing can hold before the freeze.
     unheld_bytes: u64,
     /// Whether what is read is packed.
@@ -175,6 +177,7 @@ impl Capture {
             places,
             copies,
             is_pipe: false,
+            sink: None,
             unheld_bytes,
             packs,
             watched: draft.watched,
@@ -205,6 +208,7 @@ impl Capture {
     /// other side has logged in before anything freezes.
     pub(crate) fn wait_sink(&mut self, sink: BorrowedFd<'_>, limit: Duration) -> Result<()> {
         let start = Instant::now();
+        self.sink = rustix::io::fcntl_dupfd_cloexec(sink, 3).ok();
         self.is_pipe = rustix::fs::fstat(sink).is_ok_and(|stat| {
             let kind = FileType::from_raw_mode(stat.st_mode);
             matches!(kind, FileType::Fifo | FileType::Socket)
@@ -342,6 +346,16 @@ impl Capture {
         }
     }
 
+    /// Whether nobody will ever read what is sent: found out also while nothing is, so that a line that broke does not leave us at
+    /// work, and in the way of the next try.
+    fn is_alone(&self) -> bool {
+        self.is_pipe
+            && self
+                .sink
+                .as_ref()
+                .is_some_and(crate::stream::output::reader_is_gone)
+    }
+
     /// Until a round is over; signals and problems end the wait. Whether there was no room for all of it.
     fn await_round(&mut self) -> Result<bool> {
         loop {
@@ -351,6 +365,9 @@ impl Capture {
             let state = self.pipeline.state();
             if let Some(problem) = state.problem {
                 return Err(self.problem(problem));
+            }
+            if self.is_alone() {
+                return Err(self.problem(Problem::ClosedPipe));
             }
             if state.round_over {
                 return match state.is_short && self.onto_itself {
@@ -384,6 +401,10 @@ impl Capture {
             if let Some(problem) = state.problem {
                 drop(frozen.take());
                 return Err(self.problem(problem));
+            }
+            if !state.finished && self.is_alone() {
+                drop(frozen.take());
+                return Err(self.problem(Problem::ClosedPipe));
             }
             let (stage, trouble) = self.surveyor.state();
             if let Some(trouble) = trouble {

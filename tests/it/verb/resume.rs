@@ -1,7 +1,7 @@
 //! `pull` of what has changed only, and of what is missing since a pull broke off: whatever the host had before, what it has afterwards
 //! is what a fresh pull gives. An `ssh` that runs its command here stands in for the board.
 
-use crate::common::{self, Limit, LoopDevice, LoopFs, Random, Run, Scratch, Spec};
+use crate::common::{self, Limit, LoopDevice, LoopFs, Mounted, Random, Run, Scratch, Spec};
 use std::fs;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -233,6 +233,36 @@ fn what_has_not_changed_is_not_sent_and_the_file_is_that_of_a_fresh_pull() {
 }
 
 #[test]
+fn an_old_file_that_is_damaged_or_marked_by_chance_gives_only_what_is_proven() {
+    let bench = require_bench!();
+    let (source, noise) = bench.image();
+    // What cannot be packed is stored, and looks like the end of a chunk in the middle of several.
+    for at in (1..20).map(|at| noise + at * 200_003) {
+        write_at(&source, &[0, 0, 0xff, 0xff], at);
+    }
+    let dump = ["--dump", source.to_str().expect("text"), "--overwrite"];
+    let fresh = bench.pulled(&dump, "one.img.gz");
+    let sent = bench.number("sent_bytes");
+    assert!(bench.pulled(&dump, "one.img.gz") == fresh);
+    assert!(bench.number("sent_bytes") * 200 < sent);
+    let one = bench.join("one.img.gz");
+    for place in [12, fresh.len() / 3, fresh.len() / 2, fresh.len() - 20] {
+        let mut broken = fresh.clone();
+        broken[place] ^= 0x10;
+        fs::write(&one, &broken).expect("broken");
+        assert!(bench.pulled(&dump, "one.img.gz") == fresh, "{place}");
+        fs::write(&one, &fresh[..place]).expect("cut");
+        assert!(bench.pulled(&dump, "one.img.gz") == fresh, "{place}");
+    }
+    // A board that packs wrongly what it sends: what is not inflated to what its checksum says does not get the file's name.
+    fs::write(&one, &fresh).expect("whole");
+    write_at(&source, &Random(8).bytes(100_000), noise + 3_000_000);
+    bench.board("sh -c \"$line\" | perl -0777 -pe 'substr($_, length($_) / 2, 1) ^= \"\\x10\"'");
+    bench.breaks(&dump, "one.img.gz");
+    assert!(fs::read(&one).expect("one") == fresh);
+}
+
+#[test]
 fn entries_of_a_snapshot_are_found_by_their_names() {
     let bench = require_bench!();
     let (source, noise) = bench.image();
@@ -248,6 +278,23 @@ fn entries_of_a_snapshot_are_found_by_their_names() {
     assert!(sent as usize > 2 * NOISE_BYTES, "{sent}");
     bench.pulled(&["--create", &a, &b], "one.zip");
     assert!(bench.number("sent_bytes") * 50 < sent);
+    // What each entry takes in the archive, the host knows.
+    let stored = |text: &str| -> Vec<String> {
+        let pieces = text.split("\"stored_bytes\":").skip(1);
+        let number = |piece: &str| piece.split([',', '}']).next().unwrap_or("").to_owned();
+        pieces.map(number).collect()
+    };
+    let report = fs::read_to_string(bench.join("report.json")).expect("report");
+    let shown = bench.join("shown.json");
+    let mut floe = require_floe!();
+    floe.arg("verify").arg(bench.join("one.zip"));
+    common::run(floe.arg("--report").arg(&shown), Limit::secs(60)).expect_code(0);
+    let shown = fs::read_to_string(shown).expect("report");
+    let found = stored(&report);
+    assert!(
+        found.len() == 2 && found == stored(&shown),
+        "{report} {shown}"
+    );
     // In another order, and one of them alone.
     bench.pulled(&["--create", &b, &a], "one.zip");
     assert!(bench.number("sent_bytes") * 50 < sent);
@@ -661,6 +708,30 @@ fn numbers_of_chunks_far_apart_cost_the_host_no_memory() {
     assert!(run.stderr_text().contains("kind of a frame"), "{run}");
 }
 
+#[test]
+fn a_board_whose_line_was_cut_is_at_work_no_longer() {
+    let bench = require_bench!();
+    require!(common::is_root(), "root");
+    let (source, _) = bench.image();
+    let device = LoopDevice::attach(&source, 512);
+    let mounted = Mounted::new("ext4", device.path(), "");
+    let dump = ["--dump", mounted.dir().to_str().expect("text")];
+    bench.pulled(&dump, "one.img.gz");
+    // The line breaks while nothing travels, and nobody there waits for floe, which a debug build holds frozen: it thaws and ends,
+    // and at once the next pull finds the filesystem free.
+    let hold = bench.join("hold").display().to_string();
+    fs::write(&hold, "").expect("hold");
+    bench.board(&format!(
+        "exec 3<&0\n{{ FLOE_TEST_HOLD='{hold}' sh -c \"$line\" <&3 2> /dev/null & }} | {{\n\
+         dd bs=100 count=1 2> /dev/null\nfor i in $(seq 500); do [ -e '{hold}.frozen' ] && break; sleep 0.02; done; }}\nexit 255"
+    ));
+    bench.breaks(&dump, "one.img.gz");
+    assert!(Path::new(&format!("{hold}.frozen")).exists());
+    bench.board("exec sh -c \"$line\"");
+    bench.pulled(&dump, "one.img.gz");
+    common::assert_not_frozen(mounted.dir(), "after all");
+}
+
 impl Bench {
     fn push(&self, file: &Path, words: &[&str]) -> Run {
         let path = std::env::var("PATH").unwrap_or_default();
@@ -707,6 +778,17 @@ fn a_push_sends_only_what_the_target_does_not_hold() {
         assert!(is_right() && sent * 20 < first, "{sent} of {first}");
         assert!(bench.number("reused_bytes") as usize > NOISE_BYTES / 2);
     }
+    // What a restore wipes at first is not sent either: content to the end, and nothing else.
+    let full = bench.join("full");
+    fs::copy(&raw, &full).expect("copy");
+    let end = (24 << 20) - 1_500_000;
+    write_at(&full, &Random(14).bytes(1_500_000), end);
+    fs::copy(&full, &target).expect("copy");
+    bench.push(&full, &changes).expect_code(0);
+    let sent = bench.number("sent_bytes");
+    assert!(sent < 16_384, "{sent}");
+    assert!(fs::read(&target).expect("target") == fs::read(&full).expect("full"));
+    bench.push(&image, &changes).expect_code(0);
     // The beginning, the middle, what is zeros in the image, and a target that is cut short.
     for at in [0, noise + 2_000_000, 20 << 20] {
         write_at(&target, &Random(4).bytes(3000), at);
