@@ -56,6 +56,12 @@ impl Signals {
         })
     }
 
+    /// Until they are blocked they say `line` before they kill.
+    pub fn say(line: String) {
+        let fatal = [process::SIGINT, process::SIGTERM, process::SIGHUP];
+        process::say_before_death(&fatal, line.into_bytes());
+    }
+
     /// Readable when [`Self::take`] has something to give.
     pub fn fd(&self) -> BorrowedFd<'static> {
         self.fd.as_fd()

@@ -220,6 +220,7 @@ pub(crate) fn add_hosts(hosts: &mut Vec<Host>, value: &OsStr) -> Result<()> {
             )));
         }
         let text = std::fs::read_to_string(path).map_err(fail)?;
+        let before = hosts.len();
         for (number, line) in (1u32..).zip(text.lines()) {
             let line = line.split('#').next().unwrap_or_default().trim();
             if !line.is_empty() {
@@ -227,6 +228,9 @@ pub(crate) fn add_hosts(hosts: &mut Vec<Host>, value: &OsStr) -> Result<()> {
                     Error::usage(format_args!("{shown}: line {number}: {error}"))
                 })?;
             }
+        }
+        if hosts.len() == before {
+            return Err(Error::usage(format_args!("{shown}: names no board")));
         }
         return Ok(());
     }

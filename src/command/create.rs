@@ -153,6 +153,7 @@ pub(super) fn run(options: Options) -> Result<()> {
     let sources = typed(options.pairs.iter().map(|(_, source)| source.as_os_str()));
     let outputs = options.output.as_deref();
     begin_report(&options.common, ("source", &sources), outputs.as_slice())?;
+    report::until_begun(&sources);
     report::tell(&options.common, &mut || {
         Ok(Box::new(create(&options, start)?))
     })
@@ -397,6 +398,8 @@ fn create(options: &Options, start: Instant) -> Result<Done> {
     if options.dry_run {
         return Err(would(options, &place, &snapshot, &plan.sources)?);
     }
+    // What a signal leaves is known only to who takes it.
+    let _signals = Signals::block()?;
     let sink = Sink::open(&place, &snapshot.host, snapshot.time_s)?;
     let known = Known::default();
     let figures = take(options, &system, plan, &snapshot, &sink, &known)?;

@@ -171,6 +171,7 @@ pub(crate) fn run(options: Options) -> Result<()> {
     let outputs: Vec<&Path> = outputs.map(PathBuf::as_path).collect();
     let about = ("source", &options.source.display() as _);
     super::begin(&options.common, about, &outputs)?;
+    report::until_begun(&options.source.display().to_string());
     report::tell(&options.common, &mut || {
         Ok(Box::new(dump(&options, start)?))
     })
@@ -275,6 +276,8 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
     let quiet = options.common.quiet;
     let system = System::look()?;
     let (prepared, emptying) = choose(options, &system)?;
+    // What a signal leaves is known only to who takes it.
+    let _signals = Signals::block()?;
     let outputs = Outputs::open(options, &prepared)?;
     let bmap = options.bmap.as_deref().map(PartFile::create).transpose()?;
     refuse_own_device(&system, &outputs.sink, prepared.dev)?;

@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::io::{Read, Write};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -175,6 +176,12 @@ fn check(file: &OsString, any: Any, common: &Common) -> Result<Good> {
     let mut line = Progress::new(common);
     let _watch = Watch::start(file.display(), "it was being checked; nothing was sent")?;
     let nothing = |error: Error| error.leaving("nothing was sent");
+    let shown = file.display();
+    if std::fs::metadata(file).is_ok_and(|meta| meta.file_type().is_block_device()) {
+        return Err(nothing(Error::refused(format_args!(
+            "{shown}: is a device: make an image of it first, as in: floe dump {shown} -o FILE"
+        ))));
+    }
     let opened = Opened::open(file).map_err(nothing)?;
     let format = opened.format;
     if format == Format::Zip {
@@ -190,7 +197,6 @@ fn check(file: &OsString, any: Any, common: &Common) -> Result<Good> {
     let mut found = Image::read(opened, any).map_err(nothing)?;
     let whole = found.reader.input_length_bytes();
     if whole.is_some_and(|whole| found.file.metadata().is_ok_and(|meta| meta.len() < whole)) {
-        let shown = file.display();
         return Err(nothing(Error::refused(format_args!(
             "{shown}: is one of several pieces; put them together first, as in: cat {shown} … > FILE"
         ))));

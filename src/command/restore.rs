@@ -104,7 +104,12 @@ fn check_order(options: &Options) -> Result<()> {
         return Ok(());
     };
     let meta = |path: &OsString| std::fs::metadata(path).ok();
-    let is_device = meta(&options.image).is_some_and(|meta| meta.file_type().is_block_device());
+    let image = options.image.to_string_lossy();
+    let is_device = match meta(&options.image) {
+        Some(meta) => meta.file_type().is_block_device(),
+        // NAME=DEVICE, or a device by its tag.
+        None => image.contains('='),
+    };
     let is_file = meta(target).is_some_and(|meta| meta.is_file() && meta.len() > 0);
     if !is_device || !is_file {
         return Ok(());
@@ -112,10 +117,14 @@ fn check_order(options: &Options) -> Result<()> {
     let Ok(opened) = Opened::open(target) else {
         return Ok(());
     };
-    let (image, target) = (options.image.display(), target.display());
+    let target = target.display();
+    let (name, image) = match image.split_once('=') {
+        Some((name, device)) if device.starts_with('/') => (name, device),
+        _ => ("NAME", &*image),
+    };
     if opened.format == Format::Zip {
         return Err(Error::refused(format_args!(
-            "{target}: is a snapshot, and would be written over with what is on {image}; to write an entry of it: floe restore {target} NAME={image}"
+            "{target}: is a snapshot, and would be written over with what is on {image}; to write an entry of it: floe restore {target} {name}={image}"
         ))
         .leaving(NOTHING_WRITTEN));
     }

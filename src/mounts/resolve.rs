@@ -450,7 +450,7 @@ impl System {
     }
 
     /// The mount on which an open file lies, by its mount number, and the process in whose table it stands.
-    pub(super) fn mount_of(&self, fd: impl AsFd) -> Option<(&Mount, Option<u32>)> {
+    pub(crate) fn mount_of(&self, fd: impl AsFd) -> Option<(&Mount, Option<u32>)> {
         let id = mount_id(fd.as_fd())?;
         if let Some(mount) = self.table.by_id(id) {
             return Some((mount, None));

@@ -213,8 +213,11 @@ pub(super) fn is_image(device: &Device) -> std::result::Result<bool, Fault> {
     if device.size_bytes() == 0 {
         return Ok(false);
     }
-    if fs::probe(device)?.is_some() {
-        return Ok(true);
+    match fs::probe(device) {
+        Ok(None) => {}
+        Err(fault) if fault.kind() == FaultKind::Io => return Err(fault),
+        // A damaged one is an image, too.
+        _ => return Ok(true),
     }
     match ptable::read_image(device) {
         // A damaged table is a disk's, too: to be read whole.

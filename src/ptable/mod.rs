@@ -188,10 +188,16 @@ pub fn read(device: &dyn ReadAt, sector_bytes: u32) -> Result<Option<Table>, Fau
         return Ok(None);
     }
     device.read_at(0, &mut first)?;
-    if mbr::is_protective(&first) {
-        return gpt::read(device, sector_bytes);
+    let mut table = match mbr::is_protective(&first) {
+        true => gpt::read(device, sector_bytes),
+        false => mbr::read(device, sector_bytes, &first),
+    }?;
+    if let Some(table) = &mut table
+        && table.end_bytes > device.size_bytes()
+    {
+        table.doubt(Fault::corrupt("it ends behind the disk"));
     }
-    mbr::read(device, sector_bytes, &first)
+    Ok(table)
 }
 
 /// The same for an image file, whose sector size nobody states: 512 unless a GPT stands where 4096 puts it.

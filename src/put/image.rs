@@ -180,11 +180,14 @@ impl Image {
                 "{subject}: the image is empty"
             )));
         }
-        let content = Content::probe(&Head(head.get(..head_bytes).unwrap_or_default()))
-            .map_err(|fault| image_error(&subject, fault))?;
         let any = match reader.is_as_it_is() {
             true => Any::Yes,
             false => any,
+        };
+        let content = match Content::probe(&Head(head.get(..head_bytes).unwrap_or_default())) {
+            // A damaged filesystem, and a copy of it as it is.
+            Err(fault) if any == Any::Yes && fault.kind() != FaultKind::Io => Content::default(),
+            content => content.map_err(|fault| image_error(&subject, fault))?,
         };
         reader.watch(&content, head.get(..head_bytes).unwrap_or_default());
         Ok(Self {

@@ -121,6 +121,14 @@ impl Chosen {
         if overwrite == Overwrite::Allowed {
             return Ok(());
         }
+        if let Self::Existing(path, device) = self
+            && let Some(what) = packed(device)
+        {
+            return Err(Error::refused(format_args!(
+                "{}: is {what} itself, and would be written over: the IMAGE comes first, the TARGET last; name another file, or remove this one first",
+                path.display()
+            )));
+        }
         match self.holds()? {
             Some(holds) => Err(Error::refused(format_args!(
                 "{}: {holds}; --overwrite writes over it",
@@ -165,6 +173,20 @@ impl Chosen {
             })?;
         lock(place.path(), &device)?;
         Ok((place.path().to_owned(), device))
+    }
+}
+
+/// What a target is that holds images itself: to advise that it be written over would cost them.
+fn packed(device: &Device) -> Option<&'static str> {
+    let mut first = [0; 4];
+    if device.kind() != DeviceKind::File {
+        return None;
+    }
+    device.read_at(0, &mut first).ok()?;
+    match first {
+        [0x1f, 0x8b, ..] => Some("a gzip file"),
+        [b'P', b'K', 3, 4] => Some("a zip archive"),
+        _ => None,
     }
 }
 

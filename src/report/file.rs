@@ -28,8 +28,7 @@ impl ReportFile {
             None
         } else {
             refuse_slip(path, &name)?;
-            let file = File::create(path).map_err(|e| Error::std(&name, "open", &e))?;
-            Some(file)
+            Some(create(path, &name)?)
         };
         Ok(Self { file, name })
     }
@@ -52,6 +51,28 @@ impl ReportFile {
                 .leaving("what was to be reported is done")
         })
     }
+}
+
+/// A pipe that nobody reads would be waited for without end.
+fn create(path: &Path, name: &str) -> Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let mut options = File::options();
+    options.write(true).create(true).truncate(true);
+    let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    let file = options.custom_flags(flags).open(path);
+    let file = file.map_err(|error| match error.raw_os_error() {
+        // ENXIO, the same everywhere.
+        Some(6) => Error::refused(format_args!(
+            "{name}: is a pipe that nobody reads: start its reader first"
+        ))
+        .leaving("nothing was done"),
+        _ => Error::std(name, "open", &error),
+    })?;
+    let fail = |errno: rustix::io::Errno| Error::std(name, "open", &errno.into());
+    let flags = rustix::fs::fcntl_getfl(&file).map_err(fail)?;
+    let flags = flags.difference(rustix::fs::OFlags::NONBLOCK);
+    rustix::fs::fcntl_setfl(&file, flags).map_err(fail)?;
+    Ok(file)
 }
 
 /// A report over a device, or over a file that is none, was hardly meant.

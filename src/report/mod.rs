@@ -15,7 +15,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 
 use crate::cli::Common;
-use crate::error::{Ending, Error, Exit, Result};
+use crate::error::{Ending, Error, Exit, NOTHING_WRITTEN, Result};
 use crate::threads::Lock;
 
 use self::file::ReportFile;
@@ -124,6 +124,14 @@ pub fn interrupted(subject: &str, state: &str) {
     INTERRUPTED.store(true, Ordering::Relaxed);
     let colon = if subject.is_empty() { "" } else { ": " };
     line(format_args!("{subject}{colon}interrupted; {state}"));
+}
+
+/// Has a signal that comes before anything was frozen or written say so.
+pub fn until_begun(subject: &str) {
+    crate::signals::Signals::say(format!(
+        "floe: {}: interrupted before anything was frozen; {NOTHING_WRITTEN}\n",
+        clean(subject)
+    ));
 }
 
 /// Says how a run ended and gives its exit code.

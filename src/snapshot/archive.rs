@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
+use crate::content;
 use crate::device::{Access, Device, DeviceKind, ReadAt};
 use crate::error::{Error, Exit, Fault, FaultKind, Result};
 use crate::json;
@@ -23,7 +24,7 @@ use crate::stream::archive::Text;
 use crate::stream::copy::BUFFER_BYTES;
 use crate::stream::input::{Input, Supply};
 use crate::stream::unzip::{Body, Directory, Unzip};
-use crate::stream::zip::{Entry, Sums};
+use crate::stream::zip::{self, Entry, Sums};
 use crate::units::{to_u64, to_usize};
 
 /// Largest partition table or boot area in bytes: they are held in memory.
@@ -32,17 +33,37 @@ const MAX_DISK_BYTES: u64 = 64 << 20;
 /// A local header (APPNOTE 4.3.7) and the name of the first entry.
 const FIRST_BYTES: usize = 30 + SNAPSHOT.len();
 
-/// Whether a zip archive that begins so is a snapshot.
+/// How much of the beginning is looked at, in bytes: in it a newer floe says of itself that it is one.
+const HEAD_BYTES: usize = 64 << 10;
+
+/// Whether a file that begins so is a snapshot, of a format that is known here: what a newer floe made may be laid out in other ways.
 fn check_first(subject: &str, head: &[u8]) -> Result<()> {
-    match head.ends_with(SNAPSHOT.as_bytes()) {
-        true => Ok(()),
-        false => Err(not_ours(subject)),
+    if !zip::begins_so(head) {
+        let what = match head.starts_with(&[0x1f, 0x8b]) {
+            true => "a gzip file, as dump makes them",
+            false => content::foreign(head).unwrap_or("no zip archive"),
+        };
+        return Err(Error::corrupt(format_args!(
+            "{subject}: is {what}, and no snapshot"
+        )));
+    }
+    let Some(first) = head.get(..FIRST_BYTES) else {
+        return Ok(());
+    };
+    if !first.ends_with(SNAPSHOT.as_bytes()) {
+        return Err(not_ours(subject));
+    }
+    match zip::first_text(head).map(Snapshot::from_json) {
+        Some(Err(fault)) if fault.exit() == Exit::Refused => {
+            Err(entry_error(subject, SNAPSHOT, fault))
+        }
+        _ => Ok(()),
     }
 }
 
 fn not_ours(subject: &str) -> Error {
     Error::corrupt(format_args!(
-        "{subject}: a zip archive, but not a snapshot of floe: {SNAPSHOT} does not come first"
+        "{subject}: a zip archive, but not a snapshot of floe: {SNAPSHOT} does not come first; an image in it: unzip -p FILE NAME | floe restore - TARGET"
     ))
 }
 
@@ -91,11 +112,9 @@ impl Catalog {
     pub fn read(subject: &str, device: Device) -> Result<Self> {
         let fail = |fault| image_error(&format!("{subject}: zip archive"), fault);
         let device = Arc::new(device);
-        let mut head = [0; FIRST_BYTES];
-        if device.size_bytes() >= to_u64(FIRST_BYTES) {
-            device.read_at(0, &mut head).map_err(fail)?;
-            check_first(subject, &head)?;
-        }
+        let mut head = vec![0; to_usize(device.size_bytes().min(to_u64(HEAD_BYTES)))];
+        device.read_at(0, &mut head).map_err(fail)?;
+        check_first(subject, &head)?;
         let directory = Directory::read(&*device).map_err(fail)?;
         let text = |path: &str| {
             let entry = directory
@@ -372,8 +391,7 @@ impl Bundle {
     pub fn open(subject: &str, mut input: Input<'static>) -> Result<Self> {
         let mut unzip = Unzip::new();
         // What another program made has other headers, too: first whose it is.
-        let head = input.peek(FIRST_BYTES).ok();
-        if let Some(head) = head.and_then(|head| head.get(..FIRST_BYTES)) {
+        if let Ok(head) = input.peek(HEAD_BYTES) {
             check_first(subject, head)?;
         }
         let fail = |fault| image_error(&format!("{subject}: zip archive"), fault);

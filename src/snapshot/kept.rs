@@ -133,10 +133,10 @@ impl Kept {
         let state = match &found {
             _ if part && is_locked(&path) => State::BeingMade,
             Ok(_) if !part => State::Complete,
+            // A pipe, a folder, a link to nothing.
+            Err(_) if !path.is_file() => State::Damaged,
             Err(error) if error.exit() == Some(Exit::Refused) => State::Newer,
-            Err(_)
-                if !part && archive::open_file(&path).is_ok_and(|file| unzip::has_end(&file)) =>
-            {
+            Err(_) if !part && archive::open_file(&path).is_ok_and(|f| unzip::is_ended(&f)) => {
                 State::Damaged
             }
             _ => State::Incomplete,

@@ -102,7 +102,7 @@ impl Hand {
                 }
             }),
         )
-        .map_err(|_| Fault::short("start a thread"))?;
+        .map_err(|errno| Fault::io("start a thread", errno))?;
         Ok(Self { send, receive })
     }
 }

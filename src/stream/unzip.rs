@@ -375,10 +375,15 @@ fn same(input: &mut Input<'_>, expected: &[u8], what: &'static str) -> Result<()
     Ok(())
 }
 
-/// Whether `file` ends with the record that ends an archive: what was cut short does not (APPNOTE 4.3.16, without a comment).
-pub fn has_end(file: &std::fs::File) -> bool {
+/// Whether `file` is no archive that was cut short: what was has the beginning of one, and does not end with the record that ends it
+/// (APPNOTE 4.3.16, without a comment).
+pub fn is_ended(file: &std::fs::File) -> bool {
     use std::os::unix::fs::FileExt;
     let mut bytes = [0; 4];
+    let first = file.read_at(&mut bytes, 0).unwrap_or_default();
+    if !super::zip::begins_so(bytes.get(..first).unwrap_or_default()) {
+        return true;
+    }
     let length = file.metadata().map_or(0, |meta| meta.len());
     let at = length.checked_sub(22);
     at.is_some_and(|at| file.read_exact_at(&mut bytes, at).is_ok()) && bytes == *b"PK\x05\x06"

@@ -501,6 +501,22 @@ fn put_extra(out: &mut Record, numbers: &[u64]) -> Result<(), Fault> {
     Ok(())
 }
 
+/// Whether what begins so may be an archive: with the signature of an entry, as far as that is there (APPNOTE 4.3.7).
+pub(crate) fn begins_so(head: &[u8]) -> bool {
+    let length = head.len().min(Local::SIGNATURE.len());
+    head.get(..length) == Local::SIGNATURE.get(..length)
+}
+
+/// The first entry of an archive, where it is stored, whole in `head`, and right.
+pub(crate) fn first_text(head: &[u8]) -> Option<&[u8]> {
+    let local = Local::parse(head)?;
+    let start = Local::SIZE + usize::from(local.name_bytes) + usize::from(local.extra_bytes);
+    let length = usize::try_from(local.raw_bytes).ok()?;
+    let text = head.get(start..start.checked_add(length)?)?;
+    let is_right = local.method == 0 && crate::crc::crc32(0, text) == local.crc32;
+    is_right.then_some(text)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

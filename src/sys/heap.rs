@@ -14,10 +14,10 @@ pub struct Heap;
 #[cold]
 #[inline(never)]
 fn exhausted(bytes: usize) -> ! {
-    let mut line = heapless::String::<160>::new();
+    let mut line = heapless::String::<192>::new();
     let _ = writeln!(
         line,
-        "floe: memory: {bytes} more bytes are not to be had: a limit (RLIMIT_AS), or none is left; nothing that was begun is complete"
+        "floe: memory: {bytes} more bytes are not to be had: a limit (ulimit -v or -d, the cgroup's), or none is left; nothing that was begun is complete"
     );
     let stderr = rustix::stdio::stderr();
     let mut fds = [PollFd::new(&stderr, PollFlags::OUT)];

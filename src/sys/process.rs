@@ -2,8 +2,10 @@
 
 use core::ffi::c_int;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, FdFlags, Result};
 use rustix::process::Pid;
 
@@ -31,8 +33,6 @@ struct SignalSet([u8; 128]);
 const SIG_DFL: usize = 0;
 /// `SIG_IGN`.
 const SIG_IGN: usize = 1;
-/// `SIG_ERR`.
-const SIG_ERR: usize = usize::MAX;
 // include/uapi/asm-generic/signal-defs.h; x86, arm and arm64 use it.
 const SIG_BLOCK: c_int = 0;
 const SIG_UNBLOCK: c_int = 1;
@@ -100,16 +100,46 @@ pub(crate) fn restore_default(number: i32) {
     unsafe { signal(number, SIG_DFL) };
 }
 
-/// Whether the signal's action is to be ignored (as under nohup). Only for a process with one thread: the action is
-/// default for an instant.
+/// Whether the signal's action is to be ignored (as under nohup); any other becomes the default. Only for a process with one
+/// thread: the action is default for an instant.
 pub(crate) fn is_ignored(number: i32) -> bool {
     // SAFETY: setting an action without a handler touches no memory of ours.
     let old = unsafe { signal(number, SIG_DFL) };
-    if old != SIG_ERR && old != SIG_DFL {
-        // SAFETY: gives back what was there.
-        unsafe { signal(number, old) };
+    if old == SIG_IGN {
+        ignore(number);
     }
     old == SIG_IGN
+}
+
+/// What [`say_and_die`] says.
+static LAST_WORDS: OnceLock<Vec<u8>> = OnceLock::new();
+
+/// Has these signals say one line before they kill, until [`is_ignored`] gives them their default action back. For the time before
+/// somebody waits for them, when there may be no thread that could. Those that are ignored stay so.
+pub(crate) fn say_before_death(numbers: &[i32], line: Vec<u8>) {
+    if LAST_WORDS.set(line).is_err() {
+        return;
+    }
+    for number in numbers {
+        let handler: extern "C" fn(c_int) = say_and_die;
+        // SAFETY: the handler does nothing that is not allowed in one (signal-safety(7)).
+        let old = unsafe { signal(*number, handler as usize) };
+        if old == SIG_IGN {
+            ignore(*number);
+        }
+    }
+}
+
+/// A handler: poll(2), write(2), signal(2), raise(3), _exit(2), and an atomic read.
+extern "C" fn say_and_die(number: c_int) {
+    let stderr = rustix::stdio::stderr();
+    let mut fds = [PollFd::new(&stderr, PollFlags::OUT)];
+    // Nobody who does not read it may hold up the end.
+    if poll(&mut fds, Some(&Timespec::default())) == Ok(1) {
+        let line = LAST_WORDS.get().map_or(&[][..], Vec::as_slice);
+        let _ = rustix::io::write(stderr, line);
+    }
+    exit_now(die_by(number))
 }
 
 /// Blocks these signals in this thread and in all that it starts.

@@ -11,6 +11,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{Mode, OFlags};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 static STDOUT_CLOSED: AtomicBool = AtomicBool::new(false);
 static STDERR_CLOSED: AtomicBool = AtomicBool::new(false);
@@ -55,12 +56,36 @@ pub unsafe fn begin(count: c_int, words: *const *const c_char) -> Vec<OsString> 
         }
     }
     super::process::ignore(super::process::SIGPIPE);
+    raise_stack();
     let word = |index| {
         // SAFETY: as the caller promises.
         let word = unsafe { CStr::from_ptr(*words.add(index)) };
         OsString::from_vec(word.to_bytes().to_vec())
     };
     (0..usize::try_from(count).unwrap_or(0)).map(word).collect()
+}
+
+/// How much stack the main thread needs at the least, in bytes, and how much it is given where it may have it.
+const STACK_BYTES: [u64; 2] = [256 << 10, 8 << 20];
+
+/// The stack of the main thread grows as far as the limit says when it grows (setrlimit(2)): where that is less than is needed, the
+/// end would be SIGSEGV. The soft limit is raised; where the hard one is as low, that is said.
+fn raise_stack() {
+    let limit = getrlimit(Resource::Stack);
+    let [least, good] = STACK_BYTES;
+    if limit.current.is_none_or(|bytes| bytes >= least) {
+        return;
+    }
+    let current = Some(limit.maximum.map_or(good, |most| most.min(good)));
+    let raised = Rlimit { current, ..limit };
+    if current >= Some(least) && setrlimit(Resource::Stack, raised).is_ok() {
+        return;
+    }
+    let _ = rustix::io::write(
+        rustix::stdio::stderr(),
+        b"floe: memory: the stack may have less than 256 KiB: raise the limit (ulimit -s); nothing was done\n",
+    );
+    super::process::exit_now(1)
 }
 
 fn has_closed() -> bool {

@@ -2,12 +2,12 @@
 
 use crate::device::{Access, Range};
 use crate::error::{Error, Result};
-use crate::fs::{self, Kind, Still};
+use crate::fs::{Kind, Still};
 use crate::mounts::{DevId, Partition, Stacked, System};
 use crate::ptable;
 use crate::take::source::{
-    Opened, Piece, Prepared, Reading, SwapContent, Wishes, is_looped, reading, swap_files_on,
-    used_behind,
+    Opened, Piece, Prepared, Reading, SwapContent, Wishes, is_looped, probe, reading,
+    swap_files_on, used_behind,
 };
 use crate::take::still::{hold_stacked, refuse_swap, still_of};
 use crate::units::{self, Extent};
@@ -107,7 +107,7 @@ fn partition_piece(
         device: &opened.device,
         extent: Extent { offset, ..extent },
     };
-    let identity = fs::probe(&view).map_err(|fault| Error::fault(&opened.shown, fault))?;
+    let identity = probe(&view).map_err(|fault| Error::fault(&opened.shown, fault))?;
     if let Some(found) = &identity
         && found.size_bytes > extent.length_bytes
         && !wishes.whole

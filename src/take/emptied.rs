@@ -6,6 +6,8 @@
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Mode, OFlags};
+
 use super::source::{Prepared, Reading, Wishes};
 use crate::cli::Args;
 use crate::error::{Error, NOTHING_WRITTEN, Result};
@@ -181,7 +183,9 @@ pub(crate) fn spare_snapshots(
 /// The filesystem that `folder` lies on, and its path from that filesystem's own root.
 fn inside(system: &System, folder: &Path) -> Option<(DevId, PathBuf)> {
     let folder = folder.canonicalize().ok()?;
-    let dev = DevId::from_raw(rustix::fs::stat(&folder).ok()?.st_dev);
+    let fd = rustix::fs::open(&folder, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    // The number that stat gives is of btrfs a subvolume's.
+    let dev = system.mount_of(&fd)?.0.dev;
     let mounts = system.table().of_dev(dev);
     let below = mounts.filter(|mount| folder.starts_with(&mount.point));
     // Of mounts over each other the last one is seen.

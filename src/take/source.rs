@@ -190,10 +190,20 @@ pub(crate) fn prepare(system: &System, name: &std::ffi::OsStr, wishes: Wishes) -
     if moving.is_none() && !wishes.live {
         prepared.watched.extend(watched(system, &source)?);
     }
-    let judged = content::of_device(&source.device);
-    let judged = judged.map_err(|fault| Error::fault(&prepared.shown, fault))?;
+    let judged = match content::of_device(&source.device) {
+        Err(fault) if fault.kind() == FaultKind::Io => {
+            return Err(Error::fault(&prepared.shown, fault));
+        }
+        judged => judged.map_err(|fault| fault.to_string()),
+    };
+    if let (Err(what), false) = (&judged, wishes.whole) {
+        return Err(not_taken_back(&prepared.name, what));
+    }
     fill(system, source, wishes, &mut prepared)?;
-    judge(judged, wishes, &mut prepared)?;
+    match judged {
+        Ok(judged) => judge(judged, wishes, &mut prepared)?,
+        Err(what) => prepared.as_it_is = Some(what),
+    }
     if moving.is_some() {
         prepared.still = Still::Moving;
         prepared.mounted.clear();
@@ -335,12 +345,24 @@ fn judge(judged: Judged, wishes: Wishes, prepared: &mut Prepared) -> Result<()> 
         return Err(Error::refused(format_args!("{name}: is empty")));
     }
     if !wishes.whole && !judged.content.is_empty() {
-        return Err(Error::refused(format_args!(
-            "{name}: {what}; no image of it would be taken back: repair it, or --whole copies it as it is"
-        )));
+        return Err(not_taken_back(name, &what));
     }
     prepared.as_it_is = Some(what);
     Ok(())
+}
+
+fn not_taken_back(name: &str, what: &str) -> Error {
+    Error::refused(format_args!(
+        "{name}: {what}; no image of it would be taken back: repair it, or --whole copies it as it is"
+    ))
+}
+
+/// What is on a device; of a damaged one nothing is known, and it is read whole.
+pub(super) fn probe(device: &dyn ReadAt) -> std::result::Result<Option<Identity>, Fault> {
+    match fs::probe(device) {
+        Err(fault) if fault.kind() != FaultKind::Io => Ok(None),
+        found => found,
+    }
 }
 
 /// A disk with a table, or one filesystem: what is on the source.
@@ -381,7 +403,7 @@ fn divide(
 
 fn fill(system: &System, source: Source, wishes: Wishes, prepared: &mut Prepared) -> Result<()> {
     let fault = |fault| Error::fault(&prepared.shown, fault);
-    let identity = fs::probe(&source.device).map_err(fault)?;
+    let identity = probe(&source.device).map_err(fault)?;
     let (table, identity) = divide(system, &source, identity, prepared)?;
     let swap = swap_extents(system, &source, &identity, prepared)?;
     let Source {
@@ -459,8 +481,7 @@ pub(super) fn used_behind(
 ) -> std::result::Result<Vec<Extent>, Fault> {
     let mut found: Vec<Extent> = Vec::new();
     let end = match reading {
-        // What swap leaves behind its last page is less than one.
-        Reading::Map(identity) if identity.kind != Kind::Swap => identity.size_bytes,
+        Reading::Map(identity) => identity.size_bytes,
         _ => 0,
     };
     if end == 0 {

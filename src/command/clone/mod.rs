@@ -157,10 +157,12 @@ pub(super) fn run(options: Options) -> Result<()> {
     let sources = options.pairs.iter().map(|pair| pair.source.as_os_str());
     let targets = options.pairs.iter().map(|pair| Path::new(&pair.target));
     let targets: Vec<&Path> = targets.collect();
-    begin(&options.common, ("source", &words(sources)), &targets)?;
+    let sources = words(sources);
+    begin(&options.common, ("source", &sources), &targets)?;
     if options.factory {
         return factory::run(&options, &typed(&options)?);
     }
+    report::until_begun(&sources);
     report::tell(&options.common, &mut || {
         Ok(Box::new(clone(&options, start)?))
     })

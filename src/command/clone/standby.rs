@@ -3,11 +3,12 @@
 use crate::config::pairs::Pair;
 use crate::device::{Access, Device, ReadAt};
 use crate::error::{Error, NOTHING_WRITTEN, Result};
-use crate::fs::Kind;
 use crate::medium::Medium;
 use crate::medium::Role;
 use crate::mounts::{DevId, Layer, Named, System, Why, is_mirror};
-use crate::put::target::{Chosen, Overwrite, cannot, old_tail};
+use crate::ptable;
+use crate::put::image::Content;
+use crate::put::target::{self, Chosen, Overwrite, cannot, old_tail};
 use crate::take::source::Prepared;
 use crate::units::Extent;
 
@@ -163,12 +164,24 @@ fn open(
     })
 }
 
-/// A filesystem that counts in sectors of its device works on no device with larger ones.
+/// As `restore` judges an image; what is not known, and what ends within a sector, goes onto sectors that are no larger.
 fn check_sectors(target: &Named, device: &Device, source: &Prepared) -> Result<()> {
     let sector = u64::from(device.sector_bytes());
-    let from = source.devices.first();
-    let from = from.map_or(sector, |opened| u64::from(opened.device.sector_bytes()));
-    if sector > from && !any_sector(source, sector) {
+    let Some(opened) = source.devices.first() else {
+        return Ok(());
+    };
+    let from = u64::from(opened.device.sector_bytes());
+    let mut content = Content {
+        identity: source.identity.clone(),
+        ..Content::default()
+    };
+    if content.identity.is_none() {
+        let bytes = opened.device.sector_bytes();
+        content.table = ptable::read(&opened.device, bytes).unwrap_or_default();
+    }
+    target::check_sectors(&target.shown, device.sector_bytes(), &content)?;
+    let fits = !content.is_empty() && source.size_bytes.is_multiple_of(sector);
+    if sector > from && !fits {
         return Err(refused(
             target,
             format_args!(
@@ -205,16 +218,6 @@ pub(super) fn on_medium(
         });
     }
     Ok(found)
-}
-
-/// Filesystems that keep no sector size, in blocks that are sectors of the target at least.
-fn any_sector(source: &Prepared, sector: u64) -> bool {
-    source.identity.as_ref().is_some_and(|found| {
-        matches!(
-            found.kind,
-            Kind::Ext2 | Kind::Ext3 | Kind::Ext4 | Kind::Btrfs
-        ) && u64::from(found.block_bytes).is_multiple_of(sector)
-    }) && source.size_bytes.is_multiple_of(sector)
 }
 
 /// A filesystem may end before its device: what lies behind it is not needed on a smaller target.

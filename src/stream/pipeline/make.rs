@@ -236,7 +236,7 @@ impl Pipeline {
                 role.play(shared);
             });
             crate::threads::start(name, STACK_BYTES, work)
-                .map_err(|_| Fault::short("start a thread"))?;
+                .map_err(|errno| Fault::io("start a thread", errno))?;
         }
         shared.started.wait_for(count);
         Ok(Self { shared })

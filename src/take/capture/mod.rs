@@ -139,7 +139,7 @@ impl Capture {
         let rehearses = places.is_some() && (!engine.emptying.is_empty() || wishes.require_map);
         // A quarter of the spool is for what waits to be packed.
         if engine.onto_itself && watch.is_none() && used > settings.spool_bytes / 4 * 3 {
-            return Err(no_room().leaving("nothing was frozen"));
+            return Err(no_room(engine.output.as_deref()).leaving("nothing was frozen"));
         }
         let packs = settings.encoding != Encoding::Raw;
         settings.precopy = watch.as_ref().map(Watch::precopy);
@@ -371,7 +371,7 @@ impl Capture {
             }
             if state.round_over {
                 return match state.is_short && self.onto_itself {
-                    true => Err(no_room().leaving("nothing was frozen")),
+                    true => Err(no_room(self.output.as_deref()).leaving("nothing was frozen")),
                     false => Ok(state.is_short),
                 };
             }
@@ -413,7 +413,9 @@ impl Capture {
             }
             if state.is_short && self.onto_itself {
                 drop(frozen.take());
-                return Err(no_room().with_exit(Exit::Failed).leaving(self.written()));
+                return Err(no_room(self.output.as_deref())
+                    .with_exit(Exit::Failed)
+                    .leaving(self.written()));
             }
             self.all_read = state.all_read;
             if state.all_read && !checking {
@@ -557,10 +559,11 @@ fn walk(
     }
 }
 
-fn no_room() -> Error {
-    Error::refused(
-        "output: lies on the filesystem that is frozen, where nothing can be written meanwhile, and is larger than the spool that would hold it; write it elsewhere, or give a larger --spool, or a --spool-file on another filesystem",
-    )
+fn no_room(output: Option<&str>) -> Error {
+    let output = output.unwrap_or("stdout");
+    Error::refused(format_args!(
+        "{output}: lies on the filesystem that is frozen, where nothing can be written meanwhile, and is larger than the spool that would hold it; write it elsewhere, or give a larger --spool, or a --spool-file on another filesystem",
+    ))
 }
 
 fn timespec(duration: Duration) -> Timespec {

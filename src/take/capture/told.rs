@@ -80,10 +80,13 @@ impl Capture {
                 left(Error::fault(self.device_name(device), fault).with_exit(Exit::Failed))
             }
             Problem::Write(fault) => {
-                let full = [Errno::NOSPC, Errno::DQUOT, Errno::FBIG];
-                let help = match self.is_file() && full.iter().any(|no| fault.is_errno(*no)) {
-                    true => "; make room there, or name another place with -o",
-                    false => "",
+                let full = [Errno::NOSPC, Errno::DQUOT];
+                let help = match full.iter().any(|no| fault.is_errno(*no)) {
+                    true if self.is_file() => "; make room there, or name another place with -o",
+                    false if fault.is_errno(Errno::FBIG) => {
+                        "; raise the limit on the size of files (ulimit -f), or name a filesystem that holds longer ones"
+                    }
+                    _ => "",
                 };
                 left(Error::failed(format_args!("{output}: {fault}{help}")))
             }

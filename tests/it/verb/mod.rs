@@ -26,6 +26,7 @@ mod restore;
 mod resume;
 mod sets;
 mod show;
+mod slips;
 mod snapshots;
 mod split;
 mod store;

@@ -276,7 +276,7 @@ fn a_file_that_cannot_grow_is_told_with_what_was_refused_what_is_left_and_what_h
             "{said}"
         );
         assert!(!said.contains(" of 0 bytes"), "{said}");
-        let end = "; make room there, or name another place with -o; the part file was removed\n";
+        let end = "; raise the limit on the size of files (ulimit -f), or name a filesystem that holds longer ones; the part file was removed\n";
         assert!(said.ends_with(end), "{said}");
         assert!(!Path::new(&format!("{out}.part")).exists());
     }

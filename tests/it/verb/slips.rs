@@ -1,0 +1,362 @@
+//! Variations of slips and of what a machine lacks, each refused or told of with the line that helps: sectors, damaged beginnings and
+//! tables, what lies in a store, arguments the wrong way round, limits, and a signal that comes first of all.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use crate::common::{self, Limit, LoopDevice, Mounted, Run, Scratch};
+
+/// Shell lines in the scratch folder, with floe as `$FLOE`.
+fn sh(scratch: &Scratch, script: &str) -> Run {
+    let floe = common::floe_path().expect("FLOE_BIN");
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", script])
+        .env("FLOE", floe)
+        .current_dir(scratch.path());
+    common::run(&mut command, Limit::secs(60))
+}
+
+/// Expects of each script this exit code, and in the one line that it says these words.
+fn expect(scratch: &Scratch, all: &[(&str, i32, &str)]) {
+    for (script, code, words) in all {
+        let run = sh(scratch, script).expect_code(*code);
+        let said = run.stderr_text();
+        assert!(said.contains(words), "{script}: no {words:?} in {run}");
+        assert!(*code == 0 || said.lines().count() == 1, "{script}: {run}");
+    }
+}
+
+fn text(path: &Path) -> String {
+    path.display().to_string()
+}
+
+macro_rules! ready {
+    ($($tool:literal),*) => {
+        require!(common::is_root(), "root");
+        require!(common::floe_path().is_some(), "FLOE_BIN");
+        require!(common::runner().is_none(), "no runner: floe is started by others");
+        $(require!(common::have($tool), $tool);)*
+    };
+}
+
+const EXT4: &str = "truncate -s 8M e && mke2fs -q -F -t ext4 e && gzip -k e";
+
+#[test]
+fn clone_takes_and_refuses_the_same_sector_sizes_as_restore() {
+    ready!("mksquashfs", "sfdisk", "mke2fs");
+    let scratch = Scratch::new();
+    let make = "truncate -s 16M t4 && truncate -s 16M t5 && truncate -s 16M g && mkdir d && echo x > d/x && mksquashfs d q -quiet -no-progress && truncate -s %4096 q
+        truncate -s 8M e && mke2fs -q -F -t ext4 -b 1024 e";
+    sh(&scratch, make).expect_code(0);
+    let table = LoopDevice::attach(&scratch.join("g"), 4096);
+    let lay = format!("echo 1024,1024 | sfdisk -q -X gpt {}", text(table.path()));
+    // The kernel cannot read it anew here, and says so.
+    drop(sh(&scratch, &lay));
+    let small = LoopDevice::attach(&scratch.join("t5"), 512);
+    let large = LoopDevice::attach(&scratch.join("t4"), 4096);
+    let [squashfs, ext4] = ["q", "e"].map(|name| LoopDevice::attach(&scratch.join(name), 512));
+    let pair = |from: &LoopDevice, to: &LoopDevice, said: &str, code: i32| {
+        let line = format!("$FLOE clone {}={}", text(from.path()), text(to.path()));
+        let run = sh(&scratch, &line).expect_code(code);
+        assert!(run.stderr_text().contains(said), "{run}");
+    };
+    pair(&table, &small, "counts in 4096: no kernel would find", 4);
+    pair(&ext4, &large, "no kernel would mount it there", 4);
+    for target in ["t4", "t5"] {
+        let bytes = fs::read(scratch.join(target)).expect("target");
+        assert!(bytes.iter().all(|byte| *byte == 0), "{target} was written");
+    }
+    pair(&squashfs, &large, "squashfs", 0);
+}
+
+#[test]
+fn what_lies_behind_a_swap_area_is_in_its_image() {
+    ready!("mkswap");
+    let scratch = Scratch::new();
+    sh(
+        &scratch,
+        "truncate -s 2M s && chmod 600 s && mkswap -q s && truncate -s 6M s",
+    )
+    .expect_code(0);
+    let file = File::options().write(true).open(scratch.join("s"));
+    file.expect("s")
+        .write_all_at(b"behind", 5 << 20)
+        .expect("tail");
+    let run = sh(&scratch, "$FLOE dump s -z none -o o && cmp s o").expect_code(0);
+    assert!(run.stderr_text().contains("partial"), "{run}");
+}
+
+#[test]
+fn a_squashfs_that_ends_before_its_tables_is_refused_or_copied_as_it_is() {
+    ready!("mksquashfs", "mke2fs");
+    let scratch = Scratch::new();
+    sh(
+        &scratch,
+        "mkdir d && head -c 100000 /dev/urandom > d/x && mksquashfs d q -quiet -no-progress",
+    )
+    .expect_code(0);
+    let file = File::options().write(true).open(scratch.join("q"));
+    file.expect("q")
+        .write_all_at(&200u64.to_le_bytes(), 40)
+        .expect("bytes_used");
+    expect(
+        &scratch,
+        &[
+            (
+                "$FLOE dump q -o o",
+                4,
+                "--whole copies it as it is; nothing was written",
+            ),
+            (
+                "$FLOE create a=q -o z",
+                4,
+                "--whole copies it as it is; nothing was written",
+            ),
+            ("$FLOE verify q", 3, "ends before its own tables"),
+            (
+                "$FLOE dump --whole q -o o && $FLOE verify o && $FLOE restore o r && cmp q r",
+                0,
+                "",
+            ),
+            (
+                "$FLOE create --whole a=q -o z && $FLOE restore z a=r2 && cmp q r2",
+                0,
+                "",
+            ),
+        ],
+    );
+}
+
+#[test]
+fn a_table_that_ends_behind_its_disk_is_damaged_wherever_it_is_read() {
+    ready!("sfdisk", "mke2fs");
+    let scratch = Scratch::new();
+    sh(
+        &scratch,
+        &format!("{EXT4}; truncate -s 16M m && echo 2048,4096 | sfdisk -q m"),
+    )
+    .expect_code(0);
+    let file = File::options().write(true).open(scratch.join("m"));
+    file.expect("m")
+        .write_all_at(&[0xff; 4], 458)
+        .expect("length");
+    let device = LoopDevice::attach(&scratch.join("m"), 512);
+    let disk = text(device.path());
+    let damaged = "damaged: it ends behind the disk";
+    let run = sh(&scratch, &format!("$FLOE show {disk} >&2")).expect_code(0);
+    assert!(run.stderr_text().contains(damaged), "{run}");
+    expect(
+        &scratch,
+        &[
+            (&format!("$FLOE clone e=root --media {disk}"), 4, damaged),
+            (
+                &format!("$FLOE create a=e --disk {disk} -o z"),
+                4,
+                "it ends behind the disk; repair it first",
+            ),
+            (
+                &format!("$FLOE dump {disk} -o o"),
+                4,
+                "--whole copies it as it is",
+            ),
+        ],
+    );
+}
+
+#[test]
+fn a_store_tells_what_is_no_snapshot_and_what_a_newer_floe_made_in_its_own_way() {
+    ready!("python3", "mke2fs", "mkfifo");
+    let scratch = Scratch::new();
+    let script = format!(
+        "{EXT4}; mkdir L; $FLOE create -q a=e -o s.zip; cd L; cp ../e.gz h-20260101T000000Z-0001.zip; mkfifo h-20260101T000000Z-0002.zip
+        ln -s /nonexistent h-20260101T000000Z-0003.zip; echo hello > h-20260101T000000Z-0004.zip
+        head -c 2000 ../s.zip > h-20260101T000000Z-0005.zip
+        python3 -c '
+import zipfile
+old = zipfile.ZipFile(\"../s.zip\"); new = zipfile.ZipFile(\"h-20260101T000000Z-0006.zip\", \"w\")
+for name in old.namelist():
+    new.writestr(name, old.read(name).replace(b\"\\\"format\\\":1\", b\"\\\"format\\\":2\") if name == \"snapshot.json\" else old.read(name))
+new.close()
+other = zipfile.ZipFile(\"h-20260101T000000Z-0007.zip\", \"w\"); other.write(\"../e\", \"disk.img\"); other.close()'"
+    );
+    sh(&scratch, &script).expect_code(0);
+    let listed = sh(&scratch, "$FLOE list L").expect_code(0).stdout_text();
+    let states = [
+        ("0001", "damaged       is a gzip file"),
+        ("0002", "damaged"),
+        ("0003", "damaged"),
+        ("0004", "damaged       is a text"),
+        ("0005", "incomplete"),
+        ("0006", "newer format"),
+        ("0007", "damaged       a zip archive, but not a snapshot"),
+    ];
+    for (number, state) in states {
+        let line = listed.lines().find(|line| line.contains(number));
+        let line = line.unwrap_or_else(|| panic!("no {number} in {listed}"));
+        assert!(line.contains(state), "no {state:?} in {line}");
+    }
+    let newer = "a newer floe made this snapshot";
+    for verb in [
+        "show N",
+        "verify N",
+        "restore N a=x",
+        "artifact N -n a -t b -o m",
+        "verify - < N",
+    ] {
+        let line = format!(
+            "$FLOE {}",
+            verb.replace('N', "L/h-20260101T000000Z-0006.zip")
+        );
+        expect(&scratch, &[(&line, 4, newer)]);
+    }
+    let others = [(
+        "$FLOE verify L/h-20260101T000000Z-0007.zip",
+        3,
+        "unzip -p FILE NAME | floe restore - TARGET",
+    )];
+    expect(&scratch, &others);
+}
+
+#[test]
+fn swapped_arguments_are_answered_with_the_right_order_however_the_device_is_named() {
+    ready!("mke2fs");
+    let scratch = Scratch::new();
+    let device = LoopDevice::filled(&scratch, "target", 16, 7);
+    let disk = text(device.path());
+    sh(
+        &scratch,
+        &format!("{EXT4}; $FLOE create -q a=e -o s.zip; sha256sum e.gz s.zip > sums"),
+    )
+    .expect_code(0);
+    expect(
+        &scratch,
+        &[
+            (
+                &format!("$FLOE restore a={disk} s.zip"),
+                4,
+                &format!("floe restore s.zip a={disk};"),
+            ),
+            (
+                &format!("$FLOE restore a={disk} e.gz"),
+                4,
+                &format!("floe restore e.gz {disk};"),
+            ),
+            (
+                "$FLOE restore UUID=12-34 e.gz",
+                4,
+                "floe restore e.gz UUID=12-34;",
+            ),
+            (
+                "$FLOE restore LABEL=x s.zip",
+                4,
+                "floe restore s.zip NAME=LABEL=x;",
+            ),
+            (
+                "$FLOE restore e e.gz",
+                4,
+                "the IMAGE comes first, the TARGET last",
+            ),
+            ("$FLOE restore e.gz s.zip", 4, "is a zip archive itself"),
+            (
+                &format!("$FLOE push {disk} board /dev/x"),
+                4,
+                "is a device: make an image of it first",
+            ),
+            (
+                ": > hosts; $FLOE push e.gz @hosts -- /dev/x",
+                2,
+                "names no board",
+            ),
+            ("$FLOE pull @hosts --dump / -o .", 2, "names no board"),
+            ("sha256sum -c --status sums", 0, ""),
+        ],
+    );
+}
+
+#[test]
+fn small_limits_and_a_report_that_nobody_reads_are_told_of() {
+    ready!("mke2fs", "mkfifo");
+    let scratch = Scratch::new();
+    sh(
+        &scratch,
+        &format!(
+            "{EXT4}; mkfifo fifo; head -c 300000 /dev/urandom > r; debugfs -w -R 'write r r' e"
+        ),
+    )
+    .expect_code(0);
+    expect(
+        &scratch,
+        &[
+            (
+                "ulimit -s 64; $FLOE verify e.gz",
+                1,
+                "raise the limit (ulimit -s)",
+            ),
+            ("ulimit -Ss 64; $FLOE dump e -o o && $FLOE verify o", 0, ""),
+            ("ulimit -f 100; exec $FLOE dump e -o f", 1, "(ulimit -f)"),
+            ("ulimit -f 100; exec $FLOE dump e > f", 1, "(ulimit -f)"),
+            (
+                "timeout 20 $FLOE dump e -o p --report fifo",
+                4,
+                "is a pipe that nobody reads",
+            ),
+            (
+                "cat fifo > told & $FLOE dump e -o p --report fifo; wait; grep -q crc32 told",
+                0,
+                "",
+            ),
+        ],
+    );
+    assert!(!scratch.join("f.part").exists());
+}
+
+#[test]
+fn a_signal_before_anything_is_frozen_says_so_in_every_verb_that_freezes() {
+    ready!("mke2fs");
+    let scratch = Scratch::new();
+    // What lies behind the filesystem is looked at first, and takes long.
+    sh(&scratch, &format!("{EXT4}; truncate -s 8T e")).expect_code(0);
+    let device = LoopDevice::filled(&scratch, "target", 16, 0);
+    let clone = format!("clone e={}", text(device.path()));
+    for verb in ["dump e -o o", "dump e", "create a=e -o o", &clone] {
+        for signal in ["TERM", "INT", "HUP"] {
+            let mut command = Command::new(common::floe_path().expect("FLOE_BIN"));
+            command.args(verb.split(' ')).current_dir(scratch.path());
+            command.stdout(File::create(scratch.join("out")).expect("out"));
+            command.stderr(File::create(scratch.join("said")).expect("said"));
+            let mut child = command.spawn().expect("floe");
+            std::thread::sleep(Duration::from_millis(300));
+            common::signal(child.id(), signal);
+            let status = common::wait_for(&mut child, Duration::from_secs(10)).expect("it ends");
+            assert_eq!(status.code(), None, "{verb}: {status}");
+            let said = fs::read_to_string(scratch.join("said")).expect("said");
+            let words = "interrupted before anything was frozen; nothing was written\n";
+            assert!(
+                said.ends_with(words) && said.lines().count() == 1,
+                "{verb}: {said}"
+            );
+            assert!(!scratch.join("o").exists());
+        }
+    }
+}
+
+#[test]
+fn a_store_on_the_btrfs_that_is_taken_is_told_of() {
+    ready!("mkfs.btrfs");
+    require!(common::kernel_has("btrfs"), "btrfs");
+    let scratch = Scratch::new();
+    sh(&scratch, "truncate -s 200M b && mkfs.btrfs -q b").expect_code(0);
+    let device = LoopDevice::attach(&scratch.join("b"), 512);
+    let mounted = Mounted::new("btrfs", device.path(), "defaults");
+    let dir = text(mounted.dir());
+    sh(&scratch, &format!("mkdir {dir}/store")).expect_code(0);
+    let line = format!("$FLOE create a={dir} -o {dir}/store/");
+    expect(
+        &scratch,
+        &[(&line, 0, "its snapshots become part of this one")],
+    );
+}
