@@ -26,6 +26,7 @@ use crate::report::{Told, millis, tell};
 use crate::snapshot::archive::Catalog;
 use crate::snapshot::framed;
 use crate::snapshot::image_path;
+use crate::snapshot::kept;
 use crate::stream::copy::{BUFFER_BYTES, Ended, MEASURING, Progress, WRITING};
 use crate::stream::image::{Format, GRANULE_BYTES, ImageReader, Piece};
 use crate::stream::input::{Input, is_zero};
@@ -113,7 +114,8 @@ fn make(options: &Options, start: Instant) -> Result<Done> {
         ));
     }
     let scripts = options.what.labels.read_scripts()?.into();
-    let image = open(options)?;
+    let path = kept::path_of(&options.image)?;
+    let image = open(options, &path)?;
     let mut part = match &options.output {
         Some(path) => Some(part_file(path, &image.file, options.overwrite)?),
         None => None,
@@ -125,7 +127,7 @@ fn make(options: &Options, start: Instant) -> Result<Done> {
     let sink = sink.ok_or_else(|| Error::failed("stdout: dup: failed"))?;
     let again = match leaves_holes(&sink) {
         true => None,
-        false => Some(second(options, &image)?),
+        false => Some(second(options, &path, &image)?),
     };
     let facts = Facts::of(&image, options);
     let (filesystem, input_length) = (image.content.name(), image.reader.input_length_bytes());
@@ -222,8 +224,8 @@ fn part_file(path: &Path, image: &File, overwrite: bool) -> Result<PartFile> {
 }
 
 /// Opens the image, or an entry of a snapshot.
-fn open(options: &Options) -> Result<Image> {
-    let (path, entry) = (options.image.as_os_str(), options.entry.as_deref());
+fn open(options: &Options, path: &OsStr) -> Result<Image> {
+    let entry = options.entry.as_deref();
     let opened = framed::open(path, options.output.as_deref())?;
     if opened.format != Format::Zip {
         if entry.is_some() {
@@ -264,16 +266,16 @@ fn open(options: &Options) -> Result<Image> {
 }
 
 /// The image once more, for an output that cannot be written over.
-fn second(options: &Options, image: &Image) -> Result<Image> {
+fn second(options: &Options, path: &OsStr, image: &Image) -> Result<Image> {
     let kind = rustix::fs::fstat(&image.file)
         .map(|stat| FileType::from_raw_mode(stat.st_mode))
         .unwrap_or(FileType::Unknown);
-    if options.image == "-" || !matches!(kind, FileType::RegularFile | FileType::BlockDevice) {
+    if path == "-" || !matches!(kind, FileType::RegularFile | FileType::BlockDevice) {
         return Err(Error::refused(
             "stdout: is a pipe, and so is the image; an artifact begins with the image's checksum, which is known at its end: give -o FILE, or the image as a file",
         ));
     }
-    open(options)
+    open(options, path)
 }
 
 /// What the file says of the payload.

@@ -156,6 +156,9 @@ fn whichever_piece_or_name_is_given_it_is_said_which_one_to_name() {
             let said = floe(&[verb, &image], 4).stderr_text();
             assert!(said.contains(&wanted), "{verb}: {said}");
         }
+        let words = ["artifact", &image, "-n", "a", "-t", "b", "-o", "/dev/null"];
+        let said = floe(&words, 4).stderr_text();
+        assert!(said.contains(&first), "{said}");
         let target = scratch.join("target").to_string_lossy().into_owned();
         let said = floe(&["restore", &image, &target], 4).stderr_text();
         assert!(said.contains(&first), "{said}");
