@@ -1,0 +1,106 @@
+//! From checked targets to what has to be done: an entry, and where it goes.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::device::Device;
+use crate::error::Result;
+use crate::mounts::DevId;
+use crate::put::free::LeftAlone;
+use crate::put::grow;
+use crate::put::job::Shared;
+use crate::put::options::{self, Options};
+use crate::put::phase::Phase;
+use crate::put::target::Chosen;
+use crate::snapshot::relaid::Laid;
+use crate::snapshot::unpack::EntryTarget;
+use crate::snapshot::unpack::disk::Disk;
+use crate::snapshot::unpack::origin::Origin;
+use crate::snapshot::{Snapshot, image_path};
+use crate::stream::copy::Progress;
+use crate::units::Extent;
+
+/// One entry and where it goes.
+pub(super) struct Errand {
+    pub name: String,
+    pub path: String,
+    pub size_bytes: u64,
+    /// What messages call the target.
+    pub shown: String,
+    pub device: Device,
+    /// The partition's place on a disk that is laid anew.
+    pub range: Option<Extent>,
+    pub left: Option<LeftAlone>,
+    pub only_changes: bool,
+    /// The device to grow on afterwards.
+    pub grow: Option<(PathBuf, DevId)>,
+    pub shared: Arc<Shared>,
+}
+
+/// From the checked targets to what has to be done, in the order of the archive; files that are not there yet are made.
+pub(super) fn errands(
+    options: &Options,
+    chosen: Vec<(String, Chosen)>,
+    (disk, mut places): (Option<Disk>, Vec<EntryTarget>),
+    origin: &Origin,
+    snapshot: &Snapshot,
+    progress: &Arc<Progress>,
+) -> Result<(Vec<Errand>, Option<Laid>)> {
+    let laid = disk.map(|disk| disk.open(origin)).transpose()?;
+    let mut chosen: Vec<(String, Option<Chosen>)> = chosen
+        .into_iter()
+        .map(|(name, chosen)| (name, Some(chosen)))
+        .collect();
+    let mut errands = Vec::new();
+    for image in &snapshot.images {
+        let own = chosen.iter_mut().find(|(name, _)| *name == image.name);
+        let own = own.and_then(|(_, chosen)| chosen.take());
+        let grown = match &own {
+            Some(own) if options.grow => {
+                let (shown, dev) = own.named();
+                Some(grow::check(shown, dev, &image.filesystem, &image.uuid)?)
+            }
+            _ => None,
+        };
+        let place = places.iter().position(|place| place.name == image.name);
+        let place = place.map(|at| places.swap_remove(at));
+        let is_placed = place.is_some();
+        let (path, device, range) = match (place, own, &laid) {
+            (Some(place), _, _) => (place.shown.into(), place.device, Some(place.range)),
+            (None, Some(own), _) => {
+                let (path, device) = own.into_device()?;
+                (path, device, None)
+            }
+            (None, None, Some(laid)) => {
+                let (device, range) = laid.partition(image)?;
+                (laid.path.clone(), device, Some(range))
+            }
+            (None, None, None) => continue,
+        };
+        let left = match range {
+            None => options::left_alone(options, &path, &device)?,
+            Some(_) => None,
+        };
+        let shown = path.display().to_string();
+        errands.push(Errand {
+            name: image.name.clone(),
+            path: image_path(&image.name),
+            size_bytes: image.size_bytes,
+            shown: match range {
+                None => shown,
+                Some(_) if is_placed => shown,
+                Some(_) => format!("{shown} partition {}", image.partition_number),
+            },
+            device,
+            range,
+            left,
+            only_changes: options.only_changes,
+            grow: grown.map(|dev| (path.clone(), dev)),
+            shared: Arc::new(Shared {
+                progress: Arc::clone(progress),
+                phase: Phase::default(),
+            }),
+        });
+    }
+    Ok((errands, laid))
+}

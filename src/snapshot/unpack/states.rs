@@ -1,0 +1,78 @@
+//! The state of every target, for messages.
+
+use std::sync::Arc;
+
+use crate::error::Error;
+use crate::put::job::Shared;
+use crate::put::phase::{Phase, again};
+use crate::put::target::Overwrite;
+use crate::report;
+use crate::snapshot::relaid::Laid;
+use crate::snapshot::unpack::errand::Errand;
+
+/// The state of every target, and of a disk that is laid anew, for messages.
+pub(super) struct States {
+    targets: Vec<(String, Arc<Shared>)>,
+    disk: Option<(String, Arc<Phase>)>,
+}
+
+pub(super) fn states_of(errands: &[Errand], laid: Option<&Laid>) -> States {
+    let target = |errand: &Errand| (errand.shown.clone(), Arc::clone(&errand.shared));
+    States {
+        targets: errands.iter().map(target).collect(),
+        disk: laid.map(|laid| (laid.path.display().to_string(), Arc::clone(&laid.phase))),
+    }
+}
+
+impl States {
+    pub(super) fn text(&self) -> String {
+        let words = |(shown, shared): &(String, Arc<Shared>)| match shared.phase.get() {
+            Phase::UNTOUCHED => format!("{shown}: not touched"),
+            Phase::COMPLETE => format!("{shown}: complete"),
+            _ => format!("{shown}: {}", shared.phase.state()),
+        };
+        let mut all: Vec<String> = self.targets.iter().map(words).collect();
+        if let Some((shown, phase)) = &self.disk {
+            all.push(match phase.get() {
+                Phase::UNTOUCHED => format!("{shown}: not touched"),
+                Phase::COMPLETE => format!("{shown}: its partition table is complete"),
+                _ => format!("{shown}: has no partition table yet, and is not usable"),
+            });
+        }
+        all.join("; ")
+    }
+
+    /// The same after an interruption, and what helps.
+    pub(super) fn interrupted(&self, overwrite: Overwrite) -> String {
+        let targets = self.targets.iter();
+        let targets = targets.map(|(shown, shared)| (shown, shared.phase.get()));
+        let disk = self.disk.iter().map(|(shown, phase)| (shown, phase.get()));
+        let all: Vec<(&String, u8)> = targets.chain(disk).collect();
+        let is_begun = |(_, phase): &(_, u8)| matches!(*phase, Phase::WRITING | Phase::LAST);
+        if !all.iter().any(is_begun) {
+            return self.text();
+        }
+        let holds = |(shown, phase): &(&String, u8)| match *phase {
+            Phase::UNTOUCHED => false,
+            Phase::COMPLETE => true,
+            _ => std::path::Path::new(shown).is_file(),
+        };
+        let again = again(overwrite, || all.iter().any(holds));
+        format!("{}; {again}", self.text())
+    }
+
+    /// After the first write a refusal is 1; and the state of the other targets is told too.
+    pub(super) fn explain(&self, error: Error, quiet: bool) -> Error {
+        let begun = |phase: &Phase| phase.get() != Phase::UNTOUCHED;
+        let touched = self.targets.iter().any(|(_, shared)| begun(&shared.phase))
+            || self.disk.as_ref().is_some_and(|(_, phase)| begun(phase));
+        if self.targets.len() + usize::from(self.disk.is_some()) > 1
+            && touched
+            && !quiet
+            && !error.is_signal()
+        {
+            report::line(self.text());
+        }
+        if touched { error.begun("") } else { error }
+    }
+}

@@ -1,0 +1,131 @@
+//! The working thread: every entry onto its target, in the order of the archive; the beginnings last.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::device::DeviceKind;
+use crate::error::{Error, Result};
+use crate::mounts::DevId;
+use crate::put::grow;
+use crate::put::image::{Any, Image};
+use crate::put::job::{Filled, Job};
+use crate::put::target::check_sectors;
+use crate::snapshot::image_path;
+use crate::snapshot::relaid::Laid;
+use crate::snapshot::unpack::Restored;
+use crate::snapshot::unpack::errand::Errand;
+use crate::snapshot::unpack::origin::{Origin, PipeReader, advance};
+use crate::stream::image::ImageReader;
+use crate::stream::input::{Input, Supply};
+use crate::stream::target::Target;
+
+/// The working thread: every entry in the order of the archive.
+pub(super) fn unpack(
+    origin: Origin,
+    errands: Vec<Errand>,
+    mut laid: Option<Laid>,
+    verify: bool,
+    (subject, file): (&str, &std::fs::File),
+) -> Result<(Vec<Restored>, Vec<String>)> {
+    if let Some(laid) = &mut laid {
+        laid.wipe(errands.iter().filter_map(|errand| errand.range).collect())?;
+    }
+    let (mut filled, mut done) = (Vec::new(), Vec::new());
+    for errand in errands {
+        let reader: Box<dyn Supply> = match &origin {
+            Origin::File(catalog) => catalog.reader(&errand.path)?,
+            Origin::Pipe(bundle) => {
+                advance(bundle, &errand.path)?;
+                Box::new(PipeReader(Arc::clone(bundle)))
+            }
+        };
+        let name = errand.name.clone();
+        let grow = errand.grow.clone();
+        let (filesystem, one) = one(errand, reader, verify, (subject, file))?;
+        filled.push((name, filesystem, one, grow));
+        // What comes from a file was checked before the first write.
+        if matches!(origin, Origin::File(_)) {
+            complete(&mut filled, &mut done, &origin)?;
+        }
+    }
+    if let Origin::Pipe(bundle) = &origin {
+        let mut bundle = bundle.lock();
+        let mut rest = Ok(Some(String::new()));
+        while matches!(rest, Ok(Some(_))) {
+            rest = bundle.next();
+        }
+        rest.map_err(|e| e.leaving("the targets are not usable: their beginnings are zeroed"))?;
+    }
+    complete(&mut filled, &mut done, &origin)?;
+    let mut notes = Vec::new();
+    if let Some(laid) = laid {
+        // They are the disk's, and not of an entry.
+        let shown = laid.path.display().to_string();
+        let said = laid.finish()?.into_iter();
+        notes.extend(said.map(|note| format!("{shown}: {note}")));
+    }
+    Ok((done, notes))
+}
+
+/// An entry whose target waits for its beginning: its name, its filesystem, the target, and what is grown then.
+type Waiting = (String, &'static str, Filled, Option<(PathBuf, DevId)>);
+
+/// Writes the beginnings: from now on they are whole.
+fn complete(filled: &mut Vec<Waiting>, done: &mut Vec<Restored>, origin: &Origin) -> Result<()> {
+    for (name, filesystem, one, grow) in filled.drain(..) {
+        let mut one = one.finish()?;
+        // What was read of the archive, and not what came out of it.
+        one.ended.input_bytes = origin.stored_bytes(&image_path(&name));
+        if let Some((path, dev)) = grow {
+            one.notes.push(grow::grow(&path, dev)?);
+        }
+        done.push((name, filesystem, one));
+    }
+    Ok(())
+}
+
+fn one(
+    errand: Errand,
+    reader: Box<dyn Supply>,
+    verify: bool,
+    (subject, file): (&str, &std::fs::File),
+) -> Result<(&'static str, Filled)> {
+    let fail = |fault| Error::fault(&errand.shown, fault);
+    let subject = format!("{subject}: {}", errand.path);
+    let file = file
+        .try_clone()
+        .map_err(|e| Error::failed(format_args!("{subject}: dup: {e}")))?;
+    let input = Input::source(reader).map_err(fail)?;
+    let reader = ImageReader::raw(input).map_err(fail)?;
+    // That an entry is whole its checksums say; what is in it was for `create` to judge.
+    let image = Image::head_of(subject, file, reader, Any::Yes)?;
+    let (facts, reader) = image.into_parts();
+    if errand.size_bytes < facts.content.least_bytes() {
+        return Err(Error::corrupt(format_args!(
+            "{}: has {} bytes, but what is in it says {}",
+            facts.subject,
+            errand.size_bytes,
+            facts.content.least_bytes()
+        )));
+    }
+    if errand.device.kind() == DeviceKind::Block {
+        let sector_bytes = errand.device.sector_bytes();
+        check_sectors(errand.shown.as_ref(), sector_bytes, &facts.content)?;
+    }
+    let filesystem = facts.content.name();
+    let target = match errand.range {
+        Some(range) => Target::within(errand.device, range),
+        None => Target::new(errand.device),
+    }
+    .map_err(fail)?;
+    let job = Job {
+        name: errand.shown.clone(),
+        verify,
+        only_changes: errand.only_changes,
+        left: errand.left,
+        fills: errand.range.is_some() || errand.grow.is_some(),
+        facts,
+        shared: errand.shared,
+    };
+    Ok((filesystem, job.fill(reader, target)?))
+}
