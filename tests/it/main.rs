@@ -12,4 +12,4 @@ mod freeze;
 mod house;
 mod verb;
 
-use support::{boards, common, disk, maps};
+use support::{boards, common, disk, maps, torture, tracefs};

@@ -10,8 +10,8 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::precopy::instances;
 use crate::common::{self, LoopDevice, LoopFs, Random, Scratch, Spec, Writer};
+use crate::tracefs::instances_of;
 
 /// Longest run without a kill.
 const LONGEST: Duration = Duration::from_secs(90);
@@ -214,8 +214,8 @@ impl Range {
             let process = PathBuf::from(format!("/proc/{pid}"));
             let gone = common::wait_until(GONE, || !process.exists());
             assert!(gone, "{what}: process {pid} stays");
-            let gone = common::wait_until(GONE, || instances(pid).is_empty());
-            assert!(gone, "{what}: trace instances {:?}", instances(pid));
+            let gone = common::wait_until(GONE, || instances_of(pid).is_empty());
+            assert!(gone, "{what}: trace instances {:?}", instances_of(pid));
         }
         let gone = common::wait_until(GONE, || common::guardians_of(self.fs.dir()).is_empty());
         assert!(gone, "{what}: a guardian stays");

@@ -24,6 +24,7 @@ use crate::common::{
     self, Limit, LoopDevice, LoopFs, Mounted, Random, Scratch, Spec, have, is_root, output, serial,
     shell, thaw,
 };
+use crate::tracefs::instances_of;
 
 const MIB: u64 = 1 << 20;
 const CHUNK: u64 = 128 << 10;
@@ -155,25 +156,10 @@ fn changed(before: &[u8], after: &[u8]) -> BTreeSet<u64> {
     differ.map(|(chunk, _)| chunk).collect()
 }
 
-/// The instances of floes there are, without mounting tracefs where somebody would see it.
-fn instances() -> Vec<String> {
-    let root = mount_kernel("tracefs").unwrap();
-    let folder = format!("/proc/self/fd/{}/instances", root.as_raw_fd());
-    let names = fs::read_dir(folder).unwrap();
-    let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    names.filter(|name| name.starts_with("floe-")).collect()
-}
-
-fn ours(pid: u32) -> Vec<String> {
-    let mut all = instances();
-    all.retain(|name| name.starts_with(&format!("floe-{pid}-")));
-    all
-}
-
 /// Writes a control of our own process's instance, as another tool would.
 fn meddle(control: &str, text: &str) {
     let root = mount_kernel("tracefs").unwrap();
-    let name = ours(std::process::id()).pop().unwrap();
+    let name = instances_of(std::process::id()).pop().unwrap();
     let path = format!(
         "/proc/self/fd/{}/instances/{name}/{control}",
         root.as_raw_fd()
@@ -257,7 +243,7 @@ fn every_kind_of_write_to_a_disk_marks_its_chunks_and_no_others() {
     let disk = Disk::new();
     every_kind_is_marked(disk.path(), 64 * MIB);
     drop(disk);
-    assert_eq!(ours(std::process::id()), Vec::<String>::new());
+    assert_eq!(instances_of(std::process::id()), Vec::<String>::new());
 }
 
 #[test]
@@ -690,7 +676,7 @@ fn whoever_reaches_into_the_trace_makes_it_lost_even_if_all_is_put_back() {
     let tracer = start(&[whole(disk.path(), 64 * MIB)]);
     tracer.drain(SOON).unwrap();
     let root = mount_kernel("tracefs").unwrap();
-    let name = ours(std::process::id()).pop().unwrap();
+    let name = instances_of(std::process::id()).pop().unwrap();
     let path = format!(
         "/proc/{}/fd/{}/instances/{name}/trace_pipe",
         std::process::id(),
@@ -719,9 +705,9 @@ fn an_instance_goes_with_its_tracer_and_a_killed_one_with_the_next_start() {
     let reserved = Reserved::new().unwrap();
     let left = reserved.leftover().unwrap();
     // The guardian knows the name before there is anything to take away.
-    assert_eq!(ours(std::process::id()), Vec::<String>::new());
+    assert_eq!(instances_of(std::process::id()), Vec::<String>::new());
     let tracer = start(&[whole(disk.path(), 64 * MIB)]);
-    assert_eq!(ours(std::process::id()).len(), 1);
+    assert_eq!(instances_of(std::process::id()).len(), 1);
     assert_eq!(places(), before);
     // While it lives it cannot be taken away, by whomever.
     let remove =
@@ -729,7 +715,7 @@ fn an_instance_goes_with_its_tracer_and_a_killed_one_with_the_next_start() {
     assert_eq!(remove(), Err(rustix::io::Errno::BUSY));
     drop(tracer);
     assert_eq!(remove(), Err(rustix::io::Errno::NOENT));
-    assert_eq!(ours(std::process::id()), Vec::<String>::new());
+    assert_eq!(instances_of(std::process::id()), Vec::<String>::new());
 
     let mut killed = child("child_traces_until_it_is_killed", "")
         .stdout(Stdio::piped())
@@ -744,16 +730,16 @@ fn an_instance_goes_with_its_tracer_and_a_killed_one_with_the_next_start() {
             0
         );
     }
-    assert_eq!(ours(killed.id()).len(), 1);
+    assert_eq!(instances_of(killed.id()).len(), 1);
     // One that lives is left alone by others that start.
     drop(start(&[whole(disk.path(), 64 * MIB)]));
-    assert_eq!(ours(killed.id()).len(), 1);
+    assert_eq!(instances_of(killed.id()).len(), 1);
     common::signal(killed.id(), "KILL");
     killed.wait().unwrap();
     // Its loop device is left to be detached: its test could not.
     detach_deleted(killed.id());
     drop(start(&[whole(disk.path(), 64 * MIB)]));
-    assert_eq!(ours(killed.id()), Vec::<String>::new());
+    assert_eq!(instances_of(killed.id()), Vec::<String>::new());
 }
 
 fn detach_deleted(pid: u32) {
@@ -780,7 +766,7 @@ fn what_cannot_be_traced_is_said_before() {
     )
     .unwrap_err();
     assert!(why.to_string().contains("4095:1"), "{why}");
-    assert_eq!(ours(std::process::id()), Vec::<String>::new());
+    assert_eq!(instances_of(std::process::id()), Vec::<String>::new());
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! What the tests share: the executable, loop devices and filesystems, boards to reach by ssh, and maps against the truth.
+//! What the tests share: the executable, loop devices and filesystems, boards to reach by ssh, maps against the
+//! truth, and writers that torture a filesystem.
 
 #[macro_use]
 pub mod common;
@@ -7,3 +8,5 @@ pub mod boards;
 pub mod disk;
 pub mod maps;
 mod namespace;
+pub mod torture;
+pub mod tracefs;

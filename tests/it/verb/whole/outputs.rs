@@ -1,0 +1,162 @@
+//! What is given as source or output is what was meant: swapped arguments, no image, an older file, the source itself.
+
+use std::fs;
+use std::path::Path;
+
+use crate::common::{self, LoopDevice, Scratch};
+
+use super::{disk, ext4, floe, noise, text};
+
+#[test]
+fn swapped_arguments_get_the_right_order_and_never_overwrite_as_advice() {
+    require!(common::is_root(), "root");
+    require!(common::floe().is_some(), "FLOE_BIN");
+    let scratch = Scratch::new();
+    let raw = ext4(&scratch, "image", 16);
+    common::output("gzip", &["-1", "-k", &text(&raw)]);
+    let device = LoopDevice::attach(&ext4(&scratch, "other", 16), 512);
+    let device = text(device.path());
+    for name in ["image", "image.gz"] {
+        let image = text(&scratch.join(name));
+        let before = fs::read(&image).expect("read");
+        for more in [&[][..], &["--overwrite"]] {
+            let mut words = vec!["restore", &device, &image];
+            words.extend(more);
+            let run = floe(&words).expect_code(4);
+            let line = run.stderr_text();
+            assert!(
+                line.contains(&format!("floe restore {image} {device}")),
+                "{run}"
+            );
+            assert!(!line.contains("--overwrite"), "{run}");
+            assert!(fs::read(&image).expect("read") == before);
+        }
+    }
+    // A device into a new file is no slip.
+    let out = text(&scratch.join("new"));
+    floe(&["restore", &device, &out]).expect_code(0);
+    // NAME=TARGET belongs to snapshots.
+    let pair = format!("data={device}");
+    let run = floe(&["restore", &text(&scratch.join("image.gz")), &pair]).expect_code(2);
+    assert!(run.stderr_text().contains("is no snapshot"), "{run}");
+}
+
+#[test]
+fn a_file_that_is_no_image_is_refused_as_source_with_both_commands() {
+    require!(common::is_root(), "root");
+    let fs = match common::LoopFs::make(common::Spec::default()) {
+        Ok(made) => made,
+        Err(missing) => return common::skip(&missing),
+    };
+    let file = fs.dir().join("vm.img");
+    std::fs::write(&file, noise(3_000_000)).expect("write");
+    let (file, out) = (text(&file), text(&fs.scratch().join("out.gz")));
+    let run = floe(&["dump", &file, "-o", &out]).expect_code(4);
+    let line = run.stderr_text();
+    for word in [
+        format!("floe dump --fs-path {file}"),
+        format!("floe dump --whole {file}"),
+    ] {
+        assert!(line.contains(&word), "{run}");
+    }
+    assert!(!Path::new(&out).exists());
+    let run = floe(&["dump", "--fs-path", &file, "-o", &out]).expect_code(0);
+    assert!(run.stderr_text().contains("ext4"), "{run}");
+    common::assert_not_frozen(fs.dir(), "after --fs-path");
+    let raw = text(&fs.scratch().join("raw"));
+    floe(&["dump", "--whole", "-z", "none", &file, "-o", &raw]).expect_code(0);
+    assert!(std::fs::read(&raw).expect("read") == noise(3_000_000));
+}
+
+#[test]
+fn what_comes_replaces_an_older_one_of_its_kind_and_nothing_else_unasked() {
+    drop(require_floe!());
+    require!(common::have("mkfs.ext4"), "mkfs.ext4");
+    require!(common::have("sfdisk"), "sfdisk");
+    let scratch = Scratch::new();
+    let one = text(&ext4(&scratch, "one", 4));
+    let other = text(&ext4(&scratch, "other", 4));
+    let table = text(&disk(&scratch, "disk", "gpt"));
+    let second = text(&disk(&scratch, "second", "gpt"));
+    let (file, zip) = (text(&scratch.join("x")), text(&scratch.join("x.zip")));
+    let make = |words: &[&str], to: &str, wanted: i32| {
+        let run = floe(&[words, &["-o", to]].concat());
+        assert_eq!(run.code, Some(wanted), "{run}");
+        let advised = run
+            .stderr_text()
+            .contains("--overwrite replaces it; nothing was");
+        assert_eq!(advised, wanted == 4, "{run}");
+    };
+    let pair = |name: &str, source: &str| format!("{name}={source}");
+    for packed in ["gzip", "none"] {
+        let dump = |source| ["dump", source, "-z", packed];
+        make(&dump(&one), &file, 0);
+        make(&dump(&one), &file, 0);
+        make(&dump(&other), &file, 0);
+        make(&dump(&table), &file, 0);
+        make(&["create", &pair("a", &one)], &file, 4);
+        make(&[&dump(&table)[..], &["--overwrite"]].concat(), &file, 0);
+        make(&dump(&table), &file, 0);
+        make(&dump(&second), &file, 0);
+        fs::remove_file(&file).expect("remove");
+    }
+    make(&["create", &pair("a", &one)], &zip, 0);
+    make(&["create", &pair("a", &one)], &zip, 0);
+    make(&["create", &pair("a", &one), &pair("b", &other)], &zip, 0);
+    make(&["create", &pair("a", &other)], &zip, 0);
+    make(&["create", &pair("c", &one)], &zip, 0);
+    make(&["dump", &one], &zip, 4);
+    // What was cut is what is best replaced.
+    make(&["dump", &one], &file, 0);
+    for path in [&file, &zip] {
+        let bytes = fs::read(path).expect("read");
+        fs::write(path, &bytes[..bytes.len() - 1000]).expect("cut");
+    }
+    make(&["dump", &one], &file, 0);
+    make(&["create", &pair("a", &one)], &zip, 0);
+}
+
+#[test]
+fn an_output_is_never_its_own_source_nor_the_file_of_a_loop_device() {
+    drop(require_floe!());
+    require!(common::is_root(), "root");
+    require!(common::have("mkfs.ext4"), "mkfs.ext4");
+    let scratch = Scratch::new();
+    let image = ext4(&scratch, "image", 4);
+    let before = fs::read(&image).expect("image");
+    let (from, link) = (text(&image), scratch.join("link"));
+    fs::hard_link(&image, &link).expect("link");
+    let (link, pair) = (text(&link), format!("root={from}"));
+    let device = LoopDevice::attach(&ext4(&scratch, "below", 4), 512);
+    let (loop_path, below) = (text(device.path()), text(&scratch.join("below")));
+    for (words, why) in [
+        (
+            &["dump", from.as_str(), "-o", &from][..],
+            "is the source itself",
+        ),
+        (
+            &["dump", &from, "--overwrite", "-o", &link],
+            "is the source itself",
+        ),
+        (
+            &["create", &pair, "--overwrite", "-o", &from],
+            "is the source itself",
+        ),
+        (&["dump", &loop_path, "-o", &below], "is attached to"),
+        (
+            &["dump", &from, "--overwrite", "-o", &below],
+            "is attached to",
+        ),
+        (
+            &["create", &pair, "--overwrite", "-o", &below],
+            "is attached to",
+        ),
+    ] {
+        let told = floe(words).expect_code(4).stderr_text();
+        assert!(
+            told.contains(why) && told.contains("nothing was written"),
+            "{words:?}: {told}"
+        );
+    }
+    assert!(fs::read(&image).expect("image") == before);
+}
