@@ -2,13 +2,12 @@
 //!
 //! The original is always unmounted before its copy is mounted: both have one fsid, and the kernel may take the one for the other.
 
-use crate::common::{self, Limit, LoopFs, Mounted, Random, Spec, Writer};
+use crate::common::{self, Limit, LoopFs, Mounted, Random, Spec, Writer, text};
 use crate::maps::{self, Walked};
 use floe::device::{Access, Device, ReadAt};
 use floe::fs::{self, Coverage, Still, UsedMap, Walk};
 use floe::units::BlockSize;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -72,10 +71,6 @@ fn reference_blocks(image: &Path, node_bytes: u64) -> BTreeSet<u64> {
         }
     }
     blocks
-}
-
-fn text(path: &Path) -> String {
-    path.to_string_lossy().into_owned()
 }
 
 fn btrfs(args: &[&str]) -> String {
@@ -182,14 +177,11 @@ fn round_trip_newer(feature: &str) {
     });
     let missing = format!("a mkfs.btrfs with {feature} in PATH or FLOE_BTRFS_PROGS");
     let mkfs = require_some!(newer, &missing);
-    let mut fs = match LoopFs::make(Spec {
+    let mut fs = require_ok!(LoopFs::make(Spec {
         kind: "btrfs",
         mib: 300,
         ..Spec::default()
-    }) {
-        Ok(fs) => fs,
-        Err(missing) => return common::skip(&missing),
-    };
+    }));
     unmount(&fs);
     common::output(
         &text(&mkfs),
@@ -472,9 +464,7 @@ fn one_device_of_two_is_refused_by_name() {
         return common::skip("root and mkfs.btrfs");
     };
     let second = fs.scratch().join("second");
-    File::create(&second)
-        .and_then(|file| file.set_len(200 << 20))
-        .expect("second");
+    common::sparse(&second, 200 << 20);
     let second = common::LoopDevice::attach(&second, 512);
     btrfs(&[
         "device",
@@ -515,9 +505,7 @@ fn a_device_that_is_being_replaced_is_refused_and_taken_again_when_that_is_over(
         }
         common::output("sync", &["-f", &fs.dir().to_string_lossy()]);
         let second = fs.scratch().join("second");
-        File::create(&second)
-            .and_then(|file| file.set_len(1200 << 20))
-            .expect("second");
+        common::sparse(&second, 1200 << 20);
         let second = common::LoopDevice::attach(&second, 512);
         let (old, new) = (fs.device().to_owned(), second.path().to_owned());
         let [old, new, dir] =

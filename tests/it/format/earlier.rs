@@ -69,10 +69,7 @@ fn check(spec: Spec<'_>) {
         maps::native_with("cp"),
         "no runner: the library linked in here walks"
     );
-    let made = match LoopFs::make(spec) {
-        Ok(made) => made,
-        Err(missing) => return common::skip(&missing),
-    };
+    let made = require_ok!(LoopFs::make(spec));
     let dir = made.dir().to_owned();
     for folder in 0..20 {
         let folder = dir.join(format!("d{folder}"));

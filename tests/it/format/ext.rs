@@ -228,10 +228,7 @@ fn check(variant: Variant<'_>) {
         options: variant.options,
         ..Spec::default()
     };
-    let mut made = match LoopFs::make(spec) {
-        Ok(made) => made,
-        Err(missing) => return common::skip(&missing),
-    };
+    let mut made = require_ok!(LoopFs::make(spec));
     let has_extents =
         common::output("dumpe2fs", &["-h", &made.device().to_string_lossy()]).contains("extent");
     let mut open_files = age(made.dir(), has_extents);
@@ -349,9 +346,7 @@ fn made_full(scratch: &Scratch, mib: u64, mkfs: &[&str]) -> Option<PathBuf> {
                 .expect("write");
         }
     }
-    File::create(&image)
-        .and_then(|file| file.set_len(mib << 20))
-        .expect("image");
+    common::sparse(&image, mib << 20);
     let mut mke2fs = Command::new("mke2fs");
     mke2fs.args(["-q", "-F", "-t", "ext4", "-d"]).arg(&folder);
     mke2fs.args(mkfs).arg(&image);
@@ -531,9 +526,7 @@ fn a_journal_on_another_device_is_refused_and_so_is_the_device() {
         .expect("refused");
     assert_eq!(fault.exit().code(), 4, "{fault}");
     let journal = scratch.join("journal");
-    File::create(&journal)
-        .and_then(|file| file.set_len(16 << 20))
-        .expect("journal");
+    common::sparse(&journal, 16 << 20);
     let place = journal.to_string_lossy();
     common::output(
         "mke2fs",

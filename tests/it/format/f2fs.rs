@@ -213,9 +213,7 @@ fn several_devices_are_refused_by_name() {
     require!(usable(), MISSING);
     let scratch = Scratch::new();
     let other = scratch.join("other");
-    fs::File::create(&other)
-        .and_then(|file| file.set_len(200 << 20))
-        .expect("file");
+    common::sparse(&other, 200 << 20);
     let image = make(&scratch, 200, &["-c", &other.to_string_lossy()], 0);
     // The filesystem claims the sum of both, so the first alone is too short as well: the refusal comes first.
     let fault = maps::try_walk(&image, Still::Unmounted)

@@ -321,10 +321,7 @@ fn check(kind: &str, mib: u64, mkfs: &[&str], options: &str) {
         options,
         ..Spec::default()
     };
-    let mut made = match LoopFs::make(spec) {
-        Ok(made) => made,
-        Err(missing) => return common::skip(&missing),
-    };
+    let mut made = require_ok!(LoopFs::make(spec));
     populate(made.dir());
     let mut secrets = SECRETS.to_vec();
     secrets.extend(["var/lib/many/secret", "var/lib/second-name-of-middling"]);
@@ -415,9 +412,7 @@ fn unmounted(scratch: &Scratch, mkfs: &[&str]) -> Option<PathBuf> {
         fs::create_dir(&folder).expect("folder");
         populate(&folder);
     }
-    File::create(&image)
-        .and_then(|file| file.set_len(256 << 20))
-        .expect("image");
+    common::sparse(&image, 256 << 20);
     let mut mke2fs = Command::new("mke2fs");
     mke2fs.args(["-q", "-F", "-t", "ext4", "-d"]).arg(&folder);
     mke2fs.args(mkfs).arg(&image);

@@ -34,9 +34,7 @@ fn change(image: &Path) -> Result<Kind, Fault> {
 fn made(scratch: &Scratch, mib: u64, words: &[&str]) -> PathBuf {
     let image = scratch.join("image");
     let _ = fs::remove_file(&image);
-    fs::File::create(&image)
-        .and_then(|file| file.set_len(mib << 20))
-        .expect("image");
+    common::sparse(&image, mib << 20);
     let mut mkfs = Command::new(words[0]);
     mkfs.args(&words[1..]).arg(&image);
     common::run(&mut mkfs, Limit::secs(60)).expect_code(0);
@@ -163,14 +161,11 @@ fn fat_and_swap_get_another_number() {
 
 #[test]
 fn xfs_keeps_its_metadata_and_its_log_under_a_new_uuid() {
-    let mut source = match LoopFs::make(Spec {
+    let mut source = require_ok!(LoopFs::make(Spec {
         kind: "xfs",
         mib: 320,
         ..Spec::default()
-    }) {
-        Ok(source) => source,
-        Err(missing) => return common::skip(&missing),
-    };
+    }));
     source.fill(200);
     let files = common::tree(source.dir());
     // In use its log is dirty: refused. After the unmount it is not.

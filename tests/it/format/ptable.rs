@@ -164,9 +164,7 @@ fn new_partitions(scheme: Scheme, count: u8) -> Vec<NewPartition<'static>> {
 /// Lays out and writes a table over `image` (MiB), and gives what was meant.
 fn write_table(image: &Path, scheme: Scheme, mib: u64, count: u8) -> Vec<String> {
     let disk_bytes = mib << 20;
-    std::fs::File::create(image)
-        .and_then(|file| file.set_len(disk_bytes))
-        .expect("image");
+    common::sparse(image, disk_bytes);
     let mut lengths = vec![Length::Bytes(3 << 20); usize::from(count)];
     lengths[1] = Length::Rest;
     let extents = ptable::allocate(scheme, 512, disk_bytes, 0, &lengths).expect("room");
@@ -240,9 +238,7 @@ fn tables_of_disks_with_4096_byte_sectors_are_read_and_written() {
     );
     let scratch = Scratch::new();
     let a = scratch.join("a");
-    std::fs::File::create(&a)
-        .and_then(|file| file.set_len(64 << 20))
-        .expect("image");
+    common::sparse(&a, 64 << 20);
     let device = common::LoopDevice::attach(&a, 4096);
     for label in ["gpt", "dos"] {
         shell(&format!(

@@ -67,6 +67,16 @@ fn plain_files(dir: &Path, count: u64) {
     }
 }
 
+/// `a` rebuilt as `b` from its used blocks, each of which was proven; it is what blkid says it is.
+fn rebuilt_whole(scratch: &Scratch) -> Walked {
+    let (a, b) = (scratch.join("a"), scratch.join("b"));
+    let mapped = rebuild(&a, &b);
+    let verdict = &mapped.verdict;
+    assert_eq!(verdict.coverage, Coverage::Used, "{verdict:?}");
+    assert_same_as_blkid(&a, &mapped.identity);
+    mapped
+}
+
 /// Makes a FAT, fills it, deletes files with a known secret, rebuilds it, and lets fsck.fat and mtools judge.
 fn fat_round_trip(kind: &str, size_kib: u64, mkfs: &str, files: u64) {
     let scratch = Scratch::new();
@@ -78,15 +88,7 @@ fn fat_round_trip(kind: &str, size_kib: u64, mkfs: &str, files: u64) {
          mcopy -s -i a in ::/; mcopy -i a secret ::/secret.2; mdel -i a ::/secret.1; mdel -i a ::/secret.2; \
          grep -q 'secret that was' a"
     ));
-    let (a, b) = (scratch.join("a"), scratch.join("b"));
-    let mapped = rebuild(&a, &b);
-    assert_eq!(
-        mapped.verdict.coverage,
-        Coverage::Used,
-        "{:?}",
-        mapped.verdict
-    );
-    assert_same_as_blkid(&a, &mapped.identity);
+    let mapped = rebuilt_whole(&scratch);
     assert_eq!(format!("{:?}", mapped.identity.kind), kind);
     assert!(mapped.identity.size_bytes <= size_kib * 1024);
 
@@ -268,15 +270,7 @@ fn erofs_is_used_up_to_its_block_count() {
             "cd {dir}; rm -rf a b out; mkfs.erofs {options} a in >/dev/null 2>&1; \
              head -c 3000000 /dev/zero | tr '\\0' x >> a"
         ));
-        let (a, b) = (scratch.join("a"), scratch.join("b"));
-        let mapped = rebuild(&a, &b);
-        assert_eq!(
-            mapped.verdict.coverage,
-            Coverage::Used,
-            "{:?}",
-            mapped.verdict
-        );
-        assert_same_as_blkid(&a, &mapped.identity);
+        let mapped = rebuilt_whole(&scratch);
         assert!(mapped.map.used_bytes() < mapped.map.size_bytes() - 2_900_000);
         shell(&format!(
             "cd {dir}; fsck.erofs --extract=out b >/dev/null; diff -r in out"

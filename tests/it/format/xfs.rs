@@ -513,14 +513,10 @@ fn external_logs_and_realtime_sections_are_refused_by_name() {
     );
     let scratch = Scratch::new();
     let other = scratch.join("other");
-    fs::File::create(&other)
-        .and_then(|file| file.set_len(100 << 20))
-        .expect("file");
+    common::sparse(&other, 100 << 20);
     for (option, word) in [("-l", "log"), ("-r", "realtime")] {
         let image = scratch.join(word);
-        fs::File::create(&image)
-            .and_then(|file| file.set_len(320 << 20))
-            .expect("file");
+        common::sparse(&image, 320 << 20);
         let device = if option == "-l" { "logdev" } else { "rtdev" };
         let value = format!("{device}={},size=64m", other.display());
         common::output(
@@ -554,9 +550,7 @@ fn version_4_images_with_512_byte_blocks_give_the_right_map() {
     fs::write(&list, prototype).expect("prototype");
     for block in ["size=512", "size=4096", "size=1024"] {
         let image = scratch.join(block);
-        fs::File::create(&image)
-            .and_then(|file| file.set_len(330 << 20))
-            .expect("file");
+        common::sparse(&image, 330 << 20);
         let list = list.to_string_lossy();
         let path = image.to_string_lossy();
         let args = [

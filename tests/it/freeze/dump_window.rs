@@ -210,9 +210,7 @@ fn in_the_window_the_heap_is_not_touched() {
     let trace = fs.scratch().join("trace");
     let standby = common::Scratch::new();
     let file = standby.join("standby");
-    fs::File::create(&file)
-        .and_then(|file| file.set_len(96 << 20))
-        .expect("standby");
+    common::sparse(&file, 96 << 20);
     let standby = common::LoopDevice::attach(&file, 512);
     let source = fs.dir().display().to_string();
     let pair = format!("{source}={}", standby.path().display());

@@ -51,10 +51,7 @@ impl Early {
 
 #[test]
 fn a_guardian_that_dies_before_the_freeze_means_that_nothing_is_frozen() {
-    let fs = match LoopFs::make(Spec::default()) {
-        Ok(fs) => fs,
-        Err(missing) => return common::skip(&missing),
-    };
+    let fs = require_ok!(LoopFs::make(Spec::default()));
     require!(common::runner().is_none(), "no runner");
     let early = require_some!(Early::start(fs.dir()), "FLOE_BIN");
     let guardians = common::guardians_of(fs.dir());
@@ -69,10 +66,7 @@ fn a_guardian_that_dies_before_the_freeze_means_that_nothing_is_frozen() {
 
 #[test]
 fn a_freeze_of_somebody_else_before_ours_is_refused_and_stays() {
-    let fs = match LoopFs::make(Spec::default()) {
-        Ok(fs) => fs,
-        Err(missing) => return common::skip(&missing),
-    };
+    let fs = require_ok!(LoopFs::make(Spec::default()));
     require!(common::runner().is_none(), "no runner");
     let early = require_some!(Early::start(fs.dir()), "FLOE_BIN");
     common::freeze(fs.dir());
@@ -93,10 +87,7 @@ fn a_filesystem_that_grows_while_it_is_read_early_gives_no_image() {
         mkfs: &["-d", "size=300m"],
         ..Spec::default()
     };
-    let fs = match LoopFs::make(spec) {
-        Ok(fs) => fs,
-        Err(missing) => return common::skip(&missing),
-    };
+    let fs = require_ok!(LoopFs::make(spec));
     require!(common::runner().is_none(), "no runner");
     require!(common::have("xfs_growfs"), "xfs_growfs");
     let early = require_some!(Early::start(fs.dir()), "FLOE_BIN");
@@ -115,10 +106,7 @@ fn a_btrfs_that_gets_a_second_device_while_it_is_read_early_gives_no_image() {
         ..Spec::default()
     };
     let scratch = Scratch::new();
-    let fs = match LoopFs::make(spec) {
-        Ok(fs) => fs,
-        Err(missing) => return common::skip(&missing),
-    };
+    let fs = require_ok!(LoopFs::make(spec));
     require!(common::runner().is_none(), "no runner");
     let second = LoopDevice::filled(&scratch, "second", 128, 0);
     let early = require_some!(Early::start(fs.dir()), "FLOE_BIN");
@@ -133,10 +121,7 @@ fn a_btrfs_that_gets_a_second_device_while_it_is_read_early_gives_no_image() {
 
 #[test]
 fn an_ext4_that_records_errors_is_read_whole_before_the_freeze() {
-    let mut fs = match LoopFs::make(Spec::default()) {
-        Ok(fs) => fs,
-        Err(missing) => return common::skip(&missing),
-    };
+    let mut fs = require_ok!(LoopFs::make(Spec::default()));
     fs.unmount();
     let device = fs.device().to_string_lossy().into_owned();
     common::output("tune2fs", &["-E", "force_fsck", &device]);

@@ -641,10 +641,8 @@ fn stack() -> Option<(Mounted, LoopFs)> {
     })
     .ok()?;
     let image = outer.dir().join("inner.img");
-    fs::File::create(&image)
-        .and_then(|file| file.set_len(24 << 20))
-        .expect("image");
-    common::output("mkfs.ext4", &["-q", "-F", &image.to_string_lossy()]);
+    common::sparse(&image, 24 << 20);
+    common::mkfs_ext4(&image);
     Some((Mounted::new("ext4", &image, ""), outer))
 }
 
@@ -749,16 +747,7 @@ fn between_the_first_freeze_and_the_last_thaw_nothing_is_opened_mapped_or_starte
         .arg(inner_command.get_program())
         .args(inner_command.get_args());
     common::run(&mut strace, common::Limit::secs(60)).expect_code(0);
-    let text = fs::read_to_string(&trace).expect("trace");
-    let lines: Vec<&str> = text.lines().collect();
-    let first = lines
-        .iter()
-        .position(|line| line.contains("FIFREEZE"))
-        .expect("a freeze");
-    let last = lines
-        .iter()
-        .rposition(|line| line.contains("FITHAW"))
-        .expect("a thaw");
+    let window = common::frozen_calls(&trace);
     let allowed = [
         "ioctl",
         "ppoll",
@@ -776,7 +765,7 @@ fn between_the_first_freeze_and_the_last_thaw_nothing_is_opened_mapped_or_starte
         "pread64",
     ];
     let mut freezes = 0;
-    for line in &lines[first..=last] {
+    for line in &window {
         let call = line.split_whitespace().nth(1).unwrap_or_default();
         let call = if call == "<..." {
             line.split_whitespace().nth(2).unwrap_or_default()

@@ -305,21 +305,12 @@ fn in_the_frozen_window_of_a_dump_nothing_is_opened_mapped_or_started_and_stderr
         .arg(fs.dir());
     strace.stdin(Stdio::null());
     common::run(&mut strace, Limit::secs(120)).expect_code(0);
-    let text = fs::read_to_string(&trace).expect("trace");
-    let lines: Vec<&str> = text.lines().collect();
-    let first = lines
-        .iter()
-        .position(|line| line.contains("FIFREEZE"))
-        .expect("a freeze");
-    let last = lines
-        .iter()
-        .rposition(|line| line.contains("FITHAW"))
-        .expect("a thaw");
+    let window = common::frozen_calls(&trace);
     let forbidden = [
         "open(", "openat(", "openat2(", "creat(", "execve(", "clone(", "clone3(", "fork(",
         "vfork(", "mmap(", "mremap(", "write(2,", "unlink(", "rename(",
     ];
-    for line in &lines[first..last] {
+    for line in &window {
         let call = line.split_whitespace().nth(1).unwrap_or_default();
         assert!(
             !forbidden.iter().any(|word| call.starts_with(word)),
@@ -327,7 +318,7 @@ fn in_the_frozen_window_of_a_dump_nothing_is_opened_mapped_or_started_and_stderr
         );
     }
     assert!(
-        lines[first..last].iter().any(|line| line.contains("pread")),
+        window.iter().any(|line| line.contains("pread")),
         "nothing was read in the window"
     );
 }

@@ -4,15 +4,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use crate::common::{self, Limit, LoopDevice, LoopFs, Random, Scratch, Spec};
-
-fn field(report: &Path, key: &str) -> String {
-    let report = fs::read_to_string(report).expect("report");
-    let rest = report.split(&format!("\"{key}\":")).nth(1);
-    let rest = rest.unwrap_or_else(|| panic!("no {key}: {report}"));
-    let end = rest.find([',', '}', '\n']).unwrap_or(rest.len());
-    rest[..end].trim().trim_matches('"').to_owned()
-}
+use crate::common::{self, Limit, LoopDevice, LoopFs, Random, Scratch, Spec, field_in, number_in};
 
 #[test]
 fn a_raw_file_holds_what_is_read_early_and_is_what_a_stream_would_be() {
@@ -21,10 +13,7 @@ fn a_raw_file_holds_what_is_read_early_and_is_what_a_stream_would_be() {
         options: "ro",
         ..Spec::default()
     };
-    let mut source = match LoopFs::make(Spec::default()) {
-        Ok(made) => made,
-        Err(missing) => return common::skip(&missing),
-    };
+    let mut source = require_ok!(LoopFs::make(Spec::default()));
     source.fill(60);
     let noise = source.dir().join("noise");
     fs::write(&noise, Random(5).bytes(12 << 20)).expect("noise");
@@ -42,12 +31,12 @@ fn a_raw_file_holds_what_is_read_early_and_is_what_a_stream_would_be() {
     .arg(&report);
     common::run(&mut floe, Limit::secs(60)).expect_code(0);
     if floe::trace::available().is_ok() && common::runner().is_none() {
-        assert_eq!(field(&report, "precopy"), "traced");
+        assert_eq!(field_in(&report, "precopy"), "traced");
     }
-    let early: u64 = field(&report, "early_bytes").parse().expect("early_bytes");
-    let used: u64 = field(&report, "used_bytes").parse().expect("used_bytes");
+    let early = number_in(&report, "early_bytes");
+    let used = number_in(&report, "used_bytes");
     assert!(early >= used, "{early} of {used} bytes were read early");
-    let (crc, sum) = (field(&report, "crc32"), field(&report, "sha256"));
+    let (crc, sum) = (field_in(&report, "crc32"), field_in(&report, "sha256"));
 
     let mut floe = require_floe!();
     floe.args(["dump", &dir, "-z", "none", "--precopy", "off", "-o"])
@@ -55,8 +44,8 @@ fn a_raw_file_holds_what_is_read_early_and_is_what_a_stream_would_be() {
         .arg("--report")
         .arg(&report);
     common::run(&mut floe, Limit::secs(60)).expect_code(0);
-    assert_eq!(field(&report, "crc32"), crc);
-    assert_eq!(field(&report, "early_bytes"), "0");
+    assert_eq!(field_in(&report, "crc32"), crc);
+    assert_eq!(field_in(&report, "early_bytes"), "0");
     common::output(
         "cmp",
         &[&direct.to_string_lossy(), &stream.to_string_lossy()],
@@ -80,10 +69,7 @@ fn a_freeze_that_nothing_makes_short_is_announced_with_what_would() {
         mib: 300,
         ..Spec::default()
     };
-    let source = match LoopFs::make(spec) {
-        Ok(made) => made,
-        Err(missing) => return common::skip(&missing),
-    };
+    let source = require_ok!(LoopFs::make(spec));
     // Used, and zeros in the image: nobody waits for it.
     let large = source.dir().join("large");
     common::output("fallocate", &["-l", "200M", &large.to_string_lossy()]);
@@ -124,10 +110,7 @@ fn a_clone_that_copies_nothing_before_a_long_freeze_says_so() {
         mib: 300,
         ..Spec::default()
     };
-    let source = match LoopFs::make(spec) {
-        Ok(made) => made,
-        Err(missing) => return common::skip(&missing),
-    };
+    let source = require_ok!(LoopFs::make(spec));
     // As in the test above; and a disk that would take half a minute for it.
     let large = source.dir().join("large");
     common::output("fallocate", &["-l", "200M", &large.to_string_lossy()]);

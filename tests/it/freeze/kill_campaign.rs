@@ -275,10 +275,7 @@ fn killed_at_random_moments_in_every_verb_that_freezes_it_leaves_nothing() {
     let mut table = String::new();
     let mut killed = 0;
     for kind in kinds {
-        let range = match Range::make(kind) {
-            Ok(range) => range,
-            Err(missing) => return common::skip(&missing),
-        };
+        let range = require_ok!(Range::make(kind));
         for written in [false, true] {
             let _writer = written.then(|| Writer::start(range.fs.dir()));
             for (way, (name, words)) in WAYS.iter().enumerate() {

@@ -71,20 +71,15 @@ fn every_recipe_of_the_readme_and_docs_works_as_written() {
     ] {
         require!(common::have(tool), tool);
     }
-    let made = match LoopFs::make(Spec {
+    let made = require_ok!(LoopFs::make(Spec {
         mib: 64,
         ..Spec::default()
-    }) {
-        Ok(made) => made,
-        Err(missing) => return common::skip(&missing),
-    };
+    }));
     made.fill(60);
     let scratch = Scratch::new();
     let (target, disk) = (scratch.join("target"), scratch.join("disk"));
     for (file, size) in [(&target, 64u64), (&disk, 48)] {
-        fs::File::create(file)
-            .and_then(|f| f.set_len(size << 20))
-            .expect("image");
+        common::sparse(file, size << 20);
     }
     common::output(
         "sh",

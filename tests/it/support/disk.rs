@@ -1,6 +1,5 @@
 //! A loop disk with a partition table; partition nodes are made with `partx` where the kernel parses no tables.
 
-use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -34,9 +33,7 @@ impl Disk {
         }
         let scratch = Scratch::new();
         let image = scratch.join("disk");
-        fs::File::create(&image)
-            .and_then(|f| f.set_len(mib << 20))
-            .expect("image");
+        common::sparse(&image, mib << 20);
         let device = LoopDevice::attach(&image, sector);
         let disk = Disk {
             device,

@@ -18,9 +18,7 @@ fn image(scratch: &Scratch, mib: u64) -> PathBuf {
     let files = scratch.join("files");
     fs::create_dir(&files).expect("files");
     common::fill(&files, 80);
-    fs::File::create(&path)
-        .and_then(|file| file.set_len(mib << 20))
-        .expect("image");
+    common::sparse(&path, mib << 20);
     let (from, to) = (files.to_string_lossy(), path.to_string_lossy());
     common::output("mkfs.ext4", &["-q", "-F", "-d", &from, &to]);
     path
@@ -424,10 +422,7 @@ fn sizes_beyond_8_gib_are_written_and_read() {
 fn a_pull_becomes_an_artifact_and_the_image_is_nowhere_on_the_host() {
     require_tools!();
     drop(require_floe!());
-    let mut lab = match Lab::new() {
-        Ok(lab) => lab,
-        Err(missing) => return common::skip(&missing),
-    };
+    let mut lab = require_ok!(Lab::new());
     for server in [Server::OpenSsh, Server::Dropbear] {
         let setup = Setup {
             server,
@@ -564,9 +559,7 @@ fn an_image_in_a_file_is_emptied_on_its_way_into_an_artifact() {
     let files = scratch.join("files/etc");
     fs::create_dir_all(&files).expect("files");
     fs::write(files.join("machine-id"), SECRET).expect("write");
-    fs::File::create(&image)
-        .and_then(|file| file.set_len(8 << 20))
-        .expect("image");
+    common::sparse(&image, 8 << 20);
     let (from, to) = (scratch.join("files"), image.to_string_lossy());
     common::output(
         "mkfs.ext4",

@@ -1,7 +1,9 @@
 //! `--only-changes`: what the target holds already stays unwritten, and what comes out is byte for byte what comes out without it.
 //! What was written is taken from the kernel's own counters.
 
-use crate::common::{self, Limit, LoopDevice, LoopFs, Mounted, Random, Scratch, Spec, Writer};
+use crate::common::{
+    self, Limit, LoopDevice, LoopFs, Mounted, Random, Scratch, Spec, Writer, run_floe,
+};
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -25,11 +27,6 @@ fn source(mib: u64, noise: usize) -> Option<LoopFs> {
     fs::write(made.dir().join("noise"), bytes).expect("write");
     common::output("sync", &["-f", &made.dir().to_string_lossy()]);
     Some(made)
-}
-
-fn floe(words: &[&str]) -> common::Run {
-    let mut floe = common::floe().expect("required before");
-    common::run(floe.args(words), Limit::secs(120))
 }
 
 fn pair(source: &Path, target: &LoopDevice) -> String {
@@ -73,15 +70,15 @@ fn a_second_clone_writes_the_head_and_what_changed_and_nothing_else() {
     let plain = LoopDevice::filled(&scratch, "plain", 130, 0x5a);
     let target = LoopDevice::filled(&scratch, "target", 130, 0xa5);
     settle(&made);
-    floe(&["clone", &pair(made.dir(), &plain)]).expect_code(0);
+    run_floe(&["clone", &pair(made.dir(), &plain)]).expect_code(0);
     // Noise becomes what it becomes without the option, free space and the end of the larger target included.
     let words = pair(made.dir(), &target);
     let words = ["clone", &words, "--overwrite", "--only-changes", "--report"];
-    let run = floe(&[&words[..], &["-"]].concat()).expect_code(0);
+    let run = run_floe(&[&words[..], &["-"]].concat()).expect_code(0);
     assert_same(&scratch.join("target"), &scratch.join("plain"));
     for more in [&["-"][..], &["-", "--verify"], &["-", "--precopy", "off"]] {
         let before = written(&target);
-        let run = floe(&[&words[..], more].concat()).expect_code(0);
+        let run = run_floe(&[&words[..], more].concat()).expect_code(0);
         let wrote = written(&target) - before;
         assert!(wrote > 0 && wrote <= MIB, "{wrote} bytes: {run}");
         let text = run.stderr_text();
@@ -103,12 +100,12 @@ fn a_second_clone_writes_the_head_and_what_changed_and_nothing_else() {
     drop(noise);
     settle(&made);
     let before = written(&target);
-    let run = floe(&[&words[..], &["-"]].concat()).expect_code(0);
+    let run = run_floe(&[&words[..], &["-"]].concat()).expect_code(0);
     let wrote = written(&target) - before;
     assert!((13 * MIB..20 * MIB).contains(&wrote), "{wrote}: {run}");
-    floe(&["clone", &pair(made.dir(), &plain), "--overwrite"]).expect_code(0);
+    run_floe(&["clone", &pair(made.dir(), &plain), "--overwrite"]).expect_code(0);
     assert_same(&scratch.join("target"), &scratch.join("plain"));
-    let run = floe(&[&words[..], &["-", "--skip-free"]].concat()).expect_code(0);
+    let run = run_floe(&[&words[..], &["-", "--skip-free"]].concat()).expect_code(0);
     assert!(
         run.stderr_text().contains("free and left as it was"),
         "{run}"
@@ -127,7 +124,7 @@ fn under_write_load_the_copy_is_whole_each_time() {
         let writer = Writer::start(made.dir());
         std::thread::sleep(Duration::from_millis(300));
         let more = ["--only-changes", "--overwrite", "--verify"];
-        floe(&[&["clone", &words][..], &more].concat()).expect_code(0);
+        run_floe(&[&["clone", &words][..], &more].concat()).expect_code(0);
         drop(writer);
         let mounted = Mounted::new("ext4", target.path(), "");
         let quiet = |dir: &Path| {
@@ -151,14 +148,14 @@ fn a_restore_leaves_alone_what_is_there_on_a_device_and_in_a_file() {
     let (raw, packed) = (scratch.join("image"), scratch.join("image.gz"));
     let (raw_text, packed_text) = (raw.to_string_lossy(), packed.to_string_lossy());
     let dir = made.dir().to_string_lossy();
-    floe(&["dump", &dir, "-z", "none", "-o", &raw_text]).expect_code(0);
-    floe(&["dump", &dir, "-o", &packed_text]).expect_code(0);
+    run_floe(&["dump", &dir, "-z", "none", "-o", &raw_text]).expect_code(0);
+    run_floe(&["dump", &dir, "-o", &packed_text]).expect_code(0);
     let target = LoopDevice::filled(&scratch, "target", 64, 0xa5);
     let node = target.path().to_string_lossy().into_owned();
     let more = ["--overwrite", "--only-changes", "--verify"];
     for (image, most) in [(&raw_text, u64::MAX), (&packed_text, MIB), (&raw_text, MIB)] {
         let before = written(&target);
-        let run = floe(&[&["restore", image, &node][..], &more].concat()).expect_code(0);
+        let run = run_floe(&[&["restore", image, &node][..], &more].concat()).expect_code(0);
         let wrote = written(&target) - before;
         assert!(wrote > 0 && wrote <= most, "{wrote} bytes: {run}");
         assert!(run.stderr_text().contains("left alone"), "{run}");
@@ -170,7 +167,7 @@ fn a_restore_leaves_alone_what_is_there_on_a_device_and_in_a_file() {
     for (length, byte) in [(70 << 20, 9), (0, 0), (1000, 7), (64 << 20, 0)] {
         fs::write(&file, vec![byte; length]).expect("write");
         for image in [&packed_text, &raw_text] {
-            floe(&[&["restore", image, &file_text][..], &more].concat()).expect_code(0);
+            run_floe(&[&["restore", image, &file_text][..], &more].concat()).expect_code(0);
             assert_same(&file, &raw);
         }
     }
@@ -183,7 +180,7 @@ fn killed_in_the_middle_the_target_is_visibly_empty() {
     let scratch = Scratch::new();
     let target = LoopDevice::filled(&scratch, "target", 128, 0);
     let words = pair(made.dir(), &target);
-    floe(&["clone", &words]).expect_code(0);
+    run_floe(&["clone", &words]).expect_code(0);
     let mut command = common::floe().expect("required before");
     command.args(["clone", &words, "--overwrite", "--only-changes", "--verify"]);
     let mut child = command.stderr(Stdio::null()).spawn().expect("floe");
@@ -202,7 +199,7 @@ fn killed_in_the_middle_the_target_is_visibly_empty() {
     blkid.args(["-p", "-c", "/dev/null"]).arg(target.path());
     let run = common::run(&mut blkid, Limit::secs(20));
     assert_eq!(run.code, Some(2), "the target looks valid: {run}");
-    floe(&["clone", &words, "--only-changes"]).expect_code(0);
+    run_floe(&["clone", &words, "--only-changes"]).expect_code(0);
     let mounted = Mounted::new("ext4", target.path(), "");
     common::assert_same_tree(&common::tree(made.dir()), &common::tree(mounted.dir()));
 }
@@ -222,12 +219,12 @@ fn a_clone_within_one_disk_does_not_wait_for_itself() {
         LoopDevice::attach(&path, 512)
     };
     let (from, to) = (device("from"), device("to"));
-    common::output("mkfs.ext4", &["-q", "-F", &from.path().to_string_lossy()]);
+    common::mkfs_ext4(from.path());
     let mounted = Mounted::new("ext4", from.path(), "");
     // More than is read ahead before the freeze, and a spool that has room for all of it.
     let noise = Random(3).bytes(80 << 20);
     fs::write(mounted.dir().join("noise"), noise).expect("write");
-    floe(&["clone", &pair(mounted.dir(), &to), "--spool", "400M"]).expect_code(0);
+    run_floe(&["clone", &pair(mounted.dir(), &to), "--spool", "400M"]).expect_code(0);
     let copy = Mounted::new("ext4", to.path(), "");
     common::assert_same_tree(&common::tree(mounted.dir()), &common::tree(copy.dir()));
 }

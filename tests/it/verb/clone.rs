@@ -222,7 +222,7 @@ fn after_kill_9_the_source_is_thawed_the_target_looks_empty_and_a_second_clone_r
     let made = require_source!(256, 160);
     let scratch = Scratch::new();
     let target = LoopDevice::filled(&scratch, "target", 256, 0);
-    common::output("mkfs.ext4", &["-q", "-F", &target.path().to_string_lossy()]);
+    common::mkfs_ext4(target.path());
     let pair = pair(made.dir(), target.path());
     let mut child = start_until_wiped(&pair, &scratch.join("target"), &["--verify"]);
     child.kill().expect("kill");
@@ -370,7 +370,7 @@ fn bad_input_is_one_line_each_and_touches_nothing() {
         LoopDevice::filled(&scratch, "small", 32, 0),
         LoopDevice::filled(&scratch, "full", 64, 0),
     );
-    common::output("mkfs.ext4", &["-q", "-F", &full.path().to_string_lossy()]);
+    common::mkfs_ext4(full.path());
     let file = scratch.join("target");
     let dir = made.dir().to_string_lossy().into_owned();
     let to = |target: &Path| pair(made.dir(), target);
@@ -462,7 +462,7 @@ fn a_pairs_file_declares_its_targets_standby_and_its_errors_name_the_line() {
     let made = require_source!(48, 2);
     let scratch = Scratch::new();
     let target = LoopDevice::filled(&scratch, "target", 48, 0);
-    common::output("mkfs.ext4", &["-q", "-F", &target.path().to_string_lossy()]);
+    common::mkfs_ext4(target.path());
     let pairs = scratch.join("floe.conf");
     let name = pairs.to_string_lossy().into_owned();
     for (text, code, why) in [
@@ -590,7 +590,7 @@ fn a_whole_disk_goes_onto_a_larger_one_with_its_backup_table_at_the_end() {
         let _ = Command::new("partx").args(["-a", &node]).output();
     }
     require!(part.exists(), "partition nodes");
-    common::output("mkfs.ext4", &["-q", "-F", &part.to_string_lossy()]);
+    common::mkfs_ext4(&part);
     let mounted = Mounted::new("ext4", &part, "");
     common::fill(mounted.dir(), 40);
     let target = LoopDevice::filled(&scratch, "target", 96, 0xa5);

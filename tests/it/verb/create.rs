@@ -176,13 +176,10 @@ fn a_full_disk_leaves_no_part_file_and_earlier_snapshots_intact() {
     drop(require_floe!());
     let made = require_two!();
     let noise = common::Random(5).bytes(6 << 20);
-    let store = match LoopFs::make(Spec {
+    let store = require_ok!(LoopFs::make(Spec {
         mib: 8,
         ..Spec::default()
-    }) {
-        Ok(store) => store,
-        Err(missing) => return common::skip(&missing),
-    };
+    }));
     let small = store.dir().join("old-19700101T000000Z-0001.zip");
     fs::write(&small, b"what was there").expect("write");
     fs::write(made.0.dir().join("noise"), noise).expect("noise");

@@ -10,10 +10,7 @@ use crate::disk::Disk;
 
 macro_rules! disk {
     ($mib:expr, $script:expr, $sector:expr) => {
-        match Disk::make($mib, $script, $sector) {
-            Ok(disk) => disk,
-            Err(missing) => return common::skip(&missing),
-        }
+        require_ok!(Disk::make($mib, $script, $sector))
     };
 }
 
@@ -128,34 +125,18 @@ fn a_gpt_disk_in_use_becomes_a_flashable_image() {
             common::assert_same_tree(&common::tree(mounted.dir()), &common::tree(copy.dir()));
         }
         // Restored onto a larger disk, its backup table moves to the end; onto a smaller one it is refused.
-        let larger = disk.scratch.join("larger");
-        fs::File::create(&larger)
-            .and_then(|f| f.set_len(200 << 20))
-            .expect("larger");
-        let target = LoopDevice::attach(&larger, sector);
-        common::run(
-            require_floe!()
-                .arg("restore")
-                .arg(&image)
-                .arg(target.path()),
-            Limit::secs(120),
-        )
-        .expect_code(0);
+        let restored = |name: &str, bytes: u64, code: i32| {
+            let file = disk.scratch.join(name);
+            common::sparse(&file, bytes);
+            let target = LoopDevice::attach(&file, sector);
+            let (image, to) = (common::text(&image), common::text(target.path()));
+            common::expect_floe(&["restore", &image, &to], code);
+            target
+        };
+        let target = restored("larger", 200 << 20, 0);
         let verify = common::output("sfdisk", &["--verify", &target.path().to_string_lossy()]);
         assert!(verify.contains("No errors"), "{verify}");
-        let smaller = disk.scratch.join("smaller");
-        fs::File::create(&smaller)
-            .and_then(|f| f.set_len(100 << 20))
-            .expect("smaller");
-        let target = LoopDevice::attach(&smaller, sector);
-        common::run(
-            require_floe!()
-                .arg("restore")
-                .arg(&image)
-                .arg(target.path()),
-            Limit::secs(120),
-        )
-        .expect_code(4);
+        restored("smaller", 100 << 20, 4);
     }
 }
 
@@ -252,7 +233,7 @@ fn a_snapshot_says_which_partitions_it_lacks_and_takes_no_damaged_table() {
         let file = fs::File::create(path).expect("file");
         file.set_len(8 << 20).expect("file");
     }
-    common::output("mkfs.ext4", &["-q", "-F", &root.to_string_lossy()]);
+    common::mkfs_ext4(&root);
     let table = b"label: gpt\nstart=1MiB, size=4MiB\n";
     let mut sfdisk = Command::new("sfdisk");
     common::run_with_input(sfdisk.arg("-q").arg(&disk), table, Limit::secs(20)).expect_code(0);

@@ -3,16 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use crate::common::{self, Limit, LoopDevice, LoopFs, Run, Scratch, Spec};
-
-fn text(path: &Path) -> String {
-    path.to_string_lossy().into_owned()
-}
-
-fn floe(words: &[&str], code: i32) -> Run {
-    let mut floe = common::floe().expect("checked by the caller");
-    common::run(floe.args(words), Limit::secs(60)).expect_code(code)
-}
+use crate::common::{self, Limit, LoopDevice, LoopFs, Run, Scratch, Spec, expect_floe, text};
 
 /// What lies in a folder, with sizes.
 fn listing(folder: &Path) -> Vec<(String, u64)> {
@@ -28,29 +19,24 @@ fn listing(folder: &Path) -> Vec<(String, u64)> {
 #[test]
 fn nothing_is_touched_and_the_exit_code_is_as_it_would_be() {
     drop(require_floe!());
-    let made = match LoopFs::make(Spec {
+    let made = require_ok!(LoopFs::make(Spec {
         mib: 48,
         ..Spec::default()
-    }) {
-        Ok(made) => made,
-        Err(missing) => return common::skip(&missing),
-    };
+    }));
     made.fill(20);
     let scratch = Scratch::new();
     let (image, bundle) = (scratch.join("image.gz"), scratch.join("a.zip"));
     let source = text(made.dir());
-    floe(&["dump", &source, "-o", &text(&image)], 0);
-    floe(
+    expect_floe(&["dump", &source, "-o", &text(&image)], 0);
+    expect_floe(
         &["create", &format!("data={source}"), "-o", &text(&bundle)],
         0,
     );
     let target = LoopDevice::filled(&scratch, "target", 48, 0xa5);
     let small = LoopDevice::filled(&scratch, "small", 8, 0xa5);
     let old = scratch.join("old");
-    fs::File::create(&old)
-        .and_then(|file| file.set_len(48 << 20))
-        .expect("old");
-    common::output("mkfs.ext4", &["-q", "-F", &text(&old)]);
+    common::sparse(&old, 48 << 20);
+    common::mkfs_ext4(&old);
     let old = LoopDevice::attach(&old, 512);
     let bytes = |device: &LoopDevice| common::hash_file(device.path());
     let before = (
@@ -75,19 +61,19 @@ fn nothing_is_touched_and_the_exit_code_is_as_it_would_be() {
     // restore: an image and a snapshot, onto a device and into a file that is not there.
     for (what, name) in [(text(&image), ""), (text(&bundle), "data=")] {
         for onto in [node(&target), new.clone()] {
-            let run = floe(
+            let run = expect_floe(
                 &["restore", &what, &format!("{name}{onto}"), "--dry-run"],
                 0,
             );
             says(run, &format!("{onto}: would be written with "));
         }
         for (onto, code) in [(node(&small), 4), (node(&old), 4), (source.clone(), 4)] {
-            floe(
+            expect_floe(
                 &["restore", &what, &format!("{name}{onto}"), "--dry-run"],
                 code,
             );
         }
-        let run = floe(
+        let run = expect_floe(
             &[
                 "restore",
                 &what,
@@ -109,20 +95,20 @@ fn nothing_is_touched_and_the_exit_code_is_as_it_would_be() {
     let cut = scratch.join("cut.gz");
     let whole = fs::read(&image).expect("image");
     fs::write(&cut, &whole[..whole.len() - 9]).expect("cut");
-    floe(&["restore", &text(&cut), &node(&target), "--dry-run"], 3);
+    expect_floe(&["restore", &text(&cut), &node(&target), "--dry-run"], 3);
     fs::remove_file(&cut).expect("cut");
     // clone, also onto a medium that would be laid out anew.
     let pair = |onto: &LoopDevice| format!("{source}={}", node(onto));
     says(
-        floe(&["clone", &pair(&target), "--dry-run"], 0),
+        expect_floe(&["clone", &pair(&target), "--dry-run"], 0),
         "would be written with",
     );
-    floe(&["clone", &pair(&small), "--dry-run"], 4);
-    floe(&["clone", &pair(&old), "--dry-run"], 4);
+    expect_floe(&["clone", &pair(&small), "--dry-run"], 4);
+    expect_floe(&["clone", &pair(&old), "--dry-run"], 4);
     let disk = LoopDevice::filled(&scratch, "disk", 256, 0);
     let before_disk = bytes(&disk);
     let words = format!("{source}=root");
-    let run = floe(
+    let run = expect_floe(
         &[
             "clone",
             &words,
@@ -143,22 +129,22 @@ fn nothing_is_touched_and_the_exit_code_is_as_it_would_be() {
     // create: a folder, a file, stdout; and a folder that is none.
     let data = format!("data={source}");
     for place in [folder.as_str(), new.as_str(), "-"] {
-        let run = floe(&["create", &data, "-o", place, "--dry-run"], 0);
+        let run = expect_floe(&["create", &data, "-o", place, "--dry-run"], 0);
         assert!(run.stdout.is_empty());
         says(run, "would hold data (ext4 of ");
     }
-    floe(
+    expect_floe(
         &["create", &data, "-o", &format!("{new}/none/"), "--dry-run"],
         4,
     );
     // An image makes no room for a snapshot unasked.
-    floe(&["create", &data, "-o", &text(&image), "--dry-run"], 4);
+    expect_floe(&["create", &data, "-o", &text(&image), "--dry-run"], 4);
     // What is refused is refused in the same words.
     let nowhere = format!("{new}/none/x.zip");
     let words = ["create", &data, "-o", &nowhere, "--dry-run"];
-    let would = floe(&words, 4).stderr_text();
-    assert_eq!(would, floe(&words[..4], 4).stderr_text());
-    let report = floe(
+    let would = expect_floe(&words, 4).stderr_text();
+    assert_eq!(would, expect_floe(&words[..4], 4).stderr_text());
+    let report = expect_floe(
         &[
             "create",
             &data,

@@ -8,15 +8,14 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::common::{self, Limit, LoopDevice, LoopFs, Mounted, Random, Run, Scratch, Spec, Writer};
+use crate::common::{
+    self, Limit, LoopDevice, LoopFs, Mounted, Random, Run, Scratch, Spec, Writer, text,
+};
 
 /// A small filesystem of the test's own with files in it, or a skip.
 macro_rules! filled {
     ($spec:expr) => {{
-        let made = match LoopFs::make($spec) {
-            Ok(made) => made,
-            Err(missing) => return common::skip(&missing),
-        };
+        let made = require_ok!(LoopFs::make($spec));
         made.fill(120);
         made
     }};
@@ -38,10 +37,6 @@ fn dump_to(floe: &mut Command, args: &[&str], to: &Path) -> Run {
         }
     }
     common::run(shell.stdin(Stdio::null()), Limit::secs(120))
-}
-
-fn text(path: &Path) -> String {
-    path.to_string_lossy().into_owned()
 }
 
 /// Unpacks an image and checks it: e2fsck clean, or clean after one `-p` where files were open and deleted.
@@ -649,7 +644,7 @@ fn an_image_that_would_wait_for_the_thaw_is_refused_before_the_freeze_where_noth
     fs::write(fs.dir().join("noise"), Random(8).bytes(24 << 20)).expect("noise");
     let inner = fs.dir().join("inner");
     common::output("truncate", &["-s", "80M", &text(&inner)]);
-    common::output("mkfs.ext4", &["-q", "-F", &text(&inner)]);
+    common::mkfs_ext4(&inner);
     common::output("fallocate", &["-l", "80M", &text(&inner)]);
     let device = LoopDevice::attach(&inner, 512);
     let above = Mounted::new("ext4", device.path(), "rw");

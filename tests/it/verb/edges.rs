@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
 
-use crate::common::{self, Limit, LoopDevice, LoopFs, Mounted, Run, Scratch, Spec, Writer};
+use crate::common::{self, Limit, LoopDevice, LoopFs, Mounted, Run, Scratch, Spec, Writer, text};
 
 /// Runs floe with these words.
 fn floe(words: &[&str]) -> Run {
@@ -19,10 +19,6 @@ fn within(before: &[&str], words: &[&str]) -> Run {
     let path = path.to_string_lossy().into_owned();
     let line = [before, &[path.as_str()], words].concat();
     common::run(Command::new(line[0]).args(&line[1..]), Limit::secs(60))
-}
-
-fn text(path: &Path) -> String {
-    path.display().to_string()
 }
 
 macro_rules! ready {
@@ -121,13 +117,10 @@ fn two_loop_devices_over_one_file_are_one_place_and_a_file_out_of_sight_is_no_ot
 #[test]
 fn what_is_missing_is_4_and_what_may_not_be_done_is_1_in_every_verb() {
     ready!();
-    let made = match LoopFs::make(Spec {
+    let made = require_ok!(LoopFs::make(Spec {
         mib: 8,
         ..Spec::default()
-    }) {
-        Ok(made) => made,
-        Err(missing) => return common::skip(&missing),
-    };
+    }));
     let scratch = Scratch::on_disk();
     let source = image(&scratch, "image");
     let (out, none) = (text(&scratch.join("out")), text(&scratch.join("none")));
@@ -380,10 +373,7 @@ fn an_overlay_behind_a_mounted_squashfs_is_frozen_with_it() {
 #[test]
 fn an_output_never_takes_the_name_of_a_file_that_is_attached_nor_of_a_device() {
     ready!();
-    let made = match LoopFs::make(Spec::default()) {
-        Ok(made) => made,
-        Err(missing) => return common::skip(&missing),
-    };
+    let made = require_ok!(LoopFs::make(Spec::default()));
     let scratch = Scratch::new();
     let image = image(&scratch, "image");
     let (mount, behind) = (text(made.dir()), text(made.image()));

@@ -1,7 +1,7 @@
 //! `--frames`: what is at the other end of the pipe holds what is read before the freeze, and makes the standard format of it.
 
 use crate::boards::{Lab, Server, Setup};
-use crate::common::{self, Limit, LoopFs, Random, Scratch, Spec, Writer};
+use crate::common::{self, Limit, LoopFs, Random, Scratch, Spec, Writer, number_in};
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
@@ -35,13 +35,6 @@ macro_rules! require_ext4 {
 
 fn pipeline(script: &str) -> common::Run {
     common::shell(script, Limit::secs(60))
-}
-
-fn number(report: &Path, key: &str) -> u64 {
-    let text = fs::read_to_string(report).expect("report");
-    let rest = text.split(&format!("\"{key}\":")).nth(1).expect(key);
-    let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
-    digits.parse().expect("number")
 }
 
 #[test]
@@ -213,7 +206,10 @@ fn a_slow_pipe_costs_no_frozen_time_while_files_are_written() {
             .success()
     );
     drop(writer);
-    let (frozen_ms, total_ms) = (number(&report, "frozen_ms"), number(&report, "total_ms"));
+    let (frozen_ms, total_ms) = (
+        number_in(&report, "frozen_ms"),
+        number_in(&report, "total_ms"),
+    );
     assert!(sent > 28 << 20, "{sent}");
     assert!(total_ms > 3000, "{total_ms}");
     assert!(frozen_ms * 4 < total_ms, "{frozen_ms} of {total_ms} ms");
@@ -314,7 +310,10 @@ fn pull_has_the_host_hold_what_a_slow_line_brings() {
     )
     .expect_code(0);
     drop(writer);
-    let (frozen_ms, total_ms) = (number(&report, "frozen_ms"), number(&report, "total_ms"));
+    let (frozen_ms, total_ms) = (
+        number_in(&report, "frozen_ms"),
+        number_in(&report, "total_ms"),
+    );
     assert!(total_ms > 2000, "{total_ms}");
     assert!(frozen_ms * 4 < total_ms, "{frozen_ms} of {total_ms} ms");
     let image = out.join("10.77.0.1.img.gz");

@@ -1,7 +1,7 @@
 //! `--golden` and `--empty` on running filesystems: what they name is empty in the image and nowhere else, whatever covers it at run
 //! time; what cannot be done is refused; `show --identity` tells what there is.
 
-use crate::common::{self, Limit, LoopFs, Mounted, Random, Scratch, Spec};
+use crate::common::{self, Limit, LoopFs, Mounted, Random, Scratch, Spec, expect_floe, text};
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -33,20 +33,8 @@ fn root(dir: &Path) {
 
 macro_rules! made {
     ($spec:expr) => {
-        match LoopFs::make($spec) {
-            Ok(made) => made,
-            Err(missing) => return common::skip(&missing),
-        }
+        require_ok!(LoopFs::make($spec))
     };
-}
-
-fn floe(args: &[&str], code: i32) -> common::Run {
-    let mut floe = common::floe().expect("checked by the caller");
-    common::run(floe.args(args), Limit::secs(60)).expect_code(code)
-}
-
-fn text(path: &Path) -> String {
-    path.to_string_lossy().into_owned()
 }
 
 fn grep(image: &Path, what: &str) -> bool {
@@ -139,9 +127,9 @@ fn a_golden_dump_of_a_mounted_filesystem_empties_what_is_there_and_not_what_cove
             .starts_with(ID)
     );
     // The list says what the image has, and what the mount has.
-    let shown = floe(&["show", "--identity", &text(&image)], 0).stdout_text();
+    let shown = expect_floe(&["show", "--identity", &text(&image)], 0).stdout_text();
     assert!(shown.contains("/etc/machine-id") && shown.contains("empty") && !shown.contains(ID));
-    let shown = floe(&["show", "--identity", &text(made.dir())], 0).stdout_text();
+    let shown = expect_floe(&["show", "--identity", &text(made.dir())], 0).stdout_text();
     assert!(shown.contains(ID) && shown.contains("sha256 "), "{shown}");
 }
 
@@ -151,13 +139,11 @@ fn a_golden_clone_boots_as_another_machine() {
     let made = made!(Spec::default());
     root(made.dir());
     let target = made.scratch().join("target");
-    fs::File::create(&target)
-        .and_then(|file| file.set_len(64 << 20))
-        .expect("target");
+    common::sparse(&target, 64 << 20);
     let device = common::LoopDevice::attach(&target, 512);
     let pair = format!("{}={}", text(made.dir()), text(device.path()));
     let report = made.scratch().join("report");
-    let run = floe(
+    let run = expect_floe(
         &[
             "clone",
             &pair,
@@ -202,7 +188,7 @@ fn what_a_clone_cannot_empty_is_refused_before_its_target_is_touched() {
     fs::write(&target, &old).expect("target");
     let device = common::LoopDevice::attach(&target, 512);
     let pair = format!("{}={}", text(made.dir()), text(device.path()));
-    let run = floe(&["clone", &pair, "--overwrite", "--empty", "/own/*"], 4);
+    let run = expect_floe(&["clone", &pair, "--overwrite", "--empty", "/own/*"], 4);
     assert!(
         run.stderr_text()
             .contains("/own/password: an encrypted file cannot be emptied"),
@@ -230,9 +216,7 @@ fn a_disk_is_emptied_in_each_of_its_ext_filesystems() {
     );
     made.unmount();
     let disk = made.scratch().join("disk");
-    fs::File::create(&disk)
-        .and_then(|file| file.set_len(80 << 20))
-        .expect("disk");
+    common::sparse(&disk, 80 << 20);
     let table = "label: gpt\nstart=2048, size=8192, type=U\nstart=16384, size=131072\n";
     common::run_with_input(
         Command::new("sfdisk").args(["-q", &text(&disk)]),
@@ -250,7 +234,7 @@ fn a_disk_is_emptied_in_each_of_its_ext_filesystems() {
         &[&format!("of={}", text(&disk)), "seek=8", "conv=notrunc"],
     );
     let image = made.scratch().join("golden");
-    floe(
+    expect_floe(
         &[
             "dump",
             &text(&disk),
@@ -264,7 +248,7 @@ fn a_disk_is_emptied_in_each_of_its_ext_filesystems() {
         ],
         0,
     );
-    let shown = floe(&["show", "--identity", &text(&disk)], 0).stdout_text();
+    let shown = expect_floe(&["show", "--identity", &text(&disk)], 0).stdout_text();
     assert!(shown.contains(ID), "{shown}");
     let part = made.scratch().join("part");
     copy(
@@ -300,7 +284,7 @@ fn a_snapshot_says_that_it_is_golden_and_does_not_hold_its_own_store() {
             "--empty",
             "/own/password",
         ];
-        let run = floe(&args, 0).stderr_text();
+        let run = expect_floe(&args, 0).stderr_text();
         let path = run
             .split(": root:")
             .next()
@@ -317,7 +301,7 @@ fn a_snapshot_says_that_it_is_golden_and_does_not_hold_its_own_store() {
         );
         let image = made.scratch().join("back");
         let target = format!("root={}", text(&image));
-        floe(&["restore", &path, &target, "--overwrite"], 0);
+        expect_floe(&["restore", &path, &target, "--overwrite"], 0);
         let run = common::run(
             Command::new("e2fsck").args(["-fn", &text(&image)]),
             Limit::secs(60),
@@ -346,7 +330,7 @@ fn a_snapshot_says_that_it_is_golden_and_does_not_hold_its_own_store() {
     };
     let made = made!(spec);
     let pair = format!("root={}", text(made.dir()));
-    let run = floe(
+    let run = expect_floe(
         &["create", &pair, "-o", &format!("{}/", text(made.dir()))],
         0,
     );
@@ -363,16 +347,14 @@ fn what_cannot_be_emptied_is_refused_before_anything_is_written() {
     let scratch = Scratch::new();
     let (image, out) = (scratch.join("xfs"), scratch.join("out"));
     require!(common::have("mkfs.xfs"), "mkfs.xfs");
-    fs::File::create(&image)
-        .and_then(|file| file.set_len(512 << 20))
-        .expect("image");
+    common::sparse(&image, 512 << 20);
     common::output("mkfs.xfs", &["-q", "-f", &text(&image)]);
     let dump = |options: &[&str], code| {
         let mut args = vec!["dump", "-o"];
         let (out, image) = (text(&out), text(&image));
         args.extend([out.as_str(), image.as_str()]);
         args.extend(options);
-        floe(&args, code).stderr_text()
+        expect_floe(&args, code).stderr_text()
     };
     let words = dump(&["--golden"], 4);
     assert!(words.contains("restore the image, mount it"), "{words}");
@@ -388,9 +370,7 @@ fn what_cannot_be_emptied_is_refused_before_anything_is_written() {
     }
     // A file that is encrypted is named.
     fs::remove_file(&image).expect("image");
-    fs::File::create(&image)
-        .and_then(|file| file.set_len(64 << 20))
-        .expect("image");
+    common::sparse(&image, 64 << 20);
     let content = scratch.join("content");
     fs::create_dir(&content).expect("content");
     root(&content);
@@ -425,7 +405,7 @@ fn what_cannot_be_emptied_is_refused_before_anything_is_written() {
     );
     let words = dump(&["--golden"], 4);
     assert!(words.contains("the journal needs recovery"), "{words}");
-    floe(&["clone", "--factory", "--golden", "/=/dev/null"], 2);
+    expect_floe(&["clone", "--factory", "--golden", "/=/dev/null"], 2);
 }
 
 #[test]

@@ -3,10 +3,12 @@
 
 use std::fs;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::common::{self, Limit, LoopDevice, LoopFs, Mounted, Scratch, Spec};
+use crate::common::{
+    self, Limit, LoopDevice, LoopFs, Mounted, Scratch, Spec, expect_floe, run_floe, text,
+};
 
 fn blocks_are_zero(file: &Path) -> bool {
     let bytes = fs::read(file).expect("target");
@@ -21,6 +23,13 @@ fn old_blocks(file: &Path) -> usize {
     let bytes = fs::read(file).expect("target");
     let old = |block: &&[u8]| block.iter().all(|byte| *byte == OLD);
     bytes.chunks(4096).filter(old).count()
+}
+
+/// An image of it, beside it.
+fn dumped(source: &LoopFs) -> PathBuf {
+    let image = source.scratch().join("image.gz");
+    expect_floe(&["dump", "-o", &text(&image), &text(source.dir())], 0);
+    image
 }
 
 fn size_shown(device: &Path) -> u64 {
@@ -39,19 +48,11 @@ fn size_shown(device: &Path) -> u64 {
 }
 
 fn grows(spec: Spec<'_>) {
-    let mut source = match LoopFs::make(spec) {
-        Ok(source) => source,
-        Err(missing) => return common::skip(&missing),
-    };
-    let mut floe = require_floe!();
+    let mut source = require_ok!(LoopFs::make(spec));
+    drop(require_floe!());
     source.fill(60);
     let files = common::tree(source.dir());
-    let image = source.scratch().join("image.gz");
-    common::run(
-        floe.arg("dump").arg("-o").arg(&image).arg(source.dir()),
-        Limit::secs(60),
-    )
-    .expect_code(0);
+    let image = dumped(&source);
     source.unmount();
     let scratch = Scratch::new();
     let target_file = scratch.join("target");
@@ -63,13 +64,7 @@ fn grows(spec: Spec<'_>) {
     }
     let before = old_blocks(&target_file);
     assert_eq!(before, 200 * 256);
-    let run = common::run(
-        require_floe!()
-            .args(["restore", "--grow"])
-            .arg(&image)
-            .arg(target.path()),
-        Limit::secs(120),
-    );
+    let run = run_floe(&["restore", "--grow", &text(&image), &text(target.path())]);
     if run.code == Some(4) && run.stderr_text().contains("CAP_SYS_RESOURCE") {
         // The virtual machines grow it (tests/vm, scenario grow).
         assert_eq!(old_blocks(&target_file), before, "{run}");
@@ -100,14 +95,16 @@ fn grows(spec: Spec<'_>) {
     target.wait_until_free();
     common::fsck(spec.kind, target.path());
     // Once more: there is nothing left to grow.
-    let again = common::run(
-        require_floe!()
-            .args(["restore", "--overwrite", "--grow"])
-            .arg(&image)
-            .arg(source.device()),
-        Limit::secs(120),
-    )
-    .expect_code(0);
+    let again = expect_floe(
+        &[
+            "restore",
+            "--overwrite",
+            "--grow",
+            &text(&image),
+            &text(source.device()),
+        ],
+        0,
+    );
     assert!(again.stderr_text().contains("fills its device"), "{again}");
 }
 
@@ -156,32 +153,20 @@ fn btrfs_grows_to_the_end_of_its_device() {
 fn an_xfs_grows_beside_its_mounted_original_and_the_original_stays() {
     // An emulator answers ENOTTY for the ioctls that grow them; scenario grow runs them on a real kernel.
     require!(common::runner().is_none(), "no runner");
-    let source = match LoopFs::make(Spec {
+    let source = require_ok!(LoopFs::make(Spec {
         kind: "xfs",
         mib: 320,
         ..Spec::default()
-    }) {
-        Ok(source) => source,
-        Err(missing) => return common::skip(&missing),
-    };
-    let mut floe = require_floe!();
+    }));
+    drop(require_floe!());
     source.fill(20);
-    let image = source.scratch().join("image.gz");
-    common::run(
-        floe.arg("dump").arg("-o").arg(&image).arg(source.dir()),
-        Limit::secs(60),
-    )
-    .expect_code(0);
+    let image = dumped(&source);
     let scratch = Scratch::new();
     let target = LoopDevice::filled(&scratch, "target", 400, 0);
-    common::run(
-        require_floe!()
-            .args(["restore", "--grow"])
-            .arg(&image)
-            .arg(target.path()),
-        Limit::secs(120),
-    )
-    .expect_code(0);
+    expect_floe(
+        &["restore", "--grow", &text(&image), &text(target.path())],
+        0,
+    );
     assert_eq!(size_shown(source.device()), 320 << 20);
     assert_eq!(size_shown(target.path()), 400 << 20);
     common::fsck("xfs", target.path());
@@ -189,31 +174,19 @@ fn an_xfs_grows_beside_its_mounted_original_and_the_original_stays() {
 
 #[test]
 fn a_btrfs_beside_its_mounted_original_is_refused_before_the_first_write() {
-    let source = match LoopFs::make(Spec {
+    let source = require_ok!(LoopFs::make(Spec {
         kind: "btrfs",
         mib: 160,
         ..Spec::default()
-    }) {
-        Ok(source) => source,
-        Err(missing) => return common::skip(&missing),
-    };
-    let mut floe = require_floe!();
-    let image = source.scratch().join("image.gz");
-    common::run(
-        floe.arg("dump").arg("-o").arg(&image).arg(source.dir()),
-        Limit::secs(60),
-    )
-    .expect_code(0);
+    }));
+    drop(require_floe!());
+    let image = dumped(&source);
     let scratch = Scratch::new();
     let target = LoopDevice::filled(&scratch, "target", 200, 0);
-    let run = common::run(
-        require_floe!()
-            .args(["restore", "--grow"])
-            .arg(&image)
-            .arg(target.path()),
-        Limit::secs(60),
-    )
-    .expect_code(4);
+    let run = expect_floe(
+        &["restore", "--grow", &text(&image), &text(target.path())],
+        4,
+    );
     let text = run.stderr_text();
     assert!(text.contains("is mounted from"), "{text}");
     assert!(text.contains("nothing was written"), "{text}");
@@ -228,9 +201,7 @@ fn what_cannot_be_grown_is_refused_before_the_first_write() {
     let mut floe = require_floe!();
     let scratch = Scratch::new();
     let image = scratch.join("swap.img");
-    fs::File::create(&image)
-        .and_then(|f| f.set_len(8 << 20))
-        .expect("image");
+    common::sparse(&image, 8 << 20);
     common::output("mkswap", &["-q", &image.to_string_lossy()]);
     let target = LoopDevice::filled(&scratch, "target", 16, 0);
     let run = common::run(
@@ -242,23 +213,16 @@ fn what_cannot_be_grown_is_refused_before_the_first_write() {
     .expect_code(4);
     assert!(run.stderr_text().contains("--grow grows ext2"), "{run}");
     let new = scratch.join("new");
-    let run = common::run(
-        require_floe!()
-            .args(["restore", "--grow"])
-            .arg(&image)
-            .arg(&new),
-        Limit::secs(30),
-    )
-    .expect_code(4);
+    let run = expect_floe(&["restore", "--grow", &text(&image), &text(&new)], 4);
     assert!(run.stderr_text().contains("block device"), "{run}");
     assert!(!new.exists());
-    let run = common::run(
-        require_floe!()
-            .args(["restore", "--grow", "--disk"])
-            .arg(target.path())
-            .arg(&image),
-        Limit::secs(30),
-    );
+    let run = run_floe(&[
+        "restore",
+        "--grow",
+        "--disk",
+        &text(target.path()),
+        &text(&image),
+    ]);
     run.expect_code(2);
     assert!(blocks_are_zero(&scratch.join("target")));
 }
@@ -300,9 +264,7 @@ fn the_kernel_shows_the_partitions_of_a_restored_disk_and_forgets_the_old_ones()
     let plain = LoopDevice::filled(&scratch, "plain", 64, 0);
     let image = |name: &str, script: &str| {
         let file = scratch.join(name);
-        fs::File::create(&file)
-            .and_then(|f| f.set_len(64 << 20))
-            .expect("image");
+        common::sparse(&file, 64 << 20);
         common::run_with_input(
             Command::new("sfdisk").arg("-q").arg(&file),
             script.as_bytes(),
@@ -331,14 +293,10 @@ fn the_kernel_shows_the_partitions_of_a_restored_disk_and_forgets_the_old_ones()
         (3, 25 * mib, 4 * mib),
     ];
     assert_eq!(partitions(target.path()), expected);
-    common::run(
-        require_floe!()
-            .args(["restore", "--overwrite"])
-            .arg(&mbr)
-            .arg(target.path()),
-        Limit::secs(60),
-    )
-    .expect_code(0);
+    expect_floe(
+        &["restore", "--overwrite", &text(&mbr), &text(target.path())],
+        0,
+    );
     let found = partitions(target.path());
     assert!(found.contains(&(1, 2 * mib, 20 * mib)), "{found:?}");
     assert!(found.contains(&(5, 31 * mib, 9 * mib)), "{found:?}");

@@ -77,10 +77,7 @@ impl Line {
 
     /// Of the last report.
     fn number(&self, key: &str) -> u64 {
-        let text = fs::read_to_string(self.join("report.json")).expect("report");
-        let rest = text.split(&format!("\"{key}\":")).nth(1).expect(key);
-        let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
-        digits.parse().expect("number")
+        common::number_in(&self.join("report.json"), key)
     }
 
     fn break_at(&self, bytes: u64) {
@@ -128,10 +125,7 @@ impl Line {
 /// So many times at a random place, every third time twice before it goes on; then the host is killed.
 fn cut_and_go_on(server: Server, times: u64, seed: u64) {
     drop(require_floe!());
-    let line = match Line::new(server) {
-        Ok(line) => line,
-        Err(missing) => return common::skip(&missing),
-    };
+    let line = require_ok!(Line::new(server));
     let mut random = Random(seed);
     let mut reused = 0;
     for turn in 0..times {

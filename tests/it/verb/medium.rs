@@ -20,9 +20,7 @@ impl Medium {
     fn blank(mib: u64) -> Medium {
         let scratch = Scratch::new();
         let image = scratch.join("medium");
-        fs::File::create(&image)
-            .and_then(|file| file.set_len(mib << 20))
-            .expect("image");
+        common::sparse(&image, mib << 20);
         Medium {
             device: LoopDevice::attach_with(&image, &["-P"]),
             image,
@@ -96,10 +94,7 @@ const GPT: &str = "label: gpt\nlabel-id: 01234567-89AB-4CDE-8F01-23456789ABCD\ns
 
 #[test]
 fn as_primary_takes_boot_code_gap_raw_partitions_and_identifiers_along() {
-    let disk = match Disk::make(160, GPT, 512) {
-        Ok(disk) => disk,
-        Err(missing) => return common::skip(&missing),
-    };
+    let disk = require_ok!(Disk::make(160, GPT, 512));
     let mut floe = require_floe!();
     let code = Random(3).bytes(440);
     let gap = Random(4).bytes(900 << 10);
@@ -310,14 +305,11 @@ fn an_mbr_gets_logical_partitions_where_four_are_not_enough() {
 fn copies_get_a_uuid_of_their_own_and_grow() {
     // An emulator answers ENOTTY for the ioctl that grows an XFS.
     require!(common::runner().is_none(), "no runner");
-    let root = match LoopFs::make(Spec {
+    let root = require_ok!(LoopFs::make(Spec {
         kind: "xfs",
         mib: 320,
         ..Spec::default()
-    }) {
-        Ok(source) => source,
-        Err(missing) => return common::skip(&missing),
-    };
+    }));
     let mut floe = require_floe!();
     root.fill(60);
     let medium = Medium::blank(600);
@@ -439,10 +431,7 @@ fn what_is_wrong_is_one_line_and_the_medium_stays_as_it_was() {
 
 #[test]
 fn a_medium_in_use_is_refused() {
-    let disk = match Disk::make(96, "label: gpt\nsize=32MiB\nsize=32MiB\n", 512) {
-        Ok(disk) => disk,
-        Err(missing) => return common::skip(&missing),
-    };
+    let disk = require_ok!(Disk::make(96, "label: gpt\nsize=32MiB\nsize=32MiB\n", 512));
     let root = source!("ext4", 48);
     let mut floe = require_floe!();
     common::output("mke2fs", &["-q", "-F", &disk.part_text(2)]);
@@ -479,14 +468,11 @@ fn a_medium_in_use_is_refused() {
 
 #[test]
 fn media_without_partition_finds_the_partitions_by_their_names() {
-    let disk = match Disk::make(
+    let disk = require_ok!(Disk::make(
         160,
         "label: gpt\nsize=32MiB, name=config\nsize=64MiB, name=root\n",
         512,
-    ) {
-        Ok(disk) => disk,
-        Err(missing) => return common::skip(&missing),
-    };
+    ));
     let (root, config) = (source!("ext4", 48), source!("ext4", 16));
     let mut floe = require_floe!();
     root.fill(20);

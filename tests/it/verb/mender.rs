@@ -223,10 +223,7 @@ fn both_names_give_the_raw_image_as_floe_dump_does() {
     require!(common::runner().is_none(), "no runner: the names are links");
     let scratch = Scratch::new();
     let bin = require_some!(names(&scratch), "FLOE_BIN");
-    let mut made = match LoopFs::make(Spec::default()) {
-        Ok(made) => made,
-        Err(missing) => return common::skip(&missing),
-    };
+    let mut made = require_ok!(LoopFs::make(Spec::default()));
     made.fill(40);
     made.unmount();
     let device = made.device().to_string_lossy().into_owned();
@@ -278,10 +275,7 @@ fn what_mender_s_client_refuses_is_refused_with_its_exit_code() {
     require!(common::runner().is_none(), "no runner: the names are links");
     let scratch = Scratch::new();
     let bin = require_some!(names(&scratch), "FLOE_BIN");
-    let made = match LoopFs::make(Spec::default()) {
-        Ok(made) => made,
-        Err(missing) => return common::skip(&missing),
-    };
+    let made = require_ok!(LoopFs::make(Spec::default()));
     let dir = made.dir().to_string_lossy().into_owned();
     let calls: [(&str, &[&str], &str); 6] = [
         (

@@ -61,13 +61,10 @@ fn phases(run: &common::Run) -> Vec<String> {
 #[test]
 fn json_progress_names_the_phases_of_each_verb() {
     require!(common::is_root(), "root");
-    let mut made = match LoopFs::make(Spec {
+    let mut made = require_ok!(LoopFs::make(Spec {
         mib: 64,
         ..Spec::default()
-    }) {
-        Ok(made) => made,
-        Err(missing) => return common::skip(&missing),
-    };
+    }));
     made.fill(40);
     let scratch = Scratch::new();
     let (image, target) = (scratch.join("image.gz"), scratch.join("target"));
@@ -137,10 +134,8 @@ fn a_progress_line_fits_a_terminal_that_is_narrow_and_becomes_narrower() {
     let floe = require_some!(common::floe_shell_words(), "FLOE_BIN");
     let scratch = Scratch::new();
     let image = scratch.join("image");
-    fs::File::create(&image)
-        .and_then(|file| file.set_len(16 << 20))
-        .expect("image");
-    common::output("mkfs.ext4", &["-q", "-F", &image.to_string_lossy()]);
+    common::sparse(&image, 16 << 20);
+    common::mkfs_ext4(&image);
     // 40 columns, then 24: the reader gets its input in pieces, and so has time to show more than one line.
     let inside = format!(
         "stty cols 40 rows 10; {{ head -c 4M {image}; sleep 0.7; stty cols 24 < /dev/tty; echo -n NARROW > /dev/tty; tail -c +4194305 {image} | head -c 4M; sleep 0.7; tail -c +8388609 {image}; }} | {floe} verify -",
@@ -174,10 +169,7 @@ fn a_progress_line_fits_a_terminal_that_is_narrow_and_becomes_narrower() {
 #[test]
 fn a_pull_shows_percent_and_total_of_each_board_and_a_sum() {
     drop(require_floe!());
-    let mut lab = match Lab::new() {
-        Ok(lab) => lab,
-        Err(missing) => return common::skip(&missing),
-    };
+    let mut lab = require_ok!(Lab::new());
     // One that stays for a while, so that it is seen, and one that is older than these words.
     let slow = "printf '#!/bin/sh\\n/run/bin/floe \"$@\"; code=$?; sleep 2; exit $code\\n' > /run/bin/slow; chmod +x /run/bin/slow";
     let older = "printf '#!/bin/sh\\ncase \"$*\" in *--progress*) echo \"floe: dump: --progress takes no value\" >&2; exit 2;; esac\\n/run/bin/floe \"$@\"\\n' > /run/bin/older; chmod +x /run/bin/older";

@@ -1,7 +1,7 @@
 //! `floe pull` from real OpenSSH and dropbear servers with busybox ash behind them, each board in namespaces of its own.
 
 use crate::boards::{Lab, Server, Setup};
-use crate::common::{self, Limit};
+use crate::common::{self, Limit, names};
 use std::fs;
 use std::path::Path;
 use std::process::Stdio;
@@ -15,21 +15,6 @@ fn assert_good_image(path: &Path) {
         "gzip -dc '{shown}' > '{shown}.raw' && e2fsck -fn '{shown}.raw' && rm '{shown}.raw'"
     );
     common::shell(&script, Limit::secs(60)).expect_code(0);
-}
-
-fn names(folder: &Path) -> Vec<String> {
-    let mut names: Vec<String> = fs::read_dir(folder)
-        .expect("folder")
-        .map(|entry| {
-            entry
-                .expect("entry")
-                .file_name()
-                .into_string()
-                .expect("text")
-        })
-        .collect();
-    names.sort();
-    names
 }
 
 /// An OpenSSH and a dropbear board.
@@ -403,19 +388,7 @@ fn stalled(lab: &Lab, index: usize, more: &[&str]) -> std::process::Child {
 /// Whether a write ends within the limit; it goes on by itself after the thaw.
 fn board_writes(dir: &Path, limit: Duration) -> bool {
     let file = dir.join(".probe");
-    let mut child = std::process::Command::new("dd")
-        .args([
-            "if=/dev/zero",
-            "bs=4096",
-            "count=1",
-            "conv=fsync",
-            "status=none",
-        ])
-        .arg(format!("of={}", file.display()))
-        .stdin(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("dd");
+    let mut child = common::write_probe(&file);
     let ended = common::wait_for(&mut child, limit).is_some();
     if !ended {
         thread::spawn(move || drop(child.wait()));

@@ -7,16 +7,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use crate::common::{self, Limit, Run, Scratch};
-
-fn text(path: &Path) -> String {
-    path.to_string_lossy().into_owned()
-}
-
-fn run(words: &[&str]) -> Run {
-    let mut floe = common::floe().expect("checked by the caller");
-    common::run(floe.args(words), Limit::secs(60))
-}
+use crate::common::{self, Limit, Scratch, run_floe, text};
 
 /// An ext4 image that does not pack, and a gzip of it.
 fn image(scratch: &Scratch) -> (String, String) {
@@ -25,7 +16,7 @@ fn image(scratch: &Scratch) -> (String, String) {
         "truncate -s 16M {image}; mkdir {image}.d; head -c 3M /dev/urandom > {image}.d/noise; mkfs.ext4 -q -F -d {image}.d {image}"
     );
     common::shell(&script, Limit::secs(60)).expect_code(0);
-    run(&["dump", "-q", &image, "-o", &packed]).expect_code(0);
+    run_floe(&["dump", "-q", &image, "-o", &packed]).expect_code(0);
     (image, packed)
 }
 
@@ -57,7 +48,7 @@ fn a_run_that_failed_has_a_report_that_says_of_what_why_and_with_what_state() {
         (&["clone", &copy], 4, "source", &image),
     ] {
         let _ = fs::remove_file(&report);
-        let run = run(&[words, &["--report", &report]].concat()).expect_code(code);
+        let run = run_floe(&[words, &["--report", &report]].concat()).expect_code(code);
         let made = fs::read(&report).unwrap_or_else(|error| panic!("{words:?}: {error}"));
         let object = floe::json::parse(&made).unwrap_or_else(|_| panic!("{words:?}: {made:?}"));
         let said = |key: &str| object.get(key).and_then(|value| value.text());
@@ -66,7 +57,7 @@ fn a_run_that_failed_has_a_report_that_says_of_what_why_and_with_what_state() {
         let line = format!("floe: {}\n", said("error").expect("error"));
         assert_eq!(run.stderr_text(), line, "{words:?}");
     }
-    let run = run(&["thaw", &text(scratch.path()), "--report", "-", "-q"]).expect_code(0);
+    let run = run_floe(&["thaw", &text(scratch.path()), "--report", "-", "-q"]).expect_code(0);
     assert!(run.stderr_text().ends_with("\"thawed\":0}\n"), "{run}");
 }
 
@@ -80,7 +71,7 @@ fn read_bytes_are_those_of_the_input_and_used_is_what_was_to_be_read() {
     let report = |words: &[&str]| {
         let words = [words, &["-q", "--report", "-", "--overwrite"]].concat();
         let keep = words.len() - usize::from(matches!(words[0], "verify" | "show"));
-        let run = run(&words[..keep]).expect_code(0);
+        let run = run_floe(&words[..keep]).expect_code(0);
         floe::json::parse(run.stderr_text().as_bytes()).expect("report")
     };
     let number = |object: &floe::json::Value, key: &str| {
@@ -157,7 +148,7 @@ fn read_bytes_are_those_of_the_input_and_used_is_what_was_to_be_read() {
 }
 
 fn run_of(words: &[&str]) -> String {
-    run(words).expect_code(0).stdout_text()
+    run_floe(words).expect_code(0).stdout_text()
 }
 
 #[test]
@@ -178,7 +169,7 @@ fn a_report_does_not_replace_what_is_written() {
         &["pull", "192.0.2.1", "-o", &out],
     ] {
         for name in [&out, &other] {
-            let run = run(&[words, &["--report", name]].concat()).expect_code(4);
+            let run = run_floe(&[words, &["--report", name]].concat()).expect_code(4);
             assert_eq!(run.stderr_text().lines().count(), 1, "{run}");
             assert!(!Path::new(&out).exists(), "{run}");
         }
@@ -187,7 +178,7 @@ fn a_report_does_not_replace_what_is_written() {
     let folder = text(&scratch.join("no"));
     let file = text(&scratch.join("no/192.0.2.1.img.gz"));
     let words = ["pull", "192.0.2.1", "-o", &folder, "--report", &file];
-    let run = run(&words).expect_code(4);
+    let run = run_floe(&words).expect_code(4);
     assert!(!Path::new(&file).exists(), "{run}");
 }
 
@@ -292,11 +283,11 @@ fn names_that_are_empty_are_a_wrong_line_and_an_empty_list_has_its_header() {
         &["restore", "x", ""],
         &["show", "/", "--report", ""],
     ] {
-        let run = run(words).expect_code(2);
+        let run = run_floe(words).expect_code(2);
         assert!(run.stderr_text().contains("is empty"), "{run}");
     }
-    let list = run(&["list", &text(scratch.path())]).expect_code(0);
+    let list = run_floe(&["list", &text(scratch.path())]).expect_code(0);
     assert_eq!(list.stdout_text(), "NAME  SIZE  AGE  STATE  ENTRIES\n");
-    let pull = run(&["pull", "h", "-z", "none"]).expect_code(2);
+    let pull = run_floe(&["pull", "h", "-z", "none"]).expect_code(2);
     assert!(pull.stderr_text().contains("is for --artifact; "), "{pull}");
 }

@@ -16,9 +16,7 @@ fn ext4_image(scratch: &Scratch, mib: u64) -> PathBuf {
     let folder = scratch.join("files");
     fs::create_dir(&folder).expect("folder");
     common::fill(&folder, 60);
-    fs::File::create(&image)
-        .and_then(|file| file.set_len(mib * MIB))
-        .expect("image");
+    common::sparse(&image, mib * MIB);
     let (image_text, folder) = (image.to_string_lossy(), folder.to_string_lossy());
     // No lazy tables: every block of the image is what it is meant to be.
     let options = "lazy_itable_init=0,lazy_journal_init=0";
@@ -329,7 +327,7 @@ fn a_truncated_or_broken_image_is_exit_3_and_leaves_nothing_recognisable() {
     let target = LoopDevice::filled(&scratch, "target", 32, 0);
     let name = target.path().to_string_lossy().into_owned();
     for (case, bytes) in cases {
-        common::output("mkfs.ext4", &["-q", "-F", &name]);
+        common::mkfs_ext4(&name);
         let mut floe = require_floe!();
         floe.args(["restore", "--overwrite", "-"])
             .arg(target.path());
@@ -343,7 +341,7 @@ fn a_truncated_or_broken_image_is_exit_3_and_leaves_nothing_recognisable() {
         );
     }
     // From a file the length is known at once: nothing is written at all.
-    common::output("mkfs.ext4", &["-q", "-F", &name]);
+    common::mkfs_ext4(&name);
     let short = scratch.join("short");
     fs::write(&short, &raw[..20 << 20]).expect("write");
     let mut floe = require_floe!();
@@ -372,9 +370,7 @@ fn a_restore_that_is_killed_midway_leaves_nothing_recognisable() {
             continue;
         }
         let image = scratch.join(format!("{kind}.img"));
-        fs::File::create(&image)
-            .and_then(|file| file.set_len(320 * MIB))
-            .expect("image");
+        common::sparse(&image, 320 * MIB);
         let image_text = image.to_string_lossy().into_owned();
         common::run(
             Command::new(&mkfs).args(options).arg(&image_text),
@@ -471,9 +467,7 @@ fn a_flashable_disk_image_moves_its_backup_table_to_the_end_of_a_larger_disk() {
     require!(common::have("sfdisk"), "sfdisk");
     let scratch = Scratch::new();
     let image = scratch.join("disk");
-    fs::File::create(&image)
-        .and_then(|file| file.set_len(40 * MIB))
-        .expect("image");
+    common::sparse(&image, 40 * MIB);
     let image_text = image.to_string_lossy();
     let script = format!("printf 'label: gpt\\n,16M,L\\n,,L\\n' | sfdisk -q {image_text}");
     common::shell(&script, Limit::secs(30)).expect_code(0);

@@ -3,20 +3,15 @@
 
 use std::path::Path;
 
-use crate::common::{self, Limit, Scratch};
+use crate::common::{self, Scratch, run_floe};
 
 /// What `--version` says it was built with.
 fn features() -> Vec<String> {
-    let run = floe(&["--version"]);
+    let run = run_floe(&["--version"]);
     let text = run.expect_code(0).stdout_text();
     let words = text.lines().find_map(|line| line.strip_prefix("with: "));
     let words = words.expect("a line with the features");
     words.split(' ').map(str::to_owned).collect()
-}
-
-fn floe(words: &[&str]) -> common::Run {
-    let mut command = common::floe().expect("floe");
-    common::run(command.args(words), Limit::secs(60))
 }
 
 const VERBS: &[(&str, &[&str])] = &[
@@ -30,7 +25,7 @@ const VERBS: &[(&str, &[&str])] = &[
 fn a_verb_is_there_with_its_feature_and_refused_by_name_without() {
     require_floe!();
     let features = features();
-    let overview = floe(&["--help"]).expect_code(0).stdout_text();
+    let overview = run_floe(&["--help"]).expect_code(0).stdout_text();
     for (feature, verbs) in VERBS {
         let is_there = features.iter().any(|name| name == feature);
         for verb in *verbs {
@@ -39,8 +34,8 @@ fn a_verb_is_there_with_its_feature_and_refused_by_name_without() {
                     .is_some_and(|line| line.split(' ').next() == Some(verb))
             });
             assert_eq!(shown, is_there, "{verb}: {overview}");
-            let run = floe(&[verb, "--help"]);
-            let help = floe(&["help", verb]);
+            let run = run_floe(&[verb, "--help"]);
+            let help = run_floe(&["help", verb]);
             if is_there {
                 assert_eq!((run.code, help.code), (Some(0), Some(0)), "{run}");
                 continue;
@@ -64,12 +59,12 @@ fn an_option_that_was_left_out_is_refused_by_name_and_not_shown() {
         ("frames", "dump", "--frames"),
     ] {
         let is_there = features.iter().any(|name| name == feature);
-        let help = floe(&[verb, "--help"]).expect_code(0).stdout_text();
+        let help = run_floe(&[verb, "--help"]).expect_code(0).stdout_text();
         let shown = help
             .lines()
             .any(|line| line.trim_start().starts_with(option));
         assert_eq!(shown, is_there, "{option}: {help}");
-        let run = floe(&[verb, option, "/nowhere"]);
+        let run = run_floe(&[verb, option, "/nowhere"]);
         let line = format!("floe: {option}: this floe was built without ");
         let by_name = run.stderr_text().starts_with(&line);
         assert_eq!((by_name, run.code), (!is_there, Some(4)), "{run}");
@@ -98,16 +93,16 @@ fn a_filesystem_that_was_left_out_is_read_whole_and_says_why() {
         let (image, out) = (image.to_str().expect("path"), scratch.join("out.img.gz"));
         let out = out.to_str().expect("path");
         let words = ["dump", image, "-o", out, "--overwrite", "--report", "-"];
-        let told = floe(&words).expect_code(0).stderr_text();
+        let told = run_floe(&words).expect_code(0).stderr_text();
         let is_there = kind == "ext4" || features.iter().any(|name| name == kind);
         let whole = told.contains("\"map\":\"whole\"");
         let reason = told.contains("this floe was built without ");
         assert_eq!((whole, reason), (!is_there, !is_there), "{kind}: {told}");
-        let refused = floe(&["dump", image, "-o", out, "--overwrite", "--require-map"]);
+        let refused = run_floe(&["dump", image, "-o", out, "--overwrite", "--require-map"]);
         assert_eq!(refused.code == Some(4), !is_there, "{kind}: {refused}");
         // Never wrong: it comes back as it was, whatever the way.
         let back = scratch.join("back.img");
-        floe(&["restore", out, back.to_str().expect("path")]).expect_code(0);
+        run_floe(&["restore", out, back.to_str().expect("path")]).expect_code(0);
         common::fsck(kind, &back);
         std::fs::remove_file(&back).expect("remove");
     }
@@ -136,7 +131,7 @@ fn a_snapshot_and_an_artifact_are_refused_by_name_where_nothing_is_known_of_them
             &["verify", path],
             &["show", path],
         ] {
-            let run = floe(words);
+            let run = run_floe(words);
             let line = format!("this floe was built without {what}");
             let by_name = run.stderr_text().contains(&line);
             assert_eq!(

@@ -1,9 +1,11 @@
 //! `floe show`: identity of devices, mounts and images against what blkid and mkfs say, and stable JSON.
 
-use crate::common::{self, Limit, LoopFs, Scratch, Spec};
+use crate::common::{self, Limit, LoopFs, Run, Scratch, Spec};
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+
+use floe::json::Value;
 
 const UUID: &str = "6a1b9e0c-7a55-4d5c-9a4e-1c0b6e5f0a11";
 
@@ -30,6 +32,25 @@ fn run_show(path: &Path) -> String {
     run.expect_code(0).stdout_text()
 }
 
+/// What a report says.
+fn report_of(path: &Path) -> Value {
+    let text = fs::read(path).expect("report");
+    floe::json::parse(&text).unwrap_or_else(|_| panic!("the report"))
+}
+
+/// The report of a dump of it, to `out`.
+fn dumped(source: &Path, scratch: &Scratch) -> (Value, Run) {
+    let (out, report) = (scratch.join("out"), scratch.join("report"));
+    let mut dump = common::floe().expect("checked by the caller");
+    dump.arg("dump").arg(source).arg("-o").arg(out);
+    let run = common::run(dump.arg("--report").arg(&report), Limit::secs(60)).expect_code(0);
+    (report_of(&report), run)
+}
+
+fn number(report: &Value, key: &str) -> Option<u64> {
+    report.get(key).and_then(|value| value.number())
+}
+
 #[test]
 fn an_image_raw_or_packed_shows_what_its_superblock_says() {
     require!(
@@ -39,9 +60,7 @@ fn an_image_raw_or_packed_shows_what_its_superblock_says() {
     drop(require_floe!());
     let scratch = Scratch::new();
     let image = scratch.join("image");
-    fs::File::create(&image)
-        .and_then(|file| file.set_len(64 << 20))
-        .expect("image");
+    common::sparse(&image, 64 << 20);
     let name = image.to_string_lossy().into_owned();
     common::output(
         "mkfs.ext4",
@@ -98,7 +117,7 @@ fn what_show_says_of_an_images_end_is_only_what_it_looked_at() {
     let image = scratch.join("image");
     let file = fs::File::create(&image).expect("image");
     file.set_len(16 << 20).expect("image");
-    common::output("mkfs.ext4", &["-q", "-F", &image.to_string_lossy()]);
+    common::mkfs_ext4(&image);
     let packed = scratch.join("image.gz");
     let mut gzip = Command::new("gzip");
     let run = common::run(gzip.arg("-c").arg(&image), Limit::secs(60)).expect_code(0);
@@ -131,19 +150,15 @@ fn a_disk_without_any_filesystem_is_whole_in_show_as_in_a_dump() {
     );
     drop(require_floe!());
     let scratch = Scratch::new();
-    let (disk, report) = (scratch.join("disk"), scratch.join("report"));
+    let disk = scratch.join("disk");
     let file = fs::File::create(&disk).expect("disk");
     file.set_len(8 << 20).expect("disk");
     let mut sfdisk = Command::new("sfdisk");
     let table = b"label: gpt\nsize=2M\nsize=2M\n";
     common::run_with_input(sfdisk.arg("-q").arg(&disk), table, Limit::secs(20)).expect_code(0);
-    let mut dump = require_floe!();
-    dump.arg("dump").arg(&disk).arg("--report").arg(&report);
-    common::run(dump.arg("-o").arg(scratch.join("out")), Limit::secs(60)).expect_code(0);
-    let object = floe::json::parse(&fs::read(&report).expect("report"));
-    let object = object.unwrap_or_else(|_| panic!("the report"));
-    let dumped = object.get("map").and_then(|map| map.text());
-    assert_eq!(dumped, Some("whole"));
+    let (object, _) = dumped(&disk, &scratch);
+    let map = object.get("map").and_then(|map| map.text());
+    assert_eq!(map, Some("whole"));
     assert_eq!(json(&disk, "map"), "whole");
 }
 
@@ -161,11 +176,7 @@ fn a_mounted_filesystem_shows_where_and_an_estimate() {
         assert_eq!(json(path, "map"), "estimate");
         assert_eq!(json(path, "size_bytes"), "67108864");
     }
-    let run = common::run(
-        require_floe!().arg("show").arg(mounted.dir()),
-        Limit::secs(30),
-    );
-    let text = run.expect_code(0).stdout_text();
+    let text = run_show(mounted.dir());
     assert!(text.contains("an estimate, while it is mounted"), "{text}");
     common::assert_not_frozen(mounted.dir(), "after show");
 }
@@ -182,11 +193,7 @@ fn used_is_one_number_in_show_dump_create_and_clone() {
     assert_eq!(json(mounted.device(), "used_bytes"), shown);
     let scratch = Scratch::new();
     let report = scratch.join("report");
-    let number = |key: &str| {
-        let text = fs::read(&report).expect("report");
-        let report = floe::json::parse(&text).unwrap_or_else(|_| panic!("the report"));
-        report.get(key).and_then(|value| value.number())
-    };
+    let number = |key: &str| number(&report_of(&report), key);
     let place = mounted.dir().to_string_lossy().into_owned();
     let image = scratch.join("image.gz");
     let mut dump = require_floe!();
@@ -230,9 +237,7 @@ fn a_disk_shows_its_partitions_and_the_overview_every_filesystem() {
          dd if={name}.fs of={name} bs=1M seek=1 conv=notrunc status=none"
     );
     common::shell(&script, Limit::secs(60)).expect_code(0);
-    let mut show = require_floe!();
-    let run = common::run(show.arg("show").arg(&image), Limit::secs(30)).expect_code(0);
-    let text = run.stdout_text();
+    let text = run_show(&image);
     let line = |text: &str, word: &str| {
         text.lines()
             .find(|line| line.contains(word))
@@ -252,26 +257,13 @@ fn a_disk_shows_its_partitions_and_the_overview_every_filesystem() {
         "{text}"
     );
     // What a dump of it says: the unknown partition and the gaps whole, of the filesystem what is used.
-    let report = scratch.join("report");
-    let mut dump = require_floe!();
-    dump.arg("dump")
-        .arg(&image)
-        .arg("-o")
-        .arg(scratch.join("out"))
-        .arg("--report")
-        .arg(&report);
-    let run = common::run(&mut dump, Limit::secs(60)).expect_code(0);
+    let (object, run) = dumped(&image, &scratch);
     assert!(run.stderr_text().contains(" used or unclear, "), "{run}");
-    let text = fs::read(&report).expect("report");
-    let object = floe::json::parse(&text).unwrap_or_else(|_| panic!("the report"));
     assert_eq!(
         object.get("map").and_then(|map| map.text()),
         Some("partial")
     );
-    let used = object
-        .get("used_bytes")
-        .and_then(|value| value.number())
-        .expect("used");
+    let used = number(&object, "used_bytes").expect("used");
     assert_eq!(json(&image, "used_bytes"), used.to_string());
     assert_eq!(json(&image, "map"), "partial");
     // Packed: of the table the beginning is enough, and its backup behind that is not missed.
@@ -319,14 +311,8 @@ fn partitions_that_nothing_uses_are_shown_and_counted_as_a_dump_of_their_disk_re
     let text = run_show(disk.device.path());
     assert!(!text.contains("in use"), "{text}");
     assert_eq!(text.matches(" ext4 ").count(), 2, "{text}");
-    let report = disk.scratch.join("report");
-    let mut dump = require_floe!();
-    dump.arg("dump").arg(disk.device.path()).arg("--report");
-    dump.arg(&report).arg("-o").arg(disk.scratch.join("out"));
-    common::run(&mut dump, Limit::secs(60)).expect_code(0);
-    let object = floe::json::parse(&fs::read(&report).expect("report"));
-    let object = object.unwrap_or_else(|_| panic!("the report"));
-    let used = object.get("used_bytes").and_then(|value| value.number());
+    let (object, _) = dumped(disk.device.path(), &disk.scratch);
+    let used = number(&object, "used_bytes");
     assert!(
         text.contains(&format!("({} bytes); map: used", used.expect("used"))),
         "{text}"

@@ -3,11 +3,10 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use crate::common::{self, Limit, LoopDevice, Mounted, Run, Scratch};
+use crate::common::{self, Limit, LoopDevice, Mounted, Run, Scratch, text};
 
 /// Shell lines in the scratch folder, with floe as `$FLOE`.
 fn sh(scratch: &Scratch, script: &str) -> Run {
@@ -28,10 +27,6 @@ fn expect(scratch: &Scratch, all: &[(&str, i32, &str)]) {
         assert!(said.contains(words), "{script}: no {words:?} in {run}");
         assert!(*code == 0 || said.lines().count() == 1, "{script}: {run}");
     }
-}
-
-fn text(path: &Path) -> String {
-    path.display().to_string()
 }
 
 macro_rules! ready {

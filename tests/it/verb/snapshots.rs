@@ -11,10 +11,8 @@ use std::time::{Duration, Instant};
 use crate::common::{self, Limit, Scratch};
 
 fn filesystem(path: &Path, bytes: u64) {
-    fs::File::create(path)
-        .and_then(|file| file.set_len(bytes))
-        .expect("file");
-    common::output("mkfs.ext4", &["-q", "-F", &path.to_string_lossy()]);
+    common::sparse(path, bytes);
+    common::mkfs_ext4(path);
 }
 
 /// An image with a file of noise in it, so that it is more than zeros.
@@ -23,9 +21,7 @@ fn noisy(scratch: &Scratch, name: &str) -> std::path::PathBuf {
     fs::create_dir_all(&folder).expect("folder");
     let noise = common::Random(7).bytes(6 << 20);
     fs::write(folder.join("noise"), noise).expect("noise");
-    fs::File::create(&path)
-        .and_then(|file| file.set_len(24 << 20))
-        .expect("file");
+    common::sparse(&path, 24 << 20);
     let (text, folder) = (path.to_string_lossy(), folder.to_string_lossy());
     common::output("mkfs.ext4", &["-q", "-F", "-d", &folder, &text]);
     path
@@ -129,9 +125,7 @@ fn a_table_with_logical_partitions_is_refused_with_what_to_do_instead() {
         scratch.join("snapshot.zip"),
     );
     filesystem(&source, 8 << 20);
-    fs::File::create(&disk)
-        .and_then(|file| file.set_len(64 << 20))
-        .expect("disk");
+    common::sparse(&disk, 64 << 20);
     let table = "label: dos\n1 : size=8M\n2 : size=40M, type=5\n5 : size=8M\n6 : size=8M\n";
     let mut sfdisk = Command::new("sfdisk");
     sfdisk.arg("-q").arg(&disk);
@@ -236,9 +230,7 @@ fn an_interrupted_restore_of_a_whole_disk_says_that_it_has_no_table() {
         scratch.join("snapshot.zip"),
         scratch.join("new"),
     );
-    fs::File::create(&disk)
-        .and_then(|file| file.set_len(64 << 20))
-        .expect("disk");
+    common::sparse(&disk, 64 << 20);
     let mut sfdisk = Command::new("sfdisk");
     sfdisk.arg("-q").arg(&disk);
     common::run_with_input(&mut sfdisk, b"label: gpt\nsize=30M\n", Limit::secs(30)).expect_code(0);

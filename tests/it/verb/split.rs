@@ -3,20 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use crate::common::{self, Limit, Run, Scratch};
-
-fn floe(words: &[&str], code: i32) -> Run {
-    let mut floe = common::floe().expect("checked by the caller");
-    common::run(floe.args(words), Limit::secs(60)).expect_code(code)
-}
-
-fn names(folder: &Path) -> Vec<String> {
-    let entries = fs::read_dir(folder).expect("folder");
-    let name = |entry: fs::DirEntry| entry.file_name().to_string_lossy().into_owned();
-    let mut found: Vec<String> = entries.map(|entry| name(entry.expect("entry"))).collect();
-    found.sort();
-    found
-}
+use crate::common::{self, Limit, Scratch, expect_floe, names};
 
 #[test]
 fn pieces_are_one_image_and_there_all_or_not_at_all() {
@@ -38,7 +25,7 @@ fn pieces_are_one_image_and_there_all_or_not_at_all() {
             raw,
         ]
         .concat();
-        floe(&words, 0);
+        expect_floe(&words, 0);
         let found = names(&out);
         // The raw one is written in full; of the packed one, which is shorter, no piece of the raw one is left.
         let count = found.len();
@@ -54,10 +41,18 @@ fn pieces_are_one_image_and_there_all_or_not_at_all() {
             assert_eq!(fs::metadata(out.join(name)).expect("piece").len(), 1 << 20);
         }
         let first = format!("{image}.001");
-        assert!(floe(&["verify", &first], 0).stdout_text().contains("good "));
-        assert!(floe(&["show", &first], 0).stdout_text().contains("ext4"));
+        assert!(
+            expect_floe(&["verify", &first], 0)
+                .stdout_text()
+                .contains("good ")
+        );
+        assert!(
+            expect_floe(&["show", &first], 0)
+                .stdout_text()
+                .contains("ext4")
+        );
         let back = scratch.join("back");
-        floe(
+        expect_floe(
             &["restore", &first, &back.to_string_lossy(), "--overwrite"],
             0,
         );
@@ -65,7 +60,7 @@ fn pieces_are_one_image_and_there_all_or_not_at_all() {
         let script = format!("cat {image}.0* > {}", together.display());
         common::shell(&script, Limit::secs(60)).expect_code(0);
         let whole = scratch.join("whole");
-        floe(
+        expect_floe(
             &[
                 "restore",
                 &together.to_string_lossy(),
@@ -84,10 +79,10 @@ fn pieces_are_one_image_and_there_all_or_not_at_all() {
     let third = out.join("a.img.003");
     let kept = fs::read(&third).expect("third");
     fs::write(&third, &kept[1..]).expect("cut");
-    floe(&["verify", &first], 3);
+    expect_floe(&["verify", &first], 3);
     fs::remove_file(&third).expect("third");
     for words in [&["verify", &first][..], &["restore", &first, &target]] {
-        let run = floe(words, 3);
+        let run = expect_floe(words, 3);
         let text = run.stderr_text();
         assert!(text.contains("a.img.003: is missing: "), "{run}");
     }
@@ -95,22 +90,22 @@ fn pieces_are_one_image_and_there_all_or_not_at_all() {
     let last = names(&out).pop().expect("pieces");
     fs::write(&third, &kept).expect("third");
     fs::rename(out.join(&last), scratch.join("last")).expect("last");
-    let text = floe(&["verify", &first], 3).stderr_text();
+    let text = expect_floe(&["verify", &first], 3).stderr_text();
     let wanted = format!("{last}, which would be next, is not there");
     assert!(text.contains(&wanted), "{text}");
     fs::rename(scratch.join("last"), out.join(&last)).expect("last");
     fs::write(&third, &kept).expect("third");
-    let run = floe(&["push", &first, "host", "/dev/null"], 4);
+    let run = expect_floe(&["push", &first, "host", "/dev/null"], 4);
     assert!(run.stderr_text().contains("several pieces"), "{run}");
     // Refused before anything begins; and a dump that fails leaves nothing.
     let before = names(&out);
-    floe(&["dump", &path, "--split", "1M"], 2);
-    floe(&["dump", &path, "-o", &image, "--split", "1K"], 2);
+    expect_floe(&["dump", &path, "--split", "1M"], 2);
+    expect_floe(&["dump", &path, "-o", &image, "--split", "1K"], 2);
     let large = scratch.join("large");
     let file = fs::File::create(&large).expect("large");
     file.set_len(1 << 30).expect("large");
-    common::output("mkfs.ext4", &["-q", "-F", &large.to_string_lossy()]);
-    let run = floe(
+    common::mkfs_ext4(&large);
+    let run = expect_floe(
         &[
             "dump",
             &large.to_string_lossy(),
@@ -148,19 +143,19 @@ fn whichever_piece_or_name_is_given_it_is_said_which_one_to_name() {
             "1M",
             "--overwrite",
         ];
-        floe(&[&words[..], raw].concat(), 0);
+        expect_floe(&[&words[..], raw].concat(), 0);
         for verb in ["show", "verify"] {
-            let said = floe(&[verb, &format!("{image}.002")], 3).stderr_text();
+            let said = expect_floe(&[verb, &format!("{image}.002")], 3).stderr_text();
             let wanted = format!("name the first one, {first}");
             assert!(said.contains(&wanted), "{verb}: {said}");
-            let said = floe(&[verb, &image], 4).stderr_text();
+            let said = expect_floe(&[verb, &image], 4).stderr_text();
             assert!(said.contains(&wanted), "{verb}: {said}");
         }
         let words = ["artifact", &image, "-n", "a", "-t", "b", "-o", "/dev/null"];
-        let said = floe(&words, 4).stderr_text();
+        let said = expect_floe(&words, 4).stderr_text();
         assert!(said.contains(&first), "{said}");
         let target = scratch.join("target").to_string_lossy().into_owned();
-        let said = floe(&["restore", &image, &target], 4).stderr_text();
+        let said = expect_floe(&["restore", &image, &target], 4).stderr_text();
         assert!(said.contains(&first), "{said}");
         // One number, whoever says it: that of all pieces.
         let pieces = names(scratch.path());
@@ -168,7 +163,7 @@ fn whichever_piece_or_name_is_given_it_is_said_which_one_to_name() {
         let bytes: u64 = pieces
             .map(|name| fs::metadata(scratch.join(name)).expect("piece").len())
             .sum();
-        let shown = floe(&["show", &first, "--json"], 0).stdout;
+        let shown = expect_floe(&["show", &first, "--json"], 0).stdout;
         let shown = floe::json::parse(&shown).unwrap_or_else(|_| panic!("{shown:?}"));
         let number = |key: &str| shown.get(key).and_then(|value| value.number());
         match raw.is_empty() {

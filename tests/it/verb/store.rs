@@ -6,6 +6,18 @@ use std::process::Command;
 
 use crate::common::{self, Limit, Run, Scratch};
 
+/// A folder of its own, and an empty store in it.
+macro_rules! require_store {
+    () => {{
+        drop(require_floe!());
+        require!(common::have("mkfs.ext4"), "mkfs.ext4");
+        let scratch = Scratch::new();
+        let store = scratch.join("store");
+        fs::create_dir(&store).expect("store");
+        (scratch, store)
+    }};
+}
+
 /// floe where /etc/floe.conf names `store`, in a mount namespace of its own.
 fn with_store(store: &Path, words: &[&str]) -> Run {
     let conf = "mount -t tmpfs tmpfs /etc && echo \"store = $0\" > /etc/floe.conf && exec \"$@\"";
@@ -23,10 +35,8 @@ fn with_store(store: &Path, words: &[&str]) -> Run {
 fn make(scratch: &Scratch, store: &Path, more: &[&str]) -> PathBuf {
     let image = scratch.join("image");
     if !image.exists() {
-        fs::File::create(&image)
-            .and_then(|file| file.set_len(8 << 20))
-            .expect("file");
-        common::output("mkfs.ext4", &["-q", "-F", &image.to_string_lossy()]);
+        common::sparse(&image, 8 << 20);
+        common::mkfs_ext4(&image);
     }
     let mut floe = common::floe().expect("required before");
     floe.args(["create", "-q"])
@@ -113,11 +123,7 @@ fn list_tells_complete_being_made_incomplete_and_damaged_apart() {
 
 #[test]
 fn the_number_of_a_deleted_snapshot_does_not_come_again() {
-    drop(require_floe!());
-    require!(common::have("mkfs.ext4"), "mkfs.ext4");
-    let scratch = Scratch::new();
-    let store = scratch.join("store");
-    fs::create_dir(&store).expect("store");
+    let (scratch, store) = require_store!();
     let number = |path: &Path| stem(path).rsplit_once('-').expect("-").1.to_owned();
     let (_, second) = (make(&scratch, &store, &[]), make(&scratch, &store, &[]));
     for (gone, next) in [(second.clone(), "0003"), (second, "0004")] {
@@ -134,11 +140,7 @@ fn the_number_of_a_deleted_snapshot_does_not_come_again() {
 
 #[test]
 fn a_dry_create_says_its_name_and_what_keep_would_retire() {
-    drop(require_floe!());
-    require!(common::have("mkfs.ext4"), "mkfs.ext4");
-    let scratch = Scratch::new();
-    let store = scratch.join("store");
-    fs::create_dir(&store).expect("store");
+    let (scratch, store) = require_store!();
     let factory = make(&scratch, &store, &["--factory"]);
     let (first, second) = (make(&scratch, &store, &[]), make(&scratch, &store, &[]));
     let pair = format!("root={}", scratch.join("image").display());
@@ -183,11 +185,7 @@ fn a_dry_create_says_its_name_and_what_keep_would_retire() {
 
 #[test]
 fn kept_names_and_latest_are_understood_and_deleted() {
-    drop(require_floe!());
-    require!(common::have("mkfs.ext4"), "mkfs.ext4");
-    let scratch = Scratch::new();
-    let store = scratch.join("store");
-    fs::create_dir(&store).expect("store");
+    let (scratch, store) = require_store!();
     let factory = make(&scratch, &store, &["--factory"]);
     let first = make(&scratch, &store, &[]);
     let second = make(&scratch, &store, &[]);
@@ -238,11 +236,7 @@ fn kept_names_and_latest_are_understood_and_deleted() {
 
 #[test]
 fn a_snapshot_of_a_newer_floe_is_the_same_answer_in_every_verb_and_is_left_alone() {
-    drop(require_floe!());
-    require!(common::have("mkfs.ext4"), "mkfs.ext4");
-    let scratch = Scratch::new();
-    let store = scratch.join("store");
-    fs::create_dir(&store).expect("store");
+    let (scratch, store) = require_store!();
     let good = make(&scratch, &store, &[]);
     // Its metadata are stored: the same with another version, and their checksum in both places.
     let mut bytes = fs::read(&good).expect("snapshot");

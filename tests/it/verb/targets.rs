@@ -7,16 +7,9 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::common::{self, Limit, LoopDevice, Scratch};
+use crate::common::{self, Limit, LoopDevice, Scratch, sparse};
 
 const MIB: u64 = 1 << 20;
-
-/// A sparse file of so many MiB.
-fn sparse(path: &Path, mib: u64) {
-    fs::File::create(path)
-        .and_then(|file| file.set_len(mib * MIB))
-        .expect("file");
-}
 
 /// A file full of ones, and a little more.
 fn longer(scratch: &Scratch, mib: u64) -> PathBuf {
@@ -54,9 +47,9 @@ fn a_longer_file_becomes_exactly_the_image() {
     require!(common::have("mkfs.ext4"), "mkfs.ext4");
     let scratch = Scratch::new();
     let (small, large) = (scratch.join("small"), scratch.join("large"));
-    sparse(&small, 1);
+    sparse(&small, MIB);
     mkfs(&["mkfs.ext2", "-q", "-F"], &small);
-    sparse(&large, 24);
+    sparse(&large, 24 * MIB);
     mkfs(&["mkfs.ext4", "-q", "-F"], &large);
     for image in [&small, &large] {
         let target = longer(&scratch, 40);
@@ -73,9 +66,9 @@ fn a_longer_file_that_gets_a_disk_keeps_no_table_at_its_old_end() {
     require!(common::have("sfdisk"), "sfdisk");
     let scratch = Scratch::new();
     let (image, target) = (scratch.join("image"), scratch.join("target"));
-    sparse(&image, 24);
+    sparse(&image, 24 * MIB);
     sfdisk(&image, "label: gpt\nsize=8MiB, name=one\n");
-    sparse(&target, 40);
+    sparse(&target, 40 * MIB);
     sfdisk(&target, "label: gpt\nsize=30MiB, name=old\n");
     restore(&image, &target).expect_code(0);
     assert!(fs::read(&target).unwrap() == fs::read(&image).unwrap());
@@ -96,9 +89,9 @@ fn a_table_for_sectors_of_another_size_is_refused() {
     );
     let scratch = Scratch::new();
     let (image, file) = (scratch.join("image"), scratch.join("file"));
-    sparse(&image, 24);
+    sparse(&image, 24 * MIB);
     sfdisk(&image, "label: gpt\nsize=8MiB, name=one\n");
-    sparse(&file, 32);
+    sparse(&file, 32 * MIB);
     let target = LoopDevice::attach(&file, 4096);
     let run = restore(&image, target.path()).expect_code(4);
     assert!(
@@ -113,7 +106,7 @@ fn a_table_for_sectors_of_another_size_is_refused() {
 fn restored_over(prepare: impl Fn(&Path)) -> Vec<u8> {
     let scratch = Scratch::new();
     let (image, file) = (scratch.join("image"), scratch.join("file"));
-    sparse(&image, 4);
+    sparse(&image, 4 * MIB);
     mkfs(&["mkfs.ext2", "-q", "-F"], &image);
     // Not sparse, so that a zero has been written and was not there anyway.
     fs::write(&file, vec![0xa5; 32 << 20]).expect("file");
@@ -179,7 +172,7 @@ fn a_closed_stdout_is_an_error_and_not_a_stream_into_nothing() {
     require!(common::have("mkfs.ext2"), "mkfs.ext2");
     // With a filesystem in it: any other file would mean the filesystem that it lies on.
     let image = scratch.join("image");
-    sparse(&image, 1);
+    sparse(&image, MIB);
     mkfs(&["mkfs.ext2", "-q", "-F"], &image);
     let image = image.display();
     for words in [

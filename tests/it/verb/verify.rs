@@ -6,10 +6,8 @@ use std::process::Command;
 
 fn image(scratch: &Scratch) -> Vec<u8> {
     let path = scratch.join("image");
-    fs::File::create(&path)
-        .and_then(|file| file.set_len(16 << 20))
-        .expect("image");
-    common::output("mkfs.ext4", &["-q", "-F", &path.to_string_lossy()]);
+    common::sparse(&path, 16 << 20);
+    common::mkfs_ext4(&path);
     fs::read(&path).expect("image")
 }
 

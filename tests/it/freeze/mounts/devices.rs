@@ -1,6 +1,7 @@
 //! Disks, partitions and names of devices: what of them is mounted, held, or to be found by a label.
 
 use std::fs;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -12,17 +13,29 @@ use crate::disk::Disk;
 
 use super::{Over, look, make, number, refusal, resolve};
 
+/// A disk with two partitions.
+macro_rules! require_partitions {
+    () => {{
+        require!(
+            common::is_root() && common::have("sfdisk") && common::have("partx"),
+            "root, sfdisk, partx"
+        );
+        two_partitions()
+    }};
+}
+
+/// Its first one as an ext4, and a folder to mount it on.
+fn first_of(disk: &Disk) -> (PathBuf, PathBuf) {
+    let (part, point) = (disk.part(1), disk.scratch.join("mnt"));
+    common::mkfs_ext4(&part);
+    fs::create_dir(&point).unwrap();
+    (part, point)
+}
+
 #[test]
 fn a_device_without_a_node_is_opened_all_the_same() {
-    require!(
-        common::is_root() && common::have("sfdisk") && common::have("partx"),
-        "root, sfdisk, partx"
-    );
-    let disk = two_partitions();
-    let part = disk.part(1);
-    common::output("mkfs.ext4", &["-q", "-F", part.to_str().unwrap()]);
-    let point = disk.scratch.join("mnt");
-    fs::create_dir(&point).unwrap();
+    let disk = require_partitions!();
+    let (part, point) = first_of(&disk);
     let _over = Over::mount(&[part.to_str().unwrap()], &point);
     let dev = number(&part);
     // A node that lies: the name of the partition, the number of the disk.
@@ -47,7 +60,6 @@ fn a_device_without_a_node_is_opened_all_the_same() {
     }
 }
 
-/// A disk with two partitions.
 fn two_partitions() -> Disk {
     let script = |scratch: &Scratch| {
         format!(
@@ -73,11 +85,7 @@ fn partition_name(scratch: &Scratch, number: u32) -> String {
 
 #[test]
 fn partition_names_are_read_from_the_table_itself() {
-    require!(
-        common::is_root() && common::have("sfdisk") && common::have("partx"),
-        "root, sfdisk, partx"
-    );
-    let disk = two_partitions();
+    let disk = require_partitions!();
     let system = look();
     let entry = system.partition_entry(number(&disk.part(2))).unwrap();
     assert_eq!(
@@ -117,15 +125,8 @@ fn partition_names_are_read_from_the_table_itself() {
 
 #[test]
 fn a_disk_with_a_mounted_partition_keeps_the_mounted_one_and_holds_the_other() {
-    require!(
-        common::is_root() && common::have("sfdisk") && common::have("partx"),
-        "root, sfdisk, partx"
-    );
-    let disk = two_partitions();
-    let part = disk.part(1);
-    common::output("mkfs.ext4", &["-q", "-F", part.to_str().unwrap()]);
-    let point = disk.scratch.join("mnt");
-    fs::create_dir(&point).unwrap();
+    let disk = require_partitions!();
+    let (part, point) = first_of(&disk);
     let over = Over::mount(&[part.to_str().unwrap()], &point);
     let system = look();
     let dev = number(disk.device.path());
@@ -204,9 +205,7 @@ fn labels_and_uuids_are_found_and_two_bearers_are_refused() {
     let scratch = Scratch::new();
     let attach = |name: &str| {
         let path = scratch.join(name);
-        fs::File::create(&path)
-            .and_then(|file| file.set_len(4 << 20))
-            .unwrap();
+        common::sparse(&path, 4 << 20);
         let device = LoopDevice::attach(&path, 512);
         common::output(
             "mkswap",

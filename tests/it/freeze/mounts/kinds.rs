@@ -15,14 +15,11 @@ use super::{
 
 #[test]
 fn btrfs_is_found_through_folder_subvolume_and_device() {
-    let made = match LoopFs::make(Spec {
+    let made = require_ok!(LoopFs::make(Spec {
         kind: "btrfs",
         mib: 128,
         ..Spec::default()
-    }) {
-        Ok(made) => made,
-        Err(missing) => return common::skip(&missing),
-    };
+    }));
     let sub = made.dir().join("sub");
     common::output("btrfs", &["subvolume", "create", sub.to_str().unwrap()]);
     let elsewhere = made.scratch().join("sub");
@@ -55,9 +52,7 @@ fn a_btrfs_of_two_devices_is_refused_by_name() {
         .iter()
         .map(|name| {
             let path = scratch.join(name);
-            fs::File::create(&path)
-                .and_then(|file| file.set_len(128 << 20))
-                .unwrap();
+            common::sparse(&path, 128 << 20);
             LoopDevice::attach(&path, 512)
         })
         .collect();
@@ -148,9 +143,7 @@ fn a_regular_file_is_an_image_only_when_its_content_is_one() {
         assert_found(&resolve_filesystem(file).unwrap(), made.device());
     }
     let image = made.dir().join("image");
-    fs::File::create(&image)
-        .and_then(|file| file.set_len(4 << 20))
-        .unwrap();
+    common::sparse(&image, 4 << 20);
     common::output("mkswap", &["-q", image.to_str().unwrap()]);
     let source = resolve(&image).unwrap();
     assert!(matches!(source.holding, Holding::ImageFile));
@@ -160,13 +153,10 @@ fn a_regular_file_is_an_image_only_when_its_content_is_one() {
 
 #[test]
 fn a_filesystem_stopped_by_an_error_is_told_from_a_writable_one() {
-    let made = match LoopFs::make(Spec {
+    let made = require_ok!(LoopFs::make(Spec {
         options: "errors=remount-ro",
         ..Spec::default()
-    }) {
-        Ok(made) => made,
-        Err(missing) => return common::skip(&missing),
-    };
+    }));
     let stopped = |source: &Source| {
         let found = mounted(source);
         found.emergency_read_only() || found.super_read_only()

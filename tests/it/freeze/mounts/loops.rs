@@ -16,9 +16,7 @@ fn an_image_that_a_busy_loop_device_shows_is_refused_as_source_and_target() {
     require!(common::is_root() && common::have("mkswap"), "root, mkswap");
     let scratch = Scratch::new();
     let image = scratch.join("image");
-    fs::File::create(&image)
-        .and_then(|file| file.set_len(4 << 20))
-        .unwrap();
+    common::sparse(&image, 4 << 20);
     common::output("mkswap", &["-q", image.to_str().unwrap()]);
     let device = LoopDevice::attach(&image, 512);
     let system = look();
@@ -51,14 +49,11 @@ fn a_loop_filesystem_freezes_before_the_one_its_file_lies_on() {
 
 #[test]
 fn a_loop_filesystem_on_btrfs_freezes_before_it_and_a_deleted_file_there_is_refused() {
-    let outer = match LoopFs::make(Spec {
+    let outer = require_ok!(LoopFs::make(Spec {
         kind: "btrfs",
         mib: 128,
         ..Spec::default()
-    }) {
-        Ok(made) => made,
-        Err(missing) => return common::skip(&missing),
-    };
+    }));
     inner_before_outer(&outer, true);
 }
 
@@ -66,23 +61,16 @@ fn a_loop_filesystem_on_btrfs_freezes_before_it_and_a_deleted_file_there_is_refu
 fn inner_before_outer(outer: &LoopFs, hides_deleted: bool) {
     let nest = |folder: &Path| {
         let image = folder.join("inner");
-        fs::File::create(&image)
-            .and_then(|file| file.set_len(16 << 20))
-            .unwrap();
-        common::output("mkfs.ext4", &["-q", "-F", image.to_str().unwrap()]);
+        common::sparse(&image, 16 << 20);
+        common::mkfs_ext4(&image);
         common::Mounted::new("ext4", &image, "")
     };
     let middle = nest(outer.dir());
     let image = middle.dir().join("small");
-    fs::File::create(&image)
-        .and_then(|file| file.set_len(2 << 20))
-        .unwrap();
-    common::output("mkfs.ext4", &["-q", "-F", image.to_str().unwrap()]);
+    common::sparse(&image, 2 << 20);
+    common::mkfs_ext4(&image);
     let inner = common::Mounted::new("ext4", &image, "");
-    let beside = match LoopFs::make(Spec::default()) {
-        Ok(made) => made,
-        Err(missing) => return common::skip(&missing),
-    };
+    let beside = require_ok!(LoopFs::make(Spec::default()));
     let system = look();
     let find = |path: &Path| system.resolve(path.as_os_str()).unwrap();
     let sources = [

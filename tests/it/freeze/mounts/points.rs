@@ -186,14 +186,11 @@ fn a_device_mounted_in_another_namespace_only_is_entered_there() {
 
 #[test]
 fn a_covered_btrfs_is_entered_through_its_device() {
-    let lower = match LoopFs::make(Spec {
+    let lower = require_ok!(LoopFs::make(Spec {
         kind: "btrfs",
         mib: 128,
         ..Spec::default()
-    }) {
-        Ok(made) => made,
-        Err(missing) => return common::skip(&missing),
-    };
+    }));
     let over = Over::mount(&["-t", "tmpfs", "none"], lower.dir());
     let source = resolve(lower.device()).unwrap();
     assert_found(&source, lower.device());

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use crate::common::{self, Random, Scratch};
+use crate::common::{self, Random, Scratch, field};
 use crate::torture::{Ended, Torture, seed};
 
 use super::floe;
@@ -32,16 +32,14 @@ pub(super) struct Told {
     pub again: u64,
 }
 
-pub(super) fn field(report: &str, key: &str) -> String {
-    let rest = report.split(&format!("\"{key}\":")).nth(1).unwrap_or("");
-    let end = rest.find([',', '}', '\n']).unwrap_or(rest.len());
-    rest[..end].trim().trim_matches('"').to_owned()
-}
-
 fn told(report: &str) -> Told {
-    let number = |key| field(report, key).parse().unwrap_or(0);
+    let number = |key| {
+        field(report, key)
+            .and_then(|text| text.parse().ok())
+            .unwrap_or(0)
+    };
     Told {
-        precopy: field(report, "precopy"),
+        precopy: field(report, "precopy").unwrap_or_default(),
         early: number("early_bytes"),
         again: number("again_bytes"),
     }

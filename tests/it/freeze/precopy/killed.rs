@@ -20,9 +20,7 @@ fn killed_at_any_moment_of_pre_copy_it_leaves_nothing() {
     let rack = require_some!(Rack::new("ext4"), "ext4");
     let file = rack.fs.scratch().join("target");
     let length = fs::metadata(rack.fs.image()).expect("image").len();
-    File::create(&file)
-        .and_then(|file| file.set_len(length))
-        .expect("target");
+    common::sparse(&file, length);
     let target = LoopDevice::attach(&file, 512);
     let out = rack.fs.scratch().join("out");
     let dir = rack.fs.dir().to_owned();

@@ -4,10 +4,40 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::hash::{DefaultHasher, Hasher};
 use std::io::Read;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use super::output;
+
+/// A path as an argument.
+pub fn text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+/// The names in a folder, in order.
+#[track_caller]
+pub fn names(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).expect("folder");
+    let name = |entry: fs::DirEntry| entry.file_name().to_string_lossy().into_owned();
+    let mut found: Vec<String> = entries.map(|entry| name(entry.expect("entry"))).collect();
+    found.sort();
+    found
+}
+
+/// Makes a file of holes, or cuts one down to them.
+#[track_caller]
+pub fn sparse(path: impl AsRef<Path>, bytes: u64) {
+    fs::File::create(path)
+        .and_then(|file| file.set_len(bytes))
+        .expect("a file of holes");
+}
+
+/// Writes over a part of a file.
+#[track_caller]
+pub fn write_at(path: &Path, bytes: &[u8], at: u64) {
+    let file = fs::File::options().write(true).open(path).expect("open");
+    file.write_all_at(bytes, at).expect("write");
+}
 
 /// A small generator with a seed, so that every run writes the same bytes (xorshift64).
 pub struct Random(pub u64);

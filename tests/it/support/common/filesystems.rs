@@ -203,9 +203,7 @@ impl LoopFs {
         let image = scratch.join("image");
         let mount_point = scratch.join("mnt");
         fs::create_dir(&mount_point).expect("mount point");
-        fs::File::create(&image)
-            .and_then(|file| file.set_len(spec.mib * 1024 * 1024))
-            .expect("image file");
+        super::sparse(&image, spec.mib * 1024 * 1024);
         let device = LoopDevice::attach(&image, spec.sector_size);
         let force: &[&str] = match spec.kind {
             "ext2" | "ext3" | "ext4" => &["-q", "-F"],
@@ -444,11 +442,9 @@ pub fn kernel_has(kind: &str) -> bool {
     }
 }
 
-/// Whether a write to this folder ends within the limit. When it does not, the filesystem is thawed, so that the
-/// writer (in state D, no signal reaches it) can end.
-pub fn write_ends_within(dir: &Path, limit: Duration) -> bool {
-    let file = dir.join(".write-probe");
-    let mut child = Command::new("dd")
+/// Starts to write a block to a file, down to its device.
+pub fn write_probe(file: &Path) -> Child {
+    Command::new("dd")
         .args([
             "if=/dev/zero",
             "bs=4096",
@@ -460,7 +456,34 @@ pub fn write_ends_within(dir: &Path, limit: Duration) -> bool {
         .stdin(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
-        .expect("dd");
+        .expect("dd")
+}
+
+/// The lines of a strace from the first freeze to the last thaw.
+#[track_caller]
+pub fn frozen_calls(trace: &Path) -> Vec<String> {
+    let text = fs::read_to_string(trace).expect("trace");
+    let lines: Vec<&str> = text.lines().collect();
+    let first = lines.iter().position(|line| line.contains("FIFREEZE"));
+    let last = lines.iter().rposition(|line| line.contains("FITHAW"));
+    let window = first.expect("a freeze")..=last.expect("a thaw");
+    lines[window]
+        .iter()
+        .map(|line| (*line).to_owned())
+        .collect()
+}
+
+/// Makes an ext4 of what is there, with default options.
+#[track_caller]
+pub fn mkfs_ext4(on: impl AsRef<Path>) {
+    output("mkfs.ext4", &["-q", "-F", &on.as_ref().to_string_lossy()]);
+}
+
+/// Whether a write to this folder ends within the limit. When it does not, the filesystem is thawed, so that the
+/// writer (in state D, no signal reaches it) can end.
+pub fn write_ends_within(dir: &Path, limit: Duration) -> bool {
+    let file = dir.join(".write-probe");
+    let mut child = write_probe(&file);
     let ended = wait_for(&mut child, limit).is_some_and(|status| status.success());
     if !ended {
         thaw(dir);

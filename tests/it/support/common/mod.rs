@@ -9,6 +9,7 @@
 mod agree;
 mod files;
 mod filesystems;
+mod reports;
 
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
@@ -23,6 +24,7 @@ use std::{fmt, fs, thread};
 
 pub use self::files::*;
 pub use self::filesystems::*;
+pub use self::reports::*;
 
 // ---- skipping, visibly ----------------------------------------------------------------------------------------------
 
@@ -52,6 +54,19 @@ macro_rules! require_some {
             Some(value) => value,
             None => {
                 $crate::support::common::skip($what);
+                return;
+            }
+        }
+    };
+}
+
+/// What was made, or the test is skipped for want of what the error says.
+macro_rules! require_ok {
+    ($made:expr) => {
+        match $made {
+            Ok(made) => made,
+            Err(missing) => {
+                $crate::support::common::skip(&missing);
                 return;
             }
         }
@@ -285,6 +300,19 @@ pub fn run_with_input(command: &mut Command, input: &[u8], limit: Limit) -> Run 
         "still running after {limit:?}: {run}{late}"
     );
     run
+}
+
+/// Runs the executable under test, at most two minutes; whoever calls has required it before.
+#[track_caller]
+pub fn run_floe(words: &[&str]) -> Run {
+    let mut floe = floe().expect("required before");
+    run(floe.args(words), Limit::secs(120))
+}
+
+/// The same, which must end with this code.
+#[track_caller]
+pub fn expect_floe(words: &[&str], code: i32) -> Run {
+    run_floe(words).expect_code(code)
 }
 
 /// Reads a pipe to its end beside the test; what it read, and the name by which processes hold that pipe.

@@ -1,13 +1,13 @@
 //! Boards that flood, say nothing, or trickle.
 
-use crate::common::{self, Limit, Scratch};
+use crate::common::{self, Limit, Scratch, text};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
-use super::{assert_clean, floe, image, text};
+use super::{assert_clean, floe, image};
 
 /// A folder with an `ssh` that is this shell script, whatever it is asked for.
 fn board(scratch: &Scratch, script: &str) -> String {
@@ -101,16 +101,7 @@ fn a_board_that_floods_costs_no_memory_and_every_signal_ends_it_at_once() {
             );
         }
     }
-    let left: Vec<String> = fs::read_dir(scratch.path())
-        .expect("folder")
-        .map(|entry| {
-            entry
-                .expect("entry")
-                .file_name()
-                .into_string()
-                .expect("name")
-        })
-        .collect();
+    let left = common::names(scratch.path());
     assert!(!left.iter().any(|name| name.contains("part")), "{left:?}");
 }
 

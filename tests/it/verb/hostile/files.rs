@@ -1,13 +1,13 @@
 //! One file with two writers, and files that change while they are read.
 
-use crate::common::{self, Limit, LoopFs, Scratch, Spec};
+use crate::common::{self, Limit, LoopFs, Scratch, Spec, run_floe, text};
 use std::os::unix::fs::{FileExt, MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 use std::{fs, thread};
 
-use super::{floe, image, run, text};
+use super::{floe, image};
 
 #[test]
 fn a_file_that_is_being_restored_is_no_target_of_a_second_restore() {
@@ -62,7 +62,8 @@ fn a_file_that_is_being_restored_is_no_target_of_a_second_restore() {
     // Locked by somebody, for sure.
     let held = fs::File::open(&target).expect("target");
     held.lock().expect("lock");
-    let run = run(&["restore", "--overwrite", &text(&images[0]), &text(&target)]).expect_code(4);
+    let run =
+        run_floe(&["restore", "--overwrite", &text(&images[0]), &text(&target)]).expect_code(4);
     assert!(
         run.stderr_text().contains("another process is writing it"),
         "{run}"
@@ -78,7 +79,7 @@ fn two_targets_that_are_one_file_are_seen_whatever_they_are_called() {
     let scratch = Scratch::on_disk();
     let source = text(&image(&scratch, "source", 8, &[]));
     let zip = text(&scratch.join("two.zip"));
-    run(&[
+    run_floe(&[
         "create",
         &format!("a={source}"),
         &format!("b={source}"),
@@ -114,7 +115,7 @@ fn two_targets_that_are_one_file_are_seen_whatever_they_are_called() {
                 &format!("b={two}"),
                 "--overwrite",
             ];
-            let run = run(&words).expect_code(2);
+            let run = run_floe(&words).expect_code(2);
             assert!(run.stderr_text().contains("are the same"), "{run}");
             assert_eq!(file.exists(), there, "nothing was written");
             assert!(!there || fs::read(&file).expect("file") == b"old");
@@ -124,7 +125,7 @@ fn two_targets_that_are_one_file_are_seen_whatever_they_are_called() {
     }
     // Two that are not.
     let [one, two] = ["folder/file", "folder/file2"].map(|name| text(&scratch.join(name)));
-    run(&["restore", &zip, &format!("a={one}"), &format!("b={two}")]).expect_code(0);
+    run_floe(&["restore", &zip, &format!("a={one}"), &format!("b={two}")]).expect_code(0);
 }
 
 /// A bind mount of the test's own.
@@ -150,7 +151,7 @@ fn a_new_file_is_for_its_owner_only() {
     let scratch = Scratch::new();
     let source = text(&image(&scratch, "source", 8, &[]));
     let zip = text(&scratch.join("x.zip"));
-    run(&["create", &format!("a={source}"), "-o", &zip]).expect_code(0);
+    run_floe(&["create", &format!("a={source}"), "-o", &zip]).expect_code(0);
     for (name, words) in [
         ("n1", vec!["restore", &source]),
         ("n2", vec!["restore", &zip]),
@@ -248,10 +249,7 @@ fn an_image_file_that_changes_while_it_is_read_is_no_image() {
 #[test]
 fn a_file_below_a_loop_device_that_changes_is_seen_mounted_or_not() {
     drop(require_floe!());
-    let mut fs_ = match LoopFs::make(Spec::default()) {
-        Ok(made) => made,
-        Err(missing) => return common::skip(&missing),
-    };
+    let mut fs_ = require_ok!(LoopFs::make(Spec::default()));
     fs_.fill(30);
     let out = fs_.scratch().join("out");
     for mounted in [true, false] {

@@ -1,13 +1,25 @@
 //! Folders that others may write to, and stores that hold anything.
 
-use crate::common::{self, Limit, Scratch};
+use crate::common::{self, Limit, Scratch, run_floe, text};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
-use super::{NOBODY, floe, image, run, text};
+use super::{NOBODY, floe, image};
+
+/// A folder of its own on a disk, and one in it that others share.
+macro_rules! require_folder {
+    () => {{
+        drop(require_floe!());
+        require!(common::is_root(), "root");
+        require!(common::have("mkfs.ext4"), "mkfs.ext4");
+        let scratch = Scratch::on_disk();
+        let folder = shared_folder(&scratch);
+        (scratch, folder)
+    }};
+}
 
 /// A folder as /tmp is.
 fn shared_folder(scratch: &Scratch) -> PathBuf {
@@ -21,7 +33,7 @@ fn shared_folder(scratch: &Scratch) -> PathBuf {
 fn writers(scratch: &Scratch) -> Vec<Vec<String>> {
     let source = image(scratch, "source", 8, &[]);
     let packed = scratch.join("packed.gz");
-    run(&["dump", &text(&source), "-o", &text(&packed)]).expect_code(0);
+    run_floe(&["dump", &text(&source), "-o", &text(&packed)]).expect_code(0);
     let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
     vec![
         words(&["dump", &text(&source), "-o"]),
@@ -34,11 +46,7 @@ fn writers(scratch: &Scratch) -> Vec<Vec<String>> {
 
 #[test]
 fn whatever_lies_where_the_part_file_would_be_is_left_as_it_is() {
-    drop(require_floe!());
-    require!(common::is_root(), "root");
-    require!(common::have("mkfs.ext4"), "mkfs.ext4");
-    let scratch = Scratch::on_disk();
-    let folder = shared_folder(&scratch);
+    let (scratch, folder) = require_folder!();
     let victim = scratch.join("victim");
     let target = folder.join("x.img");
     let part = folder.join("x.img.part");
@@ -104,24 +112,20 @@ fn what_an_interrupted_run_left_is_taken_over_and_what_a_running_one_writes_is_n
     fs::write(&part, vec![7; 100_000]).expect("left over");
     fs::set_permissions(&part, fs::Permissions::from_mode(0o600)).expect("mode");
     let inode = fs::metadata(&part).expect("part").ino();
-    run(&["dump", &source, "-o", &text(&out)]).expect_code(0);
+    run_floe(&["dump", &source, "-o", &text(&out)]).expect_code(0);
     assert_eq!(fs::metadata(&out).expect("out").ino(), inode);
-    run(&["verify", &text(&out)]).expect_code(0);
+    run_floe(&["verify", &text(&out)]).expect_code(0);
     fs::write(&part, b"").expect("part");
     fs::set_permissions(&part, fs::Permissions::from_mode(0o600)).expect("mode");
     let held = fs::File::open(&part).expect("part");
     held.lock().expect("lock");
-    let run = run(&["dump", &source, "-o", &text(&out)]).expect_code(4);
+    let run = run_floe(&["dump", &source, "-o", &text(&out)]).expect_code(4);
     assert!(run.stderr_text().contains("another process"), "{run}");
 }
 
 #[test]
 fn a_link_as_the_file_is_followed_only_where_the_kernel_would() {
-    drop(require_floe!());
-    require!(common::is_root(), "root");
-    require!(common::have("mkfs.ext4"), "mkfs.ext4");
-    let scratch = Scratch::on_disk();
-    let folder = shared_folder(&scratch);
+    let (scratch, folder) = require_folder!();
     let victim = scratch.join("victim");
     let link = folder.join("link");
     for words in writers(&scratch) {
@@ -216,16 +220,9 @@ fn fifos_sockets_and_devices_in_a_store_hang_nothing_and_are_never_removed() {
     let source = format!("a={}", text(&image(&scratch, "source", 8, &[])));
     let folder = format!("{}/", text(&store));
     let create = ["create", &source, "-o", &folder, "--keep", "1"];
-    run(&create).expect_code(0);
-    let first = fs::read_dir(&store)
-        .expect("store")
-        .map(|entry| {
-            entry
-                .expect("entry")
-                .file_name()
-                .into_string()
-                .expect("name")
-        })
+    run_floe(&create).expect_code(0);
+    let first = common::names(&store)
+        .into_iter()
         .find(|name| name.ends_with(".zip"))
         .expect("a snapshot");
     let named = |sequence: u32| {
@@ -243,19 +240,19 @@ fn fifos_sockets_and_devices_in_a_store_hang_nothing_and_are_never_removed() {
     symlink("/nowhere", named(25)).expect("link");
     symlink(named(20), named(26)).expect("link");
     let foreign = 7;
-    let listed = run(&["list", &text(&store)]).expect_code(0);
+    let listed = run_floe(&["list", &text(&store)]).expect_code(0);
     assert!(
         listed.stdout_text().matches(".zip").count() >= 8,
         "{listed}"
     );
-    run(&["list", "--json", &text(&store)]).expect_code(0);
+    run_floe(&["list", "--json", &text(&store)]).expect_code(0);
     for _ in 0..3 {
-        run(&create).expect_code(0);
+        run_floe(&create).expect_code(0);
     }
     let left = (20..27).filter(|at| fs::symlink_metadata(named(*at)).is_ok());
     assert_eq!(left.count(), foreign);
     for at in [21, 22, 23, 24, 25] {
-        let run = run(&["verify", &text(&named(at))]);
+        let run = run_floe(&["verify", &text(&named(at))]);
         assert!(run.code.is_some_and(|code| code != 0), "{run}");
     }
     // As the lock: left as it is, and said.
@@ -270,7 +267,7 @@ fn fifos_sockets_and_devices_in_a_store_hang_nothing_and_are_never_removed() {
     ];
     for trap in traps {
         trap();
-        let run = run(&create).expect_code(4);
+        let run = run_floe(&create).expect_code(4);
         assert!(run.stderr_text().contains("is not the lock"), "{run}");
         assert_eq!(fs::read(&victim).expect("victim"), b"precious");
         fs::remove_file(&lock)

@@ -1,11 +1,11 @@
 //! Reports that cannot be written, and limits that are too small.
 
-use crate::common::{self, Limit, LoopDevice, LoopFs, Run, Scratch, Spec};
+use crate::common::{self, Limit, LoopDevice, LoopFs, Run, Scratch, Spec, run_floe, text};
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::process::{Command, Stdio};
 
-use super::{floe, image, run, text};
+use super::{floe, image};
 
 #[test]
 fn a_report_that_cannot_be_written_is_no_success() {
@@ -14,7 +14,7 @@ fn a_report_that_cannot_be_written_is_no_success() {
     let scratch = Scratch::new();
     let source = text(&image(&scratch, "source", 8, &[]));
     let packed = text(&scratch.join("packed.gz"));
-    run(&["dump", &source, "-o", &packed]).expect_code(0);
+    run_floe(&["dump", &source, "-o", &packed]).expect_code(0);
     let zip = text(&scratch.join("x.zip"));
     let target = text(&scratch.join("target"));
     let pair = format!("a={source}");
@@ -66,13 +66,10 @@ fn limits_that_are_too_small_end_with_a_reason_and_never_by_a_signal() {
         common::runner().is_none(),
         "no runner: it needs memory and files of its own"
     );
-    let made = match LoopFs::make(Spec {
+    let made = require_ok!(LoopFs::make(Spec {
         mib: 16,
         ..Spec::default()
-    }) {
-        Ok(made) => made,
-        Err(missing) => return common::skip(&missing),
-    };
+    }));
     made.fill(10);
     let scratch = Scratch::new();
     let source = text(&image(&scratch, "source", 48, &[]));
@@ -80,7 +77,7 @@ fn limits_that_are_too_small_end_with_a_reason_and_never_by_a_signal() {
     fs::write(made.dir().join("noise"), noise).expect("noise");
     common::output("sync", &["-f", &text(made.dir())]);
     let packed = text(&scratch.join("packed.gz"));
-    run(&["dump", &source, "-o", &packed]).expect_code(0);
+    run_floe(&["dump", &source, "-o", &packed]).expect_code(0);
     let [out, zip, target, mender] =
         ["o.gz", "o.zip", "t", "o.mender"].map(|name| text(&scratch.join(name)));
     let pair = format!("a={}", text(made.dir()));
@@ -149,14 +146,11 @@ fn an_image_with_a_hole_of_exabytes_ends_at_once_with_the_reason() {
         common::have("mkfs.xfs") && common::kernel_has("xfs"),
         "XFS, which has files of 8 EiB"
     );
-    let made = match LoopFs::make(Spec {
+    let made = require_ok!(LoopFs::make(Spec {
         kind: "xfs",
         mib: 320,
         ..Spec::default()
-    }) {
-        Ok(made) => made,
-        Err(missing) => return common::skip(&missing),
-    };
+    }));
     let image = made.dir().join("image");
     let file = fs::File::create(&image).expect("image");
     let small = image_bytes();
@@ -170,9 +164,7 @@ fn an_image_with_a_hole_of_exabytes_ends_at_once_with_the_reason() {
             file.write_all_at(b"end", length - 3).expect("write");
         }
         let device_file = scratch.join("disk");
-        fs::File::create(&device_file)
-            .and_then(|file| file.set_len(64 << 20))
-            .expect("disk");
+        common::sparse(&device_file, 64 << 20);
         let device = LoopDevice::attach(&device_file, 512);
         for target in [text(&scratch.join("new")), text(device.path())] {
             for verify in [&[][..], &["--verify"]] {

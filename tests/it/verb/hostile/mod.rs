@@ -7,9 +7,8 @@ mod folders;
 mod limits;
 mod text;
 
-use crate::common::{self, Limit, Run, Scratch};
-use std::fs;
-use std::path::{Path, PathBuf};
+use crate::common::{self, Run, Scratch, text};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 /// Somebody else.
@@ -21,21 +20,10 @@ fn floe(words: &[&str]) -> Command {
     floe
 }
 
-#[track_caller]
-fn run(words: &[&str]) -> Run {
-    common::run(&mut floe(words), Limit::secs(120))
-}
-
-fn text(path: &Path) -> String {
-    path.to_string_lossy().into_owned()
-}
-
 /// An ext4 image of so many MiB.
 fn image(scratch: &Scratch, name: &str, mib: u64, more: &[&str]) -> PathBuf {
     let path = scratch.join(name);
-    fs::File::create(&path)
-        .and_then(|file| file.set_len(mib << 20))
-        .expect("image");
+    common::sparse(&path, mib << 20);
     let shown = text(&path);
     let words = [&["-q", "-F"], more, &[shown.as_str()]].concat();
     common::output("mkfs.ext4", &words);

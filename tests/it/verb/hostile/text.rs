@@ -1,9 +1,9 @@
 //! Names, labels and mount points with what a terminal would obey.
 
-use crate::common::{self, Run, Scratch};
+use crate::common::{self, Run, Scratch, run_floe, text};
 use std::fs;
 
-use super::{assert_clean, image, run, text};
+use super::{assert_clean, image};
 
 #[test]
 fn names_and_labels_of_others_are_shown_without_what_a_terminal_obeys() {
@@ -35,7 +35,7 @@ fn names_and_labels_of_others_are_shown_without_what_a_terminal_obeys() {
         (vec!["restore", out.as_str(), shown.as_str()], 4),
         (vec!["verify", "/nowhere/\x1b[1m\u{202e}x"], 1),
     ] {
-        let run = run(&words);
+        let run = run_floe(&words);
         assert_clean(&run);
         let code = if words[0] == "verify" && code == 1 {
             run.code
@@ -49,7 +49,7 @@ fn names_and_labels_of_others_are_shown_without_what_a_terminal_obeys() {
         }
     }
     // Scripts get what it is.
-    let run = run(&["show", "--json", &shown]);
+    let run = run_floe(&["show", "--json", &shown]);
     let told = run.stdout_text();
     assert!(
         told.contains(r"a\u001b]0;x\u0007\n\u202efloe: b\u000d\u009b31m\u2067\u0009.img"),
@@ -103,7 +103,7 @@ fn a_mount_point_or_folder_with_a_line_of_its_own_makes_no_second_line() {
         (&["thaw", &at], 0),
         (&["list", &store], 0),
     ];
-    let runs: Vec<Run> = cases.iter().map(|(words, _)| run(words)).collect();
+    let runs: Vec<Run> = cases.iter().map(|(words, _)| run_floe(words)).collect();
     common::output("umount", &[&at]);
     for ((words, code), run) in cases.iter().zip(&runs) {
         assert_eq!(run.code, Some(*code), "{words:?}: {run}");
@@ -126,7 +126,7 @@ fn a_mount_point_or_folder_with_a_line_of_its_own_makes_no_second_line() {
     // A listing of files with such names: a line each.
     fs::copy(&zip, folder.join("no\nevil\x1b[7m.zip")).expect("copy");
     for words in [&["list", store.as_str()][..], &["list", "--json", &store]] {
-        let run = run(words).expect_code(0);
+        let run = run_floe(words).expect_code(0);
         assert_clean(&run);
         let lines = if words.len() == 2 { 2 } else { 1 };
         assert_eq!(run.stdout_text().lines().count(), lines, "{run}");

@@ -5,9 +5,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Stdio;
 
-use crate::common::{self, Limit, LoopDevice, Mounted, Random};
+use crate::common::{self, Limit, LoopDevice, Mounted, Random, write_at};
 
-use super::{NOISE_BYTES, Small, flip, require_bench, write_at};
+use super::{NOISE_BYTES, Small, flip, require_bench};
 
 #[test]
 fn a_pull_that_is_cut_anywhere_goes_on_and_ends_as_a_fresh_one() {

@@ -115,10 +115,7 @@ impl Bench {
 
     /// Of the last report.
     fn number(&self, key: &str) -> u64 {
-        let text = fs::read_to_string(self.join("report.json")).expect("report");
-        let rest = text.split(&format!("\"{key}\":")).nth(1).expect(key);
-        let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
-        digits.parse().expect("number")
+        common::number_in(&self.join("report.json"), key)
     }
 }
 
@@ -161,13 +158,7 @@ impl Small {
     }
 
     fn names(&self) -> Vec<String> {
-        let entries = fs::read_dir(self.0.path()).expect("tmpfs");
-        let name = |entry: std::io::Result<fs::DirEntry>| entry.expect("entry").file_name();
-        let mut names: Vec<String> = entries
-            .map(|entry| name(entry).to_string_lossy().into_owned())
-            .collect();
-        names.sort();
-        names
+        common::names(self.0.path())
     }
 }
 
@@ -192,11 +183,6 @@ macro_rules! require_bench {
 }
 
 use require_bench;
-
-fn write_at(path: &Path, bytes: &[u8], at: u64) {
-    let file = fs::File::options().write(true).open(path).expect("open");
-    file.write_all_at(bytes, at).expect("write");
-}
 
 /// Turns a bit over in every one of so many parts.
 fn flip(path: &Path, parts: u64) {

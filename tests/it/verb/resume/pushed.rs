@@ -2,9 +2,9 @@
 
 use std::fs;
 
-use crate::common::{self, Limit, LoopDevice, Random};
+use crate::common::{self, Limit, LoopDevice, Random, write_at};
 
-use super::{NOISE_BYTES, require_bench, write_at};
+use super::{NOISE_BYTES, require_bench};
 
 #[test]
 fn a_push_sends_only_what_the_target_does_not_hold() {

@@ -2,9 +2,9 @@
 
 use std::fs;
 
-use crate::common::{self, Limit, LoopFs, Random, Spec};
+use crate::common::{self, Limit, LoopFs, Random, Spec, write_at};
 
-use super::{NOISE_BYTES, require_bench, write_at};
+use super::{NOISE_BYTES, require_bench};
 
 #[test]
 fn what_has_not_changed_is_not_sent_and_the_file_is_that_of_a_fresh_pull() {
@@ -212,16 +212,10 @@ fn an_older_floe_on_the_board_sends_everything_and_two_pulls_do_not_mix() {
 #[test]
 fn of_a_mounted_filesystem_only_what_was_written_since_is_sent() {
     let bench = require_bench!();
-    let fs = match LoopFs::make(Spec {
+    let fs = require_ok!(LoopFs::make(Spec {
         mib: 32,
         ..Spec::default()
-    }) {
-        Ok(fs) => fs,
-        Err(missing) => {
-            common::skip(&missing);
-            return;
-        }
-    };
+    }));
     fs.fill(20);
     fs::write(fs.dir().join("noise"), Random(5).bytes(NOISE_BYTES)).expect("noise");
     let dump = ["--dump", fs.dir().to_str().expect("text")];

@@ -2,9 +2,9 @@
 
 use std::fs;
 
-use crate::common::{self, Limit, Scratch};
+use crate::common::{self, Limit, Scratch, run_floe, text, write_at};
 
-use super::{MIB, ext4, floe, noise, text, write_at};
+use super::{MIB, ext4, noise};
 
 #[test]
 fn bytes_that_are_no_image_are_3_everywhere_and_leave_the_target_alone() {
@@ -86,7 +86,7 @@ fn bytes_that_are_no_image_are_3_everywhere_and_leave_the_target_alone() {
                 "/dev/x",
             ],
         ] {
-            let run = floe(&words).expect_code(3);
+            let run = run_floe(&words).expect_code(3);
             let line = run.stderr_text();
             assert!(
                 line.contains(word) && line.lines().count() == 1,
@@ -124,7 +124,7 @@ fn a_bad_image_in_a_file_does_not_cost_the_target_and_no_check_skips_that() {
         fs::write(&image, &bytes).expect("write");
         fs::write(&target, b"precious").expect("write");
         let words = ["restore", "--overwrite", &text(&image), &text(&target)];
-        let run = floe(&words).expect_code(3);
+        let run = run_floe(&words).expect_code(3);
         let line = run.stderr_text();
         assert!(
             line.contains(word) && line.contains("nothing was written"),
@@ -133,7 +133,7 @@ fn a_bad_image_in_a_file_does_not_cost_the_target_and_no_check_skips_that() {
         assert_eq!(fs::read(&target).expect("read"), b"precious", "{what}");
         let mut words = words.to_vec();
         words.insert(1, "--no-check");
-        let run = floe(&words).expect_code(3);
+        let run = run_floe(&words).expect_code(3);
         assert!(run.stderr_text().contains("not usable"), "{what}: {run}");
         // From a pipe it cannot be known, and that is said.
         fs::write(&target, b"precious").expect("write");
@@ -155,7 +155,7 @@ fn what_was_cut_anywhere_or_appended_to_is_taken_back_by_nothing() {
     let image = ext4(&scratch, "image", 4);
     let make = |name: &str, words: &[&str]| {
         let path = scratch.join(name);
-        floe(&[words, &["-q", "-o", &text(&path)]].concat()).expect_code(0);
+        run_floe(&[words, &["-q", "-o", &text(&path)]].concat()).expect_code(0);
         fs::read(path).expect("made")
     };
     let from = text(&image);
@@ -183,7 +183,7 @@ fn what_was_cut_anywhere_or_appended_to_is_taken_back_by_nothing() {
             &["restore", &path, &pair],
             &["artifact", &path, "-n", "a", "-t", "b", "-o", &out],
         ] {
-            let run = floe(words);
+            let run = run_floe(words);
             assert_eq!(run.code, Some(3), "{what}: {run}");
             assert_eq!(run.stderr_text().lines().count(), 1, "{what}: {run}");
         }
@@ -239,11 +239,11 @@ fn what_was_cut_anywhere_or_appended_to_is_taken_back_by_nothing() {
         fs::read(scratch.join("two.gz")),
     ];
     fs::write(&both, members.map(|part| part.expect("packed")).concat()).expect("members");
-    floe(&["verify", &text(&both)]).expect_code(0);
+    run_floe(&["verify", &text(&both)]).expect_code(0);
     let mut tape = mender.clone();
     tape.resize(tape.len().next_multiple_of(10240), 0);
     fs::write(&both, tape).expect("tape");
-    floe(&["verify", &text(&both)]).expect_code(0);
+    run_floe(&["verify", &text(&both)]).expect_code(0);
 }
 
 #[test]
@@ -252,16 +252,16 @@ fn what_is_cut_or_a_piece_gets_the_advice_that_helps_and_never_to_take_it_as_it_
     require!(common::have("mkfs.ext4"), "mkfs.ext4");
     let scratch = Scratch::new();
     let image = ext4(&scratch, "image", 8);
-    write_at(&image, 5 * MIB, &noise(2 << 20));
+    write_at(&image, &noise(2 << 20), 5 * MIB);
     let piece = |number: &str| text(&scratch.join(format!("x.{number}")));
     let from = text(&image);
     let split = [
         "dump", &from, "-z", "none", "--whole", "--split", "1M", "-o",
     ];
-    floe(&[&split[..], &[&text(&scratch.join("x"))]].concat()).expect_code(0);
+    run_floe(&[&split[..], &[&text(&scratch.join("x"))]].concat()).expect_code(0);
     let version = scratch.join("kernel-5.10.120");
     fs::write(&version, noise(300_000)).expect("file");
-    let told = floe(&["verify", &text(&version)]).expect_code(3);
+    let told = run_floe(&["verify", &text(&version)]).expect_code(3);
     assert!(told.stderr_text().contains("--any-content"), "{told}");
     let cut = scratch.join("cut");
     fs::write(&cut, &fs::read(&image).expect("image")[..5 << 20]).expect("cut");
@@ -269,15 +269,15 @@ fn what_is_cut_or_a_piece_gets_the_advice_that_helps_and_never_to_take_it_as_it_
         (text(&cut), "bring the whole"),
         (piece("002"), "x.001, with all"),
     ] {
-        let told = floe(&["verify", &path]).expect_code(3).stderr_text();
+        let told = run_floe(&["verify", &path]).expect_code(3).stderr_text();
         assert!(
             told.contains(wanted) && !told.contains("--any-content"),
             "{told}"
         );
     }
     let (named, to) = (text(&scratch.join("x.zip")), text(&scratch.join("new")));
-    floe(&["dump", &from, "-o", &named]).expect_code(0);
-    let told = floe(&["restore", &named, &format!("root={to}")]);
+    run_floe(&["dump", &from, "-o", &named]).expect_code(0);
+    let told = run_floe(&["restore", &named, &format!("root={to}")]);
     let told = told.expect_code(2).stderr_text();
     assert!(told.contains("is no snapshot but a gzip image"), "{told}");
 }

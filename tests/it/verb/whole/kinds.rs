@@ -4,9 +4,9 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::PathBuf;
 
-use crate::common::{self, Limit, LoopDevice, Scratch};
+use crate::common::{self, Limit, LoopDevice, Scratch, run_floe, sparse, text, write_at};
 
-use super::{MIB, agree, disk, ext4, floe, noise, sparse, text, write_at};
+use super::{MIB, agree, disk, ext4, noise};
 
 #[test]
 fn a_device_that_shows_nothing_known_is_copied_as_it_is_and_comes_back() {
@@ -22,14 +22,14 @@ fn a_device_that_shows_nothing_known_is_copied_as_it_is_and_comes_back() {
             scratch.join("x.img"),
             scratch.join("out"),
         );
-        floe(&["dump", &text(device.path()), "-o", &text(&gz)]).expect_code(0);
+        run_floe(&["dump", &text(device.path()), "-o", &text(&gz)]).expect_code(0);
         common::output("gzip", &["-t", &text(&gz)]);
-        floe(&["verify", &text(&gz)]).expect_code(0);
-        floe(&["restore", &text(&gz), &text(&out)]).expect_code(0);
+        run_floe(&["verify", &text(&gz)]).expect_code(0);
+        run_floe(&["restore", &text(&gz), &text(&out)]).expect_code(0);
         assert!(fs::read(&out).expect("read") == bytes);
         fs::remove_file(&out).expect("remove");
         // A raw image has no place to say so: who restores it does.
-        let run = floe(&[
+        let run = run_floe(&[
             "dump",
             "-z",
             "none",
@@ -38,9 +38,9 @@ fn a_device_that_shows_nothing_known_is_copied_as_it_is_and_comes_back() {
             &text(&raw),
         ]);
         assert!(run.expect_code(0).stderr_text().contains("--any-content"));
-        floe(&["verify", &text(&raw)]).expect_code(3);
-        floe(&["verify", "--any-content", &text(&raw)]).expect_code(0);
-        floe(&["restore", "--any-content", &text(&raw), &text(&out)]).expect_code(0);
+        run_floe(&["verify", &text(&raw)]).expect_code(3);
+        run_floe(&["verify", "--any-content", &text(&raw)]).expect_code(0);
+        run_floe(&["restore", "--any-content", &text(&raw), &text(&out)]).expect_code(0);
         for name in [gz, raw, out] {
             fs::remove_file(name).expect("remove");
         }
@@ -59,15 +59,15 @@ fn a_rauc_bundle_is_named_although_it_is_a_squashfs() {
         "mksquashfs",
         &[&text(&folder), &text(&bundle), "-quiet", "-no-progress"],
     );
-    floe(&["verify", &text(&bundle)]).expect_code(0);
+    run_floe(&["verify", &text(&bundle)]).expect_code(0);
     let mut file = File::options().append(true).open(&bundle).expect("open");
     let mut signature = noise(1500);
     signature[..2].copy_from_slice(&[0x30, 0x82]);
     file.write_all(&signature).expect("write");
     file.write_all(&1500u64.to_be_bytes()).expect("write");
-    let run = floe(&["verify", &text(&bundle)]).expect_code(3);
+    let run = run_floe(&["verify", &text(&bundle)]).expect_code(3);
     assert!(run.stderr_text().contains("RAUC"), "{run}");
-    let run = floe(&["restore", &text(&bundle), &text(&scratch.join("out"))]).expect_code(3);
+    let run = run_floe(&["restore", &text(&bundle), &text(&scratch.join("out"))]).expect_code(3);
     assert!(run.stderr_text().contains("nothing was written"), "{run}");
 }
 
@@ -96,8 +96,10 @@ fn an_artifact_is_read_back_checked_and_shown() {
         let raw_text = text(&raw);
         all.push(&raw_text);
         all.extend(words);
-        floe(&all).expect_code(0);
-        let shown = floe(&["show", &artifact_text]).expect_code(0).stdout_text();
+        run_floe(&all).expect_code(0);
+        let shown = run_floe(&["show", &artifact_text])
+            .expect_code(0)
+            .stdout_text();
         for word in [
             "release-7",
             "beaglebone, rpi4",
@@ -107,11 +109,11 @@ fn an_artifact_is_read_back_checked_and_shown() {
         ] {
             assert!(shown.contains(word), "{word}: {shown}");
         }
-        let verified = floe(&["verify", &artifact_text])
+        let verified = run_floe(&["verify", &artifact_text])
             .expect_code(0)
             .stdout_text();
         assert!(verified.contains("release-7"), "{verified}");
-        floe(&["restore", &artifact_text, &text(&out)]).expect_code(0);
+        run_floe(&["restore", &artifact_text, &text(&out)]).expect_code(0);
         assert!(fs::read(&out).expect("read") == bytes);
         // One byte of the payload: in a file that is found before the first write.
         let mut broken = fs::read(&artifact).expect("read");
@@ -128,14 +130,14 @@ fn an_artifact_is_read_back_checked_and_shown() {
         };
         broken[at] ^= 1;
         fs::write(&artifact, &broken).expect("write");
-        floe(&["verify", &artifact_text]).expect_code(3);
+        run_floe(&["verify", &artifact_text]).expect_code(3);
         fs::write(&out, b"old").expect("write");
-        let run = floe(&["restore", "--overwrite", &artifact_text, &text(&out)]).expect_code(3);
+        let run = run_floe(&["restore", "--overwrite", &artifact_text, &text(&out)]).expect_code(3);
         assert!(run.stderr_text().contains("nothing was written"), "{run}");
         assert_eq!(fs::read(&out).expect("read"), b"old");
         for length in [1000, 3000, broken.len() / 2, broken.len() - 1500] {
             fs::write(&artifact, &broken[..length]).expect("write");
-            floe(&["verify", &artifact_text]).expect_code(3);
+            run_floe(&["verify", &artifact_text]).expect_code(3);
         }
         fs::remove_file(&artifact).expect("remove");
     }
@@ -169,12 +171,12 @@ fn what_lies_behind_a_filesystem_and_is_not_zeros_is_in_the_image() {
             file.set_len(mib * MIB).expect("cut");
             file.set_len((mib + 8) * MIB).expect("longer");
             let tree = noise(100_000);
-            write_at(&path, mib * MIB + distance, &tree);
+            write_at(&path, &tree, mib * MIB + distance);
             let device = LoopDevice::attach(&path, 512);
             let image = text(&scratch.join("x.img"));
             let source = text(device.path());
             let words = ["dump", "-z", "none", &source, "-o", &image];
-            let run = floe(&words).expect_code(0);
+            let run = run_floe(&words).expect_code(0);
             let line = run.stderr_text();
             assert!(line.contains("follows the filesystem"), "{name}: {run}");
             let found = fs::read(&image).expect("read");
@@ -217,18 +219,18 @@ fn two_images_one_behind_the_other_are_told_from_what_partitions_hold() {
     let tried = |what: &str, parts: &[&[u8]], wanted: i32| {
         fs::write(&bad, parts.concat()).expect("write");
         let (path, to) = (text(&bad), text(&out));
-        let run = floe(&["verify", &path]);
+        let run = run_floe(&["verify", &path]);
         assert_eq!(run.code, Some(wanted), "{what}: {run}");
         assert_eq!(
             wanted == 3,
             run.stderr_text().contains("tail -c +"),
             "{run}"
         );
-        let run = floe(&["restore", &path, &to]);
+        let run = run_floe(&["restore", &path, &to]);
         assert_eq!(run.code, Some(wanted), "{what}: {run}");
         assert_eq!(out.exists(), wanted == 0, "{what}");
         let _ = fs::remove_file(&out);
-        let dumped = floe(&["dump", &path, "-o", &to]);
+        let dumped = run_floe(&["dump", &path, "-o", &to]);
         let agrees = if wanted == 0 { 0 } else { 4 };
         // Of what is packed, dump is not asked.
         if parts[0][..2] != [0x1f, 0x8b] {
@@ -280,22 +282,22 @@ fn two_images_one_behind_the_other_are_told_from_what_partitions_hold() {
     fs::write(&part, [&one[..], &other].concat()).expect("write");
     let device = LoopDevice::attach(&part, 512);
     let (from, image) = (text(device.path()), text(&scratch.join("image")));
-    floe(&["dump", &from, "-o", &image]).expect_code(0);
-    floe(&["verify", &image]).expect_code(0);
-    floe(&["restore", &image, &text(&out)]).expect_code(0);
+    run_floe(&["dump", &from, "-o", &image]).expect_code(0);
+    run_floe(&["verify", &image]).expect_code(0);
+    run_floe(&["restore", &image, &text(&out)]).expect_code(0);
     assert!(fs::read(&out).expect("out") == fs::read(&part).expect("part"));
     let raw = ["dump", &from, "-z", "none", "--overwrite", "-o", &image];
-    let run = floe(&raw).expect_code(4);
+    let run = run_floe(&raw).expect_code(4);
     assert!(run.stderr_text().contains("without -z none"), "{run}");
-    let run = floe(&[&raw[..], &["--whole"]].concat()).expect_code(0);
+    let run = run_floe(&[&raw[..], &["--whole"]].concat()).expect_code(0);
     assert!(run.stderr_text().contains("--any-content"), "{run}");
     // A filesystem that ends long before the partition does was left there.
     let room = [&one[..], &other, &vec![0; 2 << 20]].concat();
     fs::write(&part, &room).expect("write");
     let device = LoopDevice::attach(&part, 512);
     let from = text(device.path());
-    floe(&["dump", &from, "-z", "none", "--overwrite", "-o", &image]).expect_code(0);
-    floe(&["verify", &image]).expect_code(0);
+    run_floe(&["dump", &from, "-z", "none", "--overwrite", "-o", &image]).expect_code(0);
+    run_floe(&["verify", &image]).expect_code(0);
     drop(device);
     let shrunk = ext4(&scratch, "shrunk", 24);
     for words in [&["-f", "-y"][..], &[]] {
@@ -309,7 +311,7 @@ fn two_images_one_behind_the_other_are_told_from_what_partitions_hold() {
         tool.args(words.is_empty().then_some("9M"));
         common::run(&mut tool, Limit::secs(60));
     }
-    write_at(&shrunk, 10 * MIB, &noise(3 << 20));
+    write_at(&shrunk, &noise(3 << 20), 10 * MIB);
     assert!(agree(&scratch, &shrunk));
 }
 
@@ -333,17 +335,17 @@ fn what_was_made_for_small_sectors_is_refused_on_larger_ones() {
             continue;
         }
         let path = text(&scratch.join(name));
-        sparse(path.as_ref(), mib * MIB);
+        sparse(&path, mib * MIB);
         let mut words = options.to_vec();
         words.push(&path);
         common::output(tool, &words);
-        let run = floe(&["restore", &path, &target]).expect_code(4);
+        let run = run_floe(&["restore", &path, &target]).expect_code(4);
         assert!(run.stderr_text().contains("sectors of 4096"), "{run}");
         let snapshot = text(&scratch.join(format!("{name}.zip")));
         let pair = format!("root={path}");
-        floe(&["create", &pair, "-o", &snapshot]).expect_code(0);
+        run_floe(&["create", &pair, "-o", &snapshot]).expect_code(0);
         let pair = format!("root={target}");
-        floe(&["restore", &snapshot, &pair]).expect_code(4);
+        run_floe(&["restore", &snapshot, &pair]).expect_code(4);
         let mut command = common::floe().expect("FLOE_BIN");
         let bytes = fs::read(&snapshot).expect("read");
         let run = common::run_with_input(
@@ -354,10 +356,10 @@ fn what_was_made_for_small_sectors_is_refused_on_larger_ones() {
         run.expect_code(4);
         let device = LoopDevice::attach(path.as_ref(), 512);
         let pair = format!("{}={target}", text(device.path()));
-        floe(&["clone", &pair]).expect_code(4);
+        run_floe(&["clone", &pair]).expect_code(4);
     }
     // And blocks of 4096 bytes are fine on either.
     let path = text(&ext4(&scratch, "fine", 16));
     common::output("mkfs.ext4", &["-q", "-F", "-b", "4096", &path]);
-    floe(&["restore", &path, &target]).expect_code(0);
+    run_floe(&["restore", &path, &target]).expect_code(0);
 }

@@ -6,27 +6,11 @@ mod kinds;
 mod outputs;
 
 use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use crate::common::{self, Limit, Run, Scratch};
+use crate::common::{self, Limit, Scratch, run_floe, sparse, text, write_at};
 
 const MIB: u64 = 1 << 20;
-
-/// Runs floe with these words.
-fn floe(words: &[&str]) -> Run {
-    let mut floe = common::floe().expect("FLOE_BIN");
-    common::run(floe.args(words), Limit::secs(120))
-}
-
-fn text(path: &Path) -> String {
-    path.display().to_string()
-}
-
-fn sparse(path: &Path, bytes: u64) {
-    let file = File::create(path).expect("file");
-    file.set_len(bytes).expect("length");
-}
 
 fn noise(bytes: usize) -> Vec<u8> {
     common::Random(7).bytes(bytes)
@@ -36,7 +20,7 @@ fn noise(bytes: usize) -> Vec<u8> {
 fn ext4(scratch: &Scratch, name: &str, mib: u64) -> PathBuf {
     let path = scratch.join(name);
     sparse(&path, mib * MIB);
-    common::output("mkfs.ext4", &["-q", "-F", &text(&path)]);
+    common::mkfs_ext4(&path);
     path
 }
 
@@ -51,11 +35,6 @@ fn disk(scratch: &Scratch, name: &str, table: &str) -> PathBuf {
     path
 }
 
-fn write_at(path: &Path, offset: u64, bytes: &[u8]) {
-    let file = File::options().write(true).open(path).expect("open");
-    file.write_all_at(bytes, offset).expect("write");
-}
-
 /// The property: what `dump` makes is taken back, bit for bit where it is `whole`; what it refuses is 4, and the line says how it
 /// can be copied all the same; and so it can be.
 #[track_caller]
@@ -68,15 +47,15 @@ fn agree(scratch: &Scratch, source: &Path) -> bool {
         let _ = fs::remove_file(&out);
         let mut words = vec!["dump", &source, "-o", &image];
         words.extend(whole.then_some("--whole"));
-        let run = floe(&words);
+        let run = run_floe(&words);
         if run.code == Some(4) && !whole {
             assert!(run.stderr_text().contains("--whole"), "{run}");
             taken = false;
             continue;
         }
         let run = run.expect_code(0);
-        floe(&["verify", &image]).expect_code(0);
-        floe(&["restore", &image, &out]).expect_code(0);
+        run_floe(&["verify", &image]).expect_code(0);
+        run_floe(&["restore", &image, &out]).expect_code(0);
         if whole {
             let same = fs::read(&source).expect("source") == fs::read(&out).expect("restored");
             assert!(same, "{run}");
@@ -108,8 +87,8 @@ fn dump_verify_and_restore_agree_about_every_disk_and_filesystem() {
     let large = fs::read(ext4(&scratch, "large", 30)).expect("read");
     write_at(
         &inner,
-        MIB,
         &large[..usize::try_from(24 * MIB).expect("usize")],
+        MIB,
     );
     assert!(!agree(&scratch, &inner));
     // Partitions that end behind the disk.
@@ -125,23 +104,23 @@ fn dump_verify_and_restore_agree_about_every_disk_and_filesystem() {
     }
     // A GPT whose first header is damaged, with a good copy at the end and without.
     let first = disk(&scratch, "first", "gpt");
-    write_at(&first, 512, &[0; 512]);
+    write_at(&first, &[0; 512], 512);
     assert!(agree(&scratch, &first));
-    write_at(&first, 32 * MIB - 512, &[0; 512]);
+    write_at(&first, &[0; 512], 32 * MIB - 512);
     assert!(!agree(&scratch, &first));
     // The copy alone damaged.
     let last = disk(&scratch, "last", "gpt");
-    write_at(&last, 32 * MIB - 512, &[0; 512]);
+    write_at(&last, &[0; 512], 32 * MIB - 512);
     assert!(agree(&scratch, &last));
     // A filesystem with what is left of a table in front of it.
     let over = ext4(&scratch, "over", 16);
     write_at(
         &over,
-        446,
         &[
             0, 0, 2, 0, 0xee, 0xff, 0xff, 0xff, 1, 0, 0, 0, 0xff, 0x7f, 0, 0,
         ],
+        446,
     );
-    write_at(&over, 510, &[0x55, 0xaa]);
+    write_at(&over, &[0x55, 0xaa], 510);
     assert!(agree(&scratch, &over));
 }

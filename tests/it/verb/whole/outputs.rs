@@ -3,9 +3,9 @@
 use std::fs;
 use std::path::Path;
 
-use crate::common::{self, LoopDevice, Scratch};
+use crate::common::{self, LoopDevice, Scratch, run_floe, text};
 
-use super::{disk, ext4, floe, noise, text};
+use super::{disk, ext4, noise};
 
 #[test]
 fn swapped_arguments_get_the_right_order_and_never_overwrite_as_advice() {
@@ -22,7 +22,7 @@ fn swapped_arguments_get_the_right_order_and_never_overwrite_as_advice() {
         for more in [&[][..], &["--overwrite"]] {
             let mut words = vec!["restore", &device, &image];
             words.extend(more);
-            let run = floe(&words).expect_code(4);
+            let run = run_floe(&words).expect_code(4);
             let line = run.stderr_text();
             assert!(
                 line.contains(&format!("floe restore {image} {device}")),
@@ -34,10 +34,10 @@ fn swapped_arguments_get_the_right_order_and_never_overwrite_as_advice() {
     }
     // A device into a new file is no slip.
     let out = text(&scratch.join("new"));
-    floe(&["restore", &device, &out]).expect_code(0);
+    run_floe(&["restore", &device, &out]).expect_code(0);
     // NAME=TARGET belongs to snapshots.
     let pair = format!("data={device}");
-    let run = floe(&["restore", &text(&scratch.join("image.gz")), &pair]).expect_code(2);
+    let run = run_floe(&["restore", &text(&scratch.join("image.gz")), &pair]).expect_code(2);
     assert!(run.stderr_text().contains("is no snapshot"), "{run}");
 }
 
@@ -51,7 +51,7 @@ fn a_file_that_is_no_image_is_refused_as_source_with_both_commands() {
     let file = fs.dir().join("vm.img");
     std::fs::write(&file, noise(3_000_000)).expect("write");
     let (file, out) = (text(&file), text(&fs.scratch().join("out.gz")));
-    let run = floe(&["dump", &file, "-o", &out]).expect_code(4);
+    let run = run_floe(&["dump", &file, "-o", &out]).expect_code(4);
     let line = run.stderr_text();
     for word in [
         format!("floe dump --fs-path {file}"),
@@ -60,11 +60,11 @@ fn a_file_that_is_no_image_is_refused_as_source_with_both_commands() {
         assert!(line.contains(&word), "{run}");
     }
     assert!(!Path::new(&out).exists());
-    let run = floe(&["dump", "--fs-path", &file, "-o", &out]).expect_code(0);
+    let run = run_floe(&["dump", "--fs-path", &file, "-o", &out]).expect_code(0);
     assert!(run.stderr_text().contains("ext4"), "{run}");
     common::assert_not_frozen(fs.dir(), "after --fs-path");
     let raw = text(&fs.scratch().join("raw"));
-    floe(&["dump", "--whole", "-z", "none", &file, "-o", &raw]).expect_code(0);
+    run_floe(&["dump", "--whole", "-z", "none", &file, "-o", &raw]).expect_code(0);
     assert!(std::fs::read(&raw).expect("read") == noise(3_000_000));
 }
 
@@ -80,7 +80,7 @@ fn what_comes_replaces_an_older_one_of_its_kind_and_nothing_else_unasked() {
     let second = text(&disk(&scratch, "second", "gpt"));
     let (file, zip) = (text(&scratch.join("x")), text(&scratch.join("x.zip")));
     let make = |words: &[&str], to: &str, wanted: i32| {
-        let run = floe(&[words, &["-o", to]].concat());
+        let run = run_floe(&[words, &["-o", to]].concat());
         assert_eq!(run.code, Some(wanted), "{run}");
         let advised = run
             .stderr_text()
@@ -152,7 +152,7 @@ fn an_output_is_never_its_own_source_nor_the_file_of_a_loop_device() {
             "is attached to",
         ),
     ] {
-        let told = floe(words).expect_code(4).stderr_text();
+        let told = run_floe(words).expect_code(4).stderr_text();
         assert!(
             told.contains(why) && told.contains("nothing was written"),
             "{words:?}: {told}"
