@@ -1,7 +1,7 @@
 //! The small readers against the real tools: FAT12/16/32, squashfs, EROFS and swap are made by their own mkfs, rebuilt from
 //! the used map alone, and must satisfy their own checker and give every file back. The rest is compared with blkid.
 
-use crate::common::{self, Limit, Scratch};
+use crate::common::{self, Limit, Scratch, blkid};
 use crate::maps::{self, Walked};
 use floe::device::{Access, Device, ReadAt};
 use floe::fs::{self, Coverage, Identity, Still};
@@ -24,21 +24,6 @@ fn rebuild(image: &Path, copy: &Path) -> Walked {
     let (mapped, device) = map(image);
     maps::rebuild_from(&device, &mapped.map, copy);
     mapped
-}
-
-/// The value of a key in what `blkid -p -o export` prints, empty when it is not there.
-fn blkid(image: &Path, key: &str) -> String {
-    let run = common::run(
-        std::process::Command::new("blkid")
-            .args(["-p", "-o", "export"])
-            .arg(image),
-        Limit::secs(30),
-    );
-    let text = run.stdout_text();
-    let found = text
-        .lines()
-        .find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
-    found.unwrap_or_default().to_owned()
 }
 
 fn assert_same_as_blkid(image: &Path, identity: &Identity) {

@@ -162,12 +162,7 @@ impl Range {
             assert!(good || !is_final, "{what}: half an image is at its place");
             whole |= good;
         }
-        let mut blkid = Command::new("blkid");
-        blkid
-            .args(["-p", "-s", "TYPE", "-o", "value"])
-            .arg(self.target.path());
-        let found = blkid.output().expect("blkid").stdout;
-        let found = String::from_utf8_lossy(&found).trim().to_owned();
+        let found = common::blkid(self.target.path(), "TYPE");
         if !found.is_empty() {
             assert_eq!(found, kind, "{what}");
             // A log that wants to be replayed is as it should be: XFS is mounted once.

@@ -26,8 +26,7 @@ fn make(folder: &Path) {
 #[test]
 fn bmaptool_writes_the_image_over_whatever_was_there() {
     require!(common::have("bmaptool"), "bmaptool (bmap-tools)");
-    require!(common::have("mkfs.ext4"), "mkfs.ext4");
-    drop(require_floe!());
+    require_mkfs!();
     let scratch = Scratch::new();
     let folder = scratch.path();
     make(folder);
@@ -52,8 +51,7 @@ fn bmaptool_writes_the_image_over_whatever_was_there() {
 
 #[test]
 fn an_image_is_checked_against_its_bmap_before_the_first_write() {
-    require!(common::have("mkfs.ext4"), "mkfs.ext4");
-    drop(require_floe!());
+    require_mkfs!();
     let scratch = Scratch::new();
     let folder = scratch.path();
     make(folder);

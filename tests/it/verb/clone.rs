@@ -1,7 +1,9 @@
 //! `floe clone` on real loop devices: what arrives is compared file by file and checked by the filesystem's own checker; refusals
 //! touch nothing; interrupted targets look empty and a second clone repairs them.
 
-use crate::common::{self, Limit, LoopDevice, LoopFs, Mounted, Random, Scratch, Spec, Writer};
+use crate::common::{
+    self, Limit, LoopDevice, LoopFs, Mounted, Random, Scratch, Spec, Writer, is_recognised,
+};
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -48,15 +50,6 @@ fn quiet_tree(dir: &Path) -> BTreeMap<PathBuf, String> {
     let mut found = common::tree(dir);
     found.retain(|path, _| !path.starts_with("busy"));
     found
-}
-
-fn is_recognised(device: &Path) -> bool {
-    let mut blkid = Command::new("blkid");
-    let run = common::run(
-        blkid.args(["-p", "-c", "/dev/null"]).arg(device),
-        Limit::secs(20),
-    );
-    run.code != Some(2)
 }
 
 fn starts_with_zeros(file: &Path) -> bool {

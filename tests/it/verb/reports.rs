@@ -20,12 +20,19 @@ fn image(scratch: &Scratch) -> (String, String) {
     (image, packed)
 }
 
+/// The two in a folder of their own.
+macro_rules! require_image {
+    () => {{
+        require_mkfs!();
+        let scratch = Scratch::new();
+        let (image, packed) = image(&scratch);
+        (scratch, image, packed)
+    }};
+}
+
 #[test]
 fn a_run_that_failed_has_a_report_that_says_of_what_why_and_with_what_state() {
-    drop(require_floe!());
-    require!(common::have("mkfs.ext4"), "mkfs.ext4");
-    let scratch = Scratch::new();
-    let (image, packed) = image(&scratch);
+    let (scratch, image, packed) = require_image!();
     let cut = text(&scratch.join("cut.gz"));
     let bytes = fs::read(&packed).expect("packed");
     fs::write(&cut, &bytes[..bytes.len() / 2]).expect("cut");
@@ -63,10 +70,7 @@ fn a_run_that_failed_has_a_report_that_says_of_what_why_and_with_what_state() {
 
 #[test]
 fn read_bytes_are_those_of_the_input_and_used_is_what_was_to_be_read() {
-    drop(require_floe!());
-    require!(common::have("mkfs.ext4"), "mkfs.ext4");
-    let scratch = Scratch::new();
-    let (image, packed) = image(&scratch);
+    let (scratch, image, packed) = require_image!();
     let (zip, new) = (text(&scratch.join("a.zip")), text(&scratch.join("new")));
     let report = |words: &[&str]| {
         let words = [words, &["-q", "--report", "-", "--overwrite"]].concat();
@@ -153,10 +157,7 @@ fn run_of(words: &[&str]) -> String {
 
 #[test]
 fn a_report_does_not_replace_what_is_written() {
-    drop(require_floe!());
-    require!(common::have("mkfs.ext4"), "mkfs.ext4");
-    let scratch = Scratch::new();
-    let (image, packed) = image(&scratch);
+    let (scratch, image, packed) = require_image!();
     let out = text(&scratch.join("out"));
     let other = text(&scratch.join("./no/../out"));
     fs::create_dir(scratch.join("no")).expect("folder");
@@ -184,10 +185,7 @@ fn a_report_does_not_replace_what_is_written() {
 
 #[test]
 fn a_signal_before_the_freeze_is_told_in_one_line() {
-    drop(require_floe!());
-    require!(common::have("mkfs.ext4"), "mkfs.ext4");
-    let scratch = Scratch::new();
-    let (image, _) = image(&scratch);
+    let (_scratch, image, _) = require_image!();
     let pair = format!("a={image}");
     for words in [&["dump", &image][..], &["create", &pair, "-o", "-"]] {
         let mut floe = require_floe!();
@@ -217,10 +215,7 @@ fn a_signal_before_the_freeze_is_told_in_one_line() {
 
 #[test]
 fn a_signal_before_the_first_write_is_told_in_one_line_and_leaves_the_target_as_it_was() {
-    drop(require_floe!());
-    require!(common::have("mkfs.ext4"), "mkfs.ext4");
-    let scratch = Scratch::new();
-    let (target, _) = image(&scratch);
+    let (_scratch, target, _) = require_image!();
     let before = std::fs::read(&target).expect("target");
     for (words, said) in [
         (&["verify", "-"][..], "not checked to its end"),
@@ -251,10 +246,7 @@ fn a_signal_before_the_first_write_is_told_in_one_line_and_leaves_the_target_as_
 
 #[test]
 fn a_file_that_cannot_grow_is_told_with_what_was_refused_what_is_left_and_what_helps() {
-    drop(require_floe!());
-    require!(common::have("mkfs.ext4"), "mkfs.ext4");
-    let scratch = Scratch::new();
-    let (image, _) = image(&scratch);
+    let (scratch, image, _) = require_image!();
     let out = text(&scratch.join("out"));
     let floe = common::floe_shell_words().expect("required before");
     for words in [format!("dump {image}"), format!("create a={image}")] {

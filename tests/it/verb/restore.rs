@@ -1,6 +1,6 @@
 //! `floe restore` on real loop devices and files: bytes compared with the image, refusals, interruptions, stale data.
 
-use crate::common::{self, Limit, LoopDevice, LoopFs, Scratch, Spec};
+use crate::common::{self, Limit, LoopDevice, LoopFs, Scratch, Spec, is_recognised};
 use std::fs;
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -61,18 +61,6 @@ fn assert_holds(device: &Path, image: &Path) {
         );
         offset += MIB;
     }
-}
-
-/// What the system's own probe says: its exit code is 2 for "nothing".
-fn is_recognised(device: &Path) -> bool {
-    let run = common::run(
-        Command::new("blkid")
-            .arg("-p")
-            .arg(device)
-            .stdin(Stdio::null()),
-        Limit::secs(20),
-    );
-    run.code != Some(2)
 }
 
 macro_rules! require_root {
@@ -596,8 +584,7 @@ fn the_command_line_is_checked_before_anything_is_touched() {
 
 #[test]
 fn what_is_said_to_help_after_an_interruption_helps_where_the_target_is_a_file() {
-    drop(require_floe!());
-    require!(common::have("mkfs.ext4"), "mkfs.ext4");
+    require_mkfs!();
     let scratch = Scratch::new();
     let image = ext4_image(&scratch, 32);
     let target = scratch.join("new");

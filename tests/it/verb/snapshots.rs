@@ -55,13 +55,6 @@ fn interrupted(floe: &mut Command, bytes: Vec<u8>, is_there: &dyn Fn() -> bool) 
     text
 }
 
-macro_rules! require_mkfs {
-    () => {
-        drop(require_floe!());
-        require!(common::have("mkfs.ext4"), "mkfs.ext4");
-    };
-}
-
 #[test]
 fn an_entry_over_4_gib_is_made_verified_and_restored() {
     require_mkfs!();

@@ -7,8 +7,7 @@ use crate::common::{self, Limit, Scratch, expect_floe, names};
 
 #[test]
 fn pieces_are_one_image_and_there_all_or_not_at_all() {
-    require!(common::have("mkfs.ext4"), "mkfs.ext4");
-    drop(require_floe!());
+    require_mkfs!();
     let scratch = Scratch::new();
     let (source, out) = (scratch.join("source"), scratch.join("out"));
     fs::create_dir(&out).expect("out");
@@ -123,8 +122,7 @@ fn pieces_are_one_image_and_there_all_or_not_at_all() {
 
 #[test]
 fn whichever_piece_or_name_is_given_it_is_said_which_one_to_name() {
-    require!(common::have("mkfs.ext4"), "mkfs.ext4");
-    drop(require_floe!());
+    require_mkfs!();
     let scratch = Scratch::new();
     let source = scratch.join("source").to_string_lossy().into_owned();
     let script = format!(

@@ -9,8 +9,7 @@ use crate::common::{self, Limit, Run, Scratch};
 /// A folder of its own, and an empty store in it.
 macro_rules! require_store {
     () => {{
-        drop(require_floe!());
-        require!(common::have("mkfs.ext4"), "mkfs.ext4");
+        require_mkfs!();
         let scratch = Scratch::new();
         let store = scratch.join("store");
         fs::create_dir(&store).expect("store");
@@ -67,8 +66,7 @@ fn stem(path: &Path) -> String {
 
 #[test]
 fn list_tells_complete_being_made_incomplete_and_damaged_apart() {
-    drop(require_floe!());
-    require!(common::have("mkfs.ext4"), "mkfs.ext4");
+    require_mkfs!();
     require!(common::have("flock"), "flock");
     let scratch = Scratch::new();
     let store = scratch.join("store");

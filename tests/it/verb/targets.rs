@@ -43,8 +43,7 @@ fn sfdisk(path: &Path, script: &str) {
 
 #[test]
 fn a_longer_file_becomes_exactly_the_image() {
-    drop(require_floe!());
-    require!(common::have("mkfs.ext4"), "mkfs.ext4");
+    require_mkfs!();
     let scratch = Scratch::new();
     let (small, large) = (scratch.join("small"), scratch.join("large"));
     sparse(&small, MIB);

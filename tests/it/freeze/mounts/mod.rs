@@ -94,10 +94,11 @@ impl Drop for Over {
 
 macro_rules! make {
     ($($field:ident: $value:expr),*) => {
-        match $crate::common::LoopFs::make($crate::common::Spec { $($field: $value,)* mib: 64, ..$crate::common::Spec::default() }) {
-            Ok(made) => made,
-            Err(missing) => return $crate::common::skip(&missing),
-        }
+        require_ok!($crate::common::LoopFs::make($crate::common::Spec {
+            $($field: $value,)*
+            mib: 64,
+            ..$crate::common::Spec::default()
+        }))
     };
 }
 

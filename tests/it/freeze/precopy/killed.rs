@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -88,13 +88,7 @@ fn killed_at_any_moment_of_pre_copy_it_leaves_nothing() {
         killed += 1;
         match number {
             1 => {
-                let blkid = Command::new("blkid")
-                    .args(["-p", "-s", "TYPE", "-o", "value"])
-                    .arg(target.path())
-                    .output();
-                let found = String::from_utf8_lossy(&blkid.expect("blkid").stdout)
-                    .trim()
-                    .to_owned();
+                let found = common::blkid(target.path(), "TYPE");
                 // In its last instant it is whole.
                 if found == "ext4" {
                     common::output("e2fsck", &["-fn", &target.path().to_string_lossy()]);

@@ -473,6 +473,25 @@ pub fn frozen_calls(trace: &Path) -> Vec<String> {
         .collect()
 }
 
+/// The value of a key in what `blkid -p -o export` prints, empty when it is not there.
+pub fn blkid(image: &Path, key: &str) -> String {
+    let mut blkid = Command::new("blkid");
+    let blkid = blkid.args(["-p", "-o", "export"]).arg(image);
+    let text = super::run(blkid.stdin(Stdio::null()), super::Limit::secs(30)).stdout_text();
+    let found = text
+        .lines()
+        .find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+    found.unwrap_or_default().to_owned()
+}
+
+/// Whether the system's own probe finds anything: its exit code is 2 for "nothing". Its cache is not asked.
+#[track_caller]
+pub fn is_recognised(device: &Path) -> bool {
+    let mut blkid = Command::new("blkid");
+    let blkid = blkid.args(["-p", "-c", "/dev/null"]).arg(device);
+    super::run(blkid.stdin(Stdio::null()), super::Limit::secs(20)).code != Some(2)
+}
+
 /// Makes an ext4 of what is there, with default options.
 #[track_caller]
 pub fn mkfs_ext4(on: impl AsRef<Path>) {

@@ -94,6 +94,14 @@ macro_rules! require_floe {
     };
 }
 
+/// The executable under test and the maker of ext4, or the test is skipped.
+macro_rules! require_mkfs {
+    () => {
+        drop(require_floe!());
+        require!($crate::support::common::have("mkfs.ext4"), "mkfs.ext4");
+    };
+}
+
 // ---- the executable under test --------------------------------------------------------------------------------------
 
 /// Path of the executable under test.

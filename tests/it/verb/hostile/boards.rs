@@ -134,8 +134,7 @@ exit 4";
 
 #[test]
 fn a_board_that_says_nothing_is_given_up_after_the_time_of_stall() {
-    drop(require_floe!());
-    require!(common::have("mkfs.ext4"), "mkfs.ext4");
+    require_mkfs!();
     let silences = [
         "exec sleep 600",
         // It takes everything, and answers nothing.

@@ -11,8 +11,7 @@ use super::{floe, image};
 
 #[test]
 fn a_file_that_is_being_restored_is_no_target_of_a_second_restore() {
-    drop(require_floe!());
-    require!(common::have("mkfs.ext4"), "mkfs.ext4");
+    require_mkfs!();
     let scratch = Scratch::new();
     let images = [
         ("one", "11111111-1111-1111-1111-111111111111"),
@@ -146,8 +145,7 @@ impl Drop for Bound {
 
 #[test]
 fn a_new_file_is_for_its_owner_only() {
-    drop(require_floe!());
-    require!(common::have("mkfs.ext4"), "mkfs.ext4");
+    require_mkfs!();
     let scratch = Scratch::new();
     let source = text(&image(&scratch, "source", 8, &[]));
     let zip = text(&scratch.join("x.zip"));
@@ -210,8 +208,7 @@ impl Drop for Scribbler {
 
 #[test]
 fn an_image_file_that_changes_while_it_is_read_is_no_image() {
-    drop(require_floe!());
-    require!(common::have("mkfs.ext4"), "mkfs.ext4");
+    require_mkfs!();
     let scratch = Scratch::new();
     // Something to read, so that it takes a while.
     let files = scratch.join("files");

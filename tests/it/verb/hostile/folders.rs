@@ -12,9 +12,8 @@ use super::{NOBODY, floe, image};
 /// A folder of its own on a disk, and one in it that others share.
 macro_rules! require_folder {
     () => {{
-        drop(require_floe!());
+        require_mkfs!();
         require!(common::is_root(), "root");
-        require!(common::have("mkfs.ext4"), "mkfs.ext4");
         let scratch = Scratch::on_disk();
         let folder = shared_folder(&scratch);
         (scratch, folder)
@@ -103,8 +102,7 @@ fn whatever_lies_where_the_part_file_would_be_is_left_as_it_is() {
 
 #[test]
 fn what_an_interrupted_run_left_is_taken_over_and_what_a_running_one_writes_is_not() {
-    drop(require_floe!());
-    require!(common::have("mkfs.ext4"), "mkfs.ext4");
+    require_mkfs!();
     let scratch = Scratch::new();
     let source = text(&image(&scratch, "source", 8, &[]));
     let out = scratch.join("x.gz");
@@ -172,8 +170,7 @@ fn a_link_as_the_file_is_followed_only_where_the_kernel_would() {
 
 #[test]
 fn a_part_file_that_somebody_replaces_does_not_become_the_file() {
-    drop(require_floe!());
-    require!(common::have("mkfs.ext4"), "mkfs.ext4");
+    require_mkfs!();
     let scratch = Scratch::new();
     let source = text(&image(&scratch, "source", 8, &[]));
     let out = scratch.join("x.gz");

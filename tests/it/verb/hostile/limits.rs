@@ -9,8 +9,7 @@ use super::{floe, image};
 
 #[test]
 fn a_report_that_cannot_be_written_is_no_success() {
-    drop(require_floe!());
-    require!(common::have("mkfs.ext4"), "mkfs.ext4");
+    require_mkfs!();
     let scratch = Scratch::new();
     let source = text(&image(&scratch, "source", 8, &[]));
     let packed = text(&scratch.join("packed.gz"));

@@ -7,8 +7,7 @@ use super::{assert_clean, image};
 
 #[test]
 fn names_and_labels_of_others_are_shown_without_what_a_terminal_obeys() {
-    drop(require_floe!());
-    require!(common::have("mkfs.ext4"), "mkfs.ext4");
+    require_mkfs!();
     let scratch = Scratch::new();
     let name = "a\x1b]0;x\x07\n\u{202e}floe: b\r\u{9b}31m\u{2067}\t.img";
     let path = image(&scratch, name, 8, &["-L", "l\x1b[2J\r\u{85}\u{202d}"]);

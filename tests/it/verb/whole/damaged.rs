@@ -149,8 +149,7 @@ fn a_bad_image_in_a_file_does_not_cost_the_target_and_no_check_skips_that() {
 
 #[test]
 fn what_was_cut_anywhere_or_appended_to_is_taken_back_by_nothing() {
-    drop(require_floe!());
-    require!(common::have("mkfs.ext4"), "mkfs.ext4");
+    require_mkfs!();
     let scratch = Scratch::new();
     let image = ext4(&scratch, "image", 4);
     let make = |name: &str, words: &[&str]| {
@@ -248,8 +247,7 @@ fn what_was_cut_anywhere_or_appended_to_is_taken_back_by_nothing() {
 
 #[test]
 fn what_is_cut_or_a_piece_gets_the_advice_that_helps_and_never_to_take_it_as_it_is() {
-    drop(require_floe!());
-    require!(common::have("mkfs.ext4"), "mkfs.ext4");
+    require_mkfs!();
     let scratch = Scratch::new();
     let image = ext4(&scratch, "image", 8);
     write_at(&image, &noise(2 << 20), 5 * MIB);

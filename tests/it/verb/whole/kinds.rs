@@ -194,8 +194,7 @@ fn what_lies_behind_a_filesystem_and_is_not_zeros_is_in_the_image() {
 
 #[test]
 fn two_images_one_behind_the_other_are_told_from_what_partitions_hold() {
-    drop(require_floe!());
-    require!(common::have("mkfs.ext4"), "mkfs.ext4");
+    require_mkfs!();
     require!(common::have("sfdisk"), "sfdisk");
     let scratch = Scratch::new();
     let read = |path: PathBuf| fs::read(path).expect("read");

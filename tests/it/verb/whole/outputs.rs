@@ -70,8 +70,7 @@ fn a_file_that_is_no_image_is_refused_as_source_with_both_commands() {
 
 #[test]
 fn what_comes_replaces_an_older_one_of_its_kind_and_nothing_else_unasked() {
-    drop(require_floe!());
-    require!(common::have("mkfs.ext4"), "mkfs.ext4");
+    require_mkfs!();
     require!(common::have("sfdisk"), "sfdisk");
     let scratch = Scratch::new();
     let one = text(&ext4(&scratch, "one", 4));
