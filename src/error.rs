@@ -50,6 +50,8 @@ pub enum FaultKind {
 /// What a fault is to those who do something about it; the words are for people.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
+    /// Nothing is done about it.
+    Other,
     /// The input ends before it should.
     EndsEarly,
     /// There is no room for what has to be held.
@@ -66,7 +68,7 @@ struct Details {
     length_bytes: Option<u64>,
     unit: Option<(&'static str, u64)>,
     errno: Option<i32>,
-    cause: Option<Cause>,
+    cause: Cause,
 }
 
 impl Details {
@@ -78,7 +80,7 @@ impl Details {
         length_bytes: None,
         unit: None,
         errno: None,
-        cause: None,
+        cause: Cause::Other,
     };
 
     fn words(&self) -> &'static str {
@@ -252,13 +254,13 @@ impl Fault {
     #[must_use]
     pub fn because(self, cause: Cause) -> Self {
         let mut details = self.details();
-        details.cause = Some(cause);
+        details.cause = cause;
         Self::keep(self.kind(), details)
     }
 
     /// Whether it is this.
     pub fn is(self, cause: Cause) -> bool {
-        self.details().cause == Some(cause)
+        self.details().cause == cause
     }
 
     /// The same fault at another offset.

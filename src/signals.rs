@@ -1,6 +1,6 @@
 //! The signals that end a run, as something to wait for instead of something that happens.
 //!
-//! Blocked from before the guardian exists until nothing is frozen any more; never handled in a handler.
+//! Blocked from before the guardian exists until nothing is frozen any more. Before that a handler says one line, and they kill.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::OnceLock;

@@ -384,7 +384,7 @@ fn take_frames(
     }
     let mut received = received?;
     let proven = match stream {
-        Stream::Image if !tee.sink.takes_data() => {
+        Stream::Image if !tee.sink.takes_data() && !received.header.is_snapshot => {
             received.prove().map_err(fail)?;
             let inside = Inside {
                 size_bytes: received.size_bytes(),
@@ -424,7 +424,7 @@ pub(crate) fn receive(
 ) -> Result<Arrived> {
     let remains = frames.as_ref().and_then(|hold| hold.left.as_ref()?.file());
     let shared = Shared::new(session, sink, board);
-    let Read { came, inside } = read_all(host, &shared, stream, board, frames)?;
+    let Taken { came, inside } = read_all(host, &shared, stream, board, frames)?;
     let mut tee = shared.end(host)?;
     if let Some(error) = tee.failed.take().or_else(|| tee.from.stalled()) {
         return Err(error);
@@ -469,7 +469,7 @@ fn lost(host: &Host) -> Error {
 }
 
 /// A stream that was read.
-struct Read {
+struct Taken {
     /// Where it came in frames.
     came: Option<Came>,
     inside: Result<Inside>,
@@ -482,7 +482,7 @@ fn read_all(
     stream: Stream,
     board: &Board,
     frames: Option<Hold>,
-) -> Result<Read> {
+) -> Result<Taken> {
     let fail = |fault| Error::fault(&host.shown, fault);
     let mut input = Input::reader(shared.clone()).map_err(fail)?;
     let magic = &frames::MAGIC;
@@ -517,7 +517,7 @@ fn read_all(
     {
         inside = Err(fail(fault));
     }
-    Ok(Read { came, inside })
+    Ok(Taken { came, inside })
 }
 
 /// What ran there may be something that takes no words from us: a forced command, a wrapper.

@@ -113,7 +113,7 @@ impl Chosen {
         if device.kind() == DeviceKind::File {
             return Ok(());
         }
-        check_sectors(path, device.sector_bytes(), content)
+        check_sectors(path, device.sector_bytes(), THE_IMAGE, content)
     }
 
     /// Refuses to write over something, unless that was asked for.
@@ -250,15 +250,23 @@ fn check_length(path: &Path, file: BorrowedFd<'_>, image_bytes: u64) -> Result<(
     }
 }
 
+/// What is restored, in messages.
+pub(crate) const THE_IMAGE: &str = "the image";
+
 /// A partition table counts in sectors, and a filesystem is not mounted where its blocks are smaller than the device's: what was
 /// made for 512 bytes means nothing on a disk of 4096, and the other way round for a table.
-pub(crate) fn check_sectors(path: &Path, sector_bytes: u32, content: &Content) -> Result<()> {
+pub(crate) fn check_sectors(
+    path: &Path,
+    sector_bytes: u32,
+    from: &str,
+    content: &Content,
+) -> Result<()> {
     let name = path.display();
     if let Some(table) = &content.table
         && table.sector_bytes != sector_bytes
     {
         return Err(Error::refused(format_args!(
-            "{name}: has sectors of {sector_bytes} bytes, and the image's partition table counts in {}: no kernel would find its partitions; restore the partitions one by one",
+            "{name}: has sectors of {sector_bytes} bytes, and the partition table of {from} counts in {}: no kernel would find its partitions; write its partitions one by one",
             table.sector_bytes
         )).leaving(NOTHING_WRITTEN));
     }
@@ -270,7 +278,7 @@ pub(crate) fn check_sectors(path: &Path, sector_bytes: u32, content: &Content) -
         return Ok(());
     }
     Err(Error::refused(format_args!(
-        "{name}: has sectors of {sector_bytes} bytes, and the image's {} was made for {least}: no kernel would mount it there; make a filesystem for this device (its mkfs chooses the size) and copy the files",
+        "{name}: has sectors of {sector_bytes} bytes, and the {} of {from} was made for {least}: no kernel would mount it there; make a filesystem for this device (its mkfs chooses the size) and copy the files",
         content.name()
     )).leaving(NOTHING_WRITTEN))
 }

@@ -3,6 +3,9 @@
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
+use std::time::Duration;
+
+use rustix::io::Errno;
 
 use super::{JsonObject, stderr};
 use crate::error::{Error, Result};
@@ -53,20 +56,36 @@ impl ReportFile {
     }
 }
 
+/// How often, and after what time, a pipe is asked again whether somebody reads it.
+const PATIENCE: u32 = 50;
+const PAUSE: Duration = Duration::from_millis(20);
+
 /// A pipe that nobody reads would be waited for without end.
 fn create(path: &Path, name: &str) -> Result<File> {
-    use std::os::unix::fs::OpenOptionsExt;
+    use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
     let mut options = File::options();
     options.write(true).create(true).truncate(true);
     let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
-    let file = options.custom_flags(flags).open(path);
-    let file = file.map_err(|error| match error.raw_os_error() {
-        // ENXIO, the same everywhere.
-        Some(6) => Error::refused(format_args!(
+    options.custom_flags(flags);
+    let is_alone = |error: &std::io::Error| {
+        error.raw_os_error() == Some(Errno::NXIO.raw_os_error())
+            && std::fs::metadata(path).is_ok_and(|meta| meta.file_type().is_fifo())
+    };
+    let mut file = options.open(path);
+    // Its reader may have been started together with us.
+    for _ in 0..PATIENCE {
+        if !file.as_ref().is_err_and(is_alone) {
+            break;
+        }
+        std::thread::sleep(PAUSE);
+        file = options.open(path);
+    }
+    let file = file.map_err(|error| match is_alone(&error) {
+        true => Error::refused(format_args!(
             "{name}: is a pipe that nobody reads: start its reader first"
         ))
         .leaving("nothing was done"),
-        _ => Error::std(name, "open", &error),
+        false => Error::std(name, "open", &error),
     })?;
     let fail = |errno: rustix::io::Errno| Error::std(name, "open", &errno.into());
     let flags = rustix::fs::fcntl_getfl(&file).map_err(fail)?;

@@ -391,7 +391,10 @@ impl Bundle {
     pub fn open(subject: &str, mut input: Input<'static>) -> Result<Self> {
         let mut unzip = Unzip::new();
         // What another program made has other headers, too: first whose it is.
-        if let Ok(head) = input.peek(HEAD_BYTES) {
+        // No byte behind that entry: in a pipe it may come only when its sender has frozen.
+        let first = input.peek(FIRST_BYTES).ok().and_then(zip::first_range);
+        let length = first.map_or(FIRST_BYTES, |range| range.end.min(HEAD_BYTES));
+        if let Ok(head) = input.peek(length) {
             check_first(subject, head)?;
         }
         let fail = |fault| image_error(&format!("{subject}: zip archive"), fault);

@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, FlockOperation, Mode, OFlags, Stat};
@@ -13,8 +13,7 @@ use rustix::io::Errno;
 
 use crate::cli;
 use crate::device::limited;
-use crate::error::{Error, Fault, Result};
-use crate::stream::partfile::PartFile;
+use crate::error::{Error, Exit, Fault, Result};
 use crate::units;
 use crate::utc::Utc;
 
@@ -130,7 +129,15 @@ impl Store {
 
     /// Called before snapshots are deleted, gives the number that no other may have afterwards.
     pub(crate) fn last(&self) -> Result<u64> {
-        last(&self.folder)
+        let path = self.folder.join(LAST);
+        match rustix::fs::lstat(&path) {
+            Ok(stat) if !is_lock(&stat) => Err(Error::refused(format_args!(
+                "{}: is not the file of its own in which floe keeps a number: remove it",
+                path.display()
+            ))
+            .leaving("nothing was deleted")),
+            _ => last(&self.folder),
+        }
     }
 
     /// Called after that with the number: keeps it where no name says it any more. Not before, because a full filesystem has room
@@ -140,15 +147,21 @@ impl Store {
             return Ok(());
         }
         let path = self.folder.join(LAST);
-        let mut part = PartFile::create(&path)?;
-        let written = part
-            .take_fd()
-            .map(|fd| File::from(fd).write_all(format!("{number}\n").as_bytes()));
-        match written {
-            Some(Ok(())) => part.finish(),
-            Some(Err(e)) => Err(Error::std(path.display(), "write", &e)),
-            None => Err(Error::failed(format_args!("{}: not open", path.display()))),
-        }
+        // In place: a number that grows is never shorter, and no name of another is followed.
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        let mode = Mode::RUSR | Mode::WUSR;
+        let written = rustix::fs::open(&path, flags | OFlags::CLOEXEC, mode)
+            .map_err(std::io::Error::from)
+            .and_then(|fd| {
+                let file = File::from(fd);
+                file.write_all_at(format!("{number}\n").as_bytes(), 0)?;
+                file.sync_all()
+            });
+        written.map_err(|error| {
+            Error::std(path.display(), "write", &error)
+                .with_exit(Exit::Failed)
+                .leaving("the snapshots are deleted, and their numbers may come again")
+        })
     }
 
     /// Removes what [`retiring`] names, and gives it.
@@ -200,6 +213,8 @@ fn last(folder: &Path) -> Result<u64> {
         false => None,
     };
     let deleted = deleted.and_then(|text| cli::number(text.trim()));
+    // One that no other can follow is none of ours.
+    let deleted = deleted.filter(|number| *number < u64::MAX);
     let newest = snapshots(folder)?.pop().map(|(name, _)| name.sequence);
     Ok(newest.unwrap_or(0).max(deleted.unwrap_or(0)))
 }
@@ -419,10 +434,19 @@ mod tests {
         store.keep_last(last).unwrap();
         let path = next(&folder, "h", 0).unwrap();
         assert_eq!(path, folder.join("h-19700101T000000Z-0006.zip"));
-        // Of what is no number nothing is believed.
-        std::fs::write(folder.join(LAST), b"x").unwrap();
-        let path = next(&folder, "h", 0).unwrap();
-        assert_eq!(path, folder.join("h-19700101T000000Z-0005.zip"));
+        // Of what is no number, or none that can be followed, nothing is believed.
+        for text in ["x", "18446744073709551615"] {
+            std::fs::write(folder.join(LAST), text).unwrap();
+            let path = next(&folder, "h", 0).unwrap();
+            assert_eq!(path, folder.join("h-19700101T000000Z-0005.zip"));
+        }
+        // What somebody else put there is not written through.
+        std::fs::write(folder.join("victim"), b"precious").unwrap();
+        std::fs::remove_file(folder.join(LAST)).unwrap();
+        std::os::unix::fs::symlink("victim", folder.join(LAST)).unwrap();
+        assert!(store.last().is_err());
+        assert!(store.keep_last(9).is_err());
+        assert_eq!(std::fs::read(folder.join("victim")).unwrap(), b"precious");
         drop(store);
         assert!(check(&folder).is_ok());
         assert!(!folder.join(LOCK).exists());

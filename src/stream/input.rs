@@ -1,6 +1,6 @@
 //! A buffered input: a regular file, block device, pipe or bytes in memory, read once and forwards.
 //!
-//! Never seeks except over holes of a regular file, and there only when asked. Errors carry the offset in the input.
+//! Never seeks except over holes of a regular file, and there only when asked. Errors of a plain file carry the offset in the input.
 
 use std::fs::File;
 use std::io::{Cursor, ErrorKind, Read, Take};

@@ -507,12 +507,18 @@ pub(crate) fn begins_so(head: &[u8]) -> bool {
     head.get(..length) == Local::SIGNATURE.get(..length)
 }
 
-/// The first entry of an archive, where it is stored, whole in `head`, and right.
-pub(crate) fn first_text(head: &[u8]) -> Option<&[u8]> {
+/// Where the first entry of an archive lies, as its header in `head` says.
+pub(crate) fn first_range(head: &[u8]) -> Option<core::ops::Range<usize>> {
     let local = Local::parse(head)?;
     let start = Local::SIZE + usize::from(local.name_bytes) + usize::from(local.extra_bytes);
     let length = usize::try_from(local.raw_bytes).ok()?;
-    let text = head.get(start..start.checked_add(length)?)?;
+    Some(start..start.checked_add(length)?)
+}
+
+/// The first entry of an archive, where it is stored, whole in `head`, and right.
+pub(crate) fn first_text(head: &[u8]) -> Option<&[u8]> {
+    let local = Local::parse(head)?;
+    let text = head.get(first_range(head)?)?;
     let is_right = local.method == 0 && crate::crc::crc32(0, text) == local.crc32;
     is_right.then_some(text)
 }

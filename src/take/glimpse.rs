@@ -34,7 +34,7 @@ pub(crate) fn of_source(source: &Prepared) -> Result<u64, Fault> {
                 let mut mounted = source.mounted.iter();
                 let mounted = mounted
                     .find(|one| is_all || one.mount.dev.raw() == opened.device.rdev())
-                    .filter(|_| piece.still == Still::Frozen);
+                    .filter(|_| piece.still != Still::Unmounted);
                 let extent = Extent {
                     offset: piece.offset,
                     length_bytes,
@@ -43,7 +43,14 @@ pub(crate) fn of_source(source: &Prepared) -> Result<u64, Fault> {
             }
             _ => None,
         };
-        sum = sum.saturating_add(glimpse.map_or(length_bytes, |glimpse| glimpse.bytes));
+        if let Some(glimpse) = glimpse {
+            let behind = piece.behind.iter().map(|extent| extent.length_bytes);
+            sum = sum
+                .saturating_add(glimpse.bytes)
+                .saturating_add(behind.sum());
+        } else {
+            sum = sum.saturating_add(length_bytes);
+        }
     }
     Ok(sum)
 }

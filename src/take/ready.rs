@@ -50,7 +50,7 @@ impl Ready {
     pub(crate) fn tell_if_on_itself(&self, output: impl AsFd, shown: &str) {
         if self.freezes(output) {
             report::line(format_args!(
-                "note: {shown}: lies on what it is an image of: the image holds its unfinished .part, and what is read while frozen waits in memory for the thaw"
+                "note: {shown}: lies on what it is an image of: the image holds what is there of it by then, and what is read while frozen waits in memory for the thaw"
             ));
         }
     }

@@ -179,7 +179,7 @@ fn check_sectors(target: &Named, device: &Device, source: &Prepared) -> Result<(
         let bytes = opened.device.sector_bytes();
         content.table = ptable::read(&opened.device, bytes).unwrap_or_default();
     }
-    target::check_sectors(&target.shown, device.sector_bytes(), &content)?;
+    target::check_sectors(&target.shown, device.sector_bytes(), &source.name, &content)?;
     let fits = !content.is_empty() && source.size_bytes.is_multiple_of(sector);
     if sector > from && !fits {
         return Err(refused(

@@ -360,9 +360,15 @@ fn facts(system: &System, around: &Around, source: Source, path: &Path) -> Resul
         facts.dump = glimpse.map_err(fail)?;
     }
     if let Some(table) = &content.table {
-        let gaps = table.gaps(device.size_bytes());
+        let size_bytes = device.size_bytes();
+        let gaps = table.gaps(size_bytes);
         facts.parts = parts(system, around, source, table);
         facts.dump = Some(of_disk(&facts.parts, &gaps));
+        // Nothing is believed of where its partitions lie.
+        if let (Some(sum), Some(doubt)) = (&mut facts.dump, table.doubt) {
+            sum.bytes = size_bytes;
+            (sum.map, sum.doubt) = (Coverage::Whole.name(), Some(doubt.to_string()));
+        }
     }
     facts.content = content;
     Ok(facts)

@@ -9,7 +9,7 @@ use crate::mounts::DevId;
 use crate::put::grow;
 use crate::put::image::{Any, Image};
 use crate::put::job::{Filled, Job};
-use crate::put::target::check_sectors;
+use crate::put::target::{THE_IMAGE, check_sectors};
 use crate::snapshot::image_path;
 use crate::snapshot::relaid::Laid;
 use crate::snapshot::unpack::Restored;
@@ -110,7 +110,12 @@ fn one(
     }
     if errand.device.kind() == DeviceKind::Block {
         let sector_bytes = errand.device.sector_bytes();
-        check_sectors(errand.shown.as_ref(), sector_bytes, &facts.content)?;
+        check_sectors(
+            errand.shown.as_ref(),
+            sector_bytes,
+            THE_IMAGE,
+            &facts.content,
+        )?;
     }
     let filesystem = facts.content.name();
     let target = match errand.range {

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::SeekFrom;
 
-use super::packed::{Found, Pieces, Places};
+use super::packed::{Found, Packed, Pieces};
 use super::receive::{Entry, UNIT_BYTES, no_room};
 use super::{Layout, MAX_PACKED, number};
 use crate::crc;
@@ -47,7 +47,7 @@ pub(super) const HEAD_BYTES: usize = 24;
 const HEAD_MAGIC: [u8; 8] = *b"floeheld";
 /// Bytes of an entry of an index: where, how many packed bytes, checksum, how often it came.
 const ENTRY_BYTES: usize = 16;
-/// How many lists lie in one file: what is held, the hashes of what is not, remains, and three of [`Places`].
+/// How many lists lie in one file: what is held, the hashes of what is not, remains, and three of [`Packed`].
 const LISTS: u64 = 6;
 /// More chunks are not kept: those that a restore wipes of as many targets as there may be.
 const MOST_KEPT: usize = 1024;
@@ -305,9 +305,11 @@ pub(super) struct Old {
     found: Option<Found>,
     /// An empty file, until something is noted in it.
     list: File,
-    places: Option<Places>,
+    places: Option<Packed>,
     /// Chunks that lie in the list, because they will not be there any more.
     kept: Vec<u64>,
+    /// The image of which no more is said.
+    given_up: Option<usize>,
 }
 
 /// An image, a chunk at a time.
@@ -384,6 +386,7 @@ impl Old {
             list: packing.list,
             places: None,
             kept: Vec::new(),
+            given_up: None,
             paths,
             layout,
             remains,
@@ -454,6 +457,9 @@ impl Old {
     /// The hash of the chunk of the earlier image; `None`: zeros, or there is none. In rising order.
     fn earlier_hash(&mut self, number: u64) -> Option<Hash> {
         let image = self.layout.ends.partition_point(|end| *end <= number);
+        if self.given_up == Some(image) {
+            return None;
+        }
         let is_first = self.pieces.as_ref().is_none_or(|(of, _)| *of != image);
         if is_first && self.layout.first(image) == number {
             (self.pieces, self.found) = (None, None);
@@ -469,8 +475,14 @@ impl Old {
             match pieces.next(layout, places) {
                 Ok(Some(found)) => self.found = Some(found),
                 Ok(None) => return None,
-                // From here on the ordinary way.
-                Err(_) => self.pieces = None,
+                // From here on the ordinary way, which begins anew: not where the other end would wait long for a word.
+                Err(_) => {
+                    self.pieces = None;
+                    if number.saturating_sub(layout.first(image)) > SILENT {
+                        self.given_up = Some(image);
+                        return None;
+                    }
+                }
             }
         }
         let raw_bytes = to_usize(self.layout.raw_bytes(number)?);
@@ -478,18 +490,18 @@ impl Old {
         self.chunk.get(..raw_bytes).filter(|_| found).map(hash)
     }
 
-    /// Where a chunk is kept: behind what is noted.
-    fn kept_at(&self, number: u64) -> u64 {
+    /// Where the chunk that was kept as `place` of them lies: behind what is noted.
+    fn kept_at(&self, place: usize) -> u64 {
         let behind = LISTS.saturating_mul(Index::length(self.layout.chunks()));
-        behind.saturating_add(number.saturating_mul(CHUNK_BYTES))
+        behind.saturating_add(to_u64(place).saturating_mul(CHUNK_BYTES))
     }
 
     /// Keeps what is in `self.chunk`; whether there was room.
     fn keep(&mut self, number: u64) -> bool {
         let raw_bytes = to_usize(self.layout.raw_bytes(number).unwrap_or(0));
         let chunk = self.chunk.get(..raw_bytes).unwrap_or_default();
-        let is_kept = self.kept.len() < MOST_KEPT
-            && self.list.write_all_at(chunk, self.kept_at(number)).is_ok();
+        let at = self.kept_at(self.kept.len());
+        let is_kept = self.kept.len() < MOST_KEPT && self.list.write_all_at(chunk, at).is_ok();
         if is_kept {
             self.kept.push(number);
         }
@@ -498,10 +510,10 @@ impl Old {
 
     /// Whether the chunk was kept; then it is in `self.chunk`.
     fn read_kept(&mut self, number: u64, raw_bytes: usize) -> bool {
-        let at = self.kept_at(number);
-        let chunk = self.chunk.get_mut(..raw_bytes);
-        self.kept.contains(&number)
-            && chunk.is_some_and(|chunk| self.list.read_exact_at(chunk, at).is_ok())
+        let place = self.kept.iter().position(|kept| *kept == number);
+        let at = place.map(|place| self.kept_at(place));
+        at.zip(self.chunk.get_mut(..raw_bytes))
+            .is_some_and(|(at, chunk)| self.list.read_exact_at(chunk, at).is_ok())
     }
 
     /// Begins with an image, where that lies here as it would be packed.
@@ -510,7 +522,7 @@ impl Old {
         let (file, range) = self.earlier.as_mut()?.packed(path)?;
         if self.places.is_none() {
             let file = file.try_clone().ok()?;
-            let places = Places::new(file, &self.list, self.layout.chunks());
+            let places = Packed::new(file, &self.list, self.layout.chunks());
             self.places = Some(places.ok()?);
         }
         let first = self.layout.first(image);

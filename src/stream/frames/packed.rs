@@ -1,12 +1,12 @@
 //! An earlier file of floe's own, a chunk at a time as it is packed: inflated on every CPU once, and remembered.
 //!
 //! Our encoder ends every chunk with an empty stored block, on a byte, and no chunk reaches back into the one before. So the file is
-//! cut behind every such block, and what lies between two cuts is inflated by itself. Where the same four bytes stand inside a
-//! chunk, that does not come to an end between two blocks: it is tried once more with what follows. Of each chunk stay where it
+//! cut behind every such block, and what lies between two cuts is inflated by itself. A cut inside a chunk, where the same four bytes
+//! happen to stand, is seen by this: inflating does not end between two blocks. Then it is tried once more with what follows. Of each chunk stay where it
 //! lies, the hash of what it is, and the hash of its packed bytes. **Packed bytes that have this hash still are what was inflated**:
 //! they go into the new file as they are, and are neither inflated nor packed again.
 //!
-//! They may, where they are what the encoder of today gives at the level that is asked for: else the new file were not what a fresh pull
+//! They may, where they are what the encoder of today gives at the level that is asked for: otherwise the new file would not be the one that a fresh pull
 //! gives. That is tried with the first chunk and every [`SAMPLE`]th, by packing it once more; where one differs (another level, or
 //! another version of the encoder), nothing is taken as it is. What is not cut like that (other programs' files, and a stored chunk that
 //! ends with these four bytes) is [`Foreign`], and read the ordinary way from there on.
@@ -41,8 +41,10 @@ pub(super) const SAMPLE: u64 = 32;
 const BUFFER_BYTES: usize = 1 << 20;
 /// Pieces under way for each hand.
 const AHEAD: usize = 3;
-/// Most hands: 1 MB each.
+/// Most hands. Each has 1 MB of buffers.
 const HANDS: usize = 4;
+/// So often a piece that does not stand alone is tried with what follows. By chance four bytes are a marker once in 4 GiB.
+const MOST_TRIES: usize = 4;
 /// Stack of one, in bytes, as in [`crate::stream::pack`].
 const STACK_BYTES: usize = 768 * 1024;
 
@@ -64,7 +66,7 @@ pub(super) struct Found {
 }
 
 /// What was found, in a file: whatever is read, it costs no memory.
-pub(super) struct Places {
+pub(super) struct Packed {
     file: File,
     places: Index,
     hashes: Index,
@@ -73,7 +75,7 @@ pub(super) struct Places {
     is_ours: bool,
 }
 
-impl Places {
+impl Packed {
     pub(super) fn new(file: File, list: &File, chunks: u64) -> Result<Self, Fault> {
         Ok(Self {
             file,
@@ -450,7 +452,7 @@ impl Pieces {
     pub(super) fn next(
         &mut self,
         layout: &Layout,
-        places: &mut Places,
+        places: &mut Packed,
     ) -> Result<Option<Found>, Foreign> {
         loop {
             self.cut_ahead()?;
@@ -522,8 +524,8 @@ impl Pieces {
         }
         let bytes = bytes.get(..filled).unwrap_or_default();
         let mut end = work.packed.len();
-        // Each turn takes at least four bytes more.
-        loop {
+        // A file that was made for it has a marker every few bytes.
+        for _ in 0..MOST_TRIES {
             let from = end.checked_sub(MARKER.len() - 1).ok_or(Foreign)?;
             let next = bytes.get(from..).and_then(behind_marker);
             end = from + next.ok_or(Foreign)?;
@@ -535,6 +537,7 @@ impl Pieces {
                 return Ok(());
             }
         }
+        Err(Foreign)
     }
 }
 
@@ -631,9 +634,9 @@ mod tests {
         .unwrap()
     }
 
-    fn read(stream: &[u8], level: u8, layout: &Layout) -> (Result<Vec<Found>, Foreign>, Places) {
+    fn read(stream: &[u8], level: u8, layout: &Layout) -> (Result<Vec<Found>, Foreign>, Packed) {
         let (stream, list) = (file(stream), file(&[]));
-        let places = Places::new(stream.try_clone().unwrap(), &list, layout.chunks());
+        let places = Packed::new(stream.try_clone().unwrap(), &list, layout.chunks());
         let mut places = places.unwrap();
         let length = stream.metadata().unwrap().len();
         let mut pieces = Pieces::start(stream, 10..length - 8, 0, level, 3).unwrap();

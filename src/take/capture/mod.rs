@@ -36,6 +36,9 @@ use crate::take::watched::Watched;
 /// How long the supervisor sleeps at most: progress and the guardian's heartbeat want a look now and then.
 const LOOK: Duration = Duration::from_millis(200);
 
+/// A reader that is gone for so long has not taken all.
+const ALONE: Duration = Duration::from_secs(1);
+
 /// How long the trace may take to show everything, before the freeze and under it.
 const EARLY_DRAIN: Duration = Duration::from_secs(5);
 pub(super) const FROZEN_DRAIN: Duration = Duration::from_millis(300);
@@ -389,6 +392,7 @@ impl Capture {
     ) -> Result<Figures> {
         let mut frozen_ms = 0;
         let (mut checking, mut permitted) = (false, false);
+        let mut alone: Option<Instant> = None;
         self.surveyor.order(Stage::Survey);
         loop {
             if let Some(number) = self.signals.take() {
@@ -402,9 +406,14 @@ impl Capture {
                 drop(frozen.take());
                 return Err(self.problem(problem));
             }
-            if !state.finished && self.is_alone() {
-                drop(frozen.take());
-                return Err(self.problem(Problem::ClosedPipe));
+            // Who knows how long a raw image is has all of it before the thaw, and may go then.
+            match !state.drained && !permitted && self.is_alone() {
+                false => alone = None,
+                true if alone.is_some_and(|since| since.elapsed() > ALONE) => {
+                    drop(frozen.take());
+                    return Err(self.problem(Problem::ClosedPipe));
+                }
+                true => alone = alone.or_else(|| Some(Instant::now())),
             }
             let (stage, trouble) = self.surveyor.state();
             if let Some(trouble) = trouble {

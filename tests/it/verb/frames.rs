@@ -416,3 +416,22 @@ fn pull_makes_of_frames_what_comes_without_them_byte_for_byte() {
     let mut floe = require_floe!();
     common::run(floe.arg("verify").arg(&artifact), Limit::secs(60)).expect_code(0);
 }
+
+#[test]
+fn a_reader_that_knows_the_length_of_a_raw_image_may_go_with_its_last_byte() {
+    let fs = require_ext4!(64, 10 << 20);
+    let floe = require_floe!();
+    let floe = floe.get_program().to_string_lossy().into_owned();
+    let source = fs.dir().display();
+    for _ in 0..10 {
+        let script = format!("{floe} dump -q -z none {source} | head -c 67108864 > /dev/null");
+        pipeline(&script).expect_code(0);
+    }
+    // One that goes before is told of.
+    let script = format!("{floe} dump -q -z none {source} | head -c 60000000 > /dev/null");
+    let run = pipeline(&script).expect_code(1);
+    assert!(
+        run.stderr_text().contains("the reader closed the pipe"),
+        "{run}"
+    );
+}

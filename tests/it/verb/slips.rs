@@ -144,6 +144,10 @@ fn a_table_that_ends_behind_its_disk_is_damaged_wherever_it_is_read() {
     let damaged = "damaged: it ends behind the disk";
     let run = sh(&scratch, &format!("$FLOE show {disk} >&2")).expect_code(0);
     assert!(run.stderr_text().contains(damaged), "{run}");
+    assert!(
+        run.stderr_text().contains("dump reads  16.0 MiB"),
+        "no more than there is: {run}"
+    );
     expect(
         &scratch,
         &[

@@ -94,8 +94,9 @@ fn a_table_for_sectors_of_another_size_is_refused() {
     let target = LoopDevice::attach(&file, 4096);
     let run = restore(&image, target.path()).expect_code(4);
     assert!(
-        run.stderr_text()
-            .contains("has sectors of 4096 bytes, and the image's partition table counts in 512"),
+        run.stderr_text().contains(
+            "has sectors of 4096 bytes, and the partition table of the image counts in 512"
+        ),
         "{run}"
     );
     assert!(fs::read(&file).unwrap().iter().all(|byte| *byte == 0));

@@ -166,6 +166,27 @@ fn a_board_that_lies_about_what_is_here_is_not_believed() {
 }
 
 #[test]
+fn a_board_that_sends_a_snapshot_for_an_image_is_not_believed() {
+    let bench = require_bench!();
+    let (source, _) = bench.image();
+    let dump = ["--dump", source.to_str().expect("text")];
+    let good = bench.pulled(&dump, "one.img.gz");
+    // A report as a dump's, of what create sends.
+    bench.board(&format!(
+        "case $line in *dump*) line=$(echo \"$line\" | sed 's/ dump / create /; s, -- , -- a=,')\n\
+         {{ sh -c \"$line\" 2>&1 >&3 | sed 's/^{{/{{\"source\":\"{}\",\"map\":\"used\",\"sha256\":\"{}\",\"crc32\":\"00000000\",/' >&2; }} 3>&1; exit;; esac\nexec sh -c \"$line\"",
+        source.display().to_string().replace('/', "\\/"),
+        "0".repeat(64)
+    ));
+    for name in ["one.img.gz", "new.img.gz"] {
+        let run = bench.breaks(&dump, name);
+        assert!(run.stderr_text().contains("before the stream"), "{run}");
+    }
+    assert!(fs::read(bench.join("one.img.gz")).expect("file") == good);
+    assert!(!bench.join("new.img.gz").exists());
+}
+
+#[test]
 fn an_older_floe_on_the_board_sends_everything_and_two_pulls_do_not_mix() {
     let bench = require_bench!();
     let (source, _) = bench.image();
