@@ -21,7 +21,7 @@ const PLACES: [&str; 2] = ["/proc/sysrq-trigger", "/proc/1/clear_refs"];
 
 /// The guardian of a floe that was just killed holds its lock until it has thawed: a moment, which whoever starts a floe anew need
 /// not see.
-const PATIENCE: u32 = 50;
+const PATIENCE: u32 = 100;
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// The lock on all of these; `None` where there is nothing to hold one by: the freeze itself still refuses a second one.

@@ -133,12 +133,13 @@ fn hold(what: &str, file: PathBuf, mut frozen: Frozen, signals: &Signals) -> Res
             continue;
         }
         round += 1;
-        if what == "second" && round == 50 {
+        // A floe that comes meanwhile waits for two, in case that it is only a guardian that is there.
+        if what == "second" && round == 50 || what == "long" && round == 200 {
             return Ok(frozen);
         }
         if matches!(
             what,
-            "hold" | "second" | "stuck" | "readonly" | "again" | "threads"
+            "hold" | "second" | "long" | "stuck" | "readonly" | "again" | "threads"
         ) || (what == "trickle" && round.is_multiple_of(50))
         {
             progress.add_taken(1);

@@ -37,7 +37,7 @@ use crate::take::watched::Watched;
 const LOOK: Duration = Duration::from_millis(200);
 
 /// A reader that is gone for so long has not taken all.
-const ALONE: Duration = Duration::from_secs(1);
+const ALONE: Duration = Duration::from_millis(500);
 
 /// How long the trace may take to show everything, before the freeze and under it.
 const EARLY_DRAIN: Duration = Duration::from_secs(5);
@@ -406,8 +406,9 @@ impl Capture {
                 drop(frozen.take());
                 return Err(self.problem(problem));
             }
-            // Who knows how long a raw image is has all of it before the thaw, and may go then.
-            match !state.drained && !permitted && self.is_alone() {
+            // Who knows how long a raw image is has all of it before the thaw, and may go then; what is packed has an end to come.
+            let may_go = permitted || state.drained && !self.packs;
+            match !may_go && self.is_alone() {
                 false => alone = None,
                 true if alone.is_some_and(|since| since.elapsed() > ALONE) => {
                     drop(frozen.take());

@@ -602,7 +602,8 @@ fn a_freeze_that_somebody_else_holds_is_refused_and_left_alone() {
 fn a_second_floe_on_the_same_filesystem_is_refused_and_the_first_undisturbed() {
     let path = require_driver!();
     let fs = require_ext4!();
-    let mut first = Driver::frozen(&mut command(&path, "second", NEVER, NEVER, &[fs.dir()]));
+    let begun = &mut command(&path, "long", NEVER, NEVER, &[fs.dir()]);
+    let mut first = Driver::frozen(begun);
     let mut second = Driver::start(&mut command(&path, "second", NEVER, NEVER, &[fs.dir()]));
     second.expect(4, "another floe");
     first.expect(0, "");

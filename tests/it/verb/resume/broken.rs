@@ -185,7 +185,10 @@ fn of_two_pulls_into_one_folder_at_once_one_is_refused_or_both_are_right() {
 #[test]
 fn a_board_whose_line_was_cut_is_at_work_no_longer() {
     let bench = require_bench!();
-    require!(common::is_root(), "root");
+    require!(
+        common::is_root() && cfg!(debug_assertions),
+        "root, a debug build"
+    );
     let (source, _) = bench.image();
     let device = LoopDevice::attach(&source, 512);
     let mounted = Mounted::new("ext4", device.path(), "");
@@ -195,9 +198,14 @@ fn a_board_whose_line_was_cut_is_at_work_no_longer() {
     // and at once the next pull finds the filesystem free.
     let hold = bench.join("hold").display().to_string();
     fs::write(&hold, "").expect("hold");
+    let (usual, debug) = (
+        common::floe_path().expect("required before"),
+        env!("CARGO_BIN_EXE_floe"),
+    );
     bench.board(&format!(
-        "exec 3<&0\n{{ FLOE_TEST_HOLD='{hold}' sh -c \"$line\" <&3 2> /dev/null & }} | {{\n\
-         dd bs=100 count=1 2> /dev/null\nfor i in $(seq 500); do [ -e '{hold}.frozen' ] && break; sleep 0.02; done; }}\nexit 255"
+        "line=$(echo \"$line\" | sed 's,{},{debug},')\nexec 3<&0\n{{ FLOE_TEST_HOLD='{hold}' sh -c \"$line\" <&3 2> /dev/null & }} | {{\n\
+         dd bs=100 count=1 2> /dev/null\nfor i in $(seq 500); do [ -e '{hold}.frozen' ] && break; sleep 0.02; done; }}\nexit 255",
+        usual.display()
     ));
     bench.breaks(&dump, "one.img.gz");
     assert!(Path::new(&format!("{hold}.frozen")).exists());
