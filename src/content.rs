@@ -191,7 +191,7 @@ impl Content {
         if !self.is_empty() {
             return Ok(());
         }
-        Err(match foreign(head) {
+        Err(match foreign(head).or_else(|| packed_twice(head)) {
             Some(what) => format!("is {what}"),
             None => {
                 "is no image: it begins with no filesystem and no partition table that is known"
@@ -389,6 +389,15 @@ const FOREIGN: &[(usize, &[u8], &str)] = &[
     ),
 ];
 
+/// What was unpacked is packed once more.
+fn packed_twice(head: &[u8]) -> Option<&'static str> {
+    if head.starts_with(b"\x1f\x8b\x08") {
+        return Some("compressed twice: undo one, as in 'gzip -dc FILE | floe restore - TARGET'");
+    }
+    head.starts_with(b"PK\x03\x04")
+        .then_some("a .zip inside a .gz: undo the outer one first, as in 'gunzip FILE'")
+}
+
 /// Words that mark a text near its beginning, in lower case, and what it is.
 const TEXTS: &[(&[u8], &str)] = &[
     (
@@ -548,6 +557,14 @@ mod tests {
         for bytes in [vec![0u8; 4096], vec![0xa5u8; 4096]] {
             let judged = of_device(&bytes).unwrap();
             assert!(judged.word.unwrap_err().contains("is no image"));
+        }
+        for (first, word) in [
+            (&b"\x1f\x8b\x08\0"[..], "twice"),
+            (b"PK\x03\x04", ".zip inside"),
+        ] {
+            let bytes = [first, &[0; 4096]].concat();
+            let judged = of_device(&bytes).unwrap();
+            assert!(judged.word.unwrap_err().contains(word));
         }
     }
 

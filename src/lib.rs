@@ -24,7 +24,7 @@
 //! | [`map`] | one bit a block: the used map |
 //! | [`sys`] | the only place that may say `unsafe`: one file for each kernel or libc concept |
 //! | [`features`] | what this executable was built with |
-//! | [`threads`] | threads and queues that are compiled once; a lock that is never poisoned |
+//! | [`threads`] | threads, queues and patience that are compiled once; a lock that is never poisoned |
 //! | [`device`] | `ReadAt`, `WriteAt`; `Device`, a block device with O_DIRECT or a file; `Range`, a part of one |
 //! | [`signals`], [`report`], [`help`], [`cli`] | what a person types and reads; signals that wait to be taken |
 //! | [`overlay`] | what an image says instead of its source |
@@ -42,7 +42,7 @@
 //! | [`mender`] | Mender's artifact format |
 //! | [`medium`] | a disk laid anew, with roles |
 //! | [`board`] | another machine over ssh |
-//! | [`command`] | parse, order of steps, figures: one verb a file, and no verb uses another |
+//! | [`command`] | parse, order of steps, figures: one verb a file or folder, and no verb uses another |
 //!
 //! Where to look: a used map becomes chunks in `stream/plan.rs` (`Cursor`); the superblock is held back, and written last, in
 //! `put/head.rs` (`Last`); a zip entry is named in `snapshot/metadata.rs` (`image_path`); a run that freezes is `take/capture/mod.rs`.

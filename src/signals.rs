@@ -77,6 +77,15 @@ impl Signals {
     }
 }
 
+/// Whether a fatal signal waits to be taken: who is patient is so no longer.
+pub(crate) fn are_waiting() -> bool {
+    let Some(fd) = FATAL.get().filter(|_| BLOCKED.load(Ordering::SeqCst)) else {
+        return false;
+    };
+    let mut fds = [PollFd::new(fd, PollFlags::IN)];
+    poll(&mut fds, Some(&Timespec::default())).is_ok_and(|count| count > 0)
+}
+
 /// Nothing is frozen any more: a process that waits can be interrupted again.
 impl Drop for Signals {
     fn drop(&mut self) {

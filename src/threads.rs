@@ -1,4 +1,4 @@
-//! Threads and queues of which there is one copy in the executable, whatever they carry.
+//! Threads, queues and patience of which there is one copy in the executable, whatever they carry.
 //!
 //! std's channels are compiled anew for each type that goes through one, some 10 KB each. What goes through these is far between
 //! (buffers of a megabyte, the end of a thread), so an item is boxed and its type is looked at again on the other side. Queues
@@ -10,6 +10,8 @@ use std::ffi::CStr;
 use std::marker::PhantomData;
 use std::sync::{Arc, Condvar, LockResult, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use crate::error::Fault;
 
 /// A mutex that is never poisoned: where a thread panics, floe ends (`panic = "abort"`).
 #[derive(Debug, Default)]
@@ -35,6 +37,24 @@ impl<T> Lock<T> {
 /// The same for what waits for a condition, and for locks that many may read.
 pub(crate) fn forgive<T>(guard: LockResult<T>) -> T {
     guard.unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Asks again while the answer is one `to_wait` for, at most so many times more, with a pause before each; gives the last answer.
+pub(crate) fn patiently<T>(
+    times: u32,
+    pause: Duration,
+    to_wait: impl Fn(&T) -> bool,
+    mut ask: impl FnMut() -> T,
+) -> T {
+    let mut answer = ask();
+    for _ in 0..times {
+        if !to_wait(&answer) {
+            break;
+        }
+        std::thread::sleep(pause);
+        answer = ask();
+    }
+    answer
 }
 
 /// A thread that was started. Dropping it leaves it to itself.
@@ -239,9 +259,79 @@ pub(crate) fn bounded<T>(most: usize) -> (Sender<T>, Receiver<T>) {
     )
 }
 
+/// The two ends that lead to one thread that works on what it gets and gives it back, in order. It ends when this is dropped.
+pub(crate) struct Hand<W> {
+    send: Sender<W>,
+    receive: Receiver<W>,
+}
+
+impl<W: Send + 'static> Hand<W> {
+    /// Starts a thread, with a stack of this many bytes, that does `work` to each.
+    pub(crate) fn start(
+        name: &'static CStr,
+        stack_bytes: usize,
+        mut work: impl FnMut(&mut W) + Send + 'static,
+    ) -> Result<Self, Fault> {
+        let (send, taken) = channel::<W>();
+        let (given, receive) = channel();
+        let run = move || {
+            while let Ok(mut item) = taken.recv() {
+                work(&mut item);
+                if given.send(item).is_err() {
+                    return;
+                }
+            }
+        };
+        let started = start(name, stack_bytes, Box::new(run));
+        started.map_err(|errno| Fault::io("start a thread", errno))?;
+        Ok(Self { send, receive })
+    }
+
+    /// Hands it one.
+    pub(crate) fn hand(&self, item: W) -> Result<(), Lost> {
+        self.send.send(item)
+    }
+
+    /// Waits for the next one that is done.
+    pub(crate) fn done(&self) -> Result<W, Lost> {
+        self.receive.recv().map_err(|_| Lost)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn patience_ends_with_an_answer_or_with_its_turns() {
+        let ask = |times: u32, good: u32| {
+            let mut asked = 0;
+            let answer = patiently(
+                times,
+                Duration::ZERO,
+                |n| *n < good,
+                || {
+                    asked += 1;
+                    asked
+                },
+            );
+            (answer, asked)
+        };
+        assert_eq!(ask(5, 1), (1, 1));
+        assert_eq!(ask(5, 4), (4, 4));
+        assert_eq!(ask(5, 9), (6, 6));
+    }
+
+    #[test]
+    fn a_hand_gives_back_what_it_got_in_order() {
+        let hand = Hand::start(c"test", 64 * 1024, |n: &mut u32| *n += 1).unwrap();
+        for n in 0..100 {
+            hand.hand(n).unwrap();
+        }
+        for n in 0..100 {
+            assert_eq!(hand.done().unwrap(), n + 1);
+        }
+    }
 
     #[test]
     fn a_bounded_queue_holds_back_its_sender_and_keeps_the_order() {

@@ -6,13 +6,15 @@ use std::ffi::OsString;
 
 use crate::error::{Error, Exit};
 use crate::stream::frames::known::CHANGED;
-use crate::stream::frames::receive::NO_ROOM;
 use crate::stream::partfile::NO_FILE;
 
 /// Has a floe send frames, or take them.
 pub(crate) const FRAMES: &str = "--frames";
 /// The same, of what the other side does not hold: which that is, goes ahead of them.
 pub(crate) const KNOWN: &str = "--frames-known";
+
+/// How a floe that has no room to hold frames says so; what comes behind it was other words in older ones.
+const HELD: &str = "write of what waits for the end of the stream";
 
 /// Has the board say how far it is.
 pub(crate) const PROGRESS: &str = "--progress=json";
@@ -63,7 +65,7 @@ impl Unable {
             Some(Self::Mute)
         } else if text.contains(CHANGED) {
             Some(Self::Changed)
-        } else if text.contains(NO_ROOM) || text.contains(NO_FILE) {
+        } else if text.contains(HELD) || text.contains(NO_FILE) {
             Some(Self::NoRoom)
         } else {
             None
@@ -75,11 +77,13 @@ impl Unable {
 mod tests {
     use super::*;
     use crate::error::Fault;
+    use crate::stream::frames::receive::NO_ROOM;
     use rustix::io::Errno;
 
     #[test]
     fn an_older_board_a_full_one_and_a_changed_one_are_told_from_a_refusal() {
         let of = |fault| Unable::of(&Error::fault("board", fault));
+        assert!(NO_ROOM.starts_with(HELD));
         let full = Fault::short(NO_ROOM).with_errno(Some(Errno::NOSPC.raw_os_error()));
         assert_eq!(of(full), Some(Unable::NoRoom));
         assert_eq!(of(Fault::io(NO_FILE, Errno::ROFS)), Some(Unable::NoRoom));

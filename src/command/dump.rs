@@ -294,13 +294,8 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
     if !quiet {
         ready.tell_if_on_itself(&outputs.sink, &options.shown_output());
     }
-    let held_up = ready.holds_up(&system, &outputs.sink);
-    // Where it lies on what lies on a frozen filesystem, what comes under the freeze waits for the thaw.
-    let waits = !held_up || !ready.freezes(&outputs.sink) && options.streaming.has_room();
-    let in_place =
-        options.may_be_in_place() && ready.copies_early() && waits && leaves_holes(&outputs.sink);
-    let onto_itself = held_up && !in_place;
-    let path = options.first().filter(|_| !in_place);
+    let way = Way::of(options, &system, &ready, &outputs.sink);
+    let path = options.first().filter(|_| !way.in_place);
     let settings = options.streaming.settings(
         &options.common,
         options.raw,
@@ -312,7 +307,7 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
     let totals = TotalsCell::default();
     let told: Arc<Lock<Option<Figures>>> = Arc::default();
     let parts = outputs.parts;
-    let sink = match in_place {
+    let sink = match way.in_place {
         true => own_file(options, outputs.sink, &sources, &totals)?,
         false => {
             let sink = (outputs.sink, outputs.more);
@@ -324,7 +319,7 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
         precopy: true,
         sink,
         settings,
-        onto_itself,
+        onto_itself: way.onto_itself,
         quiet,
         progress: Progress::new(&options.common),
         emptying,
@@ -352,6 +347,28 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
         totals,
         total: start.elapsed(),
     })
+}
+
+/// How the bytes get into the file.
+struct Way {
+    /// The image is put together in its own file, which takes what is read before the freeze.
+    in_place: bool,
+    /// The file lies on a filesystem that is frozen, or on what is on one: all of it has to be held until the thaw.
+    onto_itself: bool,
+}
+
+impl Way {
+    fn of(options: &Options, system: &System, ready: &Ready, sink: &OwnedFd) -> Self {
+        let held_up = ready.holds_up(system, sink);
+        // Where it lies on what lies on a frozen filesystem, what comes under the freeze waits for the thaw.
+        let waits = !held_up || !ready.freezes(sink) && options.streaming.has_room();
+        let in_place =
+            options.may_be_in_place() && ready.copies_early() && waits && leaves_holes(sink);
+        Self {
+            in_place,
+            onto_itself: held_up && !in_place,
+        }
+    }
 }
 
 /// The source, what of it comes out empty, and a file that may be written.

@@ -5,7 +5,6 @@
 //! belongs to the open file, which the guardian inherits, and so lasts as long as either of them.
 
 use std::os::fd::OwnedFd;
-use std::thread;
 use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
@@ -13,7 +12,9 @@ use rustix::io::Errno;
 
 use crate::error::{Error, Result};
 use crate::freeze::guard::Target;
+use crate::signals;
 use crate::sys::{identity, lock};
+use crate::threads::patiently;
 
 /// Files that are there wherever /proc is, mode 0200; opening them does nothing, and nothing is ever written to them. The first
 /// one that can be opened is used: it is the same one for all who share this /proc.
@@ -50,13 +51,9 @@ pub(super) fn take(targets: &[Target]) -> Result<Option<OwnedFd>> {
 
 /// The lock on one byte, once nobody else has it, or what the last try gave.
 fn byte(file: &OwnedFd, number: i64) -> std::result::Result<(), Errno> {
-    for _ in 0..PATIENCE {
-        match lock::byte(file, number) {
-            Err(Errno::AGAIN | Errno::ACCESS) => thread::sleep(PAUSE),
-            other => return other,
-        }
-    }
-    lock::byte(file, number)
+    let is_held =
+        |tried: &_| matches!(tried, Err(Errno::AGAIN | Errno::ACCESS)) && !signals::are_waiting();
+    patiently(PATIENCE, PAUSE, is_held, || lock::byte(file, number))
 }
 
 /// A number of the filesystem: that of its device; of a btrfs, whose subvolumes each have one, the beginning of its fsid.

@@ -57,6 +57,23 @@ layout! {
     }
 }
 
+impl BootSector {
+    /// Whether each field by itself has a value that Linux would mount as FAT.
+    fn is_fat(&self) -> bool {
+        let jumps = matches!(self.jump, [0xeb, _, 0x90] | [0xe9, _, _]);
+        let media = self.media == 0xf0 || self.media >= 0xf8;
+        let bitlocker = self.oem_name == *b"-FVE-FS-";
+        jumps
+            && media
+            && !bitlocker
+            && self.signature == 0xaa55
+            && matches!(self.sector_bytes, 512 | 1024 | 2048 | 4096)
+            && self.cluster_sectors.is_power_of_two()
+            && self.reserved_sectors != 0
+            && (1..=MAX_COPIES).contains(&usize::from(self.copies))
+    }
+}
+
 layout! {
     /// The extended part, at 0x24 on FAT12/16 and at 0x40 on FAT32.
     le struct Extended: 26 {
@@ -86,6 +103,17 @@ enum Width {
 }
 
 impl Width {
+    /// What a filesystem of so many clusters has; `None` where Linux would say something else than its boot sector.
+    fn of(clusters: u32, is32: bool) -> Option<Self> {
+        match clusters {
+            0 => None,
+            _ if is32 && clusters <= MAX_FAT32 => Some(Self::Bits32),
+            0..=MAX_FAT12 if !is32 => Some(Self::Bits12),
+            0..=MAX_FAT16 if !is32 => Some(Self::Bits16),
+            _ => None,
+        }
+    }
+
     fn kind(self) -> Kind {
         match self {
             Self::Bits12 => Kind::Fat12,
@@ -172,22 +200,8 @@ struct Volume {
 impl Volume {
     /// `None` for anything that Linux would not mount as FAT.
     fn parse(bytes: &[u8; 512]) -> Option<Self> {
-        let boot = BootSector::parse(bytes)?;
-        let jumps = matches!(boot.jump, [0xeb, _, 0x90] | [0xe9, _, _]);
-        let media = boot.media == 0xf0 || boot.media >= 0xf8;
-        let bitlocker = boot.oem_name == *b"-FVE-FS-";
+        let boot = BootSector::parse(bytes).filter(BootSector::is_fat)?;
         let sector_bytes = u32::from(boot.sector_bytes);
-        if !jumps
-            || !media
-            || bitlocker
-            || boot.signature != 0xaa55
-            || !matches!(sector_bytes, 512 | 1024 | 2048 | 4096)
-            || !boot.cluster_sectors.is_power_of_two()
-            || boot.reserved_sectors == 0
-            || !(1..=MAX_COPIES).contains(&usize::from(boot.copies))
-        {
-            return None;
-        }
         let sector = u64::from(sector_bytes);
         let is32 = boot.table_sectors16 == 0;
         let table_sectors = if is32 {
@@ -214,13 +228,7 @@ impl Volume {
         let cluster_bytes = sector_bytes * u32::from(boot.cluster_sectors);
         let clusters = size_bytes.checked_sub(data_offset)? / u64::from(cluster_bytes);
         let clusters = u32::try_from(clusters).ok()?;
-        let width = match clusters {
-            0 => return None,
-            _ if is32 && clusters <= MAX_FAT32 => Width::Bits32,
-            0..=MAX_FAT12 if !is32 => Width::Bits12,
-            0..=MAX_FAT16 if !is32 => Width::Bits16,
-            _ => return None,
-        };
+        let width = Width::of(clusters, is32)?;
         // Linux, too, uses no more clusters than the table has entries for.
         let described = width.entries_in(table.length_bytes).checked_sub(2)?;
         let clusters = clusters.min(u32::try_from(described).unwrap_or(u32::MAX));

@@ -17,6 +17,7 @@ use rustix::mount::{
 use crate::device::{Access, Device};
 use crate::error::Fault;
 use crate::mounts::{DevId, Roots};
+use crate::threads::patiently;
 
 /// How a directory is opened to freeze by.
 const DIRECTORY: OFlags = OFlags::RDONLY
@@ -27,7 +28,7 @@ const DIRECTORY: OFlags = OFlags::RDONLY
 const PLACES: &[&str] = &["/run", "/dev/shm", "/tmp", "/dev", "/var/tmp", "/mnt"];
 
 /// How often, and how far apart, a busy device is asked before it counts as held: 0.4 s in all.
-const HOLD_ATTEMPTS: u32 = 21;
+const HOLD_AGAIN: u32 = 20;
 const HOLD_PAUSE: Duration = Duration::from_millis(20);
 
 /// Mounts a filesystem of the kernel's own (tracefs) where nobody sees it; closing the descriptor unmounts it.
@@ -61,16 +62,14 @@ impl Roots {
     /// Opens it O_EXCL, as `access` must say. Who only looks (udev's blkid, `losetup`, `floe thaw --all`) holds a device for
     /// some milliseconds: busy is believed only after a while. Only for a device of which no table says who has it.
     pub fn hold(&self, dev: DevId, access: Access) -> Result<Device, Fault> {
-        let mut attempts = HOLD_ATTEMPTS;
-        loop {
-            attempts -= 1;
-            match self.open_device(dev, access) {
-                Err(fault) if fault.is_errno(Errno::BUSY) && attempts > 0 => {
-                    std::thread::sleep(HOLD_PAUSE);
-                }
-                other => return other,
-            }
-        }
+        let is_busy = |tried: &Result<_, Fault>| {
+            tried
+                .as_ref()
+                .is_err_and(|fault| fault.is_errno(Errno::BUSY))
+        };
+        patiently(HOLD_AGAIN, HOLD_PAUSE, is_busy, || {
+            self.open_device(dev, access)
+        })
     }
 
     /// A descriptor on the filesystem of this type that the kernel still keeps for the device, mounted or not: mounted once

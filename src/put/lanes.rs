@@ -18,6 +18,7 @@ use std::time::Duration;
 use crate::content::TAIL_BYTES;
 use crate::crc;
 use crate::stream::copy::{BUFFER_BYTES, Ended};
+use crate::stream::deflate::behind_marker;
 use crate::stream::gzip;
 use crate::stream::image::{ImageReader, Piece};
 use crate::stream::input::Input;
@@ -32,10 +33,7 @@ const LANES: u64 = 4;
 /// A file of less is read in one go.
 const LEAST_BYTES: u64 = 8 << 20;
 
-/// Every chunk ends with this (RFC 1951, 3.2.4: LEN and its complement).
-const MARKER: [u8; 4] = [0, 0, 0xff, 0xff];
-
-/// How far it is looked for: more than a chunk has.
+/// How far a marker is looked for: more than a chunk has.
 const SEARCH_BYTES: usize = 256 * 1024;
 
 /// Length of a trailer.
@@ -128,9 +126,7 @@ impl Drop for Over {
 fn border(file: &File, from: u64) -> Option<u64> {
     let mut bytes = vec![0; SEARCH_BYTES];
     let count = file.read_at(&mut bytes, from).ok()?;
-    let mut places = bytes.get(..count)?.windows(MARKER.len());
-    let place = places.position(|bytes| bytes == MARKER)?;
-    from.checked_add(to_u64(place + MARKER.len()))
+    from.checked_add(to_u64(behind_marker(bytes.get(..count)?)?))
 }
 
 /// One lane: what came out, and whether the last block was in it.

@@ -9,6 +9,7 @@ use rustix::io::Errno;
 
 use super::{JsonObject, stderr};
 use crate::error::{Error, Result};
+use crate::threads::patiently;
 
 /// Where `--report` goes: opened before anything freezes, written after the thaw.
 #[derive(Debug)]
@@ -71,15 +72,9 @@ fn create(path: &Path, name: &str) -> Result<File> {
         error.raw_os_error() == Some(Errno::NXIO.raw_os_error())
             && std::fs::metadata(path).is_ok_and(|meta| meta.file_type().is_fifo())
     };
-    let mut file = options.open(path);
     // Its reader may have been started together with us.
-    for _ in 0..PATIENCE {
-        if !file.as_ref().is_err_and(is_alone) {
-            break;
-        }
-        std::thread::sleep(PAUSE);
-        file = options.open(path);
-    }
+    let to_wait = |opened: &std::io::Result<File>| opened.as_ref().is_err_and(is_alone);
+    let file = patiently(PATIENCE, PAUSE, to_wait, || options.open(path));
     let file = file.map_err(|error| match is_alone(&error) {
         true => Error::refused(format_args!(
             "{name}: is a pipe that nobody reads: start its reader first"

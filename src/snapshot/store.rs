@@ -147,14 +147,16 @@ impl Store {
             return Ok(());
         }
         let path = self.folder.join(LAST);
-        // In place: a number that grows is never shorter, and no name of another is followed.
+        // In place, the text first: a number that grows is never shorter, and no name of another is followed.
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK;
         let mode = Mode::RUSR | Mode::WUSR;
         let written = rustix::fs::open(&path, flags | OFlags::CLOEXEC, mode)
             .map_err(std::io::Error::from)
             .and_then(|fd| {
                 let file = File::from(fd);
-                file.write_all_at(format!("{number}\n").as_bytes(), 0)?;
+                let text = format!("{number}\n");
+                file.write_all_at(text.as_bytes(), 0)?;
+                file.set_len(units::to_u64(text.len()))?;
                 file.sync_all()
             });
         written.map_err(|error| {

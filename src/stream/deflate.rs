@@ -14,6 +14,26 @@ use crate::error::Fault;
 /// The empty final block that ends a deflate stream (fixed codes, end of block).
 pub const FINAL_BLOCK: [u8; 2] = [0x03, 0x00];
 
+/// Every chunk ends with this: LEN and its complement of an empty stored block (RFC 1951, 3.2.4). It may stand inside one as well.
+pub(crate) const MARKER: [u8; 4] = [0, 0, 0xff, 0xff];
+
+/// Where the first marker ends.
+pub(crate) fn behind_marker(bytes: &[u8]) -> Option<usize> {
+    // Of four bytes in turn one is of the marker, where there is one.
+    let mut at = 3;
+    while let Some(byte) = bytes.get(at) {
+        if matches!(byte, 0 | 0xff) {
+            let around = bytes.get(at - 3..bytes.len().min(at + 4));
+            let mut windows = around.unwrap_or_default().windows(MARKER.len());
+            if let Some(place) = windows.position(|window| window == MARKER) {
+                return Some(at - 3 + place + MARKER.len());
+            }
+        }
+        at += 4;
+    }
+    None
+}
+
 /// Raw deflate: a window of 15 bits, the minus sign means no zlib header.
 const WINDOW_BITS: i32 = -15;
 
@@ -122,6 +142,19 @@ mod tests {
                 miniz_oxide::inflate::decompress_to_vec(&stream).unwrap(),
                 raw
             );
+        }
+    }
+
+    #[test]
+    fn a_marker_is_found_wherever_it_stands() {
+        for before in 0..20 {
+            for behind in 0..6 {
+                let mut bytes = vec![0xff; before];
+                bytes.extend(MARKER);
+                bytes.extend(vec![0; behind]);
+                assert_eq!(behind_marker(&bytes), Some(before + 4));
+                assert_eq!(behind_marker(&bytes[..before + 3]), None);
+            }
         }
     }
 

@@ -3,7 +3,7 @@
 //! Never seeks except over holes of a regular file, and there only when asked. Errors of a plain file carry the offset in the input.
 
 use std::fs::File;
-use std::io::{Cursor, ErrorKind, Read, Take};
+use std::io::{ErrorKind, Read, Take};
 
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
@@ -29,13 +29,6 @@ pub trait Supply: Send {
 
 /// Bytes in memory.
 impl Supply for &[u8] {
-    fn supply(&mut self, out: &mut [u8]) -> Result<usize, Fault> {
-        self.read(out).map_err(|error| read_fault(&error))
-    }
-}
-
-/// The same, of its own (tests).
-impl Supply for Cursor<Vec<u8>> {
     fn supply(&mut self, out: &mut [u8]) -> Result<usize, Fault> {
         self.read(out).map_err(|error| read_fault(&error))
     }

@@ -9,7 +9,6 @@
 //! memory and both channels. **When one dies**: a worker that failed says so in its chunk; the channels of a packer that is dropped
 //! close, and its workers end.
 
-use crate::threads::{Receiver, Sender, channel};
 use std::collections::VecDeque;
 
 use super::deflate::{Deflater, FINAL_BLOCK, bound};
@@ -18,6 +17,7 @@ use super::output::{Output, Sum, write_deflated_zeros};
 use super::pipeline::{Meter, Problem};
 use crate::crc;
 use crate::error::Fault;
+use crate::threads::Hand;
 use crate::units::to_u64;
 
 /// Raw bytes of a full chunk.
@@ -79,37 +79,17 @@ impl Chunk {
     }
 }
 
-/// The two ends that lead to one thread that packs.
-struct Hand {
-    send: Sender<Chunk>,
-    receive: Receiver<Chunk>,
-}
-
-impl Hand {
-    fn start(level: u8) -> Result<Self, Fault> {
-        let (send, work) = channel::<Chunk>();
-        let (done, receive) = channel();
-        crate::threads::start(
-            c"floe-pack",
-            STACK_BYTES,
-            Box::new(move || {
-                let mut deflater = Deflater::new(level);
-                while let Ok(mut chunk) = work.recv() {
-                    chunk.encode(&mut deflater);
-                    if done.send(chunk).is_err() {
-                        return;
-                    }
-                }
-            }),
-        )
-        .map_err(|errno| Fault::io("start a thread", errno))?;
-        Ok(Self { send, receive })
-    }
+/// A thread that packs.
+fn start(level: u8) -> Result<Hand<Chunk>, Fault> {
+    let mut deflater = Deflater::new(level);
+    Hand::start(c"floe-pack", STACK_BYTES, move |chunk: &mut Chunk| {
+        chunk.encode(&mut deflater);
+    })
 }
 
 /// Threads that pack chunks for who gives the packed ones on himself, in the order in which they came.
 pub(crate) struct Hands {
-    hands: Vec<Hand>,
+    hands: Vec<Hand<Chunk>>,
     /// Whose turn it is to take one, and of those under way, to give one.
     next: usize,
     under_way: VecDeque<usize>,
@@ -118,7 +98,7 @@ pub(crate) struct Hands {
 
 impl Hands {
     pub(crate) fn start(level: u8, jobs: usize) -> Result<Self, Fault> {
-        let hands = (0..jobs.max(1)).map(|_| Hand::start(level));
+        let hands = (0..jobs.max(1)).map(|_| start(level));
         Ok(Self {
             hands: hands.collect::<Result<_, _>>()?,
             next: 0,
@@ -139,7 +119,7 @@ impl Hands {
         place.ok_or_else(gone)?.copy_from_slice(raw);
         chunk.length = raw.len();
         let hand = self.hands.get(self.next).ok_or_else(gone)?;
-        hand.send.send(chunk).map_err(|_| gone())?;
+        hand.hand(chunk).map_err(|_| gone())?;
         self.under_way.push_back(self.next);
         self.next = (self.next + 1) % self.hands.len();
         Ok(())
@@ -151,7 +131,7 @@ impl Hands {
             return Ok(None);
         };
         let hand = self.hands.get(index).ok_or_else(gone)?;
-        let chunk = hand.receive.recv().map_err(|_| gone())?;
+        let chunk = hand.done().map_err(|_| gone())?;
         match chunk.fault {
             Some(fault) => Err(fault),
             None => Ok(Some(chunk)),
@@ -174,7 +154,7 @@ enum Turn {
 pub(crate) struct Packer {
     output: Output,
     /// None of them: bytes go out as they are.
-    workers: Vec<Hand>,
+    workers: Vec<Hand<Chunk>>,
     turns: VecDeque<Turn>,
     spare: Vec<Chunk>,
     next: usize,
@@ -195,7 +175,7 @@ impl Packer {
     ) -> Result<Self, Fault> {
         let count = level.map_or(0, |_| jobs.max(1));
         let workers = (0..count)
-            .map(|_| Hand::start(level.unwrap_or(1)))
+            .map(|_| start(level.unwrap_or(1)))
             .collect::<Result<Vec<_>, _>>()?;
         Ok(Self {
             output,
@@ -250,7 +230,7 @@ impl Packer {
             self.spare.push(chunk);
             return written;
         };
-        worker.send.send(chunk).map_err(|_| died())?;
+        worker.hand(chunk).map_err(|_| died())?;
         self.turns.push_back(Turn::Hand(self.next));
         self.next = (self.next + 1) % self.workers.len();
         Ok(())
@@ -284,7 +264,7 @@ impl Packer {
             }
             Some(Turn::Hand(index)) => {
                 let worker = self.workers.get(index).ok_or_else(died)?;
-                let chunk = worker.receive.recv().map_err(|_| died())?;
+                let chunk = worker.done().map_err(|_| died())?;
                 if let Some(fault) = chunk.fault {
                     return Err(Problem::Internal(fault));
                 }

@@ -18,6 +18,7 @@ use rustix::io::Errno;
 
 use crate::error::{Error, Fault, NOTHING_WRITTEN, Result};
 use crate::mounts::System;
+use crate::threads::patiently;
 use crate::units::to_u64;
 
 /// How often a part file that changes hands is tried again.
@@ -448,12 +449,11 @@ fn open(place: &Place, part: &OsStr, owned: bool) -> Result<Option<File>> {
 /// Locks it, where nobody else has. What this process let go of a moment ago another thread's fork may still hold, until that runs
 /// its program.
 fn is_locked(file: &File) -> bool {
-    (0..30).any(|tries| {
-        if tries > 0 {
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) != Err(Errno::WOULDBLOCK)
-    })
+    let is_held = |tried: &_| *tried == Err(Errno::WOULDBLOCK);
+    let tried = patiently(30, Duration::from_millis(10), is_held, || {
+        rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive)
+    });
+    !is_held(&tried)
 }
 
 /// The file that will be replaced, for reading.

@@ -3,6 +3,8 @@
 pub(crate) mod blkpg;
 pub(crate) mod dm;
 pub(crate) mod fiemap;
+#[cfg(all(test, target_env = "musl", target_arch = "riscv64"))]
+mod find_unwind;
 pub mod heap;
 pub(crate) mod identity;
 pub mod ioctl;

@@ -2,7 +2,7 @@
 
 use crate::device::{Access, Range};
 use crate::error::{Error, Result};
-use crate::fs::{Kind, Still};
+use crate::fs::{Identity, Kind, Still};
 use crate::mounts::{DevId, Partition, Stacked, System};
 use crate::ptable;
 use crate::take::source::{
@@ -86,6 +86,20 @@ fn gap(offset: u64, length_bytes: u64, still: Still) -> Piece {
     }
 }
 
+/// A filesystem that says more than its partition has is not one that comes back.
+fn check_fits(name: &str, found: &Identity, extent: Extent) -> Result<()> {
+    if found.size_bytes <= extent.length_bytes {
+        return Ok(());
+    }
+    Err(Error::refused(format_args!(
+        "{name}: the {} in the partition at {:#x} says {} bytes, the partition has {}; repair it, or --whole copies the disk as it is",
+        found.kind.name(),
+        extent.offset,
+        found.size_bytes,
+        extent.length_bytes
+    )))
+}
+
 fn partition_piece(
     system: &System,
     extent: Extent,
@@ -108,18 +122,8 @@ fn partition_piece(
         extent: Extent { offset, ..extent },
     };
     let identity = probe(&view).map_err(|fault| Error::fault(&opened.shown, fault))?;
-    if let Some(found) = &identity
-        && found.size_bytes > extent.length_bytes
-        && !wishes.whole
-    {
-        return Err(Error::refused(format_args!(
-            "{}: the {} in the partition at {:#x} says {} bytes, the partition has {}; repair it, or --whole copies the disk as it is",
-            prepared.name,
-            found.kind.name(),
-            extent.offset,
-            found.size_bytes,
-            extent.length_bytes
-        )));
+    if let (Some(found), false) = (&identity, wishes.whole) {
+        check_fits(&prepared.name, found, extent)?;
     }
     let mounted = node.as_ref().and_then(|node| {
         prepared

@@ -10,8 +10,8 @@ use floe::stream::input::Input;
 /// More than this is not inflated here.
 const LIMIT: u64 = 1 << 20;
 
-fn stream(data: &[u8]) -> Option<Bundle> {
-    let input = Input::reader(std::io::Cursor::new(data.to_vec())).expect("memory");
+fn stream(file: std::fs::File) -> Option<Bundle> {
+    let input = Input::file(file, None).expect("memory");
     let mut bundle = Bundle::open("x", input).ok()?;
     if bundle.size_bytes() > LIMIT {
         return None;
@@ -28,6 +28,7 @@ fn stream(data: &[u8]) -> Option<Bundle> {
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     let path = std::env::temp_dir().join(format!("floe-fuzz-bundle-{}", std::process::id()));
     std::fs::write(&path, data).expect("file");
+    let file = std::fs::File::open(&path).expect("file");
     let device = Device::open(&path, Access::Read);
     let _ = std::fs::remove_file(&path);
     let catalog = device
@@ -42,7 +43,7 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
             let _ = catalog.check_bytes(&path, &mut line);
         }
     }
-    if let Some(bundle) = stream(data) {
+    if let Some(bundle) = stream(file) {
         let catalog = catalog.expect("accepted as a stream only");
         assert_eq!(catalog.snapshot, bundle.snapshot);
         assert_eq!(catalog.checksums, bundle.checksums);

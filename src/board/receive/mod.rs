@@ -6,19 +6,19 @@
 //!
 //! Frames come to their end first, and are checked and held; then what they stand for goes the same way as what comes without them.
 
-use std::io::{ErrorKind, Read as _};
-use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+mod sink;
+mod tee;
 
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::io::Errno;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use sha2::{Digest, Sha256};
 
+use self::tee::{From, Passing, Shared};
 use crate::board::fleet::Board;
 use crate::board::host::Host;
-use crate::board::ssh::{Ended, PAUSE, Session};
-use crate::error::{Cause, Error, Exit, Fault, Result};
+use crate::board::ssh::{Ended, Session};
+use crate::error::{Cause, Error, Fault, Result};
 use crate::json::{self, Value};
 use crate::report::{clean, hex};
 use crate::snapshot::archive::Bundle;
@@ -29,10 +29,10 @@ use crate::stream::frames;
 use crate::stream::frames::receive::Hold;
 use crate::stream::gunzip;
 use crate::stream::image::{ImageReader, Piece};
-use crate::stream::input::{Input, Supply, read_fault};
-use crate::stream::partfile::PartFile;
+use crate::stream::input::Input;
 use crate::sys::memory::Pages;
-use crate::units::to_u64;
+
+pub(crate) use self::sink::{Sink, ToFile, ToStdout};
 
 /// What the board sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,30 +53,6 @@ impl Stream {
     }
 }
 
-/// Where a stream goes. Dropped without [`Self::finish`], it leaves nothing behind.
-pub(crate) trait Sink: Send {
-    /// The next bytes as the board sent them.
-    fn packed(&mut self, bytes: &[u8]) -> Result<()>;
-
-    /// Whether it wants an image's bytes unpacked.
-    fn takes_data(&self) -> bool {
-        false
-    }
-
-    /// Of an image: its next bytes, unpacked.
-    fn data(&mut self, _bytes: &[u8]) -> Result<()> {
-        Ok(())
-    }
-
-    /// Of an image: so many zero bytes come next.
-    fn zeros(&mut self, _count: u64) -> Result<()> {
-        Ok(())
-    }
-
-    /// All of it has come, and every check was passed: flush it and give it its name.
-    fn finish(self: Box<Self>, arrived: &Arrived) -> Result<()>;
-}
-
 /// A stream that has arrived and was checked.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Arrived {
@@ -94,237 +70,6 @@ pub(crate) struct Arrived {
     pub frozen_ms: Option<u64>,
     /// The board's report: one JSON object.
     pub report: String,
-}
-
-/// A file that gets its name when it is complete.
-pub(crate) struct ToFile {
-    part: PartFile,
-    file: std::fs::File,
-}
-
-impl ToFile {
-    /// Creates the part file, for its owner only: images hold keys and passwords.
-    pub(crate) fn create(path: &Path) -> Result<Self> {
-        let mut part = PartFile::create(path)?;
-        let fd = part
-            .take_fd()
-            .ok_or_else(|| Error::failed(format_args!("{}: not open", path.display())))?;
-        Ok(Self {
-            part,
-            file: fd.into(),
-        })
-    }
-}
-
-impl ToFile {
-    /// Writes to the part file.
-    pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        let result = std::io::Write::write_all(&mut self.file, bytes);
-        result.map_err(|e| self.error("write", &e))
-    }
-
-    /// Flushes it and gives it its name.
-    pub(crate) fn close(self) -> Result<()> {
-        self.file.sync_all().map_err(|e| self.error("fsync", &e))?;
-        self.part.finish()
-    }
-
-    fn error(&self, what: &str, error: &std::io::Error) -> Error {
-        Error::failed(format_args!(
-            "{}: {what}: {error}",
-            self.part.target().display()
-        ))
-    }
-}
-
-impl Sink for ToFile {
-    fn packed(&mut self, bytes: &[u8]) -> Result<()> {
-        self.write(bytes)
-    }
-
-    fn finish(self: Box<Self>, _: &Arrived) -> Result<()> {
-        self.close()
-    }
-}
-
-/// stdout: whoever reads it learns from the exit code whether it was good.
-pub(crate) struct ToStdout {
-    /// Set when the work is called off: a reader that takes nothing must not hold that up.
-    pub stop: Arc<AtomicBool>,
-}
-
-impl Sink for ToStdout {
-    fn packed(&mut self, bytes: &[u8]) -> Result<()> {
-        let fail = |what, errno| match errno {
-            Errno::PIPE => Error::silent(Exit::Failed),
-            errno => Error::fault("stdout", Fault::io(what, errno)),
-        };
-        let stdout = rustix::stdio::stdout();
-        let mut rest = bytes;
-        while !rest.is_empty() {
-            if self.stop.load(Ordering::Relaxed) {
-                return Err(Error::failed("interrupted"));
-            }
-            let mut fds = [PollFd::new(&stdout, PollFlags::OUT)];
-            match poll(&mut fds, Some(&PAUSE)) {
-                Ok(0) | Err(Errno::INTR) => continue,
-                Ok(_) => {}
-                Err(errno) => return Err(fail("poll", errno)),
-            }
-            // What a pipe that is ready takes without waiting (PIPE_BUF, pipe(7)).
-            let part = rest.get(..rest.len().min(4096)).unwrap_or_default();
-            match rustix::io::write(stdout, part) {
-                Ok(count) => rest = rest.get(count..).unwrap_or_default(),
-                Err(Errno::INTR | Errno::AGAIN) => {}
-                Err(errno) => return Err(fail("write", errno)),
-            }
-        }
-        Ok(())
-    }
-
-    fn finish(self: Box<Self>, _: &Arrived) -> Result<()> {
-        Ok(())
-    }
-}
-
-/// Where bytes come from.
-enum From {
-    /// The session's stdout.
-    Board(Box<Session>),
-    /// What the board sent in frames.
-    Held(Standard),
-    Nothing,
-}
-
-impl From {
-    fn stalled(&self) -> Option<Error> {
-        match self {
-            Self::Board(session) => session.stalled(),
-            Self::Held(_) | Self::Nothing => None,
-        }
-    }
-}
-
-/// What becomes of them.
-enum Passing {
-    /// They wait until it is known.
-    Undecided(Vec<u8>),
-    /// They are what the sink takes.
-    On,
-    /// They are frames.
-    Off,
-}
-
-/// The stream, on its way to the sink.
-struct Tee {
-    from: From,
-    passing: Passing,
-    sink: Box<dyn Sink>,
-    hash: Sha256,
-    length_bytes: u64,
-    progress: Arc<AtomicU64>,
-    stop: Arc<AtomicBool>,
-    /// What the sink had to say; the reader in between only knows faults.
-    failed: Option<Error>,
-    ended: bool,
-}
-
-impl Tee {
-    fn read(&mut self, buffer: &mut [u8]) -> std::result::Result<usize, Fault> {
-        let count = match &mut self.from {
-            From::Board(session) => loop {
-                match session.read(buffer) {
-                    Ok(count) => break count,
-                    Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                    Err(error) => {
-                        return Err(read_fault(&error).at(self.length_bytes, to_u64(buffer.len())));
-                    }
-                }
-            },
-            From::Held(_) if self.stop.load(Ordering::Relaxed) => {
-                return Err(Fault::short("interrupted"));
-            }
-            From::Held(held) => held.supply(buffer)?,
-            From::Nothing => 0,
-        };
-        let bytes = buffer.get(..count).unwrap_or_default();
-        self.ended = count == 0;
-        self.hash.update(bytes);
-        self.length_bytes = self.length_bytes.saturating_add(to_u64(count));
-        if let From::Board(_) = self.from {
-            self.progress.store(self.length_bytes, Ordering::Relaxed);
-        }
-        match &mut self.passing {
-            Passing::Undecided(first) => first.extend_from_slice(bytes),
-            Passing::Off => {}
-            Passing::On => {
-                let taken = self.sink.packed(bytes);
-                self.keep(taken)?;
-            }
-        }
-        Ok(count)
-    }
-
-    /// From now on all of it goes to the sink, or none of it.
-    fn decide(&mut self, passing: Passing) -> std::result::Result<(), Fault> {
-        let before = std::mem::replace(&mut self.passing, passing);
-        let (Passing::Undecided(first), Passing::On) = (before, &self.passing) else {
-            return Ok(());
-        };
-        let taken = self.sink.packed(&first);
-        self.keep(taken)
-    }
-
-    fn keep(&mut self, result: Result<()>) -> std::result::Result<(), Fault> {
-        result.map_err(|error| {
-            self.failed = Some(error);
-            Fault::short("write")
-        })
-    }
-}
-
-/// The reader that the unpacking side owns.
-#[derive(Clone)]
-struct Shared(Arc<Mutex<Tee>>);
-
-impl Shared {
-    fn new(session: Session, sink: Box<dyn Sink>, board: &Board) -> Self {
-        Self(Arc::new(Mutex::new(Tee {
-            from: From::Board(Box::new(session)),
-            passing: Passing::Undecided(Vec::new()),
-            sink,
-            hash: Sha256::new(),
-            length_bytes: 0,
-            progress: Arc::clone(&board.bytes),
-            stop: Arc::clone(&board.stop),
-            failed: None,
-            ended: false,
-        })))
-    }
-
-    /// What is left, once nobody reads any more; what was held for the reader goes.
-    fn end(self, host: &Host) -> Result<Tee> {
-        let in_use = || Error::failed(format_args!("{}: the reader is still in use", host.shown));
-        let tee = Arc::try_unwrap(self.0).map_err(|_| in_use())?;
-        let mut tee = tee.into_inner().unwrap_or_else(PoisonError::into_inner);
-        if let From::Held(_) = &tee.from
-            && let From::Held(held) = std::mem::replace(&mut tee.from, From::Nothing)
-        {
-            // What it holds is looked for again when this has failed.
-            held.end();
-        }
-        Ok(tee)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Tee> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Supply for Shared {
-    fn supply(&mut self, buffer: &mut [u8]) -> std::result::Result<usize, Fault> {
-        self.lock().read(buffer)
-    }
 }
 
 /// What was found inside.
