@@ -155,7 +155,7 @@ fn damage_gives_what_is_not_proven_or_ends_it() {
     let chunks = sample();
     let layout = layout_of(&chunks);
     let (stream, _) = packed(1, &chunks);
-    for place in (10..stream.len()).step_by(stream.len() / 50) {
+    for place in (10..stream.len()).step_by(stream.len() / 20) {
         let mut broken = stream.clone();
         broken[place] ^= 4;
         let (found, _) = read(&broken, 1, &layout);
