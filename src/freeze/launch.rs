@@ -11,8 +11,8 @@ use rustix::process::{Pid, Signal, WaitOptions};
 
 use crate::error::{ErrnoText, Error, Result};
 use crate::freeze::guard::{
-    Charge, Form, Group, Leftover, Limits, NAME, Order, Phase, Target, Words, now_us, path_of,
-    serve,
+    Charge, Form, Group, Leftover, Life, Limits, NAME, Order, Phase, Target, Words, now_us,
+    path_of, serve,
 };
 use crate::report;
 use crate::signals::Signals;
@@ -30,6 +30,7 @@ const READY_US: u64 = 10_000_000;
 pub(super) struct Link {
     pub board: &'static Board,
     pub pid: Pid,
+    pub life: Life,
     pub orders: OwnedFd,
     pub replies: OwnedFd,
 }
@@ -188,6 +189,7 @@ fn execute(wanted: &Equipment, form: Form) -> std::result::Result<Link, Errno> {
     Ok(Link {
         board,
         pid: child.pid(),
+        life: Life::of(child.pid()),
         orders: pipes.orders,
         replies: pipes.replies,
     })
@@ -216,6 +218,7 @@ fn fork(wanted: Equipment) -> std::result::Result<(Link, Vec<Target>), Errno> {
     let link = Link {
         board,
         pid,
+        life: Life::of(pid),
         orders: pipes.orders,
         replies: pipes.replies,
     };

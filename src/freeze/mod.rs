@@ -177,9 +177,13 @@ impl Guardian {
                 self.abandon();
                 return Err(Failure::Other(Error::signal(number)));
             }
-            if reply == Reply::End || self.hangs() {
+            if self.is_lost(reply) {
                 self.take_over();
-                return Err(Failure::Other(self.lost()));
+                // That may have taken as long as somebody's write.
+                return Err(Failure::Other(match signals.take() {
+                    Some(number) => Error::signal(number),
+                    None => self.lost(),
+                }));
             }
         }
     }
@@ -208,6 +212,12 @@ impl Guardian {
 
     fn watchdog_fired(&self) -> bool {
         Fired::of(&self.link.board.fired) != Fired::No
+    }
+
+    /// Whether the guardian has died before it was DONE, or must be replaced.
+    fn is_lost(&mut self, reply: Reply) -> bool {
+        let died = reply == Reply::End || self.link.life.is_over();
+        (died && Phase::of(&self.link.board.phase) != Phase::Done) || self.hangs()
     }
 
     /// Whether the guardian has not beaten for so long, SIGCONT included, that it must be replaced.
@@ -244,7 +254,8 @@ impl Guardian {
                 Phase::Ready if order == Order::Release => return true,
                 _ => {}
             }
-            if self.link.rest(None) == Reply::End || self.hangs() {
+            let reply = self.link.rest(None);
+            if self.is_lost(reply) {
                 self.take_over();
                 return false;
             }
@@ -256,8 +267,9 @@ impl Guardian {
                 self.thaw_claimed();
             }
             let states = self.slots.iter().map(|slot| State::of(&slot.state));
-            let only_stuck = only_stuck(states);
-            if (only_stuck && waited > THAW_TURN_US) || waited > THAW_WAIT_US {
+            // What is stuck is left only to one that has beaten since it was told to thaw, and so lives to do it.
+            let may_leave = only_stuck(states) && silent < waited;
+            if (may_leave && waited > THAW_TURN_US) || waited > THAW_WAIT_US {
                 self.left = true;
                 return false;
             }
@@ -476,7 +488,7 @@ impl Frozen {
             guardian.abandon();
             return Err(guardian.fired_error());
         }
-        if reply == Reply::End || guardian.hangs() {
+        if guardian.is_lost(reply) {
             guardian.take_over();
             return Err(guardian.lost());
         }

@@ -7,14 +7,14 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
-use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::fs::AtFlags;
 use rustix::io::Errno;
 use rustix::mm::MlockAllFlags;
 use rustix::process::{Pid, Signal};
 
 use super::worker::{Worker, all_apart};
 use super::{
-    Cgroups, Fired, Form, Group, Leftover, Limits, Order, Phase, State, THAW_TURN_US, Target,
+    Cgroups, Fired, Form, Group, Leftover, Life, Limits, Order, Phase, State, THAW_TURN_US, Target,
     micros, now_us,
 };
 use crate::sys::shared::{Board, Slot};
@@ -87,25 +87,14 @@ fn stand_apart(parent: Pid, board: &Board) -> Cgroups {
 /// The process that we guard.
 pub(super) struct Floe {
     pid: Pid,
-    /// Its /proc/PID/stat.
-    life: Option<OwnedFd>,
+    life: Life,
 }
 
 impl Floe {
     /// Whether it has died, be it that one of its threads still hangs in a call, so that its descriptors are not closed: then its
     /// main thread is a zombie.
     pub(super) fn is_gone(&self) -> bool {
-        if rustix::process::getppid() != Some(self.pid) {
-            return true;
-        }
-        let mut text = [0; 64];
-        let Some(life) = &self.life else {
-            return false;
-        };
-        match rustix::io::pread(life, &mut text, 0) {
-            Ok(count) => is_dead(text.get(..count).unwrap_or_default()),
-            Err(errno) => errno == Errno::SRCH,
-        }
+        rustix::process::getppid() != Some(self.pid) || self.life.is_over()
     }
 }
 
@@ -141,14 +130,6 @@ fn lock_memory(form: Form) {
         return;
     }
     let _ = rustix::mm::mlockall(all);
-}
-
-/// Whether /proc/PID/stat, as it begins, is that of a process whose main thread has died: the letter after the name in
-/// parentheses (proc_pid_stat(5)), which may hold parentheses itself.
-fn is_dead(stat: &[u8]) -> bool {
-    let name_end = stat.iter().rposition(|byte| *byte == b')');
-    let state = name_end.and_then(|end| stat.get(end + 2));
-    matches!(state, Some(b'Z' | b'X'))
 }
 
 /// What the main thread is doing.
@@ -207,10 +188,10 @@ impl Keeper {
             0,
             EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK,
         )?));
-        let life = format!("/proc/{}/stat", charge.parent.as_raw_nonzero());
-        let life = rustix::fs::open(life, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok();
-        let pid = charge.parent;
-        let floe: &'static Floe = Box::leak(Box::new(Floe { pid, life }));
+        let floe: &'static Floe = Box::leak(Box::new(Floe {
+            pid: charge.parent,
+            life: Life::of(charge.parent),
+        }));
         let cgroups = stand_apart(charge.parent, charge.board);
         // The workers' stacks are locked and there from the start.
         let _ = rustix::mm::mlockall(MlockAllFlags::FUTURE);
@@ -224,10 +205,7 @@ impl Keeper {
         if all_apart(workers.len()) {
             let ours = [signals.as_raw_fd(), wake.as_raw_fd()];
             keep.retain(|fd| !targets.iter().any(|target| target.fd.as_raw_fd() == *fd));
-            keep.extend(
-                ours.into_iter()
-                    .chain(floe.life.iter().map(AsRawFd::as_raw_fd)),
-            );
+            keep.extend(ours.into_iter().chain(floe.life.descriptor()));
             process::close_others(&keep);
         }
         lock_memory(charge.form);
@@ -505,19 +483,5 @@ impl Keeper {
                     .unwrap_or_default(),
             );
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_process_is_dead_when_its_state_says_so_whatever_its_name() {
-        assert!(is_dead(b"4194304 (floe) Z 1 4194304"));
-        assert!(is_dead(b"7 (a) Z 1) X 1 7"));
-        assert!(!is_dead(b"7 (a) Z 1) D 1 7"));
-        assert!(!is_dead(b"7 (floe) S 1 7 7"));
-        assert!(!is_dead(b""));
     }
 }

@@ -57,10 +57,10 @@
 //! | M, a worker inside FIFREEZE (perhaps for minutes, behind a writer held inside write()) | frozen ones are thawed at once, that one as soon as its call returns |
 //! | M, frozen (SIGKILL, panic, OOM, group kill, a kill by name) | G thaws: within milliseconds of end of file or the parent-death signal, which comes when M's main thread dies even if another is stuck in state D |
 //! | M, thawing or later | G finishes what it does |
-//! | M gets a fatal signal | it orders THAW, waits for DONE, dies by it; a worker stuck in FIFREEZE is left to G, which stays behind |
+//! | M gets a fatal signal | it orders THAW, waits for DONE, dies by it; a worker stuck in FIFREEZE is left to G, which stays behind. A G that has died or does not beat is left nothing: then M stays, as below |
 //! | M stopped, stuck or frozen in its cgroup | the watchdog fires |
 //! | G killed or crashed, no call in progress | M sees end of file and takes over: claims every FROZEN slot and thaws it, fails |
-//! | G killed inside FIFREEZE or FITHAW | M claims the FROZEN slots at once, then tries to thaw FREEZING and THAWING slots until the pipe ends (a killed process still completes the call, and closes its descriptors after that), and once more; EINVAL is then no fault: it never froze, or G had thawed it. It does not wait for G to be collected: who traces G may never do that |
+//! | G killed inside FIFREEZE or FITHAW | its descriptors stay open for as long as the call takes; M sees by its /proc/PID/stat that it is a zombie, or that it does not beat. M claims the FROZEN slots at once, then tries to thaw FREEZING and THAWING slots until the pipe ends (a killed process still completes the call, and closes its descriptors after that), and once more; EINVAL is then no fault: it never froze, or G had thawed it. It does not wait for G to be collected: who traces G may never do that |
 //! | G stopped, or not beating for 1 s | M sends SIGCONT, a second later SIGKILL and takes over as above |
 //! | G stopped, then M killed | the parent-death signal continues G |
 //! | G's main thread traced, then M killed | a worker sees that G does not beat and M is gone, and thaws |
@@ -80,6 +80,7 @@ mod cgroup;
 mod copy;
 mod handover;
 mod keeper;
+mod life;
 mod worker;
 
 use std::ffi::CString;
@@ -97,6 +98,7 @@ pub(crate) use copy::{NAME, path_of};
 pub(crate) use handover::Words;
 pub use handover::serve_if_guardian;
 pub(crate) use keeper::{Charge, serve};
+pub(crate) use life::Life;
 
 use crate::sys::ioctl::{fifreeze, fithaw};
 use crate::sys::shared::{SLOTS, Slot};

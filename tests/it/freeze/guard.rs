@@ -208,7 +208,9 @@ impl HeldWrite {
         let (reader, writer) =
             rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).expect("pipe");
         let file = fs::File::create(dir.join("held")).expect("create");
+        let (tell, told) = channel();
         let thread = thread::spawn(move || {
+            tell.send(rustix::thread::gettid()).expect("heard");
             let _ = rustix::pipe::splice(
                 &reader,
                 None,
@@ -218,11 +220,26 @@ impl HeldWrite {
                 rustix::pipe::SpliceFlags::empty(),
             );
         });
-        thread::sleep(Duration::from_millis(100));
+        // A number there: it sleeps in that system call (proc_pid_syscall(5)).
+        let id = told.recv().expect("told").as_raw_nonzero();
+        let call = format!("/proc/self/task/{id}/syscall");
+        let is_held =
+            || fs::read(&call).is_ok_and(|text| text.first().is_some_and(u8::is_ascii_digit));
+        assert!(
+            common::wait_until(Duration::from_secs(20), is_held),
+            "the write is not held"
+        );
         HeldWrite {
             pipe: Some(writer),
             thread: Some(thread),
         }
+    }
+}
+
+impl HeldWrite {
+    fn is_held(&self) -> bool {
+        let thread = self.thread.as_ref();
+        thread.is_some_and(|thread| !thread.is_finished())
     }
 }
 
@@ -583,6 +600,38 @@ fn a_guardian_killed_inside_the_freeze_leaves_the_thaw_to_floe() {
     drop(held);
     driver.expect(1, "guardian");
     common::assert_not_frozen(fs.dir(), "after the guardian was killed inside the freeze");
+}
+
+#[test]
+fn a_signal_and_a_killed_guardian_inside_the_freeze_leave_the_thaw_to_floe() {
+    let driver = require_driver!();
+    let fs = require_ext4!();
+    // What is sent to whom, and after how many milliseconds.
+    let kill = |driver: &Driver| common::signal(driver.guard(), "KILL");
+    let term = |driver: &Driver| driver.signal("TERM");
+    for (first, pause_ms, second) in [
+        (&kill as &dyn Fn(&Driver), 20, &term as &dyn Fn(&Driver)),
+        (&kill, 300, &term),
+        (&kill, 1500, &term),
+        (&kill, 3000, &term),
+        (&term, 20, &kill),
+        (&term, 100, &kill),
+    ] {
+        let held = HeldWrite::start(fs.dir());
+        let mut driver = Driver::start(&mut command(&driver, "hold", NEVER, NEVER, &[fs.dir()]));
+        thread::sleep(Duration::from_millis(300));
+        first(&driver);
+        thread::sleep(Duration::from_millis(pause_ms));
+        second(&driver);
+        // Longer than floe waits for a guardian that lives.
+        thread::sleep(Duration::from_millis(800));
+        assert!(held.is_held(), "{pause_ms}: the write ended by itself");
+        drop(held);
+        let (status, text) = driver.end(15);
+        assert_eq!(status.signal(), Some(15), "{pause_ms}: {status:?} {text}");
+        common::assert_not_frozen(fs.dir(), "after a signal and a killed guardian");
+        assert_unlocked(fs.dir(), Duration::from_secs(2));
+    }
 }
 
 #[test]

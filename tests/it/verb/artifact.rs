@@ -401,7 +401,18 @@ fn sizes_beyond_8_gib_are_written_and_read() {
     file.set_len((8 << 30) + 512).expect("sparse");
     drop(file);
     let output = scratch.join("x.mender");
-    let options = ["-n", "a", "-t", "b", "-z", "none", "--report", "-", "-q"];
+    let options = [
+        "-n",
+        "a",
+        "-t",
+        "b",
+        "-z",
+        "none",
+        "--report",
+        "-",
+        "-q",
+        "--any-content",
+    ];
     let run = require_some!(floe(&image, &options, &output), "FLOE_BIN").expect_code(0);
     assert!(
         run.stderr_text().contains("\"size_bytes\":8589935104"),

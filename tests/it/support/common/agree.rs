@@ -11,6 +11,8 @@ use super::{Limit, floe, run};
 
 /// Files with more data than this, in bytes, are left out.
 const MOST_BYTES: u64 = 256 << 20;
+/// And of so many, holes with them: reading holes takes its time, too.
+const MOST_LENGTH_BYTES: u64 = 64 << 30;
 
 /// Tries the files of a folder; gives what did not agree.
 pub fn disagreements(folder: &Path) -> Vec<String> {
@@ -21,7 +23,11 @@ pub fn disagreements(folder: &Path) -> Vec<String> {
     let files: Vec<PathBuf> = files.map(|file| file.path()).collect();
     let is_tried = |path: &&PathBuf| {
         let meta = fs::symlink_metadata(path);
-        meta.is_ok_and(|meta| meta.is_file() && meta.blocks() * 512 <= MOST_BYTES && meta.len() > 0)
+        meta.is_ok_and(|meta| {
+            meta.is_file()
+                && meta.blocks() * 512 <= MOST_BYTES
+                && (1..=MOST_LENGTH_BYTES).contains(&meta.len())
+        })
     };
     files
         .iter()
