@@ -53,11 +53,15 @@ impl Spool {
     fn wanted_bytes(self) -> u64 {
         let available = match self {
             Self::Off => return 0,
-            Self::Bytes(bytes) => return bytes.min(address_limit()),
+            // What is in use there may be page cache that gives way: so of a group's limit, not of what is left of it.
+            Self::Bytes(bytes) => {
+                let group = group().map_or(u64::MAX, |group| without_ours(group.limit_bytes));
+                return bytes.min(group).min(address_limit());
+            }
             Self::Auto => meminfo("MemAvailable:").unwrap_or(0),
         };
-        let limit = cgroup_left().unwrap_or(u64::MAX);
-        let auto = available.min(limit) / 2;
+        let left = group().map_or(u64::MAX, |group| without_ours(group.left_bytes));
+        let auto = available.min(left) / 2;
         if cfg!(target_pointer_width = "32") {
             auto.min(AUTO_LIMIT_32)
         } else {
@@ -82,10 +86,24 @@ fn meminfo(key: &str) -> Option<u64> {
     cli::number(line.trim().strip_suffix("kB")?.trim())?.checked_mul(1024)
 }
 
-/// What our memory cgroup (version 2, then 1) still allows, in bytes; `None` without a limit.
-fn cgroup_left() -> Option<u64> {
+/// What we and the guardian need besides, with some air, in bytes: who takes more than its group has is killed.
+const OURS_BYTES: u64 = 16 << 20;
+
+fn without_ours(bytes: u64) -> u64 {
+    bytes.saturating_sub(OURS_BYTES.max(bytes / 4))
+}
+
+/// What our memory cgroup allows, and those above it: the least of each.
+struct Group {
+    limit_bytes: u64,
+    /// Of that, what nobody uses.
+    left_bytes: u64,
+}
+
+/// Of version 2, then 1; `None` without a limit.
+fn group() -> Option<Group> {
     let text = std::fs::read_to_string("/proc/self/cgroup").ok()?;
-    let mut least: Option<u64> = None;
+    let mut least: Option<Group> = None;
     for line in text.lines() {
         let mut fields = line.splitn(3, ':').skip(1);
         let (controllers, path) = (fields.next()?, fields.next()?);
@@ -108,8 +126,13 @@ fn cgroup_left() -> Option<u64> {
                 cli::number(text.trim())
             };
             if let (Some(limit), Some(used)) = (read(limit), read(used)) {
-                let left = limit.saturating_sub(used);
-                least = Some(least.map_or(left, |least| least.min(left)));
+                let found = least.as_ref();
+                let (most, more) =
+                    found.map_or((u64::MAX, u64::MAX), |g| (g.limit_bytes, g.left_bytes));
+                least = Some(Group {
+                    limit_bytes: most.min(limit),
+                    left_bytes: more.min(limit.saturating_sub(used)),
+                });
             }
             match path.rfind('/') {
                 Some(end) => path = path.get(..end).unwrap_or_default(),

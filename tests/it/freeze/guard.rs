@@ -220,11 +220,14 @@ impl HeldWrite {
                 rustix::pipe::SpliceFlags::empty(),
             );
         });
-        // A number there: it sleeps in that system call (proc_pid_syscall(5)).
+        // Its number there: it sleeps in that system call (proc_pid_syscall(5)).
         let id = told.recv().expect("told").as_raw_nonzero();
         let call = format!("/proc/self/task/{id}/syscall");
-        let is_held =
-            || fs::read(&call).is_ok_and(|text| text.first().is_some_and(u8::is_ascii_digit));
+        let splice = match std::env::consts::ARCH {
+            "x86_64" => "275 ",
+            _ => "76 ",
+        };
+        let is_held = || fs::read_to_string(&call).is_ok_and(|text| text.starts_with(splice));
         assert!(
             common::wait_until(Duration::from_secs(20), is_held),
             "the write is not held"

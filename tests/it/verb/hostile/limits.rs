@@ -199,3 +199,65 @@ fn image_bytes() -> Vec<u8> {
     let scratch = Scratch::new();
     fs::read(image(&scratch, "small", 8, &[])).expect("image")
 }
+
+/// A memory cgroup of version 1 or 2, gone with this.
+struct MemoryGroup(std::path::PathBuf);
+
+impl MemoryGroup {
+    fn new(mib: u64) -> Option<Self> {
+        let name = format!("floe-it-{}-{mib}", std::process::id());
+        let places = [
+            ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
+            ("/sys/fs/cgroup", "memory.max"),
+        ];
+        places.iter().find_map(|(root, limit)| {
+            let group = Self(std::path::Path::new(root).join(&name));
+            fs::create_dir(&group.0).ok()?;
+            fs::write(group.0.join(limit), (mib << 20).to_string()).ok()?;
+            Some(group)
+        })
+    }
+}
+
+impl Drop for MemoryGroup {
+    fn drop(&mut self) {
+        // A guardian that ends takes a moment.
+        common::wait_until(std::time::Duration::from_secs(5), || {
+            fs::remove_dir(&self.0).is_ok()
+        });
+    }
+}
+
+#[test]
+fn a_small_memory_cgroup_makes_the_spool_small_and_kills_nobody() {
+    drop(require_floe!());
+    require!(common::runner().is_none(), "no runner: it needs memory");
+    let made = require_ok!(LoopFs::make(Spec {
+        mib: 160,
+        ..Spec::default()
+    }));
+    fs::write(made.dir().join("noise"), common::Random(5).bytes(120 << 20)).expect("noise");
+    common::output("sync", &["-f", &text(made.dir())]);
+    let scratch = Scratch::new();
+    let floe = common::floe_shell_words().expect("required before");
+    // The guardian's copy of the executable counts, and one with debug information is large.
+    let own = common::floe_path().and_then(|path| fs::metadata(path).ok());
+    let mib = match own.map_or(0, |meta| meta.len() >> 20) {
+        0..4 => 28,
+        _ => 128,
+    };
+    for options in ["--spool 200M --precopy off", "--spool 1G", ""] {
+        let group = require_some!(MemoryGroup::new(mib), "a memory cgroup");
+        let script = format!(
+            "(echo $BASHPID > '{}/cgroup.procs'; exec {floe} dump '{}' {options}) | {{ sleep 2; cat; }} > '{}'",
+            group.0.display(),
+            made.dir().display(),
+            scratch.join("image.gz").display()
+        );
+        let mut shell = Command::new("bash");
+        shell.args(["-e", "-o", "pipefail", "-c", &script]);
+        let run = common::run(&mut shell, Limit::secs(120));
+        common::assert_not_frozen(made.dir(), "in a small group");
+        assert_eq!(run.code, Some(0), "{mib} MiB, {options}: {run}");
+    }
+}
