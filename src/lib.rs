@@ -108,6 +108,7 @@ pub(crate) mod utc;
 /// Runs the program with its name and its arguments and gives the exit code; dies by a signal where the run did.
 pub fn main(arguments: Vec<std::ffi::OsString>) -> u8 {
     freeze::serve_if_guardian(&arguments);
+    sys::stderr::prepare();
     sys::process::ignore_file_size_signal();
     match command::run(arguments) {
         Ok(()) => 0,

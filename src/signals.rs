@@ -86,6 +86,11 @@ pub(crate) fn are_waiting() -> bool {
     poll(&mut fds, Some(&Timespec::default())).is_ok_and(|count| count > 0)
 }
 
+/// Whether one has come, taken or not.
+pub(crate) fn are_ending() -> bool {
+    TAKEN.load(Ordering::SeqCst) || are_waiting()
+}
+
 /// Nothing is frozen any more: a process that waits can be interrupted again.
 impl Drop for Signals {
     fn drop(&mut self) {

@@ -589,14 +589,14 @@ impl<'a> View<'a> {
             Manner::Json => pace.json(step),
             _ => format!("{}\n", report::Row::new(step, &pace, columns).text()),
         };
-        report::write_if_ready(text.as_bytes());
+        crate::sys::stderr::write_if_ready(text.as_bytes());
     }
 
     /// Takes the drawn lines away.
     fn erase(&mut self) {
         if self.drawn > 0 {
             let text = format!("\x1b[{}A\r\x1b[J", self.drawn);
-            report::write_if_ready(text.as_bytes());
+            crate::sys::stderr::write_if_ready(text.as_bytes());
             self.drawn = 0;
         }
     }

@@ -20,10 +20,7 @@ use crate::threads::Lock;
 
 use self::file::ReportFile;
 pub use object::{JsonObject, hex, json_list, json_string};
-pub use progress::{Manner, Pace, Progress, Row, Step, window, write_if_ready};
-
-/// What is written at once: as much as a pipe takes without waiting when it takes anything (PIPE_BUF, pipe(7)).
-const PIECE_BYTES: usize = 4096;
+pub use progress::{Manner, Pace, Progress, Row, Step, window};
 
 /// Writes one line `floe: LINE` to stderr with a single write; failures are ignored, because there is nowhere to report them.
 pub fn line(line: impl fmt::Display) {
@@ -43,15 +40,22 @@ pub fn lines(text: &str) {
 /// not written. Everything but progress that is written to stderr goes through here.
 pub fn stderr(text: &[u8]) -> std::io::Result<()> {
     let to = rustix::stdio::stderr();
-    let mut rest = text;
+    let (mut rest, mut refused) = (text, 0u32);
     while !rest.is_empty() {
         if !crate::signals::can_write(to) {
             return Err(std::io::ErrorKind::Interrupted.into());
         }
-        let piece = rest.get(..PIECE_BYTES).unwrap_or(rest);
-        match rustix::io::write(to, piece) {
-            Ok(count) => rest = rest.get(count..).unwrap_or_default(),
-            Err(Errno::INTR | Errno::AGAIN) => {}
+        match crate::sys::stderr::write(rest) {
+            Ok(count) => (rest, refused) = (rest.get(count..).unwrap_or_default(), 0),
+            Err(Errno::INTR) => {}
+            // A terminal that has some room, and too little.
+            Err(Errno::AGAIN) if refused > 20 && crate::signals::are_ending() => {
+                return Err(std::io::ErrorKind::Interrupted.into());
+            }
+            Err(Errno::AGAIN) => {
+                refused = refused.saturating_add(1);
+                std::thread::sleep(Duration::from_millis(10));
+            }
             Err(errno) => return Err(errno.into()),
         }
     }

@@ -5,10 +5,9 @@
 use std::fmt::{self, Write};
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-
 use super::{Bytes, JsonObject, harmless, millis};
 use crate::cli::{Asked, Common};
+use crate::sys::stderr::write_if_ready;
 
 /// How progress is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -337,21 +336,6 @@ impl<const N: usize> fmt::Write for Cleaner<'_, N> {
             self.0.push(harmless(letter)).map_err(|_| fmt::Error)?;
         }
         Ok(())
-    }
-}
-
-/// Writes to stderr only when that cannot block (a pipe that is ready takes PIPE_BUF bytes, pipe(7)). Not cleaned: for progress
-/// that moves the cursor.
-pub fn write_if_ready(bytes: &[u8]) {
-    let stderr = rustix::stdio::stderr();
-    let mut fds = [PollFd::new(&stderr, PollFlags::OUT)];
-    let now = Timespec::default();
-    if poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)
-        && fds
-            .first()
-            .is_some_and(|fd| fd.revents().contains(PollFlags::OUT))
-    {
-        let _ = rustix::io::write(stderr, bytes);
     }
 }
 

@@ -6,8 +6,6 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::fmt::Write as _;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-
 /// The system's allocator, which ends the process when it has nothing.
 pub struct Heap;
 
@@ -19,12 +17,8 @@ fn exhausted(bytes: usize) -> ! {
         line,
         "floe: memory: {bytes} more bytes are not to be had: a limit (ulimit -v or -d, the cgroup's), or none is left; nothing that was begun is complete"
     );
-    let stderr = rustix::stdio::stderr();
-    let mut fds = [PollFd::new(&stderr, PollFlags::OUT)];
     // Nobody who does not read it may hold up the end.
-    if poll(&mut fds, Some(&Timespec::default())) == Ok(1) {
-        let _ = rustix::io::write(stderr, line.as_bytes());
-    }
+    super::stderr::write_if_ready(line.as_bytes());
     super::process::exit_now(1)
 }
 

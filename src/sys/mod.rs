@@ -18,6 +18,7 @@ pub(crate) mod shared;
 pub(crate) mod spawn;
 pub(crate) mod spool;
 pub mod start;
+pub(crate) mod stderr;
 pub(crate) mod thread;
 #[cfg(all(target_env = "musl", panic = "abort", not(debug_assertions)))]
 mod unwind;

@@ -5,7 +5,6 @@ use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, FdFlags, Result};
 use rustix::process::Pid;
 
@@ -130,15 +129,10 @@ pub(crate) fn say_before_death(numbers: &[i32], line: Vec<u8>) {
     }
 }
 
-/// A handler: poll(2), write(2), signal(2), raise(3), _exit(2), and an atomic read.
+/// A handler: poll(2), write(2), signal(2), raise(3), _exit(2), and atomic reads.
 extern "C" fn say_and_die(number: c_int) {
-    let stderr = rustix::stdio::stderr();
-    let mut fds = [PollFd::new(&stderr, PollFlags::OUT)];
     // Nobody who does not read it may hold up the end.
-    if poll(&mut fds, Some(&Timespec::default())) == Ok(1) {
-        let line = LAST_WORDS.get().map_or(&[][..], Vec::as_slice);
-        let _ = rustix::io::write(stderr, line);
-    }
+    super::stderr::write_if_ready(LAST_WORDS.get().map_or(&[][..], Vec::as_slice));
     exit_now(die_by(number))
 }
 

@@ -178,6 +178,9 @@ impl Keeper {
         keep.extend(charge.targets.iter().map(|target| target.fd.as_raw_fd()));
         keep.extend(charge.leftovers.iter().map(|it| it.directory.as_raw_fd()));
         keep.extend(charge.lock.iter().map(AsRawFd::as_raw_fd));
+        // In a program of its own it has none yet.
+        crate::sys::stderr::prepare();
+        keep.extend(crate::sys::stderr::own());
         if charge.form == Form::Fork {
             // floe's standard input is none of our business; a charge is.
             keep.swap_remove(0);
@@ -468,20 +471,6 @@ impl Keeper {
         }
         let names = crate::report::clean(&names);
         let line = format!("floe: guardian: floe is gone; thawed:{names}\n");
-        let stderr = rustix::stdio::stderr();
-        let mut fds = [PollFd::new(&stderr, PollFlags::OUT)];
-        let now = Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
-        // Writable now: a line shorter than PIPE_BUF then fits without blocking (pipe(7)).
-        if matches!(poll(&mut fds, Some(&now)), Ok(1)) {
-            let _ = rustix::io::write(
-                stderr,
-                line.as_bytes()
-                    .get(..line.len().min(4096))
-                    .unwrap_or_default(),
-            );
-        }
+        crate::sys::stderr::write_if_ready(line.as_bytes());
     }
 }

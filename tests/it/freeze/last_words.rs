@@ -1,15 +1,25 @@
 //! No line for people holds up a signal: a stderr that nobody reads is full, and floe ends all the same.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::Write;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
+use rustix::pty::OpenptFlags;
+
 use super::guard::HeldWrite;
 use crate::common::{self, LoopFs, Scratch, Spec};
+
+/// About what an unread terminal still takes, in bytes: it says that it takes something, and not all of a long line.
+const ROOM: usize = 100;
+/// In front of a name, for a line that does not fit.
+fn long() -> String {
+    "./".repeat(150)
+}
 
 /// A pipe that is full; the reading end must live on.
 fn full_pipe() -> (std::io::PipeReader, std::io::PipeWriter) {
@@ -21,6 +31,39 @@ fn full_pipe() -> (std::io::PipeReader, std::io::PipeWriter) {
     }
     rustix::fs::fcntl_setfl(&writer, flags).expect("flags");
     (reader, writer)
+}
+
+/// A terminal that nobody reads: poll(2) says of it that it takes something, and less than a line would fit. Both ends must live on.
+fn unread_terminal() -> (OwnedFd, File) {
+    let open = || {
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY;
+        let master = rustix::pty::openpt(flags | OpenptFlags::CLOEXEC).expect("ptmx");
+        rustix::pty::unlockpt(&master).expect("unlock");
+        let slave = rustix::pty::ioctl_tiocgptpeer(&master, flags).expect("peer");
+        (master, File::from(slave))
+    };
+    // What goes in there, until nothing more does.
+    let fill = |slave: &File, most: usize| {
+        rustix::fs::fcntl_setfl(slave, rustix::fs::OFlags::NONBLOCK).expect("flags");
+        let (mut taken, mut refused) = (0, 0);
+        while taken < most && refused < 10 {
+            match (&*slave).write(&[b'.'; 64][..64.min(most - taken)]) {
+                Ok(count) => (taken, refused) = (taken + count, 0),
+                Err(_) => {
+                    refused += 1;
+                    thread::sleep(Duration::from_millis(10));
+                }
+            }
+        }
+        rustix::fs::fcntl_setfl(slave, rustix::fs::OFlags::empty()).expect("flags");
+        taken
+    };
+    let (master, slave) = open();
+    let all = fill(&slave, usize::MAX);
+    drop(master);
+    let (master, slave) = open();
+    fill(&slave, all - ROOM);
+    (master, slave)
 }
 
 /// One signal, and it dies by that within a second or two.
@@ -68,7 +111,7 @@ fn a_pull_whose_stderr_is_full_dies_by_the_first_signal() {
     let ssh = scratch.join("ssh");
     fs::write(
         &ssh,
-        "#!/bin/sh\nfor n in 1 2 3 4; do echo line $n >&2; done; exec sleep 60\n",
+        "#!/bin/sh\nfor n in 1 2 3 4; do echo floe: line $n >&2; done; exec sleep 60\n",
     )
     .expect("write");
     fs::set_permissions(&ssh, fs::Permissions::from_mode(0o755)).expect("mode");
@@ -114,5 +157,85 @@ fn a_clone_or_dump_whose_stderr_is_full_dies_by_the_first_signal() {
         assert_ends_by_one_signal(child, words[0]);
         drop(held);
         common::assert_not_frozen(source.dir(), words[0]);
+    }
+}
+
+#[test]
+fn a_terminal_that_nobody_reads_holds_up_no_signal_before_the_work() {
+    let mut floe = require_floe!();
+    require!(common::have("mke2fs"), "mke2fs");
+    let scratch = Scratch::new();
+    // What lies behind the filesystem is looked at first, and takes long.
+    let make = "truncate -s 16M e; mke2fs -q -F e; truncate -s 8T e";
+    let mut sh = Command::new("sh");
+    sh.args(["-c", make]).current_dir(scratch.path());
+    common::run(&mut sh, common::Limit::secs(20)).expect_code(0);
+    let (_master, stderr) = unread_terminal();
+    let child = floe
+        .args(["dump", &(long() + "e"), "-o", "o"])
+        .current_dir(scratch.path())
+        .stderr(stderr.try_clone().expect("stderr"))
+        .spawn()
+        .expect("floe");
+    thread::sleep(Duration::from_millis(300));
+    assert_ends_by_one_signal(child, "dump");
+}
+
+#[test]
+fn a_terminal_that_nobody_reads_holds_up_no_signal_while_boards_talk() {
+    let _ = require_floe!();
+    let scratch = Scratch::new();
+    let ssh = scratch.join("ssh");
+    // Lines for people, and progress.
+    for said in [
+        &format!("floe: line $n {}", "x".repeat(390)),
+        "{\\\"phase\\\":\\\"copying\\\",\\\"done_bytes\\\":$n}",
+    ] {
+        let script = format!(
+            "#!/bin/sh\nn=1\nwhile [ $n -lt 20 ]; do echo \"{said}\" >&2; n=$((n + 1)); sleep 0.05; done; exec sleep 60\n"
+        );
+        fs::write(&ssh, script).expect("write");
+        fs::set_permissions(&ssh, fs::Permissions::from_mode(0o755)).expect("mode");
+        let path = std::env::var("PATH").unwrap_or_default();
+        let (_master, stderr) = unread_terminal();
+        let mut floe = require_floe!();
+        let child = floe
+            .args(["pull", "nowhere", "--dump", "/", "-o"])
+            .arg(scratch.join("image"))
+            .env("PATH", format!("{}:{path}", scratch.path().display()))
+            .stderr(stderr.try_clone().expect("stderr"))
+            .spawn()
+            .expect("floe");
+        thread::sleep(Duration::from_millis(1200));
+        assert_ends_by_one_signal(child, said);
+    }
+}
+
+#[test]
+fn a_terminal_that_nobody_reads_holds_up_no_signal_while_a_target_is_written() {
+    let _ = require_floe!();
+    let spec = Spec {
+        mib: 16,
+        ..Spec::default()
+    };
+    let fs = require_some!(LoopFs::make(spec).ok(), "root and mkfs.ext4");
+    let scratch = Scratch::new();
+    for words in [&["restore", "-"][..], &["restore", "--quiet", "-"]] {
+        let (_master, stderr) = unread_terminal();
+        let mut floe = require_floe!();
+        let mut child = floe
+            .args(words)
+            .arg(long() + "target")
+            .current_dir(scratch.path())
+            .stdin(Stdio::piped())
+            .stderr(stderr.try_clone().expect("stderr"))
+            .spawn()
+            .expect("floe");
+        let mut stdin = child.stdin.take().expect("piped");
+        let start = std::fs::read(fs.image()).expect("read");
+        stdin.write_all(&start[..1 << 20]).expect("write");
+        thread::sleep(Duration::from_millis(1200));
+        assert_ends_by_one_signal(child, &words.join(" "));
+        drop(stdin);
     }
 }
