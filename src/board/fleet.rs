@@ -40,6 +40,9 @@ const MAX_WAITING: usize = 64;
 /// How long the threads may take to clean up after a signal.
 const PATIENCE: Duration = Duration::from_secs(6);
 
+/// How long a thread waits for the terminal to be left alone.
+const LEAVE: Duration = Duration::from_secs(1);
+
 /// What is done with one board.
 pub(crate) type Job = dyn Fn(&Host, &Board) -> Result<Arrived> + Send + Sync;
 
@@ -58,8 +61,14 @@ pub(crate) struct Board {
 }
 
 impl Board {
-    /// For the session: what the board says is told to the waiting thread, as long as that takes it.
+    /// For a session that is about to start: what the board says is told to the waiting thread, as long as that takes it. Its ssh may
+    /// ask something on the terminal: nothing is drawn there any more, until the board is heard.
     pub(crate) fn listener(&self) -> Listener {
+        self.far.lock().heard = false;
+        let (left, erased) = channel();
+        if self.events.send(Event::Asks(left)).is_ok() {
+            let _ = erased.recv_timeout(LEAVE);
+        }
         let (index, events) = (self.index, self.events.clone());
         let waiting = Arc::new(AtomicUsize::new(0));
         Listener {
@@ -93,6 +102,8 @@ impl Line {
 
 enum Event {
     Started(usize, Counts),
+    /// An ssh is about to start; answered once nothing is drawn.
+    Asks(Sender<()>),
     Line(usize, Line),
     Done(usize, Result<Arrived>),
 }
@@ -391,6 +402,8 @@ impl Row {
         let far = *counts.far.lock();
         let (bytes, total) = self.so_far()?;
         let (phase, done_bytes, total_bytes) = match (bytes, total) {
+            // What went by now is in a pipe to ssh.
+            _ if !far.heard => ("waiting for ssh", 0, total),
             _ if !far.phase.is_empty() => (far.phase, far.done_bytes, far.total_bytes),
             (0, _) => ("at work", bytes, total),
             (_, 0) => ("receiving", bytes, total),
@@ -406,6 +419,12 @@ impl Row {
         Some((step, far.since.or(self.working)))
     }
 
+    /// Whether its ssh may be asking something on the terminal.
+    fn may_ask(&self) -> bool {
+        let is_heard = |counts: &Counts| counts.far.lock().heard;
+        self.working.is_some() && !self.counts.as_ref().is_some_and(is_heard)
+    }
+
     /// Bytes, and of how many; 0 where that is not known.
     fn so_far(&self) -> Option<(u64, u64)> {
         let counts = self.counts.as_ref()?;
@@ -417,6 +436,7 @@ impl Row {
     fn whole(&self) -> Option<(u64, u64)> {
         let far = *self.counts.as_ref()?.far.lock();
         match (far.whole_bytes, &self.result) {
+            (0, None) if !far.heard => self.so_far().map(|(_, total)| (0, total)),
             (0, _) => self.so_far(),
             (whole, Some(Ok(_))) => Some((whole, whole)),
             (whole, _) => Some((far.most_done_bytes, whole)),
@@ -506,17 +526,24 @@ impl<'a> View<'a> {
     }
 
     fn event(&mut self, event: Event, silent: bool) {
-        let (Event::Started(index, _) | Event::Line(index, _) | Event::Done(index, _)) = &event;
-        let Some(row) = self.rows.get_mut(*index) else {
+        let index = match &event {
+            Event::Started(index, _) | Event::Line(index, _) | Event::Done(index, _) => *index,
+            Event::Asks(left) => {
+                self.erase();
+                let _ = left.send(());
+                return;
+            }
+        };
+        let Some(row) = self.rows.get_mut(index) else {
             return;
         };
-        let index = *index;
         let earlier = match event {
             Event::Started(_, counts) => {
                 row.working = Some(Instant::now());
                 row.counts = Some(counts);
                 None
             }
+            Event::Asks(_) => None,
             Event::Line(_, line) => row.said.replace(line.take()),
             Event::Done(_, result) => {
                 row.took = row.working.take().map_or(Duration::ZERO, |w| w.elapsed());
@@ -536,9 +563,13 @@ impl<'a> View<'a> {
         }
     }
 
-    /// A line for each board that works, and a sum: drawn anew on a terminal, now and then elsewhere.
+    /// A line for each board that works, and a sum: drawn anew on a terminal, now and then elsewhere. A terminal on which an ssh may
+    /// be asking something is left alone.
     fn draw(&mut self) {
         let is_terminal = self.manner == Manner::Terminal;
+        if is_terminal && self.rows.iter().any(Row::may_ask) {
+            return;
+        }
         let is_gone = is_terminal && self.drawn == 0;
         if self.manner == Manner::Off || (self.last.elapsed() < self.manner.pause() && !is_gone) {
             return;
@@ -616,6 +647,7 @@ mod tests {
         let counts = Counts::default();
         counts.bytes.store(bytes, Ordering::Relaxed);
         counts.total.store(total, Ordering::Relaxed);
+        counts.far.lock().heard = true;
         Row {
             counts: Some(counts),
             result,

@@ -24,6 +24,8 @@ pub(crate) struct Listener {
 /// How far a board is, by its own `--progress=json`; for nobody's decisions.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Far {
+    /// Whether floe there, or what runs it, gave a sign of life. Until then ssh may be asking for a password on the terminal.
+    pub heard: bool,
     /// Empty: it has not said anything.
     pub phase: &'static str,
     /// Since when.

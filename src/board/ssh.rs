@@ -39,6 +39,8 @@ const GRACE: Duration = Duration::from_secs(2);
 const MAX_LINE: usize = 64 * 1024;
 /// Most lines for the program that are kept.
 const MAX_KEPT: usize = 16;
+/// Most lines for people that wait until the board is heard.
+const MAX_EARLY: usize = 64;
 /// Longest line for people, in characters.
 const MAX_SHOWN: usize = 400;
 /// What a line begins with that is meant for us and for nobody's eyes.
@@ -155,6 +157,9 @@ impl Ssh {
             pace: Pace::new(),
             hush: pipes.hush,
             patience: pipes.patience,
+            heard: false,
+            early: Vec::new(),
+            pipe_bytes: 0,
             limit: pipes.patience.stall,
             silent: Duration::ZERO,
             silent_before: Duration::ZERO,
@@ -213,6 +218,12 @@ pub(crate) struct Session {
     pace: Pace,
     hush: bool,
     patience: Patience,
+    /// Whether the board gave a sign of life: what ssh itself says is none.
+    heard: bool,
+    /// Lines for people that came before.
+    early: Vec<String>,
+    /// What was written to a pipe that ssh reads only once it is logged in.
+    pipe_bytes: usize,
     /// Which of the two holds now.
     limit: Duration,
     /// How long we have waited since the last byte.
@@ -264,13 +275,34 @@ impl Session {
 
     /// Why nothing more is waited for, once it has been silent for too long.
     pub(crate) fn stalled(&self) -> Option<Error> {
+        let why = match self.heard {
+            true => "",
+            false => {
+                "; floe there was not heard at all: ssh may have waited for an answer, to a password or a host key: log in once with ssh alone, or set up a key (ssh-copy-id)"
+            }
+        };
         (self.silent > self.limit).then(|| {
             Error::failed(format_args!(
-                "{}: nothing came and nothing was taken for {}; given up (--stall TIME gives it longer)",
+                "{}: nothing came and nothing was taken for {}; given up{why} (--stall TIME gives it longer)",
                 self.shown,
                 Span(self.limit)
             ))
         })
+    }
+
+    /// From now on it is the board that is at work, and no ssh that asks.
+    fn hears(&mut self) {
+        if !self.heard {
+            self.heard = true;
+            self.listener.far.lock().heard = true;
+            self.tell_early();
+        }
+    }
+
+    fn tell_early(&mut self) {
+        for line in std::mem::take(&mut self.early) {
+            (self.listener.hear)(&line);
+        }
     }
 
     /// One read of stderr; its lines go where they belong.
@@ -299,7 +331,13 @@ impl Session {
     }
 
     fn line(&mut self) {
-        let text = String::from_utf8_lossy(&self.part);
+        let part = std::mem::take(&mut self.part);
+        let text = String::from_utf8_lossy(&part);
+        // What else comes may be ssh's: a banner, or that the password was wrong.
+        let begins = ["{\"", "floe: ", MARK];
+        if begins.iter().any(|begin| text.starts_with(begin)) {
+            self.hears();
+        }
         let text = text.trim_end_matches('\r');
         if let Some(mark) = text.strip_prefix(MARK) {
             // Nobody waits for more than a few: a board that floods us fills no memory.
@@ -322,11 +360,15 @@ impl Session {
             let hushed = self.hush && is_too_old(said);
             if !hushed && self.pace.take() {
                 self.tell_left_out();
-                (self.listener.hear)(said);
+                match self.heard {
+                    true => (self.listener.hear)(said),
+                    // It would stand behind what ssh asks.
+                    false if self.early.len() < MAX_EARLY => self.early.push(said.to_owned()),
+                    false => {}
+                }
             }
             self.told.last = said.to_owned();
         }
-        self.part.clear();
     }
 
     fn tell_left_out(&mut self) {
@@ -442,10 +484,11 @@ impl Read for Session {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         while !self.wait(For::Stdout)? {}
         self.silent = Duration::ZERO;
-        match &mut self.stdout {
-            Some(stdout) => stdout.read(buffer),
-            None => Ok(0),
+        let count = self.stdout.as_mut().map_or(Ok(0), |it| it.read(buffer))?;
+        if count > 0 {
+            self.hears();
         }
+        Ok(count)
     }
 }
 
@@ -460,8 +503,14 @@ impl Write for Session {
             match stdin.write(bytes) {
                 Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}
                 result => {
+                    let count = result?;
                     self.silent = Duration::ZERO;
-                    return result;
+                    self.pipe_bytes = self.pipe_bytes.saturating_add(count);
+                    let room = rustix::pipe::fcntl_getpipe_size(&*stdin);
+                    if room.is_ok_and(|room| self.pipe_bytes > room) {
+                        self.hears();
+                    }
+                    return Ok(count);
                 }
             }
         }
@@ -475,6 +524,7 @@ impl Write for Session {
 /// ssh does not outlive what it worked for: asked first, so that it can give the terminal its echo back, then killed.
 impl Drop for Session {
     fn drop(&mut self) {
+        self.tell_early();
         self.stdin = None;
         self.stdout = None;
         if !matches!(self.child.try_wait(), Ok(None)) {

@@ -231,6 +231,8 @@ pub struct Progress {
     phase: (&'static str, Instant),
     last: Option<Instant>,
     width: usize,
+    /// Somebody else may be asking something on the terminal.
+    is_held: bool,
 }
 
 impl Progress {
@@ -243,12 +245,24 @@ impl Progress {
             phase: ("", now),
             last: None,
             width: 0,
+            is_held: false,
         }
+    }
+
+    /// A terminal is left alone, as long as somebody else may be asking something there.
+    pub fn hold(&mut self, is_held: bool) {
+        self.is_held = is_held;
+    }
+
+    /// Whether it is.
+    pub fn is_held(&self) -> bool {
+        self.is_held && self.manner == Manner::Terminal
     }
 
     /// Whether [`Self::show`] would show something now.
     pub fn is_due(&self, frozen: bool) -> bool {
         self.manner != Manner::Off
+            && !self.is_held()
             && (self.manner == Manner::Terminal || !frozen)
             && self
                 .last

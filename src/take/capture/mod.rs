@@ -216,6 +216,8 @@ impl Capture {
             let kind = FileType::from_raw_mode(stat.st_mode);
             matches!(kind, FileType::Fifo | FileType::Socket)
         });
+        // An ssh that reads it may ask for a password first.
+        self.progress.hold(self.is_pipe);
         loop {
             if let Some(number) = self.signals.take() {
                 return Err(Error::signal(number));
@@ -473,6 +475,14 @@ impl Capture {
     }
 
     fn show(&mut self, is_frozen: bool) {
+        if self.progress.is_held() {
+            let unread = self
+                .sink
+                .as_ref()
+                .and_then(crate::stream::output::unread_bytes);
+            self.progress
+                .hold(self.counters.taken_bytes() <= unread.unwrap_or(0));
+        }
         if !self.progress.is_due(is_frozen) {
             return;
         }

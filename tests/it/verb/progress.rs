@@ -1,6 +1,7 @@
 //! Progress: a line that fits the terminal whatever its size, for every verb that takes time, and JSON with the keys of docs/formats.md.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
 use crate::boards::{Lab, Setup};
@@ -243,4 +244,115 @@ fn a_pull_shows_percent_and_total_of_each_board_and_a_sum() {
     let run = pull(&["--dump", "/mnt", "--floe", "/run/bin/older"]);
     objects(&run);
     assert!(out.join("10.77.0.2.img.gz").exists(), "{run}");
+}
+
+/// A folder with an `ssh` that does this; `$host` is whom it is to reach.
+fn fake_ssh(script: &str) -> Scratch {
+    let scratch = Scratch::new();
+    let ssh = scratch.join("ssh");
+    let words = "while [ \"$1\" != -- ]; do shift; done; host=$2";
+    fs::write(&ssh, format!("#!/bin/sh\n{words}\n{script}\n")).expect("ssh");
+    fs::set_permissions(&ssh, fs::Permissions::from_mode(0o755)).expect("mode");
+    scratch
+}
+
+/// What a terminal shows of a shell line, run in the folder with that ssh.
+fn on_a_terminal(ssh: &Scratch, line: &str) -> String {
+    let floe = common::floe_shell_words().expect("FLOE_BIN");
+    let line = format!("PATH=$PWD:$PATH; {}", line.replace("FLOE", &floe));
+    let mut script = Command::new("script");
+    script
+        .args(["-qec", &line, "/dev/null"])
+        .current_dir(ssh.path());
+    common::run(&mut script, Limit::secs(60)).stdout_text()
+}
+
+/// ssh's question stands alone, from its first letter to the answer.
+#[track_caller]
+fn assert_question_stands(text: &str, what: &str) {
+    let asked = text.split_once("password: ").map(|(_, after)| after);
+    let after = asked.unwrap_or_else(|| panic!("{what}: {text:?}"));
+    assert!(after.starts_with("ANSWER\r\n"), "{what}: {text:?}");
+    let (before, _) = text.split_once("password: ").unwrap_or_default();
+    let line = before.rsplit(['\r', '\n']).next().unwrap_or_default();
+    assert!(!line.contains("floe"), "{what}: {text:?}");
+}
+
+/// Asks, waits for longer than it takes to draw, and goes on.
+const ASKS: &str = "printf 'password: ' > /dev/tty; sleep 1.2; echo ANSWER > /dev/tty";
+const SPEAKS: &str = "n=1; while [ $n -lt 8 ]; do echo \"{\\\"phase\\\":\\\"copying\\\",\\\"done_bytes\\\":$n,\\\"total_bytes\\\":9}\" >&2; n=$((n + 1)); sleep 0.1; done";
+
+#[test]
+fn what_ssh_asks_on_the_terminal_is_never_drawn_over() {
+    drop(require_floe!());
+    require!(common::have("script"), "script");
+    // Its own warnings, a banner among them, are no sign that it is logged in.
+    let ssh = fake_ssh(&format!(
+        "echo Authorized users only >&2; echo again >&2; sleep 0.3; {ASKS}; echo denied >&2; {SPEAKS}; exit 1"
+    ));
+    fs::write(ssh.join("zeros"), vec![0; 3 << 20]).expect("zeros");
+    for line in [
+        "FLOE pull board -o out",
+        "FLOE pull board --clone /=/dev/x",
+        "FLOE push --any-content zeros board /dev/x",
+        "FLOE list board",
+    ] {
+        let text = on_a_terminal(&ssh, line);
+        assert_question_stands(&text, line);
+        let (_, after) = text.split_once("ANSWER").expect("asked");
+        assert!(after.contains("floe: board: copying"), "{line}: {text:?}");
+    }
+    // One that is heard at once is drawn, and not any more when the next one may ask.
+    let ssh = fake_ssh(&format!(
+        "[ $host = quick ] || {{ sleep 0.5; {ASKS}; }}; {SPEAKS}; [ $host = slow ] || sleep 1; exit 1"
+    ));
+    for parallel in ["1", "2"] {
+        let line = format!("FLOE pull quick slow -P {parallel} -o .");
+        let text = on_a_terminal(&ssh, &line);
+        assert_question_stands(&text, &line);
+        let (before, _) = text.split_once("password: ").expect("asked");
+        let is_drawn = before.contains("floe: quick: copying");
+        assert_eq!(is_drawn, parallel == "1", "{text:?}");
+    }
+}
+
+#[test]
+fn what_the_reader_of_a_dump_asks_on_the_terminal_is_never_drawn_over() {
+    drop(require_floe!());
+    require!(
+        common::have("script") && common::have("mke2fs"),
+        "script, mke2fs"
+    );
+    let ssh = fake_ssh(&format!("{ASKS}; exec cat > /dev/null"));
+    let image = ssh.join("e");
+    common::sparse(&image, 16 << 20);
+    common::mkfs_ext4(&image);
+    for line in [
+        "FLOE dump e | ssh -- board",
+        "FLOE dump --compress none e | ssh -- board",
+        "FLOE create a=e -o - | ssh -- board",
+    ] {
+        let text = on_a_terminal(&ssh, line);
+        assert_question_stands(&text, line);
+    }
+}
+
+#[test]
+fn a_board_that_was_never_heard_may_be_one_whose_ssh_asks() {
+    drop(require_floe!());
+    let words = |script: &str| {
+        let ssh = fake_ssh(script);
+        let path = std::env::var("PATH").unwrap_or_default();
+        let mut floe = common::floe().expect("FLOE_BIN");
+        floe.args(["pull", "board", "--stall", "500ms", "-o"])
+            .arg(ssh.join("out"))
+            .env("PATH", format!("{}:{path}", ssh.path().display()));
+        let run = common::run(&mut floe, Limit::secs(60)).expect_code(1);
+        assert!(run.stderr_text().contains("given up"), "{run}");
+        run.stderr_text()
+            .contains("ssh may have waited for an answer")
+    };
+    assert!(words("exec sleep 60"));
+    assert!(words("echo Authorized users only >&2; exec sleep 60"));
+    assert!(!words("echo floe: a word >&2; exec sleep 60"));
 }
