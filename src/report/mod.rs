@@ -126,15 +126,22 @@ static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 /// The one line of a run that a signal ends: what it was about, where that is not clear, and what state it leaves.
 pub fn interrupted(subject: &str, state: &str) {
     INTERRUPTED.store(true, Ordering::Relaxed);
-    let colon = if subject.is_empty() { "" } else { ": " };
-    line(format_args!("{subject}{colon}interrupted; {state}"));
+    line(format_args!("{}interrupted; {state}", in_front(subject)));
+}
+
+/// What a line is about, where that is not clear.
+fn in_front(subject: &str) -> String {
+    match subject {
+        "" => String::new(),
+        subject => format!("{subject}: "),
+    }
 }
 
 /// Has a signal that comes before anything was frozen or written say so.
 pub fn until_begun(subject: &str) {
     crate::signals::Signals::say(format!(
-        "floe: {}: interrupted before anything was frozen; {NOTHING_WRITTEN}\n",
-        clean(subject)
+        "floe: {}interrupted before anything was frozen; {NOTHING_WRITTEN}\n",
+        clean(&in_front(subject))
     ));
 }
 
