@@ -5,6 +5,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use crate::json::{self, Value};
+use crate::report::PHASES;
 use crate::threads::Lock;
 
 /// Lines for people that may come at once, and how many more in a second; those beyond are counted and left out.
@@ -39,21 +40,6 @@ pub(crate) struct Far {
     /// Of that.
     pub most_done_bytes: u64,
 }
-
-/// What a board may say that it does.
-const PHASES: [&str; 11] = [
-    "copying",
-    "catching up",
-    "frozen",
-    "sending",
-    "reading",
-    "reading the map",
-    "waiting for the reader",
-    "checking",
-    "writing",
-    "zeroing",
-    "reading back",
-];
 
 impl Far {
     /// A phase as it is now.
@@ -131,6 +117,12 @@ mod tests {
     fn progress_of_a_board_has_known_words_and_bounded_numbers() {
         let mut far = Far::default();
         assert!(far.take("{\"phase\":\"copying\",\"done_bytes\":10,\"total_bytes\":100}"));
+        // Whatever floe says that it does is known.
+        for phase in PHASES {
+            let mut far = Far::default();
+            far.take(&format!("{{\"phase\":\"{phase}\"}}"));
+            assert_eq!(far.phase, phase);
+        }
         // The same again is no news.
         assert!(!far.take("{\"phase\":\"copying\",\"done_bytes\":10,\"total_bytes\":100,\"x\":1}"));
         assert!(far.take("{\"phase\":\"catching up\",\"done_bytes\":3,\"total_bytes\":5}"));

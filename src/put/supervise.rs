@@ -173,7 +173,7 @@ fn wait(
                     }
                 };
                 let step = Step {
-                    phase: copy::PHASES.get(phase).unwrap_or(&""),
+                    phase: report::PHASES.get(phase).unwrap_or(&""),
                     subject: "",
                     done_bytes: done.load(Ordering::Relaxed),
                     total_bytes: total,

@@ -20,7 +20,7 @@ use crate::threads::Lock;
 
 use self::file::ReportFile;
 pub use object::{JsonObject, hex, json_list, json_string};
-pub use progress::{Manner, Pace, Progress, Row, Step, window};
+pub use progress::{Manner, PHASES, Pace, Progress, Row, Step, window};
 
 /// Writes one line `floe: LINE` to stderr with a single write; failures are ignored, because there is nowhere to report them.
 pub fn line(line: impl fmt::Display) {

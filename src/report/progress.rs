@@ -62,10 +62,26 @@ pub fn window() -> (usize, usize) {
     })
 }
 
+/// What can be done just now; those of docs/formats.md that are not about boards. The first four are numbered in `stream/copy.rs`.
+pub const PHASES: [&str; 12] = [
+    "writing",
+    "measuring",
+    "zeroing",
+    "reading back",
+    "checking",
+    "copying",
+    "catching up",
+    "frozen",
+    "sending",
+    "reading",
+    "reading the map",
+    "waiting for the reader",
+];
+
 /// How far something is.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Step<'a> {
-    /// What is done just now, in a word: one of those in docs/formats.md.
+    /// What is done just now: one of [`PHASES`], or what is seen of a board.
     pub phase: &'static str,
     /// To what, where there are several.
     pub subject: &'a str,
@@ -164,7 +180,7 @@ impl Row {
         row.cut(columns, format_args!("floe: "));
         if !step.subject.is_empty() {
             // What follows needs room, too.
-            row.cut(
+            row.cut_shown(
                 columns.min(columns.max(40) - 20),
                 format_args!("{}", step.subject),
             );
@@ -205,6 +221,17 @@ impl Row {
             if self.width + 1 < columns {
                 self.letter(letter);
             }
+        }
+    }
+
+    /// The same, with a mark where something is missing.
+    fn cut_shown(&mut self, columns: usize, text: fmt::Arguments<'_>) {
+        let mut whole = heapless::String::<{ COLUMNS * 4 }>::new();
+        let fits = write!(Cleaner(&mut whole), "{text}").is_ok()
+            && self.width + whole.chars().count() < columns;
+        self.cut(columns.saturating_sub(usize::from(!fits)), text);
+        if !fits && self.width + 1 < columns {
+            self.letter('…');
         }
     }
 
@@ -282,6 +309,7 @@ impl Progress {
         if !self.is_due(frozen) {
             return;
         }
+        debug_assert!(PHASES.contains(&step.phase), "{}", step.phase);
         let now = Instant::now();
         self.last = Some(now);
         let most = match step.total_bytes {
@@ -386,6 +414,15 @@ mod tests {
             assert!(row.text().chars().count() < columns.max(2), "{columns}");
             assert!(!row.text().contains('\x1b'));
         }
+        // A name that is cut is seen to be.
+        let named = |subject, columns| {
+            let step = Step { subject, ..step };
+            Row::new(&step, &pace, columns).text().to_owned()
+        };
+        let cut = named("127.0.0.1:2722", 40);
+        assert!(cut.starts_with("floe: 127.0.0.1:27…: copying"), "{cut}");
+        let whole = named("127.0.0.1:272", 40);
+        assert!(whole.starts_with("floe: 127.0.0.1:272: copying"), "{whole}");
         let none = Step {
             total_bytes: 0,
             ..step

@@ -37,15 +37,13 @@ pub(crate) struct Progress {
     pub base_bytes: AtomicU64,
     /// Of how many; 0: not known.
     pub total_bytes: AtomicU64,
-    /// A number of [`PHASES`].
+    /// A number of [`crate::report::PHASES`], one of those below.
     pub phase: AtomicUsize,
     /// Set to have the job end early.
     pub stop: AtomicBool,
 }
 
-/// What a job may be at, as people are told. While it is at the first two its input says how far.
-pub(crate) const PHASES: [&str; 4] = ["writing", "measuring", "zeroing", "reading back"];
-/// Numbers of [`PHASES`].
+/// What is known is written. While a job is at this or the next its input says how far.
 pub(crate) const WRITING: usize = 0;
 /// The input is read to know its length.
 pub(crate) const MEASURING: usize = 1;
