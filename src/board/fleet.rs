@@ -168,20 +168,21 @@ pub(crate) fn report_of(outcomes: &[Outcome], start: Instant) -> JsonObject {
     object
 }
 
-/// The table at the end: board, result, size, frozen, time, and why not.
-pub(crate) fn table(outcomes: &[Outcome]) -> String {
+/// The table at the end: board, result, size of the images, what went over the line or was written, frozen, time, and why not.
+fn table(outcomes: &[Outcome], went: &str) -> String {
     let names = outcomes.iter().map(|one| one.host.shown.chars().count());
     let width = names.max().unwrap_or(0).max(5);
     let mut text = format!(
-        "{:width$}  {:7} {:>10} {:>10} {:>10}\n",
-        "board", "result", "size", "frozen", "time"
+        "{:width$}  {:7} {:>10} {:>10} {:>10} {:>10}\n",
+        "board", "result", "size", went, "frozen", "time"
     );
     for one in outcomes {
         let time = Span(one.took).to_string();
         let name = &one.host.shown;
-        let (result, size, frozen, why) = match &one.result {
+        let (result, size, went, frozen, why) = match &one.result {
             Ok(arrived) => (
                 "done",
+                Bytes(arrived.size_bytes).to_string(),
                 Bytes(arrived.stream_bytes).to_string(),
                 arrived.frozen_ms.map_or("-".into(), |frozen_ms| {
                     Span(Duration::from_millis(frozen_ms)).to_string()
@@ -192,22 +193,23 @@ pub(crate) fn table(outcomes: &[Outcome]) -> String {
                 let error = error.to_string();
                 let why = error.strip_prefix(name.as_str()).unwrap_or(&error);
                 let why = why.strip_prefix(": ").unwrap_or(why);
-                ("failed", "-".into(), "-".into(), format!("  {why}"))
+                let none = || "-".to_owned();
+                ("failed", none(), none(), none(), format!("  {why}"))
             }
         };
         let _ = writeln!(
             text,
-            "{name:width$}  {result:7} {size:>10} {frozen:>10} {time:>10}{why}"
+            "{name:width$}  {result:7} {size:>10} {went:>10} {frozen:>10} {time:>10}{why}"
         );
     }
     text
 }
 
-/// How a run over several boards ends: the table, and a failure if one failed.
-pub(crate) fn end(outcomes: &[Outcome], quiet: bool) -> Result<()> {
+/// How a run over several boards ends: the table, and a failure if one failed. `went`: what its bytes that were counted did.
+pub(crate) fn end(outcomes: &[Outcome], quiet: bool, went: &str) -> Result<()> {
     let failed = outcomes.iter().filter(|one| one.result.is_err()).count();
     if !quiet || failed > 0 {
-        report::lines(&table(outcomes));
+        report::lines(&table(outcomes, went));
     }
     match failed {
         0 => Ok(()),
@@ -270,19 +272,6 @@ fn add_host(hosts: &mut Vec<Host>, text: &str) -> Result<()> {
     Ok(())
 }
 
-/// Does `job` for all of them, `parallel` at a time, and gives what became of each, in the order of `hosts`.
-pub(crate) fn run(
-    hosts: Vec<Host>,
-    parallel: usize,
-    common: &Common,
-    job: Arc<Job>,
-) -> Result<Vec<Outcome>> {
-    let pulled = |_: Cut<'_>| {
-        "files that are there are complete, others were removed (what the next pull goes on from is in FILE.resume)".into()
-    };
-    run_leaving(hosts, parallel, common, &pulled, job)
-}
-
 /// Where a signal came in between.
 #[derive(Clone, Copy)]
 pub(crate) struct Cut<'a> {
@@ -292,7 +281,8 @@ pub(crate) struct Cut<'a> {
     pub ended: usize,
 }
 
-/// The same with the words for what an interruption leaves.
+/// Does `job` for all of them, `parallel` at a time, and gives what became of each, in the order of `hosts`. `left`: the words for
+/// what an interruption leaves.
 pub(crate) fn run_leaving(
     hosts: Vec<Host>,
     parallel: usize,
@@ -666,6 +656,27 @@ mod tests {
         // One that has not begun.
         rows.push(Row::default());
         assert_eq!(in_all(&rows).1, 0);
+    }
+
+    #[test]
+    fn a_table_tells_what_an_image_is_long_from_what_travelled() {
+        let outcome = |size_bytes, stream_bytes| Outcome {
+            host: Host::parse("board").unwrap(),
+            result: Ok(Arrived {
+                size_bytes,
+                stream_bytes,
+                ..Arrived::default()
+            }),
+            took: Duration::from_millis(7),
+        };
+        let table = table(&[outcome(256 << 20, 33 << 10)], "sent");
+        let lines: Vec<Vec<&str>> = table
+            .lines()
+            .map(|line| line.split("  ").filter(|cell| !cell.is_empty()).collect())
+            .map(|cells: Vec<&str>| cells.into_iter().map(str::trim).collect())
+            .collect();
+        assert_eq!(lines[0][..4], ["board", "result", "size", "sent"]);
+        assert_eq!(lines[1][..4], ["board", "done", "256 MiB", "33.0 KiB"]);
     }
 
     #[test]

@@ -63,10 +63,15 @@ impl Host {
                     .all(|c| c.is_alphanumeric() || also.contains(c))
         };
         if !plain(name, if bracketed.is_some() { ".:%-_" } else { ".-_" }) {
-            return Err(wrong("a name or address, which does not begin with -"));
+            return Err(wrong(match name.starts_with('-') {
+                true => "it begins with -, and ssh would take it for an option",
+                false => {
+                    "a name has letters, digits, '.', '-' and '_', an IPv6 address stands in brackets"
+                }
+            }));
         }
         if user.is_some_and(|user| !plain(user, "._+@-")) {
-            return Err(wrong("the user's name"));
+            return Err(wrong("that is no user's name"));
         }
         let mut shown = match bracketed.is_some() {
             true => format!("[{name}]"),

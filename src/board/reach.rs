@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::board::fleet::Board;
 use crate::board::host::Host;
 use crate::board::send;
-use crate::board::ssh::{Patience, Pipes, Session, Ssh};
+use crate::board::ssh::{By, Patience, Pipes, Session, Ssh};
 use crate::cli::{self, Args};
 use crate::error::{Error, Result};
 
@@ -79,7 +79,15 @@ impl Reach {
             options: self.ssh_options.clone(),
         };
         let patience = self.patience;
-        let pipes = Pipes { patience, ..pipes };
+        let by = By {
+            sudo: self.sudo,
+            sent: self.send,
+        };
+        let pipes = Pipes {
+            patience,
+            by,
+            ..pipes
+        };
         if self.send {
             let mut line = send::words(self.sudo);
             line.extend_from_slice(words);

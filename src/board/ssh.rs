@@ -89,6 +89,32 @@ pub(crate) struct Pipes {
     pub hush: bool,
     /// How long it may be silent.
     pub patience: Patience,
+    /// How floe is run there.
+    pub by: By,
+}
+
+/// How floe is run on a board.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct By {
+    /// Through sudo.
+    pub sudo: bool,
+    /// It is brought along.
+    pub sent: bool,
+}
+
+impl By {
+    /// What helps where the board's shell could not run what it was told to.
+    fn helps(self) -> &'static str {
+        match (self.sudo, self.sent) {
+            (true, _) => {
+                "with --sudo it is sudo that is run: where there is none, log in as root (root@HOST), without --sudo"
+            }
+            (false, true) => {
+                "where nothing that is brought along runs, install floe there, and name it with --floe PATH"
+            }
+            (false, false) => "--send brings it along, --floe PATH names where it is",
+        }
+    }
 }
 
 /// How long no byte may come or go, in either direction, before the board counts as lost. Only the time spent waiting counts.
@@ -157,6 +183,8 @@ impl Ssh {
             pace: Pace::new(),
             hush: pipes.hush,
             patience: pipes.patience,
+            by: pipes.by,
+            called: None,
             heard: false,
             early: Vec::new(),
             pipe_bytes: 0,
@@ -218,6 +246,9 @@ pub(crate) struct Session {
     pace: Pace,
     hush: bool,
     patience: Patience,
+    by: By,
+    /// What the board calls one of its streams, and what that is here.
+    called: Option<(&'static str, String)>,
     /// Whether the board gave a sign of life: what ssh itself says is none.
     heard: bool,
     /// Lines for people that came before.
@@ -357,6 +388,11 @@ impl Session {
             let end = text.char_indices().nth(MAX_SHOWN).map(|(end, _)| end);
             let text = clean(text.get(..end.unwrap_or(text.len())).unwrap_or_default());
             let said = text.strip_prefix("floe: ").unwrap_or(&text);
+            let said = match &self.called {
+                Some((stream, name)) => renamed(said, stream, name),
+                None => said.to_owned(),
+            };
+            let said = said.as_str();
             let hushed = self.hush && is_too_old(said);
             if !hushed && self.pace.take() {
                 self.tell_left_out();
@@ -376,6 +412,11 @@ impl Session {
         if count > 0 {
             (self.listener.hear)(&format!("({count} lines were left out)"));
         }
+    }
+
+    /// What the board calls `stream` is called `name` from now on: nobody here typed stdin or stdout.
+    pub(crate) fn call(&mut self, stream: &'static str, name: &str) {
+        self.called = Some((stream, clean(name)));
     }
 
     /// From now on the board works, and need not say anything for long.
@@ -445,6 +486,7 @@ impl Session {
                     self.tell_left_out();
                     return Ok(Ended {
                         code: WaitStatus::exit_status(status),
+                        by: self.by,
                         told: std::mem::take(&mut self.told),
                     });
                 }
@@ -469,6 +511,16 @@ impl Session {
             }
         }
     }
+}
+
+/// A line in which every word `stream` is `name`.
+fn renamed(line: &str, stream: &str, name: &str) -> String {
+    let end = |word: &str| word.trim_end_matches([':', ',', ';']).len();
+    let words = line.split(' ').map(|word| match word.split_at(end(word)) {
+        (whole, behind) if whole == stream => format!("{name}{behind}"),
+        _ => word.to_owned(),
+    });
+    words.collect::<Vec<String>>().join(" ")
 }
 
 /// The error of a session that was called off: not the kind that readers take for "try again".
@@ -545,6 +597,8 @@ impl Drop for Session {
 pub(crate) struct Ended {
     /// The exit code; `None` when a signal ended ssh.
     pub code: Option<i32>,
+    /// How floe was run.
+    pub by: By,
     /// What stderr told meanwhile.
     pub told: Told,
 }
@@ -567,12 +621,12 @@ impl Ended {
         let said = &self.told.last;
         let host = &host.shown;
         let line = match self.code {
-            Some(1) if said.starts_with("sudo: ") => format!(
-                "{host}: {said}; floe gives sudo no password: allow it there with NOPASSWD in sudoers, or log in as root"
+            Some(1) if self.by.sudo && said.starts_with("sudo: ") => format!(
+                "{host}: {said}; floe gives sudo no password: allow it there with NOPASSWD in sudoers, or log in as root; and sudo looks for floe where its secure_path says: --floe PATH names where it is, --send brings it along"
             ),
-            Some(127 | 126) => format!(
-                "{host}: cannot run floe there (exit {}): {said}; --send brings it along, --floe PATH names where it is",
-                self.code.unwrap_or_default()
+            Some(code @ (127 | 126)) => format!(
+                "{host}: cannot run floe there (exit {code}): {said}; {}",
+                self.by.helps()
             ),
             Some(SSH_FAILED) if said.is_empty() => {
                 format!("{host}: ssh: the connection failed, or was lost")
@@ -590,6 +644,49 @@ impl Ended {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_stream_of_the_board_has_the_name_that_it_has_here() {
+        let renamed = |line| renamed(line, "stdin", "a b.img");
+        assert_eq!(
+            renamed("/dev/x: would be written with stdin (ext4)"),
+            "/dev/x: would be written with a b.img (ext4)"
+        );
+        assert_eq!(
+            renamed("stdin: stdin, no  more"),
+            "a b.img: a b.img, no  more"
+        );
+        assert_eq!(renamed("/dev/stdin: stdin2"), "/dev/stdin: stdin2");
+    }
+
+    #[test]
+    fn who_cannot_run_floe_there_hears_what_helps() {
+        let host = Host::parse("board").unwrap();
+        let line = |code, last: &str, sudo, sent| {
+            let told = Told {
+                last: last.into(),
+                ..Told::default()
+            };
+            let (code, by) = (Some(code), By { sudo, sent });
+            let error = Ended { code, by, told }.check(&host).unwrap_err();
+            error.to_string()
+        };
+        let none = "bash: line 1: sudo: command not found";
+        for sent in [false, true] {
+            let line = line(127, none, true, sent);
+            assert!(
+                line.contains(none) && line.contains("without --sudo"),
+                "{line}"
+            );
+            assert!(!line.contains("--send"), "{line}");
+        }
+        let plain = line(127, "sh: floe: not found", false, false);
+        assert!(plain.contains("--send brings it along"), "{plain}");
+        let brought = line(126, "sh: x", false, true);
+        assert!(!brought.contains("--send"), "{brought}");
+        let hidden = line(1, "sudo: floe: command not found", true, false);
+        assert!(hidden.contains("--floe PATH"), "{hidden}");
+    }
 
     #[test]
     fn a_shell_reads_back_exactly_what_was_quoted() {

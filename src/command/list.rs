@@ -14,7 +14,7 @@ use crate::board::host::Host;
 use crate::board::reach::Reach;
 use crate::board::receive::Arrived;
 use crate::board::ssh::Pipes;
-use crate::cli::{Args, Common, Item};
+use crate::cli::{self, Args, Common, Item};
 use crate::config;
 use crate::device::limited;
 use crate::error::{Error, Result};
@@ -52,7 +52,10 @@ pub(super) fn parse(mut args: Args) -> Result<Options> {
         }
     }
     if folder.is_none() && config::store()?.is_none() {
-        return Err(args.missing("the DIR to list (or store = DIR in /etc/floe.conf)"));
+        return Err(cli::usage(
+            "list",
+            format_args!("/etc/floe.conf names no store (store = DIR), and no DIR was given"),
+        ));
     }
     Ok(Options {
         folder,
@@ -124,7 +127,14 @@ fn far(options: Options, host: Host) -> Result<()> {
         let mut session = options.reach.start(host, &words, pipes, board)?;
         let mut text = String::new();
         let read = limited(&mut session, MAX_LIST).read_to_string(&mut text);
-        session.end()?.check(host)?;
+        let ended = session.end()?;
+        ended.check(host).map_err(|error| match ended.code {
+            // It was given no DIR that could be wrong.
+            Some(2) => Error::usage(format_args!(
+                "{error}; what is listed of a board is the store that its own /etc/floe.conf names, as in: store = /data/snapshots"
+            )),
+            _ => error,
+        })?;
         read.map_err(|error| Error::failed(format_args!("{}: {error}", host.shown)))?;
         Ok(Arrived {
             path: text,

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::board::artifact::{ArtifactOptions, Recipe};
-use crate::board::fleet::{self, Board};
+use crate::board::fleet::{self, Board, Cut};
 use crate::board::host::Host;
 use crate::board::reach::Reach;
 use crate::board::receive::{self, Arrived, Sink, Stream, ToFile, ToStdout};
@@ -314,14 +314,21 @@ pub(crate) fn run(options: Options) -> Result<()> {
     let common = options.common.clone();
     let names = options.hosts.iter().map(|host| host.shown.as_str());
     let names: Vec<&str> = names.collect();
-    let outputs = outputs(&options);
+    let files = outputs(&options);
+    let outputs = files.clone();
     let outputs: Vec<&Path> = outputs.iter().map(PathBuf::as_path).collect();
     super::begin(&common, ("hosts", &names.join(" ")), &outputs)?;
     let (hosts, parallel) = (options.hosts.clone(), options.parallel);
     let (one, streams) = (hosts.len() == 1, options.work.stream().is_some());
     let puller = Puller::new(options)?;
     let job = move |host: &Host, board: &Board| puller.run(host, board);
-    let mut outcomes = fleet::run(hosts, parallel, &common, Arc::new(job))?;
+    let left = |_: Cut<'_>| {
+        match streams {
+        true => interrupted(&files),
+        false => "targets on boards that had not ended may not be usable: floe show TARGET there tells; the same pull again writes them".into(),
+    }
+    };
+    let mut outcomes = fleet::run_leaving(hosts, parallel, &common, &left, Arc::new(job))?;
     report::write(&fleet::report_of(&outcomes, start))?;
     if one && let Some(outcome) = outcomes.pop() {
         let arrived = outcome.result.map_err(|e| e.with_exit(Exit::Failed))?;
@@ -341,7 +348,27 @@ pub(crate) fn run(options: Options) -> Result<()> {
         }
         return Ok(());
     }
-    fleet::end(&outcomes, common.quiet)
+    fleet::end(
+        &outcomes,
+        common.quiet,
+        if streams { "sent" } else { "written" },
+    )
+}
+
+/// What an interruption leaves of these.
+fn interrupted(files: &[PathBuf]) -> String {
+    let is_file = |file: &&PathBuf| !file.is_dir() && file.as_path() != Path::new("-");
+    let left = files.iter().filter(is_file);
+    let left = left.filter_map(|file| Left::beside(file).filter(Left::holds));
+    let names: Vec<String> = left.map(|left| left.path().display().to_string()).collect();
+    let state = "files that are there are complete, others were removed";
+    match names.as_slice() {
+        [] => state.to_owned(),
+        names => format!(
+            "{state}; what came is kept in {}, and the same pull goes on from there",
+            names.join(" ")
+        ),
+    }
 }
 
 /// What is done with each board.
@@ -488,6 +515,7 @@ impl Puller {
             ..Pipes::default()
         };
         let mut session = self.reach.start(host, words, pipes, board)?;
+        session.call("stdout", &path);
         if let (true, Some(hold)) = (*asked, &mut hold) {
             let earlier = earlier.map(|earlier| Box::new(earlier) as Box<dyn Earlier>);
             let stdin = session.take_stdin();

@@ -78,7 +78,8 @@ pub(super) fn parse(mut args: Args) -> Result<Options> {
     let mut words = words.into_iter();
     let file = words.next().ok_or_else(|| args.missing("the FILE"))?;
     let host = words.next().ok_or_else(|| args.missing("the HOST"))?;
-    check_order(&file, &host)?;
+    let mut words = words.peekable();
+    check_order(&file, &host, words.peek())?;
     let mut hosts = Vec::new();
     fleet::add_hosts(&mut hosts, &host)?;
     let mut targets: Vec<OsString> = words.collect();
@@ -138,16 +139,24 @@ fn check_targets(args: &Args, targets: &[OsString]) -> Result<()> {
     }
 }
 
-/// A HOST in the place of the FILE, which then is none.
-fn check_order(file: &OsString, host: &OsString) -> Result<()> {
+/// A HOST in the place of the FILE, which then is none; or a TARGET in the place of the HOST.
+fn check_order(file: &OsString, host: &OsString, next: Option<&OsString>) -> Result<()> {
     let is_file = |word: &OsString| Path::new(word).is_file();
-    if !is_file(host) || is_file(file) || kept::path_of(file).map_or(true, |path| path != *file) {
-        return Ok(());
+    let is_kept = |word: &OsString| kept::path_of(word).map_or(true, |path| path != *word);
+    let (first, second) = (file.display(), host.display());
+    if is_file(host) && !is_file(file) && !is_kept(file) {
+        return Err(wrong(format_args!(
+            "'{second}' is a file, and '{first}' is none: the FILE comes first, as in: floe push {second} {first} TARGET"
+        )));
     }
-    let (file, host) = (file.display(), host.display());
-    Err(wrong(format_args!(
-        "'{host}' is a file, and '{file}' is none: the FILE comes first, as in: floe push {host} {file} TARGET"
-    )))
+    if is_place(host) {
+        let board = next.filter(|next| !is_place(next));
+        let board = board.map_or("HOST".into(), |board| board.display().to_string());
+        return Err(wrong(format_args!(
+            "'{second}' is no HOST, which stands in front of the TARGET, as in: floe push {first} {board} {second}"
+        )));
+    }
+    Ok(())
 }
 
 /// Where something can be on a board, whose folders nobody knows here: a word without a slash would become a file there.
@@ -289,7 +298,7 @@ pub(super) fn run(options: Options) -> Result<()> {
     let mut outcomes = fleet::run_leaving(hosts, parallel, &common, &left, Arc::new(job))?;
     report::write(&fleet::report_of(&outcomes, start))?;
     let Some(outcome) = outcomes.pop_if(|_| one) else {
-        return fleet::end(&outcomes, common.quiet);
+        return fleet::end(&outcomes, common.quiet, "sent");
     };
     let arrived = outcome.result?;
     if dry {
@@ -463,7 +472,8 @@ fn push(
     if differing.is_some() {
         all.insert(1, KNOWN.into());
     }
-    let session = options.reach.start(host, &all, pipes, board)?;
+    let mut session = options.reach.start(host, &all, pipes, board)?;
+    session.call("stdin", &shown.to_string());
     let length = file.metadata().map_or(0, |meta| meta.len());
     board.total.store(length, Ordering::Relaxed);
     let mut line = Line {

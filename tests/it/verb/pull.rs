@@ -505,16 +505,35 @@ fn silent(lab: &mut Lab, more: &[&str]) -> Result<std::process::Child, String> {
 #[test]
 fn an_interrupted_pull_leaves_no_file_behind() {
     drop(require_floe!());
-    let mut lab = require_lab!();
-    let mut pull = require_some!(silent(&mut lab, &[]).ok(), "namespaces with a veth");
-    common::signal(pull.id(), "INT");
-    let status = common::wait_for(&mut pull, Duration::from_secs(10)).expect("ends");
-    assert_eq!(
-        std::os::unix::process::ExitStatusExt::signal(&status),
-        Some(2)
-    );
-    assert_eq!(names(&lab.join("out")), Vec::<String>::new());
-    assert_eq!(lab.host_pids(), Vec::<u32>::new());
+    for (left, said) in [
+        (&[][..], "others were removed\n"),
+        (
+            // It is not this one's, which takes no frames, and stays.
+            &["10.77.0.1.img.gz.resume".to_owned()],
+            "10.77.0.1.img.gz.resume, and the same pull goes on from there\n",
+        ),
+    ] {
+        let mut lab = require_lab!();
+        let mut pull = require_some!(silent(&mut lab, &[]).ok(), "namespaces with a veth");
+        for name in left {
+            let path = lab.join("out").join(name);
+            fs::write(&path, "what came").expect("left");
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+            fs::set_permissions(path, mode).expect("mode");
+        }
+        common::signal(pull.id(), "INT");
+        let status = common::wait_for(&mut pull, Duration::from_secs(10)).expect("ends");
+        assert_eq!(
+            std::os::unix::process::ExitStatusExt::signal(&status),
+            Some(2)
+        );
+        assert_eq!(names(&lab.join("out")), left);
+        assert_eq!(lab.host_pids(), Vec::<u32>::new());
+        let mut text = String::new();
+        let stderr = pull.stderr.as_mut().expect("piped");
+        std::io::Read::read_to_string(stderr, &mut text).expect("read");
+        assert!(text.ends_with(said), "{text}");
+    }
 }
 
 #[test]

@@ -79,6 +79,10 @@ fn push_restores_on_the_board_with_the_refusals_of_restore() {
         let said = run.stderr_text().matches("nothing was written").count();
         assert_eq!(said, 1, "{run}");
         push(&lab, &file, &[&device, "--overwrite"]).expect_code(0);
+        // Whoever types has no stdin there.
+        let run = push(&lab, &file, &[&device, "--overwrite", "--dry-run"]).expect_code(0);
+        let would = format!("would be written with {} (", file.display());
+        assert!(run.stderr_text().contains(&would), "{run}");
         // A broken file is found here, before the board is asked.
         let broken = lab.join("broken.img.gz");
         let mut bytes = fs::read(&file).expect("image");
@@ -445,6 +449,42 @@ fn a_file_and_a_host_in_the_wrong_order_are_named_with_the_right_one() {
         let run = common::run(&mut floe, Limit::secs(20)).expect_code(2);
         let right = format!("floe push {} {host} TARGET", file.display());
         assert!(run.stderr_text().contains(&right), "{run}");
+        // The TARGET in front of the HOST, which may be left out.
+        for (words, named) in [(&["/dev/x", host][..], host), (&["LABEL=x"], "HOST")] {
+            let mut floe = require_floe!();
+            floe.arg("push").arg(&file).args(words);
+            let run = common::run(&mut floe, Limit::secs(20)).expect_code(2);
+            let right = format!("as in: floe push {} {named} {}", file.display(), words[0]);
+            assert!(run.stderr_text().contains(&right), "{run}");
+        }
+    }
+}
+
+#[test]
+fn a_board_without_a_store_or_without_sudo_is_answered_with_what_helps() {
+    drop(require_floe!());
+    let scratch = Scratch::new();
+    let ssh = scratch.join("ssh");
+    let path = std::env::var("PATH").unwrap_or_default();
+    let run = |script: &str, words: &[&str], code| {
+        fs::write(&ssh, format!("#!/bin/sh\n{script}\n")).expect("ssh");
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        fs::set_permissions(&ssh, mode).expect("ssh");
+        let mut floe = common::floe().expect("FLOE_BIN");
+        floe.env("PATH", format!("{}:{path}", scratch.path().display()));
+        common::run(floe.args(words), Limit::secs(30)).expect_code(code)
+    };
+    // As older ones say it.
+    let list = "echo 'floe: list: the DIR to list is missing; see floe list --help' >&2; exit 2";
+    let text = run(list, &["list", "board"], 2).stderr_text();
+    assert!(text.contains("board: list: the DIR"), "{text}");
+    assert!(text.contains("its own /etc/floe.conf names"), "{text}");
+    let none = "echo 'sh: sudo: command not found' >&2; exit 127";
+    for more in [&[][..], &["--send"]] {
+        let words = [&["pull", "board", "--sudo", "-o", "-"], more].concat();
+        let text = run(none, &words, 1).stderr_text();
+        assert!(text.contains("log in as root"), "{text}");
+        assert!(!text.contains("--send brings"), "{text}");
     }
 }
 
