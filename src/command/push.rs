@@ -438,15 +438,19 @@ impl Talk for Line<'_> {
     }
 
     fn say(&mut self, bytes: &[u8]) -> Option<()> {
+        let mut rest = bytes;
         // A board that refuses takes nothing more: its exit code says why.
-        // From now on something may have come there.
-        self.board.bytes.fetch_max(1, Ordering::Relaxed);
-        if self.is_gone || self.session.write_all(bytes).is_err() {
-            return None;
+        while !rest.is_empty() && !self.is_gone {
+            let count = match self.session.write(rest) {
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                count => count.ok().filter(|count| *count > 0)?,
+            };
+            rest = rest.get(count..)?;
+            // From now on something may have come there.
+            self.sent_bytes = self.sent_bytes.saturating_add(to_u64(count));
+            self.board.bytes.store(self.sent_bytes, Ordering::Relaxed);
         }
-        self.sent_bytes = self.sent_bytes.saturating_add(to_u64(bytes.len()));
-        self.board.bytes.store(self.sent_bytes, Ordering::Relaxed);
-        Some(())
+        rest.is_empty().then_some(())
     }
 }
 

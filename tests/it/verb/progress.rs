@@ -302,6 +302,13 @@ fn what_ssh_asks_on_the_terminal_is_never_drawn_over() {
         let (_, after) = text.split_once("ANSWER").expect("asked");
         assert!(after.contains("floe: board: copying"), "{line}: {text:?}");
     }
+    // What was sent is what was taken, also of a first piece.
+    let ssh_that_takes = fake_ssh("head -c 100000 > /dev/null; sleep 1.2; exit 1");
+    fs::write(ssh_that_takes.join("zeros"), vec![0; 3 << 20]).expect("zeros");
+    let push = "FLOE push --any-content zeros board /dev/x";
+    let text = on_a_terminal(&ssh_that_takes, push);
+    let is_told = text.contains("sending") && text.contains(" KiB of 3.0 MiB");
+    assert!(is_told && !text.contains("1 bytes"), "{text:?}");
     // One that is heard at once is drawn, and not any more when the next one may ask.
     let ssh = fake_ssh(&format!(
         "[ $host = quick ] || {{ sleep 0.5; {ASKS}; }}; {SPEAKS}; [ $host = slow ] || sleep 1; exit 1"
