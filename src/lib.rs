@@ -26,6 +26,7 @@
 //! | [`features`] | what this executable was built with |
 //! | [`threads`] | threads, queues and patience that are compiled once; a lock that is never poisoned |
 //! | [`device`] | `ReadAt`, `WriteAt`; `Device`, a block device with O_DIRECT or a file; `Range`, a part of one |
+//! | [`place`] | where a name for a file to come leads |
 //! | [`signals`], [`report`], [`help`], [`cli`] | what a person types and reads; signals that wait to be taken |
 //! | [`overlay`] | what an image says instead of its source |
 //! | [`fs`], [`ptable`] | formats as bytes: probe, walk (used map), witness, growth, uuids; partition tables |
@@ -91,6 +92,7 @@ pub(crate) mod medium;
 pub(crate) mod mender;
 pub mod mounts;
 pub mod overlay;
+pub mod place;
 pub mod ptable;
 pub(crate) mod put;
 pub mod report;

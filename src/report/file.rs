@@ -2,13 +2,16 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
 
+use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
 
 use super::{JsonObject, stderr};
-use crate::error::{Error, Result};
+use crate::error::{Error, Fault, Result};
+use crate::place::{A_FOLDER, Place, is};
 use crate::threads::patiently;
 
 /// Where `--report` goes: opened before anything freezes, written after the thaw.
@@ -31,7 +34,6 @@ impl ReportFile {
             }
             None
         } else {
-            refuse_slip(path, &name)?;
             Some(create(path, &name)?)
         };
         Ok(Self { file, name })
@@ -61,51 +63,65 @@ impl ReportFile {
 const PATIENCE: u32 = 50;
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// A pipe that nobody reads would be waited for without end.
+/// What is there is opened without following a name any more, and looked at before it is emptied. A pipe that nobody reads would
+/// be waited for without end.
 fn create(path: &Path, name: &str) -> Result<File> {
-    use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
-    let mut options = File::options();
-    options.write(true).create(true).truncate(true);
-    let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
-    options.custom_flags(flags);
-    let is_alone = |error: &std::io::Error| {
-        error.raw_os_error() == Some(Errno::NXIO.raw_os_error())
-            && std::fs::metadata(path).is_ok_and(|meta| meta.file_type().is_fifo())
+    let place = Place::find_or_given(path)?;
+    let refused =
+        |what: &str| Error::refused(format_args!("{name}: {what}")).leaving("nothing was done");
+    let fail = |errno| Error::fault(name, Fault::io("open", errno));
+    let is_a = |kind| place.stat_given().is_some_and(|stat| is(&stat, kind));
+    let flags = match place.stat_given() {
+        None => OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL,
+        Some(stat) if is(&stat, FileType::BlockDevice) => return Err(refused(NO_REPORT)),
+        Some(stat) if is(&stat, FileType::Directory) => return Err(refused(A_FOLDER)),
+        Some(stat) if is(&stat, FileType::RegularFile) => OFlags::RDWR,
+        Some(_) => OFlags::WRONLY,
     };
     // Its reader may have been started together with us.
-    let to_wait = |opened: &std::io::Result<File>| opened.as_ref().is_err_and(is_alone);
-    let file = patiently(PATIENCE, PAUSE, to_wait, || options.open(path));
-    let file = file.map_err(|error| match is_alone(&error) {
-        true => Error::refused(format_args!(
-            "{name}: is a pipe that nobody reads: start its reader first"
-        ))
-        .leaving("nothing was done"),
-        false => Error::std(name, "open", &error),
-    })?;
-    let fail = |errno: rustix::io::Errno| Error::std(name, "open", &errno.into());
+    let is_alone = |errno: &Errno| *errno == Errno::NXIO && is_a(FileType::Fifo);
+    let to_wait = |opened: &rustix::io::Result<OwnedFd>| opened.as_ref().is_err_and(is_alone);
+    let file = patiently(PATIENCE, PAUSE, to_wait, || place.open_given(flags));
+    let file = File::from(file.map_err(|errno| match is_alone(&errno) {
+        true => refused("is a pipe that nobody reads: start its reader first"),
+        false => fail(errno),
+    })?);
+    let stat = rustix::fs::fstat(&file).map_err(fail)?;
+    let is_new = flags.contains(OFlags::EXCL);
+    if !is_new && !place.is_given() && !is(&stat, FileType::CharacterDevice) {
+        if place.is_planted(&stat).map_err(fail)? {
+            return Err(refused(&format!(
+                "is of user {}, in a folder that everybody may write to; name another file",
+                stat.st_uid
+            )));
+        }
+        if stat.st_nlink > 1 {
+            return Err(refused(
+                "has another name, too (a hard link); name another file",
+            ));
+        }
+    }
+    if is(&stat, FileType::RegularFile) {
+        if !is_new && !is_report(&file) {
+            return Err(refused(NO_REPORT));
+        }
+        rustix::fs::ftruncate(&file, 0).map_err(fail)?;
+    }
     let flags = rustix::fs::fcntl_getfl(&file).map_err(fail)?;
-    let flags = flags.difference(rustix::fs::OFlags::NONBLOCK);
+    let flags = flags.difference(OFlags::NONBLOCK);
     rustix::fs::fcntl_setfl(&file, flags).map_err(fail)?;
     Ok(file)
 }
 
-/// A report over a device, or over a file that is none, was hardly meant.
-fn refuse_slip(path: &Path, name: &str) -> Result<()> {
-    use std::os::unix::fs::FileTypeExt;
-    let Ok(meta) = std::fs::metadata(path) else {
-        return Ok(());
-    };
-    let mut first = [b'{'];
-    if meta.is_file()
-        && let Ok(mut file) = File::open(path)
-    {
-        let _ = std::io::Read::read(&mut file, &mut first);
+const NO_REPORT: &str = "is there and is no report; name another file";
+
+/// A report over a file that is none was hardly meant. One of ours is one line, and its first key follows at once; what people and
+/// other programs write mostly begins with a new line.
+fn is_report(file: &File) -> bool {
+    let mut first = [0; 2];
+    match std::os::unix::fs::FileExt::read_at(file, &mut first, 0) {
+        Ok(0) => true,
+        Ok(2) => first == *b"{\"",
+        _ => false,
     }
-    if first == [b'{'] && !meta.file_type().is_block_device() {
-        return Ok(());
-    }
-    Err(Error::refused(format_args!(
-        "{name}: is there and is no report; name another file"
-    ))
-    .leaving("nothing was done"))
 }

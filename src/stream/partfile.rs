@@ -1,5 +1,4 @@
-//! A file that appears only when it is complete: written as `FILE.part`, flushed, renamed; and the one place where a name for a
-//! file to come is followed.
+//! A file that appears only when it is complete: written as `FILE.part`, flushed, renamed.
 //!
 //! The folder may be anybody's. Once it is open everything happens by its descriptor, so that nobody moves it from under us; a
 //! part file is made by us alone (O_EXCL, O_NOFOLLOW), or it is what an interrupted run of ours left: a regular file of our user
@@ -8,7 +7,6 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -18,6 +16,8 @@ use rustix::io::Errno;
 
 use crate::error::{Error, Fault, NOTHING_WRITTEN, Result};
 use crate::mounts::System;
+pub use crate::place::Place;
+use crate::place::{A_FOLDER, PRIVATE, is};
 use crate::threads::patiently;
 use crate::units::to_u64;
 
@@ -25,129 +25,8 @@ use crate::units::to_u64;
 const TRIES: u32 = 20;
 /// Names that are tried for a part file.
 const NAMES: u32 = 8;
-/// Longest chain of links that is followed, as in the kernel (include/linux/namei.h, MAXSYMLINKS).
-const LINKS: u32 = 40;
 /// What fails where a folder takes no file.
 pub const NO_FILE: &str = "make a file in it";
-/// For its owner only: images hold keys and passwords.
-const PRIVATE: u32 = 0o600;
-
-/// Where a file is, or will be: its folder, which is open, and its name in it, which is no link.
-#[derive(Debug)]
-pub struct Place {
-    folder: OwnedFd,
-    path: PathBuf,
-    name: OsString,
-}
-
-impl Place {
-    /// Follows `path`. A link in a folder that everybody may write to counts only when it is ours or the folder's owner's: what
-    /// fs.protected_symlinks is for (Documentation/admin-guide/sysctl/fs.rst), which boards often have switched off.
-    pub fn find(path: &Path) -> Result<Self> {
-        let refused = |what: &dyn std::fmt::Display| {
-            Error::refused(format_args!("{}: {what}", path.display())).leaving(NOTHING_WRITTEN)
-        };
-        let mut there = path.to_path_buf();
-        for _ in 0..LINKS {
-            let name = there.file_name().map(OsStr::to_os_string);
-            let name = name.filter(|_| !there.as_os_str().as_bytes().ends_with(b"/"));
-            let name = name.ok_or_else(|| refused(&"is not a regular file"))?;
-            let parent = there.parent().unwrap_or(Path::new(""));
-            let shown = if parent.as_os_str().is_empty() {
-                Path::new(".")
-            } else {
-                parent
-            };
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            let folder = rustix::fs::open(shown, flags, Mode::empty())
-                .map_err(|errno| Error::fault(shown.display(), Fault::io("open", errno)))?;
-            let place = Self {
-                folder,
-                path: there.clone(),
-                name,
-            };
-            let link = match place.stat() {
-                Some(stat) if is(&stat, FileType::Symlink) => stat,
-                _ => return Ok(place),
-            };
-            let fail = |errno| Error::fault(there.display(), Fault::io("readlink", errno));
-            let folder = rustix::fs::fstat(&place.folder).map_err(fail)?;
-            let everybody = Mode::from_raw_mode(folder.st_mode).contains(Mode::SVTX | Mode::WOTH);
-            let owners = [rustix::process::geteuid().as_raw(), folder.st_uid];
-            if everybody && !owners.contains(&link.st_uid) {
-                return Err(refused(&format_args!(
-                    "is a link of user {} in a folder that everybody may write to; name what it points to",
-                    link.st_uid
-                )));
-            }
-            let target = rustix::fs::readlinkat(&place.folder, &place.name, Vec::new());
-            let target = target.map_err(fail)?;
-            there = parent.join(OsStr::from_bytes(target.as_bytes()));
-        }
-        Err(refused(&"too many links, or links in a circle"))
-    }
-
-    /// As messages name it.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// What is there now.
-    fn stat(&self) -> Option<Stat> {
-        self.stat_of(&self.name)
-    }
-
-    fn stat_of(&self, name: &OsStr) -> Option<Stat> {
-        rustix::fs::statat(&self.folder, name, AtFlags::SYMLINK_NOFOLLOW).ok()
-    }
-
-    fn open(&self, name: &OsStr, flags: OFlags) -> rustix::io::Result<OwnedFd> {
-        // Not blocking, in case it has become a FIFO; a regular file does not mind.
-        let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let mode = Mode::from_raw_mode(PRIVATE);
-        let file = rustix::fs::openat(&self.folder, name, flags, mode)?;
-        if flags.contains(OFlags::EXCL) {
-            // What a umask took away. FAT has no modes, and may refuse.
-            let _ = rustix::fs::fchmod(&file, mode);
-        }
-        Ok(file)
-    }
-
-    /// Makes the file, for reading and writing by its owner; fails where there is one.
-    pub fn create(&self) -> rustix::io::Result<OwnedFd> {
-        self.open(&self.name, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL)
-    }
-
-    /// Opens the file that is there for reading and writing.
-    pub fn open_existing(&self) -> rustix::io::Result<OwnedFd> {
-        self.open(&self.name, OFlags::RDWR)
-    }
-
-    /// A file without a name on the same filesystem, where that can be had.
-    pub fn unnamed(&self) -> Option<OwnedFd> {
-        self.open(OsStr::new("."), OFlags::RDWR | OFlags::TMPFILE)
-            .ok()
-    }
-
-    /// The same with a name for a moment, where it cannot be had otherwise (FAT, kernels before 3.11 on some filesystems).
-    fn unlinked(&self) -> rustix::io::Result<OwnedFd> {
-        let mut name = OsString::from(".");
-        name.push(&self.name);
-        name.push(format!(".{}.held", std::process::id()));
-        let file = self.open(&name, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL)?;
-        rustix::fs::unlinkat(&self.folder, &name, AtFlags::empty())?;
-        Ok(file)
-    }
-
-    /// What tells it from every other place, with the name behind its folder where nothing is there yet.
-    pub fn identity(&self) -> (u64, u64, OsString) {
-        match (self.stat(), rustix::fs::fstat(&self.folder)) {
-            (Some(stat), _) => (stat.st_dev, stat.st_ino, OsString::new()),
-            (None, Ok(stat)) => (stat.st_dev, stat.st_ino, self.name.clone()),
-            (None, Err(_)) => (0, 0, self.path.clone().into()),
-        }
-    }
-}
 
 /// A file without a name in the folder of `near`, which is gone with whoever holds it.
 pub fn unnamed(near: &Path) -> Result<File> {
@@ -179,10 +58,6 @@ fn is_for_devices(place: &Place) -> bool {
     let folder = place.path.parent().unwrap_or(Path::new(""));
     let folder = std::fs::canonicalize(folder).unwrap_or_default();
     folder.starts_with("/dev") && !folder.starts_with("/dev/shm")
-}
-
-fn is(stat: &Stat, kind: FileType) -> bool {
-    FileType::from_raw_mode(stat.st_mode) == kind
 }
 
 fn is_same(one: &Stat, other: &Stat) -> bool {
@@ -252,6 +127,9 @@ impl PartFile {
                 return Err(Error::refused(format_args!(
                     "{name}: is a device; -o writes files, 'floe restore' writes devices"
                 )));
+            }
+            Some(stat) if is(&stat, FileType::Directory) => {
+                return Err(Error::refused(format_args!("{name}: {A_FOLDER}")));
             }
             Some(stat) if !is(&stat, FileType::RegularFile) => {
                 return Err(Error::refused(format_args!(

@@ -12,6 +12,7 @@ const LAYERS: &[&[&str]] = &[
     &["sys"],
     &["threads"],
     &["device"],
+    &["place"],
     &["signals", "report", "help", "cli"],
     &["overlay"],
     &["fs", "ptable"],

@@ -169,6 +169,140 @@ fn a_link_as_the_file_is_followed_only_where_the_kernel_would() {
 }
 
 #[test]
+fn a_report_follows_nobody_else_s_name_and_empties_nothing_that_is_none() {
+    let (scratch, folder) = require_folder!();
+    let source = text(&image(&scratch, "source", 8, &[]));
+    let report = folder.join("report");
+    let victim = scratch.join("daemon.json");
+    let show = |words: &[&str]| {
+        let words = [&["dump", "-q", &source, "-z", "none", "-o"], words].concat();
+        common::run(&mut floe(&words), Limit::secs(60))
+    };
+    let out = text(&scratch.join("out.img"));
+    let run = |at: &Path| show(&[&out, "--report", &text(at)]);
+    let theirs = |path: &Path| std::os::unix::fs::lchown(path, Some(NOBODY), None).expect("chown");
+    // Through somebody's link: to a file that could be a report, to one that is empty, to nothing yet.
+    for held in [Some(&b"{\"a\":1}\n"[..]), Some(b""), None] {
+        let _ = fs::remove_file(&victim);
+        if let Some(bytes) = held {
+            fs::write(&victim, bytes).expect("victim");
+        }
+        symlink(&victim, &report).expect("link");
+        theirs(&report);
+        let said = run(&report).expect_code(4);
+        assert!(said.stderr_text().contains("link of user 65534"), "{said}");
+        assert_eq!(fs::read(&victim).ok().as_deref(), held);
+        assert!(!Path::new(&out).exists());
+        fs::remove_file(&report).expect("link");
+    }
+    // A file and a pipe of somebody else's, and a second name of what is ours.
+    fs::write(&report, b"").expect("file");
+    fs::set_permissions(&report, fs::Permissions::from_mode(0o666)).expect("mode");
+    theirs(&report);
+    let said = run(&report).expect_code(4);
+    assert!(said.stderr_text().contains("is of user 65534"), "{said}");
+    fs::remove_file(&report).expect("file");
+    fs::write(&victim, b"{\"a\":1}\n").expect("victim");
+    fs::hard_link(&victim, &report).expect("link");
+    let said = run(&report).expect_code(4);
+    assert!(said.stderr_text().contains("another name"), "{said}");
+    assert_eq!(fs::read(&victim).expect("victim"), b"{\"a\":1}\n");
+    fs::remove_file(&report).expect("link");
+    common::output("mkfifo", &[&text(&report)]);
+    theirs(&report);
+    let reader = fs::File::options().read(true).write(true).open(&report);
+    let said = run(&report).expect_code(4);
+    assert!(said.stderr_text().contains("is of user 65534"), "{said}");
+    drop(reader);
+    fs::remove_file(&report).expect("pipe");
+    // What people write for other programs is no report, and a folder is none.
+    fs::write(&victim, b"{\n  \"debug\": true\n}\n").expect("victim");
+    let said = run(&victim).expect_code(4);
+    assert!(said.stderr_text().contains("is no report"), "{said}");
+    assert!(fs::read(&victim).expect("victim").ends_with(b"true\n}\n"));
+    let said = run(&folder).expect_code(4);
+    assert!(
+        said.stderr_text()
+            .contains("is a folder; name a file in it"),
+        "{said}"
+    );
+    fs::remove_file(&victim).expect("victim");
+}
+
+#[test]
+fn a_report_goes_where_its_user_has_it_go() {
+    let (scratch, folder) = require_folder!();
+    let source = text(&image(&scratch, "source", 8, &[]));
+    let floe = common::floe_shell_words().expect("floe");
+    let private = scratch.join("private");
+    fs::create_dir(&private).expect("folder");
+    fs::set_permissions(&private, fs::Permissions::from_mode(0o700)).expect("mode");
+    let script = |script: &str| {
+        let head = format!(
+            "cd {}; SHARED={}; r() {{ {floe} dump -q {source} -o out.gz --report \"$@\"; }}; ",
+            text(&private),
+            text(&folder)
+        );
+        let run = common::run(
+            std::process::Command::new("bash").args(["-ec", &(head + script)]),
+            Limit::secs(60),
+        );
+        run.expect_code(0);
+    };
+    require!(common::have("bash"), "bash");
+    for (what, text) in [
+        (
+            "new, as the umask has it",
+            "umask 022; r report; test $(stat -c %a report) = 644; grep -q crc32 report",
+        ),
+        ("an earlier one", "r report; test $(wc -l < report) = 1"),
+        ("an empty file", "> empty; r empty; grep -q crc32 empty"),
+        (
+            "a file of somebody else's in a folder of one's own",
+            "chown 65534 report; r report; grep -q crc32 report",
+        ),
+        (
+            "through one's own link",
+            "ln -s report link; r link; test -L link; test $(wc -l < report) = 1",
+        ),
+        (
+            "through one's own link in a folder of everybody",
+            "> report; ln -s $PWD/report $SHARED/mine; r $SHARED/mine; grep -q crc32 report",
+        ),
+        (
+            "a file of one's own in a folder of everybody",
+            "r $SHARED/new; r $SHARED/new; grep -q crc32 $SHARED/new",
+        ),
+        ("stderr", "r - 2> told; grep -q crc32 told"),
+        (
+            "a pipe with a reader",
+            "mkfifo pipe; cat pipe > told & r pipe; wait; grep -q crc32 told",
+        ),
+        ("/dev/null", "r /dev/null"),
+        ("/dev/stdout, a pipe", "r /dev/stdout | grep -q crc32"),
+        (
+            "/dev/stdout, a file",
+            "r /dev/stdout > told; grep -q crc32 told",
+        ),
+        (
+            "a descriptor",
+            "r /proc/self/fd/7 7> told; grep -q crc32 told",
+        ),
+        (
+            "a file without a name",
+            "exec 7<> gone; rm gone; r /dev/fd/7; grep -q crc32 <&7",
+        ),
+        (
+            "a process",
+            "r >(grep crc32 > told); for i in $(seq 50); do grep -q crc32 told && break; sleep 0.1; done; grep -q crc32 told",
+        ),
+    ] {
+        eprintln!("{what}");
+        script(text);
+    }
+}
+
+#[test]
 fn a_part_file_that_somebody_replaces_does_not_become_the_file() {
     require_mkfs!();
     let scratch = Scratch::new();
