@@ -14,13 +14,15 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
-use crate::device::{Access, Device};
+use crate::content::{Format, LOOK_BYTES};
+use crate::device::{Access, Device, ReadAt};
 use crate::error::{Error, Fault, Result};
 use crate::fs;
 use crate::mounts::node::mount_once_more;
 use crate::mounts::table::decimal;
 use crate::mounts::{DevId, Mount, System, Table, refuse, tags};
 use crate::sys::identity::{BtrfsInfo, btrfs_info};
+use crate::units::to_usize;
 
 /// What a regular file as SOURCE means.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,6 +34,15 @@ pub enum Means {
     Filesystem,
     /// Its own bytes, whatever they are.
     Bytes,
+}
+
+/// How a file is packed, from its beginning.
+fn packed(device: &Device) -> std::result::Result<Format, Fault> {
+    let mut first = [0; LOOK_BYTES];
+    let length = to_usize(device.size_bytes()).min(LOOK_BYTES);
+    let first = first.get_mut(..length).unwrap_or_default();
+    device.read_at(0, first)?;
+    Ok(Format::recognise(first))
 }
 
 /// What was found behind a SOURCE, opened.
@@ -182,6 +193,9 @@ impl System {
     fn image(&self, path: &Path, stat: &Stat, means: Means) -> Result<Option<Device>> {
         let fault = |fault| Error::fault(path.display(), fault);
         let device = Device::open(path, Access::Read).map_err(fault)?;
+        if let Some(what) = packed(&device).map_err(fault)?.words(path) {
+            return Err(Error::refused(what));
+        }
         if means != Means::Bytes && !tags::is_image(&device).map_err(fault)? {
             return Ok(None);
         }

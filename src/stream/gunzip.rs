@@ -11,7 +11,7 @@ use crate::stream::input::{Input, at_most};
 use crate::units::to_u64;
 
 /// The two bytes every member begins with.
-pub const MAGIC: [u8; 2] = [0x1f, 0x8b];
+pub const MAGIC: [u8; 2] = crate::content::GZIP_MAGIC;
 
 /// The only compression method (deflate).
 const METHOD_DEFLATE: u8 = 8;

@@ -4,10 +4,10 @@
 //! how it can be used. Knows nothing of what the image holds.
 
 use crate::content::{Content, Place, SEEN_BYTES, Seen, TAIL_BYTES};
+pub use crate::content::{Format, LOOK_BYTES};
 use crate::crc::{self, Shift};
 use crate::error::Fault;
-use crate::stream::frames;
-use crate::stream::gunzip::{self, Gunzip};
+use crate::stream::gunzip::Gunzip;
 use crate::stream::input::{Input, at_most, is_zero};
 use crate::sys::memory::Pages;
 use crate::sys::memory::ZEROS;
@@ -18,54 +18,6 @@ pub const GRANULE_BYTES: u64 = 64 * 1024;
 
 /// Longest zero run given at once, so that progress and signals come in between.
 const ZERO_RUN_LIMIT: u64 = 1 << 30;
-
-/// How an image is packed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
-    /// The bytes themselves.
-    Raw,
-    /// RFC 1952, one or several members.
-    Gzip,
-    /// A snapshot: a zip archive.
-    Zip,
-    /// A Mender artifact: a tar archive that begins with `version`.
-    Mender,
-    /// What two floes say to each other ([`crate::stream::frames`]).
-    Frames,
-}
-
-impl Format {
-    /// The word in reports.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Raw => "raw",
-            Self::Gzip => "gzip",
-            Self::Zip => "zip",
-            Self::Mender => "mender",
-            Self::Frames => "frames",
-        }
-    }
-
-    /// From the first [`LOOK_BYTES`]. What another program has to unpack first is raw here: what it is, its content says.
-    pub fn recognise(first: &[u8]) -> Self {
-        if first.starts_with(&gunzip::MAGIC) {
-            Self::Gzip
-        } else if first.starts_with(b"PK\x03\x04") || first.starts_with(b"PK\x05\x06") {
-            Self::Zip
-        } else if first.starts_with(&frames::MAGIC) {
-            Self::Frames
-        } else if first.starts_with(b"version\0")
-            && first.get(257..).is_some_and(|at| at.starts_with(b"ustar"))
-        {
-            Self::Mender
-        } else {
-            Self::Raw
-        }
-    }
-}
-
-/// How much of an input [`Format::recognise`] wants to see, in bytes.
-pub const LOOK_BYTES: usize = 512;
 
 /// What comes next in an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,6 +40,7 @@ pub struct ImageReader<'a> {
     crc: u32,
     shift: Shift,
     pending_zeros: u64,
+    data_bytes: u64,
     /// The granule that ended a zero run.
     stash: Pages,
     stash_bytes: usize,
@@ -136,6 +89,7 @@ impl<'a> ImageReader<'a> {
             crc: 0,
             shift: Shift::new(GRANULE_BYTES),
             pending_zeros: 0,
+            data_bytes: 0,
             stash: Pages::new(to_usize(GRANULE_BYTES)).map_err(|e| Fault::io("mmap", e))?,
             stash_bytes: 0,
             tail: Vec::with_capacity(2 * TAIL_BYTES),
@@ -230,6 +184,11 @@ impl<'a> ImageReader<'a> {
         self.tail.extend_from_slice(last);
     }
 
+    /// How much of what was given so far behind the head was no zeros.
+    pub(crate) fn data_bytes(&self) -> u64 {
+        self.data_bytes
+    }
+
     /// CRC-32 of what was given so far.
     pub fn crc32(&self) -> u32 {
         self.crc
@@ -299,6 +258,7 @@ impl<'a> ImageReader<'a> {
                 keep(seen, self.offset, Some(data), to_u64(filled));
             }
             self.offset = self.offset.saturating_add(to_u64(filled));
+            self.data_bytes = self.data_bytes.saturating_add(to_u64(filled));
             return Piece::Data(filled);
         }
         let zeros = std::mem::take(&mut self.pending_zeros);

@@ -219,11 +219,9 @@ fn one(system: &System, around: &Around, dev: DevId) -> Facts {
 /// `--identity`: what makes it one machine and not another.
 fn identity(name: &OsStr, options: &Options) -> Result<()> {
     let path = Path::new(name);
-    if packed(path)?.is_some() {
-        let shown = path.display();
-        return Err(Error::refused(format_args!(
-            "{shown}: is packed; unpack it first: floe restore {shown} [NAME=]FILE, then floe show --identity FILE"
-        )));
+    let words = packed(path)?.and_then(|format| format.words(path));
+    if let Some(words) = words {
+        return Err(Error::refused(words));
     }
     let found = Identities::look(name)?;
     tell(options, &found.object(), found.text())

@@ -41,7 +41,7 @@ use crate::stream::zip::{MAX_ENTRIES, MAX_NAME};
 use crate::units::{to_u64, to_usize};
 
 /// The first bytes: as in PNG, whatever takes them for text breaks them.
-pub const MAGIC: [u8; 8] = *b"\x89floe\r\n\x1a";
+pub const MAGIC: [u8; 8] = crate::content::FRAMES_MAGIC;
 
 const VERSION: u16 = 1;
 /// Bytes in front of the header.

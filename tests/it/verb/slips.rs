@@ -365,3 +365,47 @@ fn a_store_on_the_btrfs_that_is_taken_is_told_of() {
         &[(&line, 0, "its snapshots become part of this one")],
     );
 }
+
+#[test]
+fn what_floe_made_is_named_where_an_image_as_it_is_was_wanted() {
+    ready!("mke2fs", "tar");
+    let scratch = Scratch::new();
+    let make = "$FLOE create a=e -o e.zip && $FLOE dump e --frames | cat > e.frames && $FLOE artifact e.gz -n n -t t -o e.mender && tar -czf e.tgz e";
+    sh(&scratch, &format!("{EXT4} && {make}")).expect_code(0);
+    let unpack = |from: &str, to: &str| format!("floe restore {from} {to}, then name ");
+    for (file, what, unpacked) in [
+        ("e.gz", "is a gzip file", unpack("e.gz", "e.img")),
+        ("e.zip", "is a zip archive", unpack("e.zip", "NAME=e.img")),
+        (
+            "e.frames",
+            "is what floe dump --frames sends",
+            unpack("e.frames", "e.img"),
+        ),
+        (
+            "e.mender",
+            "is a Mender artifact",
+            unpack("e.mender", "e.img"),
+        ),
+        ("./e.gz", "is a gzip file", unpack("./e.gz", "./e.img")),
+    ] {
+        for verb in [
+            "dump FILE -o x",
+            "dump FILE --golden -o x",
+            "dump FILE --whole -o x",
+            "dump FILE --whole -z none -o x",
+            "create a=FILE -o x",
+            "clone FILE=/dev/loop-nowhere",
+            "show --identity FILE",
+        ] {
+            let line = format!("$FLOE {}", verb.replace("FILE", file));
+            let run = sh(&scratch, &line).expect_code(4);
+            let said = run.stderr_text();
+            assert!(said.contains(what) && said.contains(&unpacked), "{run}");
+            assert!(!said.contains("no image that is known"), "{run}");
+            assert!(!scratch.join("x").exists(), "{run}");
+        }
+    }
+    // As the line says.
+    let script = "$FLOE restore e.gz e.img && cmp e e.img && $FLOE dump e.img --golden -o golden.img.gz && $FLOE verify golden.img.gz";
+    sh(&scratch, script).expect_code(0);
+}
