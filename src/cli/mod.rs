@@ -42,6 +42,17 @@ pub enum Asked {
     Json,
 }
 
+/// Options that may be given several times, with other values.
+const REPEATED: &[&str] = &[
+    "--device-type",
+    "--provides",
+    "--depends",
+    "--clears-provides",
+    "--script",
+    "--empty",
+    "--ssh-option",
+];
+
 /// One thing on the command line; see [`Args::next_item`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Item {
@@ -58,6 +69,8 @@ pub struct Args {
     verb: &'static str,
     last: &'static str,
     value: Option<OsString>,
+    /// Options with their values, as far as they have come.
+    given: Vec<(&'static str, OsString)>,
     /// The common options seen so far.
     pub common: Common,
     /// Options for the verb that runs on the board, with their values.
@@ -76,6 +89,7 @@ impl Args {
             verb,
             last: "",
             value: None,
+            given: Vec::new(),
             common: Common::default(),
             handed_on: Vec::new(),
             handed_names: Vec::new(),
@@ -109,6 +123,7 @@ impl Args {
                 Takes::Perhaps if typed.starts_with("--") => self.parser.optional_value(),
                 Takes::Perhaps => None,
             };
+            self.refuse_second()?;
             match (found.name, found.owner) {
                 ("--help", _) => return Err(Error::answer(help::verb(self.verb))),
                 ("--version", _) => return Err(Error::answer(help::version())),
@@ -145,6 +160,30 @@ impl Args {
         found.map(OsString::as_os_str)
     }
 
+    /// Of two values for one option neither is silently the right one. Mender's own client takes the last.
+    fn refuse_second(&mut self) -> Result<()> {
+        let Some(value) = &self.value else {
+            return Ok(());
+        };
+        if self.verb == "mender" || REPEATED.contains(&self.last) {
+            return Ok(());
+        }
+        let earlier = self.given.iter().find(|(name, _)| *name == self.last);
+        if let Some((_, earlier)) = earlier.filter(|(_, earlier)| earlier != value) {
+            return Err(usage(
+                self.verb,
+                format_args!(
+                    "{}: is given twice, as '{}' and as '{}'",
+                    self.last,
+                    earlier.display(),
+                    value.display()
+                ),
+            ));
+        }
+        self.given.push((self.last, value.clone()));
+        Ok(())
+    }
+
     fn common(&mut self, name: &str) -> Result<()> {
         match name {
             "--quiet" => self.common.quiet = true,
@@ -161,15 +200,15 @@ impl Args {
     }
 
     fn any_value(&mut self) -> Result<OsString> {
-        let missing = || Error::usage(format_args!("{}: its value is missing", self.last));
-        self.value.take().ok_or_else(missing)
+        let value = self.value.take();
+        value.ok_or_else(|| self.wrong_value("its value is missing"))
     }
 
     /// The value of the option that came last: a name of something, which is never empty.
     pub fn value(&mut self) -> Result<OsString> {
         let value = self.any_value()?;
         match value.is_empty() {
-            true => Err(Error::usage(format_args!("{}: is empty", self.last))),
+            true => Err(self.wrong_value("is empty")),
             false => Ok(value),
         }
     }
@@ -178,7 +217,21 @@ impl Args {
     pub fn text(&mut self) -> Result<String> {
         self.any_value()?
             .into_string()
-            .map_err(|_| Error::usage(format_args!("{}: not text in UTF-8", self.last)))
+            .map_err(|_| self.wrong_value("not text in UTF-8"))
+    }
+
+    /// The error for a value of the option that came last.
+    pub fn wrong_value(&self, what: &str) -> Error {
+        usage(self.verb, format_args!("{}: {what}", self.last))
+    }
+
+    /// The value as the path of a file that is written, which is never stdout.
+    pub fn file(&mut self) -> Result<PathBuf> {
+        let path = self.path()?;
+        match path.as_os_str() == "-" {
+            true => Err(self.wrong_value("is a file, and '-' is none; one of that name is ./-")),
+            false => Ok(path),
+        }
     }
 
     /// The value as a path.
@@ -189,8 +242,8 @@ impl Args {
     /// The value through `parse`; `wanted` says what it should have been.
     pub fn parsed<T>(&mut self, parse: fn(&str) -> Option<T>, wanted: &str) -> Result<T> {
         let text = self.text()?;
-        parse(&text)
-            .ok_or_else(|| Error::usage(format_args!("{}: '{text}' is not {wanted}", self.last)))
+        let found = parse(&text);
+        found.ok_or_else(|| self.wrong_value(&format!("'{text}' is not {wanted}")))
     }
 
     /// The value as a time (`ms s m`, bare seconds).

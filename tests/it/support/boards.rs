@@ -234,16 +234,15 @@ impl Lab {
 
     /// `floe VERB` on the host, with the options that make ssh use the lab's keys.
     pub fn floe(&self, verb: &str) -> Command {
+        self.floe_by(verb, "/run/bin/floe")
+    }
+
+    /// The same where floe has another name on the boards.
+    pub fn floe_by(&self, verb: &str, there: &str) -> Command {
         let mut command = self.on_host(&self.join("floe").to_string_lossy());
         command
             .arg(verb)
-            .args([
-                "--floe",
-                "/run/bin/floe",
-                "--ssh-option",
-                "-F",
-                "--ssh-option",
-            ])
+            .args(["--floe", there, "--ssh-option", "-F", "--ssh-option"])
             .arg(self.join("ssh_config"));
         command
     }

@@ -190,8 +190,8 @@ fn a_pull_shows_percent_and_total_of_each_board_and_a_sum() {
     lab.wait_until_up();
     let out = lab.join("out");
     fs::create_dir(&out).expect("out");
-    let pull = |words: &[&str]| {
-        let mut floe = lab.floe("pull");
+    let pull = |there: &str, words: &[&str]| {
+        let mut floe = lab.floe_by("pull", there);
         floe.args(["10.77.0.1", "10.77.0.2", "--overwrite", "--fresh", "-o"]);
         floe.arg(&out).arg("--progress=json").args(words);
         common::run(&mut floe, Limit::secs(60)).expect_code(0)
@@ -202,7 +202,7 @@ fn a_pull_shows_percent_and_total_of_each_board_and_a_sum() {
         &["--create", "data=/mnt"],
         &["--dump", "/mnt", "--precopy", "off"],
     ] {
-        let run = pull(&[what, &["--floe", "/run/bin/slow"]].concat());
+        let run = pull("/run/bin/slow", what);
         let seen = objects(&run);
         let (boards, sums): (Vec<_>, Vec<_>) = seen
             .iter()
@@ -231,17 +231,17 @@ fn a_pull_shows_percent_and_total_of_each_board_and_a_sum() {
     }
     // What a board does with what is pushed is its own to say.
     let image = out.join("10.77.0.1.img.gz");
-    let push = |words: &[&str]| {
-        let mut floe = lab.floe("push");
+    let push = |there: &str, words: &[&str]| {
+        let mut floe = lab.floe_by("push", there);
         floe.arg(&image).args(["10.77.0.1", "/run/target"]);
-        floe.args(["--progress=json", "--floe"]).args(words);
+        floe.arg("--progress=json").args(words);
         common::run(&mut floe, Limit::secs(60)).expect_code(0)
     };
-    let run = push(&["/run/bin/late"]);
+    let run = push("/run/bin/late", &[]);
     assert!(phases(&run).iter().any(|one| one == "writing"), "{run}");
-    push(&["/run/bin/older", "--overwrite"]);
+    push("/run/bin/older", &["--overwrite"]);
     // Nobody's lines are lost, and an older floe is asked once more, without.
-    let run = pull(&["--dump", "/mnt", "--floe", "/run/bin/older"]);
+    let run = pull("/run/bin/older", &["--dump", "/mnt"]);
     objects(&run);
     assert!(out.join("10.77.0.2.img.gz").exists(), "{run}");
 }
