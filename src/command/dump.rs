@@ -130,7 +130,7 @@ pub(crate) fn parse(mut args: Args) -> Result<Options> {
                 "--compress" => options.raw = args.parsed(options::compression, "gzip or none")?,
                 "--sha256" => options.sha256 = true,
                 "--overwrite" => options.overwrite = true,
-                "--bmap" => options.bmap = Some(args.path()?),
+                "--bmap" => options.bmap = Some(args.file()?),
                 "--split" => {
                     options.split = Some(args.parsed(piece, "a size of at least 1M")?);
                 }

@@ -20,6 +20,7 @@ use crate::put::image::{Any, Image, Opened};
 use crate::put::job::{Job, Shared};
 use crate::put::options::{Options, left_alone};
 use crate::put::phase::again;
+use crate::put::room::{self, Need};
 use crate::put::supervise::{CHECKING, Watch, supervise};
 use crate::put::target::{Chosen, Overwrite, is_tag};
 use crate::report::{self, JsonObject, Progress};
@@ -203,6 +204,16 @@ fn untouched(error: Error) -> Error {
 
 /// Looks at the words alone, and begins the report.
 fn begin(options: &Options) -> Result<()> {
+    let pair = |target: &OsString| split_pair(target).map_or(target.clone(), |(_, target)| target);
+    let targets = options.targets.iter().map(pair);
+    if targets
+        .chain(options.disk.clone())
+        .any(|target| target == "-")
+    {
+        return Err(Error::usage(
+            "restore: '-' is no TARGET: the bytes of an image come from 'gzip -dc IMAGE', of an entry from 'unzip -p SNAPSHOT images/NAME.img'; a file of that name is ./-; see floe restore --help",
+        ));
+    }
     let typed = options.targets.iter();
     let pairs: Vec<_> = typed.clone().filter_map(|t| split_pair(t)).collect();
     if let [_, second, ..] = options.targets.as_slice()
@@ -262,6 +273,8 @@ struct Checked {
     size_bytes: u64,
     /// The device whose filesystem will grow.
     grown: Option<DevId>,
+    /// It may not fit.
+    doubt: Option<String>,
 }
 
 impl Checked {
@@ -283,13 +296,22 @@ impl Checked {
         };
         chosen.check_sectors(content)?;
         let mut line = Progress::new(&options.common);
-        if !options.unchecked
-            && !image
+        let read = match options.unchecked {
+            true => None,
+            false => image
                 .check_beforehand(&options.common, &mut line)
-                .map_err(untouched)?
-            && !image.has_come
-            && !options.common.quiet
-        {
+                .map_err(untouched)?,
+        };
+        let need = match (&read, image.reader.format()) {
+            (Some(ended), _) => Need::counted(ended.data_bytes),
+            (None, Format::Gzip) => {
+                let packed = image.reader.input_length_bytes().unwrap_or(0);
+                Need::packed(packed, size_bytes)
+            }
+            (None, _) => Need::packed(0, size_bytes),
+        };
+        let doubt = room::check(&chosen, need)?;
+        if !options.unchecked && read.is_none() && !image.has_come && !options.common.quiet {
             report::line(format_args!(
                 "{}: cannot be read twice: that all of it is right is known only at its end, after the target was written",
                 image.subject
@@ -303,11 +325,12 @@ impl Checked {
             chosen,
             size_bytes,
             grown,
+            doubt,
         })
     }
 
     /// `--dry-run`.
-    fn would(&self, options: &Options, target: &OsString) -> Result<Error> {
+    fn would(self, options: &Options, target: &OsString) -> Result<Error> {
         let (shown, content) = (self.chosen.named().0.display(), self.image.content.name());
         let would = format!(
             "{shown}: {}would be written with {} ({content}, {} at least)",
@@ -324,17 +347,21 @@ impl Checked {
             .str("filesystem", content)
             .u64("size_bytes", self.size_bytes);
         report::write(&object)?;
-        Ok(report::dry(&options.common, [would]))
+        Ok(report::dry(
+            &options.common,
+            self.doubt.into_iter().chain([would]),
+        ))
     }
 
     fn write(self, options: &Options, target: &OsString, start: Instant) -> Result<()> {
-        let (path, device) = self.chosen.into_device()?;
+        let (path, device, made) = self.chosen.into_parts()?;
         let left = left_alone(options, &path, &device)?;
         let is_file = device.kind() == DeviceKind::File;
         let input_length = self.image.reader.input_length_bytes();
         let (facts, reader) = self.image.into_parts();
         let filesystem = facts.content.name();
         let shared = Arc::new(Shared::default());
+        shared.phase.note_made(made.is_some());
         let job = Job {
             name: path.display().to_string(),
             verify: options.verify,
@@ -355,7 +382,9 @@ impl Checked {
             job.run(reader, target)
         };
         let progress = &shared.progress;
-        let mut done = supervise(&options.common, progress, &state, &name, input_length, work)?;
+        let done = supervise(&options.common, progress, &state, &name, input_length, work);
+        made.into_iter().for_each(|made| made.settle(&shared.phase));
+        let mut done = done?;
         if let Some(dev) = self.grown {
             done.notes.push(grow::grow(&path, dev)?);
         }

@@ -142,6 +142,12 @@ pub(super) fn parse(text: &[u8]) -> std::result::Result<Vec<Pair>, (usize, Strin
 
 /// Whether one more pair fits the others.
 fn check(pairs: &[Pair], pair: &Pair) -> std::result::Result<(), String> {
+    if pair.target == "-" {
+        return Err(
+            "'-' is no TARGET: floe dump SOURCE writes to stdout, and a device of that name is ./-"
+                .into(),
+        );
+    }
     if pairs.len() == MAX_PAIRS {
         return Err(format!("more than {MAX_PAIRS} pairs"));
     }

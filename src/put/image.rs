@@ -216,13 +216,16 @@ impl Image {
     }
 
     /// Reads all of a second one that comes from the same file, when that is a regular one and was read from its beginning, and so
-    /// checks it; then goes back to where this one stands. False where that cannot be.
-    pub(crate) fn check_beforehand(&self, common: &Common, line: &mut Progress) -> Result<bool> {
-        let Some(mut again) = self.again()? else {
-            return Ok(false);
-        };
-        read_all(&mut again, common, line)?;
-        Ok(true)
+    /// checks it; then goes back to where this one stands. Nothing where that cannot be.
+    pub(crate) fn check_beforehand(
+        &self,
+        common: &Common,
+        line: &mut Progress,
+    ) -> Result<Option<Ended>> {
+        let again = self.again()?;
+        again
+            .map(|mut again| read_all(&mut again, common, line))
+            .transpose()
     }
 
     /// A second one from the same file.

@@ -6,6 +6,8 @@
 
 use std::sync::Arc;
 
+use rustix::io::Errno;
+
 use crate::device::DeviceKind;
 use crate::error::{Error, Fault, Result};
 use crate::put::figures::Done;
@@ -230,6 +232,9 @@ impl Job {
     }
 
     pub(crate) fn target_error(&self, fault: Fault) -> Error {
+        if fault.is_errno(Errno::NOSPC) || fault.is_errno(Errno::DQUOT) {
+            self.shared.phase.note_full();
+        }
         Error::fault(&self.name, fault)
     }
 

@@ -99,10 +99,12 @@ fn read_in(
         };
         let before = all.as_ref();
         let (crc32, size_bytes) = before.map_or((0, 0), |all| (all.crc32, all.size_bytes));
+        let data_bytes = before.map_or(0, |all| all.data_bytes);
         all = Some(Ended {
             size_bytes: size_bytes.checked_add(ended.size_bytes)?,
             crc32: crc::combine(crc32, ended.crc32, ended.size_bytes),
             input_bytes: length_bytes,
+            data_bytes: data_bytes.saturating_add(ended.data_bytes),
             tail: ended.tail,
             seen: Vec::new(),
         });

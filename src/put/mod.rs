@@ -12,6 +12,7 @@ pub(crate) mod newdisk;
 pub(crate) mod options;
 pub(crate) mod phase;
 pub(crate) mod rescan;
+pub(crate) mod room;
 pub(crate) mod supervise;
 pub(crate) mod target;
 pub(crate) mod uuid;

@@ -1,6 +1,6 @@
 //! How far a target is, for whoever has to say what state it is left in.
 
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use crate::put::target::Overwrite;
 
@@ -17,7 +17,13 @@ pub(crate) fn again(overwrite: Overwrite, holds: impl FnOnce() -> bool) -> &'sta
 
 /// How far the target is: what a message about its state depends on.
 #[derive(Debug, Default)]
-pub(crate) struct Phase(AtomicU8);
+pub(crate) struct Phase {
+    at: AtomicU8,
+    /// The target is a file that this run made ([`crate::put::target::Made`]).
+    is_made: AtomicBool,
+    /// Its filesystem has no room left.
+    is_full: AtomicBool,
+}
 
 impl Phase {
     pub(crate) const UNTOUCHED: u8 = 0;
@@ -26,18 +32,39 @@ impl Phase {
     pub(crate) const COMPLETE: u8 = 3;
 
     pub(crate) fn set(&self, phase: u8) {
-        self.0.store(phase, Ordering::SeqCst);
+        self.at.store(phase, Ordering::SeqCst);
     }
 
     /// One of the constants.
     pub(crate) fn get(&self) -> u8 {
-        self.0.load(Ordering::SeqCst)
+        self.at.load(Ordering::SeqCst)
+    }
+
+    /// The target is a file that goes again unless it is complete.
+    pub(crate) fn note_made(&self, is_made: bool) {
+        self.is_made.store(is_made, Ordering::SeqCst);
+    }
+
+    /// There was no room for a write.
+    pub(crate) fn note_full(&self) {
+        self.is_full.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether nothing of it will be left.
+    pub(crate) fn goes_again(&self) -> bool {
+        self.is_made.load(Ordering::SeqCst) && self.get() != Self::COMPLETE
     }
 
     /// The state the target would be left in now.
     pub(crate) fn state(&self) -> &'static str {
         match self.get() {
             Self::UNTOUCHED => "nothing was written",
+            Self::WRITING | Self::LAST if self.goes_again() => {
+                "the file that was made for it is gone again"
+            }
+            Self::WRITING if self.is_full.load(Ordering::SeqCst) => {
+                "the target is not usable: its beginning is zeroed; make room there, then the same command with --overwrite repairs it"
+            }
             Self::WRITING => "the target is not usable: its beginning is zeroed",
             Self::LAST => {
                 "the target is not usable: it is written up to its very end, and not beyond"
@@ -49,7 +76,9 @@ impl Phase {
     /// The state an interruption leaves it in, and what helps ([`again`]).
     pub(crate) fn interrupted(&self, again: &str) -> String {
         match self.get() {
-            Self::WRITING | Self::LAST => format!("{}; {again}", self.state()),
+            Self::WRITING | Self::LAST if !self.goes_again() => {
+                format!("{}; {again}", self.state())
+            }
             _ => self.state().to_owned(),
         }
     }

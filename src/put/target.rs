@@ -6,7 +6,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FileType, FlockOperation, SeekFrom, Stat};
+use rustix::fs::{AtFlags, FileType, FlockOperation, SeekFrom, Stat};
 use rustix::io::Errno;
 
 use crate::device::{Access, Device, DeviceKind, ReadAt};
@@ -14,6 +14,7 @@ use crate::error::{Error, Exit, Fault, FaultKind, NOTHING_WRITTEN, Result};
 use crate::fs::Kind;
 use crate::mounts::{DevId, Named, System};
 use crate::put::image::Content;
+use crate::put::phase::Phase;
 use crate::report::Bytes;
 use crate::stream::partfile::Place;
 use crate::units::{Extent, round_down};
@@ -158,10 +159,17 @@ impl Chosen {
         }))
     }
 
-    /// The device to write to; a new file is made now, for its owner only, as the image was.
+    /// The device to write to, where nothing is made.
     pub(crate) fn into_device(self) -> Result<(PathBuf, Device)> {
+        let (path, device, made) = self.into_parts()?;
+        made.into_iter().for_each(Made::keep);
+        Ok((path, device))
+    }
+
+    /// The device to write to; a new file is made now, for its owner only, as the image was.
+    pub(crate) fn into_parts(self) -> Result<(PathBuf, Device, Option<Made>)> {
         let place = match self {
-            Self::Existing(path, device) => return Ok((path, device)),
+            Self::Existing(path, device) => return Ok((path, device, None)),
             Self::New(place) => place,
         };
         let device = place
@@ -172,7 +180,42 @@ impl Chosen {
                 Error::fault(place.path().display(), fault).leaving(NOTHING_WRITTEN)
             })?;
         lock(place.path(), &device)?;
-        Ok((place.path().to_owned(), device))
+        let path = place.path().to_owned();
+        let stat = rustix::fs::fstat(device.as_fd()).ok();
+        Ok((path, device, Some(Made { place, stat })))
+    }
+}
+
+/// A file that this run made for a target: dropped, it goes again, so that the same command finds what it found before.
+#[derive(Debug)]
+pub(crate) struct Made {
+    place: Place,
+    /// Nothing where it stays.
+    stat: Option<Stat>,
+}
+
+impl Made {
+    /// It stays.
+    fn keep(mut self) {
+        self.stat = None;
+    }
+
+    /// It stays where it is complete.
+    pub(crate) fn settle(self, phase: &Phase) {
+        if phase.get() == Phase::COMPLETE {
+            self.keep();
+        }
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        let identity = |stat: Stat| (stat.st_dev, stat.st_ino);
+        let made = self.stat.map(identity);
+        if made.is_some() && self.place.stat().map(identity) == made {
+            let Place { folder, name, .. } = &self.place;
+            let _ = rustix::fs::unlinkat(folder, name, AtFlags::empty());
+        }
     }
 }
 

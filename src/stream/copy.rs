@@ -88,6 +88,8 @@ pub(crate) struct Ended {
     pub crc32: u32,
     /// Bytes of the packed input.
     pub input_bytes: u64,
+    /// Bytes behind the head that are written, and no zeros ([`ImageReader::data_bytes`]).
+    pub data_bytes: u64,
     /// The image's last bytes ([`crate::content::TAIL_BYTES`]).
     pub tail: Vec<u8>,
     /// What stands where another image would begin ([`ImageReader::watch`]).
@@ -101,6 +103,7 @@ impl Ended {
             size_bytes: reader.offset(),
             crc32: reader.crc32(),
             input_bytes: reader.input_bytes(),
+            data_bytes: reader.data_bytes(),
             tail: reader.tail().to_vec(),
             seen: reader.seen().to_vec(),
         }

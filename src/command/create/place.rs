@@ -8,11 +8,12 @@ use std::path::{Path, PathBuf};
 use crate::command::create::Options;
 use crate::config;
 use crate::error::{Error, Fault, Result};
+use crate::put::room::{self, Need};
 use crate::report::{self, Bytes};
 use crate::snapshot::Snapshot;
 use crate::snapshot::archive;
 use crate::snapshot::store::{self, Store};
-use crate::stream::partfile::PartFile;
+use crate::stream::partfile::{PartFile, Place};
 use crate::take::glimpse;
 use crate::take::source::Prepared;
 
@@ -124,10 +125,11 @@ pub(super) fn would(
             path.display().to_string()
         }
     };
-    let mut lines = Vec::new();
+    let (mut lines, mut all) = (Vec::new(), 0u64);
     for (image, source) in snapshot.images.iter().zip(sources) {
         let used = glimpse::of_source(source);
         let used = used.map_err(|fault| Error::fault(&source.shown, fault))?;
+        all = all.saturating_add(used);
         lines.push(format!(
             "{shown}: would hold {} ({} of {}, {}, about {} used)",
             image.name,
@@ -136,6 +138,15 @@ pub(super) fn would(
             Bytes(image.size_bytes),
             Bytes(used)
         ));
+    }
+    if !matches!(place, Destination::Stdout) {
+        let near = Place::find(Path::new(&shown))?;
+        // How well it packs is not known; that it takes something is.
+        let need = Need {
+            least_bytes: 1,
+            most_bytes: all,
+        };
+        lines.extend(room::check_at(near.path(), &near.folder, 0, need)?);
     }
     for path in retiring {
         lines.push(format!(

@@ -11,7 +11,7 @@ use crate::put::grow;
 use crate::put::job::Shared;
 use crate::put::options::{self, Options};
 use crate::put::phase::Phase;
-use crate::put::target::Chosen;
+use crate::put::target::{Chosen, Made};
 use crate::snapshot::relaid::Laid;
 use crate::snapshot::unpack::EntryTarget;
 use crate::snapshot::unpack::disk::Disk;
@@ -28,6 +28,8 @@ pub(super) struct Errand {
     /// What messages call the target.
     pub shown: String,
     pub device: Device,
+    /// The file, where it was made for it.
+    pub made: Option<Made>,
     /// The partition's place on a disk that is laid anew.
     pub range: Option<Extent>,
     pub left: Option<LeftAlone>,
@@ -65,15 +67,15 @@ pub(super) fn errands(
         let place = places.iter().position(|place| place.name == image.name);
         let place = place.map(|at| places.swap_remove(at));
         let is_placed = place.is_some();
-        let (path, device, range) = match (place, own, &laid) {
-            (Some(place), _, _) => (place.shown.into(), place.device, Some(place.range)),
+        let (path, device, range, made) = match (place, own, &laid) {
+            (Some(place), _, _) => (place.shown.into(), place.device, Some(place.range), None),
             (None, Some(own), _) => {
-                let (path, device) = own.into_device()?;
-                (path, device, None)
+                let (path, device, made) = own.into_parts()?;
+                (path, device, None, made)
             }
             (None, None, Some(laid)) => {
                 let (device, range) = laid.partition(image)?;
-                (laid.path.clone(), device, Some(range))
+                (laid.path.clone(), device, Some(range), None)
             }
             (None, None, None) => continue,
         };
@@ -82,6 +84,8 @@ pub(super) fn errands(
             Some(_) => None,
         };
         let shown = path.display().to_string();
+        let phase = Phase::default();
+        phase.note_made(made.is_some());
         errands.push(Errand {
             name: image.name.clone(),
             path: image_path(&image.name),
@@ -92,13 +96,14 @@ pub(super) fn errands(
                 Some(_) => format!("{shown} partition {}", image.partition_number),
             },
             device,
+            made,
             range,
             left,
             only_changes: options.only_changes,
             grow: grown.map(|dev| (path.clone(), dev)),
             shared: Arc::new(Shared {
                 progress: Arc::clone(progress),
-                phase: Phase::default(),
+                phase,
             }),
         });
     }

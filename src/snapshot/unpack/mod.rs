@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use self::disk::Disk;
-use self::errand::errands;
+use self::errand::{Errand, errands};
 use self::origin::{Origin, check_bytes, content_of, origin};
 use self::states::states_of;
 use self::work::unpack;
@@ -26,12 +26,13 @@ use crate::put::figures::{self, Done};
 use crate::put::grow;
 use crate::put::image::Opened;
 use crate::put::options::Options;
+use crate::put::room::{self, Need};
 use crate::put::supervise::{Watch, supervise};
 use crate::put::target::{self, Chosen};
 use crate::report::JsonObject;
 use crate::report::{self, Bytes, Span};
-use crate::snapshot::Snapshot;
 use crate::snapshot::machine::Host;
+use crate::snapshot::{Snapshot, image_path};
 use crate::stream::copy::Progress;
 use crate::units::Extent;
 
@@ -99,21 +100,27 @@ pub(crate) fn run(
     if options.dry_run {
         return Err(would(options, &found, chosen, disk, &origin)?);
     }
-    let (errands, laid) = errands(options, chosen, (disk, places), &origin, &found, &progress)?;
+    room_for(&chosen, &found, &origin)?;
+    let (mut errands, laid) = errands(options, chosen, (disk, places), &origin, &found, &progress)?;
+    let taken = |errand: &mut Errand| Some((errand.made.take()?, Arc::clone(&errand.shared)));
+    let made: Vec<_> = errands.iter_mut().filter_map(taken).collect();
     let states = states_of(&errands, laid.as_ref());
     let verify = options.verify;
     let name = subject.clone();
     drop(watch);
     let work = move || unpack(origin, errands, laid, verify, (&name, &file));
-    let (done, notes) = supervise(
+    let done = supervise(
         &options.common,
         &progress,
         &|| states.interrupted(options.overwrite),
         &subject,
         input_length,
         work,
-    )
-    .map_err(|error| states.explain(error, options.common.quiet))?;
+    );
+    for (made, shared) in made {
+        made.settle(&shared.phase);
+    }
+    let (done, notes) = done.map_err(|error| states.explain(error, options.common.quiet))?;
     finish(options, &subject, (&done, &notes), start)?;
     Ok(done)
 }
@@ -126,7 +133,7 @@ fn would(
     disk: Option<Disk>,
     origin: &Origin,
 ) -> Result<Error> {
-    let mut lines = Vec::new();
+    let mut lines = room_for(&chosen, found, origin)?;
     for (name, target) in &chosen {
         let (shown, dev) = target.named();
         let Some(image) = found.image(name) else {
@@ -152,6 +159,23 @@ fn would(
         .raw("would", &report::json_list(&lines));
     report::write(&object)?;
     Ok(report::dry(&options.common, lines))
+}
+
+/// Refuses files for which there is surely no room; lines for those that may not fit.
+fn room_for(chosen: &[(String, Chosen)], found: &Snapshot, origin: &Origin) -> Result<Vec<String>> {
+    let mut lines = Vec::new();
+    for (name, target) in chosen {
+        let stored = match origin {
+            Origin::File(_) => origin.stored_bytes(&image_path(name)),
+            Origin::Pipe(_) => 0,
+        };
+        let most = found.image(name).map_or(0, |image| match image.used_bytes {
+            0 => image.size_bytes,
+            used => used.min(image.size_bytes),
+        });
+        lines.extend(room::check(target, Need::packed(stored, most))?);
+    }
+    Ok(lines)
 }
 
 /// A snapshot of another kind of machine hardly runs here.

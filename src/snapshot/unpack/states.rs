@@ -45,6 +45,7 @@ impl States {
     /// The same after an interruption, and what helps.
     pub(super) fn interrupted(&self, overwrite: Overwrite) -> String {
         let targets = self.targets.iter();
+        let targets = targets.filter(|(_, shared)| !shared.phase.goes_again());
         let targets = targets.map(|(shown, shared)| (shown, shared.phase.get()));
         let disk = self.disk.iter().map(|(shown, phase)| (shown, phase.get()));
         let all: Vec<(&String, u8)> = targets.chain(disk).collect();

@@ -54,7 +54,7 @@ pub(super) fn unpack(
         while matches!(rest, Ok(Some(_))) {
             rest = bundle.next();
         }
-        rest.map_err(|e| e.leaving("the targets are not usable: their beginnings are zeroed"))?;
+        rest.map_err(|e| e.leaving("the targets are not usable: the beginning of what was there is zeroed, and what was made for them is gone again"))?;
     }
     complete(&mut filled, &mut done, &origin)?;
     let mut notes = Vec::new();

@@ -587,31 +587,44 @@ fn what_is_said_to_help_after_an_interruption_helps_where_the_target_is_a_file()
     require_mkfs!();
     let scratch = Scratch::new();
     let image = ext4_image(&scratch, 32);
+    drop(require_floe!());
     let target = scratch.join("new");
-    let mut floe = require_floe!();
-    let mut child = floe
-        .args(["restore", "-"])
-        .arg(&target)
-        .stdin(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("floe");
-    let mut stdin = child.stdin.take().expect("piped");
-    let mut source = fs::File::open(&image).expect("image").take(20 * MIB);
-    std::io::copy(&mut source, &mut stdin).expect("floe reads");
-    std::thread::sleep(Duration::from_millis(500));
-    common::signal(child.id(), "INT");
-    common::wait_for(&mut child, Duration::from_secs(5)).expect("dies at once");
-    let mut text = String::new();
-    let mut stderr = child.stderr.take().expect("piped");
-    stderr.read_to_string(&mut text).expect("stderr");
-    drop(stdin);
-    let helps = "not usable: its beginning is zeroed; the same command with --overwrite repairs it";
-    assert!(text.contains(helps), "{text}");
-    for (more, code) in [(None, 4), (Some("--overwrite"), 0)] {
-        let mut floe = require_floe!();
+    let interrupted = || {
+        let mut floe = common::floe().expect("floe");
+        let mut child = floe
+            .args(["restore", "-"])
+            .arg(&target)
+            .stdin(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("floe");
+        let mut stdin = child.stdin.take().expect("piped");
+        let mut source = fs::File::open(&image).expect("image").take(20 * MIB);
+        std::io::copy(&mut source, &mut stdin).expect("floe reads");
+        std::thread::sleep(Duration::from_millis(500));
+        common::signal(child.id(), "INT");
+        common::wait_for(&mut child, Duration::from_secs(5)).expect("dies at once");
+        let mut text = String::new();
+        let mut stderr = child.stderr.take().expect("piped");
+        stderr.read_to_string(&mut text).expect("stderr");
+        text
+    };
+    let restored = |more: Option<&str>, code: i32| {
+        let mut floe = common::floe().expect("floe");
         floe.arg("restore").arg(&image).arg(&target).args(more);
         common::run(&mut floe, Limit::secs(60)).expect_code(code);
-    }
+    };
+    // What was made goes again.
+    let text = interrupted();
+    assert!(text.contains("made for it is gone again"), "{text}");
+    assert!(!target.exists(), "{text}");
+    restored(None, 0);
+    // What was there stays.
+    fs::write(&target, b"").expect("target");
+    let text = interrupted();
+    let helps = "not usable: its beginning is zeroed; the same command with --overwrite repairs it";
+    assert!(text.contains(helps), "{text}");
+    restored(None, 4);
+    restored(Some("--overwrite"), 0);
     assert_holds(&target, &image);
 }

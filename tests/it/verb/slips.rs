@@ -3,6 +3,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -408,4 +409,85 @@ fn what_floe_made_is_named_where_an_image_as_it_is_was_wanted() {
     // As the line says.
     let script = "$FLOE restore e.gz e.img && cmp e e.img && $FLOE dump e.img --golden -o golden.img.gz && $FLOE verify golden.img.gz";
     sh(&scratch, script).expect_code(0);
+}
+
+/// Images of a filesystem with 3 MiB that do not pack.
+const NOISE: &str = "head -c 3M /dev/urandom > noise && mkdir d && mv noise d && truncate -s 16M n && mke2fs -q -F -t ext4 -d d n && gzip -1 -k n && $FLOE create a=n -o n.zip";
+
+#[test]
+fn a_file_without_room_for_it_is_refused_before_and_gone_after() {
+    ready!("mke2fs", "mount");
+    let scratch = Scratch::new();
+    let small = Mounted::new("tmpfs", Path::new("none"), "size=1M");
+    std::os::unix::fs::symlink(small.dir(), scratch.join("small")).expect("link");
+    sh(&scratch, NOISE).expect_code(0);
+    // It is known beforehand: of what is checked first how much it takes, of what is not what it takes at least.
+    for line in [
+        "restore n small/n",
+        "restore n.gz small/n",
+        "restore n.gz small/n --no-check",
+        "restore n.zip a=small/n",
+    ] {
+        for dry in ["", " --dry-run"] {
+            let run = sh(&scratch, &format!("$FLOE {line}{dry}")).expect_code(1);
+            let said = run.stderr_text();
+            assert!(said.contains("its filesystem has 1"), "{run}");
+            assert!(said.contains("nothing was written"), "{run}");
+            assert!(!scratch.join("small/n").exists(), "{run}");
+        }
+    }
+    // It comes out only in the middle: what was made goes again.
+    for line in [
+        "cat n | $FLOE restore - small/n",
+        "cat n.gz | $FLOE restore - small/n",
+        "cat n.zip | $FLOE restore - a=small/n",
+    ] {
+        let run = sh(&scratch, line).expect_code(1);
+        let said = run.stderr_text();
+        assert!(said.contains("made for it is gone again"), "{run}");
+        assert!(!said.contains("--overwrite"), "{run}");
+        assert!(!scratch.join("small/n").exists(), "{run}");
+    }
+    // One that was there stays, and what helps is said.
+    let script =
+        "head -c 100000 /dev/zero > small/n; cat n.gz | $FLOE restore - small/n --overwrite";
+    let run = sh(&scratch, script).expect_code(1);
+    let said = run.stderr_text();
+    let helps = "make room there, then the same command with --overwrite";
+    assert!(
+        said.contains("its beginning is zeroed") && said.contains(helps),
+        "{run}"
+    );
+    assert!(scratch.join("small/n").exists());
+    // What may not fit is said.
+    let script = "rm small/n; cat n.gz | $FLOE restore - small/m --dry-run";
+    let run = sh(&scratch, script).expect_code(0);
+    assert!(run.stderr_text().contains("may not fit"), "{run}");
+    let script = "$FLOE create a=n -o small/ --dry-run";
+    let run = sh(&scratch, script).expect_code(0);
+    assert!(run.stderr_text().contains("may not fit"), "{run}");
+    let script = "head -c 2M /dev/zero > small/full; $FLOE create a=n -o small/ --dry-run";
+    let run = sh(&scratch, script).expect_code(1);
+    assert!(run.stderr_text().contains("has 0 bytes free"), "{run}");
+}
+
+#[test]
+fn a_dash_is_stdout_or_refused_and_never_a_file() {
+    ready!("mke2fs");
+    let scratch = Scratch::new();
+    sh(&scratch, &format!("{EXT4} && $FLOE create a=e -o e.zip")).expect_code(0);
+    expect(
+        &scratch,
+        &[
+            ("$FLOE restore e.gz -", 2, "gzip -dc"),
+            ("$FLOE restore e.zip a=-", 2, "./-"),
+            ("$FLOE restore e.zip --disk -", 2, "./-"),
+            ("$FLOE restore e.gz - --dry-run", 2, "./-"),
+            ("$FLOE clone e=-", 2, "./-"),
+            ("$FLOE dump e -o x --bmap -", 2, "./-"),
+            ("$FLOE restore e.gz ./- && rm ./-", 0, ""),
+        ],
+    );
+    assert!(!scratch.join("-").exists());
+    assert!(!scratch.join("-.part").exists());
 }
