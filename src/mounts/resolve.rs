@@ -282,8 +282,16 @@ impl System {
 
     fn finish(&self, name: &OsStr, dev: DevId, holding: Holding) -> Result<Source> {
         let device = self.roots.open_device(dev, Access::Read);
-        let device =
-            device.map_err(|fault| Error::fault(self.roots.shown(dev).display(), fault))?;
+        let device = device.map_err(|fault| {
+            let (typed, shown) = (Path::new(name), self.roots.shown(dev));
+            match typed == shown {
+                true => Error::fault(shown.display(), fault),
+                false => Error::fault(
+                    format_args!("{}: lies on {}", typed.display(), shown.display()),
+                    fault,
+                ),
+            }
+        })?;
         if DevId::from_raw(device.rdev()) != dev {
             return Err(Error::failed(format_args!(
                 "{}: its node changed while it was opened",

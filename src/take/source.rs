@@ -5,7 +5,7 @@
 
 use crate::content::{self, Judged};
 use crate::device::{Device, ReadAt};
-use crate::error::{Error, Fault, FaultKind, NOTHING_WRITTEN, Result};
+use crate::error::{Error, Exit, Fault, FaultKind, NOTHING_WRITTEN, Result};
 use crate::fs::{self, Identity, Kind, Still};
 use crate::mounts::{DevId, Holding, Means, Mounted, Source, Stacked, System};
 use crate::ptable;
@@ -156,7 +156,12 @@ pub(crate) fn prepare(system: &System, name: &std::ffi::OsStr, wishes: Wishes) -
         (false, true) => Means::Bytes,
         (false, false) => Means::Source,
     };
-    let source = system.resolve_as(name, means)?;
+    let source = system
+        .resolve_as(name, means)
+        .map_err(|error| match error.exit() {
+            Some(Exit::Failed) => error.leaving("nothing was frozen"),
+            _ => error,
+        })?;
     let name = source.name.to_string_lossy().into_owned();
     let shown = source.shown.display().to_string();
     let moving = source.moving.clone();
