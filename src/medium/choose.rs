@@ -90,30 +90,24 @@ fn find(system: &System, wanted: &MediumOptions, sources: &[DevId]) -> Result<(P
     let words = |dev: &DevId| {
         let word = WORDS.iter().find(|(_, kind)| roots.media(*dev) == *kind);
         format!(
-            "{} ({}, {}{})",
+            "{} ({}, {})",
             roots.shown(*dev).display(),
             word.map_or("other", |(word, _)| word),
             Bytes(roots.size_bytes(*dev).unwrap_or(0)),
-            if runs(*dev) {
-                ", this system runs from it"
-            } else {
-                ""
-            }
         )
     };
     let (what, list) = match fitting.is_empty() {
-        true => ("there is none besides what this system runs from", &disks),
+        true => {
+            disks.retain(|dev| !runs(*dev));
+            ("there is none besides what this system runs from", &disks)
+        }
         false => ("there are several", &fitting),
     };
     let list: Vec<String> = list.iter().map(words).collect();
-    Err(Error::refused(format_args!(
-        "--media {word}: {what}; name one: {}",
-        if list.is_empty() {
-            "no disk is here".into()
-        } else {
-            list.join(", ")
-        }
-    )))
+    Err(Error::refused(match list.is_empty() {
+        true => format!("--media {word}: {what}, nor another disk; connect one"),
+        false => format!("--media {word}: {what}; name one: {}", list.join(", ")),
+    }))
 }
 
 /// `--media` without `--partition`: the partitions that bear the names of the roles.

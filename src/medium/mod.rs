@@ -266,10 +266,26 @@ fn scheme(wanted: &MediumOptions, boot: Option<&Boot>, shown: &str) -> Result<Sc
 
 /// The partitions do not go onto the disk.
 fn no_place(shown: &str, fault: Fault, lengths: &[(Role, Option<u64>)], size_bytes: u64) -> Error {
-    let lengths = lengths.iter().map(|(_, bytes)| bytes.unwrap_or(0));
+    let each: Vec<String> = lengths
+        .iter()
+        .map(|(role, bytes)| match bytes {
+            Some(bytes) => format!("{} {}", role.name(), Bytes(*bytes)),
+            None => format!("{} what is left", role.name()),
+        })
+        .collect();
+    let sum = |left_out: Option<Role>| {
+        let taken = lengths.iter().filter(|(role, _)| Some(*role) != left_out);
+        let taken = taken.map(|(_, bytes)| bytes.unwrap_or(0));
+        taken.fold(0, u64::saturating_add)
+    };
+    let without = sum(Some(Role::Swap));
+    let help = match without < sum(None) && without < size_bytes {
+        true => "--swap-size 0 leaves out the swap, or name smaller sizes",
+        false => "name smaller sizes (floe clone --help), or a larger disk",
+    };
     Error::refused(format_args!(
-        "{shown}: {fault}: they take {} without the rest, it has {}; smaller sizes (--swap-size 0) may help",
-        Bytes(lengths.fold(0, u64::saturating_add)),
+        "{shown}: {fault}: {}; it has {}; {help}",
+        each.join(", "),
         Bytes(size_bytes)
     ))
 }

@@ -435,15 +435,13 @@ fn is_block(stat: &Stat) -> bool {
 }
 
 fn stat_target(path: &Path) -> Result<Stat> {
+    let name = path.display();
     rustix::fs::stat(path).map_err(|errno| {
-        let error = Error::fault(path.display(), Fault::io("stat", errno));
-        let missing = matches!(errno, Errno::NOENT | Errno::NOTDIR);
-        let exit = if missing {
-            crate::error::Exit::Refused
-        } else {
-            crate::error::Exit::Failed
+        let error = match errno {
+            Errno::NOENT | Errno::NOTDIR => Error::refused(format_args!("{name}: does not exist")),
+            _ => Error::fault(name, Fault::io("stat", errno)),
         };
-        error.with_exit(exit).leaving(NOTHING_WRITTEN)
+        error.leaving(NOTHING_WRITTEN)
     })
 }
 

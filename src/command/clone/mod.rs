@@ -200,6 +200,8 @@ struct Done {
     empties: bool,
     consistent: &'static str,
     running_root: Vec<PathBuf>,
+    /// What this system runs from, or a disk, was copied.
+    boots: bool,
     figures: Figures,
     total: Duration,
 }
@@ -227,6 +229,16 @@ impl Done {
         if self.empties {
             return lines;
         }
+        let uuids = match self.new_uuid {
+            true => "but for their uuids",
+            false => "labels and uuids too",
+        };
+        if !self.boots {
+            lines.push(format!(
+                "note: sources and targets are identical now, {uuids}; what mounts by LABEL= or UUID= may find either"
+            ));
+            return lines;
+        }
         let roots: Vec<String> = self
             .running_root
             .iter()
@@ -235,10 +247,6 @@ impl Done {
         let root = match roots.is_empty() {
             true => String::new(),
             false => format!("the running root is on {}; ", roots.join(" ")),
-        };
-        let uuids = match self.new_uuid {
-            true => "but for their uuids",
-            false => "labels and uuids too",
         };
         lines.push(format!(
             "note: {root}active and standby are identical now, {uuids}: which of them boots next is the bootloader's to choose (fw_setenv, RAUC, Mender)"
@@ -346,6 +354,11 @@ fn clone(options: &Options, start: Instant) -> Result<Done> {
         medium.print();
     }
     let running_root = system.running_root();
+    let runs = system.root_devices();
+    let boots = sources.iter().any(|source| {
+        let is_disk = source.identity.is_none() && source.pieces.len() > 1;
+        is_disk || source.dev.is_some_and(|dev| runs.contains(&dev))
+    });
     let mut archived = describe(&sources, &targets);
     let consistent = weakest(&sources);
     if options.dry_run {
@@ -371,6 +384,7 @@ fn clone(options: &Options, start: Instant) -> Result<Done> {
         empties: options.taking.wanted.any(),
         consistent,
         running_root,
+        boots,
         figures,
         total: start.elapsed(),
     };

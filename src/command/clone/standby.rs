@@ -1,5 +1,8 @@
 //! The targets of a clone: every check on every one of them, before the first write to any. Opens and looks; writes nothing.
 
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
+
 use crate::config::pairs::Pair;
 use crate::device::{Access, Device, ReadAt};
 use crate::error::{Error, NOTHING_WRITTEN, Result};
@@ -37,6 +40,7 @@ pub(super) fn find(
 ) -> Result<Vec<Standby>> {
     let mut named = Vec::new();
     for pair in pairs {
+        refuse_folder(pair)?;
         let found = system
             .target(&pair.target)
             .map_err(|error| error.leaving(NOTHING_WRITTEN))?;
@@ -72,6 +76,26 @@ pub(super) fn find(
         found.push(open(system, target, dev, source, overwrite)?);
     }
     Ok(found)
+}
+
+/// A folder as TARGET: mostly the two are swapped.
+fn refuse_folder(pair: &Pair) -> Result<()> {
+    let (source, target) = (Path::new(&pair.source), Path::new(&pair.target));
+    if !target.is_dir() {
+        return Ok(());
+    }
+    let is_device = std::fs::metadata(source).is_ok_and(|meta| meta.file_type().is_block_device());
+    let (source, target) = (source.display(), target.display());
+    let help = match is_device {
+        true => format!(
+            "; is the pair swapped? What is read comes first: floe clone {target}={source} writes over {source}"
+        ),
+        false => String::new(),
+    };
+    Err(Error::refused(format_args!(
+        "{target}: is a folder; a clone goes to block devices{help}"
+    ))
+    .leaving(NOTHING_WRITTEN))
 }
 
 fn refused(target: &Named, why: std::fmt::Arguments<'_>) -> Error {
