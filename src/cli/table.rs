@@ -29,7 +29,8 @@ dump|--split SIZE|with -o FILE: pieces FILE.001, FILE.002 … of that size, as f
 dump|--bmap FILE|with -o: a .bmap (2.0, SHA-256) for it too, read back from it; bmaptool copy takes both
 create|-o, --output WHERE|a folder: HOST-YYYYMMDDThhmmssZ-SEQ.zip in it (SEQ counts: boards have no clock), one floe at a time; a FILE; or - for stdout. Default: the folder of 'store = DIR' in /etc/floe.conf, otherwise stdout. Written as .part and renamed when it is complete
 artifact|-o, --output FILE|write FILE.part, and rename it to FILE when it is complete ('-' or none: stdout)
-dump create artifact|--overwrite|FILE may be there and be no image
+dump artifact|--overwrite|FILE may be there and be no image
+create|--overwrite|with -o FILE: it may be there and be no snapshot
 pull|--overwrite|a file of that name may be there and be no image; with --clone, as clone's
 pull|-o, --output DIR|a folder (default: this one); with one board a FILE, or - for stdout
 pull|--since FILE|take from this earlier image or snapshot what has not changed, instead of from the one that is replaced (one board)
@@ -56,7 +57,7 @@ dump create|--frames|for a pipe into floe restore -, verify - or artifact -: the
 dump create|--frames-known|
 dump|--sha256|with -z none: the SHA-256 in the report too (gzip's always has it)
 #The snapshot:
-create|--keep N|in a folder: afterwards remove the oldest of this host that have the same entries, so that N of them remain, this one included; factory and rescue snapshots and files with a name of their own (-o X.zip) stay and do not count
+create|--keep N|in a folder: afterwards remove the oldest of this host that have the same entries, so that N of them remain, this one included (an older one goes only when the new one is complete: there has to be room for one more); factory and rescue snapshots and files with a name of their own (-o X.zip) stay and do not count
 create >pull|--factory|mark it as the factory snapshot; --keep never removes it
 create >pull|--rescue|mark it as the rescue snapshot; --keep never removes it
 create >pull|--comment TEXT|kept in the metadata
@@ -87,7 +88,8 @@ clone >pull|--factory|instead of the running system the factory snapshot that is
 artifact|--entry NAME|which entry of a snapshot
 artifact verify|--any-content|take bytes that show no filesystem and no partition table
 dump|--fs-path PATH|the filesystem that this file or folder lies on, as SOURCE
-dump create clone >pull|--whole|every block, free ones too; with dump a disk whose table or filesystem is damaged, and a file whatever is in it
+dump >pull|--whole|every block, free ones too; also a disk whose table or filesystem is damaged, and a file that is neither an image nor packed
+create clone|--whole|every block, free ones too
 dump create clone >pull|--require-map|refuse instead of reading everything when the used blocks cannot be told for certain
 dump create clone >pull|--live|do not freeze: what is read may not be consistent, and is called live
 dump create clone >pull|--golden|what makes one machine out of many comes out empty: machine-id, ssh and dropbear host keys, random seeds, DHCP leases, NetworkManager's and Mender's keys, cloud-init's instance, shell histories (ext2/3/4; floe show --identity lists them)

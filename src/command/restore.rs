@@ -312,8 +312,12 @@ impl Checked {
         };
         let doubt = room::check(&chosen, need)?;
         if !options.unchecked && read.is_none() && !image.has_come && !options.common.quiet {
+            let why = match image.reader.input_length_bytes() {
+                Some(_) => "is a device, and is not read twice",
+                None => "cannot be read twice",
+            };
             report::line(format_args!(
-                "{}: cannot be read twice: that all of it is right is known only at its end, after the target was written",
+                "{}: {why}: that all of it is right is known only at its end, after the target was written",
                 image.subject
             ));
         }

@@ -49,6 +49,7 @@ pub(super) fn run(options: Options) -> Result<()> {
     if features::SNAPSHOTS && opened.format == Format::Zip {
         return snapshot(opened, &options, start);
     }
+    let came_in_frames = opened.has_come;
     let mut found = Image::read(opened, options.any)?;
     let ended = image::read_all(&mut found, &options.common, &mut line)?;
     drop(watch);
@@ -66,7 +67,7 @@ pub(super) fn run(options: Options) -> Result<()> {
     if options.common.quiet {
         return Ok(());
     }
-    report::print(&words(&found, &ended))
+    report::print(&words(&found, &ended, came_in_frames))
 }
 
 /// Every entry of a snapshot, and the filesystem at the beginning of each image.
@@ -102,12 +103,16 @@ fn snapshot(opened: Opened, options: &Options, start: std::time::Instant) -> Res
     ))
 }
 
-fn words(found: &Image, ended: &Ended) -> String {
+fn words(found: &Image, ended: &Ended, came_in_frames: bool) -> String {
     let format = found.reader.format();
+    let shown = match came_in_frames {
+        true => Format::Frames.name(),
+        false => format.name(),
+    };
     let mut text = format!(
         "{}: good {} image, {}, {}",
         report::clean(&found.subject),
-        format.name(),
+        shown,
         exact(ended.size_bytes),
         found.content.name(),
     );
@@ -123,8 +128,12 @@ fn words(found: &Image, ended: &Ended) -> String {
         text.push_str(&format!(", {} packed", Bytes(ended.input_bytes)));
     }
     text.push_str(&format!(", crc32 {:08x}", ended.crc32));
-    if found.content.is_empty() {
-        text.push_str("; nothing in it says how long it should be");
+    match (format, found.content.is_empty()) {
+        (_, true) => text.push_str("; nothing in it says how long it should be"),
+        (Format::Raw, false) if !came_in_frames => text.push_str(
+            "; its length and what it begins with are right, a raw image has no checksum to compare",
+        ),
+        _ => {}
     }
     text.push('\n');
     text

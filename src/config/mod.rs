@@ -12,8 +12,19 @@ pub(crate) const CONFIG: &str = "/etc/floe.conf";
 /// `store = DIR` of /etc/floe.conf: where snapshots are kept.
 pub(crate) fn store() -> Result<Option<PathBuf>> {
     match std::fs::read_to_string(CONFIG) {
-        Ok(text) => store_in(&text)
-            .map_err(|(line, why)| Error::usage(format_args!("{CONFIG}: line {line}: {why}"))),
+        Ok(text) => {
+            let store = store_in(&text);
+            let store = store.map_err(|(line, why)| {
+                Error::usage(format_args!("{CONFIG}: line {line}: {why}"))
+            })?;
+            match store.as_ref().filter(|folder| !folder.is_dir()) {
+                Some(folder) => Err(Error::refused(format_args!(
+                    "{}: is no folder, and {CONFIG} names it as the store: make it (or mount what it is on), or name another one there",
+                    folder.display()
+                ))),
+                None => Ok(store),
+            }
+        }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(Error::std(CONFIG, "read", &error)),
     }

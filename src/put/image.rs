@@ -255,7 +255,8 @@ impl Image {
         };
         let head = again.head.get(..again.head_bytes).unwrap_or_default();
         let checked = text.check(head, &mut again.reader);
-        checked.map_err(|fault| image_error(&self.subject, fault))
+        let subject = &self.subject;
+        checked.map_err(|fault| image_error(&format!("{subject}, by {name}"), fault))
     }
 
     /// The first bytes of the image.

@@ -111,10 +111,15 @@ impl Job {
     /// After the first write a refusal is 1, never 4; and every message says what state the target is in.
     fn after_first_write(&self, error: Error) -> Error {
         let written = self.shared.phase.get() != Phase::UNTOUCHED;
-        let state = self.shared.phase.state();
-        match written {
-            true => error.begun(state),
-            false => error.leaving(state),
+        let phase = &self.shared.phase;
+        let state = phase.state();
+        match (written, phase.needs_image()) {
+            (true, true) => error.begun(&format!(
+                "{state}; a whole image, restored to {} again (a file: with --overwrite), repairs it",
+                self.name
+            )),
+            (true, false) => error.begun(state),
+            (false, _) => error.leaving(state),
         }
     }
 
@@ -240,7 +245,10 @@ impl Job {
 
     fn failure(&self, failure: Failure) -> Error {
         match failure {
-            Failure::Image(fault) => image::image_error(&self.facts.subject, fault),
+            Failure::Image(fault) => {
+                self.shared.phase.note_cut_image();
+                image::image_error(&self.facts.subject, fault)
+            }
             Failure::Target(fault) => self.target_error(fault),
         }
     }

@@ -23,6 +23,8 @@ pub(crate) struct Phase {
     is_made: AtomicBool,
     /// Its filesystem has no room left.
     is_full: AtomicBool,
+    /// The image ended early, or could not be read.
+    is_image_cut: AtomicBool,
 }
 
 impl Phase {
@@ -48,6 +50,17 @@ impl Phase {
     /// There was no room for a write.
     pub(crate) fn note_full(&self) {
         self.is_full.store(true, Ordering::SeqCst);
+    }
+
+    /// The image was not what it should be.
+    pub(crate) fn note_cut_image(&self) {
+        self.is_image_cut.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether the target is left in the middle, for want of a whole image.
+    pub(crate) fn needs_image(&self) -> bool {
+        let is_begun = matches!(self.get(), Self::WRITING | Self::LAST);
+        is_begun && self.is_image_cut.load(Ordering::SeqCst) && !self.goes_again()
     }
 
     /// Whether nothing of it will be left.

@@ -146,7 +146,12 @@ pub(super) fn would(
             least_bytes: 1,
             most_bytes: all,
         };
-        lines.extend(room::check_at(near.path(), &near.folder, 0, need)?);
+        let doubt = room::check_at(near.path(), &near.folder, 0, need)?;
+        let after = match retiring.is_empty() {
+            true => "",
+            false => "; what --keep removes goes only when the new one is complete",
+        };
+        lines.extend(doubt.map(|line| line + after));
     }
     for path in retiring {
         lines.push(format!(

@@ -72,6 +72,7 @@ fn an_image_is_checked_against_its_bmap_before_the_first_write() {
     let run = floe(folder, "restore b.img other --bmap a.bmap", 3);
     let text = run.stderr_text();
     assert!(text.contains("is not what the .bmap says"), "{text}");
+    assert!(text.contains("b.img, by a.bmap: "), "{text}");
     assert!(text.contains("nothing was written"), "{text}");
     // A .bmap with a byte changed, or that is none; an image that cannot be read twice.
     let map = fs::read_to_string(folder.join("a.bmap")).expect("bmap");

@@ -491,3 +491,157 @@ fn a_dash_is_stdout_or_refused_and_never_a_file() {
     assert!(!scratch.join("-").exists());
     assert!(!scratch.join("-.part").exists());
 }
+
+#[test]
+fn verify_says_what_a_checksum_proved_and_of_what() {
+    ready!("mke2fs");
+    let scratch = Scratch::new();
+    sh(&scratch, EXT4).expect_code(0);
+    for (line, says, says_not) in [
+        ("$FLOE verify e", "a raw image has no checksum", "frames"),
+        ("$FLOE verify e.gz", "good gzip image", "no checksum"),
+        (
+            "$FLOE dump e --frames | $FLOE verify -",
+            "good frames image",
+            "gzip",
+        ),
+    ] {
+        let said = sh(&scratch, line).expect_code(0).stdout_text();
+        assert!(said.contains(says) && !said.contains(says_not), "{said}");
+    }
+}
+
+#[test]
+fn an_image_that_ends_early_in_a_pipe_names_the_target_and_what_repairs_it() {
+    ready!("mke2fs");
+    let scratch = Scratch::new();
+    let noise = "head -c 3M /dev/urandom > r; debugfs -w -R 'write r r' e; gzip -fk e; head -c 2000000 e.gz > cut";
+    sh(&scratch, &format!("{EXT4}; {noise}")).expect_code(0);
+    let target = LoopDevice::filled(&scratch, "t", 8, 0);
+    let node = text(target.path());
+    let run = sh(&scratch, &format!("cat cut | $FLOE restore -q - {node}")).expect_code(3);
+    let said = run.stderr_text();
+    let repair = format!("a whole image, restored to {node} again");
+    assert!(
+        said.contains("its beginning is zeroed") && said.contains(&repair),
+        "{run}"
+    );
+    // A device is not read twice, and that is why.
+    let from = LoopDevice::attach(&scratch.join("e"), 512);
+    let line = format!("$FLOE restore {} out.img", text(from.path()));
+    let run = sh(&scratch, &line).expect_code(0);
+    assert!(
+        run.stderr_text()
+            .contains("is a device, and is not read twice"),
+        "{run}"
+    );
+}
+
+#[test]
+fn a_pair_the_wrong_way_round_and_what_is_not_there_are_told_of() {
+    ready!("mke2fs");
+    let scratch = Scratch::new();
+    sh(&scratch, EXT4).expect_code(0);
+    let device = LoopDevice::attach(&scratch.join("e"), 512);
+    let node = text(device.path());
+    let swapped = format!("$FLOE clone {node}=.");
+    let right = format!("floe clone .={node}");
+    expect(
+        &scratch,
+        &[
+            (&swapped, 4, &right),
+            (
+                "$FLOE clone e=.",
+                4,
+                "is a folder; a clone goes to block devices",
+            ),
+            (
+                &format!("$FLOE clone {node}=/nowhere"),
+                4,
+                "/nowhere: does not exist",
+            ),
+            (
+                "$FLOE dump e -o x/",
+                4,
+                "x/: is a folder; name a file in it",
+            ),
+            (
+                "mkdir f; $FLOE dump e -o f/",
+                4,
+                "is a folder; name a file in it",
+            ),
+            ("$FLOE dump e -o f", 4, "is a folder; name a file in it"),
+        ],
+    );
+}
+
+#[test]
+fn a_wrong_value_names_the_verb_and_two_values_are_one_too_many() {
+    ready!("mke2fs");
+    let scratch = Scratch::new();
+    sh(&scratch, EXT4).expect_code(0);
+    expect(
+        &scratch,
+        &[
+            ("$FLOE dump e --level 11", 2, "dump: --level: '11' is not "),
+            ("$FLOE dump e --level 11", 2, "; see floe dump --help"),
+            (
+                "$FLOE dump e --report ''",
+                2,
+                "dump: --report: is empty; see",
+            ),
+            (
+                "$FLOE dump e -o a -o b",
+                2,
+                "dump: --output: is given twice, as 'a' and as 'b'",
+            ),
+            (
+                "$FLOE dump e --stall 5s --stall=6s -o a",
+                2,
+                "--stall: is given twice",
+            ),
+            (
+                "$FLOE pull h --level 1 --level 2",
+                2,
+                "pull: --level: is given twice",
+            ),
+            ("$FLOE dump e -o a --output=a -q", 0, ""),
+            (
+                "$FLOE dump e -o g --empty /x --empty /y -q 2> /dev/null",
+                0,
+                "",
+            ),
+        ],
+    );
+    assert!(!scratch.join("b").exists());
+}
+
+#[test]
+fn what_cannot_be_read_is_called_as_it_was_typed() {
+    ready!("mke2fs", "setpriv");
+    let made = require_ok!(common::LoopFs::make(common::Spec::default()));
+    let inside = made.dir().join("inside");
+    fs::create_dir(&inside).expect("folder");
+    for folder in [made.scratch(), made.dir()] {
+        let all = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        fs::set_permissions(folder, all).expect("mode");
+    }
+    let scratch = Scratch::new();
+    let line = |words: &str| {
+        let typed = text(&inside);
+        let nobody = "setpriv --reuid 65534 --regid 65534 --clear-groups";
+        sh(
+            &scratch,
+            &format!("exec {nobody} $FLOE {words}").replace("IT", &typed),
+        )
+    };
+    let subject = format!("{}: lies on {}: open", text(&inside), text(made.device()));
+    for words in ["dump IT", "create a=IT -o -", "clone IT=/dev/null"] {
+        let run = line(&format!("{words} > /dev/full")).expect_code(1);
+        let said = run.stderr_text();
+        assert!(said.contains(&subject), "{words}: {run}");
+        assert!(said.contains("nothing was frozen"), "{run}");
+    }
+    let run = line("show IT");
+    assert!(run.stderr_text().contains(&subject), "{run}");
+}

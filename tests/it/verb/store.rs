@@ -305,3 +305,21 @@ fn a_snapshot_of_a_newer_floe_is_the_same_answer_in_every_verb_and_is_left_alone
     make(&scratch, &store, &["--keep", "1"]);
     assert!(!good.exists() && newer.exists());
 }
+
+#[test]
+fn a_store_that_is_not_there_is_named_with_the_file_that_names_it() {
+    let (scratch, store) = require_store!();
+    let image = scratch.join("image");
+    common::sparse(&image, 8 << 20);
+    common::mkfs_ext4(&image);
+    fs::remove_dir(&store).expect("store");
+    let pair = format!("root={}", image.display());
+    let wanted = format!(
+        "{}: is no folder, and /etc/floe.conf names it as the store",
+        store.display()
+    );
+    for words in [&["create", &pair][..], &["list"], &["verify", "latest"]] {
+        let run = with_store(&store, words).expect_code(4);
+        assert!(run.stderr_text().contains(&wanted), "{run}");
+    }
+}
