@@ -241,8 +241,8 @@ impl Drop for Watch {
     }
 }
 
-/// For tests that compare an image with its source: when all is read, a debug build renames the file that FLOE_TEST_HOLD names to
-/// `FILE.frozen`, and keeps everything frozen while that is there. A release build cannot.
+/// For tests that compare an image with its source, or write to it: when all is read, a debug build renames the file that
+/// FLOE_TEST_HOLD names to `FILE.frozen`, and keeps everything frozen, before the second look, while that is there. A release build cannot.
 #[derive(Debug, Default)]
 pub(crate) struct TestHold {
     #[cfg(debug_assertions)]

@@ -11,7 +11,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use crate::error::{Error, Fault, Result};
 use crate::fs::earlier::PIECE_BYTES;
 use crate::fs::files::Emptying;
-use crate::fs::{Coverage, Still, UsedMap, Verdict};
+use crate::fs::{Kind, Still, UsedMap, Verdict};
 use crate::stream::pipeline::{Pipeline, Started};
 use crate::stream::plan::{CHUNK_BYTES, Plan};
 use crate::take::capture::FROZEN_DRAIN;
@@ -210,8 +210,8 @@ impl Surveyor {
         let frozen = errands
             .iter()
             .filter(|errand| errand.still == Still::Frozen && errand.swap.extents.is_empty())
-            // What is not a filesystem of its own (a member of an md) may be written below one that is frozen.
-            .filter(|errand| errand.verdict.coverage != Coverage::Whole);
+            // md writes its superblocks below a filesystem that is frozen, in members of its own and in those of LVM.
+            .filter(|errand| !matches!(errand.identity.kind, Kind::MdMember | Kind::Lvm));
         for errand in frozen {
             let Some(part) = plan.parts().get(errand.part) else {
                 continue;

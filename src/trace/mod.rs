@@ -277,6 +277,7 @@ struct State {
     /// Once lost, always lost.
     lost: Option<Lost>,
     /// Everything is frozen: a discard, which a filesystem may still send for what it freed before, changes nothing that is used.
+    /// Nothing else is a filesystem's that is frozen.
     frozen: bool,
 }
 
@@ -303,7 +304,7 @@ impl State {
                 for probe in probes.iter_mut() {
                     probe.hear(event, end);
                 }
-            } else if (!*frozen || event.action != Action::Other)
+            } else if (!*frozen || event.action != Action::Discard)
                 && let Some((event, mark)) = lies.bend(event, end)
             {
                 places.take(&event, end, marks, mark);

@@ -157,8 +157,9 @@ pub enum Action {
     Nothing,
     /// They are written.
     Write,
-    /// They are discarded, zeroed, reset, or something that is not known here: also written, but without sectors it may be
-    /// anything.
+    /// They are discarded, and not erased: also written.
+    Discard,
+    /// They are zeroed, erased, reset, or something that is not known here: also written, but without sectors it may be anything.
     Other,
 }
 
@@ -201,8 +202,9 @@ impl Format {
 
 /// What `rwbs` means (`blk_fill_rwbs` in kernel/trace/blktrace.c): an F for a flush before it, then the operation: R read, W
 /// write, D discard, DE secure erase, Z… zones, F flush; N what has no letter, which is write-zeroes in most kernels, and
-/// commands that bypass the block layer, which have no sectors. Whatever is not known to change nothing counts as a write. A W
-/// without sectors is the end of a flush (blk-flush.c completes its request once more; the data had a completion of its own).
+/// commands that bypass the block layer, which have no sectors. Flags follow, among them E for secure before Linux 4.8 (where a
+/// discard is a W). Whatever is not known to change nothing counts as a write. A W without sectors is the end of a flush
+/// (blk-flush.c completes its request once more; the data had a completion of its own).
 fn action(words: &[u8], empty: bool) -> Action {
     let end = words.iter().position(|byte| *byte == 0);
     let words = words.get(..end.unwrap_or(words.len())).unwrap_or_default();
@@ -210,6 +212,7 @@ fn action(words: &[u8], empty: bool) -> Action {
         [b'R', ..] => Action::Read,
         [b'F' | b'N' | b'W', ..] if empty => Action::Nothing,
         [b'W', ..] => Action::Write,
+        [b'D', flags @ ..] if !flags.contains(&b'E') => Action::Discard,
         _ => Action::Other,
     }
 }

@@ -99,7 +99,7 @@ fn the_records_of_a_real_kernel_are_understood() {
         (0x70_0007, 0, 0, Action::Nothing),
         (0x70_0003, 19292, 38, Action::Write),
         (0x70_0003, 20790, 12, Action::Write),
-        (0x70_0007, 2048, 2, Action::Other),
+        (0x70_0007, 2048, 2, Action::Discard),
         (0x70_0007, 2384, 6, Action::Other),
         (0x70_0007, u64::MAX, 0, Action::Nothing),
         (0x70_0007, 18774, 2, Action::Other),
@@ -198,7 +198,14 @@ fn what_is_not_known_to_change_nothing_counts_as_a_write() {
             (Action::Write, Action::Nothing)
         );
     }
-    for words in [&b"D"[..], b"DE", b"ZR", b"ZA", b"?", b"", b"\0R"] {
+    for words in [&b"D"[..], b"DS", b"DSM\0E"] {
+        assert_eq!(
+            (is(words, false), is(words, true)),
+            (Action::Discard, Action::Discard)
+        );
+    }
+    // Secure erase, as new kernels and old ones say it, zones, and nothing known.
+    for words in [&b"DE"[..], b"DES", b"DSE", b"ZR", b"ZA", b"?", b"", b"\0R"] {
         assert_eq!(
             (is(words, false), is(words, true)),
             (Action::Other, Action::Other)

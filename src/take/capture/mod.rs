@@ -430,11 +430,11 @@ impl Capture {
                     .leaving(self.written()));
             }
             self.all_read = state.all_read;
-            if state.all_read && !checking {
+            if state.all_read && !checking && !self.held_by_test.is_held() {
                 checking = true;
                 self.surveyor.order(Stage::Check);
             }
-            if stage == Stage::Checked && !permitted && !self.held_by_test.is_held() {
+            if stage == Stage::Checked && !permitted {
                 // A thaw may write to it.
                 if let Some(changed) = self.watched.iter().find(|file| file.has_changed()) {
                     drop(frozen.take());

@@ -23,6 +23,16 @@ impl Disk {
         script: impl FnOnce(&Scratch) -> String,
         sector: u32,
     ) -> Result<Disk, String> {
+        Self::within(Scratch::new(), mib, script, sector)
+    }
+
+    /// The same in this folder.
+    pub fn within(
+        scratch: Scratch,
+        mib: u64,
+        script: impl FnOnce(&Scratch) -> String,
+        sector: u32,
+    ) -> Result<Disk, String> {
         for tool in ["sfdisk", "partx", "mkfs.vfat", "mke2fs"] {
             if !common::have(tool) {
                 return Err(tool.to_owned());
@@ -31,7 +41,6 @@ impl Disk {
         if !common::is_root() {
             return Err("root".to_owned());
         }
-        let scratch = Scratch::new();
         let image = scratch.join("disk");
         common::sparse(&image, mib << 20);
         let device = LoopDevice::attach(&image, sector);

@@ -20,6 +20,10 @@ pub(super) struct Held<'a> {
     /// Between two writes of a thread.
     pub pause: Duration,
     pub lies: &'a str,
+    /// What else is done while it is frozen, for a shell.
+    pub meanwhile: &'a str,
+    /// The control group that floe runs in.
+    pub group: Option<&'a Path>,
     /// Where frames become an image.
     pub frames_to: Option<&'a Path>,
 }
@@ -61,6 +65,7 @@ impl Held<'_> {
         let mut command = floe().expect("looked for before");
         let mut copier = Command::new("bash");
         copier.args(["-c", COPY]).arg(&hold).stdin(Stdio::null());
+        copier.env("MEANWHILE", self.meanwhile);
         for (from, to) in self.copies {
             let _ = fs::remove_file(to);
             copier.arg(from).arg(to);
@@ -90,6 +95,9 @@ impl Held<'_> {
             .spawn()
             .expect("floe");
         let mut child = Ended(child);
+        if let Some(group) = self.group {
+            fs::write(group.join("cgroup.procs"), child.0.id().to_string()).expect("group");
+        }
         let status = common::wait_for(&mut child.0, Duration::from_secs(200)).expect("it ends");
         File::create(scratch.join("hold.over")).expect("hold");
         let said = || fs::read_to_string(scratch.join("stderr")).unwrap_or_default();
@@ -105,7 +113,7 @@ impl Held<'_> {
         }
         match status.success() {
             true => Ok(told(&fs::read_to_string(&report).unwrap_or_default())),
-            false => Err(format!("{status:?}: {}", said())),
+            false => Err(format!("{status}: {}", said())),
         }
     }
 }
@@ -114,6 +122,7 @@ impl Held<'_> {
 /// stores to what is frozen.
 const COPY: &str = r#"
 until [ -e "$0.frozen" ]; do [ ! -e "$0.over" ] || exit 0; sleep 0.02; done
+eval "$MEANWHILE"
 while [ $# -gt 1 ]; do cp --sparse=always "$1" "$2" || break; shift 2; done
 rm "$0.frozen"
 "#;

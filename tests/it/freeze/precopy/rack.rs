@@ -117,6 +117,8 @@ impl Rack {
             copies: &[(self.fs.image(), &copy)],
             pause: Duration::from_millis(pause),
             lies,
+            meanwhile: "",
+            group: None,
             frames_to: frames.then_some(&image),
         };
         let (dir, to) = (dir.to_string_lossy(), out.to_string_lossy());
