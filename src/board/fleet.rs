@@ -50,6 +50,7 @@ pub(crate) type Job = dyn Fn(&Host, &Board) -> Result<Arrived> + Send + Sync;
 pub(crate) struct Board {
     index: usize,
     events: Sender<Event>,
+    quiet: bool,
     /// Set when the work is called off.
     pub stop: Arc<AtomicBool>,
     /// Bytes of the stream so far.
@@ -61,6 +62,13 @@ pub(crate) struct Board {
 }
 
 impl Board {
+    /// A line of ours about it, shown at once.
+    pub(crate) fn note(&self, line: String) {
+        if !self.quiet {
+            let _ = self.events.send(Event::Note(self.index, line));
+        }
+    }
+
     /// For a session that is about to start: what the board says is told to the waiting thread, as long as that takes it. Its ssh may
     /// ask something on the terminal: nothing is drawn there any more, until the board is heard.
     pub(crate) fn listener(&self) -> Listener {
@@ -105,6 +113,7 @@ enum Event {
     /// An ssh is about to start; answered once nothing is drawn.
     Asks(Sender<()>),
     Line(usize, Line),
+    Note(usize, String),
     Done(usize, Result<Arrived>),
 }
 
@@ -302,6 +311,7 @@ pub(crate) fn run_leaving(
             stop: Arc::clone(&stop),
             events: events.clone(),
             job: Arc::clone(&job),
+            quiet: common.quiet,
         };
         crate::threads::start(c"board", STACK_BYTES, Box::new(move || worker.run()))
             .map_err(|e| Error::failed(format_args!("floe: start a thread: {e}")))?;
@@ -334,6 +344,7 @@ struct Worker {
     stop: Arc<AtomicBool>,
     events: Sender<Event>,
     job: Arc<Job>,
+    quiet: bool,
 }
 
 impl Worker {
@@ -347,6 +358,7 @@ impl Worker {
             let board = Board {
                 index,
                 events: self.events.clone(),
+                quiet: self.quiet,
                 stop: Arc::clone(&self.stop),
                 bytes: Arc::default(),
                 total: Arc::default(),
@@ -517,7 +529,10 @@ impl<'a> View<'a> {
 
     fn event(&mut self, event: Event, silent: bool) {
         let index = match &event {
-            Event::Started(index, _) | Event::Line(index, _) | Event::Done(index, _) => *index,
+            Event::Started(index, _)
+            | Event::Line(index, _)
+            | Event::Note(index, _)
+            | Event::Done(index, _) => *index,
             Event::Asks(left) => {
                 self.erase();
                 let _ = left.send(());
@@ -535,6 +550,7 @@ impl<'a> View<'a> {
             }
             Event::Asks(_) => None,
             Event::Line(_, line) => row.said.replace(line.take()),
+            Event::Note(_, line) => Some(line),
             Event::Done(_, result) => {
                 row.took = row.working.take().map_or(Duration::ZERO, |w| w.elapsed());
                 let said = row.said.take().filter(|said| match &result {

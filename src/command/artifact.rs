@@ -226,7 +226,7 @@ fn part_file(path: &Path, image: &File, overwrite: bool) -> Result<PartFile> {
 /// Opens the image, or an entry of a snapshot.
 fn open(options: &Options, path: &OsStr) -> Result<Image> {
     let entry = options.entry.as_deref();
-    let opened = framed::open(path, options.output.as_deref())?;
+    let opened = framed::open(path, options.output.as_deref(), &options.common)?;
     if opened.format != Format::Zip {
         if entry.is_some() {
             return Err(Error::refused(format_args!(

@@ -468,6 +468,15 @@ impl Puller {
                     attempt.how = How::Frames;
                 }
                 (How::Known | How::Frames, Some(Unable::Older)) => attempt.how = How::Plain,
+                // Nothing has gone there yet, and what is not held needs no room here.
+                (How::Known | How::Frames, Some(Unable::NoRoom))
+                    if matches!(self.place, Destination::Stdout) =>
+                {
+                    board.note(format!(
+                        "note: {error}: it is sent once more without being held here, and the board stays frozen for longer"
+                    ));
+                    attempt.how = How::Plain;
+                }
                 (_, Some(Unable::Mute)) if attempt.shows => attempt.shows = false,
                 _ => return result,
             }

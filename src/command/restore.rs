@@ -152,7 +152,8 @@ pub(super) fn run(options: Options) -> Result<()> {
     };
     let tell = |subject: &str, header: &Header| known(&options, subject, header);
     let tell: Option<framed::Tell<'_>> = if options.tells { Some(&tell) } else { None };
-    let opened = framed::open_known(&options.image, near, tell).map_err(untouched)?;
+    let opened =
+        framed::open_known(&options.image, near, tell, &options.common).map_err(untouched)?;
     if features::SNAPSHOTS && opened.format == Format::Zip {
         if options.bmap.is_some() {
             return Err(Error::usage(

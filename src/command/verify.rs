@@ -45,7 +45,7 @@ pub(super) fn run(options: Options) -> Result<()> {
     let start = std::time::Instant::now();
     let mut line = Progress::new(&options.common);
     let watch = Watch::start(options.path.display(), "it was not checked to its end")?;
-    let opened = framed::open(&kept::path_of(&options.path)?, None)?;
+    let opened = framed::open(&kept::path_of(&options.path)?, None, &options.common)?;
     if features::SNAPSHOTS && opened.format == Format::Zip {
         return snapshot(opened, &options, start);
     }

@@ -14,11 +14,12 @@ use std::sync::Arc;
 
 use rustix::pipe::PipeFlags;
 
+use crate::cli::Common;
 use crate::error::{Error, Fault, Result};
 use crate::features;
 use crate::json::{self, Value};
 use crate::put::image::{Opened, image_error};
-use crate::report::{JsonObject, json_list};
+use crate::report::{self, Bytes, JsonObject, json_list};
 use crate::snapshot::archive::Catalog;
 use crate::snapshot::{
     CHECKSUMS, CHECKSUMS_SHA256, Checksum, Checksums, image_name, image_path, sha256_line,
@@ -76,8 +77,8 @@ pub(crate) fn closing<'a>(
 
 /// Opens what the user named; frames are taken to their end, and what they stand for is opened. They are held beside `near`, a
 /// file to come, or where temporary files are.
-pub(crate) fn open(path: &OsStr, near: Option<&Path>) -> Result<Opened> {
-    open_known(path, near, None)
+pub(crate) fn open(path: &OsStr, near: Option<&Path>, common: &Common) -> Result<Opened> {
+    open_known(path, near, None, common)
 }
 
 /// Judges what stands in front, before anything else is taken, and gives what the other end is told of what is here already.
@@ -88,6 +89,7 @@ pub(crate) fn open_known(
     path: &OsStr,
     near: Option<&Path>,
     tell: Option<Tell<'_>>,
+    common: &Common,
 ) -> Result<Opened> {
     let mut opened = Opened::open(path)?;
     if !features::FRAMES || opened.format != Format::Frames {
@@ -108,6 +110,9 @@ pub(crate) fn open_known(
         level: 0,
         ..held
     };
+    if let (Some(note), false) = (may_not_fit(&begun.header, &held), common.quiet) {
+        report::line(note);
+    }
     let received = receive::take(&mut opened.input, begun, held).map_err(fail)?;
     let format = format_of(&received);
     let standard = Standard::start(received).map_err(fail)?;
@@ -121,6 +126,28 @@ pub(crate) fn open_known(
         file,
         format,
         has_come: true,
+    })
+}
+
+/// That what comes may be too much for where it is held: said when it begins to come, before anything is frozen for it. What is here
+/// already does not come.
+pub(crate) fn may_not_fit(header: &Header, hold: &Hold) -> Option<String> {
+    if hold.known.is_some() {
+        return None;
+    }
+    let parts = header.images.iter().flat_map(|image| &image.parts);
+    let size = parts.fold(0u64, |sum, part| sum.saturating_add(*part));
+    let stat = rustix::fs::fstatvfs(&hold.file).ok()?;
+    let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+    let path = format!("/proc/self/fd/{}", hold.file.as_raw_fd());
+    let path = std::fs::read_link(path).unwrap_or_default();
+    let folder = path.parent().unwrap_or(&path).display();
+    (free < size).then(|| {
+        format!(
+            "note: {folder}: {} are free, and what comes is held there, packed, until all of it has come (images of {}); should it not fit, an output or a TMPDIR on another filesystem helps",
+            Bytes(free),
+            Bytes(size)
+        )
     })
 }
 

@@ -22,7 +22,7 @@ use crate::error::{Cause, Error, Fault, Result};
 use crate::json::{self, Value};
 use crate::report::{clean, hex};
 use crate::snapshot::archive::Bundle;
-use crate::snapshot::framed::Standard;
+use crate::snapshot::framed::{Standard, may_not_fit};
 use crate::snapshot::image_path;
 use crate::stream::copy::BUFFER_BYTES;
 use crate::stream::frames;
@@ -104,7 +104,13 @@ fn take_frames(
     shared.lock().decide(Passing::Off).map_err(fail)?;
     // What has no room here is no fault of the board's.
     let held = hold.left.as_ref().map(|left| left.path());
-    let received = frames::receive::receive(&mut input, hold).map_err(|fault| match &held {
+    let received = frames::receive::begin(&mut input).and_then(|begun| {
+        if let Some(note) = may_not_fit(&begun.header, &hold) {
+            board.note(note);
+        }
+        frames::receive::take(&mut input, begun, hold)
+    });
+    let received = received.map_err(|fault| match &held {
         Some(held) if fault.is(Cause::NoRoom) => Error::fault(held.display(), fault),
         _ => fail(fault),
     });

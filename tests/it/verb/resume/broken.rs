@@ -156,6 +156,51 @@ fn where_the_host_is_full_the_old_file_stays_and_the_next_pull_goes_on() {
 }
 
 #[test]
+fn that_what_is_held_may_not_fit_is_said_before_and_a_stream_goes_on_without() {
+    let bench = require_bench!();
+    require!(common::is_root(), "root");
+    let (source, _) = bench.image();
+    let dump = ["--dump", source.to_str().expect("text")];
+    let fresh = bench.pulled(&dump, "fresh.img.gz");
+    let small = Small::of(2 << 20);
+    let floe = common::floe_path().expect("required before");
+    let restored = |words: &str| {
+        let (floe, source) = (floe.display(), source.display());
+        let to = small.0.join("one.img");
+        let script = format!(
+            "'{floe}' dump -q --frames '{source}' 2> /dev/null | '{floe}' restore {words} - '{}'",
+            to.display()
+        );
+        common::shell(&script, Limit::secs(60))
+    };
+    let note = "are free, and what comes is held there";
+    let text = restored("").expect_code(1).stderr_text();
+    let (said, hurt) = (text.find(note), text.find("No space left"));
+    assert!(said.is_some() && said < hurt, "{text}");
+    let text = restored("-q").expect_code(1).stderr_text();
+    assert!(!text.contains(note), "{text}");
+    assert_eq!(small.names(), [""; 0]);
+
+    let streamed = || {
+        let mut pull = bench.pull(&dump, "-");
+        common::run(pull.env("TMPDIR", small.0.path()), Limit::secs(60)).expect_code(0)
+    };
+    let run = streamed();
+    let text = run.stderr_text();
+    assert!(run.stdout == fresh, "{text}");
+    let (said, again) = (text.find(note), text.find("is sent once more"));
+    assert!(said.is_some() && said < again, "{text}");
+    // Where it fits whatever it is, there is nothing to say.
+    small.mount("remount,size=64M");
+    let run = streamed();
+    assert!(
+        run.stdout == fresh && !run.stderr_text().contains("note:"),
+        "{run}"
+    );
+    restored("").expect_code(0);
+}
+
+#[test]
 fn of_two_pulls_into_one_folder_at_once_one_is_refused_or_both_are_right() {
     let bench = require_bench!();
     let (source, noise) = bench.image();

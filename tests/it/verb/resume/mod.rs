@@ -78,7 +78,10 @@ impl Bench {
             .args(["--report"])
             .arg(self.join("report.json"))
             .arg("-o")
-            .arg(self.join(to))
+            .arg(match to {
+                "-" => to.into(),
+                to => self.join(to),
+            })
             .args(what)
             .env("PATH", format!("{}:{path}", self.join("bin").display()));
         pull
