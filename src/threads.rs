@@ -28,6 +28,11 @@ impl<T> Lock<T> {
         forgive(self.0.lock())
     }
 
+    /// Gives it to who is the only one that has the lock.
+    pub(crate) fn into_inner(self) -> T {
+        forgive(self.0.into_inner())
+    }
+
     /// Where nobody else has it.
     pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
         self.0.try_lock().ok()

@@ -6,6 +6,7 @@
 
 pub mod earlier;
 pub mod files;
+pub(crate) mod growth;
 pub mod identity;
 
 mod btrfs;

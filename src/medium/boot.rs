@@ -7,12 +7,11 @@
 use crate::device::{Access, Device, Range, ReadAt};
 use crate::error::{Error, Fault, FaultKind, NOTHING_WRITTEN, Result};
 use crate::fs;
-use crate::layout::le;
 use crate::medium::RoleSource;
 use crate::medium::Slot;
 use crate::medium::read;
 use crate::mounts::System;
-use crate::ptable::{ALIGN_BYTES, Guid, Partition, Piece, Scheme, Table};
+use crate::ptable::{ALIGN_BYTES, Guid, Partition, Piece, Scheme, Table, gpt};
 use crate::stream::target::Target;
 use crate::sys::memory::Pages;
 use crate::units::{self, Extent, round_up, to_usize};
@@ -112,14 +111,11 @@ impl Boot {
         let sector = u64::from(self.table.sector_bytes);
         let mut from = sector;
         if self.table.scheme == Scheme::Gpt {
-            let header = read(&self.device, sector, sector)?;
-            let bad = Fault::corrupt("GPT header");
-            let lba = le::<u64>(&header, 0x48).ok_or(bad)?;
-            let entries = u64::from(le::<u32>(&header, 0x50).ok_or(bad)?);
-            let theirs = (lba.saturating_mul(sector)).saturating_add(entries.saturating_mul(128));
+            let entries = gpt::entries_of(&self.device, self.table.sector_bytes)?;
             from = 2 * sector + NEW_ENTRIES_BYTES;
             // A boot loader where the new table will stand cannot be taken along.
-            if lba != 2 || theirs < from && self.holds_data(theirs, from)? {
+            let is_first = entries.offset == 2 * sector;
+            if !is_first || entries.end() < from && self.holds_data(entries.end(), from)? {
                 return Err(Fault::unsupported(
                     "a boot loader stands where the new partition table goes",
                 ));

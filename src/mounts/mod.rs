@@ -25,6 +25,7 @@ pub use node::{mount_kernel, private_file};
 pub use resolve::{Holding, Means, Mounted, Source, Stacked};
 pub use sysfs::{Layer, Media, Partition};
 pub use table::{Mount, Table};
+pub(crate) use tags::is_tag;
 pub use uses::{Named, SwapFile, Use, Why, is_mirror};
 
 /// A device number.

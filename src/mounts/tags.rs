@@ -55,6 +55,11 @@ impl Tag {
     }
 }
 
+/// Whether a device is named by `LABEL=` and its like.
+pub(crate) fn is_tag(name: &OsStr) -> bool {
+    Tag::parse(name).is_some()
+}
+
 impl System {
     /// The one block device that a tag means.
     pub(super) fn find_tag(&self, tag: &Tag) -> Result<DevId> {

@@ -48,8 +48,8 @@ layout! {
     }
 }
 
-/// One copy of the table that passed its checks, with its array.
-struct Copy {
+/// One of the two headers, which passed its checks, with its array.
+struct Half {
     header: Header,
     /// The header's sector as it was read.
     sector: Vec<u8>,
@@ -72,6 +72,19 @@ pub(super) fn has_header(device: &dyn ReadAt, sector_bytes: u32) -> Result<bool,
     Ok(bytes == *SIGNATURE)
 }
 
+/// Where the entries of the first header lie, as it says.
+pub(crate) fn entries_of(device: &dyn ReadAt, sector_bytes: u32) -> Result<Extent, Fault> {
+    let sector = u64::from(sector_bytes);
+    let mut bytes = vec![0; to_usize(sector)];
+    device.read_at(sector, &mut bytes)?;
+    let bad = Fault::corrupt("GPT header");
+    let header = Header::parse(&bytes).ok_or(bad)?;
+    let length = u64::from(header.entries).checked_mul(u64::from(header.entry_bytes));
+    let place = header.array_lba.checked_mul(sector).zip(length);
+    let place = place.and_then(|(offset, length)| Extent::new(offset, length));
+    place.ok_or(bad)
+}
+
 /// Whether `tail`, the end of a disk of `size_bytes`, is a backup header that says so: with sectors of 512 bytes or 4096.
 pub fn ends_with_backup(tail: &[u8], size_bytes: u64) -> bool {
     [512u64, 4096].into_iter().any(|sector| {
@@ -89,7 +102,7 @@ pub fn ends_with_backup(tail: &[u8], size_bytes: u64) -> bool {
 }
 
 /// Reads and checks the copy whose header is at `lba`.
-fn read_copy(device: &dyn ReadAt, sector: u64, lba: u64) -> Result<Copy, Fault> {
+fn read_copy(device: &dyn ReadAt, sector: u64, lba: u64) -> Result<Half, Fault> {
     let offset = lba
         .checked_mul(sector)
         .ok_or_else(|| Fault::corrupt("GPT header beyond the disk"))?;
@@ -122,7 +135,7 @@ fn read_copy(device: &dyn ReadAt, sector: u64, lba: u64) -> Result<Copy, Fault> 
     if crc32(0, &array) != header.array_crc {
         return Err(Fault::corrupt("GPT entries' checksum").at(place, length));
     }
-    Ok(Copy {
+    Ok(Half {
         header,
         sector: bytes,
         array,
@@ -198,7 +211,7 @@ fn agree(primary: &Header, backup: &Header) -> bool {
         && backup.alternate_lba == primary.my_lba
 }
 
-fn table_of(copy: &Copy, sector_bytes: u32) -> Table {
+fn table_of(copy: &Half, sector_bytes: u32) -> Table {
     let header = &copy.header;
     let sector = u64::from(sector_bytes);
     let last = header.my_lba.max(header.alternate_lba);

@@ -6,19 +6,14 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use crate::device::{Access, Device, ReadAt};
+use crate::device::Access;
 use crate::error::{Error, Exit, Fault, Result};
 use crate::features;
+use crate::fs::growth::{self, Growth};
 use crate::fs::{self, Identity, Kind};
-use crate::layout::{be, le};
 use crate::mounts::{DevId, Roots};
 use crate::report::Bytes;
 use crate::sys::resize;
-
-/// Fewest blocks of an XFS allocation group (`XFS_MIN_AG_BLOCKS`).
-const XFS_GROUP_MIN: u64 = 64;
-/// Where the first btrfs superblock stands.
-const BTRFS_SUPER: u64 = 64 << 10;
 
 /// Whether a filesystem of this name and uuid can grow on this target; before the first write. Gives the device.
 pub(crate) fn check(
@@ -88,7 +83,7 @@ fn steps(shown: &Path, dev: DevId) -> Result<String> {
         Ok((device, identity))
     };
     let (device, before) = look().map_err(fail)?;
-    let wanted = NewSize::of(&device, &before).map_err(fail)?;
+    let wanted = growth::of(&device, &before).map_err(fail)?;
     drop(device);
     let filesystem = match before.kind {
         Kind::Xfs => "xfs",
@@ -99,7 +94,7 @@ fn steps(shown: &Path, dev: DevId) -> Result<String> {
     if let Some(wanted) = wanted {
         let mounted = roots.mount_hidden(dev, filesystem, nouuid).map_err(fail)?;
         is_target(&roots, shown, dev, &before, &mounted)?;
-        let done = wanted.apply(&mounted);
+        let done = apply(wanted, &mounted);
         done.map_err(|errno| fail(Fault::io("grow", errno)))?;
         rustix::fs::syncfs(&mounted).map_err(|errno| fail(Fault::io("syncfs", errno)))?;
     }
@@ -144,63 +139,14 @@ fn is_target(
     )))
 }
 
-/// The size to ask for.
-enum NewSize {
-    Ext(u64),
-    Xfs { blocks: u64, inode_percent: u32 },
-    Btrfs(u64),
-}
-
-impl NewSize {
-    /// `None` when the filesystem fills its device.
-    fn of(device: &Device, identity: &Identity) -> std::result::Result<Option<Self>, Fault> {
-        let bad = Fault::corrupt("superblock");
-        let mut bytes = [0u8; 512];
-        let size = device.size_bytes();
-        let offset = match identity.kind {
-            Kind::Xfs => 0,
-            Kind::Btrfs => BTRFS_SUPER,
-            _ => 1024,
-        };
-        device.read_at(offset, &mut bytes)?;
-        let room = size.saturating_sub(identity.size_bytes);
-        match identity.kind {
-            Kind::Btrfs => {
-                let id = le::<u64>(&bytes, 0xc9).ok_or(bad)?;
-                Ok((room >= 4096).then_some(Self::Btrfs(id)))
-            }
-            Kind::Xfs => {
-                let block = u64::from(be::<u32>(&bytes, 4).ok_or(bad)?);
-                let group = u64::from(be::<u32>(&bytes, 0x54).ok_or(bad)?);
-                let percent = u32::from(be::<u8>(&bytes, 0x7f).ok_or(bad)?);
-                let blocks = size.checked_div(block).ok_or(bad)?;
-                // A last group that is too small is left out, as the kernel would refuse it.
-                let rest = blocks.checked_rem(group).ok_or(bad)?;
-                let short = if rest < XFS_GROUP_MIN { rest } else { 0 };
-                let blocks = blocks - short;
-                let is_more = blocks > be::<u64>(&bytes, 8).ok_or(bad)?;
-                Ok(is_more.then_some(Self::Xfs {
-                    blocks,
-                    inode_percent: percent,
-                }))
-            }
-            _ => {
-                let log = le::<u32>(&bytes, 0x18).filter(|log| *log <= 6).ok_or(bad)?;
-                let blocks = size >> (10 + log);
-                let have = identity.size_bytes >> (10 + log);
-                Ok((blocks > have).then_some(Self::Ext(blocks)))
-            }
-        }
-    }
-
-    fn apply(&self, mounted: &OwnedFd) -> rustix::io::Result<()> {
-        match *self {
-            Self::Ext(blocks) => resize::ext4(mounted, blocks),
-            Self::Xfs {
-                blocks,
-                inode_percent,
-            } => resize::xfs(mounted, blocks, inode_percent),
-            Self::Btrfs(id) => resize::btrfs(mounted, id),
-        }
+/// Asks the kernel for it.
+fn apply(growth: Growth, mounted: &OwnedFd) -> rustix::io::Result<()> {
+    match growth {
+        Growth::Ext(blocks) => resize::ext4(mounted, blocks),
+        Growth::Xfs {
+            blocks,
+            inode_percent,
+        } => resize::xfs(mounted, blocks, inode_percent),
+        Growth::Btrfs(id) => resize::btrfs(mounted, id),
     }
 }

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use crate::device::{Access, Device, DeviceKind, ReadAt};
 use crate::error::{Error, Exit, Fault, FaultKind, NOTHING_WRITTEN, Result};
 use crate::fs::Kind;
-use crate::mounts::{DevId, Named, System};
+use crate::mounts::{DevId, Named, System, is_tag};
 use crate::put::image::Content;
 use crate::put::phase::Phase;
 use crate::report::Bytes;
@@ -345,13 +345,6 @@ fn new_file(path: &Path) -> Result<Chosen> {
         return Err(missing());
     }
     Ok(Chosen::New(place))
-}
-
-/// Whether a device is named by `LABEL=` and its like.
-pub(crate) fn is_tag(name: &OsStr) -> bool {
-    let tags = ["LABEL=", "UUID=", "PARTLABEL=", "PARTUUID="];
-    tags.iter()
-        .any(|tag| name.as_encoded_bytes().starts_with(tag.as_bytes()))
 }
 
 fn is_missing(path: &Path) -> bool {

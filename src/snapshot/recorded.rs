@@ -8,9 +8,8 @@ use std::ffi::OsStr;
 
 use crate::device::{Device, ReadAt};
 use crate::error::{Error, Fault, FaultKind, Result};
-use crate::layout::le;
 use crate::mounts::{DevId, System};
-use crate::ptable::{self, Scheme, Table};
+use crate::ptable::{self, Scheme, Table, gpt};
 use crate::report;
 use crate::snapshot::Disk;
 use crate::units::{to_u64, to_usize};
@@ -125,17 +124,10 @@ fn length(device: &Device, table: &Table) -> std::result::Result<u64, Fault> {
     if table.scheme == Scheme::Mbr {
         return Ok(sector);
     }
-    let mut header = vec![0; to_usize(sector)];
-    device.read_at(sector, &mut header)?;
-    // Place, number and size of the entries (UEFI 5.3.2).
-    let bad = Fault::corrupt("GPT header");
-    let lba = le::<u64>(&header, 0x48).ok_or(bad)?;
-    let count = u64::from(le::<u32>(&header, 0x50).ok_or(bad)?);
-    let size = u64::from(le::<u32>(&header, 0x54).ok_or(bad)?);
-    let end = lba
-        .checked_mul(sector)
-        .and_then(|start| start.checked_add(count.checked_mul(size)?))
-        .and_then(|end| end.checked_next_multiple_of(sector))
+    let entries = gpt::entries_of(device, table.sector_bytes)?;
+    let end = entries
+        .end()
+        .checked_next_multiple_of(sector)
         .filter(|end| *end <= MAX_BOOT_BYTES && *end <= device.size_bytes());
     end.ok_or_else(|| Fault::unsupported("place of the partition entries"))
 }

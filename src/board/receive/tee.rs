@@ -2,7 +2,7 @@
 
 use std::io::{ErrorKind, Read as _};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 
 use sha2::{Digest, Sha256};
 
@@ -13,6 +13,7 @@ use crate::board::ssh::Session;
 use crate::error::{Error, Fault, Result};
 use crate::snapshot::framed::Standard;
 use crate::stream::input::{Supply, read_fault};
+use crate::threads::Lock;
 use crate::units::to_u64;
 
 /// Where bytes come from.
@@ -113,11 +114,11 @@ impl Tee {
 
 /// The reader that the unpacking side owns.
 #[derive(Clone)]
-pub(super) struct Shared(Arc<Mutex<Tee>>);
+pub(super) struct Shared(Arc<Lock<Tee>>);
 
 impl Shared {
     pub(super) fn new(session: Session, sink: Box<dyn Sink>, board: &Board) -> Self {
-        Self(Arc::new(Mutex::new(Tee {
+        Self(Arc::new(Lock::new(Tee {
             from: From::Board(Box::new(session)),
             passing: Passing::Undecided(Vec::new()),
             sink,
@@ -134,7 +135,7 @@ impl Shared {
     pub(super) fn end(self, host: &Host) -> Result<Tee> {
         let in_use = || Error::failed(format_args!("{}: the reader is still in use", host.shown));
         let tee = Arc::try_unwrap(self.0).map_err(|_| in_use())?;
-        let mut tee = tee.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let mut tee = tee.into_inner();
         if let From::Held(_) = &tee.from
             && let From::Held(held) = std::mem::replace(&mut tee.from, From::Nothing)
         {
@@ -145,7 +146,7 @@ impl Shared {
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Tee> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

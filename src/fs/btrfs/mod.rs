@@ -12,7 +12,7 @@
 mod checksum;
 mod chunks;
 mod extents;
-mod superblock;
+pub(in crate::fs) mod superblock;
 #[cfg(test)]
 mod tests;
 mod tree;

@@ -11,7 +11,7 @@ use crate::units::{BlockSize, Extent, to_u64, to_usize};
 use super::checksum::Checksum;
 
 /// Where the copies lie, in bytes; those that do not fit the device do not exist.
-pub(super) const COPIES: [u64; 3] = [64 << 10, 64 << 20, 256 << 30];
+pub(in crate::fs) const COPIES: [u64; 3] = [64 << 10, 64 << 20, 256 << 30];
 
 /// Size of the superblock in bytes.
 pub(super) const SUPER_BYTES: usize = 4096;
@@ -25,7 +25,7 @@ const CHUNK_ARRAY: (usize, usize) = (0x32b, 2048);
 
 layout! {
     /// The fixed fields; `dev_*` are those of the embedded device item.
-    le pub(super) struct RawSuper: 4096 {
+    le pub(in crate::fs) struct RawSuper: 4096 {
         0x020 fsid: [u8; 16],
         0x030 bytenr: u64,
         0x038 flags: u64,

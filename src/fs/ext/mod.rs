@@ -28,7 +28,7 @@ mod groups;
 mod inode;
 mod inodes;
 mod journal;
-mod superblock;
+pub(in crate::fs) mod superblock;
 #[cfg(test)]
 mod tests;
 mod tree;

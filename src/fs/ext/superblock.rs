@@ -15,7 +15,7 @@ const MAGIC: u16 = 0xef53;
 
 crate::layout! {
     /// `struct ext4_super_block`.
-    le pub(super) struct Raw: 1024 {
+    le pub(in crate::fs) struct Raw: 1024 {
         0x000 s_inodes_count: u32,
         0x004 s_blocks_count_lo: u32,
         0x00c s_free_blocks_count_lo: u32,

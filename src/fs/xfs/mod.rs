@@ -15,7 +15,7 @@ mod btree;
 mod group;
 mod inode;
 mod log;
-mod superblock;
+pub(in crate::fs) mod superblock;
 #[cfg(test)]
 mod tests;
 mod uuid;

@@ -32,6 +32,7 @@ crate::layout! {
         0x07b sb_inopblog: u8,
         0x07c sb_agblklog: u8,
         0x07e sb_inprogress: u8,
+        0x07f sb_imax_pct: u8,
         0x090 sb_fdblocks: u64,
         0x0c8 sb_features2: u32,
         0x0d4 sb_features_ro_compat: u32,
