@@ -42,17 +42,6 @@ pub enum Asked {
     Json,
 }
 
-/// Options that may be given several times, with other values.
-const REPEATED: &[&str] = &[
-    "--device-type",
-    "--provides",
-    "--depends",
-    "--clears-provides",
-    "--script",
-    "--empty",
-    "--ssh-option",
-];
-
 /// One thing on the command line; see [`Args::next_item`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Item {
@@ -69,8 +58,8 @@ pub struct Args {
     verb: &'static str,
     last: &'static str,
     value: Option<OsString>,
-    /// Options with their values, as far as they have come.
-    given: Vec<(&'static str, OsString)>,
+    /// The first `--output`.
+    output: Option<OsString>,
     /// The common options seen so far.
     pub common: Common,
     /// Options for the verb that runs on the board, with their values.
@@ -89,7 +78,7 @@ impl Args {
             verb,
             last: "",
             value: None,
-            given: Vec::new(),
+            output: None,
             common: Common::default(),
             handed_on: Vec::new(),
             handed_names: Vec::new(),
@@ -160,28 +149,19 @@ impl Args {
         found.map(OsString::as_os_str)
     }
 
-    /// Of two values for one option neither is silently the right one. Mender's own client takes the last.
+    /// Of two outputs the first would be missing without a word. (Of other options the last one counts, as everywhere, and as Mender's
+    /// own client has it with all.)
     fn refuse_second(&mut self) -> Result<()> {
-        let Some(value) = &self.value else {
+        let (Some(value), "--output") = (&self.value, self.last) else {
             return Ok(());
         };
-        if self.verb == "mender" || REPEATED.contains(&self.last) {
+        let earlier = self.output.get_or_insert_with(|| value.clone());
+        if earlier == value || self.verb == "mender" {
             return Ok(());
         }
-        let earlier = self.given.iter().find(|(name, _)| *name == self.last);
-        if let Some((_, earlier)) = earlier.filter(|(_, earlier)| earlier != value) {
-            return Err(usage(
-                self.verb,
-                format_args!(
-                    "{}: is given twice, as '{}' and as '{}'",
-                    self.last,
-                    earlier.display(),
-                    value.display()
-                ),
-            ));
-        }
-        self.given.push((self.last, value.clone()));
-        Ok(())
+        let (earlier, value) = (earlier.display(), value.display());
+        let both = format!("is given twice, as '{earlier}' and as '{value}'");
+        Err(self.wrong_value(&both))
     }
 
     fn common(&mut self, name: &str) -> Result<()> {
