@@ -47,6 +47,11 @@ impl Place {
         Self::follow(path, Self::is_in_proc)
     }
 
+    /// The name itself, whether it is a link or not.
+    pub(crate) fn itself(path: &Path) -> Result<Self> {
+        Self::follow(path, |_| true)
+    }
+
     fn follow(path: &Path, ends: fn(&Self) -> bool) -> Result<Self> {
         let refused = |what: &dyn std::fmt::Display| {
             Error::refused(format_args!("{}: {what}", path.display())).leaving(NOTHING_WRITTEN)

@@ -19,7 +19,7 @@ use crate::error::{Error, Fault, Result};
 use crate::mender::header::array;
 use crate::mender::header::{now, payload_name};
 use crate::mender::writer::{Figures, Maker, What, Writer};
-use crate::put::image::{self, Any, Coming, Image};
+use crate::put::image::{self, Any, Image};
 use crate::put::supervise::supervise;
 use crate::report::{self, Bytes, JsonObject, Span, exact, hex};
 use crate::report::{Told, millis, tell};
@@ -27,6 +27,7 @@ use crate::snapshot::archive::Catalog;
 use crate::snapshot::framed;
 use crate::snapshot::image_path;
 use crate::snapshot::kept;
+use crate::snapshot::replace::{self, Coming};
 use crate::stream::copy::{BUFFER_BYTES, Ended, MEASURING, Progress, WRITING};
 use crate::stream::image::{Format, GRANULE_BYTES, ImageReader, Piece};
 use crate::stream::input::{Input, is_zero};
@@ -218,7 +219,7 @@ fn part_file(path: &Path, image: &File, overwrite: bool) -> Result<PartFile> {
         )));
     }
     if !overwrite {
-        image::check_replaceable(path, Coming::Anything)?;
+        replace::check(path, Coming::Artifact)?;
     }
     PartFile::create(path)
 }

@@ -15,16 +15,17 @@ use crate::features;
 use crate::fs::Coverage;
 use crate::fs::files::Emptying;
 use crate::mounts::{DevId, System};
-use crate::put::image::{self, Coming, Opened};
+use crate::put::image::Opened;
 use crate::put::supervise::supervise;
 use crate::report::Told;
 use crate::report::{self, Bytes, JsonObject, Progress, Span, hex};
 use crate::signals::Signals;
+use crate::snapshot::replace::{self, Coming};
 use crate::stream::bmap;
 use crate::stream::copy;
 use crate::stream::frames::{self, send::FrameEmitter};
 use crate::stream::gzip;
-use crate::stream::image::ImageReader;
+use crate::stream::image::{Format, ImageReader};
 use crate::stream::inplace::InPlace;
 use crate::stream::output::leaves_holes;
 use crate::stream::output::{GzipEmitter, Output, RawEmitter, Totals, TotalsCell};
@@ -87,6 +88,14 @@ impl Options {
         self.output.as_ref().map(|path| match self.split {
             Some(_) => partfile::piece(path, 1),
             None => path.clone(),
+        })
+    }
+
+    /// What comes in the place of what is there.
+    fn coming(&self) -> Coming<'static> {
+        Coming::Image(match self.raw {
+            true => Format::Raw,
+            false => Format::Gzip,
         })
     }
 
@@ -306,7 +315,7 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
     )?;
     let totals = TotalsCell::default();
     let told: Arc<Lock<Option<Figures>>> = Arc::default();
-    let parts = outputs.parts;
+    let parts = (outputs.parts, outputs.there);
     let sink = match way.in_place {
         true => own_file(options, outputs.sink, &sources, &totals)?,
         false => {
@@ -396,8 +405,8 @@ fn choose(options: &Options, system: &System) -> Result<(Prepared, Emptying)> {
     }
     if let Some(path) = &options.first() {
         source::refuse_output(std::slice::from_ref(&prepared), path)?;
-        if !options.overwrite {
-            image::check_replaceable(path, Coming::Image)?;
+        if options.split.is_none() && !options.overwrite {
+            replace::check(path, options.coming())?;
         }
     }
     if let Some(path) = &options.bmap {
@@ -417,6 +426,8 @@ fn choose(options: &Options, system: &System) -> Result<(Prepared, Emptying)> {
 struct Outputs {
     /// None for stdout.
     parts: Vec<PartFile>,
+    /// Of `--split`: what is there now, and goes.
+    there: Vec<PathBuf>,
     sink: OwnedFd,
     /// Of the pieces after the first.
     more: Vec<OwnedFd>,
@@ -424,8 +435,10 @@ struct Outputs {
 
 impl Outputs {
     fn open(options: &Options, prepared: &Prepared) -> Result<Self> {
+        let mut there = Vec::new();
         let mut parts = match (&options.output, options.split) {
             (Some(path), Some(bytes)) => {
+                there = replace::check_pieces(path, options.coming(), options.overwrite)?;
                 // What does not pack takes a little more than it was.
                 let size = prepared.size_bytes;
                 let most = size.saturating_add(size / 1000).saturating_add(1 << 20);
@@ -442,6 +455,7 @@ impl Outputs {
         };
         Ok(Self {
             parts,
+            there,
             sink,
             more: sinks,
         })
@@ -449,7 +463,11 @@ impl Outputs {
 }
 
 /// The files under their names: they are complete.
-fn finish(options: &Options, mut parts: Vec<PartFile>, bmap: Option<&PartFile>) -> Result<()> {
+fn finish(
+    options: &Options,
+    (mut parts, there): (Vec<PartFile>, Vec<PathBuf>),
+    bmap: Option<&PartFile>,
+) -> Result<()> {
     if let Some(part) = bmap {
         // An older image's must not stand beside the new one, whatever happens next.
         let _ = std::fs::remove_file(part.target());
@@ -457,7 +475,7 @@ fn finish(options: &Options, mut parts: Vec<PartFile>, bmap: Option<&PartFile>) 
     match (&options.output, parts.pop()) {
         (Some(path), Some(last)) if options.split.is_some() => {
             parts.push(last);
-            partfile::finish_pieces(path, parts)
+            partfile::finish_pieces(path, parts, &there)
         }
         (_, Some(part)) => part.finish(),
         (_, None) => Ok(()),

@@ -19,11 +19,12 @@ use crate::board::unable::{FRAMES, KNOWN, PROGRESS, Unable, without_progress};
 use crate::cli::{self, Args, Common, Item, table};
 use crate::error::{Error, Exit, Result};
 use crate::json;
-use crate::put::image::{self, Coming};
 use crate::report::{self, Bytes, Manner, Span};
 use crate::snapshot::framed::{self, EarlierFile};
+use crate::snapshot::replace::{self, Coming};
 use crate::stream::frames::known::{Earlier, Known};
 use crate::stream::frames::receive::Hold;
+use crate::stream::image::Format;
 use crate::stream::partfile::{self, Left};
 use crate::take::memory;
 use crate::take::options::{self, Taking};
@@ -257,6 +258,21 @@ enum Destination {
     Folder(PathBuf),
 }
 
+/// That the file may have what comes.
+fn check_file(path: &Path, work: &Work, is_artifact: bool) -> Result<()> {
+    let name = |pair: &OsString| Some(pair.to_str()?.split_once('=')?.0.to_owned());
+    match work {
+        _ if is_artifact => replace::check(path, Coming::Artifact),
+        Work::Dump(_) => replace::check(path, Coming::Image(Format::Gzip)),
+        Work::Create(pairs) => {
+            let names: Vec<String> = pairs.iter().filter_map(name).collect();
+            let names: Vec<&str> = names.iter().map(String::as_str).collect();
+            replace::check(path, Coming::Snapshot(&names))
+        }
+        Work::Kept(_) | Work::Clone(_) => replace::check(path, Coming::Snapshot(&[])),
+    }
+}
+
 fn place(options: &Options) -> Result<Destination> {
     let path = &options.output;
     let shown = path.display();
@@ -278,7 +294,7 @@ fn place(options: &Options) -> Result<Destination> {
     if path != Path::new("-") {
         partfile::Place::find(path)?;
         if !options.overwrite {
-            image::check_replaceable(path, Coming::Anything)?;
+            check_file(path, &options.work, options.artifact.is_some())?;
         }
         return Ok(Destination::File(path.clone()));
     }
@@ -560,7 +576,7 @@ impl Puller {
             }
         };
         if !self.overwrite {
-            image::check_replaceable(&path, Coming::Anything)?;
+            check_file(&path, &self.work, self.artifact.is_some())?;
         }
         let shown = path.display().to_string();
         let sink: Box<dyn Sink> = match &self.artifact {

@@ -29,9 +29,6 @@ use crate::units::to_u64;
 
 pub(crate) use crate::content::{Content, HEAD_BYTES, Head};
 
-/// Numbers of pieces that have three digits.
-const PIECES: u64 = 999;
-
 /// How long a pipe with a name may stay without a byte at first.
 const FIFO_PATIENCE: Timespec = Timespec {
     tv_sec: 60,
@@ -352,7 +349,8 @@ fn piece_of_another(subject: &str) -> Option<String> {
 /// Of pieces of `--split` that end early: the one that would come next.
 fn missing_piece(subject: &str) -> String {
     let stem = subject.strip_suffix(".001").unwrap_or_default();
-    let mut next = (2..=PIECES).map(|number| partfile::piece(Path::new(stem), number));
+    let mut next =
+        (2..=partfile::MOST_PIECES).map(|number| partfile::piece(Path::new(stem), number));
     match next.find(|piece| !stem.is_empty() && !piece.exists()) {
         Some(piece) => format!("; {}, which would be next, is not there", piece.display()),
         None => String::new(),
@@ -370,58 +368,6 @@ pub(crate) fn image_error(subject: &str, fault: Fault) -> Error {
         FaultKind::Unsupported => error.with_exit(Exit::Corrupt),
         _ => error,
     }
-}
-
-/// What is to come in the place of a file.
-#[derive(Clone, Copy)]
-pub(crate) enum Coming {
-    /// Something that is known only later.
-    Anything,
-    /// An image.
-    Image,
-    /// A snapshot.
-    Snapshot,
-}
-
-/// A file that is to be replaced must be an image, an archive of images, or empty, as a target of `restore` must be: anything else
-/// was hardly meant. And it must be of the kind that comes. Which filesystem it is of is not asked, scripts use one name for many; nor
-/// whether it is whole, as what was cut is what is best replaced.
-pub(crate) fn check_replaceable(path: &Path, coming: Coming) -> Result<()> {
-    let is_there = |meta: std::fs::Metadata| meta.is_file() && meta.len() > 0;
-    if !std::fs::metadata(path).is_ok_and(is_there) {
-        return Ok(());
-    }
-    let found = Opened::open(path.as_os_str()).and_then(|opened| match opened.format {
-        // Zip archives of others (documents, programs) are not ours.
-        Format::Zip if begins_a_snapshot(path) => Ok(None),
-        Format::Zip => Err(Error::corrupt("")),
-        _ => Image::read(opened, Any::No).map(Some),
-    });
-    let other = match (found, coming) {
-        (Err(error), _) if error.exit() == Some(Exit::Corrupt) => Some("is there and is no image"),
-        (Ok(Some(_)), Coming::Snapshot) => Some("is there and is an image, not a snapshot"),
-        (Ok(None), Coming::Image) => Some("is there and is a snapshot, not an image"),
-        // What cannot be read is for who writes to say.
-        _ => None,
-    };
-    match other {
-        Some(what) => Err(not_replaceable(path, what)),
-        None => Ok(()),
-    }
-}
-
-/// The refusal of [`check_replaceable`].
-pub(crate) fn not_replaceable(path: &Path, what: &str) -> Error {
-    let path = path.display();
-    Error::refused(format_args!("{path}: {what}; --overwrite replaces it"))
-        .leaving("nothing was written")
-}
-
-/// Whether the first file of a zip archive is a snapshot's: its name stands behind a local header of 30 bytes (APPNOTE 4.3.7).
-fn begins_a_snapshot(path: &Path) -> bool {
-    let mut head = [0; 43];
-    let read = File::open(path).and_then(|mut file| file.read_exact(&mut head));
-    read.is_ok() && head.ends_with(b"snapshot.json")
 }
 
 fn open(path: &OsStr) -> Result<(String, File)> {
@@ -470,12 +416,15 @@ fn pieces(subject: &str, first: &File) -> Result<Vec<File>> {
         return Ok(more);
     };
     let piece = |number| partfile::piece(Path::new(stem), number);
-    for number in 2..=PIECES {
+    for number in 2..=partfile::MOST_PIECES {
         let name = piece(number);
         match File::open(&name) {
             Ok(file) => more.push(file),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return match (number..=PIECES).map(piece).find(|piece| piece.exists()) {
+                return match (number..=partfile::MOST_PIECES)
+                    .map(piece)
+                    .find(|piece| piece.exists())
+                {
                     Some(later) => Err(Error::corrupt(format_args!(
                         "{}: is missing: {subject} is the first of several pieces, and {} is there",
                         name.display(),

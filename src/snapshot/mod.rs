@@ -8,6 +8,7 @@ pub(crate) mod machine;
 mod metadata;
 pub(crate) mod recorded;
 pub(crate) mod relaid;
+pub(crate) mod replace;
 pub(crate) mod store;
 pub(crate) mod sums;
 pub(crate) mod unpack;

@@ -79,7 +79,19 @@ impl PartFile {
     /// Creates `TARGET.part`, readable for its owner only. The target may be absent or a regular file, or a link to either; a
     /// device, directory or anything else is refused.
     pub fn create(target: &Path) -> Result<Self> {
-        let place = Self::place(target)?;
+        Self::create_at(Self::place(target)?)
+    }
+
+    /// The same for a piece of a set: a link that has its name is not followed, but replaced.
+    fn create_piece(target: &Path) -> Result<Self> {
+        let is_link = std::fs::symlink_metadata(target).is_ok_and(|meta| meta.is_symlink());
+        Self::create_at(match is_link {
+            true => Place::itself(target)?,
+            false => Self::place(target)?,
+        })
+    }
+
+    fn create_at(place: Place) -> Result<Self> {
         let name = place.path.display();
         let owned = rules(&place);
         for number in 0..NAMES {
@@ -200,6 +212,8 @@ impl PartFile {
 
 /// Pieces of `--split` at most: each is open, and held, from before the freeze.
 const PIECES: u64 = 200;
+/// Numbers of pieces that have three digits.
+pub const MOST_PIECES: u64 = 999;
 
 /// FILE.001, FILE.002 …: the name of a piece.
 pub fn piece(path: &Path, number: u64) -> PathBuf {
@@ -236,27 +250,25 @@ pub fn create_pieces(path: &Path, piece_bytes: u64, most_bytes: u64) -> Result<V
         .leaving("nothing was frozen"));
     }
     (1..=count)
-        .map(|number| PartFile::create(&piece(path, number)))
+        .map(|number| PartFile::create_piece(&piece(path, number)))
         .collect()
 }
 
-/// Gives pieces their names, the first one last: where FILE.001 is, all are. What an earlier and longer set left behind them goes.
-pub fn finish_pieces(path: &Path, files: Vec<PartFile>) -> Result<()> {
-    let first = piece(path, 1);
-    let fail = |path: &Path, error: std::io::Error| {
-        Error::failed(format_args!("{}: remove: {error}", path.display()))
-    };
+/// Gives pieces their names, the first one last: where FILE.001 is, all are. What was `there` before goes.
+pub fn finish_pieces(path: &Path, files: Vec<PartFile>, there: &[PathBuf]) -> Result<()> {
     let gone = |path: &Path| match std::fs::remove_file(path) {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(fail(path, error)),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::failed(
+            format_args!("{}: remove: {error}", path.display()),
+        )),
+        _ => Ok(()),
     };
-    gone(&first)?;
     let is_used = |file: &PartFile| file.lock.metadata().is_ok_and(|meta| meta.len() > 0);
     let mut used: Vec<PartFile> = files.into_iter().filter(is_used).collect();
-    let mut behind = to_u64(used.len()) + 1;
-    while gone(&piece(path, behind))? {
-        behind += 1;
+    let count = to_u64(used.len());
+    // The first one at first, and of the others what is not replaced below.
+    let stays = |old: &PathBuf| (2..=count).any(|number| piece(path, number) == *old);
+    for old in there.iter().filter(|old| !stays(old)) {
+        gone(old)?;
     }
     while let Some(file) = used.pop() {
         file.finish()?;

@@ -24,12 +24,12 @@ use crate::config::pairs::split_pair;
 use crate::error::{Error, Fault, Result};
 use crate::fs::files::Emptying;
 use crate::mounts::System;
-use crate::put::image::{self, Coming};
 use crate::report::{self, Progress};
 use crate::signals::Signals;
 use crate::snapshot::archive;
 use crate::snapshot::recorded;
 use crate::snapshot::relaid;
+use crate::snapshot::replace::{self, Coming};
 use crate::snapshot::{self, Snapshot};
 use crate::stream::output::Output;
 use crate::take::capture::{Capture, Engine, Figures};
@@ -282,7 +282,9 @@ fn choose(options: &Options, system: &System, place: &Destination) -> Result<Vec
     if let Destination::File(path) = place {
         source::refuse_output(&sources, path)?;
         if !options.overwrite {
-            image::check_replaceable(path, Coming::Snapshot)?;
+            let entries = named.iter().map(|(name, _)| *name);
+            let entries: Vec<&str> = entries.collect();
+            replace::check(path, Coming::Snapshot(&entries))?;
         }
     }
     Ok(sources)

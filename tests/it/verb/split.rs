@@ -175,3 +175,64 @@ fn whichever_piece_or_name_is_given_it_is_said_which_one_to_name() {
         );
     }
 }
+
+#[test]
+fn what_bears_the_name_of_a_later_piece_is_replaced_only_where_it_is_one() {
+    require_mkfs!();
+    let scratch = Scratch::new();
+    let (source, out) = (scratch.join("source"), scratch.join("out"));
+    fs::create_dir(&out).expect("out");
+    let path = source.to_string_lossy().into_owned();
+    let script = format!(
+        "truncate -s 16M {path}; mkdir {path}.d; head -c 3M /dev/urandom > {path}.d/noise; mkfs.ext4 -q -F -d {path}.d {path}"
+    );
+    common::shell(&script, Limit::secs(60)).expect_code(0);
+    let image = out.join("g.gz").to_string_lossy().into_owned();
+    let (first, precious) = (format!("{image}.001"), scratch.join("precious"));
+    let dump = |size: &str, more: &[&str], code: i32| {
+        let words = ["dump", &path, "--split", size, "-o", &image];
+        let said = expect_floe(&[&words[..], more].concat(), code).stderr_text();
+        assert_eq!(code == 4, said.contains("nothing was written"), "{said}");
+        said
+    };
+    // Notes and a link, with no first piece, behind a complete image, behind a gap: none is touched.
+    let notes = out.join("g.gz.002");
+    fs::write(&notes, "notes").expect("notes");
+    assert!(dump("1M", &[], 4).contains("g.gz.002"));
+    fs::remove_file(&notes).expect("notes");
+    dump("100M", &[], 0);
+    fs::write(&notes, "notes").expect("notes");
+    assert!(dump("1M", &[], 4).contains("g.gz.002"));
+    assert_eq!(fs::read(&notes).expect("notes"), b"notes");
+    // Nor would a file of its own be taken back beside it.
+    let said = expect_floe(&["dump", &path, "-o", &first], 4).stderr_text();
+    assert!(said.contains("g.gz.002"), "{said}");
+    fs::remove_file(&notes).expect("notes");
+    fs::write(&precious, "precious").expect("precious");
+    std::os::unix::fs::symlink(&precious, out.join("g.gz.003")).expect("link");
+    assert!(dump("1M", &[], 4).contains("g.gz.003"));
+    // What is told to be replaced is: the link, not what it leads to; and nothing is left that would spoil the set.
+    fs::write(out.join("g.gz.009"), "stray").expect("stray");
+    dump("1M", &["--overwrite"], 0);
+    assert_eq!(fs::read(&precious).expect("precious"), b"precious");
+    expect_floe(&["verify", &first], 0);
+    // An older set goes, whatever its pieces; of one with a stray piece behind a gap nothing does.
+    dump("2M", &[], 0);
+    dump("1M", &[], 0);
+    expect_floe(&["verify", &first], 0);
+    let before = names(&out);
+    assert_eq!(before.len(), 4, "{before:?}");
+    fs::copy(&first, out.join("g.gz.009")).expect("stray");
+    assert!(dump("1M", &[], 4).contains("g.gz.009"));
+    fs::remove_file(out.join("g.gz.009")).expect("stray");
+    // Another kind of image, and a folder.
+    assert!(dump("1M", &["-z", "none"], 4).contains("packed with gzip"));
+    fs::create_dir(out.join("g.gz.009")).expect("folder");
+    assert!(dump("1M", &["--overwrite"], 4).contains("g.gz.009"));
+    fs::remove_dir(out.join("g.gz.009")).expect("folder");
+    dump("1M", &["-z", "none", "--overwrite"], 0);
+    assert!(dump("1M", &[], 4).contains("raw image"));
+    dump("2M", &["-z", "none"], 0);
+    assert_eq!(names(&out).len(), 8);
+    expect_floe(&["verify", &first], 0);
+}

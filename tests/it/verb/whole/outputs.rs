@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use crate::common::{self, LoopDevice, Scratch, run_floe, text};
+use crate::common::{self, Limit, LoopDevice, Scratch, run_floe, text};
 
 use super::{disk, ext4, noise};
 
@@ -101,9 +101,9 @@ fn what_comes_replaces_an_older_one_of_its_kind_and_nothing_else_unasked() {
     }
     make(&["create", &pair("a", &one)], &zip, 0);
     make(&["create", &pair("a", &one)], &zip, 0);
-    make(&["create", &pair("a", &one), &pair("b", &other)], &zip, 0);
     make(&["create", &pair("a", &other)], &zip, 0);
-    make(&["create", &pair("c", &one)], &zip, 0);
+    make(&["create", &pair("a", &one), &pair("b", &other)], &zip, 4);
+    make(&["create", &pair("c", &one)], &zip, 4);
     make(&["dump", &one], &zip, 4);
     // What was cut is what is best replaced.
     make(&["dump", &one], &file, 0);
@@ -141,7 +141,10 @@ fn an_output_is_never_its_own_source_nor_the_file_of_a_loop_device() {
             &["create", &pair, "--overwrite", "-o", &from],
             "is the source itself",
         ),
-        (&["dump", &loop_path, "-o", &below], "is attached to"),
+        (
+            &["dump", &loop_path, "-z", "none", "-o", &below],
+            "is attached to",
+        ),
         (
             &["dump", &from, "--overwrite", "-o", &below],
             "is attached to",
@@ -158,4 +161,51 @@ fn an_output_is_never_its_own_source_nor_the_file_of_a_loop_device() {
         );
     }
     assert!(fs::read(&image).expect("image") == before);
+}
+
+#[test]
+fn only_an_older_one_of_the_very_kind_that_comes_is_replaced_unasked() {
+    require_mkfs!();
+    let scratch = Scratch::new();
+    let from = text(&scratch.join("from.img"));
+    common::shell(
+        &format!("truncate -s 8M {from}; mkfs.ext4 -q -F {from}"),
+        Limit::secs(60),
+    )
+    .expect_code(0);
+    let packed = text(&scratch.join("packed.gz"));
+    run_floe(&["dump", &from, "-o", &packed]).expect_code(0);
+    let (a, b) = (format!("a={from}"), format!("b={from}"));
+    let label = ["-n", "n", "-t", "t"];
+    let kinds = [
+        ("gzip", vec!["dump", &from]),
+        ("raw", vec!["dump", &from, "-z", "none"]),
+        ("mender", [&["artifact", &packed][..], &label].concat()),
+        ("other", vec!["create", &b]),
+        ("snapshot", vec!["create", &a]),
+    ];
+    let file = text(&scratch.join("file"));
+    for (there, first) in &kinds {
+        for (comes, second) in &kinds {
+            let _ = fs::remove_file(&file);
+            run_floe(&[first, &["-o", &file][..]].concat()).expect_code(0);
+            let before = fs::read(&file).expect("file");
+            let run = run_floe(&[second, &["-o", &file][..]].concat());
+            if there == comes {
+                run.expect_code(0);
+                continue;
+            }
+            let said = run.expect_code(4).stderr_text();
+            assert!(said.contains("--overwrite replaces it"), "{said}");
+            assert!(fs::read(&file).expect("file") == before, "{there} {comes}");
+            run_floe(&[second, &["-o", &file, "--overwrite"][..]].concat()).expect_code(0);
+        }
+    }
+    // What is to be kept goes for nothing less.
+    for mark in ["--factory", "--rescue"] {
+        let words = ["create", &a, "-o", &file, "--overwrite"];
+        run_floe(&[&words[..], &[mark]].concat()).expect_code(0);
+        let said = run_floe(&["create", &a, "-o", &file]).expect_code(4);
+        assert!(said.stderr_text().contains("which is kept"), "{said}");
+    }
 }
