@@ -57,7 +57,7 @@ dump create|--frames|for a pipe into floe restore -, verify - or artifact -: the
 dump create|--frames-known|
 dump|--sha256|with -z none: the SHA-256 in the report too (gzip's always has it)
 #The snapshot:
-create|--keep N|in a folder: afterwards remove the oldest of this host that have the same entries, so that N of them remain, this one included (an older one goes only when the new one is complete: there has to be room for one more); factory and rescue snapshots and files with a name of their own (-o X.zip) stay and do not count
+create|--keep N|in a folder: afterwards remove the oldest of this host that have the same entries and sources, so that N of them remain, this one included (an older one goes only when the new one is complete: there has to be room for one more); those that are live, golden or with --disk are counted apart; factory and rescue snapshots and files with a name of their own (-o X.zip) stay and do not count
 create >pull|--factory|mark it as the factory snapshot; --keep never removes it
 create >pull|--rescue|mark it as the rescue snapshot; --keep never removes it
 create >pull|--comment TEXT|kept in the metadata

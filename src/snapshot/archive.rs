@@ -621,29 +621,50 @@ impl Bundle {
     }
 }
 
-/// What a kept snapshot is when old ones retire; contents are not read. Only those of the same entries as `like` are counted and may
-/// go: one of root and config is no older state of one of root alone.
-pub fn class(path: &Path, like: Option<&Snapshot>) -> Class {
-    let entries = |snapshot: &Snapshot| {
-        let mut names: Vec<String> = snapshot.images.iter().map(|i| i.name.clone()).collect();
-        crate::units::sort(&mut names, |a, b| a < b);
-        names
-    };
-    let stays = |snapshot: &Snapshot| {
-        let other = like.is_some_and(|like| entries(like) != entries(snapshot));
+/// The snapshot for which old ones retire. One of other entries or sources is no older state of it; nor is a consistent one of what
+/// was read moving, or a whole one of what was emptied.
+pub struct Like<'a> {
+    /// What it says of itself.
+    pub snapshot: &'a Snapshot,
+    /// The report's word for how its sources were held.
+    pub consistent: &'a str,
+}
+
+impl Like<'_> {
+    fn is_like(&self, other: &Snapshot, consistent: Option<&str>) -> bool {
+        let entries = |snapshot: &Snapshot| {
+            let images = snapshot.images.iter();
+            let mut entries: Vec<_> = images.map(|i| (i.name.clone(), i.source.clone())).collect();
+            crate::units::sort(&mut entries, |a, b| a < b);
+            entries
+        };
+        let emptied = |snapshot: &Snapshot| (snapshot.golden, snapshot.empty.clone());
+        let disk = |snapshot: &Snapshot| snapshot.disk.as_ref().map(|disk| disk.device.clone());
+        let is_live = |consistent: &str| consistent == "live";
+        entries(self.snapshot) == entries(other)
+            && emptied(self.snapshot) == emptied(other)
+            && disk(self.snapshot) == disk(other)
+            && consistent.is_none_or(|held| is_live(held) == is_live(self.consistent))
+    }
+}
+
+/// What a kept snapshot is when old ones retire; contents are not read. Only what is `like` the new one is counted and may go.
+pub fn class(path: &Path, like: Option<&Like>) -> Class {
+    let stays = |snapshot: &Snapshot, consistent: Option<&str>| {
+        let other = like.is_some_and(|like| !like.is_like(snapshot, consistent));
         snapshot.factory || snapshot.rescue || other
     };
     if !std::fs::metadata(path).is_ok_and(|meta| meta.is_file()) {
         return Class::Foreign;
     }
     match Catalog::open(path) {
-        Ok(catalog) if stays(&catalog.snapshot) => Class::Kept,
+        Ok(found) if stays(&found.snapshot, Some(&found.checksums.consistent)) => Class::Kept,
         Ok(_) => Class::Good,
         // What a newer floe made is not ours to judge, and so not to remove.
         Err(error) if error.exit() == Some(Exit::Refused) => Class::Kept,
         // Whatever says of itself that it is to be kept is kept, broken or not.
         Err(_) => match beginning(path) {
-            Some(snapshot) if stays(&snapshot) => Class::Kept,
+            Some(snapshot) if stays(&snapshot, None) => Class::Kept,
             _ => Class::Broken,
         },
     }

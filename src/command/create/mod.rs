@@ -26,7 +26,7 @@ use crate::fs::files::Emptying;
 use crate::mounts::System;
 use crate::report::{self, Progress};
 use crate::signals::Signals;
-use crate::snapshot::archive;
+use crate::snapshot::archive::{self, Like};
 use crate::snapshot::recorded;
 use crate::snapshot::relaid;
 use crate::snapshot::replace::{self, Coming};
@@ -174,14 +174,19 @@ fn create(options: &Options, start: Instant) -> Result<Done> {
     }
     // Whoever asked for silence still wants to know what is not as it was asked for.
     figures.emptied.notes().iter().for_each(report::line);
-    let retired = match (&sink.store, options.keep) {
-        (Some(store), Some(keep)) => store.retire(&snapshot.host, keep, |path| {
-            archive::class(path, Some(&snapshot))
-        })?,
-        _ => Vec::new(),
-    };
     let written_bytes = known.totals.lock().written_bytes;
     let checksums = std::mem::take(&mut *known.checksums.lock());
+    let like = Like {
+        snapshot: &snapshot,
+        consistent: &checksums.consistent,
+    };
+    let retired = match (&sink.store, options.keep) {
+        (Some(store), Some(keep)) => {
+            let class = |path: &Path| archive::class(path, Some(&like));
+            store.retire(&snapshot.host, keep, class)?
+        }
+        _ => Vec::new(),
+    };
     Ok(Done {
         path: sink.shown,
         snapshot,

@@ -11,10 +11,11 @@ use crate::error::{Error, Fault, Result};
 use crate::put::room::{self, Need};
 use crate::report::{self, Bytes};
 use crate::snapshot::Snapshot;
-use crate::snapshot::archive;
+use crate::snapshot::archive::{self, Like};
 use crate::snapshot::store::{self, Store};
 use crate::stream::partfile::{PartFile, Place};
 use crate::take::glimpse;
+use crate::take::options;
 use crate::take::source::Prepared;
 
 /// Where the snapshot goes.
@@ -118,7 +119,11 @@ pub(super) fn would(
             PartFile::check(&path)?;
             if let Some(keep) = options.keep {
                 // The new one is one of those that stay, unless it is kept apart.
-                let class = |path: &Path| archive::class(path, Some(snapshot));
+                let like = Like {
+                    snapshot,
+                    consistent: options::weakest(sources),
+                };
+                let class = |path: &Path| archive::class(path, Some(&like));
                 let others = keep - usize::from(!(options.factory || options.rescue));
                 retiring = store::retiring(folder, &snapshot.host, others, class)?;
             }
@@ -155,7 +160,7 @@ pub(super) fn would(
     }
     for path in retiring {
         lines.push(format!(
-            "{}: would be removed, because --keep keeps {} of the same entries, and newer ones are that many",
+            "{}: would be removed, because --keep keeps {} of the same entries, sources and kind, and newer ones are that many",
             path.display(),
             options.keep.unwrap_or_default()
         ));

@@ -205,6 +205,40 @@ fn a_full_disk_leaves_no_part_file_and_earlier_snapshots_intact() {
 }
 
 #[test]
+fn keep_counts_like_with_like() {
+    drop(require_floe!());
+    let made = require_two!();
+    let scratch = Scratch::new();
+    let store = scratch.join("store");
+    fs::create_dir(&store).expect("folder");
+    let kept = |more: &[&str]| {
+        let before = zips(&store);
+        create(&made, &store, &[&["--keep", "1"], more].concat()).expect_code(0);
+        let gone = before.iter().filter(|path| !path.exists()).count();
+        let new = zips(&store).into_iter().find(|path| !before.contains(path));
+        (gone, new.expect("a new snapshot"))
+    };
+    let (_, frozen) = kept(&[]);
+    // Neither what was read moving nor what was emptied takes the place of the good one, nor of each other.
+    for more in [&["--live"][..], &["--golden"]] {
+        assert_eq!(kept(more).0, 0, "{more:?}");
+        assert_eq!(kept(more).0, 1, "{more:?}");
+        assert!(frozen.exists(), "{more:?}");
+    }
+    // Nor does something else under the same names.
+    let other = ["create", "-q", "--keep", "1", "-o"];
+    let mut floe = common::floe().expect("FLOE_BIN");
+    let (one, two) = (made.1.dir().display(), made.0.dir().display());
+    let swapped = [format!("a={one}"), format!("b={two}")];
+    floe.args(other).arg(&store).args(swapped);
+    common::run(&mut floe, Limit::secs(60)).expect_code(0);
+    assert!(frozen.exists());
+    assert_eq!(zips(&store).len(), 4);
+    assert_eq!(kept(&[]).0, 1);
+    assert!(!frozen.exists());
+}
+
+#[test]
 fn a_folder_keeps_the_newest_and_what_is_marked_and_one_floe_at_a_time() {
     drop(require_floe!());
     let made = require_two!();
