@@ -325,8 +325,17 @@ fn survey_one(
         errand.verdict.coverage = Coverage::Whole;
     }
     let mut walk = Walk::new(view, &mut eyes.scratch);
-    errand.witness = fs::witness(&errand.identity, &mut walk)?;
+    errand.witness = witness(errand, part, &mut walk)?;
     Ok(())
+}
+
+/// A copy of all of it needs nothing of a filesystem that was cut or damaged: where that cannot be looked at, there is nothing to
+/// compare. A sector that cannot be read is met by who reads them all.
+fn witness(errand: &Errand, part: &Part, walk: &mut Walk<'_>) -> Result<Witness> {
+    match fs::witness(&errand.identity, walk) {
+        Err(_) if matches!(part.content, Content::Whole) => Ok(Witness::default()),
+        witness => witness,
+    }
 }
 
 /// Has the named files of the filesystem come out empty, once its map is filled.
@@ -429,7 +438,7 @@ pub(super) fn check(plan: Option<&Plan>, errands: &[Errand], eyes: &mut Eyes) ->
             return Some(ASTRAY());
         };
         let mut walk = Walk::new(&view, &mut eyes.scratch);
-        let fault = match fs::witness(&errand.identity, &mut walk) {
+        let fault = match witness(errand, part, &mut walk) {
             Ok(witness) if witness == errand.witness => continue,
             Ok(_) => Fault::short("changed while it was read: somebody thawed it or wrote to it"),
             Err(fault) => fault,

@@ -1,6 +1,6 @@
 //! Bytes that are no image, or were cut, or had something appended: what is said of them, and what is left alone.
 
-use std::fs;
+use std::fs::{self, File};
 
 use crate::common::{self, Limit, Scratch, run_floe, text, write_at};
 
@@ -278,4 +278,48 @@ fn what_is_cut_or_a_piece_gets_the_advice_that_helps_and_never_to_take_it_as_it_
     let told = run_floe(&["restore", &named, &format!("root={to}")]);
     let told = told.expect_code(2).stderr_text();
     assert!(told.contains("is no snapshot but a gzip image"), "{told}");
+}
+
+#[test]
+fn a_whole_copy_needs_nothing_of_a_filesystem_that_was_cut() {
+    require!(common::floe().is_some(), "FLOE_BIN");
+    let scratch = Scratch::new();
+    let (image, out) = (scratch.join("image"), text(&scratch.join("out")));
+    let image_text = text(&image);
+    for mkfs in [
+        "mkfs.xfs -q",
+        "mkfs.f2fs -q",
+        "mkfs.ext4 -q -F",
+        "mkfs.btrfs -q",
+        "parted -s -- IMAGE mklabel gpt mkpart a 1MiB -1MiB; true",
+    ] {
+        let make = match mkfs.contains("IMAGE") {
+            true => mkfs.replace("IMAGE", &image_text),
+            false => format!("{mkfs} {image_text}"),
+        };
+        for cut in [1, 20, 90, 150, 299] {
+            let script = format!("rm -f {image_text}; truncate -s 300M {image_text}; {make}");
+            if common::shell(&script, Limit::secs(60)).code != Some(0) {
+                break;
+            }
+            File::options()
+                .write(true)
+                .open(&image)
+                .and_then(|file| file.set_len(cut << 20))
+                .expect("cut");
+            for more in [&[][..], &["--live"]] {
+                let words = ["dump", &image_text, "--whole", "-o", &out, "--overwrite"];
+                run_floe(&[&words[..], more].concat()).expect_code(0);
+                run_floe(&["verify", &out]).expect_code(0);
+            }
+            let back = scratch.join("back");
+            run_floe(&["restore", &out, &text(&back), "--overwrite"]).expect_code(0);
+            assert_eq!(
+                common::hash_file(&back),
+                common::hash_file(&image),
+                "{make} {cut}"
+            );
+            fs::remove_file(&back).expect("back");
+        }
+    }
 }
