@@ -8,7 +8,8 @@ mod boot;
 mod choose;
 mod roles;
 
-use std::os::fd::AsFd;
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -24,6 +25,7 @@ use crate::put::rescan;
 use crate::put::target::{Chosen, Overwrite, cannot};
 use crate::put::uuid::random_guid;
 use crate::report::{self, Bytes};
+use crate::stream::partfile;
 use crate::sys::spawn::{self, Command, Ties};
 use crate::units::{Extent, to_usize};
 
@@ -111,8 +113,10 @@ impl Medium {
             boot.put_code(&mut pieces);
         }
         let first = slots.iter().map(|slot| slot.extent.offset).min();
-        if mkfs.is_some() {
+        if let Some(mkfs) = &mkfs {
             check_nodes(system.roots(), dev)?;
+            let data = slots.iter().find(|slot| is_new(slot));
+            data.map_or(Ok(()), |slot| check_data(&shown, mkfs, slot.extent))?;
         }
         Ok(Self {
             path,
@@ -421,6 +425,64 @@ fn mkfs(sources: &[RoleSource]) -> Result<PathBuf> {
         })
 }
 
+/// Enough for every mkfs.
+const AMPLE_BYTES: u64 = 1 << 30;
+
+/// Whether there is room for the data filesystem only its mkfs knows: it is asked now, before anything is written.
+fn check_data(shown: &str, mkfs: &Path, extent: Extent) -> Result<()> {
+    let works = |mib: u64| partfile::unnamed_anywhere().is_ok_and(|file| would(mkfs, &file, mib));
+    let (mut small, mut ample) = (extent.length_bytes >> 20, AMPLE_BYTES >> 20);
+    // Where it makes nothing at all in a file, that says nothing.
+    if small >= ample || works(small) || !works(ample) {
+        return Ok(());
+    }
+    while ample - small > 1 {
+        let middle = small.midpoint(ample);
+        match works(middle) {
+            true => ample = middle,
+            false => small = middle,
+        }
+    }
+    Err(Error::refused(format_args!(
+        "{shown}: the data partition would have {}, {} needs {ample} MiB; --data-size {ample} is the least",
+        Bytes(extent.length_bytes),
+        mkfs.display(),
+    ))
+    .leaving(NOTHING_WRITTEN))
+}
+
+/// Whether mkfs makes its filesystem in a file of so many MiB; where it can be told not to write, it is.
+fn would(mkfs: &Path, file: &File, mib: u64) -> bool {
+    let name = mkfs.file_name().unwrap_or_default().to_string_lossy();
+    let more: &[&str] = match name.strip_prefix("mkfs.") {
+        Some("xfs") => &["-N"],
+        Some("btrfs" | "f2fs") => &[],
+        _ => &["-n"],
+    };
+    let mut command = Command::new(mkfs.as_os_str(), &name);
+    command.words(options(&name));
+    command.words(more);
+    if file.set_len(mib << 20).is_err() {
+        return false;
+    }
+    let path = format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
+    command.word(path.as_bytes());
+    let run = spawn::null().and_then(|null| {
+        let null = Some(null.as_fd());
+        command.spawn([null, null, null], &Ties::Loose)?.wait()
+    });
+    matches!(run, Ok(Some(0)))
+}
+
+/// What every mkfs is told.
+fn options(name: &str) -> &'static [&'static str] {
+    match name.strip_prefix("mkfs.") {
+        Some("xfs" | "btrfs") => &["-q", "-f", "-L", "data"],
+        Some("f2fs") => &["-q", "-f", "-l", "data"],
+        _ => &["-q", "-F", "-L", "data"],
+    }
+}
+
 fn make_data(mkfs: &Path, disk: DevId, extent: Extent) -> Result<()> {
     let shown = mkfs.display();
     let roots = Roots::default();
@@ -431,13 +493,8 @@ fn make_data(mkfs: &Path, disk: DevId, extent: Extent) -> Result<()> {
         ))
     })?;
     let name = mkfs.file_name().unwrap_or_default().to_string_lossy();
-    let force: &[&str] = match name.strip_prefix("mkfs.") {
-        Some("xfs" | "btrfs") => &["-q", "-f", "-L", "data"],
-        Some("f2fs") => &["-q", "-f", "-l", "data"],
-        _ => &["-q", "-F", "-L", "data"],
-    };
     let mut command = Command::new(mkfs.as_os_str(), &name);
-    command.words(force);
+    command.words(options(&name));
     command.word(node.as_os_str().as_bytes());
     let run = spawn::null().and_then(|null| {
         let streams = [Some(null.as_fd()), Some(null.as_fd()), None];
