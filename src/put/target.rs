@@ -147,7 +147,8 @@ impl Chosen {
         let content =
             Content::probe(device).map_err(|fault| Error::fault(path.display(), fault))?;
         let name = content.name();
-        if let Some(fault) = content.damaged {
+        let doubt = content.table.as_ref().and_then(|table| table.doubt);
+        if let (Some(fault), None) = (content.damaged.or(doubt), &content.identity) {
             return Ok(Some(format!("holds a damaged partition table ({fault})")));
         }
         Ok(Some(match (&content.identity, &content.table) {

@@ -20,6 +20,19 @@ pub(crate) struct Glimpse {
     pub doubt: Option<String>,
     /// Whether the doubt is one that a freeze will not end.
     pub lasts: bool,
+    /// What follows the filesystem and is read too.
+    pub behind: Option<&'static str>,
+    /// Not all that follows it was looked at.
+    pub at_least: bool,
+}
+
+/// What follows a filesystem on its device.
+#[derive(Clone, Copy)]
+pub(crate) enum Behind<'a> {
+    /// This of it is not zeros.
+    Found(&'a [Extent]),
+    /// It was not looked at.
+    Unknown,
 }
 
 /// Of a source, in bytes.
@@ -39,18 +52,19 @@ pub(crate) fn of_source(source: &Prepared) -> Result<u64, Fault> {
                     offset: piece.offset,
                     length_bytes,
                 };
-                look(&opened.device, extent, identity, piece.still, mounted)?
+                let behind = Behind::Found(&piece.behind);
+                look(
+                    &opened.device,
+                    extent,
+                    identity,
+                    piece.still,
+                    mounted,
+                    behind,
+                )?
             }
             _ => None,
         };
-        if let Some(glimpse) = glimpse {
-            let behind = piece.behind.iter().map(|extent| extent.length_bytes);
-            sum = sum
-                .saturating_add(glimpse.bytes)
-                .saturating_add(behind.sum());
-        } else {
-            sum = sum.saturating_add(length_bytes);
-        }
+        sum = sum.saturating_add(glimpse.map_or(length_bytes, |glimpse| glimpse.bytes));
     }
     Ok(sum)
 }
@@ -62,21 +76,26 @@ pub(crate) fn look(
     identity: &Identity,
     still: Still,
     mounted: Option<&Mounted>,
+    behind: Behind,
 ) -> Result<Option<Glimpse>, Fault> {
     let Some(mounted) = mounted else {
-        return walk(&Range { device, extent }, identity, still);
+        return walk(&Range { device, extent }, identity, still, behind);
     };
     let is_ext = matches!(identity.kind, Kind::Ext2 | Kind::Ext3 | Kind::Ext4);
     let cached = is_ext.then(|| through_cache(device)).transpose()?;
     let device = cached.as_ref().unwrap_or(device);
-    let mut glimpse = walk(&Range { device, extent }, identity, Still::Glimpse)?;
+    let mut glimpse = walk(&Range { device, extent }, identity, Still::Glimpse, behind)?;
     if let Some(glimpse) = &mut glimpse
         && !glimpse.lasts
         && let Ok(stat) = rustix::fs::fstatvfs(&mounted.fd)
     {
         // What was written just now is not all on the device yet, so that its map may not fit; the kernel has the sum of it.
         let used = stat.f_blocks.saturating_sub(stat.f_bfree);
-        let used = used.saturating_mul(stat.f_frsize);
+        let behind = match behind {
+            Behind::Found(behind) => behind.iter().map(|extent| extent.length_bytes).sum(),
+            Behind::Unknown => 0,
+        };
+        let used = used.saturating_mul(stat.f_frsize).saturating_add(behind);
         if glimpse.map == Coverage::Whole.name() || used > glimpse.bytes {
             glimpse.bytes = used;
             (glimpse.map, glimpse.doubt) = ("estimate", None);
@@ -100,23 +119,42 @@ pub(crate) fn walk(
     device: &dyn ReadAt,
     identity: &Identity,
     still: Still,
+    behind: Behind,
 ) -> Result<Option<Glimpse>, Fault> {
-    let size = identity.size_bytes.min(device.size_bytes());
+    let (size, end) = (device.size_bytes(), identity.size_bytes);
     let block = BlockSize::from_bytes(u64::from(identity.block_bytes));
     let Some(mut map) = block.and_then(|block| UsedMap::new(size, block)) else {
         return Ok(None);
     };
     let mut scratch = vec![0; fs::SCRATCH_BYTES];
     let mut walk = Walk::new(device, &mut scratch);
-    let (verdict, can_be_dumped) = match fs::walk(identity, still, &mut walk, &mut map) {
+    let (mut verdict, can_be_dumped) = match fs::walk(identity, still, &mut walk, &mut map) {
         Ok(verdict) => (verdict, true),
         // What cannot be dumped alone (an external journal, several devices) can still be shown.
         Err(fault) if fault.kind() != FaultKind::Io => (fs::Verdict::whole(fault), false),
         Err(fault) => return Err(fault),
     };
     let kind = verdict.doubt.map(|doubt| doubt.kind());
+    let (mut follows, mut at_least) = (None, false);
     if verdict.coverage == Coverage::Whole {
         map.set_all_used();
+    } else if let Some(length_bytes) = size.checked_sub(end).filter(|_| end > 0) {
+        // As a dump does it: what lies behind the filesystem is free only where it is zeros.
+        map.set_free(Extent {
+            offset: end,
+            length_bytes,
+        });
+        match behind {
+            Behind::Unknown => at_least = length_bytes > 0,
+            Behind::Found([]) => {}
+            Behind::Found(found) => {
+                found.iter().for_each(|extent| map.set_used(*extent));
+                follows = Some(fs::behind(device, end)?.unwrap_or("data follows the filesystem"));
+                if verdict.coverage == Coverage::Used {
+                    verdict.coverage = Coverage::Partial;
+                }
+            }
+        }
     }
     Ok(Some(Glimpse {
         bytes: map.used_bytes(),
@@ -127,5 +165,7 @@ pub(crate) fn walk(
         doubt: verdict.doubt.map(|doubt| doubt.to_string()),
         lasts: kind == Some(FaultKind::Unsupported)
             || can_be_dumped && kind == Some(FaultKind::Refused),
+        behind: follows,
+        at_least,
     }))
 }

@@ -484,11 +484,19 @@ pub(super) fn used_behind(
     reading: &Reading,
     is_written: bool,
 ) -> std::result::Result<Vec<Extent>, Fault> {
+    match reading {
+        Reading::Map(identity) => behind(view, identity.size_bytes, is_written),
+        _ => Ok(Vec::new()),
+    }
+}
+
+/// The same behind a filesystem that ends there.
+pub(crate) fn behind(
+    view: &dyn ReadAt,
+    end: u64,
+    is_written: bool,
+) -> std::result::Result<Vec<Extent>, Fault> {
     let mut found: Vec<Extent> = Vec::new();
-    let end = match reading {
-        Reading::Map(identity) => identity.size_bytes,
-        _ => 0,
-    };
     if end == 0 {
         return Ok(found);
     }
@@ -519,8 +527,24 @@ pub(super) fn used_behind(
     Ok(found)
 }
 
+/// Why a dump of a device or of an image in a file would be refused, where its bytes say so ([`prepare`]).
+pub(crate) fn refusal(
+    device: &Device,
+    is_file: bool,
+) -> std::result::Result<Option<String>, Fault> {
+    let judged = match content::of_device(device) {
+        Err(fault) if fault.kind() != FaultKind::Io => return Ok(Some(fault.to_string())),
+        judged => judged?,
+    };
+    Ok(match judged.word {
+        Err(what) if !judged.content.is_empty() => Some(what),
+        Err(_) => None,
+        Ok(()) => judged.twofold.filter(|_| is_file),
+    })
+}
+
 /// Whether a loop device lies on one of these.
-pub(super) fn is_looped<'a>(system: &System, mut devices: impl Iterator<Item = &'a DevId>) -> bool {
+pub(crate) fn is_looped<'a>(system: &System, mut devices: impl Iterator<Item = &'a DevId>) -> bool {
     devices.any(|dev| !system.loops_over_device(*dev).is_empty())
 }
 

@@ -29,8 +29,9 @@ use crate::snapshot::kept::{self, Kept};
 use crate::stream::artifact::Labels;
 use crate::stream::image::{Format, LOOK_BYTES};
 use crate::stream::partfile;
-use crate::take::glimpse::{self, Glimpse};
+use crate::take::glimpse::{self, Behind, Glimpse};
 use crate::take::identity::Identities;
+use crate::take::source;
 use crate::take::still::can_freeze;
 use crate::trace;
 use crate::units::{Extent, to_u64, to_usize};
@@ -113,7 +114,7 @@ fn overview(options: &Options) -> Result<()> {
         if roots.size_bytes(disk).is_none_or(|size| size == 0) {
             continue;
         }
-        let mut facts = one(&system, &around, disk);
+        let mut facts = one(&system, &around, disk, Depth::Quick);
         let parts = std::mem::take(&mut facts.parts);
         found.push(facts);
         found.extend(parts);
@@ -198,11 +199,11 @@ fn guarded(roots: &Roots) -> Vec<u64> {
 }
 
 /// One device of an overview.
-fn one(system: &System, around: &Around, dev: DevId) -> Facts {
+fn one(system: &System, around: &Around, dev: DevId, depth: Depth) -> Facts {
     let shown = system.roots().shown(dev);
     let found = system
         .resolve_device(shown.as_os_str(), dev)
-        .and_then(|source| facts(system, around, source, &shown));
+        .and_then(|source| facts(system, around, source, &shown, depth));
     found.unwrap_or_else(|error| {
         let text = error.to_string();
         let subject = format!("{}: ", shown.display());
@@ -257,8 +258,39 @@ struct Facts {
     standby_of: Option<String>,
     /// Whether writes can be traced, and why not; where that matters.
     trace: Option<Option<String>>,
+    /// Why a dump would be refused.
+    refused: Option<String>,
     /// Why nothing more is known.
     error: Option<String>,
+}
+
+/// The kind of a file in which no image was recognised.
+const NO_IMAGE: &str = "file";
+
+/// How far what follows a filesystem is looked at.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Depth {
+    /// As far as that takes no time.
+    Quick,
+    /// To the end, as a dump does.
+    All,
+}
+
+impl Depth {
+    /// What is not zeros there; `None` where it is too long to be looked at.
+    fn behind(
+        self,
+        device: &dyn ReadAt,
+        end: u64,
+        is_written: bool,
+    ) -> std::result::Result<Option<Vec<Extent>>, Fault> {
+        const QUICK_BYTES: u64 = 16 << 20;
+        let length_bytes = device.size_bytes().saturating_sub(end);
+        if self == Self::Quick && length_bytes > QUICK_BYTES && !is_written {
+            return Ok(None);
+        }
+        source::behind(device, end, is_written).map(Some)
+    }
 }
 
 fn look(name: &OsStr) -> Result<Facts> {
@@ -283,7 +315,10 @@ fn look(name: &OsStr) -> Result<Facts> {
             packed_bytes: packed_bytes.filter(|_| size_bytes.is_none()),
             size_bytes,
             path: image.subject,
-            kind: "image",
+            kind: match image.content.is_empty() && !image.reader.is_as_it_is() {
+                true => NO_IMAGE,
+                false => "image",
+            },
             format: Some(image.reader.format()),
             artifact: image.artifact,
             content: image.content,
@@ -294,8 +329,11 @@ fn look(name: &OsStr) -> Result<Facts> {
     let source = system.resolve_as(name, Means::Bytes)?;
     let kind = kind_of(path, &source);
     let around = Around::look(&system);
-    let mut found = facts(&system, &around, source, path)?;
-    found.kind = kind;
+    let mut found = facts(&system, &around, source, path, Depth::All)?;
+    found.kind = match kind {
+        "image" if found.content.is_empty() => NO_IMAGE,
+        kind => kind,
+    };
     if kind == "image" && found.content.is_empty() && partfile::first_of(path).is_some() {
         // It says which piece to name.
         Image::open(name, Any::No)?;
@@ -306,7 +344,13 @@ fn look(name: &OsStr) -> Result<Facts> {
     Ok(found)
 }
 
-fn facts(system: &System, around: &Around, source: Source, path: &Path) -> Result<Facts> {
+fn facts(
+    system: &System,
+    around: &Around,
+    source: Source,
+    path: &Path,
+    depth: Depth,
+) -> Result<Facts> {
     let fail = |fault| Error::fault(source.shown.display(), fault);
     let device = &source.device;
     let content = Content::probe(device).map_err(fail)?;
@@ -354,13 +398,25 @@ fn facts(system: &System, around: &Around, source: Source, path: &Path) -> Resul
             Holding::Mounted(mounted) => Some(mounted),
             _ => None,
         };
-        let glimpse = glimpse::look(device, whole, identity, still, mounted);
+        let is_written = source::is_looped(system, source.dev.iter());
+        let found = depth.behind(device, identity.size_bytes, is_written);
+        let found = found.map_err(fail)?;
+        let behind = found.as_deref().map_or(Behind::Unknown, Behind::Found);
+        let glimpse = glimpse::look(device, whole, identity, still, mounted, behind);
         facts.dump = glimpse.map_err(fail)?;
+    }
+    facts.refused = source::refusal(device, is_file).map_err(fail)?;
+    if facts.error.is_some() {
+        facts.refused = None;
     }
     if let Some(table) = &content.table {
         let size_bytes = device.size_bytes();
         let gaps = table.gaps(size_bytes);
-        facts.parts = parts(system, around, source, table);
+        facts.parts = parts(system, around, source, table, depth);
+        let mut refused = facts.parts.iter();
+        let refused =
+            refused.find_map(|part| Some(format!("{}: {}", part.path, part.refused.as_ref()?)));
+        facts.refused = facts.refused.or(refused);
         facts.dump = Some(of_disk(&facts.parts, &gaps));
         // Nothing is believed of where its partitions lie.
         if let (Some(sum), Some(doubt)) = (&mut facts.dump, table.doubt) {
@@ -373,15 +429,24 @@ fn facts(system: &System, around: &Around, source: Source, path: &Path) -> Resul
 }
 
 /// The partitions of a disk: as the kernel has them, or of an image as its table says.
-fn parts(system: &System, around: &Around, source: Source, table: &Table) -> Vec<Facts> {
+fn parts(
+    system: &System,
+    around: &Around,
+    source: Source,
+    table: &Table,
+    depth: Depth,
+) -> Vec<Facts> {
     let known = source.dev.map(|dev| system.roots().partitions_of(dev));
     let known = known.unwrap_or_default();
     if !known.is_empty() {
         // Held O_EXCL, the disk keeps everybody from holding a partition, us too (bd_prepare_to_claim, block/bdev.c).
         drop(source);
         let known = known.iter();
-        return known.map(|part| one(system, around, part.dev)).collect();
+        return known
+            .map(|part| one(system, around, part.dev, depth))
+            .collect();
     }
+    let is_written = source::is_looped(system, source.dev.iter());
     let within = |part: &ptable::Partition| {
         let range = Range {
             device: &source.device,
@@ -390,7 +455,10 @@ fn parts(system: &System, around: &Around, source: Source, table: &Table) -> Vec
         let mut facts = stated(part);
         let content = Content::probe(&range).and_then(|content| {
             if let Some(identity) = &content.identity {
-                facts.dump = glimpse::walk(&range, identity, Still::Unmounted)?;
+                let found = depth.behind(&range, identity.size_bytes, is_written)?;
+                let behind = found.as_deref().map_or(Behind::Unknown, Behind::Found);
+                facts.dump = glimpse::walk(&range, identity, Still::Unmounted, behind)?;
+                facts.refused = content.cut_off(range.size_bytes());
             }
             Ok(content)
         });
@@ -420,6 +488,8 @@ fn of_disk(parts: &[Facts], gaps: &[Extent]) -> Glimpse {
         map: Coverage::Used.name(),
         doubt: None,
         lasts: false,
+        behind: None,
+        at_least: false,
     };
     if parts.iter().all(|part| part.dump.is_none()) {
         sum.map = Coverage::Whole.name();
@@ -429,8 +499,10 @@ fn of_disk(parts: &[Facts], gaps: &[Extent]) -> Glimpse {
         let dump = part.dump.as_ref();
         let bytes = dump.map_or(whole, |dump| dump.bytes);
         sum.bytes = sum.bytes.saturating_add(bytes);
-        if sum.doubt.is_none() {
-            sum.doubt = dump.and_then(|dump| dump.doubt.clone());
+        if let Some(dump) = dump {
+            sum.doubt = sum.doubt.or_else(|| dump.doubt.clone());
+            sum.behind = sum.behind.or(dump.behind);
+            sum.at_least |= dump.at_least;
         }
         sum.map = match dump.map_or(Coverage::Whole.name(), |dump| dump.map) {
             "used" => sum.map,

@@ -1,6 +1,6 @@
 //! What `floe show` says: a table of several, all that is known of one, and the same as JSON.
 
-use super::Facts;
+use super::{Facts, NO_IMAGE};
 use crate::report::{self, Bytes, JsonObject, exact, json_list};
 use crate::stream::image::Format;
 use crate::take::glimpse::Glimpse;
@@ -46,6 +46,13 @@ impl Facts {
         notes.extend(self.guarded.then(|| "a floe takes its image".to_owned()));
         let standby = self.standby_of.as_ref();
         notes.extend(standby.map(|source| format!("standby of {source}")));
+        let doubt = self.table_doubt();
+        notes.extend(doubt.map(|doubt| format!("its table is damaged: {doubt}")));
+        let refused = self.refused.as_ref();
+        notes.extend(refused.map(|why| format!("a dump would be refused: it {why}")));
+        if self.dump.as_ref().is_some_and(|dump| dump.at_least) {
+            notes.push("uses at least that: what follows the filesystem was not looked at".into());
+        }
         notes.extend(self.error.clone());
         let name = match self.content.is_empty() {
             true => "-",
@@ -104,7 +111,10 @@ impl Facts {
         maybe_u64(out, "dump_bytes", dump.map(|dump| dump.bytes));
         maybe_str(out, "map", dump.map(|dump| dump.map));
         let doubt = dump.and_then(|dump| dump.doubt.as_deref());
-        maybe_str(out, "doubt", doubt);
+        let behind = dump.and_then(|dump| dump.behind);
+        maybe_str(out, "doubt", doubt.or(behind));
+        out.bool("at_least", dump.is_some_and(|dump| dump.at_least));
+        maybe_str(out, "refused", self.refused.as_deref());
         let wrong = self.table_doubt().map(|doubt| doubt.to_string());
         maybe_str(out, "partition_table_doubt", wrong.as_deref());
         let artifact = self.artifact.as_ref();
@@ -138,7 +148,10 @@ impl Facts {
         let mut sheet = Sheet::default();
         sheet.row("path", self.path.clone());
         let format = self.format.map(|format| format!(", {}", format.name()));
-        let kind = format!("{}{}", self.kind, format.unwrap_or_default());
+        let kind = match self.kind {
+            NO_IMAGE => "file, not an image".into(),
+            kind => format!("{kind}{}", format.unwrap_or_default()),
+        };
         sheet.row("kind", kind);
         sheet.row("device", self.device.clone().unwrap_or_default());
         sheet.row("size", bytes(self.whole_bytes()));
@@ -170,9 +183,13 @@ impl Facts {
         }
         let standby_of = self.standby_of.clone();
         sheet.row("standby of", standby_of.unwrap_or_default());
-        match &self.dump {
-            Some(dump) => sheet.row("a dump reads", dump_words(dump)),
-            None => sheet.row("used", bytes(self.used_bytes)),
+        match (&self.dump, &self.refused) {
+            (_, Some(why)) => sheet.row(
+                "a dump",
+                format!("would be refused: it {why}; --whole copies it as it is"),
+            ),
+            (Some(dump), None) => sheet.row("a dump reads", dump_words(dump)),
+            (None, None) => sheet.row("used", bytes(self.used_bytes)),
         }
         if let Some(stated) = self.stated_bytes {
             let stated = bytes(Some(stated));
@@ -214,13 +231,18 @@ impl Facts {
 
 /// What a dump reads.
 fn dump_words(dump: &Glimpse) -> String {
-    let note = match (dump.map, &dump.doubt) {
-        ("estimate", _) => "an estimate, while it is mounted".into(),
+    let doubt = dump.doubt.as_deref().or(dump.behind);
+    let note = match (dump.map, doubt) {
+        ("estimate", _) => match dump.behind {
+            Some(what) => format!("an estimate, while it is mounted; {what}"),
+            None => "an estimate, while it is mounted".into(),
+        },
         ("whole", Some(doubt)) => format!("all of it, because: {doubt}"),
         (map, Some(doubt)) => format!("map: {map}, because: {doubt}"),
         (map, None) => format!("map: {map}"),
     };
-    format!("{}; {note}", bytes(Some(dump.bytes)))
+    let at_least = if dump.at_least { "at least " } else { "" };
+    format!("{at_least}{}; {note}", bytes(Some(dump.bytes)))
 }
 
 /// Rows of a name and a value.

@@ -524,3 +524,75 @@ fn a_table_whose_partitions_the_kernel_does_not_show_is_not_to_be_laid_anew() {
     assert!(text.contains(&format!("partx -a {path}")), "{text}");
     assert!(!text.contains("--partition"), "{text}");
 }
+
+#[test]
+fn a_data_partition_that_its_mkfs_finds_too_small_is_refused_with_the_smallest_that_works() {
+    let mut floe = require_floe!();
+    let program = floe.get_program().to_owned();
+    let root = source!("btrfs", 120);
+    let medium = Medium::blank(420);
+    let as_root = pair(root.dir(), "root");
+    let words = ["--partition", "--swap-size", "0", "--config-size", "0"];
+    floe.args(["clone", &as_root, "--media"]).arg(medium.path());
+    let said = common::run(
+        floe.args(words).args(["--data-size", "20"]),
+        Limit::secs(60),
+    );
+    let least = said.stderr_text();
+    let least = least.split("--data-size ").nth(1).expect("the least");
+    let least: u64 = least.split(' ').next().expect("MiB").parse().expect("MiB");
+    refused(said, 4, "mkfs.btrfs needs ", &medium);
+    let clone = |size: u64, more: &[&str]| {
+        let mut floe = Command::new(&program);
+        floe.args(["clone", "-q", &as_root, "--media"])
+            .arg(medium.path());
+        floe.args(words).args(more);
+        let size = size.to_string();
+        common::run(floe.args(["--data-size", &size]), Limit::secs(120))
+    };
+    for more in [&[][..], &["--dry-run"]] {
+        refused(clone(least - 1, more), 4, "is the least", &medium);
+    }
+    clone(least, &[]).expect_code(0);
+    let blkid = common::output(
+        "blkid",
+        &["-p", "-o", "export", &medium.part(2).to_string_lossy()],
+    );
+    assert!(blkid.contains("TYPE=btrfs"), "{blkid}");
+}
+
+#[test]
+fn a_damaged_table_is_called_damaged_where_a_medium_is_looked_at() {
+    let mut floe = require_floe!();
+    require!(common::have("sfdisk"), "sfdisk");
+    let root = source!("ext4", 16);
+    let medium = Medium::blank(64);
+    let mut sfdisk = Command::new("sfdisk");
+    sfdisk
+        .args(["-q", "--no-reread", "--no-tell-kernel"])
+        .arg(&medium.image);
+    let script = b"label: gpt\nstart=2048, size=32768\n";
+    common::run_with_input(&mut sfdisk, script, Limit::secs(30)).expect_code(0);
+    // The first header, which the last one of the disk stands for.
+    let image = fs::File::options()
+        .write(true)
+        .open(&medium.image)
+        .expect("medium");
+    image.write_all_at(&[0xff; 64], 512 + 24).expect("damage");
+    floe.args([
+        "clone",
+        &pair(root.dir(), "root"),
+        "--partition",
+        "--dry-run",
+        "--media",
+    ]);
+    let run = common::run(floe.arg(medium.path()), Limit::secs(60)).expect_code(4);
+    let said = run.stderr_text();
+    assert!(said.contains("holds a damaged partition table ("), "{said}");
+    let shown = common::run(require_floe!().arg("show"), Limit::secs(60)).expect_code(0);
+    let name = format!("{} ", medium.path().display());
+    let shown = shown.stdout_text();
+    let line = shown.lines().find(|line| line.starts_with(&name));
+    let line = line.expect("its line");
+    assert!(line.contains("its table is damaged: "), "{line}");
+}

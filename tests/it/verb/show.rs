@@ -337,3 +337,79 @@ fn the_command_line_is_as_on_every_verb() {
     let run = common::run(require_floe!().args(["show", "/proc"]), Limit::secs(20));
     assert!(run.expect_code(4).stderr_text().contains("proc"));
 }
+
+#[test]
+fn what_follows_a_filesystem_counts_in_show_as_in_a_dump_and_a_cut_one_is_said_to_be_refused() {
+    drop(require_floe!());
+    require!(common::is_root(), "root");
+    let scratch = Scratch::new();
+    let image = scratch.join("image");
+    let path = image.to_string_lossy().into_owned();
+    for mkfs in [
+        "mkfs.ext4 -q -F",
+        "mkfs.xfs -q",
+        "mkfs.f2fs -q",
+        "mkfs.btrfs -q",
+        "mkfs.exfat",
+        "mkfs.nilfs2 -q",
+    ] {
+        let _ = fs::remove_file(&image);
+        let script = format!("truncate -s 300M {path}; {mkfs} {path} > /dev/null 2>&1");
+        if common::shell(&script, Limit::secs(60)).code != Some(0) {
+            continue;
+        }
+        // Further behind than the overview looks.
+        let script = format!(
+            "truncate -s 330M {path}; printf x | dd of={path} bs=1 seek=325M conv=notrunc status=none"
+        );
+        common::shell(&script, Limit::secs(60)).expect_code(0);
+        let device = common::LoopDevice::attach(&image, 512);
+        for source in [&image, device.path()] {
+            let (report, _) = dumped(source, &scratch);
+            let used = number(&report, "used_bytes").expect("used").to_string();
+            assert_eq!(json(source, "used_bytes"), used, "{mkfs}");
+            assert_eq!(json(source, "dump_bytes"), used, "{mkfs}");
+            assert_eq!(json(source, "refused"), "None", "{mkfs}");
+            let map = report
+                .get("map")
+                .and_then(|map| map.text().map(str::to_owned));
+            assert_eq!(Some(json(source, "map")), map, "{mkfs}");
+            fs::remove_file(scratch.join("out")).expect("out");
+        }
+        let shown = common::run(require_floe!().args(["show", "--json"]), Limit::secs(60));
+        let shown = shown.expect_code(0).stdout_text();
+        let name = device.path().display().to_string();
+        let known = "\"map\":\"whole\"";
+        let at = shown
+            .find(&format!("\"path\":\"{name}\""))
+            .expect("its line");
+        let its = &shown[at..];
+        let its = &its[..its.find('}').expect("its end")];
+        assert!(
+            its.contains(known) || its.contains("\"at_least\":true"),
+            "{mkfs}: {its}"
+        );
+        drop(device);
+        let script = format!("truncate -s 150M {path}");
+        common::shell(&script, Limit::secs(60)).expect_code(0);
+        let device = common::LoopDevice::attach(&image, 512);
+        let text = run_show(device.path());
+        assert!(
+            text.contains("would be refused: it ends at "),
+            "{mkfs}: {text}"
+        );
+        assert!(!text.contains("a dump reads"), "{mkfs}: {text}");
+    }
+}
+
+#[test]
+fn a_file_that_is_no_image_is_not_called_one() {
+    drop(require_floe!());
+    let scratch = Scratch::new();
+    let file = scratch.join("file");
+    for bytes in [&b"some text\n"[..], b"\x7fELF and more", &[0; 5000]] {
+        fs::write(&file, bytes).expect("file");
+        let text = run_show(&file);
+        assert!(text.contains("file, not an image"), "{text}");
+    }
+}
