@@ -30,7 +30,7 @@ dump|--bmap FILE|with -o: a .bmap (2.0, SHA-256) for it too, read back from it; 
 create|-o, --output WHERE|a folder: HOST-YYYYMMDDThhmmssZ-SEQ.zip in it (SEQ counts: boards have no clock), one floe at a time; a FILE; or - for stdout. Default: the folder of 'store = DIR' in /etc/floe.conf, otherwise stdout. Written as .part and renamed when it is complete
 artifact|-o, --output FILE|write FILE.part, and rename it to FILE when it is complete ('-' or none: stdout)
 dump artifact|--overwrite|FILE may be there and be anything, not only an older one of what comes
-create|--overwrite|with -o FILE: it may be there and be anything, not only an older snapshot of the same entries
+create|--overwrite|with -o FILE: it may be there and be anything, not only an older snapshot
 pull|--overwrite|a file of that name may be there and be anything, not only an older one of what comes; with --clone, as clone's
 pull|-o, --output DIR|a folder (default: this one); with one board a FILE, or - for stdout
 pull|--since FILE|take from this earlier image or snapshot what has not changed, instead of from the one that is replaced (one board)

@@ -92,7 +92,7 @@ impl Options {
     }
 
     /// What comes in the place of what is there.
-    fn coming(&self) -> Coming<'static> {
+    fn coming(&self) -> Coming {
         Coming::Image(match self.raw {
             true => Format::Raw,
             false => Format::Gzip,

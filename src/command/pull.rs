@@ -260,16 +260,10 @@ enum Destination {
 
 /// That the file may have what comes.
 fn check_file(path: &Path, work: &Work, is_artifact: bool) -> Result<()> {
-    let name = |pair: &OsString| Some(pair.to_str()?.split_once('=')?.0.to_owned());
     match work {
         _ if is_artifact => replace::check(path, Coming::Artifact),
         Work::Dump(_) => replace::check(path, Coming::Image(Format::Gzip)),
-        Work::Create(pairs) => {
-            let names: Vec<String> = pairs.iter().filter_map(name).collect();
-            let names: Vec<&str> = names.iter().map(String::as_str).collect();
-            replace::check(path, Coming::Snapshot(&names))
-        }
-        Work::Kept(_) | Work::Clone(_) => replace::check(path, Coming::Snapshot(&[])),
+        Work::Create(_) | Work::Kept(_) | Work::Clone(_) => replace::check(path, Coming::Snapshot),
     }
 }
 

@@ -181,12 +181,6 @@ impl Kept {
         snapshot.is_some_and(|snapshot| snapshot.factory || snapshot.rescue)
     }
 
-    /// What is in it, where that can be told.
-    pub(crate) fn entries(&self) -> Option<Vec<&str>> {
-        let images = self.snapshot.as_ref()?.images.iter();
-        Some(images.map(|image| image.name.as_str()).collect())
-    }
-
     /// Whether somebody writes it now.
     pub(crate) fn is_being_made(&self) -> bool {
         self.state == State::BeingMade

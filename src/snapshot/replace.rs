@@ -1,6 +1,7 @@
-//! What `-o` replaces without being told to: an older one of the very kind that comes. Anything else was hardly meant.
+//! What `-o` replaces without being told to: an image an image, a snapshot a snapshot that is not to be kept, a Mender artifact an
+//! artifact. Anything else was hardly meant.
 //!
-//! One rule for every verb that writes a file. Which filesystem an image is of is not asked, scripts use one name for many; nor
+//! One rule for every verb that writes a file. Of which filesystem or entries it is, is not asked, scripts use one name for many; nor
 //! whether it is whole, as what was cut is what is best replaced.
 
 use std::fs::File;
@@ -18,21 +19,20 @@ use crate::stream::partfile::{self, piece};
 
 /// What is to come in the place of a file.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Coming<'a> {
+pub(crate) enum Coming {
     /// An image: raw, or packed with gzip.
     Image(Format),
-    /// A snapshot of these entries; of none where they are known only later.
-    Snapshot(&'a [&'a str]),
+    Snapshot,
     /// A Mender artifact.
     Artifact,
 }
 
-impl Coming<'_> {
+impl Coming {
     fn name(self) -> &'static str {
         match self {
             Self::Image(Format::Raw) => "a raw image",
             Self::Image(_) => "an image packed with gzip",
-            Self::Snapshot(_) => "a snapshot",
+            Self::Snapshot => "a snapshot",
             Self::Artifact => "a Mender artifact",
         }
     }
@@ -55,18 +55,17 @@ pub(crate) fn check(path: &Path, coming: Coming) -> Result<()> {
     let what = match (opened.format, coming) {
         // Zip archives of others (documents, programs) are not ours.
         (Format::Zip, _) if !begins_a_snapshot(path) => Some("is there and is no image".into()),
-        (Format::Zip, Coming::Snapshot(entries)) => other_snapshot(path, entries),
+        (Format::Zip, Coming::Snapshot) if Kept::look(path.to_owned()).is_marked() => {
+            Some("is there and is a factory or rescue snapshot, which is kept".into())
+        }
+        (Format::Zip, Coming::Snapshot) => None,
         (Format::Zip, _) => Some(instead("a snapshot", coming)),
         (Format::Mender, Coming::Artifact) => None,
         (Format::Mender, _) => Some(instead("a Mender artifact", coming)),
-        (format, _) => match (Image::read(opened, Any::No), coming) {
+        (_, _) => match (Image::read(opened, Any::No), coming) {
             (Err(error), _) if no_image(&error) => Some("is there and is no image".into()),
             (Err(_), _) => None,
-            (Ok(_), Coming::Image(other)) if format == other => None,
-            (Ok(_), Coming::Image(_)) if format == Format::Raw => {
-                Some(instead("a raw image", coming))
-            }
-            (Ok(_), Coming::Image(_)) => Some(instead("an image packed with gzip", coming)),
+            (Ok(_), Coming::Image(_)) => None,
             (Ok(_), _) => Some(instead("an image", coming)),
         },
     };
@@ -91,22 +90,6 @@ fn begins_a_snapshot(path: &Path) -> bool {
     let mut head = [0; 43];
     let read = File::open(path).and_then(|mut file| file.read_exact(&mut head));
     read.is_ok() && head.ends_with(b"snapshot.json")
-}
-
-/// What speaks against a snapshot of `entries` in the place of the one that is there.
-fn other_snapshot(path: &Path, entries: &[&str]) -> Option<String> {
-    let kept = Kept::look(path.to_owned());
-    if kept.is_marked() {
-        return Some("is there and is a factory or rescue snapshot, which is kept".into());
-    }
-    let names = kept.entries()?;
-    let is_same = names.len() == entries.len() && names.iter().all(|name| entries.contains(name));
-    (!entries.is_empty() && !is_same).then(|| {
-        format!(
-            "is there and is a snapshot of other entries ({})",
-            crate::report::clean(&names.join(", "))
-        )
-    })
 }
 
 /// A file of its own must not be taken for the first of pieces that lie there.

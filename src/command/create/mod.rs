@@ -287,9 +287,7 @@ fn choose(options: &Options, system: &System, place: &Destination) -> Result<Vec
     if let Destination::File(path) = place {
         source::refuse_output(&sources, path)?;
         if !options.overwrite {
-            let entries = named.iter().map(|(name, _)| *name);
-            let entries: Vec<&str> = entries.collect();
-            replace::check(path, Coming::Snapshot(&entries))?;
+            replace::check(path, Coming::Snapshot)?;
         }
     }
     Ok(sources)

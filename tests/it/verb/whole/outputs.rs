@@ -102,8 +102,8 @@ fn what_comes_replaces_an_older_one_of_its_kind_and_nothing_else_unasked() {
     make(&["create", &pair("a", &one)], &zip, 0);
     make(&["create", &pair("a", &one)], &zip, 0);
     make(&["create", &pair("a", &other)], &zip, 0);
-    make(&["create", &pair("a", &one), &pair("b", &other)], &zip, 4);
-    make(&["create", &pair("c", &one)], &zip, 4);
+    make(&["create", &pair("a", &one), &pair("b", &other)], &zip, 0);
+    make(&["create", &pair("c", &one)], &zip, 0);
     make(&["dump", &one], &zip, 4);
     // What was cut is what is best replaced.
     make(&["dump", &one], &file, 0);
@@ -141,10 +141,7 @@ fn an_output_is_never_its_own_source_nor_the_file_of_a_loop_device() {
             &["create", &pair, "--overwrite", "-o", &from],
             "is the source itself",
         ),
-        (
-            &["dump", &loop_path, "-z", "none", "-o", &below],
-            "is attached to",
-        ),
+        (&["dump", &loop_path, "-o", &below], "is attached to"),
         (
             &["dump", &from, "--overwrite", "-o", &below],
             "is attached to",
@@ -164,7 +161,7 @@ fn an_output_is_never_its_own_source_nor_the_file_of_a_loop_device() {
 }
 
 #[test]
-fn only_an_older_one_of_the_very_kind_that_comes_is_replaced_unasked() {
+fn only_an_older_one_of_the_kind_that_comes_is_replaced_unasked() {
     require_mkfs!();
     let scratch = Scratch::new();
     let from = text(&scratch.join("from.img"));
@@ -191,7 +188,8 @@ fn only_an_older_one_of_the_very_kind_that_comes_is_replaced_unasked() {
             run_floe(&[first, &["-o", &file][..]].concat()).expect_code(0);
             let before = fs::read(&file).expect("file");
             let run = run_floe(&[second, &["-o", &file][..]].concat());
-            if there == comes {
+            let is_same = |classes: &[&str]| classes.contains(there) && classes.contains(comes);
+            if there == comes || is_same(&["gzip", "raw"]) || is_same(&["other", "snapshot"]) {
                 run.expect_code(0);
                 continue;
             }
