@@ -29,6 +29,7 @@ use crate::stream::frames::Header;
 use crate::stream::frames::known::Known;
 use crate::stream::image::Format;
 use crate::stream::target::Target;
+use crate::take::memory;
 use crate::units::to_u64;
 
 /// Reads the command line.
@@ -152,8 +153,10 @@ pub(super) fn run(options: Options) -> Result<()> {
     };
     let tell = |subject: &str, header: &Header| known(&options, subject, header);
     let tell: Option<framed::Tell<'_>> = if options.tells { Some(&tell) } else { None };
+    let common = &options.common;
+    let proven = (!options.unchecked).then(|| memory::jobs(common.jobs));
     let opened =
-        framed::open_known(&options.image, near, tell, &options.common).map_err(untouched)?;
+        framed::open_known(&options.image, near, tell, common, proven).map_err(untouched)?;
     if features::SNAPSHOTS && opened.format == Format::Zip {
         if options.bmap.is_some() {
             return Err(Error::usage(

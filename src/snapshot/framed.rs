@@ -78,18 +78,20 @@ pub(crate) fn closing<'a>(
 /// Opens what the user named; frames are taken to their end, and what they stand for is opened. They are held beside `near`, a
 /// file to come, or where temporary files are.
 pub(crate) fn open(path: &OsStr, near: Option<&Path>, common: &Common) -> Result<Opened> {
-    open_known(path, near, None, common)
+    open_known(path, near, None, common, None)
 }
 
 /// Judges what stands in front, before anything else is taken, and gives what the other end is told of what is here already.
 pub(crate) type Tell<'a> = &'a dyn Fn(&str, &Header) -> Result<Known>;
 
-/// The same, and the other end is told what is here already.
+/// The same, and the other end is told what is here already; `proven`: on so many CPUs all of it is inflated first, for who writes over
+/// something meanwhile.
 pub(crate) fn open_known(
     path: &OsStr,
     near: Option<&Path>,
     tell: Option<Tell<'_>>,
     common: &Common,
+    proven: Option<usize>,
 ) -> Result<Opened> {
     let mut opened = Opened::open(path)?;
     if !features::FRAMES || opened.format != Format::Frames {
@@ -114,6 +116,9 @@ pub(crate) fn open_known(
         report::line(note);
     }
     let received = receive::take(&mut opened.input, begun, held).map_err(fail)?;
+    if let Some(jobs) = proven {
+        received.check(jobs).map_err(fail)?;
+    }
     let format = format_of(&received);
     let standard = Standard::start(received).map_err(fail)?;
     // For comparing it with targets; what the frames came from is read.

@@ -638,3 +638,38 @@ fn what_cannot_be_read_is_called_as_it_was_typed() {
     let run = line("show IT");
     assert!(run.stderr_text().contains(&subject), "{run}");
 }
+
+#[test]
+fn a_damaged_chunk_of_frames_costs_no_target() {
+    ready!("mke2fs", "debugfs");
+    let scratch = Scratch::new();
+    let make = "truncate -s 16M e && mke2fs -q -F -t ext4 e && head -c 4M /dev/urandom > r && debugfs -w -R 'write r r' e
+        $FLOE dump e --frames | cat > d; $FLOE create x=$PWD/e --frames | cat > c; cp d d1; cp c c1
+        cp e T; tune2fs -L old T; truncate -s +8K T; sha256sum T > sums";
+    sh(&scratch, make).expect_code(0);
+    for name in ["d1", "c1"] {
+        let path = scratch.join(name);
+        let mut bytes = fs::read(&path).expect("frames");
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        fs::write(&path, bytes).expect("frames");
+    }
+    let target = LoopDevice::attach(&scratch.join("T"), 512);
+    let to = text(target.path());
+    for (line, code) in [
+        (format!("restore d1 {to} --overwrite"), 3),
+        (format!("restore - {to} --overwrite < d1"), 3),
+        (format!("restore d1 {to} --overwrite --dry-run"), 3),
+        (format!("restore c1 x={to} --overwrite"), 3),
+        (format!("restore - x={to} --overwrite < c1"), 3),
+        (format!("restore d {to} --overwrite --dry-run"), 0),
+    ] {
+        let words = if code == 0 { "would be" } else { "in chunk" };
+        expect(&scratch, &[(&format!("$FLOE {line}"), code, words)]);
+    }
+    sh(&scratch, "sync T; sha256sum -c --status sums").expect_code(0);
+    let take = format!(
+        "$FLOE restore d {to} --overwrite && sync T && cmp -n 16777216 e T && $FLOE restore c x={to} --overwrite"
+    );
+    sh(&scratch, &take).expect_code(0);
+}

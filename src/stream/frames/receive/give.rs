@@ -58,9 +58,8 @@ impl Received {
                 let length = to_usize(u64::from(entry.packed));
                 let bytes = self.buffer.get_mut(..length).unwrap_or_default();
                 let file = &self.hold.file;
-                file.read_exact_at(bytes, entry.offset()).map_err(|error| {
-                    Fault::short("read of what is held").with_errno(error.raw_os_error())
-                })?;
+                let read = file.read_exact_at(bytes, entry.offset());
+                read.map_err(|error| held(&error))?;
                 again.check(chunk, bytes, raw_bytes, entry.crc32)?;
                 emit.data(&Encoded::of(bytes, raw_bytes, entry.crc32))?;
                 // No harm where that cannot be. What has a name stays whole until all of it was given: this may break off, too.
@@ -113,6 +112,11 @@ impl Received {
     }
 }
 
+/// What is held cannot be read.
+pub(super) fn held(error: &std::io::Error) -> Fault {
+    Fault::short("read of what is held").with_errno(error.raw_os_error())
+}
+
 fn check_sum(chunk: u64, found: u32, expected: u32) -> Result<(), Fault> {
     match found == expected {
         true => Ok(()),
@@ -143,18 +147,30 @@ impl Proof {
             raw: known::pages(to_usize(CHUNK_BYTES))?,
         })
     }
+
+    /// Whether packed bytes are what their checksum says.
+    pub(super) fn check(
+        &mut self,
+        chunk: u64,
+        packed: &[u8],
+        raw: u64,
+        crc32: u32,
+    ) -> Result<(), Fault> {
+        let Self { inflate, raw: room } = self;
+        let length = unpack(inflate, packed, room).filter(|length| to_u64(*length) == raw);
+        let found = length.and_then(|length| room.get(..length));
+        let found = found.ok_or_else(|| Fault::corrupt("deflate data").in_unit("chunk", chunk))?;
+        check_sum(chunk, crc::crc32(0, found), crc32)
+    }
 }
 
 impl Again {
     /// Whether packed bytes are what their checksum says, where that is asked.
     fn check(&mut self, chunk: u64, packed: &[u8], raw: u64, crc32: u32) -> Result<(), Fault> {
-        let Some(Proof { inflate, raw: room }) = &mut self.proof else {
-            return Ok(());
-        };
-        let length = unpack(inflate, packed, room).filter(|length| to_u64(*length) == raw);
-        let found = length.and_then(|length| room.get(..length));
-        let found = found.ok_or_else(|| Fault::corrupt("deflate data").in_unit("chunk", chunk))?;
-        check_sum(chunk, crc::crc32(0, found), crc32)
+        match &mut self.proof {
+            Some(proof) => proof.check(chunk, packed, raw, crc32),
+            None => Ok(()),
+        }
     }
 
     /// Gives the next one; false: there is none.

@@ -3,8 +3,10 @@
 //!
 //! Nothing is believed: numbers are in range, lengths bounded, a chunk comes a bounded number of times, what is replaced gives its
 //! room back, what is noted of each lies in a file, and every image must have the checksum that its end says. That
-//! what is packed is what its checksum says shows when the standard format is read, as it is by everybody who gets it.
+//! what is packed is what its checksum says shows when the standard format is read, as it is by everybody who gets it; who writes over
+//! something meanwhile asks before ([`Received::check`]).
 
+mod check;
 mod give;
 
 use std::fs::File;
