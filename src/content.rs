@@ -9,8 +9,8 @@ use std::path::Path;
 use crate::device::ReadAt;
 use crate::error::{Fault, FaultKind};
 use crate::fs::{self, Identity, Kind};
-use crate::ptable::{self, Scheme, Table};
-use crate::units::{round_up, to_u64};
+use crate::ptable::{self, Partition, Scheme, Table};
+use crate::units::{Extent, round_up, to_u64};
 
 /// How much of the beginning is looked at, in bytes: every first superblock and partition table floe knows lies in it.
 pub(crate) const HEAD_BYTES: usize = 1 << 20;
@@ -112,9 +112,11 @@ pub(crate) enum Place {
     Middle,
     /// A member of a gzip file begins there; in the file, at so many bytes.
     Member(u64),
+    /// A partition of so many bytes begins there.
+    Partition(u64),
 }
 
-/// What stands at a place where an image that was appended would begin.
+/// What stands at a place where an image that was appended, or a partition, would begin.
 #[derive(Clone, Debug)]
 pub(crate) struct Seen {
     /// Why it is looked at.
@@ -194,7 +196,26 @@ impl Content {
         let middle = size_bytes.filter(|size| size % 2 == 0 && size / 2 > end);
         let middle = middle.map(|size| (Place::Middle, size / 2));
         let end = (end > 0).then_some((Place::End, end));
-        end.into_iter().chain(middle).collect()
+        let parts = self.partitions().iter();
+        let parts = parts.map(|part| {
+            let place = Place::Partition(part.extent.length_bytes);
+            (place, part.extent.offset)
+        });
+        end.into_iter().chain(middle).chain(parts).collect()
+    }
+
+    /// Those whose filesystems must fit them: of a table in doubt a disk is taken whole.
+    pub(crate) fn partitions(&self) -> &[Partition] {
+        match &self.table {
+            Some(table) if table.doubt.is_none() => &table.partitions,
+            _ => &[],
+        }
+    }
+
+    /// Nothing that says what it is: a table without partitions is what any bytes become by their last two.
+    pub(crate) fn says_nothing(&self) -> bool {
+        let is_bare = |table: &Table| table.scheme == Scheme::Mbr && table.partitions.is_empty();
+        self.identity.is_none() && self.damaged.is_none() && self.table.as_ref().is_none_or(is_bare)
     }
 
     fn is_read_only(&self) -> bool {
@@ -215,6 +236,9 @@ impl Content {
     /// filesystem rightly, so only what states a length that fits the rest counts, and not what partitions hold as a rule: an
     /// overlay behind a read-only filesystem, what a deleted partition held, a superblock's copy of a filesystem that was larger.
     pub(crate) fn second(&self, size_bytes: u64, seen: &Seen) -> Option<String> {
+        if matches!(seen.place, Place::Partition(_)) {
+            return None;
+        }
         let room = size_bytes.checked_sub(seen.offset)?;
         let found = Self::probe(&Head(&seen.bytes)).ok()?;
         if matches!(seen.place, Place::Member(_))
@@ -241,6 +265,7 @@ impl Content {
         let counts = match seen.place {
             Place::Member(_) => true,
             Place::Middle => self.is_same(&found),
+            Place::Partition(_) => false,
             Place::End if !is_last => false,
             Place::End if is_mbr => is_disk,
             Place::End if self.is_read_only() => is_disk || found.is_read_only(),
@@ -264,11 +289,15 @@ impl Content {
 
     /// The rule, as far as the beginning tells: something known is there.
     pub(crate) fn judge_head(&self, head: &[u8]) -> Result<(), String> {
-        if !self.is_empty() {
+        if !self.says_nothing() {
             return Ok(());
         }
         Err(match foreign(head).or_else(|| packed_twice(head)) {
             Some(what) => format!("is {what}"),
+            None if self.table.is_some() => {
+                "is no image: it begins with a partition table without partitions, and no filesystem that is known"
+                    .into()
+            }
             None => {
                 "is no image: it begins with no filesystem and no partition table that is known"
                     .into()
@@ -316,6 +345,35 @@ impl Content {
     }
 }
 
+/// A filesystem that says more than its partition has is not one that comes back: says so.
+pub(crate) fn too_large(found: &Identity, extent: Extent) -> Option<String> {
+    (found.size_bytes > extent.length_bytes).then(|| {
+        format!(
+            "the {} in the partition at {:#x} says {} bytes, the partition has {}",
+            found.kind.name(),
+            extent.offset,
+            found.size_bytes,
+            extent.length_bytes
+        )
+    })
+}
+
+impl Seen {
+    /// The same of what was seen where a partition begins.
+    pub(crate) fn too_large(&self) -> Option<String> {
+        let Place::Partition(length_bytes) = self.place else {
+            return None;
+        };
+        // A damaged one is read whole.
+        let found = fs::probe(&Head(&self.bytes)).ok()??;
+        let extent = Extent {
+            offset: self.offset,
+            length_bytes,
+        };
+        too_large(&found, extent)
+    }
+}
+
 /// Whether bytes that hold a squashfs of `used` bytes end as a RAUC bundle does: a CMS signature (DER: a SEQUENCE) and its length
 /// in eight bytes, big-endian (docs/reference.rst of RAUC, "Bundle Formats").
 fn is_signed(tail: &[u8], size_bytes: u64, used: u64) -> bool {
@@ -328,6 +386,9 @@ fn is_signed(tail: &[u8], size_bytes: u64, used: u64) -> bool {
     let der = begin.and_then(|begin| rest.get(begin..begin + 2));
     (64..=room).contains(&length) && matches!(der, Some([0x30, 0x80..=0x84]))
 }
+
+/// What helps with a tar archive.
+const TAR: &str = "a tar archive, not an image: take the image out of it first, as in 'tar -xOf FILE NAME | floe restore - TARGET'";
 
 /// Formats of other programs: where their magic stands, and what to do with them.
 const FOREIGN: &[(usize, &[u8], &str)] = &[
@@ -426,11 +487,7 @@ const FOREIGN: &[(usize, &[u8], &str)] = &[
         b"\0ntfsclone-image",
         "an ntfsclone image: restore it with ntfsclone",
     ),
-    (
-        257,
-        b"ustar",
-        "a tar archive, not an image: take the image out of it first, as in 'tar -xOf FILE NAME | floe restore - TARGET'",
-    ),
+    (257, b"ustar", TAR),
     (
         0,
         b"07070",
@@ -464,6 +521,20 @@ const FOREIGN: &[(usize, &[u8], &str)] = &[
         "encrypted by age: decrypt it first",
     ),
 ];
+
+/// A tar archive from before POSIX has no magic: its first header is known by the sum of its bytes, its own digits counted as spaces.
+fn is_old_tar(first: &[u8]) -> bool {
+    let Some(header) = first.get(..512) else {
+        return false;
+    };
+    let digits = header.get(148..156).unwrap_or_default();
+    let text = std::str::from_utf8(digits).unwrap_or_default();
+    let text = text.trim_matches(|letter| matches!(letter, ' ' | '\0'));
+    let own: u64 = digits.iter().map(|byte| u64::from(*byte)).sum();
+    let all: u64 = header.iter().map(|byte| u64::from(*byte)).sum();
+    let sum = all.saturating_sub(own).saturating_add(8 * 0x20);
+    header.first() != Some(&0) && u64::from_str_radix(text, 8) == Ok(sum)
+}
 
 /// What was unpacked is packed once more.
 fn packed_twice(head: &[u8]) -> Option<&'static str> {
@@ -502,6 +573,9 @@ pub(crate) fn foreign(first: &[u8]) -> Option<&'static str> {
     };
     if let Some((_, _, what)) = FOREIGN.iter().find(magic) {
         return Some(what);
+    }
+    if is_old_tar(first) {
+        return Some(TAR);
     }
     // UTF-8 without control characters is a text, whatever it says.
     let mut text = first.get(..first.len().min(512))?.to_ascii_lowercase();
@@ -564,7 +638,7 @@ pub(crate) fn of_device(device: &dyn ReadAt) -> Result<Judged, Fault> {
     let mut tail = vec![0; crate::units::to_usize(size.min(to_u64(TAIL_BYTES)))];
     device.read_at(size.saturating_sub(to_u64(tail.len())), &mut tail)?;
     let content = Content::probe(&Head(&head))?;
-    let word = content.judge(&head, size, &tail);
+    let mut word = content.judge(&head, size, &tail);
     let mut twofold = None;
     for (place, offset) in content.places(Some(size)) {
         let length = size.saturating_sub(offset).min(to_u64(SEEN_BYTES));
@@ -579,6 +653,7 @@ pub(crate) fn of_device(device: &dyn ReadAt) -> Result<Judged, Fault> {
             bytes,
         };
         twofold = twofold.or_else(|| content.second(size, &seen));
+        word = word.and_then(|()| seen.too_large().map_or(Ok(()), Err));
     }
     Ok(Judged {
         content,

@@ -251,6 +251,18 @@ impl Args {
     pub fn missing(&self, what: &str) -> Error {
         usage(self.verb, format_args!("{what} is missing"))
     }
+
+    /// The same, and where something comes through a pipe, the line that takes it.
+    pub fn missing_or_piped(&self, what: &str, piped: &str) -> Error {
+        let stat = rustix::fs::fstat(rustix::stdio::stdin());
+        let kind = stat.map(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode));
+        match kind == Ok(rustix::fs::FileType::Fifo) {
+            true => self.missing(&format!(
+                "{what} (to take what comes through the pipe: floe {piped})"
+            )),
+            false => self.missing(what),
+        }
+    }
 }
 
 /// A wrong line of `verb`, with where the right one is written.

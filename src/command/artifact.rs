@@ -69,7 +69,7 @@ pub(super) fn parse(mut args: Args) -> Result<Options> {
             },
         }
     }
-    let image = image.ok_or_else(|| args.missing("the IMAGE"))?;
+    let image = image.ok_or_else(|| args.missing_or_piped("the IMAGE", "artifact -"))?;
     what.labels.check(&args)?;
     what.set_jobs(&args.common);
     Ok(Options {
@@ -227,6 +227,11 @@ fn part_file(path: &Path, image: &File, overwrite: bool) -> Result<PartFile> {
 /// Opens the image, or an entry of a snapshot.
 fn open(options: &Options, path: &OsStr) -> Result<Image> {
     let entry = options.entry.as_deref();
+    // An artifact cannot say that its payload is a copy of something as it is.
+    let any = match options.any {
+        Any::Yes => Any::Yes,
+        _ => Any::Never,
+    };
     let opened = framed::open(path, options.output.as_deref(), &options.common)?;
     if opened.format != Format::Zip {
         if entry.is_some() {
@@ -235,7 +240,7 @@ fn open(options: &Options, path: &OsStr) -> Result<Image> {
                 opened.subject
             )));
         }
-        return Image::read(opened, options.any);
+        return Image::read(opened, any);
     }
     if path == "-" {
         return Err(Error::refused("stdin: is a snapshot; give it as a file"));
@@ -260,10 +265,11 @@ fn open(options: &Options, path: &OsStr) -> Result<Image> {
     };
     let subject = format!("{}: {name}", opened.subject);
     let reader = Input::source(catalog.reader(&image_path(name))?)
-        .and_then(ImageReader::raw)
+        .and_then(ImageReader::payload)
         .map_err(|fault| image::image_error(&subject, fault))?;
-    // Its checksums say that it is whole.
-    Image::head_of(subject, opened.file, reader, Any::Yes)
+    let image = Image::head_of(subject, opened.file, reader, any)?;
+    image.check_head()?;
+    Ok(image)
 }
 
 /// The image once more, for an output that cannot be written over.

@@ -53,6 +53,8 @@ pub(super) fn run(options: Options) -> Result<()> {
     let names = super::typed(options.names.iter().map(OsString::as_os_str));
     super::begin(&options.common, ("names", &names), &[])?;
     let folder = kept::folder()?;
+    // Where it is not there the answer is the one of every verb.
+    store::files(&folder)?;
     let store = match options.dry_run {
         true => {
             store::check(&folder)?;

@@ -500,7 +500,7 @@ fn write_bmap(
     let (far, shown) = (Arc::clone(&progress), name.clone());
     let work = move || {
         let fail = |fault| Error::fault(&shown, fault).leaving(STATE);
-        let input = Opened::open(image.as_os_str())?.input;
+        let input = Opened::look(image.as_os_str())?.input;
         let mut reader = ImageReader::new(input).map_err(fail)?;
         let next = |from| {
             far.done_bytes.store(from, Ordering::Relaxed);

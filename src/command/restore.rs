@@ -6,8 +6,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use rustix::fs::FileType;
-
 use crate::cli::{Args, Item};
 use crate::config::pairs::split_pair;
 use crate::device::DeviceKind;
@@ -70,16 +68,13 @@ pub(super) fn parse(mut args: Args) -> Result<Options> {
     }
     Ok(Options {
         targets: match (targets.len(), &disk, &image) {
-            (0, None, Some(target)) if is_pipe(rustix::stdio::stdin()) => {
-                let target = target.display();
-                return Err(args.missing(&format!(
-                    "the TARGET (to restore what comes through the pipe: floe restore - {target})"
-                )));
+            (0, None, Some(target)) => {
+                let piped = format!("restore - {}", target.display());
+                return Err(args.missing_or_piped("the TARGET", &piped));
             }
-            (0, None, Some(_)) => return Err(args.missing("the TARGET")),
             _ => targets,
         },
-        image: image.ok_or_else(|| args.missing("the IMAGE"))?,
+        image: image.ok_or_else(|| args.missing_or_piped("the IMAGE", "restore - TARGET"))?,
         any,
         bmap,
         unchecked,
@@ -94,10 +89,6 @@ pub(super) fn parse(mut args: Args) -> Result<Options> {
         tells,
         common: args.common,
     })
-}
-
-fn is_pipe(fd: std::os::fd::BorrowedFd<'_>) -> bool {
-    rustix::fs::fstat(fd).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Fifo)
 }
 
 /// A device as IMAGE and an image file as TARGET are the wrong way round: writing would destroy the image.
@@ -116,7 +107,7 @@ fn check_order(options: &Options) -> Result<()> {
     if !is_device || !is_file {
         return Ok(());
     }
-    let Ok(opened) = Opened::open(target) else {
+    let Ok(opened) = Opened::look(target) else {
         return Ok(());
     };
     let target = target.display();

@@ -33,7 +33,7 @@ pub(super) fn parse(mut args: Args) -> Result<Options> {
         }
     }
     Ok(Options {
-        path: path.ok_or_else(|| args.missing("the FILE to verify"))?,
+        path: path.ok_or_else(|| args.missing_or_piped("the FILE to verify", "verify -"))?,
         any,
         common: args.common,
     })

@@ -13,7 +13,7 @@ use rustix::fs::{FileType, Mode, OFlags, SeekFrom};
 use crate::cli::Common;
 use crate::error::{Cause, Error, Exit, Fault, FaultKind, Result};
 use crate::features;
-use crate::put::lanes;
+use crate::put::{held, lanes};
 use crate::report::{Progress, Step};
 use crate::stream::artifact::{self, Labels};
 use crate::stream::bmap;
@@ -26,6 +26,8 @@ use crate::stream::partfile;
 use crate::sys::ioctl;
 use crate::sys::memory::Pages;
 use crate::units::to_u64;
+
+use crate::content::{Place, Seen};
 
 pub(crate) use crate::content::{Content, HEAD_BYTES, Head};
 
@@ -60,7 +62,11 @@ pub(crate) enum Any {
     /// No: they are corrupt input.
     #[default]
     No,
-    /// `--any-content` was given, or the stream says that it is a copy of something as it is.
+    /// The stream says that it is a copy of something as it is, and that is believed; before it was read the same as [`Any::No`].
+    AsItIs,
+    /// No, even where the stream says so: what is made of it could not say it again.
+    Never,
+    /// `--any-content` was given.
     Yes,
 }
 
@@ -79,8 +85,16 @@ pub(crate) struct Opened {
 }
 
 impl Opened {
-    /// Opens it and looks at its first bytes.
+    /// Opens what is to be read to its end, and looks at its first bytes: what others may write to meanwhile is refused, and a device
+    /// is held.
     pub(crate) fn open(path: &OsStr) -> Result<Self> {
+        let (subject, file) = open(path)?;
+        held::hold_still(&subject, &file)?;
+        Self::of(subject, file)
+    }
+
+    /// Only looks at its first bytes, whoever uses it.
+    pub(crate) fn look(path: &OsStr) -> Result<Self> {
         let (subject, file) = open(path)?;
         Self::of(subject, file)
     }
@@ -112,9 +126,9 @@ impl Opened {
 }
 
 impl Image {
-    /// Opens a path or `-` and reads the head.
-    pub(crate) fn open(path: &OsStr, any: Any) -> Result<Self> {
-        Self::read(Opened::open(path)?, any)
+    /// Opens a path or `-` only to look at it, and reads the head.
+    pub(crate) fn look(path: &OsStr, any: Any) -> Result<Self> {
+        Self::read(Opened::look(path)?, any)
     }
 
     /// Reads the head of what is no snapshot.
@@ -177,13 +191,16 @@ impl Image {
                 "{subject}: the image is empty"
             )));
         }
-        let any = match reader.is_as_it_is() {
-            true => Any::Yes,
-            false => any,
+        let any = match (reader.is_as_it_is(), any) {
+            (true, Any::No) => Any::AsItIs,
+            // A payload is what was wrapped, cut or not.
+            (_, Any::No) if reader.format() == Format::Mender => Any::Never,
+            (_, any) => any,
         };
+        let is_taken = matches!(any, Any::Yes | Any::AsItIs);
         let content = match Content::probe(&Head(head.get(..head_bytes).unwrap_or_default())) {
             // A damaged filesystem, and a copy of it as it is.
-            Err(fault) if any == Any::Yes && fault.kind() != FaultKind::Io => Content::default(),
+            Err(fault) if is_taken && fault.kind() != FaultKind::Io => Content::default(),
             content => content.map_err(|fault| image_error(&subject, fault))?,
         };
         reader.watch(&content, head.get(..head_bytes).unwrap_or_default());
@@ -201,15 +218,16 @@ impl Image {
     }
 
     /// What can be said before the rest is read: whether it begins as an image does, and of a raw file whether it is long enough.
-    fn check_head(&self) -> Result<()> {
-        if self.any == Any::Yes {
+    pub(crate) fn check_head(&self) -> Result<()> {
+        if matches!(self.any, Any::Yes | Any::AsItIs) {
             return Ok(());
         }
         let word = self.content.judge_head(self.head());
         word.map_err(|what| not_an_image(&self.subject, &what))?;
         let length = self.reader.length_bytes();
         let cut = length.and_then(|length| self.content.cut_off(length));
-        cut.map_or(Ok(()), |what| Err(cut_off(&self.subject, &what)))
+        cut.map_or(Ok(()), |what| Err(cut_off(&self.subject, self.any, &what)))?;
+        check_partitions(&self.subject, self.reader.seen())
     }
 
     /// Reads all of a second one that comes from the same file, when that is a regular one and was read from its beginning, and so
@@ -304,8 +322,10 @@ impl Facts {
 
 /// An image that ended must be whole: the rule is [`Content::judge`].
 fn check_end(subject: &str, any: Any, content: &Content, head: &[u8], ended: &Ended) -> Result<()> {
-    if any == Any::Yes {
-        return Ok(());
+    match any {
+        Any::Yes => return Ok(()),
+        Any::AsItIs => return check_alone(subject, ended),
+        Any::No | Any::Never => {}
     }
     // Appended with >> to an older one: what came back would be the older one.
     let mut seen = ended.seen.iter();
@@ -316,9 +336,33 @@ fn check_end(subject: &str, any: Any, content: &Content, head: &[u8], ended: &En
     let word = content.judge(head, ended.size_bytes, &ended.tail);
     let cut = content.cut_off(ended.size_bytes);
     word.map_err(|what| match cut {
-        Some(_) => cut_off(subject, &what),
+        Some(_) => cut_off(subject, any, &what),
         None => not_an_image(subject, &what),
-    })
+    })?;
+    check_partitions(subject, &ended.seen)
+}
+
+/// No dump makes such a one, but with --whole, and then says so.
+fn check_partitions(subject: &str, seen: &[Seen]) -> Result<()> {
+    match seen.iter().find_map(Seen::too_large) {
+        Some(what) => Err(not_an_image(subject, &what)),
+        None => Ok(()),
+    }
+}
+
+/// A copy of something as it is was written in one go, as one member: what follows was appended, whatever it is.
+fn check_alone(subject: &str, ended: &Ended) -> Result<()> {
+    let is_more = |seen: &Seen| matches!(seen.place, Place::Member(_)) && !seen.bytes.is_empty();
+    match ended.seen.iter().find(|seen| is_more(seen)) {
+        None => Ok(()),
+        Some(seen) => Err(not_an_image(
+            subject,
+            &format!(
+                "holds something else behind the copy that ends at byte {}: was it appended with >>?",
+                seen.offset
+            ),
+        )),
+    }
 }
 
 fn not_an_image(subject: &str, what: &str) -> Error {
@@ -328,10 +372,14 @@ fn not_an_image(subject: &str, what: &str) -> Error {
 }
 
 /// What is an image, and not all of it.
-fn cut_off(subject: &str, what: &str) -> Error {
+fn cut_off(subject: &str, any: Any, what: &str) -> Error {
     let help = match (piece_of_another(subject), missing_piece(subject)) {
         (Some(help), _) => help,
-        (None, missing) if missing.is_empty() => "; bring the whole file".into(),
+        (None, missing) if missing.is_empty() => match any {
+            Any::Never => "; bring the whole file, or --any-content takes it as it is",
+            _ => "; bring the whole file",
+        }
+        .into(),
         (None, missing) => missing,
     };
     Error::corrupt(format_args!("{subject}: {what}{help}"))
@@ -468,6 +516,8 @@ pub(crate) fn read_all(found: &mut Image, common: &Common, line: &mut Progress) 
             .metadata()
             .is_ok_and(|meta| meta.len() == *length)
             && found.reader.begins_as_ours()
+            // What stands in partitions is looked at in order.
+            && found.content.partitions().is_empty()
     });
     let in_lanes = one_file.and_then(|length_bytes| {
         lanes::read(&found.file, length_bytes, common.jobs, &mut |done_bytes| {

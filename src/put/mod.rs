@@ -5,6 +5,7 @@ pub(crate) mod figures;
 pub(crate) mod free;
 pub(crate) mod grow;
 pub(crate) mod head;
+mod held;
 pub(crate) mod image;
 pub(crate) mod job;
 pub(crate) mod lanes;

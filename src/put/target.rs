@@ -16,6 +16,8 @@ use crate::mounts::{DevId, Named, System, is_tag};
 use crate::put::image::Content;
 use crate::put::phase::Phase;
 use crate::report::Bytes;
+use crate::stream::image::{Format, LOOK_BYTES};
+use crate::stream::input::at_most;
 use crate::stream::partfile::Place;
 use crate::units::{Extent, round_down};
 
@@ -119,16 +121,23 @@ impl Chosen {
 
     /// Refuses to write over something, unless that was asked for.
     pub(crate) fn check_content(&self, overwrite: Overwrite) -> Result<()> {
+        if let Self::Existing(path, device) = self
+            && let Some(what) = packed(device)
+        {
+            return Err(is_an_image(path, what));
+        }
         if overwrite == Overwrite::Allowed {
             return Ok(());
         }
         if let Self::Existing(path, device) = self
-            && let Some(what) = packed(device)
+            && device.kind() == DeviceKind::File
         {
-            return Err(Error::refused(format_args!(
-                "{}: is {what} itself, and would be written over: the IMAGE comes first, the TARGET last; name another file, or remove this one first",
-                path.display()
-            )));
+            let content = Content::probe(device);
+            let content = content.map_err(|fault| Error::fault(path.display(), fault))?;
+            if !content.is_empty() {
+                let what = format_args!("a raw image ({})", content.name());
+                return Err(is_an_image(path, what));
+            }
         }
         match self.holds()? {
             Some(holds) => Err(Error::refused(format_args!(
@@ -220,17 +229,29 @@ impl Drop for Made {
     }
 }
 
-/// What a target is that holds images itself: to advise that it be written over would cost them.
+/// A file that is an image itself was hardly meant: to advise that it be written over would cost it.
+fn is_an_image(path: &Path, what: impl std::fmt::Display) -> Error {
+    Error::refused(format_args!(
+        "{}: is {what} itself, and would be written over: the IMAGE comes first, the TARGET last; name another file, or remove this one first",
+        path.display()
+    ))
+    .leaving(NOTHING_WRITTEN)
+}
+
+/// What a file is that packs images: what is written over it is none, so that no option asks for it.
 fn packed(device: &Device) -> Option<&'static str> {
-    let mut first = [0; 4];
+    let mut first = [0; LOOK_BYTES];
     if device.kind() != DeviceKind::File {
         return None;
     }
-    device.read_at(0, &mut first).ok()?;
-    match first {
-        [0x1f, 0x8b, ..] => Some("a gzip file"),
-        [b'P', b'K', 3, 4] => Some("a zip archive"),
-        _ => None,
+    let first = first.get_mut(..at_most(device.size_bytes(), LOOK_BYTES))?;
+    device.read_at(0, first).ok()?;
+    match Format::recognise(first) {
+        Format::Gzip => Some("a gzip file"),
+        Format::Zip => Some("a zip archive"),
+        Format::Mender => Some("a Mender artifact"),
+        Format::Frames => Some("what floe dump --frames sent"),
+        Format::Raw => None,
     }
 }
 

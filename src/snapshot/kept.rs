@@ -66,13 +66,19 @@ pub(crate) fn path_of(name: &OsStr) -> Result<OsString> {
     {
         return Ok(name.to_owned());
     }
-    let Some(folder) = config::store()? else {
+    // A store that cannot be read is not what is wrong with a name that was mistyped.
+    let folder = match config::store() {
+        Err(error) if name != "latest" && error.exit() == Some(Exit::Refused) => None,
+        folder => folder?,
+    };
+    let Some(folder) = folder else {
         return Ok(name.to_owned());
     };
-    match find(&folder, name)? {
-        Some(path) => Ok(path.into()),
-        None if name == "latest" => Err(none(&folder, name)),
-        None => Ok(name.to_owned()),
+    match find(&folder, name) {
+        Ok(Some(path)) => Ok(path.into()),
+        Ok(None) if name == "latest" => Err(none(&folder, name)),
+        Err(error) if name == "latest" => Err(error.with_exit(Exit::Refused)),
+        Ok(None) | Err(_) => Ok(name.to_owned()),
     }
 }
 

@@ -115,7 +115,7 @@ impl Gunzip {
         self.begins_as_ours
     }
 
-    /// Whether a header has [`AS_IT_IS`].
+    /// Whether the first header has [`AS_IT_IS`]: what is appended says nothing of what stands in front.
     pub fn is_as_it_is(&self) -> bool {
         self.as_it_is
     }
@@ -263,7 +263,7 @@ impl Gunzip {
             // Ours stands alone; what others put there is stepped over.
             if length == 4 {
                 let [a, b, ..] = header.bytes::<4>()?;
-                self.as_it_is |= [a, b] == AS_IT_IS;
+                self.as_it_is |= start == 0 && [a, b] == AS_IT_IS;
             } else {
                 for _ in 0..length {
                     header.bytes::<1>()?;

@@ -132,16 +132,19 @@ impl<'a> ImageReader<'a> {
 
     /// Keeps what stands at the places where an image that was appended would begin; `head` is what was given so far.
     pub(crate) fn watch(&mut self, content: &Content, head: &[u8]) {
-        let least = content.least_bytes();
+        // A copy of something as it is has one member.
+        let least = match self.is_as_it_is() {
+            true => 1,
+            false => content.least_bytes(),
+        };
         if let Some(gunzip) = self.gunzip.as_mut().filter(|_| least > 0) {
             gunzip.watch_members(least);
             self.watch_member();
         }
+        let mut places = content.places(self.length_bytes());
         // Of a payload another checksum says that it is one image.
-        let places = match self.format {
-            Format::Raw | Format::Gzip => content.places(self.length_bytes()),
-            _ => Vec::new(),
-        };
+        let is_alone = !matches!(self.format, Format::Raw | Format::Gzip);
+        places.retain(|(place, _)| !is_alone || matches!(place, Place::Partition(_)));
         let is_packed = self.format == Format::Gzip;
         let watched = |place| watched(place, is_packed);
         self.seen.extend(places.into_iter().map(watched));
@@ -323,6 +326,13 @@ fn keep(seen: &mut Seen, offset: u64, data: Option<&[u8]>, count: u64) {
             seen.bytes.extend_from_slice(bytes);
         }
         None => seen.bytes.resize(held + length, 0),
+    }
+    // Of many partitions only what is wrong is kept.
+    if matches!(seen.place, Place::Partition(_))
+        && seen.bytes.len() == SEEN_BYTES
+        && seen.too_large().is_none()
+    {
+        seen.bytes = Vec::new();
     }
 }
 

@@ -21,6 +21,10 @@ use crate::error::{Cause, Fault, FaultKind};
 use crate::layout::le;
 use crate::units::{to_u64, to_usize};
 
+/// What another program packs again has other dates, flags and lengths, and no order to go by.
+const OTHER_HEADER: &str = "local header is not as floe writes it: damaged, or another program packed the files again (restore and verify take only the .zip that floe made); it begins";
+const OTHER_DIRECTORY: &str = "central directory is not as floe writes it: damaged, or another program packed the files again (restore and verify take only the .zip that floe made); it begins";
+
 fn corrupt(what: &'static str, offset: u64) -> Fault {
     let mut fault = Fault::corrupt(what);
     fault = fault.with_offset(Some(offset));
@@ -280,7 +284,7 @@ impl Unzip {
             .filter(|_| head.starts_with(&Central::SIGNATURE))
             .ok_or_else(|| corrupt("neither an entry nor the directory", offset))?;
         shadow
-            .finish(|bytes| same(input, bytes, "central directory"))
+            .finish(|bytes| same(input, bytes, OTHER_DIRECTORY))
             .map_err(|fault| refusal(fault, fault.offset().unwrap_or(offset)))?;
         let offset = input.offset();
         if !input.fill()?.is_empty() {
@@ -338,7 +342,7 @@ impl Unzip {
                 shadow.entries().last().map(|entry| entry.sums)
             }
         };
-        same(input, &out, "local header")?;
+        same(input, &out, OTHER_HEADER)?;
         self.body = Some(Body::new(method, known)?);
         Ok(())
     }
@@ -416,7 +420,7 @@ impl Directory {
         }
         let mut offset = tail.start;
         shadow.finish(|expected| {
-            same_at(file, offset, expected, "central directory")?;
+            same_at(file, offset, expected, OTHER_DIRECTORY)?;
             offset = offset.saturating_add(to_u64(expected.len()));
             Ok::<(), Fault>(())
         })?;
@@ -475,7 +479,7 @@ fn parse_entries(bytes: &[u8], start: u64) -> Result<Vec<Entry>, Fault> {
     let mut rest = bytes;
     while !rest.is_empty() {
         let offset = start + to_u64(bytes.len() - rest.len());
-        let bad = corrupt("central directory", offset);
+        let bad = corrupt(OTHER_DIRECTORY, offset);
         let central = Central::parse(rest).ok_or(bad)?;
         let name = name_at(rest, Central::SIZE, central.name_bytes, offset)?;
         let mut extra = rest.get(Central::SIZE + name.len()..).ok_or(bad)?;
@@ -530,11 +534,11 @@ fn check_entry(file: &dyn ReadAt, entry: &Entry, shadow: &mut Writer) -> Result<
             shadow
                 .stored(&entry.name, entry.sums.crc32, length, &mut out)
                 .map_err(refused)?;
-            same_at(file, offset, &out, "local header")
+            same_at(file, offset, &out, OTHER_HEADER)
         }
         Method::Deflated => {
             shadow.begin(&entry.name, &mut out).map_err(refused)?;
-            same_at(file, offset, &out, "local header")?;
+            same_at(file, offset, &out, OTHER_HEADER)?;
             out.clear();
             shadow.end(entry.sums, &mut out).map_err(refused)?;
             let place = shadow.offset().saturating_sub(to_u64(out.len()));

@@ -1,13 +1,14 @@
 //! A whole disk, piece by piece: its table and gaps verbatim, each partition through its own node and by its own map.
 
+use crate::content::too_large;
 use crate::device::{Access, Range};
 use crate::error::{Error, Result};
-use crate::fs::{Identity, Kind, Still};
+use crate::fs::{Kind, Still};
 use crate::mounts::{DevId, Partition, Stacked, System};
 use crate::ptable;
 use crate::take::source::{
-    Opened, Piece, Prepared, Reading, SwapContent, Wishes, is_looped, probe, reading,
-    swap_files_on, used_behind,
+    Opened, Piece, Prepared, Reading, SwapContent, Wishes, is_looped, not_taken_back, probe,
+    reading, swap_files_on, used_behind,
 };
 use crate::take::still::{hold_stacked, refuse_swap, still_of};
 use crate::units::{self, Extent};
@@ -86,20 +87,6 @@ fn gap(offset: u64, length_bytes: u64, still: Still) -> Piece {
     }
 }
 
-/// A filesystem that says more than its partition has is not one that comes back.
-fn check_fits(name: &str, found: &Identity, extent: Extent) -> Result<()> {
-    if found.size_bytes <= extent.length_bytes {
-        return Ok(());
-    }
-    Err(Error::refused(format_args!(
-        "{name}: the {} in the partition at {:#x} says {} bytes, the partition has {}; repair it, or --whole copies the disk as it is",
-        found.kind.name(),
-        extent.offset,
-        found.size_bytes,
-        extent.length_bytes
-    )))
-}
-
 fn partition_piece(
     system: &System,
     extent: Extent,
@@ -122,8 +109,9 @@ fn partition_piece(
         extent: Extent { offset, ..extent },
     };
     let identity = probe(&view).map_err(|fault| Error::fault(&opened.shown, fault))?;
-    if let (Some(found), false) = (&identity, wishes.whole) {
-        check_fits(&prepared.name, found, extent)?;
+    let wrong = identity.as_ref().filter(|_| !wishes.whole);
+    if let Some(what) = wrong.and_then(|found| too_large(found, extent)) {
+        return Err(not_taken_back(&prepared.name, &what));
     }
     let mounted = node.as_ref().and_then(|node| {
         prepared

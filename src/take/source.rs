@@ -349,14 +349,14 @@ fn judge(judged: Judged, wishes: Wishes, prepared: &mut Prepared) -> Result<()> 
     if prepared.size_bytes == 0 {
         return Err(Error::refused(format_args!("{name}: is empty")));
     }
-    if !wishes.whole && !judged.content.is_empty() {
+    if !wishes.whole && !judged.content.says_nothing() {
         return Err(not_taken_back(name, &what));
     }
     prepared.as_it_is = Some(what);
     Ok(())
 }
 
-fn not_taken_back(name: &str, what: &str) -> Error {
+pub(super) fn not_taken_back(name: &str, what: &str) -> Error {
     Error::refused(format_args!(
         "{name}: {what}; no image of it would be taken back: repair it, or --whole copies it as it is"
     ))
@@ -537,7 +537,7 @@ pub(crate) fn refusal(
         judged => judged?,
     };
     Ok(match judged.word {
-        Err(what) if !judged.content.is_empty() => Some(what),
+        Err(what) if !judged.content.says_nothing() => Some(what),
         Err(_) => None,
         Ok(()) => judged.twofold.filter(|_| is_file),
     })

@@ -296,7 +296,7 @@ impl Depth {
 fn look(name: &OsStr) -> Result<Facts> {
     let path = Path::new(name);
     if packed(path)?.is_some() || partfile::is_first(path) {
-        let image = Image::open(name, Any::Yes)?;
+        let image = Image::look(name, Any::Yes)?;
         let size_bytes = image.reader.length_bytes();
         // Of all pieces; what comes out of an artifact has no length.
         let packed_bytes = image.reader.input_length_bytes();
@@ -336,7 +336,7 @@ fn look(name: &OsStr) -> Result<Facts> {
     };
     if kind == "image" && found.content.is_empty() && partfile::first_of(path).is_some() {
         // It says which piece to name.
-        Image::open(name, Any::No)?;
+        Image::look(name, Any::No)?;
     }
     if kind != "image" && (found.can_freeze() || !found.parts.is_empty()) {
         found.trace = Some(around.untraced);

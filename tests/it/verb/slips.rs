@@ -673,3 +673,215 @@ fn a_damaged_chunk_of_frames_costs_no_target() {
     );
     sh(&scratch, &take).expect_code(0);
 }
+
+#[test]
+fn what_others_write_to_is_no_image_and_what_is_idle_is_held_and_taken() {
+    ready!("mke2fs", "sfdisk");
+    let scratch = Scratch::new();
+    let lay = "truncate -s 24M d && printf 'start=2048,size=16384\\nstart=20480,size=16384\\n' | sfdisk -q d";
+    sh(&scratch, &format!("{EXT4} && cp e f && cp e g && {lay}")).expect_code(0);
+    let device = LoopDevice::attach(&scratch.join("e"), 512);
+    let (disk, shown) = (text(device.path()), scratch.join("link"));
+    std::os::unix::fs::symlink(&disk, &shown).expect("link");
+    {
+        let _mounted = Mounted::new("ext4", device.path(), "");
+        let _file = Mounted::new("ext4", &scratch.join("f"), "");
+        let dump = format!("floe dump {disk} -o FILE");
+        for image in [disk.as_str(), "e", "link"] {
+            for line in [
+                format!("$FLOE verify {image}"),
+                format!("$FLOE restore {image} out"),
+                format!("$FLOE restore {image} out --dry-run"),
+                format!("$FLOE artifact {image} -n a -t b -o x.mender"),
+                format!("$FLOE verify - < {image}"),
+            ] {
+                expect(&scratch, &[(&line, 4, &dump)]);
+            }
+        }
+        expect(
+            &scratch,
+            &[
+                ("$FLOE verify f", 4, "is mounted on"),
+                ("$FLOE push f board /dev/x", 4, "is mounted on"),
+                ("test ! -e out && test ! -e x.mender", 0, ""),
+            ],
+        );
+    }
+    // Nobody writes to what is mounted through a device that takes no writes.
+    let _read_only = Mounted::new("ext4", &scratch.join("g"), "ro");
+    expect(
+        &scratch,
+        &[
+            ("$FLOE verify g", 0, ""),
+            (&format!("$FLOE verify {disk} && $FLOE verify e"), 0, ""),
+            (&format!("$FLOE restore {disk} out && cmp e out"), 0, ""),
+            (
+                &format!(
+                    "$FLOE artifact {disk} -n a -t b | cat > x.mender; $FLOE artifact {disk} -n a -t b > y.mender && $FLOE verify y.mender"
+                ),
+                0,
+                "",
+            ),
+        ],
+    );
+    let whole = LoopDevice::attach_with(&scratch.join("d"), &["-P"]);
+    let (all, first) = (text(whole.path()), format!("{}p1", text(whole.path())));
+    if !std::path::Path::new(&first).exists() {
+        common::skip("nodes of partitions");
+        return;
+    }
+    let make = format!("mke2fs -q -F -t ext4 {first} && mke2fs -q -F -t ext4 {all}p2");
+    sh(&scratch, &make).expect_code(0);
+    let _mounted = Mounted::new("ext4", first.as_ref(), "");
+    expect(
+        &scratch,
+        &[
+            (&format!("$FLOE verify {all}"), 4, "is mounted on"),
+            (&format!("$FLOE verify {all}p2"), 0, ""),
+        ],
+    );
+}
+
+#[test]
+fn a_filesystem_larger_than_its_partition_is_no_image_in_whatever_it_comes() {
+    ready!("mke2fs", "sfdisk");
+    let scratch = Scratch::new();
+    let make = "truncate -s 40M d && printf 'label: gpt\\nstart=2048,size=16384\\nstart=20480,size=32768\\n' | sfdisk -q d && cp d good
+        truncate -s 20M p && mke2fs -q -F -t ext4 p && truncate -s 16M q && mke2fs -q -F -t ext4 q
+        dd if=q of=good bs=1M seek=10 conv=notrunc && head -c 16M p | dd of=d bs=1M seek=10 conv=notrunc && gzip -1 -k d
+        $FLOE dump --whole d -o whole.gz && $FLOE dump good -o good.gz && $FLOE artifact d -n a -t b -o any.mender --any-content && mke2fs -q -F -L old T 8M && sha256sum T > sums";
+    sh(&scratch, make).expect_code(0);
+    let what =
+        "the ext4 in the partition at 0xa00000 says 20971520 bytes, the partition has 16777216";
+    for (line, code) in [
+        ("dump d -o x.gz", 4),
+        ("verify d", 3),
+        ("verify d.gz", 3),
+        ("verify any.mender", 3),
+        ("restore d out", 3),
+        ("restore d.gz out", 3),
+        ("artifact d -n a -t b -o x.mender", 3),
+        ("artifact whole.gz -n a -t b -o x.mender", 3),
+        ("push d.gz board /dev/x", 3),
+        ("verify - < d.gz", 3),
+    ] {
+        expect(&scratch, &[(&format!("$FLOE {line}"), code, what)]);
+    }
+    let run = sh(&scratch, "$FLOE show d; ls out x.*").expect_code(2);
+    let said = run.stdout_text();
+    assert!(
+        said.contains(what) && !said.contains("a dump reads"),
+        "{run}"
+    );
+    let good = "for i in good good.gz whole.gz; do $FLOE verify $i && $FLOE restore $i out && rm out || exit 1; done
+        $FLOE verify d --any-content && $FLOE verify any.mender --any-content";
+    sh(&scratch, good).expect_code(0);
+}
+
+#[test]
+fn a_copy_as_it_is_stands_alone_and_becomes_no_artifact_by_itself() {
+    ready!("mke2fs");
+    let scratch = Scratch::new();
+    let make = "head -c 3M /dev/urandom > n; truncate -s 8M e && mke2fs -q -F -t ext4 e && head -c 5M e > cut
+        for i in n cut; do $FLOE dump --whole $i -o $i.gz || exit 1; done; echo '<html>' | gzip > page.gz
+        cat n.gz page.gz > np.gz; cat cut.gz page.gz > cp.gz; cat n.gz n.gz > nn.gz; cat page.gz n.gz > pn.gz; (cat n.gz; head -c 700 /dev/zero) > nz.gz";
+    sh(&scratch, make).expect_code(0);
+    let behind = "something else behind the copy";
+    expect(
+        &scratch,
+        &[
+            ("$FLOE verify n.gz && $FLOE verify cut.gz", 0, ""),
+            ("$FLOE verify nz.gz", 0, ""),
+            ("$FLOE verify np.gz", 3, behind),
+            ("$FLOE verify cp.gz", 3, behind),
+            ("$FLOE verify nn.gz", 3, behind),
+            ("$FLOE restore np.gz out", 3, behind),
+            ("$FLOE verify pn.gz", 3, "is no image"),
+            ("test ! -e out && $FLOE verify np.gz --any-content", 0, ""),
+        ],
+    );
+    let line =
+        |image: &str, more: &str| format!("$FLOE artifact {image} -n a -t b -o x.mender {more}");
+    let device = LoopDevice::attach(&scratch.join("n"), 512);
+    let create = format!("$FLOE create x={} -o n.zip -q", text(device.path()));
+    sh(&scratch, &create).expect_code(0);
+    let hint = "--any-content takes it";
+    for image in ["n.gz", "cut.gz", "n.zip"] {
+        expect(&scratch, &[(&line(image, ""), 3, hint)]);
+        let made = format!(
+            "{} && $FLOE verify x.mender",
+            line(image, "--any-content -q")
+        );
+        expect(&scratch, &[(&made, 3, hint)]);
+        let taken = "$FLOE verify x.mender --any-content && rm x.mender";
+        sh(&scratch, taken).expect_code(0);
+    }
+}
+
+#[test]
+fn no_advice_costs_an_image_that_lies_where_the_target_does() {
+    ready!("mke2fs");
+    let scratch = Scratch::new();
+    let make = format!(
+        "{EXT4} && cp e f && cp e.gz name && $FLOE artifact e -n a -t b -o m -q && $FLOE dump e --frames -q | cat > fr
+        $FLOE create x=$PWD/e -o z -q; echo text > t; sha256sum e.gz name m fr z > sums"
+    );
+    sh(&scratch, &make).expect_code(0);
+    for (target, what) in [
+        ("e.gz", "is a gzip file itself"),
+        ("name", "is a gzip file itself"),
+        ("m", "is a Mender artifact itself"),
+        ("fr", "is what floe dump --frames sent"),
+        ("z", "is a zip archive itself"),
+    ] {
+        for more in ["", "--overwrite", "--overwrite --dry-run"] {
+            let line = format!("$FLOE restore f {target} {more}");
+            expect(&scratch, &[(&line, 4, what)]);
+        }
+    }
+    let run = sh(&scratch, "$FLOE restore e f").expect_code(4);
+    let said = run.stderr_text();
+    assert!(said.contains("is a raw image (ext4) itself"), "{run}");
+    assert!(
+        said.contains("the IMAGE comes first") && !said.contains("--overwrite"),
+        "{run}"
+    );
+    expect(
+        &scratch,
+        &[
+            ("sha256sum -c --status sums", 0, ""),
+            ("$FLOE restore e t", 4, "--overwrite writes over it"),
+            (
+                "$FLOE restore e f --overwrite && $FLOE restore e t --overwrite",
+                0,
+                "",
+            ),
+        ],
+    );
+}
+
+#[test]
+fn what_another_program_packed_and_a_pipe_without_a_dash_are_named() {
+    ready!("mke2fs", "zip", "unzip", "tar");
+    let scratch = Scratch::new();
+    let make = format!(
+        "{EXT4} && $FLOE create x=$PWD/e -o s.zip -q && mkdir d && cd d && unzip -q ../s.zip && zip -q -r ../z.zip snapshot.json images checksums.json checksums.sha256 && cd ..
+        tar --format=v7 -cf t.tar e && head -c 4M /dev/urandom > b && head -c 64 /dev/zero | dd of=b bs=1 seek=446 conv=notrunc && printf '\\125\\252' | dd of=b bs=1 seek=510 conv=notrunc"
+    );
+    sh(&scratch, &make).expect_code(0);
+    let again = "another program packed the files again";
+    expect(
+        &scratch,
+        &[
+            ("$FLOE verify z.zip", 3, again),
+            ("$FLOE restore z.zip x=out", 3, again),
+            ("$FLOE show z.zip", 3, again),
+            ("$FLOE verify t.tar", 3, "is a tar archive"),
+            ("$FLOE verify b", 3, "a partition table without partitions"),
+            ("$FLOE dump b -o b.gz -q && $FLOE verify b.gz", 0, ""),
+            ("cat e | $FLOE verify", 2, "floe verify -)"),
+            ("cat e | $FLOE artifact -n a -t b", 2, "floe artifact -)"),
+            ("cat e | $FLOE restore out", 2, "floe restore - out)"),
+        ],
+    );
+}

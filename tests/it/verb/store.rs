@@ -323,3 +323,30 @@ fn a_store_that_is_not_there_is_named_with_the_file_that_names_it() {
         assert!(run.stderr_text().contains(&wanted), "{run}");
     }
 }
+
+#[test]
+fn a_store_that_is_not_there_hides_no_name_that_was_mistyped() {
+    let (scratch, _) = require_store!();
+    let gone = scratch.join("gone");
+    for words in [
+        &["verify", "typo.gz"][..],
+        &["show", "typo.gz"],
+        &["restore", "typo.gz", "out"],
+        &[
+            "artifact", "typo.gz", "-n", "a", "-t", "b", "-o", "x.mender",
+        ],
+        &["push", "typo.gz", "board", "/dev/x"],
+    ] {
+        let said = with_store(&gone, words).expect_code(4).stderr_text();
+        assert!(said.starts_with("floe: typo.gz: "), "{said}");
+    }
+    for words in [
+        &["verify", "latest"][..],
+        &["list"],
+        &["delete", "typo"],
+        &["delete", "latest"],
+    ] {
+        let said = with_store(&gone, words).expect_code(4).stderr_text();
+        assert!(said.contains(&*gone.to_string_lossy()), "{said}");
+    }
+}

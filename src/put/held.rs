@@ -1,0 +1,88 @@
+//! That an image holds still while it is read: nobody else writes to what it lies on.
+//!
+//! A device that is in use is refused, since what is read of it would be of many moments; one that is not is held O_EXCL. Of a file it
+//! is asked whether a loop device that is in use writes to it. Everything by number, never by name.
+
+use std::fs::File;
+
+use rustix::fs::{FileType, Stat};
+use rustix::io::Errno;
+
+use crate::device::{Access, Device};
+use crate::error::{Error, Fault, Result};
+use crate::mounts::{DevId, System, Use, Why};
+use crate::threads::Lock;
+
+/// The devices that images lie on. They are held until the end: what lies on one may be opened again.
+static HELD: Lock<Vec<Device>> = Lock::new(Vec::new());
+
+/// Refuses what others may write to while it is read, and holds a device.
+pub(super) fn hold_still(subject: &str, file: &File) -> Result<()> {
+    let fail = |errno| Error::fault(subject, Fault::io("stat", errno));
+    let stat = rustix::fs::fstat(file).map_err(fail)?;
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::BlockDevice => hold(subject, DevId::from_raw(stat.st_rdev)),
+        // Without /proc and /sys nobody can be asked.
+        FileType::RegularFile => match System::look() {
+            Ok(system) => check_file(&system, subject, &stat, None),
+            Err(_) => Ok(()),
+        },
+        _ => Ok(()),
+    }
+}
+
+fn hold(subject: &str, dev: DevId) -> Result<()> {
+    let mut held = HELD.lock();
+    if held.iter().any(|held| DevId::from_raw(held.rdev()) == dev) {
+        return Ok(());
+    }
+    let system = System::look()?;
+    if let Some(found) = used(&system, dev) {
+        return Err(refused(subject, &found, &system, dev));
+    }
+    if let Some((below, _)) = system.loop_file(dev) {
+        let stat = rustix::fs::fstat(&below);
+        let stat = stat.map_err(|errno| Error::fault(subject, Fault::io("stat", errno)))?;
+        check_file(&system, subject, &stat, Some(dev))?;
+    }
+    let shown = system.roots().shown(dev);
+    match system.roots().hold(dev, Access::ReadHeld) {
+        Ok(device) => held.push(device),
+        Err(fault) if fault.is_errno(Errno::BUSY) => {
+            let device = shown.clone();
+            let busy = Use {
+                device,
+                why: Why::Busy,
+            };
+            return Err(refused(subject, &busy, &system, dev));
+        }
+        Err(fault) => return Err(Error::fault(shown.display(), fault)),
+    }
+    Ok(())
+}
+
+/// What a device is in use for by somebody who may write to it.
+fn used(system: &System, dev: DevId) -> Option<Use> {
+    let mut uses = system.uses(dev).into_iter();
+    uses.find(|found| !matches!(found.why, Why::ReadOnly | Why::RunningRoot))
+}
+
+/// A file that a loop device shows, other than `own`.
+fn check_file(system: &System, subject: &str, stat: &Stat, own: Option<DevId>) -> Result<()> {
+    for by in system.loops_over(stat) {
+        if Some(by) == own || system.roots().device_read_only(by) {
+            continue;
+        }
+        if let Some(found) = used(system, by) {
+            return Err(refused(subject, &found, system, by));
+        }
+    }
+    Ok(())
+}
+
+fn refused(subject: &str, found: &Use, system: &System, dev: DevId) -> Error {
+    Error::refused(format_args!(
+        "{subject}: may change while it is read ({found}); make an image of what is in use first, as in: floe dump {} -o FILE",
+        system.roots().shown(dev).display()
+    ))
+}
