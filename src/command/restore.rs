@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use crate::cli::{Args, Item};
@@ -357,6 +358,7 @@ impl Checked {
         let left = left_alone(options, &path, &device)?;
         let is_file = device.kind() == DeviceKind::File;
         let input_length = self.image.reader.input_length_bytes();
+        let least_bytes = self.image.content.least_bytes();
         let (facts, reader) = self.image.into_parts();
         let filesystem = facts.content.name();
         let shared = Arc::new(Shared::default());
@@ -381,6 +383,8 @@ impl Checked {
             job.run(reader, target)
         };
         let progress = &shared.progress;
+        // Of a pipe the image says by itself how long it is at least.
+        progress.total_bytes.store(least_bytes, Ordering::Relaxed);
         let done = supervise(&options.common, progress, &state, &name, input_length, work);
         made.into_iter().for_each(|made| made.settle(&shared.phase));
         let mut done = done?;

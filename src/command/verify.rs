@@ -105,14 +105,14 @@ fn snapshot(opened: Opened, options: &Options, start: std::time::Instant) -> Res
 
 fn words(found: &Image, ended: &Ended, came_in_frames: bool) -> String {
     let format = found.reader.format();
-    let shown = match came_in_frames {
-        true => Format::Frames.name(),
-        false => format.name(),
+    let sent = match came_in_frames {
+        true => ", sent in frames",
+        false => "",
     };
     let mut text = format!(
-        "{}: good {} image, {}, {}",
+        "{}: good {} image{sent}, {}, {}",
         report::clean(&found.subject),
-        shown,
+        format.name(),
         exact(ended.size_bytes),
         found.content.name(),
     );

@@ -535,17 +535,21 @@ pub(crate) fn read_all(found: &mut Image, common: &Common, line: &mut Progress) 
         return found.check_end(&ended);
     }
     let mut buffer = Pages::new(BUFFER_BYTES).map_err(|e| fail(Fault::io("mmap", e)))?;
+    let least_bytes = found.content.least_bytes();
     // Each turn takes at least one granule of the input, or is the last.
     while found.reader.next(&mut buffer).map_err(fail)? != Piece::End {
-        line.show(
-            false,
-            Step {
-                phase: "checking",
-                subject: "",
-                done_bytes: found.reader.input_bytes(),
-                total_bytes: found.reader.input_length_bytes().unwrap_or(0),
-            },
-        );
+        // Of a pipe the image says by itself how long it is at least.
+        let (done_bytes, total_bytes) = match length {
+            Some(length) => (found.reader.input_bytes(), length),
+            None => (found.reader.offset(), least_bytes),
+        };
+        let step = Step {
+            phase: "checking",
+            subject: "",
+            done_bytes,
+            total_bytes,
+        };
+        line.show(false, step);
     }
     line.clear();
     found.check_end(&Ended::of(&found.reader))

@@ -73,7 +73,7 @@ impl Phase {
         match self.get() {
             Self::UNTOUCHED => "nothing was written",
             Self::WRITING | Self::LAST if self.goes_again() => {
-                "the file that was made for it is gone again"
+                "the target is not usable: the file that was made for it is gone again"
             }
             Self::WRITING if self.is_full.load(Ordering::SeqCst) => {
                 "the target is not usable: its beginning is zeroed; make room there, then the same command with --overwrite repairs it"

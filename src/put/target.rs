@@ -135,8 +135,13 @@ impl Chosen {
             let content = Content::probe(device);
             let content = content.map_err(|fault| Error::fault(path.display(), fault))?;
             if !content.is_empty() {
-                let what = format_args!("a raw image ({})", content.name());
-                return Err(is_an_image(path, what));
+                // Both may be raw images, and then their order is all that tells them apart.
+                return Err(Error::refused(format_args!(
+                    "{}: is a raw image ({}); where it is the TARGET, which comes last, and not the IMAGE: --overwrite writes over it",
+                    path.display(),
+                    content.name()
+                ))
+                .leaving(NOTHING_WRITTEN));
             }
         }
         match self.holds()? {
@@ -229,8 +234,8 @@ impl Drop for Made {
     }
 }
 
-/// A file that is an image itself was hardly meant: to advise that it be written over would cost it.
-fn is_an_image(path: &Path, what: impl std::fmt::Display) -> Error {
+/// A file that packs an image was hardly meant: to advise that it be written over would cost it.
+fn is_an_image(path: &Path, what: &str) -> Error {
     Error::refused(format_args!(
         "{}: is {what} itself, and would be written over: the IMAGE comes first, the TARGET last; name another file, or remove this one first",
         path.display()

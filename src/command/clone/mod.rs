@@ -235,7 +235,7 @@ impl Done {
         };
         if !self.boots {
             lines.push(format!(
-                "note: sources and targets are identical now, {uuids}; what mounts by LABEL= or UUID= may find either"
+                "note: active and standby are identical now, {uuids}: what mounts by LABEL= or UUID= may find either, and what boots next is the bootloader's to choose"
             ));
             return lines;
         }

@@ -53,7 +53,7 @@ fn restore_verify_and_artifact_take_frames_as_the_image_or_snapshot_that_they_st
         ));
         let text = run.expect_code(0).stdout_text();
         assert!(
-            text.contains("good frames image") && text.contains("ext4"),
+            text.contains("good gzip image, sent in frames") && text.contains("ext4"),
             "{text}"
         );
     }

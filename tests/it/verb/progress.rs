@@ -89,6 +89,16 @@ fn json_progress_names_the_phases_of_each_verb() {
         .first()
         .and_then(|object| object.get("total_bytes")?.number());
     assert_eq!(total, Some(length), "{run}");
+    // From a pipe the image says by itself how long it is.
+    for words in ["verify -", "restore - piped"] {
+        let shown = common::floe_shell_words().expect("required before");
+        let (folder, image) = (text(scratch.path()), text(&image));
+        let line = format!("cd {folder}; cat {image} | {shown} {words} --progress=json");
+        let run = common::shell(&line, Limit::secs(60)).expect_code(0);
+        let seen = objects(&run);
+        let total = |object: &floe::json::Value| object.get("total_bytes")?.number();
+        assert!(seen.iter().any(|one| total(one) == Some(64 << 20)), "{run}");
+    }
     let run = floe(&["restore", &text(&image), &text(&target)]);
     assert_eq!(
         phases(&run).first().map(String::as_str),

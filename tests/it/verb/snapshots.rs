@@ -243,7 +243,7 @@ fn an_interrupted_restore_of_a_whole_disk_says_that_it_has_no_table() {
     floe.arg(format!("a={}", image.display()));
     let part = fs::read(&zip).expect("zip")[..2_000_000].to_vec();
     let text = interrupted(&mut floe, part, &|| image.exists());
-    let gone = "a.new: the file that was made for it is gone again";
+    let gone = "a.new: the target is not usable: the file that was made for it is gone again";
     assert!(text.contains(gone) && !image.exists(), "{text}");
     assert!(text.contains("new: has no partition table yet"), "{text}");
 }
