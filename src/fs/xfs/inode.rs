@@ -319,14 +319,16 @@ impl ForkWalk<'_, '_> {
     /// Takes the records of a fork, in file order from file block `end`; gives their number.
     fn mappings(&mut self, records: &[u8], regular: bool, end: &mut u64) -> Result<u64, Fault> {
         let fault = Fault::corrupt("file extent");
+        let geometry = self.group.geometry;
         let mut seen = 0;
         for record in records.chunks_exact(16) {
             let mapping = Mapping::parse(record).ok_or(fault)?;
-            let extent = self
-                .group
-                .geometry
+            // No file has a group's headers, the first of which is the superblock.
+            let is_behind = |(_, block)| block >= geometry.header_blocks();
+            let is_possible = geometry.split(mapping.start).is_some_and(is_behind);
+            let extent = geometry
                 .extent(mapping.start, mapping.count)
-                .filter(|_| mapping.count != 0 && mapping.file_block >= *end)
+                .filter(|_| is_possible && mapping.count != 0 && mapping.file_block >= *end)
                 .ok_or(fault)?;
             *end = mapping.file_block.saturating_add(mapping.count);
             seen += 1;

@@ -8,7 +8,7 @@
 use super::*;
 use crate::crc::crc32c;
 use crate::fs::{Coverage, SCRATCH_BYTES};
-use crate::units::{BlockSize, to_usize};
+use crate::units::{BlockSize, to_u64, to_usize};
 
 const V5: &[u8] = include_bytes!("../../../tests/data/xfs/v5.deflate");
 const V4: &[u8] = include_bytes!("../../../tests/data/xfs/v4.deflate");
@@ -172,6 +172,25 @@ fn a_file_in_free_space_takes_it_back() {
     let place = to_usize(8000 * 1024) + 2 * GROUP;
     assert!(map.is_used(place as u64) && map.is_used(place as u64 + 3 * 1024));
     assert!(!map.is_used(place as u64 + 5 * 1024));
+}
+
+#[test]
+fn no_unwritten_extent_makes_the_headers_of_a_group_free() {
+    for (start, count) in [(0u64, 4), (1, 1), (1 << 14, 2)] {
+        let mut bytes = v5();
+        let leaf = block(&bytes, b"BMA3", 0, 0);
+        let low = start << 21 | count;
+        // The first bit of a record: unwritten.
+        patch(&mut bytes, leaf, 72, 0x8000_0000);
+        patch(&mut bytes, leaf, 72 + 4, 0);
+        let (high, low) = (low >> 32, low & 0xffff_ffff);
+        patch(&mut bytes, leaf, 72 + 8, u32::try_from(high).unwrap());
+        patch(&mut bytes, leaf, 72 + 12, u32::try_from(low).unwrap());
+        let (verdict, map) = walked(&bytes, Still::Frozen).unwrap();
+        assert_eq!(verdict.doubt.unwrap().unit().unwrap().0, "inode");
+        let place = (start >> 14) * to_u64(GROUP) + (start & 0x3fff) * 1024;
+        assert!((0..count).all(|n| map.is_used(place + n * 1024)), "{start}");
+    }
 }
 
 #[test]
