@@ -300,9 +300,7 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
         return Err(Error::failed("floe: internal: no source"));
     };
     let facts = Facts::of(prepared);
-    if !quiet {
-        ready.tell_if_on_itself(&outputs.sink, &options.shown_output());
-    }
+    let note = ready.note_on_itself(&outputs.sink, &options.shown_output());
     let way = Way::of(options, &system, &ready, &outputs.sink);
     let path = options.first().filter(|_| !way.in_place);
     let settings = options.streaming.settings(
@@ -335,6 +333,8 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
         output: options.output.as_ref().map(|_| options.shown_output()),
     };
     let mut capture = Capture::new(sources, engine, options.taking.wishes)?;
+    // What is refused needs no note.
+    note.iter().filter(|_| !quiet).for_each(report::line);
     if options.output.is_none() {
         capture.wait_sink(waiting.as_fd(), options.streaming.wait_sink)?;
     }

@@ -46,13 +46,13 @@ impl Ready {
             })
     }
 
-    /// Says so of the output, which messages call `shown`.
-    pub(crate) fn tell_if_on_itself(&self, output: impl AsFd, shown: &str) {
-        if self.freezes(output) {
-            report::line(format_args!(
+    /// What to say of an output there, which messages call `shown`.
+    pub(crate) fn note_on_itself(&self, output: impl AsFd, shown: &str) -> Option<String> {
+        self.freezes(output).then(|| {
+            format!(
                 "note: {shown}: lies on what it is an image of: the image holds what is there of it by then, and what is read while frozen waits in memory for the thaw"
-            ));
-        }
+            )
+        })
     }
 
     /// The same, or its filesystem does: an overlay, or one that is in a file there.

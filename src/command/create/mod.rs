@@ -234,9 +234,8 @@ fn take(
     // One thread until here: the guardian is forked now.
     let ready = ready(system, &mut sources, &options.taking, quiet)?;
     // What is kept in a folder comes out empty.
-    if sink.store.is_none() && !quiet {
-        ready.tell_if_on_itself(&sink.fd, &sink.shown);
-    }
+    let is_told = sink.store.is_none() && !quiet;
+    let note = ready.note_on_itself(&sink.fd, &sink.shown);
     let onto_itself = ready.holds_up(system, &sink.fd);
     let path = sink.part.as_ref().map(|_| Path::new(&sink.shown));
     let streaming = &options.streaming;
@@ -259,6 +258,8 @@ fn take(
         output: sink.part.as_ref().map(|_| sink.shown.clone()),
     };
     let mut capture = Capture::new(sources, engine, options.taking.wishes)?;
+    // What is refused needs no note.
+    note.iter().filter(|_| is_told).for_each(report::line);
     if sink.part.is_none() {
         capture.wait_sink(sink.fd.as_fd(), limit)?;
     }
