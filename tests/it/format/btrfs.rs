@@ -381,7 +381,7 @@ fn a_filesystem_with_its_metadata_uuid_changed_is_mapped() {
     fs.mount();
     fs.fill(150);
     unmount(&fs);
-    let device = Device::open(fs.device(), Access::ReadHeld).expect("device");
+    let device = Device::open(fs.device(), Access::Read).expect("device");
     let mapped = map_of(&device, Still::Unmounted);
     assert_eq!(
         mapped.verdict.coverage,

@@ -34,10 +34,11 @@ fn an_image_that_a_busy_loop_device_shows_is_refused_as_source_and_target() {
         resolve(&image).unwrap().holding,
         Holding::ImageFile
     ));
-    let _held = system
-        .roots()
-        .open_device(number(device.path()), Access::ReadHeld)
-        .unwrap();
+    let hold = || {
+        let roots = system.roots();
+        roots.open_device(number(device.path()), Access::ReadHeld)
+    };
+    let _held = common::patiently(hold).unwrap();
     assert!(refusal(resolve(&image)).contains("is in use through /dev/loop"));
 }
 

@@ -22,6 +22,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 use std::{fmt, fs, thread};
 
+use floe::device::Device;
+use floe::error::Fault;
+
 pub use self::files::*;
 pub use self::filesystems::*;
 pub use self::reports::*;
@@ -407,6 +410,20 @@ pub fn wait_until(limit: Duration, mut holds: impl FnMut() -> bool) -> bool {
         }
         thread::sleep(Duration::from_millis(3));
     }
+}
+
+/// What `open` gives, asked again while the device is busy: a floe of a neighbouring test that searches devices holds each for
+/// a moment.
+pub fn patiently(open: impl Fn() -> Result<Device, Fault>) -> Result<Device, Fault> {
+    let mut opened = open();
+    wait_until(Duration::from_secs(30), || {
+        let busy = matches!(&opened, Err(fault) if fault.is_errno(rustix::io::Errno::BUSY));
+        if busy {
+            opened = open();
+        }
+        !busy
+    });
+    opened
 }
 
 /// Sends a signal by name (`TERM`, `KILL`, `STOP` …) to a process.
