@@ -81,6 +81,14 @@ impl Started {
     }
 }
 
+/// `--jobs`, or the CPUs we may run on.
+pub(crate) fn jobs(asked: Option<usize>) -> usize {
+    asked.unwrap_or_else(|| {
+        let cpus = rustix::thread::sched_getaffinity(None).map_or(1, |set| set.count());
+        usize::try_from(cpus).unwrap_or(1).clamp(1, 64)
+    })
+}
+
 /// Starts a thread with a stack of this many bytes; it runs when this returns.
 #[inline(never)]
 pub(crate) fn start(
@@ -306,6 +314,12 @@ impl<W: Send + 'static> Hand<W> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn there_is_a_cpu_to_run_on() {
+        assert!(jobs(None) >= 1);
+        assert_eq!(jobs(Some(3)), 3);
+    }
 
     #[test]
     fn patience_ends_with_an_answer_or_with_its_turns() {

@@ -19,7 +19,6 @@ use crate::error::{Error, Fault, Result};
 use crate::mender::header::array;
 use crate::mender::header::{now, payload_name};
 use crate::mender::writer::{Figures, Maker, What, Writer};
-use crate::put::image::{self, Any, Image};
 use crate::put::supervise::supervise;
 use crate::report::{self, Bytes, JsonObject, Span, exact, hex};
 use crate::report::{Told, millis, tell};
@@ -29,6 +28,8 @@ use crate::snapshot::image_path;
 use crate::snapshot::kept;
 use crate::snapshot::replace::{self, Coming};
 use crate::stream::copy::{BUFFER_BYTES, Ended, MEASURING, Progress, WRITING};
+use crate::stream::image::probed::Image;
+use crate::stream::image::whole::{self, Any};
 use crate::stream::image::{Format, GRANULE_BYTES, ImageReader, Piece};
 use crate::stream::input::{Input, is_zero};
 use crate::stream::output::leaves_holes;
@@ -266,7 +267,7 @@ fn open(options: &Options, path: &OsStr) -> Result<Image> {
     let subject = format!("{}: {name}", opened.subject);
     let reader = Input::source(catalog.reader(&image_path(name))?)
         .and_then(ImageReader::payload)
-        .map_err(|fault| image::image_error(&subject, fault))?;
+        .map_err(|fault| whole::image_error(&subject, fault))?;
     let image = Image::head_of(subject, opened.file, reader, any)?;
     image.check_head()?;
     Ok(image)
@@ -311,7 +312,7 @@ impl Facts {
 
 /// All of the image into the artifact.
 fn copy(mut image: Image, mut writer: Writer, progress: &Progress) -> Result<Figures> {
-    let fail = |fault| image::image_error(&image.subject, fault);
+    let fail = |fault| whole::image_error(&image.subject, fault);
     for piece in image.head().chunks(to_usize(GRANULE_BYTES)) {
         match is_zero(piece) {
             true => writer.zeros(to_u64(piece.len()))?,

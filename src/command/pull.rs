@@ -26,8 +26,8 @@ use crate::stream::frames::known::{Earlier, Known};
 use crate::stream::frames::receive::Hold;
 use crate::stream::image::Format;
 use crate::stream::partfile::{self, Left};
-use crate::take::memory;
 use crate::take::options::{self, Taking};
+use crate::threads;
 
 /// What is done on each board.
 #[derive(Clone, Debug)]
@@ -443,7 +443,7 @@ impl Puller {
             artifact,
             since: options.since,
             level: options.level,
-            jobs: memory::jobs(options.common.jobs),
+            jobs: threads::jobs(options.common.jobs),
             work,
         })
     }

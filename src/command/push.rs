@@ -25,7 +25,6 @@ use crate::config::pairs::split_pair;
 use crate::error::{Error, Result};
 use crate::json::{self, Value};
 use crate::mounts::is_tag;
-use crate::put::image::{self, Any, Image, Opened};
 use crate::put::supervise::Watch;
 use crate::report::{self, Bytes, Manner, Progress, Span};
 use crate::snapshot::MAX_IMAGES;
@@ -37,6 +36,9 @@ use crate::stream::copy::{BUFFER_BYTES, Ended};
 use crate::stream::frames::send::{self, Talk};
 use crate::stream::frames::{Framed, Header};
 use crate::stream::image::Format;
+use crate::stream::image::open::Opened;
+use crate::stream::image::probed::{self, Image};
+use crate::stream::image::whole::{self, Any};
 use crate::stream::pipeline::known::{Hash, RECORD_BYTES};
 use crate::units::to_u64;
 
@@ -210,7 +212,7 @@ fn check(file: &OsString, any: Any, common: &Common) -> Result<Good> {
             "{shown}: is one of several pieces; put them together first, as in: cat {shown} … > FILE"
         ))));
     }
-    let ended = image::read_all(&mut found, common, &mut line).map_err(nothing)?;
+    let ended = probed::read_all(&mut found, common, &mut line).map_err(nothing)?;
     Ok(Good {
         format,
         ended: Some(ended),
@@ -531,7 +533,7 @@ fn send_file(
         let gone = || Error::failed(format_args!("{shown}: was changed meanwhile"));
         let mut images = EarlierFile::of(file).ok_or_else(gone)?;
         let sent = send::images(header, &mut images, report, line);
-        return sent.map_err(|fault| image::image_error(shown, fault));
+        return sent.map_err(|fault| whole::image_error(shown, fault));
     }
     let mut buffer = vec![0; BUFFER_BYTES];
     loop {

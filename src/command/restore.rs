@@ -15,7 +15,6 @@ use crate::features;
 use crate::mounts::{DevId, is_tag};
 use crate::put::figures::{figures, last_line};
 use crate::put::grow;
-use crate::put::image::{Any, Image, Opened};
 use crate::put::job::{Job, Shared};
 use crate::put::options::{Options, left_alone};
 use crate::put::phase::again;
@@ -27,8 +26,11 @@ use crate::snapshot::{MAX_IMAGES, Snapshot, framed, image_path, kept, unpack};
 use crate::stream::frames::Header;
 use crate::stream::frames::known::Known;
 use crate::stream::image::Format;
+use crate::stream::image::open::Opened;
+use crate::stream::image::probed::Image;
+use crate::stream::image::whole::Any;
 use crate::stream::target::Target;
-use crate::take::memory;
+use crate::threads;
 use crate::units::to_u64;
 
 /// Reads the command line.
@@ -146,7 +148,7 @@ pub(super) fn run(options: Options) -> Result<()> {
     let tell = |subject: &str, header: &Header| known(&options, subject, header);
     let tell: Option<framed::Tell<'_>> = if options.tells { Some(&tell) } else { None };
     let common = &options.common;
-    let proven = (!options.unchecked).then(|| memory::jobs(common.jobs));
+    let proven = (!options.unchecked).then(|| threads::jobs(common.jobs));
     let opened =
         framed::open_known(&options.image, near, tell, common, proven).map_err(untouched)?;
     if features::SNAPSHOTS && opened.format == Format::Zip {
@@ -359,8 +361,8 @@ impl Checked {
         let is_file = device.kind() == DeviceKind::File;
         let input_length = self.image.reader.input_length_bytes();
         let least_bytes = self.image.content.least_bytes();
-        let (facts, reader) = self.image.into_parts();
-        let filesystem = facts.content.name();
+        let (head, reader) = self.image.into_parts();
+        let filesystem = head.content.name();
         let shared = Arc::new(Shared::default());
         shared.phase.note_made(made.is_some());
         let job = Job {
@@ -369,7 +371,7 @@ impl Checked {
             only_changes: options.only_changes,
             left,
             fills: options.grow,
-            facts,
+            image: head,
             shared: Arc::clone(&shared),
         };
         let name = job.name.clone();

@@ -5,13 +5,15 @@ use std::ffi::OsString;
 use crate::cli::{Args, Common, Item};
 use crate::error::Result;
 use crate::features;
-use crate::put::image::{self, Any, Image, Opened};
 use crate::put::supervise::Watch;
 use crate::report::{self, Bytes, JsonObject, Progress, exact};
 use crate::snapshot::archive::Bundle;
 use crate::snapshot::{framed, kept};
 use crate::stream::copy::Ended;
 use crate::stream::image::Format;
+use crate::stream::image::open::Opened;
+use crate::stream::image::probed::{self, Image};
+use crate::stream::image::whole::Any;
 
 /// What was asked for.
 pub(super) struct Options {
@@ -51,7 +53,7 @@ pub(super) fn run(options: Options) -> Result<()> {
     }
     let came_in_frames = opened.has_come;
     let mut found = Image::read(opened, options.any)?;
-    let ended = image::read_all(&mut found, &options.common, &mut line)?;
+    let ended = probed::read_all(&mut found, &options.common, &mut line)?;
     drop(watch);
     let total_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
     let mut object = JsonObject::new();

@@ -29,8 +29,8 @@ use crate::stream::pack::{Chunk, Packer, UNWATCHED, stored};
 use crate::stream::pipeline::Problem;
 use crate::stream::tar::{self, Member};
 use crate::sys::memory::ZEROS;
-use crate::take::memory::jobs;
 use crate::take::options;
+use crate::threads::jobs;
 use crate::units::{to_u64, to_usize};
 
 /// The file `version`, all of it.

@@ -5,10 +5,10 @@
 //! written, the filesystem on the target is walked (as it would be with zeros there), and every run that is owned, or that
 //! cannot be proven free, is zeroed after all. What stays untouched is counted.
 
+use crate::content::Content;
 use crate::device::ReadAt;
 use crate::error::{Fault, FaultKind};
 use crate::fs::{self, Coverage, Still, UsedMap, Walk};
-use crate::put::image::Content;
 use crate::stream::copy::{Failure, Progress, ZeroRuns, zero_extent};
 use crate::stream::image::GRANULE_BYTES;
 use crate::stream::target::Target;

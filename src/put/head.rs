@@ -1,10 +1,10 @@
 //! The beginning of a target, with what makes it recognisable: held in memory while all else is written, and written last. Shared by
 //! `restore` and `clone`.
 
+use crate::content::{Content, HEAD_BYTES, Head};
 use crate::device::{DIRECT_ALIGN, Device, DeviceKind, ReadAt, WriteAt};
 use crate::error::{Error, Fault, Result};
 use crate::ptable::{self, Piece, Scheme, Table};
-use crate::put::image::{Content, HEAD_BYTES, Head};
 use crate::put::phase::Phase;
 use crate::put::rescan;
 use crate::stream::copy::{self, Progress};

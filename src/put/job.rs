@@ -13,15 +13,16 @@ use crate::error::{Error, Fault, Result};
 use crate::put::figures::Done;
 use crate::put::free::{self, LeftAlone};
 use crate::put::head::{self, Last};
-use crate::put::image::{self, Facts};
 use crate::put::phase::Phase;
 use crate::put::target::old_tail;
 use crate::stream::copy::{self, Ended, Failure, Progress, ReadAhead, ZeroAll};
 use crate::stream::digest::Digest;
 use crate::stream::image::ImageReader;
+use crate::stream::image::probed::ImageHead;
+use crate::stream::image::whole::image_error;
 use crate::stream::target::Target;
 use crate::sys::ioctl;
-use crate::units::{Extent, round_up};
+use crate::units::{Extent, round_up, to_u64};
 
 /// What the working thread and the waiting one share.
 #[derive(Default)]
@@ -38,7 +39,7 @@ pub(crate) struct Job {
     pub(crate) left: Option<LeftAlone>,
     /// What lies behind the image becomes part of a filesystem, or of a disk that is laid anew: zeros.
     pub(crate) fills: bool,
-    pub(crate) facts: Facts,
+    pub(crate) image: ImageHead,
     pub(crate) shared: Arc<Shared>,
 }
 
@@ -61,15 +62,15 @@ impl Filled {
         let (job, target) = (&mut self.job, &mut self.target);
         let mut notes = Last {
             name: &job.name,
-            head: &mut job.facts.head,
-            length: job.facts.head_bytes,
-            content: &job.facts.content,
+            head: &mut job.image.head,
+            length: job.image.head_bytes,
+            content: &job.image.content,
             phase: &job.shared.phase,
             verify: job.verify,
             progress: &job.shared.progress,
         }
         .write(target)?;
-        if job.facts.content.is_empty() {
+        if job.image.content.is_empty() {
             let note = "nothing known is in the image, so that nothing but its own checksum could be checked";
             notes.push(note.into());
         }
@@ -149,7 +150,7 @@ impl Job {
             &self.shared.progress,
         )
         .map_err(|failure| self.failure(failure))?;
-        self.facts.check_end(&ended)?;
+        self.image.check_end(&ended)?;
         let skipped_bytes = self.settle(target)?;
         if self.fills {
             // The last sector that was written is whole.
@@ -201,13 +202,12 @@ impl Job {
 
     /// Zeroes what was left alone and must not keep stale bytes; gives the bytes that stay untouched.
     fn settle(&mut self, target: &mut Target) -> Result<u64> {
-        let length = self.facts.head_bytes;
         let Some(left) = &mut self.left else {
             return Ok(0);
         };
-        let head = self.facts.head.get(..length).unwrap_or_default();
+        let head = self.image.bytes();
         let progress = &self.shared.progress;
-        free::settle(target, &self.facts.content, head, left, progress)
+        free::settle(target, &self.image.content, head, left, progress)
             .map_err(|failure| self.failure(failure))
     }
 
@@ -216,7 +216,7 @@ impl Job {
         target
             .drop_cache()
             .map_err(|fault| self.target_error(fault))?;
-        let start = image::head_length(&self.facts);
+        let start = to_u64(self.image.head_bytes);
         let extent = Extent {
             offset: start,
             length_bytes: ended.size_bytes.saturating_sub(start),
@@ -247,7 +247,7 @@ impl Job {
         match failure {
             Failure::Image(fault) => {
                 self.shared.phase.note_cut_image();
-                image::image_error(&self.facts.subject, fault)
+                image_error(&self.image.subject, fault)
             }
             Failure::Target(fault) => self.target_error(fault),
         }

@@ -6,8 +6,8 @@ use crate::cli::Common;
 use crate::device::{Device, DeviceKind, ReadAt};
 use crate::error::{Error, NOTHING_WRITTEN, Result};
 use crate::put::free::LeftAlone;
-use crate::put::image::Any;
 use crate::put::target::Overwrite;
+use crate::stream::image::whole::Any;
 
 /// What was asked for.
 pub(crate) struct Options {

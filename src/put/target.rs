@@ -9,11 +9,11 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, FileType, FlockOperation, SeekFrom, Stat};
 use rustix::io::Errno;
 
+use crate::content::Content;
 use crate::device::{Access, Device, DeviceKind, ReadAt};
 use crate::error::{Error, Exit, Fault, FaultKind, NOTHING_WRITTEN, Result};
 use crate::fs::Kind;
 use crate::mounts::{DevId, Named, System, is_tag};
-use crate::put::image::Content;
 use crate::put::phase::Phase;
 use crate::report::Bytes;
 use crate::stream::image::{Format, LOOK_BYTES};

@@ -13,7 +13,6 @@ use crate::content;
 use crate::device::{Access, Device, DeviceKind, ReadAt};
 use crate::error::{Error, Exit, Fault, FaultKind, Result};
 use crate::json;
-use crate::put::image::image_error;
 use crate::report::{Progress, Step};
 use crate::snapshot::store::Class;
 use crate::snapshot::{
@@ -22,6 +21,7 @@ use crate::snapshot::{
 };
 use crate::stream::archive::Text;
 use crate::stream::copy::BUFFER_BYTES;
+use crate::stream::image::whole::image_error;
 use crate::stream::input::{Input, Supply};
 use crate::stream::unzip::{Body, Directory, Unzip};
 use crate::stream::zip::{self, Entry, Sums};

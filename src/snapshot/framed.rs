@@ -18,7 +18,6 @@ use crate::cli::Common;
 use crate::error::{Error, Fault, Result};
 use crate::features;
 use crate::json::{self, Value};
-use crate::put::image::{Opened, image_error};
 use crate::report::{self, Bytes, JsonObject, json_list};
 use crate::snapshot::archive::Catalog;
 use crate::snapshot::{
@@ -29,6 +28,8 @@ use crate::stream::frames::known::{Earlier, Known};
 use crate::stream::frames::receive::{self, Hold, Received};
 use crate::stream::frames::{Framed, Header};
 use crate::stream::gzip;
+use crate::stream::image::open::Opened;
+use crate::stream::image::whole::image_error;
 use crate::stream::image::{Format, ImageReader, LOOK_BYTES};
 use crate::stream::input::{Input, Supply};
 use crate::stream::output::{GzipEmitter, Output, TotalsCell};

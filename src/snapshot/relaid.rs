@@ -6,11 +6,11 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::content::Head;
 use crate::device::{Device, DeviceKind, ReadAt};
 use crate::error::{Error, Fault, Result};
 use crate::ptable::{self, Piece, Scheme, Table};
 use crate::put::head::put_pieces;
-use crate::put::image::Head;
 use crate::put::newdisk::NewDisk;
 use crate::put::phase::Phase;
 use crate::put::rescan;

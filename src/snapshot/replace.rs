@@ -10,11 +10,13 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Exit, Result};
-use crate::put::image::{Any, Image, Opened};
 use crate::snapshot::kept::Kept;
 use crate::stream::deflate::FINAL_BLOCK;
 use crate::stream::gzip;
 use crate::stream::image::Format;
+use crate::stream::image::open::Opened;
+use crate::stream::image::probed::Image;
+use crate::stream::image::whole::Any;
 use crate::stream::partfile::{self, piece};
 
 /// What is to come in the place of a file.

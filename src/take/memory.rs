@@ -1,4 +1,4 @@
-//! How much memory and how many threads a run may take: decided once, before anything is frozen.
+//! How much memory a run may take: decided once, before anything is frozen.
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -262,14 +262,6 @@ fn allocate(file: impl AsFd, bytes: u64) -> rustix::io::Result<()> {
     fallocate(file, FallocateFlags::empty(), 0, bytes)
 }
 
-/// `--jobs`, or the CPUs we may run on.
-pub(crate) fn jobs(asked: Option<usize>) -> usize {
-    asked.unwrap_or_else(|| {
-        let cpus = rustix::thread::sched_getaffinity(None).map_or(1, |set| set.count());
-        usize::try_from(cpus).unwrap_or(1).clamp(1, 64)
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -281,6 +273,6 @@ mod tests {
         assert_eq!(Spool::parse("64M"), Some(Spool::Bytes(64 << 20)));
         assert_eq!(Spool::parse("lots"), None);
         assert_eq!(Spool::Off.bytes(), 0);
-        assert!(Spool::Auto.bytes() > 0 && jobs(None) >= 1);
+        assert!(Spool::Auto.bytes() > 0);
     }
 }

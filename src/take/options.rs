@@ -23,10 +23,11 @@ use crate::stream::pipeline::known::Hashes;
 use crate::stream::pipeline::{Encoding, Problem, Settings};
 use crate::take::capture::Figures;
 use crate::take::emptied::EmptyOptions;
-use crate::take::memory::{self, Spool, jobs};
+use crate::take::memory::{self, Spool};
 use crate::take::precopy;
 use crate::take::ready::Ready;
 use crate::take::source::{self, Prepared, Wishes};
+use crate::threads;
 
 /// How sources are read and held still.
 #[derive(Debug, Default)]
@@ -178,7 +179,7 @@ impl Streaming {
             _ => None,
         };
         Ok(Settings {
-            jobs: jobs(common.jobs),
+            jobs: threads::jobs(common.jobs),
             encoding: match raw {
                 true => Encoding::Raw,
                 false => Encoding::Deflate(self.level),

@@ -20,7 +20,6 @@ use crate::medium::partitions_named;
 use crate::mounts::{DevId, System};
 use crate::put::figures;
 use crate::put::grow;
-use crate::put::image::{Any, Opened};
 use crate::put::options;
 use crate::put::supervise::{CHECKING, Watch};
 use crate::put::target::{Chosen, Overwrite};
@@ -30,6 +29,8 @@ use crate::snapshot::machine;
 use crate::snapshot::store;
 use crate::snapshot::unpack::{self, EntryTarget, Restored};
 use crate::snapshot::{Image, image_path};
+use crate::stream::image::open::Opened;
+use crate::stream::image::whole::Any;
 use crate::units::Extent;
 
 /// A kept snapshot and what is taken from it.

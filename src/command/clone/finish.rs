@@ -4,10 +4,10 @@
 use std::sync::Arc;
 
 use crate::command::clone::targets::{Onto, Sums, Targets};
+use crate::content::{Content, Head};
 use crate::error::{Error, Result};
 use crate::put::free;
 use crate::put::head::{self, Last};
-use crate::put::image::{Content, Head};
 use crate::stream::copy::{self as writing, Failure, Progress, ZeroRuns};
 use crate::stream::pipeline::is_zero;
 use crate::stream::plan::{Plan, SPAN_BYTES};

@@ -4,13 +4,13 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 use crate::config::pairs::Pair;
+use crate::content::Content;
 use crate::device::{Access, Device, ReadAt};
 use crate::error::{Error, NOTHING_WRITTEN, Result};
 use crate::medium::Medium;
 use crate::medium::Role;
 use crate::mounts::{DevId, Layer, Named, System, Why, is_mirror};
 use crate::ptable;
-use crate::put::image::Content;
 use crate::put::target::{self, Chosen, Overwrite, cannot, old_tail};
 use crate::take::source::Prepared;
 use crate::units::Extent;

@@ -24,7 +24,6 @@ use crate::device::Device;
 use crate::error::{Error, NOTHING_WRITTEN, Result};
 use crate::put::figures::{self, Done};
 use crate::put::grow;
-use crate::put::image::Opened;
 use crate::put::options::Options;
 use crate::put::room::{self, Need};
 use crate::put::supervise::{Watch, supervise};
@@ -34,6 +33,7 @@ use crate::report::{self, Bytes, Span};
 use crate::snapshot::machine::Host;
 use crate::snapshot::{Snapshot, image_path};
 use crate::stream::copy::Progress;
+use crate::stream::image::open::Opened;
 use crate::units::Extent;
 
 /// An entry that was written: its name, its filesystem, and the figures.

@@ -3,13 +3,16 @@
 use std::ffi::OsString;
 use std::sync::Arc;
 
+use crate::content::Content;
 use crate::device::Device;
 use crate::error::{Error, Fault, Result};
-use crate::put::image::{Any, Content, Image, Opened};
 use crate::report;
 use crate::snapshot::archive::{Bundle, Catalog};
 use crate::snapshot::{self, Checksums, Snapshot, image_path};
 use crate::stream::image::ImageReader;
+use crate::stream::image::open::Opened;
+use crate::stream::image::probed::Image;
+use crate::stream::image::whole::Any;
 use crate::stream::input::{Input, Supply};
 use crate::threads::Lock;
 

@@ -7,7 +7,6 @@ use crate::device::DeviceKind;
 use crate::error::{Error, Result};
 use crate::mounts::DevId;
 use crate::put::grow;
-use crate::put::image::{Any, Image};
 use crate::put::job::{Filled, Job};
 use crate::put::target::{THE_IMAGE, check_sectors};
 use crate::snapshot::image_path;
@@ -16,6 +15,8 @@ use crate::snapshot::unpack::Restored;
 use crate::snapshot::unpack::errand::Errand;
 use crate::snapshot::unpack::origin::{Origin, PipeReader, advance};
 use crate::stream::image::ImageReader;
+use crate::stream::image::probed::Image;
+use crate::stream::image::whole::Any;
 use crate::stream::input::{Input, Supply};
 use crate::stream::target::Target;
 
@@ -99,13 +100,13 @@ fn one(
     let reader = ImageReader::raw(input).map_err(fail)?;
     // That an entry is whole its checksums say; what is in it was for `create` to judge.
     let image = Image::head_of(subject, file, reader, Any::Yes)?;
-    let (facts, reader) = image.into_parts();
-    if errand.size_bytes < facts.content.least_bytes() {
+    let (head, reader) = image.into_parts();
+    if errand.size_bytes < head.content.least_bytes() {
         return Err(Error::corrupt(format_args!(
             "{}: has {} bytes, but what is in it says {}",
-            facts.subject,
+            head.subject,
             errand.size_bytes,
-            facts.content.least_bytes()
+            head.content.least_bytes()
         )));
     }
     if errand.device.kind() == DeviceKind::Block {
@@ -114,10 +115,10 @@ fn one(
             errand.shown.as_ref(),
             sector_bytes,
             THE_IMAGE,
-            &facts.content,
+            &head.content,
         )?;
     }
-    let filesystem = facts.content.name();
+    let filesystem = head.content.name();
     let target = match errand.range {
         Some(range) => Target::within(errand.device, range),
         None => Target::new(errand.device),
@@ -129,7 +130,7 @@ fn one(
         only_changes: errand.only_changes,
         left: errand.left,
         fills: errand.range.is_some() || errand.grow.is_some(),
-        facts,
+        image: head,
         shared: errand.shared,
     };
     Ok((filesystem, job.fill(reader, target)?))

@@ -2,6 +2,15 @@
 //!
 //! Works from a pipe: never seeks, except over the holes of a raw file. What other programs compress is recognised only to say
 //! how it can be used. Knows nothing of what the image holds.
+//!
+//! [`open`] opens a file, device or pipe that is one (and [`held`] holds still what it lies on), [`probed`] reads its head and all of
+//! it (in [`lanes`], where it can be), and [`whole`] says whether it is an image at all.
+
+mod held;
+mod lanes;
+pub(crate) mod open;
+pub(crate) mod probed;
+pub(crate) mod whole;
 
 use crate::content::{Content, Place, SEEN_BYTES, Seen, TAIL_BYTES};
 pub use crate::content::{Format, LOOK_BYTES};

@@ -23,8 +23,7 @@ use crate::stream::gzip;
 use crate::stream::image::{ImageReader, Piece};
 use crate::stream::input::Input;
 use crate::sys::memory::Pages;
-use crate::take::memory::jobs;
-use crate::threads::{self, RecvTimeoutError, channel};
+use crate::threads::{self, RecvTimeoutError, channel, jobs};
 use crate::units::to_u64;
 
 /// Most lanes: 700 KB each.
