@@ -200,8 +200,9 @@ fn lay_out(head: &[&str], right: &[usize], rows: &[&[String]]) -> String {
 /// A number of bytes for people: three digits and a binary unit.
 pub struct Bytes(pub u64);
 
-impl fmt::Display for Bytes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Bytes {
+    /// Whole, tenths where they are among the three digits, and the unit.
+    fn rounded(&self) -> (u64, Option<u64>, &'static str) {
         const UNITS: [&str; 6] = ["bytes", "KiB", "MiB", "GiB", "TiB", "PiB"];
         let (mut whole, mut tenths, mut unit) = (self.0, 0, 0);
         while whole >= 1024 && unit + 1 < UNITS.len() {
@@ -210,10 +211,19 @@ impl fmt::Display for Bytes {
             unit += 1;
         }
         let name = UNITS.get(unit).unwrap_or(&"bytes");
-        if unit > 0 && whole < 100 {
-            write!(f, "{whole}.{tenths} {name}")
-        } else {
-            write!(f, "{whole} {name}")
+        (
+            whole,
+            Some(tenths).filter(|_| unit > 0 && whole < 100),
+            name,
+        )
+    }
+}
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.rounded() {
+            (whole, Some(tenths), unit) => write!(f, "{whole}.{tenths} {unit}"),
+            (whole, None, unit) => write!(f, "{whole} {unit}"),
         }
     }
 }

@@ -165,46 +165,105 @@ impl fmt::Display for Clock {
     }
 }
 
+/// A number of bytes in a few letters: `1.1G`.
+struct Figure(u64);
+
+impl fmt::Display for Figure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (whole, tenths, unit) = Bytes(self.0).rounded();
+        let letter = unit
+            .chars()
+            .next()
+            .map_or('B', |first| first.to_ascii_uppercase());
+        match tenths {
+            Some(tenths) if whole < 10 => write!(f, "{whole}.{tenths}{letter}"),
+            _ => write!(f, "{whole}{letter}"),
+        }
+    }
+}
+
+/// Letters that a line may have while it is put together: some more than any terminal shows, so that what is too long is seen to be.
+const ROOM: usize = COLUMNS * 2;
+
 /// A line that is put together without the heap, and that fits.
 #[derive(Default)]
 pub struct Row {
-    text: heapless::String<{ COLUMNS * 4 + 8 }>,
+    text: heapless::String<{ ROOM * 4 + 8 }>,
     width: usize,
 }
 
 impl Row {
-    /// `floe: SUBJECT: PHASE PERCENT, DONE of TOTAL, LEFT, RATE, ELAPSED` in less than `columns`: of what follows the phase, whatever
-    /// still fits, the most wanted first.
+    /// `floe: SUBJECT: PHASE PERCENT, DONE of TOTAL, LEFT, RATE, ELAPSED`, or, where less than `columns` are too few for that, the
+    /// same in short. Forty columns hold it for most phases, some without our name.
     pub fn new(step: &Step<'_>, pace: &Pace, columns: usize) -> Self {
+        let bare = if columns < 40 { "floe: " } else { "" };
+        let whole = [
+            Self::long(step, pace),
+            Self::short("floe: ", step, pace, ROOM),
+            Self::short(bare, step, pace, ROOM),
+        ];
+        let fits = whole.into_iter().find(|row| row.width < columns);
+        fits.unwrap_or_else(|| Self::short("floe: ", step, pace, columns))
+    }
+
+    fn long(step: &Step<'_>, pace: &Pace) -> Self {
         let mut row = Self::default();
-        row.cut(columns, format_args!("floe: "));
+        row.cut(ROOM, format_args!("floe: "));
         if !step.subject.is_empty() {
-            // What follows needs room, too.
-            row.cut_shown(
-                columns.min(columns.max(40) - 20),
-                format_args!("{}", step.subject),
-            );
-            row.cut(columns, format_args!(": "));
+            row.cut(ROOM, format_args!("{}: ", step.subject));
         }
-        row.cut(columns, format_args!("{}", step.phase));
+        row.cut(ROOM, format_args!("{}", step.phase));
         if let Some(percent) = pace.percent {
-            row.piece(columns, format_args!(" {percent} %"));
+            row.cut(ROOM, format_args!(" {percent} %"));
         }
         let (done, total) = (Bytes(step.done_bytes), Bytes(step.total_bytes));
         match (step.done_bytes, step.total_bytes) {
             (0, 0) => {}
-            (_, 0) => row.piece(columns, format_args!(", {done}")),
-            _ => row.piece(columns, format_args!(", {done} of {total}")),
+            (_, 0) => row.cut(ROOM, format_args!(", {done}")),
+            _ => row.cut(ROOM, format_args!(", {done} of {total}")),
         }
         if let Some(left) = pace.left_ms {
-            row.piece(columns, format_args!(", {} left", Clock(left)));
+            row.cut(ROOM, format_args!(", {} left", Clock(left)));
         }
         if pace.rate_bytes > 0 {
-            row.piece(columns, format_args!(", {}/s", Bytes(pace.rate_bytes)));
+            row.cut(ROOM, format_args!(", {}/s", Bytes(pace.rate_bytes)));
         }
         let elapsed = millis(pace.elapsed);
         if elapsed >= 1000 {
-            row.piece(columns, format_args!(", {}", Clock(elapsed)));
+            row.cut(ROOM, format_args!(", {}", Clock(elapsed)));
+        }
+        row
+    }
+
+    /// `NAME SUBJECT: PHASE PERCENT% DONE/TOTAL RATE -LEFT ELAPSED`, of it whatever fits.
+    fn short(name: &str, step: &Step<'_>, pace: &Pace, columns: usize) -> Self {
+        let mut row = Self::default();
+        row.cut(columns, format_args!("{name}"));
+        if !step.subject.is_empty() {
+            // What follows needs room, too.
+            let most = columns.min(columns.max(40) - 20);
+            row.cut_shown(most, format_args!("{}", step.subject));
+            row.cut(columns, format_args!(": "));
+        }
+        row.cut(columns, format_args!("{}", step.phase));
+        if let Some(percent) = pace.percent {
+            row.piece(columns, format_args!(" {percent}%"));
+        }
+        let (done, total) = (Figure(step.done_bytes), Figure(step.total_bytes));
+        match (step.done_bytes, step.total_bytes) {
+            (0, 0) => {}
+            (_, 0) => row.piece(columns, format_args!(" {done}")),
+            _ => row.piece(columns, format_args!(" {done}/{total}")),
+        }
+        if pace.rate_bytes > 0 {
+            row.piece(columns, format_args!(" {}/s", Figure(pace.rate_bytes)));
+        }
+        if let Some(left) = pace.left_ms {
+            row.piece(columns, format_args!(" -{}", Clock(left)));
+        }
+        let elapsed = millis(pace.elapsed);
+        if elapsed >= 1000 {
+            row.piece(columns, format_args!(" {}", Clock(elapsed)));
         }
         row
     }
@@ -215,7 +274,7 @@ impl Row {
 
     /// As much of it as there is room for.
     fn cut(&mut self, columns: usize, text: fmt::Arguments<'_>) {
-        let mut whole = heapless::String::<{ COLUMNS * 4 }>::new();
+        let mut whole = heapless::String::<{ ROOM * 4 }>::new();
         let _ = write!(Cleaner(&mut whole), "{text}");
         for letter in whole.chars() {
             if self.width + 1 < columns {
@@ -226,7 +285,7 @@ impl Row {
 
     /// The same, with a mark where something is missing.
     fn cut_shown(&mut self, columns: usize, text: fmt::Arguments<'_>) {
-        let mut whole = heapless::String::<{ COLUMNS * 4 }>::new();
+        let mut whole = heapless::String::<{ ROOM * 4 }>::new();
         let fits = write!(Cleaner(&mut whole), "{text}").is_ok()
             && self.width + whole.chars().count() < columns;
         self.cut(columns.saturating_sub(usize::from(!fits)), text);
@@ -398,13 +457,15 @@ mod tests {
         let line = |columns| Row::new(&step, &pace, columns).text().to_owned();
         let whole = "floe: copying 39 %, 1.1 GiB of 3.0 GiB, 0:36 left, 51.1 MiB/s, 1:02:05";
         assert_eq!(line(80), whole);
-        assert_eq!(line(40), "floe: copying 39 %, 1.1 GiB of 3.0 GiB");
-        assert_eq!(
-            line(54),
-            "floe: copying 39 %, 1.1 GiB of 3.0 GiB, 0:36 left"
-        );
-        assert_eq!(line(20), "floe: copying 39 %");
+        let short = "copying 39% 1.1G/3.0G 51M/s -0:36 1:02:05";
+        assert_eq!(line(54), format!("floe: {short}"));
+        assert_eq!(line(42), short);
+        assert_eq!(line(40), "floe: copying 39% 1.1G/3.0G 51M/s -0:36");
+        assert_eq!(line(20), "floe: copying 39%");
         assert_eq!(line(9), "floe: co");
+        let soon = Pace::new(&step, phase, phase);
+        let row = Row::new(&step, &soon, 40);
+        assert_eq!(row.text(), "copying 39% 1.1G/3.0G 51M/s -0:36 0:24");
         let board = Step {
             subject: "a-board-with-a-name-that-is-long\x1b[2J",
             ..step
