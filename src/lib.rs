@@ -47,7 +47,7 @@
 //!
 //! Where to look: a used map becomes chunks in `stream/plan.rs` (`Cursor`); the superblock is held back, and written last, in
 //! `put/head.rs` (`Last`); a zip entry is named in `snapshot/metadata.rs` (`image_path`); a run that freezes is `take/capture/mod.rs`.
-//! What is read before the freeze, and whether it is believed, is `stream/pipeline/hold.rs`; what travels between two floes,
+//! What is read before the freeze, and whether it is believed, is `stream/pipeline/precopy.rs`; what travels between two floes,
 //! `stream/frames/mod.rs`.
 //! A new verb is a file in `command/`, two lines in `command/mod.rs`, its options in `cli/table.rs` and its text in `help.rs`; from
 //! these two come parsing, help, man page and completions.

@@ -14,9 +14,9 @@ mod erofs;
 mod ext;
 mod f2fs;
 mod fat;
-mod others;
 mod squashfs;
 mod swap;
+mod whole;
 mod xfs;
 
 use heapless::String;
@@ -308,10 +308,10 @@ pub type WalkFn = fn(&Identity, Still, &mut Walk<'_>, &mut UsedMap) -> Result<Ve
 /// The readers, most telling magic first: what lies above (LUKS, LVM, md) before what may still stand below it.
 /// Formats without a checksum come after those that have one; FAT comes last: its boot sector has no magic, and other filesystems leave the first sector to boot loaders.
 const READERS: &[Reader] = &[
-    others::LUKS,
-    others::LVM,
-    others::MD,
-    others::EXFAT,
+    whole::LUKS,
+    whole::LVM,
+    whole::MD,
+    whole::EXFAT,
     squashfs::READER,
     erofs::READER,
     swap::READER,
@@ -319,9 +319,9 @@ const READERS: &[Reader] = &[
     f2fs::READER,
     btrfs::READER,
     ext::READER,
-    others::JFS,
-    others::REISERFS,
-    others::NILFS2,
+    whole::JFS,
+    whole::REISERFS,
+    whole::NILFS2,
     fat::READER,
 ];
 

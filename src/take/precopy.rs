@@ -1,6 +1,6 @@
 //! Pre-copy, as a run sees it: whether there is any, what watches the devices meanwhile, and how far it is believed.
 //!
-//! The rounds themselves are `stream/pipeline/hold.rs`. Here: which ranges are traced, and that a trace which lost anything is not
+//! The rounds themselves are `stream/pipeline/precopy.rs`. Here: which ranges are traced, and that a trace which lost anything is not
 //! believed from then on. Where writes cannot be traced, contents are compared under the freeze.
 
 use std::os::fd::OwnedFd;

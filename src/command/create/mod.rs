@@ -4,9 +4,9 @@
 //! snapshot that was cut short has neither.
 
 mod described;
+mod destination;
 mod outlet;
-mod place;
-mod told;
+mod summary;
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::AsFd;
@@ -14,9 +14,9 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use self::described::describe;
+use self::destination::{Destination, Sink, would};
 use self::outlet::{Known, begin, outlet};
-use self::place::{Destination, Sink, would};
-use self::told::Done;
+use self::summary::Done;
 use crate::cli::{Args, Common, Item};
 use crate::command::{begin as begin_report, typed};
 use crate::config;
@@ -154,7 +154,7 @@ pub(super) fn run(options: Options) -> Result<()> {
 }
 
 fn create(options: &Options, start: Instant) -> Result<Done> {
-    let place = place::of(options)?;
+    let place = destination::of(options)?;
     let system = System::look()?;
     let plan = plan(options, &system, &place)?;
     let snapshot = describe(&system, options, &plan.sources, plan.disk.as_ref());

@@ -8,7 +8,7 @@ mod disk;
 mod errand;
 mod origin;
 mod states;
-mod work;
+mod writer;
 
 use std::ffi::OsString;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use self::disk::Disk;
 use self::errand::{Errand, errands};
 use self::origin::{Origin, check_bytes, content_of, origin};
 use self::states::states_of;
-use self::work::unpack;
+use self::writer::unpack;
 use crate::config::pairs::split_pair;
 use crate::device::Device;
 use crate::error::{Error, NOTHING_WRITTEN, Result};

@@ -10,10 +10,10 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 
 use super::encode::Encoder;
-use super::hold::Pass;
 use super::keyed::Key;
 use super::known::Ahead;
-use super::place::Placing;
+use super::placers::Placing;
+use super::precopy::Pass;
 use super::shelf::Early;
 use super::{
     CHUNKS_PER_SLOT, Core, Meter, Outlet, Pipeline, READERS, Record, STACK_BYTES, Settings, Shared,

@@ -22,7 +22,7 @@
 //! placers as there are jobs, and all of the spool is slots.
 //!
 //! **Frames** ([`Outlet::Frames`]): records go out by number here, too, but a chunk of a round of pre-copy has a record at once, and
-//! what is at the other end holds it. See the `hold` page, and `known` for what it has already.
+//! what is at the other end holds it. See the `precopy` page, and `known` for what it has already.
 //!
 //! **When one fails**, the first problem is kept, everybody stops at the next lock, and nothing is written any more. Threads
 //! may be stuck in a read or write that never returns; so all they share is leaked, never freed under them, and process exit
@@ -30,11 +30,11 @@
 
 mod emit;
 mod encode;
-mod hold;
 mod keyed;
 pub mod known;
 mod make;
-mod place;
+mod placers;
+mod precopy;
 mod read;
 mod shelf;
 
@@ -46,10 +46,10 @@ use std::sync::{Arc, Condvar, MutexGuard, OnceLock, RwLock};
 use std::time::Duration;
 
 pub use self::encode::is_zero;
-use self::hold::Pass;
-pub use self::hold::{Precopy, Round, Rounds};
 use self::known::{Ahead, Hash, Hashes};
-pub use self::place::Placing;
+pub use self::placers::Placing;
+use self::precopy::Pass;
+pub use self::precopy::{Precopy, Round, Rounds};
 use self::read::Taken;
 use self::shelf::Early;
 use super::deflate;

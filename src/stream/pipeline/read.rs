@@ -2,7 +2,7 @@
 //!
 //! No heap, and nothing here waits for a lock while it reads.
 
-use super::hold::Turn;
+use super::precopy::Turn;
 use super::shelf::{ForShelf, FromShelf};
 use super::{CHUNK_LENGTH, CHUNKS_PER_SLOT, Core, Goes, Job, Pass, Problem, Record, Shared};
 use crate::error::Fault;

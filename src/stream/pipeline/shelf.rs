@@ -1,13 +1,13 @@
 //! The shelf: what rounds of pre-copy took, encoded or only noted, until it is believed or taken anew.
 //!
-//! Which chunks a round takes is `hold`'s. Here: room for them, what becomes of them when they were read, and what the stream finds.
+//! Which chunks a round takes is `precopy`'s. Here: room for them, what becomes of them when they were read, and what the stream finds.
 
 use std::sync::Arc;
 
 use rustix::io::Errno;
 
-use super::hold::{Precopy, Round, Turn};
 use super::make::slots_for;
+use super::precopy::{Precopy, Round, Turn};
 use super::read::Taken;
 use super::{CHUNK_LENGTH, CHUNKS_PER_SLOT, Core, Goes, Job, Problem, Record, Shared};
 use crate::crc;

@@ -7,7 +7,7 @@
 //! allocated before the freeze. The stream gets its end only after a thaw that proves nobody else thawed in between.
 
 mod long;
-mod told;
+mod outcome;
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::FileType;
 
-pub(crate) use self::told::Figures;
+pub(crate) use self::outcome::Figures;
 use crate::error::{Error, Exit, Result};
 use crate::freeze::{Frozen, Guardian};
 use crate::fs::files::Emptying;

@@ -15,7 +15,7 @@
 //! hand *i* gets every n-th through its own channel, so results are in order. A hand ends when its channel closes.
 
 mod cut;
-mod work;
+mod examine;
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -23,7 +23,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use self::cut::{Cut, Cutter};
-use self::work::{Work, Worker};
+use self::examine::{Work, Worker};
 use super::known::Index;
 use super::{Layout, MAX_PACKED, number};
 use crate::error::Fault;
@@ -32,7 +32,7 @@ use crate::stream::pipeline::known::{Hash, hash};
 use crate::threads::Hand;
 use crate::units::{to_u64, to_usize};
 
-pub(super) use self::work::unpack;
+pub(super) use self::examine::unpack;
 
 /// One chunk of so many is packed once more.
 pub(super) const SAMPLE: u64 = 32;

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
-use super::give::{Proof, held};
+use super::emit::{Proof, held};
 use super::{IS_KNOWN, Received};
 use crate::error::Fault;
 use crate::stream::frames::known::{self, Index};

@@ -7,7 +7,7 @@
 //! something meanwhile asks before ([`Received::check`]).
 
 mod check;
-mod give;
+mod emit;
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -16,7 +16,7 @@ use std::sync::atomic::AtomicU64;
 
 use rustix::fs::FallocateFlags;
 
-use self::give::Proof;
+use self::emit::Proof;
 use super::known::{self, Index, Known, Old, Packing, Remains, Telling};
 use super::{
     Control, EARLY, END, HELD, HERE, Header, IMAGE, KNOWN, KNOWN_HERE, LEAD_BYTES, Layout, MAGIC,

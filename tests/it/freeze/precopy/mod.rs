@@ -10,8 +10,9 @@
 mod held;
 mod killed;
 mod lies;
-mod others;
 mod rack;
+mod traced;
+mod verbs;
 
 use std::process::Command;
 use std::time::Instant;
