@@ -9,7 +9,7 @@ use std::path::Path;
 use crate::device::ReadAt;
 use crate::error::{Fault, FaultKind};
 use crate::fs::{self, Identity, Kind};
-use crate::ptable::{self, Partition, Scheme, Table};
+use crate::ptable::{self, Partition, PartitionTable, Scheme};
 use crate::units::{Extent, round_up, to_u64};
 
 /// How much of the beginning is looked at, in bytes: every first superblock and partition table floe knows lies in it.
@@ -98,14 +98,14 @@ pub(crate) struct Content {
     /// The filesystem (or swap, LUKS …).
     pub identity: Option<Identity>,
     /// The partition table.
-    pub table: Option<Table>,
+    pub table: Option<PartitionTable>,
     /// Why the partition table that is announced cannot be read; with no filesystem there instead.
     pub damaged: Option<Fault>,
 }
 
 /// Why bytes behind the beginning of an image are looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Place {
+pub(crate) enum SeenAt {
     /// The first filesystem or table ends there.
     End,
     /// It is the middle of a file, which may be one image twice.
@@ -120,7 +120,7 @@ pub(crate) enum Place {
 #[derive(Clone, Debug)]
 pub(crate) struct Seen {
     /// Why it is looked at.
-    pub place: Place,
+    pub place: SeenAt,
     /// Where it is in the image.
     pub offset: u64,
     /// The image is in a gzip file.
@@ -187,18 +187,18 @@ impl Content {
     }
 
     /// Where in an image of `size_bytes` (where that is known) another one would begin that was appended to it.
-    pub(crate) fn places(&self, size_bytes: Option<u64>) -> Vec<(Place, u64)> {
+    pub(crate) fn places(&self, size_bytes: Option<u64>) -> Vec<(SeenAt, u64)> {
         // What packs a read-only filesystem fills its last block.
         let end = match self.is_read_only() {
             true => round_up(self.least_bytes(), 4096).unwrap_or(0),
             false => self.least_bytes(),
         };
         let middle = size_bytes.filter(|size| size % 2 == 0 && size / 2 > end);
-        let middle = middle.map(|size| (Place::Middle, size / 2));
-        let end = (end > 0).then_some((Place::End, end));
+        let middle = middle.map(|size| (SeenAt::Middle, size / 2));
+        let end = (end > 0).then_some((SeenAt::End, end));
         let parts = self.partitions().iter();
         let parts = parts.map(|part| {
-            let place = Place::Partition(part.extent.length_bytes);
+            let place = SeenAt::Partition(part.extent.length_bytes);
             (place, part.extent.offset)
         });
         end.into_iter().chain(middle).chain(parts).collect()
@@ -214,7 +214,8 @@ impl Content {
 
     /// Nothing that says what it is: a table without partitions is what any bytes become by their last two.
     pub(crate) fn says_nothing(&self) -> bool {
-        let is_bare = |table: &Table| table.scheme == Scheme::Mbr && table.partitions.is_empty();
+        let is_bare =
+            |table: &PartitionTable| table.scheme == Scheme::Mbr && table.partitions.is_empty();
         self.identity.is_none() && self.damaged.is_none() && self.table.as_ref().is_none_or(is_bare)
     }
 
@@ -236,12 +237,12 @@ impl Content {
     /// filesystem rightly, so only what states a length that fits the rest counts, and not what partitions hold as a rule: an
     /// overlay behind a read-only filesystem, what a deleted partition held, a superblock's copy of a filesystem that was larger.
     pub(crate) fn second(&self, size_bytes: u64, seen: &Seen) -> Option<String> {
-        if matches!(seen.place, Place::Partition(_)) {
+        if matches!(seen.place, SeenAt::Partition(_)) {
             return None;
         }
         let room = size_bytes.checked_sub(seen.offset)?;
         let found = Self::probe(&Head(&seen.bytes)).ok()?;
-        if matches!(seen.place, Place::Member(_))
+        if matches!(seen.place, SeenAt::Member(_))
             && seen.offset == self.least_bytes()
             && found.is_empty()
             && seen.bytes.iter().any(|byte| *byte != 0)
@@ -263,16 +264,16 @@ impl Content {
         // What was appended ends with the file, give or take what a partition has behind its filesystem.
         let is_last = is_disk || room - found.least_bytes() < LOOSE_BYTES;
         let counts = match seen.place {
-            Place::Member(_) => true,
-            Place::Middle => self.is_same(&found),
-            Place::Partition(_) => false,
-            Place::End if !is_last => false,
-            Place::End if is_mbr => is_disk,
-            Place::End if self.is_read_only() => is_disk || found.is_read_only(),
-            Place::End => is_disk || found.table.is_none(),
+            SeenAt::Member(_) => true,
+            SeenAt::Middle => self.is_same(&found),
+            SeenAt::Partition(_) => false,
+            SeenAt::End if !is_last => false,
+            SeenAt::End if is_mbr => is_disk,
+            SeenAt::End if self.is_read_only() => is_disk || found.is_read_only(),
+            SeenAt::End => is_disk || found.table.is_none(),
         };
         let (cut, first, second) = match (seen.place, seen.is_packed) {
-            (Place::Member(place), _) => (place, "", " FILE"),
+            (SeenAt::Member(place), _) => (place, "", " FILE"),
             (_, true) => (seen.offset, "gzip -dc FILE | ", ""),
             (_, false) => (seen.offset, "", " FILE"),
         };
@@ -361,7 +362,7 @@ pub(crate) fn too_large(found: &Identity, extent: Extent) -> Option<String> {
 impl Seen {
     /// The same of what was seen where a partition begins.
     pub(crate) fn too_large(&self) -> Option<String> {
-        let Place::Partition(length_bytes) = self.place else {
+        let SeenAt::Partition(length_bytes) = self.place else {
             return None;
         };
         // A damaged one is read whole.

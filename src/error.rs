@@ -96,14 +96,14 @@ const ENTRIES: u32 = if cfg!(test) { 1 << 17 } else { 1024 };
 /// The details of all faults. They live here and not in the faults, because a fault travels up through every `?` of the program,
 /// and moving 90 bytes each time costs an eighth of the executable. The first half is never used again, so that the first
 /// doubt about a filesystem keeps its words however many follow.
-struct Table {
+struct FaultTable {
     next: u32,
     entries: [Details; ENTRIES as usize],
 }
 
-static TABLE: Mutex<Table> = Mutex::new(Table::EMPTY);
+static TABLE: Mutex<FaultTable> = Mutex::new(FaultTable::EMPTY);
 
-impl Table {
+impl FaultTable {
     const EMPTY: Self = Self {
         next: 0,
         entries: [Details::NONE; ENTRIES as usize],
@@ -606,7 +606,7 @@ mod tests {
 
     #[test]
     fn a_fault_outlives_its_details_with_the_right_exit_code_and_never_with_another_s_words() {
-        static LOCAL: Mutex<Table> = Mutex::new(Table::EMPTY);
+        static LOCAL: Mutex<FaultTable> = Mutex::new(FaultTable::EMPTY);
         let mut table = LOCAL.lock().unwrap();
         let details = |what| Details {
             what: Some(what),

@@ -12,7 +12,7 @@ use crate::units::{Extent, to_u64, to_usize};
 pub const PIECE_BYTES: usize = 1024;
 
 #[derive(Clone, Copy, Debug)]
-struct Piece {
+struct OverlaidChunk {
     part: usize,
     /// Which piece of the part.
     number: u64,
@@ -24,7 +24,7 @@ struct Piece {
 #[derive(Debug, Default)]
 pub struct Overlay {
     /// In order of part and number.
-    pieces: Vec<Piece>,
+    pieces: Vec<OverlaidChunk>,
     bytes: Vec<u8>,
     /// Slots that were given out.
     slots: usize,
@@ -43,14 +43,14 @@ impl Overlay {
     /// Index of the first piece of `part` that ends behind `offset`.
     fn first(&self, part: usize, offset: u64) -> usize {
         let number = offset / to_u64(PIECE_BYTES);
-        let before = |piece: &Piece| (piece.part, piece.number) < (part, number);
+        let before = |piece: &OverlaidChunk| (piece.part, piece.number) < (part, number);
         self.pieces.partition_point(before)
     }
 
     /// The pieces of `part` that reach into `extent`.
-    fn within(&self, part: usize, extent: Extent) -> impl Iterator<Item = &Piece> {
+    fn within(&self, part: usize, extent: Extent) -> impl Iterator<Item = &OverlaidChunk> {
         let rest = self.pieces.get(self.first(part, extent.offset)..);
-        let here = move |piece: &&Piece| {
+        let here = move |piece: &&OverlaidChunk| {
             piece.part == part && piece.number * to_u64(PIECE_BYTES) < extent.end()
         };
         rest.unwrap_or_default().iter().take_while(here)
@@ -98,13 +98,13 @@ impl Overlay {
 }
 
 /// One part of an image as somebody edits it: its source, and over it the overlay.
-pub struct Layer<'o> {
+pub struct OverlaidPart<'o> {
     source: &'o dyn ReadAt,
     overlay: &'o mut Overlay,
     part: usize,
 }
 
-impl<'o> Layer<'o> {
+impl<'o> OverlaidPart<'o> {
     /// Part number `part`, whose bytes are `source`'s.
     pub fn new(source: &'o dyn ReadAt, overlay: &'o mut Overlay, part: usize) -> Self {
         Self {
@@ -187,7 +187,9 @@ impl<'o> Layer<'o> {
         }
         self.source.read_at(start, bytes.ok_or_else(full)?)?;
         let part = self.part;
-        overlay.pieces.insert(index, Piece { part, number, slot });
+        overlay
+            .pieces
+            .insert(index, OverlaidChunk { part, number, slot });
         overlay.slots += 1;
         Ok(slot)
     }
@@ -206,7 +208,7 @@ mod tests {
     fn edits_show_in_what_is_read_and_never_in_the_source_and_parts_are_kept_apart() {
         let source: Vec<u8> = (0..5000u32).map(|i| i.to_le_bytes()[0]).collect();
         let mut overlay = Overlay::new(4);
-        let mut layer = Layer::new(&source, &mut overlay, 3);
+        let mut layer = OverlaidPart::new(&source, &mut overlay, 3);
         layer.write(1000, &[0xaa; 100]).unwrap();
         layer.write(4990, &[0xbb; 10]).unwrap();
         let mut model = source.clone();
@@ -236,7 +238,7 @@ mod tests {
     fn a_full_overlay_refuses_and_keeps_what_it_has() {
         let source = vec![1; 8192];
         let mut overlay = Overlay::new(2);
-        let mut layer = Layer::new(&source, &mut overlay, 0);
+        let mut layer = OverlaidPart::new(&source, &mut overlay, 0);
         layer.write(0, &[2; 2048]).unwrap();
         assert_eq!(layer.write(4096, &[3]).unwrap_err().exit().code(), 4);
         layer.write(1, &[4]).unwrap();

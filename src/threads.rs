@@ -108,23 +108,23 @@ pub(crate) fn start(
     Ok(Started { parked, thread })
 }
 
-type Item = Box<dyn Any + Send>;
+type Boxed = Box<dyn Any + Send>;
 
-struct State {
-    items: VecDeque<Item>,
+struct QueueState {
+    items: VecDeque<Boxed>,
     most: usize,
     senders: usize,
     has_receiver: bool,
 }
 
 struct Queue {
-    state: Lock<State>,
+    state: Lock<QueueState>,
     changed: Condvar,
 }
 
 /// The other side is gone.
 #[derive(Debug)]
-pub(crate) struct Lost;
+pub(crate) struct Disconnected;
 
 /// Why nothing came.
 #[derive(Debug, PartialEq, Eq)]
@@ -136,18 +136,18 @@ pub(crate) enum RecvTimeoutError {
 }
 
 impl Queue {
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, QueueState> {
         self.state.lock()
     }
 
     #[inline(never)]
-    fn push(&self, item: Item) -> Result<(), Lost> {
+    fn push(&self, item: Boxed) -> Result<(), Disconnected> {
         let mut state = self.lock();
         while state.has_receiver && state.items.len() >= state.most {
             state = forgive(self.changed.wait(state));
         }
         if !state.has_receiver {
-            return Err(Lost);
+            return Err(Disconnected);
         }
         state.items.push_back(item);
         self.changed.notify_all();
@@ -155,7 +155,7 @@ impl Queue {
     }
 
     #[inline(never)]
-    fn pop(&self, end: Option<Instant>) -> Result<Item, RecvTimeoutError> {
+    fn pop(&self, end: Option<Instant>) -> Result<Boxed, RecvTimeoutError> {
         let mut state = self.lock();
         loop {
             if let Some(item) = state.items.pop_front() {
@@ -220,7 +220,7 @@ impl<T> Drop for Receiver<T> {
 
 impl<T: Send + 'static> Sender<T> {
     /// Puts one in, and waits while a bounded queue is full.
-    pub(crate) fn send(&self, item: T) -> Result<(), Lost> {
+    pub(crate) fn send(&self, item: T) -> Result<(), Disconnected> {
         self.0.push(Box::new(item))
     }
 }
@@ -258,7 +258,7 @@ pub(crate) fn channel<T>() -> (Sender<T>, Receiver<T>) {
 /// A queue of at most so many items.
 pub(crate) fn bounded<T>(most: usize) -> (Sender<T>, Receiver<T>) {
     let queue = Arc::new(Queue {
-        state: Lock::new(State {
+        state: Lock::new(QueueState {
             items: VecDeque::new(),
             most,
             senders: 1,
@@ -301,13 +301,13 @@ impl<W: Send + 'static> Hand<W> {
     }
 
     /// Hands it one.
-    pub(crate) fn hand(&self, item: W) -> Result<(), Lost> {
+    pub(crate) fn hand(&self, item: W) -> Result<(), Disconnected> {
         self.send.send(item)
     }
 
     /// Waits for the next one that is done.
-    pub(crate) fn done(&self) -> Result<W, Lost> {
-        self.receive.recv().map_err(|_| Lost)
+    pub(crate) fn done(&self) -> Result<W, Disconnected> {
+        self.receive.recv().map_err(|_| Disconnected)
     }
 }
 

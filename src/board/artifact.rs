@@ -9,7 +9,7 @@ use crate::cli::{Args, usage};
 use crate::error::{Error, Result};
 use crate::mender::header::Script;
 use crate::mender::header::{now, payload_name};
-use crate::mender::writer::{Maker, What, Writer};
+use crate::mender::writer::{ArtifactWriter, Maker, What};
 use crate::stream::partfile::PartFile;
 
 /// What the command line says about artifacts.
@@ -95,7 +95,7 @@ impl Recipe {
             modified: now(),
             shown,
         };
-        let writer = Writer::over(Arc::new(maker), fd)?;
+        let writer = ArtifactWriter::over(Arc::new(maker), fd)?;
         Ok(Box::new(ToArtifact { part, writer }))
     }
 }
@@ -103,7 +103,7 @@ impl Recipe {
 /// An artifact that gets its name when it is complete.
 struct ToArtifact {
     part: PartFile,
-    writer: Writer,
+    writer: ArtifactWriter,
 }
 
 impl Sink for ToArtifact {

@@ -19,7 +19,7 @@ use crate::board::receive::Arrived;
 use crate::board::unable::is_unproven;
 use crate::cli::Common;
 use crate::error::{Error, Result};
-use crate::report::{self, Bytes, JsonObject, Manner, Pace, Span, Step};
+use crate::report::{self, Bytes, Elapsed, JsonObject, Manner, Pace, Step};
 use crate::signals::Signals;
 use crate::units::{to_u64, to_usize};
 
@@ -44,12 +44,12 @@ const PATIENCE: Duration = Duration::from_secs(6);
 const LEAVE: Duration = Duration::from_secs(1);
 
 /// What is done with one board.
-pub(crate) type Job = dyn Fn(&Host, &Board) -> Result<Arrived> + Send + Sync;
+pub(crate) type BoardJob = dyn Fn(&Host, &Board) -> Result<Arrived> + Send + Sync;
 
 /// One board, as its thread knows it.
 pub(crate) struct Board {
     index: usize,
-    events: Sender<Event>,
+    events: Sender<BoardEvent>,
     quiet: bool,
     /// Set when the work is called off.
     pub stop: Arc<AtomicBool>,
@@ -65,7 +65,7 @@ impl Board {
     /// A line of ours about it, shown at once.
     pub(crate) fn note(&self, line: String) {
         if !self.quiet {
-            let _ = self.events.send(Event::Note(self.index, line));
+            let _ = self.events.send(BoardEvent::Note(self.index, line));
         }
     }
 
@@ -74,7 +74,7 @@ impl Board {
     pub(crate) fn listener(&self) -> Listener {
         self.far.lock().heard = false;
         let (left, erased) = channel();
-        if self.events.send(Event::Asks(left)).is_ok() {
+        if self.events.send(BoardEvent::Asks(left)).is_ok() {
             let _ = erased.recv_timeout(LEAVE);
         }
         let (index, events) = (self.index, self.events.clone());
@@ -91,34 +91,34 @@ impl Board {
                     waiting.fetch_sub(1, Ordering::Relaxed);
                     return;
                 }
-                let line = Line(line.to_owned(), Arc::clone(&waiting));
-                let _ = events.send(Event::Line(index, line));
+                let line = BoardLine(line.to_owned(), Arc::clone(&waiting));
+                let _ = events.send(BoardEvent::Line(index, line));
             }),
         }
     }
 }
 
 /// A line on its way to the waiting thread, and the count of those on their way.
-struct Line(String, Arc<AtomicUsize>);
+struct BoardLine(String, Arc<AtomicUsize>);
 
-impl Line {
+impl BoardLine {
     fn take(self) -> String {
         self.1.fetch_sub(1, Ordering::Relaxed);
         self.0
     }
 }
 
-enum Event {
+enum BoardEvent {
     Started(usize, Counts),
     /// An ssh is about to start; answered once nothing is drawn.
     Asks(Sender<()>),
-    Line(usize, Line),
+    Line(usize, BoardLine),
     Note(usize, String),
     Done(usize, Result<Arrived>),
 }
 
 /// What became of a board.
-pub(crate) struct Outcome {
+pub(crate) struct BoardOutcome {
     /// Which one.
     pub host: Host,
     /// What it sent, or why not.
@@ -126,7 +126,7 @@ pub(crate) struct Outcome {
     took: Duration,
 }
 
-impl Outcome {
+impl BoardOutcome {
     fn object(&self) -> String {
         let mut object = JsonObject::new();
         object.str("board", &self.host.shown);
@@ -166,9 +166,9 @@ fn milliseconds(time: Duration) -> u64 {
 }
 
 /// The report of all boards.
-pub(crate) fn report_of(outcomes: &[Outcome], start: Instant) -> JsonObject {
+pub(crate) fn report_of(outcomes: &[BoardOutcome], start: Instant) -> JsonObject {
     let failed = outcomes.iter().filter(|one| one.result.is_err()).count();
-    let boards: Vec<String> = outcomes.iter().map(Outcome::object).collect();
+    let boards: Vec<String> = outcomes.iter().map(BoardOutcome::object).collect();
     let mut object = JsonObject::new();
     object
         .raw("boards", &format!("[{}]", boards.join(",")))
@@ -178,7 +178,7 @@ pub(crate) fn report_of(outcomes: &[Outcome], start: Instant) -> JsonObject {
 }
 
 /// The table at the end: board, result, size of the images, what went over the line or was written, frozen, time, and why not.
-fn table(outcomes: &[Outcome], went: &str) -> String {
+fn table(outcomes: &[BoardOutcome], went: &str) -> String {
     let names = outcomes.iter().map(|one| one.host.shown.chars().count());
     let width = names.max().unwrap_or(0).max(5);
     let mut text = format!(
@@ -186,7 +186,7 @@ fn table(outcomes: &[Outcome], went: &str) -> String {
         "board", "result", "size", went, "frozen", "time"
     );
     for one in outcomes {
-        let time = Span(one.took).to_string();
+        let time = Elapsed(one.took).to_string();
         let name = &one.host.shown;
         let (result, size, went, frozen, why) = match &one.result {
             Ok(arrived) => (
@@ -194,7 +194,7 @@ fn table(outcomes: &[Outcome], went: &str) -> String {
                 Bytes(arrived.size_bytes).to_string(),
                 Bytes(arrived.stream_bytes).to_string(),
                 arrived.frozen_ms.map_or("-".into(), |frozen_ms| {
-                    Span(Duration::from_millis(frozen_ms)).to_string()
+                    Elapsed(Duration::from_millis(frozen_ms)).to_string()
                 }),
                 String::new(),
             ),
@@ -215,7 +215,7 @@ fn table(outcomes: &[Outcome], went: &str) -> String {
 }
 
 /// How a run over several boards ends: the table, and a failure if one failed. `went`: what its bytes that were counted did.
-pub(crate) fn end(outcomes: &[Outcome], quiet: bool, went: &str) -> Result<()> {
+pub(crate) fn end(outcomes: &[BoardOutcome], quiet: bool, went: &str) -> Result<()> {
     let failed = outcomes.iter().filter(|one| one.result.is_err()).count();
     if !quiet || failed > 0 {
         report::lines(&table(outcomes, went));
@@ -283,7 +283,7 @@ fn add_host(hosts: &mut Vec<Host>, text: &str) -> Result<()> {
 
 /// Where a signal came in between.
 #[derive(Clone, Copy)]
-pub(crate) struct Cut<'a> {
+pub(crate) struct Interruption<'a> {
     /// The boards to or from which something went, and which had not ended.
     pub begun: &'a str,
     /// How many had ended.
@@ -296,16 +296,16 @@ pub(crate) fn run_leaving(
     hosts: Vec<Host>,
     parallel: usize,
     common: &Common,
-    left: &dyn Fn(Cut<'_>) -> String,
-    job: Arc<Job>,
-) -> Result<Vec<Outcome>> {
+    left: &dyn Fn(Interruption<'_>) -> String,
+    job: Arc<BoardJob>,
+) -> Result<Vec<BoardOutcome>> {
     let signals = Signals::block()?;
     let stop = Arc::new(AtomicBool::new(false));
     let next = Arc::new(AtomicUsize::new(0));
     let hosts: Arc<[Host]> = hosts.into();
     let (events, told) = channel();
     for _ in 0..parallel.min(hosts.len()) {
-        let worker = Worker {
+        let worker = BoardWorker {
             hosts: Arc::clone(&hosts),
             next: Arc::clone(&next),
             stop: Arc::clone(&stop),
@@ -317,15 +317,15 @@ pub(crate) fn run_leaving(
             .map_err(|e| Error::failed(format_args!("floe: start a thread: {e}")))?;
     }
     drop(events);
-    let mut view = View::new(&hosts, common);
+    let mut view = Screen::new(&hosts, common);
     let interrupted = view.follow(&told, &signals, &stop);
     view.erase();
     if let Some(number) = interrupted {
         report::interrupted("", &left(view.cut(&view.begun())));
         return Err(Error::signal(number));
     }
-    let View { rows, .. } = view;
-    let outcome = |(host, row): (&Host, Row)| Outcome {
+    let Screen { rows, .. } = view;
+    let outcome = |(host, row): (&Host, BoardRow)| BoardOutcome {
         host: host.clone(),
         result: row.result.unwrap_or_else(|| {
             Err(Error::failed(format_args!(
@@ -338,16 +338,16 @@ pub(crate) fn run_leaving(
     Ok(hosts.iter().zip(rows).map(outcome).collect())
 }
 
-struct Worker {
+struct BoardWorker {
     hosts: Arc<[Host]>,
     next: Arc<AtomicUsize>,
     stop: Arc<AtomicBool>,
-    events: Sender<Event>,
-    job: Arc<Job>,
+    events: Sender<BoardEvent>,
+    job: Arc<BoardJob>,
     quiet: bool,
 }
 
-impl Worker {
+impl BoardWorker {
     fn run(self) {
         // Each turn takes a host that nobody else takes.
         while !self.stop.load(Ordering::Relaxed) {
@@ -369,10 +369,10 @@ impl Worker {
                 total: Arc::clone(&board.total),
                 far: Arc::clone(&board.far),
             };
-            let started = Event::Started(index, counts);
+            let started = BoardEvent::Started(index, counts);
             let _ = self.events.send(started);
             let result = (self.job)(host, &board);
-            let _ = self.events.send(Event::Done(index, result));
+            let _ = self.events.send(BoardEvent::Done(index, result));
         }
     }
 }
@@ -387,7 +387,7 @@ struct Counts {
 
 /// One board, as the waiting thread knows it.
 #[derive(Default)]
-struct Row {
+struct BoardRow {
     /// While it works: since when.
     working: Option<Instant>,
     counts: Option<Counts>,
@@ -397,7 +397,7 @@ struct Row {
     took: Duration,
 }
 
-impl Row {
+impl BoardRow {
     /// What it is at: by its own words, or by the bytes that came or went. Then since when.
     fn now(&self) -> Option<(Step<'static>, Option<Instant>)> {
         let counts = self.counts.as_ref()?;
@@ -447,10 +447,10 @@ impl Row {
 }
 
 /// Of all boards together, and of how many; 0 as long as that is not known of one. Who is done has done what he has done.
-fn in_all(rows: &[Row]) -> (u64, u64) {
-    let done = rows.iter().filter_map(Row::whole);
+fn in_all(rows: &[BoardRow]) -> (u64, u64) {
+    let done = rows.iter().filter_map(BoardRow::whole);
     let done = done.fold(0u64, |sum, (done, _)| sum.saturating_add(done));
-    let of = |row: &Row| match (row.whole()?, &row.result) {
+    let of = |row: &BoardRow| match (row.whole()?, &row.result) {
         ((done, _), Some(_)) => Some(done),
         ((_, 0), None) => None,
         ((done, total), None) => Some(total.max(done)),
@@ -462,20 +462,20 @@ fn in_all(rows: &[Row]) -> (u64, u64) {
 }
 
 /// What is seen on stderr.
-struct View<'a> {
+struct Screen<'a> {
     hosts: &'a [Host],
-    rows: Vec<Row>,
+    rows: Vec<BoardRow>,
     manner: Manner,
     start: Instant,
     drawn: usize,
     last: Instant,
 }
 
-impl<'a> View<'a> {
+impl<'a> Screen<'a> {
     fn new(hosts: &'a [Host], common: &Common) -> Self {
         Self {
             hosts,
-            rows: hosts.iter().map(|_| Row::default()).collect(),
+            rows: hosts.iter().map(|_| BoardRow::default()).collect(),
             manner: Manner::of(common),
             start: Instant::now(),
             drawn: 0,
@@ -486,7 +486,7 @@ impl<'a> View<'a> {
     /// Until all threads have ended; gives the signal that called them off.
     fn follow(
         &mut self,
-        told: &Receiver<Event>,
+        told: &Receiver<BoardEvent>,
         signals: &Signals,
         stop: &AtomicBool,
     ) -> Option<i32> {
@@ -516,24 +516,25 @@ impl<'a> View<'a> {
     /// The boards in whose middle a signal came: something went, and they have no result.
     fn begun(&self) -> String {
         let all = self.hosts.iter().zip(&self.rows);
-        let is_begun = |row: &Row| row.result.is_none() && row.so_far().is_some_and(|(n, _)| n > 0);
+        let is_begun =
+            |row: &BoardRow| row.result.is_none() && row.so_far().is_some_and(|(n, _)| n > 0);
         let names = all.filter(|(_, row)| is_begun(row));
         let names: Vec<&str> = names.map(|(host, _)| host.shown.as_str()).collect();
         names.join(" ")
     }
 
-    fn cut<'b>(&self, begun: &'b str) -> Cut<'b> {
+    fn cut<'b>(&self, begun: &'b str) -> Interruption<'b> {
         let ended = self.rows.iter().filter(|row| row.result.is_some()).count();
-        Cut { begun, ended }
+        Interruption { begun, ended }
     }
 
-    fn event(&mut self, event: Event, silent: bool) {
+    fn event(&mut self, event: BoardEvent, silent: bool) {
         let index = match &event {
-            Event::Started(index, _)
-            | Event::Line(index, _)
-            | Event::Note(index, _)
-            | Event::Done(index, _) => *index,
-            Event::Asks(left) => {
+            BoardEvent::Started(index, _)
+            | BoardEvent::Line(index, _)
+            | BoardEvent::Note(index, _)
+            | BoardEvent::Done(index, _) => *index,
+            BoardEvent::Asks(left) => {
                 self.erase();
                 let _ = left.send(());
                 return;
@@ -543,15 +544,15 @@ impl<'a> View<'a> {
             return;
         };
         let earlier = match event {
-            Event::Started(_, counts) => {
+            BoardEvent::Started(_, counts) => {
                 row.working = Some(Instant::now());
                 row.counts = Some(counts);
                 None
             }
-            Event::Asks(_) => None,
-            Event::Line(_, line) => row.said.replace(line.take()),
-            Event::Note(_, line) => Some(line),
-            Event::Done(_, result) => {
+            BoardEvent::Asks(_) => None,
+            BoardEvent::Line(_, line) => row.said.replace(line.take()),
+            BoardEvent::Note(_, line) => Some(line),
+            BoardEvent::Done(_, result) => {
                 row.took = row.working.take().map_or(Duration::ZERO, |w| w.elapsed());
                 let said = row.said.take().filter(|said| match &result {
                     Ok(_) => true,
@@ -573,7 +574,7 @@ impl<'a> View<'a> {
     /// be asking something is left alone.
     fn draw(&mut self) {
         let is_terminal = self.manner == Manner::Terminal;
-        if is_terminal && self.rows.iter().any(Row::may_ask) {
+        if is_terminal && self.rows.iter().any(BoardRow::may_ask) {
             return;
         }
         let is_gone = is_terminal && self.drawn == 0;
@@ -624,7 +625,7 @@ impl<'a> View<'a> {
         let pace = Pace::new(step, phase.elapsed(), since.elapsed());
         let text = match self.manner {
             Manner::Json => pace.json(step),
-            _ => format!("{}\n", report::Row::new(step, &pace, columns).text()),
+            _ => format!("{}\n", report::FittedLine::new(step, &pace, columns).text()),
         };
         crate::sys::stderr::write_if_ready(text.as_bytes());
     }
@@ -649,15 +650,15 @@ pub(crate) fn parallel(text: &str) -> Option<usize> {
 mod tests {
     use super::*;
 
-    fn row(bytes: u64, total: u64, result: Option<Result<Arrived>>) -> Row {
+    fn row(bytes: u64, total: u64, result: Option<Result<Arrived>>) -> BoardRow {
         let counts = Counts::default();
         counts.bytes.store(bytes, Ordering::Relaxed);
         counts.total.store(total, Ordering::Relaxed);
         counts.far.lock().heard = true;
-        Row {
+        BoardRow {
             counts: Some(counts),
             result,
-            ..Row::default()
+            ..BoardRow::default()
         }
     }
 
@@ -670,13 +671,13 @@ mod tests {
         assert_eq!(in_all(&rows), (10 + 7 + 300 + 5, 0));
         rows.pop();
         // One that has not begun.
-        rows.push(Row::default());
+        rows.push(BoardRow::default());
         assert_eq!(in_all(&rows).1, 0);
     }
 
     #[test]
     fn a_table_tells_what_an_image_is_long_from_what_travelled() {
-        let outcome = |size_bytes, stream_bytes| Outcome {
+        let outcome = |size_bytes, stream_bytes| BoardOutcome {
             host: Host::parse("board").unwrap(),
             result: Ok(Arrived {
                 size_bytes,
@@ -699,7 +700,7 @@ mod tests {
     fn an_interruption_names_who_had_begun_and_not_ended() {
         let hosts = ["done", "cut", "asked", "refused", "waiting"];
         let hosts = hosts.map(|name| Host::parse(name).unwrap());
-        let mut view = View::new(&hosts, &Common::default());
+        let mut view = Screen::new(&hosts, &Common::default());
         let refused = Some(Err(Error::refused("is mounted")));
         let rows = [
             row(9, 9, Some(Ok(Arrived::default()))),
@@ -707,10 +708,10 @@ mod tests {
             row(0, 9, None),
             row(5, 9, refused),
         ];
-        view.rows = rows.into_iter().chain([Row::default()]).collect();
+        view.rows = rows.into_iter().chain([BoardRow::default()]).collect();
         // Called off: what it fails with is no end.
         let failed = Err(Error::failed("interrupted"));
-        view.event(Event::Done(1, failed), true);
+        view.event(BoardEvent::Done(1, failed), true);
         let begun = view.begun();
         assert_eq!((begun.as_str(), view.cut(&begun).ended), ("cut", 2));
     }

@@ -71,7 +71,7 @@ impl Far {
 
 /// What the board's stderr told.
 #[derive(Debug, Default)]
-pub(crate) struct Told {
+pub(crate) struct Heard {
     /// Lines that are one JSON object: floe's reports.
     pub reports: Vec<String>,
     /// The last line that was no report.
@@ -79,13 +79,13 @@ pub(crate) struct Told {
 }
 
 /// Lets so many lines a second through.
-pub(super) struct Pace {
+pub(super) struct LineLimit {
     left: u32,
     since: Instant,
     pub(super) left_out: u64,
 }
 
-impl Pace {
+impl LineLimit {
     pub(super) fn new() -> Self {
         Self {
             left: BURST,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::board::fleet::Board;
 use crate::board::host::Host;
 use crate::board::send;
-use crate::board::ssh::{By, Patience, Pipes, Session, Ssh};
+use crate::board::ssh::{By, Patience, Session, SessionPipes, Ssh};
 use crate::cli::{self, Args};
 use crate::error::{Error, Result};
 
@@ -72,7 +72,7 @@ impl Reach {
         &self,
         host: &Host,
         words: &[OsString],
-        pipes: Pipes,
+        pipes: SessionPipes,
         board: &Board,
     ) -> Result<Session> {
         let ssh = Ssh {
@@ -83,7 +83,7 @@ impl Reach {
             sudo: self.sudo,
             sent: self.send,
         };
-        let pipes = Pipes {
+        let pipes = SessionPipes {
             patience,
             by,
             ..pipes
@@ -92,7 +92,7 @@ impl Reach {
             let mut line = send::words(self.sudo);
             line.extend_from_slice(words);
             let input = true;
-            let both = Pipes { input, ..pipes };
+            let both = SessionPipes { input, ..pipes };
             let session = ssh.start(host, &line, both, board.listener())?;
             let mut session = send::send(host, session, self.binaries.as_deref())?;
             if !pipes.input {

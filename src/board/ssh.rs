@@ -19,11 +19,11 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::OFlags;
 use rustix::process::{Signal, WaitStatus};
 
-use crate::board::heard::{Listener, Pace, Told};
+use crate::board::heard::{Heard, LineLimit, Listener};
 use crate::board::host::Host;
 use crate::board::unable::is_too_old;
 use crate::error::{Error, Exit, Result};
-use crate::report::{Span, clean};
+use crate::report::{Elapsed, clean};
 use crate::sys::spawn::{self, Child, Command, Ties};
 
 /// How long a wait lasts before the order to stop is looked at again.
@@ -78,7 +78,7 @@ pub(crate) struct Ssh {
 
 /// What a session is joined to.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Pipes {
+pub(crate) struct SessionPipes {
     /// Something will be written to the command.
     pub input: bool,
     /// Its stdout is data; otherwise it is lines, like stderr.
@@ -142,7 +142,7 @@ impl Ssh {
         &self,
         host: &Host,
         words: &[OsString],
-        pipes: Pipes,
+        pipes: SessionPipes,
         listener: Listener,
     ) -> Result<Session> {
         let mut line = OsString::new();
@@ -179,8 +179,8 @@ impl Ssh {
             part: Vec::new(),
             marks: VecDeque::new(),
             listener,
-            told: Told::default(),
-            pace: Pace::new(),
+            told: Heard::default(),
+            pace: LineLimit::new(),
             hush: pipes.hush,
             patience: pipes.patience,
             by: pipes.by,
@@ -196,7 +196,7 @@ impl Ssh {
 }
 
 /// A child and our ends of its streams.
-struct Started {
+struct SshChild {
     child: Child,
     stdin: Option<File>,
     stdout: Option<File>,
@@ -205,7 +205,7 @@ struct Started {
 
 /// The far ends are closed here once the child has them. A killed floe must not leave an ssh that goes on waiting: not every
 /// server hears that nobody reads any more.
-fn start(ssh: &Command, pipes: Pipes) -> rustix::io::Result<Started> {
+fn start(ssh: &Command, pipes: SessionPipes) -> rustix::io::Result<SshChild> {
     let (stderr, error) = spawn::pipe()?;
     let (stdin, input) = match pipes.input {
         true => {
@@ -222,7 +222,7 @@ fn start(ssh: &Command, pipes: Pipes) -> rustix::io::Result<Started> {
     let lines = error.as_fd();
     let output = output.as_ref().map_or(lines, |output| output.as_fd());
     let streams = [Some(input.as_fd()), Some(output), Some(lines)];
-    Ok(Started {
+    Ok(SshChild {
         child: ssh.spawn(streams, &Ties::Close)?,
         stdin,
         stdout,
@@ -242,8 +242,8 @@ pub(crate) struct Session {
     part: Vec<u8>,
     marks: VecDeque<String>,
     listener: Listener,
-    told: Told,
-    pace: Pace,
+    told: Heard,
+    pace: LineLimit,
     hush: bool,
     patience: Patience,
     by: By,
@@ -316,7 +316,7 @@ impl Session {
             Error::failed(format_args!(
                 "{}: nothing came and nothing was taken for {}; given up{why} (--stall TIME gives it longer)",
                 self.shown,
-                Span(self.limit)
+                Elapsed(self.limit)
             ))
         })
     }
@@ -476,7 +476,7 @@ impl Session {
     }
 
     /// Waits for ssh's end; what is left on stdout is not looked at.
-    pub(crate) fn end(mut self) -> Result<Ended> {
+    pub(crate) fn end(mut self) -> Result<CommandEnd> {
         self.stdin = None;
         self.stdout = None;
         loop {
@@ -484,7 +484,7 @@ impl Session {
                 Ok(Some(status)) => {
                     self.drain();
                     self.tell_left_out();
-                    return Ok(Ended {
+                    return Ok(CommandEnd {
                         code: WaitStatus::exit_status(status),
                         by: self.by,
                         told: std::mem::take(&mut self.told),
@@ -594,16 +594,16 @@ impl Drop for Session {
 
 /// How a command ended.
 #[derive(Debug)]
-pub(crate) struct Ended {
+pub(crate) struct CommandEnd {
     /// The exit code; `None` when a signal ended ssh.
     pub code: Option<i32>,
     /// How floe was run.
     pub by: By,
     /// What stderr told meanwhile.
-    pub told: Told,
+    pub told: Heard,
 }
 
-impl Ended {
+impl CommandEnd {
     /// Whether the line broke, and not the command.
     pub(crate) fn is_cut(&self) -> bool {
         matches!(self.code, None | Some(SSH_FAILED))
@@ -663,12 +663,12 @@ mod tests {
     fn who_cannot_run_floe_there_hears_what_helps() {
         let host = Host::parse("board").unwrap();
         let line = |code, last: &str, sudo, sent| {
-            let told = Told {
+            let told = Heard {
                 last: last.into(),
-                ..Told::default()
+                ..Heard::default()
             };
             let (code, by) = (Some(code), By { sudo, sent });
-            let error = Ended { code, by, told }.check(&host).unwrap_err();
+            let error = CommandEnd { code, by, told }.check(&host).unwrap_err();
             error.to_string()
         };
         let none = "bash: line 1: sudo: command not found";

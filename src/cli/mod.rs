@@ -23,7 +23,7 @@ pub struct Common {
     /// `-q/--quiet`: nothing on stderr but errors.
     pub quiet: bool,
     /// `-p/--progress`: progress even when stderr is no terminal.
-    pub progress: Asked,
+    pub progress: ProgressWish,
     /// `--report FILE` (`-` is stderr).
     pub report: Option<PathBuf>,
     /// `-j/--jobs N`; `None`: the CPUs we may run on.
@@ -32,7 +32,7 @@ pub struct Common {
 
 /// Whether progress was asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Asked {
+pub enum ProgressWish {
     /// Not: shown where stderr is a terminal.
     #[default]
     No,
@@ -169,8 +169,10 @@ impl Args {
             "--quiet" => self.common.quiet = true,
             "--progress" => {
                 self.common.progress = match &self.value {
-                    None => Asked::Yes,
-                    Some(_) => self.parsed(|how| (how == "json").then_some(Asked::Json), "json")?,
+                    None => ProgressWish::Yes,
+                    Some(_) => {
+                        self.parsed(|how| (how == "json").then_some(ProgressWish::Json), "json")?
+                    }
                 }
             }
             "--report" => self.common.report = Some(self.path()?),

@@ -18,19 +18,19 @@ use crate::cli::{Args, Common, Item};
 use crate::error::{Error, Fault, Result};
 use crate::mender::header::array;
 use crate::mender::header::{now, payload_name};
-use crate::mender::writer::{Figures, Maker, What, Writer};
+use crate::mender::writer::{ArtifactFigures, ArtifactWriter, Maker, What};
 use crate::put::supervise::supervise;
-use crate::report::{self, Bytes, JsonObject, Span, exact, hex};
+use crate::report::{self, Bytes, Elapsed, JsonObject, exact, hex};
 use crate::report::{Told, millis, tell};
 use crate::snapshot::archive::Catalog;
 use crate::snapshot::framed;
 use crate::snapshot::image_path;
 use crate::snapshot::kept;
 use crate::snapshot::replace::{self, Coming};
-use crate::stream::copy::{BUFFER_BYTES, Ended, MEASURING, Progress, WRITING};
+use crate::stream::copy::{BUFFER_BYTES, CopyProgress, Ended, MEASURING, WRITING};
 use crate::stream::image::probed::Image;
 use crate::stream::image::whole::{self, Any};
-use crate::stream::image::{Format, GRANULE_BYTES, ImageReader, Piece};
+use crate::stream::image::{Format, GRANULE_BYTES, ImageReader, ImageRun};
 use crate::stream::input::{Input, is_zero};
 use crate::stream::output::leaves_holes;
 use crate::stream::partfile::PartFile;
@@ -101,7 +101,7 @@ pub(super) fn run(options: Options) -> Result<()> {
     })
 }
 
-fn make(options: &Options, start: Instant) -> Result<Done> {
+fn make(options: &Options, start: Instant) -> Result<ArtifactReport> {
     let shown = match &options.output {
         Some(path) => path.display().to_string(),
         None => "stdout".into(),
@@ -131,9 +131,9 @@ fn make(options: &Options, start: Instant) -> Result<Done> {
         true => None,
         false => Some(second(options, &path, &image)?),
     };
-    let facts = Facts::of(&image, options);
+    let facts = PayloadFacts::of(&image, options);
     let (filesystem, input_length) = (image.content.name(), image.reader.input_length_bytes());
-    let progress = Arc::new(Progress::default());
+    let progress = Arc::new(CopyProgress::default());
     let maker = Arc::new(Maker {
         what: options.what.clone(),
         scripts,
@@ -143,7 +143,7 @@ fn make(options: &Options, start: Instant) -> Result<Done> {
     });
     let (making, watched) = (Arc::clone(&maker), Arc::clone(&progress));
     let work = move || match again {
-        None => copy(image, Writer::over(making, sink)?, &watched),
+        None => copy(image, ArtifactWriter::over(making, sink)?, &watched),
         Some(again) => copy_twice(image, again, making, sink, &watched),
     };
     let state = || String::from("nothing is complete");
@@ -158,7 +158,7 @@ fn make(options: &Options, start: Instant) -> Result<Done> {
     if let Some(part) = part {
         part.finish()?;
     }
-    Ok(Done {
+    Ok(ArtifactReport {
         maker,
         figures,
         filesystem,
@@ -167,14 +167,14 @@ fn make(options: &Options, start: Instant) -> Result<Done> {
 }
 
 /// An artifact that is complete.
-struct Done {
+struct ArtifactReport {
     maker: Arc<Maker>,
-    figures: Figures,
+    figures: ArtifactFigures,
     filesystem: &'static str,
     total: Duration,
 }
 
-impl Told for Done {
+impl Told for ArtifactReport {
     fn json(&self) -> JsonObject {
         let (labels, figures) = (&self.maker.what.labels, &self.figures);
         let mut object = JsonObject::new();
@@ -201,7 +201,7 @@ impl Told for Done {
             self.filesystem,
             exact(self.figures.size_bytes),
             Bytes(self.figures.written_bytes),
-            Span(self.total)
+            Elapsed(self.total)
         )
     }
 }
@@ -287,12 +287,12 @@ fn second(options: &Options, path: &OsStr, image: &Image) -> Result<Image> {
 }
 
 /// What the file says of the payload.
-struct Facts {
+struct PayloadFacts {
     payload: String,
     modified: u64,
 }
 
-impl Facts {
+impl PayloadFacts {
     fn of(image: &Image, options: &Options) -> Self {
         let meta = image
             .file
@@ -311,7 +311,11 @@ impl Facts {
 }
 
 /// All of the image into the artifact.
-fn copy(mut image: Image, mut writer: Writer, progress: &Progress) -> Result<Figures> {
+fn copy(
+    mut image: Image,
+    mut writer: ArtifactWriter,
+    progress: &CopyProgress,
+) -> Result<ArtifactFigures> {
     let fail = |fault| whole::image_error(&image.subject, fault);
     for piece in image.head().chunks(to_usize(GRANULE_BYTES)) {
         match is_zero(piece) {
@@ -323,9 +327,9 @@ fn copy(mut image: Image, mut writer: Writer, progress: &Progress) -> Result<Fig
     // Each turn takes at least one granule of the input, or is the last.
     loop {
         match image.reader.next(&mut buffer).map_err(fail)? {
-            Piece::Data(length) => writer.data(buffer.get(..length).unwrap_or_default())?,
-            Piece::Zeros(count) => writer.zeros(count)?,
-            Piece::End => break,
+            ImageRun::Data(length) => writer.data(buffer.get(..length).unwrap_or_default())?,
+            ImageRun::Zeros(count) => writer.zeros(count)?,
+            ImageRun::End => break,
         }
         let (done, input) = (image.reader.offset(), image.reader.input_bytes());
         progress.done_bytes.store(done, Ordering::Relaxed);
@@ -341,18 +345,26 @@ fn copy_twice(
     second: Image,
     maker: Arc<Maker>,
     sink: OwnedFd,
-    progress: &Progress,
-) -> Result<Figures> {
+    progress: &CopyProgress,
+) -> Result<ArtifactFigures> {
     let subject = first.subject.clone();
     let nowhere = File::options()
         .write(true)
         .open("/dev/null")
         .map_err(|error| Error::failed(format_args!("/dev/null: open: {error}")))?;
-    let measure = Writer::begin(Arc::clone(&maker), nowhere.into(), &Figures::default())?;
+    let measure = ArtifactWriter::begin(
+        Arc::clone(&maker),
+        nowhere.into(),
+        &ArtifactFigures::default(),
+    )?;
     progress.begin(MEASURING, 0);
     let expected = copy(first, measure, progress)?;
     progress.begin(WRITING, 0);
-    let found = copy(second, Writer::begin(maker, sink, &expected)?, progress)?;
+    let found = copy(
+        second,
+        ArtifactWriter::begin(maker, sink, &expected)?,
+        progress,
+    )?;
     if found == expected {
         return Ok(found);
     }

@@ -17,23 +17,23 @@ use crate::fs::files::Emptying;
 use crate::mounts::{DevId, System};
 use crate::put::supervise::supervise;
 use crate::report::Told;
-use crate::report::{self, Bytes, JsonObject, Progress, Span, hex};
+use crate::report::{self, Bytes, Elapsed, JsonObject, Progress, hex};
 use crate::signals::Signals;
 use crate::snapshot::replace::{self, Coming};
 use crate::stream::bmap;
 use crate::stream::copy;
 use crate::stream::frames::{self, send::FrameEmitter};
 use crate::stream::gzip;
-use crate::stream::image::open::Opened;
+use crate::stream::image::open::OpenedImage;
 use crate::stream::image::{Format, ImageReader};
 use crate::stream::inplace::InPlace;
 use crate::stream::output::leaves_holes;
 use crate::stream::output::{GzipEmitter, Output, RawEmitter, Totals, TotalsCell};
 use crate::stream::partfile::{self, PartFile};
 use crate::stream::pipeline::{Emit, Outlet};
-use crate::take::capture::{Capture, Engine, Figures};
+use crate::take::capture::{Capture, CaptureFigures, Engine};
 use crate::take::counters::Counters;
-use crate::take::mapped::Mapped;
+use crate::take::mapped::MappedRun;
 use crate::take::options::{self, Streaming, Taking};
 use crate::take::ready::{Ready, ready};
 use crate::take::source::{self, Prepared};
@@ -187,7 +187,7 @@ pub(crate) fn run(options: Options) -> Result<()> {
 }
 
 /// What the report says of the source.
-struct Facts {
+struct SourceFacts {
     source: String,
     device: String,
     filesystem: &'static str,
@@ -195,7 +195,7 @@ struct Facts {
     size_bytes: u64,
 }
 
-impl Facts {
+impl SourceFacts {
     fn of(source: &Prepared) -> Self {
         Self {
             source: source.name.clone(),
@@ -208,14 +208,14 @@ impl Facts {
 }
 
 /// Everything the report says.
-struct Done {
-    facts: Facts,
-    figures: Figures,
+struct DumpReport {
+    facts: SourceFacts,
+    figures: CaptureFigures,
     totals: Totals,
     total: Duration,
 }
 
-impl Done {
+impl DumpReport {
     fn coverage(&self) -> Coverage {
         self.figures
             .outcomes
@@ -231,7 +231,7 @@ impl Done {
     }
 }
 
-impl Told for Done {
+impl Told for DumpReport {
     fn json(&self) -> JsonObject {
         let mut object = JsonObject::new();
         object
@@ -273,12 +273,12 @@ impl Told for Done {
             Bytes(self.figures.read_bytes),
             Bytes(self.totals.written_bytes),
             self.figures.emptied.words(),
-            Span(self.total)
+            Elapsed(self.total)
         )
     }
 }
 
-fn dump(options: &Options, start: Instant) -> Result<Done> {
+fn dump(options: &Options, start: Instant) -> Result<DumpReport> {
     if options.output.is_none() {
         check_stdout()?;
     }
@@ -299,7 +299,7 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
     let Some(prepared) = sources.first() else {
         return Err(Error::failed("floe: internal: no source"));
     };
-    let facts = Facts::of(prepared);
+    let facts = SourceFacts::of(prepared);
     let note = ready.note_on_itself(&outputs.sink, &options.shown_output());
     let way = Way::of(options, &system, &ready, &outputs.sink);
     let path = options.first().filter(|_| !way.in_place);
@@ -312,7 +312,7 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
         path.as_deref(),
     )?;
     let totals = TotalsCell::default();
-    let told: Arc<Lock<Option<Figures>>> = Arc::default();
+    let told: Arc<Lock<Option<CaptureFigures>>> = Arc::default();
     let parts = (outputs.parts, outputs.there);
     let sink = match way.in_place {
         true => own_file(options, outputs.sink, &sources, &totals)?,
@@ -344,13 +344,13 @@ fn dump(options: &Options, start: Instant) -> Result<Done> {
     })?;
     finish(options, parts, bmap.as_ref())?;
     if let (Some(part), Some(image)) = (bmap, options.first()) {
-        let mapped = Mapped::of(pipeline, surveyor);
+        let mapped = MappedRun::of(pipeline, surveyor);
         write_bmap(options, part, image, facts.size_bytes, mapped)?;
     }
     // Whoever asked for silence still wants to know what is not as it was asked for.
     figures.emptied.notes().iter().for_each(report::line);
     let totals = *totals.lock();
-    Ok(Done {
+    Ok(DumpReport {
         facts,
         figures,
         totals,
@@ -488,19 +488,19 @@ fn write_bmap(
     mut part: PartFile,
     image: PathBuf,
     size_bytes: u64,
-    mapped: Option<Mapped>,
+    mapped: Option<MappedRun>,
 ) -> Result<()> {
     const STATE: &str = "the image is complete, its .bmap is not";
     let name = part.target().display().to_string();
     let (Some(fd), Some(mapped)) = (part.take_fd(), mapped) else {
         return Err(Error::failed("floe: internal: no map of what was read"));
     };
-    let progress = Arc::new(copy::Progress::default());
+    let progress = Arc::new(copy::CopyProgress::default());
     progress.begin(copy::READING_BACK, size_bytes);
     let (far, shown) = (Arc::clone(&progress), name.clone());
     let work = move || {
         let fail = |fault| Error::fault(&shown, fault).leaving(STATE);
-        let input = Opened::look(image.as_os_str())?.input;
+        let input = OpenedImage::look(image.as_os_str())?.input;
         let mut reader = ImageReader::new(input).map_err(fail)?;
         let next = |from| {
             far.done_bytes.store(from, Ordering::Relaxed);
@@ -537,7 +537,7 @@ fn outlet(
     sources: &[Prepared],
     ready: &Ready,
     totals: &TotalsCell,
-    told: &Arc<Lock<Option<Figures>>>,
+    told: &Arc<Lock<Option<CaptureFigures>>>,
 ) -> Result<Outlet> {
     let is_odd = |source: &Prepared| source.as_it_is.is_some() || source.twofold.is_some();
     let as_it_is = sources.iter().any(is_odd);
@@ -629,8 +629,8 @@ fn emitter(
 /// The report in the end frame: made after the thaw.
 fn frames_ending(
     consistent: &'static str,
-    told: Arc<Lock<Option<Figures>>>,
-) -> frames::send::Ending {
+    told: Arc<Lock<Option<CaptureFigures>>>,
+) -> frames::send::LastReport {
     Box::new(move |_| {
         let told = told.lock();
         let figures = told

@@ -13,7 +13,7 @@ use crate::board::fleet;
 use crate::board::host::Host;
 use crate::board::reach::Reach;
 use crate::board::receive::Arrived;
-use crate::board::ssh::Pipes;
+use crate::board::ssh::SessionPipes;
 use crate::cli::{self, Args, Common, Item};
 use crate::config;
 use crate::device::limited;
@@ -119,10 +119,10 @@ fn far(options: Options, host: Host) -> Result<()> {
     let job = move |host: &Host, board: &fleet::Board| {
         let mut words: Vec<OsString> = vec!["list".into()];
         words.extend(options.json.then(|| "--json".into()));
-        let pipes = Pipes {
+        let pipes = SessionPipes {
             stream: true,
             compress: Some(true),
-            ..Pipes::default()
+            ..SessionPipes::default()
         };
         let mut session = options.reach.start(host, &words, pipes, board)?;
         let mut text = String::new();
@@ -141,7 +141,7 @@ fn far(options: Options, host: Host) -> Result<()> {
             ..Arrived::default()
         })
     };
-    let left = |_: fleet::Cut<'_>| "nothing was changed".into();
+    let left = |_: fleet::Interruption<'_>| "nothing was changed".into();
     for outcome in fleet::run_leaving(vec![host], 1, &common, &left, Arc::new(job))? {
         let list = outcome.result?.path;
         // Only JSON that is whole is handed on as such.

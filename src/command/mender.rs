@@ -39,12 +39,12 @@ pub(super) fn run(words: &'static [&'static str], arguments: Vec<OsString>) -> R
 }
 
 #[derive(Debug)]
-struct Asked {
+struct MenderOptions {
     options: Options,
     data: Option<PathBuf>,
 }
 
-fn parse(words: &[&str], arguments: Vec<OsString>) -> Result<Asked> {
+fn parse(words: &[&str], arguments: Vec<OsString>) -> Result<MenderOptions> {
     let arguments = arguments.into_iter().map(two_dashes);
     let mut args = Args::new("mender", lexopt::Parser::from_args(arguments));
     let mut expected = words.iter();
@@ -81,9 +81,9 @@ fn parse(words: &[&str], arguments: Vec<OsString>) -> Result<Asked> {
     }
     options.common = args.common;
     if !options.common.quiet {
-        options.common.progress = cli::Asked::Yes;
+        options.common.progress = cli::ProgressWish::Yes;
     }
-    Ok(Asked { options, data })
+    Ok(MenderOptions { options, data })
 }
 
 /// `-source` means `--source`; `-C` and `-C=gzip` stay.
@@ -149,7 +149,7 @@ fn check_data(source: &OsStr, data: Option<&Path>) -> Result<()> {
 mod tests {
     use super::*;
 
-    fn asked(name: &str, line: &str) -> Result<Asked> {
+    fn asked(name: &str, line: &str) -> Result<MenderOptions> {
         let words = words(OsStr::new(name)).unwrap();
         parse(words, line.split_whitespace().map(Into::into).collect())
     }
@@ -168,7 +168,7 @@ mod tests {
         let plain = asked("mender", "snapshot dump").unwrap();
         assert!(
             plain.options.raw
-                && plain.options.common.progress == cli::Asked::Yes
+                && plain.options.common.progress == cli::ProgressWish::Yes
                 && plain.data.is_none()
         );
         assert_eq!(plain.options.source, "/");

@@ -10,20 +10,20 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::board::artifact::{ArtifactOptions, Recipe};
-use crate::board::fleet::{self, Board, Cut};
+use crate::board::fleet::{self, Board, Interruption};
 use crate::board::host::Host;
 use crate::board::reach::Reach;
 use crate::board::receive::{self, Arrived, Sink, Stream, ToFile, ToStdout};
-use crate::board::ssh::{Pipes, Session};
+use crate::board::ssh::{Session, SessionPipes};
 use crate::board::unable::{FRAMES, KNOWN, PROGRESS, Unable, without_progress};
 use crate::cli::{self, Args, Common, Item, table};
 use crate::error::{Error, Exit, Result};
 use crate::json;
-use crate::report::{self, Bytes, Manner, Span};
+use crate::report::{self, Bytes, Elapsed, Manner};
 use crate::snapshot::framed::{self, EarlierFile};
 use crate::snapshot::replace::{self, Coming};
-use crate::stream::frames::known::{Earlier, Known};
-use crate::stream::frames::receive::Hold;
+use crate::stream::frames::known::{EarlierImages, KnownThere};
+use crate::stream::frames::receive::HeldStream;
 use crate::stream::image::Format;
 use crate::stream::partfile::{self, Left};
 use crate::take::options::{self, Taking};
@@ -31,7 +31,7 @@ use crate::threads;
 
 /// What is done on each board.
 #[derive(Clone, Debug)]
-enum Work {
+enum BoardTask {
     /// `--dump SOURCE`
     Dump(OsString),
     /// `--create NAME=SOURCE…`
@@ -42,7 +42,7 @@ enum Work {
     Kept(OsString),
 }
 
-impl Work {
+impl BoardTask {
     /// What the board sends; `None`: lines only.
     fn stream(&self) -> Option<Stream> {
         match self {
@@ -74,7 +74,7 @@ impl Work {
 /// What was typed.
 pub(crate) struct Options {
     hosts: Vec<Host>,
-    work: Work,
+    work: BoardTask,
     output: PathBuf,
     overwrite: bool,
     parallel: usize,
@@ -121,7 +121,7 @@ pub(crate) fn parse(mut args: Args) -> Result<Options> {
     typed.check(&work, &args)?;
     typed.set_stall(&args)?;
     let artifact = typed.artifact.check(&args, typed.output.as_deref())?;
-    if artifact.is_some() && !matches!(work, Work::Dump(_)) {
+    if artifact.is_some() && !matches!(work, BoardTask::Dump(_)) {
         return Err(wrong(format_args!("--artifact is for --dump")));
     }
     // That of the board's floe, which says what is wrong with it.
@@ -186,16 +186,16 @@ impl Typed {
     }
 
     /// What runs on the boards; takes the pairs.
-    fn work(&mut self, args: &Args) -> Result<Work> {
+    fn work(&mut self, args: &Args) -> Result<BoardTask> {
         let (dump, kept) = (self.dump.take(), self.kept.take());
         Ok(match (dump, kept, self.create, self.clone) {
-            (dump, None, false, false) => Work::Dump(dump.unwrap_or_else(|| "/".into())),
-            (None, Some(name), false, false) => Work::Kept(name),
+            (dump, None, false, false) => BoardTask::Dump(dump.unwrap_or_else(|| "/".into())),
+            (None, Some(name), false, false) => BoardTask::Kept(name),
             (None, None, true, false) if self.pairs.is_empty() => {
                 return Err(args.missing("NAME=SOURCE"));
             }
-            (None, None, true, false) => Work::Create(std::mem::take(&mut self.pairs)),
-            (None, None, false, true) => Work::Clone(std::mem::take(&mut self.pairs)),
+            (None, None, true, false) => BoardTask::Create(std::mem::take(&mut self.pairs)),
+            (None, None, false, true) => BoardTask::Clone(std::mem::take(&mut self.pairs)),
             _ => {
                 return Err(wrong(format_args!(
                     "one of --dump, --create, --clone and --kept"
@@ -205,7 +205,7 @@ impl Typed {
     }
 
     /// What does not go together, and what is missing.
-    fn check(&self, work: &Work, args: &Args) -> Result<()> {
+    fn check(&self, work: &BoardTask, args: &Args) -> Result<()> {
         let verb = work.verb();
         let mut handed_on = args.handed_names.iter();
         if let Some(name) = handed_on.find(|name| table::find(verb, name).is_none()) {
@@ -252,27 +252,29 @@ fn wrong(what: std::fmt::Arguments<'_>) -> Error {
 
 /// Where the streams go.
 #[derive(Clone, Debug)]
-enum Destination {
+enum PullDestination {
     Stdout,
     File(PathBuf),
     Folder(PathBuf),
 }
 
 /// That the file may have what comes.
-fn check_file(path: &Path, work: &Work, is_artifact: bool) -> Result<()> {
+fn check_file(path: &Path, work: &BoardTask, is_artifact: bool) -> Result<()> {
     match work {
         _ if is_artifact => replace::check(path, Coming::Artifact),
-        Work::Dump(_) => replace::check(path, Coming::Image(Format::Gzip)),
-        Work::Create(_) | Work::Kept(_) | Work::Clone(_) => replace::check(path, Coming::Snapshot),
+        BoardTask::Dump(_) => replace::check(path, Coming::Image(Format::Gzip)),
+        BoardTask::Create(_) | BoardTask::Kept(_) | BoardTask::Clone(_) => {
+            replace::check(path, Coming::Snapshot)
+        }
     }
 }
 
-fn place(options: &Options) -> Result<Destination> {
+fn place(options: &Options) -> Result<PullDestination> {
     let path = &options.output;
     let shown = path.display();
     if path.as_os_str().as_bytes().ends_with(b"/") || path.is_dir() {
         return match path.is_dir() {
-            true => Ok(Destination::Folder(path.clone())),
+            true => Ok(PullDestination::Folder(path.clone())),
             false => Err(
                 Error::refused(format_args!("{shown}: is not a folder; make it first"))
                     .leaving("nothing was pulled"),
@@ -290,7 +292,7 @@ fn place(options: &Options) -> Result<Destination> {
         if !options.overwrite {
             check_file(path, &options.work, options.artifact.is_some())?;
         }
-        return Ok(Destination::File(path.clone()));
+        return Ok(PullDestination::File(path.clone()));
     }
     report::check_stdout()?;
     match rustix::termios::isatty(rustix::stdio::stdout()) {
@@ -298,7 +300,7 @@ fn place(options: &Options) -> Result<Destination> {
             "stdout: is a terminal; redirect it or pipe it, or give -o DIR or -o FILE",
         )
         .leaving("nothing was pulled")),
-        false => Ok(Destination::Stdout),
+        false => Ok(PullDestination::Stdout),
     }
 }
 
@@ -314,7 +316,7 @@ fn outputs(options: &Options) -> Vec<PathBuf> {
     files.chain([path.clone()]).collect()
 }
 
-fn ending(work: &Work, artifact: Option<&Recipe>) -> &'static str {
+fn ending(work: &BoardTask, artifact: Option<&Recipe>) -> &'static str {
     artifact.map_or(work.ending(), |_| ".mender")
 }
 
@@ -332,7 +334,7 @@ pub(crate) fn run(options: Options) -> Result<()> {
     let (one, streams) = (hosts.len() == 1, options.work.stream().is_some());
     let puller = Puller::new(options)?;
     let job = move |host: &Host, board: &Board| puller.run(host, board);
-    let left = |_: Cut<'_>| {
+    let left = |_: Interruption<'_>| {
         match streams {
         true => interrupted(&files),
         false => "targets on boards that had not ended may not be usable: floe show TARGET there tells; the same pull again writes them".into(),
@@ -353,7 +355,7 @@ pub(crate) fn run(options: Options) -> Result<()> {
                     0 => String::new(),
                     bytes => format!(" ({} of it were here already)", Bytes(bytes)),
                 },
-                Span(start.elapsed())
+                Elapsed(start.elapsed())
             ));
         }
         return Ok(());
@@ -383,8 +385,8 @@ fn interrupted(files: &[PathBuf]) -> String {
 
 /// What is done with each board.
 struct Puller {
-    work: Work,
-    place: Destination,
+    work: BoardTask,
+    place: PullDestination,
     reach: Reach,
     overwrite: bool,
     artifact: Option<Recipe>,
@@ -421,10 +423,10 @@ impl Puller {
         // A board that reads nothing before the freeze has nothing to send before it.
         let mut precopy = handed_on.windows(2);
         let is_off = precopy.any(|words| words == ["--precopy", "off"]);
-        let is_early = matches!(work, Work::Dump(_) | Work::Create(_)) && !is_off;
+        let is_early = matches!(work, BoardTask::Dump(_) | BoardTask::Create(_)) && !is_off;
         let mut asked = handed_on.iter();
         let empties = asked.any(|word| word == "--golden" || word == "--empty");
-        let asked = Asked {
+        let asked = BoardLines {
             quiet: options.common.quiet,
             progress: Manner::of(&options.common) != Manner::Off,
         };
@@ -452,7 +454,9 @@ impl Puller {
         let Some(stream) = self.work.stream() else {
             let [words, ..] = &self.commands;
             let run = |words: &[OsString]| {
-                let session = self.reach.start(host, words, Pipes::default(), board)?;
+                let session = self
+                    .reach
+                    .start(host, words, SessionPipes::default(), board)?;
                 talk(host, session)
             };
             let arrived = run(words).or_else(|error| match Unable::of(&error) {
@@ -480,7 +484,7 @@ impl Puller {
                 (How::Known | How::Frames, Some(Unable::Older)) => attempt.how = How::Plain,
                 // Nothing has gone there yet, and what is not held needs no room here.
                 (How::Known | How::Frames, Some(Unable::NoRoom))
-                    if matches!(self.place, Destination::Stdout) =>
+                    if matches!(self.place, PullDestination::Stdout) =>
                 {
                     board.note(format!(
                         "note: {error}: it is sent once more without being held here, and the board stays frozen for longer"
@@ -526,19 +530,19 @@ impl Puller {
                 &quieter
             }
         };
-        let pipes = Pipes {
+        let pipes = SessionPipes {
             stream: true,
             compress: Some(false),
             input: *asked,
             hush: hold.is_some() || shows,
-            ..Pipes::default()
+            ..SessionPipes::default()
         };
         let mut session = self.reach.start(host, words, pipes, board)?;
         session.call("stdout", &path);
         if let (true, Some(hold)) = (*asked, &mut hold) {
-            let earlier = earlier.map(|earlier| Box::new(earlier) as Box<dyn Earlier>);
+            let earlier = earlier.map(|earlier| Box::new(earlier) as Box<dyn EarlierImages>);
             let stdin = session.take_stdin();
-            hold.known = stdin.map(|stdin| Known { earlier, stdin });
+            hold.known = stdin.map(|stdin| KnownThere { earlier, stdin });
         }
         let arrived = receive::receive(host, session, stream, sink, board, hold, self.expected);
         let left = file.as_deref().and_then(Left::beside);
@@ -559,12 +563,12 @@ impl Puller {
     /// The sink for this board, its name, and the file where it is one.
     fn open(&self, host: &Host, board: &Board) -> Result<(Box<dyn Sink>, String, Option<PathBuf>)> {
         let path = match &self.place {
-            Destination::Stdout => {
+            PullDestination::Stdout => {
                 let stop = Arc::clone(&board.stop);
                 return Ok((Box::new(ToStdout { stop }), "stdout".into(), None));
             }
-            Destination::File(path) => path.clone(),
-            Destination::Folder(folder) => {
+            PullDestination::File(path) => path.clone(),
+            PullDestination::Folder(folder) => {
                 let ending = ending(&self.work, self.artifact.as_ref());
                 folder.join(host.file_stem() + ending)
             }
@@ -581,7 +585,7 @@ impl Puller {
     }
 
     /// Where frames are held.
-    fn hold(&self, how: How, file: Option<&Path>) -> Result<Option<Hold>> {
+    fn hold(&self, how: How, file: Option<&Path>) -> Result<Option<HeldStream>> {
         if how == How::Plain {
             return Ok(None);
         }
@@ -633,7 +637,7 @@ fn talk(host: &Host, mut session: Session) -> Result<Arrived> {
 
 /// What the board is to say.
 #[derive(Clone, Copy)]
-struct Asked {
+struct BoardLines {
     quiet: bool,
     progress: bool,
 }
@@ -659,16 +663,16 @@ enum How {
 
 /// What floe is told on the board, without its own name.
 fn words(
-    work: &Work,
+    work: &BoardTask,
     handed_on: &[OsString],
-    asked: Asked,
+    asked: BoardLines,
     how: Option<&'static str>,
 ) -> Vec<OsString> {
     let mut words: Vec<OsString> = Vec::new();
     let more: &[&str] = match work {
-        Work::Create(_) => &["-o", "-"],
-        Work::Kept(_) => &["get"],
-        Work::Dump(_) | Work::Clone(_) => &[],
+        BoardTask::Create(_) => &["-o", "-"],
+        BoardTask::Kept(_) => &["get"],
+        BoardTask::Dump(_) | BoardTask::Clone(_) => &[],
     };
     words.push(work.verb().into());
     words.extend(more.iter().chain(&["--report", "-"]).map(OsString::from));
@@ -682,8 +686,8 @@ fn words(
     words.extend_from_slice(handed_on);
     words.push("--".into());
     match work {
-        Work::Dump(last) | Work::Kept(last) => words.push(last.clone()),
-        Work::Create(pairs) | Work::Clone(pairs) => words.extend_from_slice(pairs),
+        BoardTask::Dump(last) | BoardTask::Kept(last) => words.push(last.clone()),
+        BoardTask::Create(pairs) | BoardTask::Clone(pairs) => words.extend_from_slice(pairs),
     }
     words
 }

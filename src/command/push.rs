@@ -14,19 +14,19 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crate::board::fleet::{self, Board, Cut};
+use crate::board::fleet::{self, Board, Interruption};
 use crate::board::host::Host;
 use crate::board::reach::Reach;
 use crate::board::receive::Arrived;
-use crate::board::ssh::{Pipes, Session};
+use crate::board::ssh::{Session, SessionPipes};
 use crate::board::unable::{KNOWN, PROGRESS, Unable, without_progress};
 use crate::cli::{self, Args, Common, Item};
 use crate::config::pairs::split_pair;
 use crate::error::{Error, Result};
 use crate::json::{self, Value};
 use crate::mounts::is_tag;
-use crate::put::supervise::Watch;
-use crate::report::{self, Bytes, Manner, Progress, Span};
+use crate::put::supervise::SignalWatch;
+use crate::report::{self, Bytes, Elapsed, Manner, Progress};
 use crate::snapshot::MAX_IMAGES;
 use crate::snapshot::archive::{Bundle, Catalog};
 use crate::snapshot::framed::{self, EarlierFile};
@@ -34,9 +34,9 @@ use crate::snapshot::kept;
 use crate::snapshot::sums::sums_of;
 use crate::stream::copy::{BUFFER_BYTES, Ended};
 use crate::stream::frames::send::{self, Talk};
-use crate::stream::frames::{Framed, Header};
+use crate::stream::frames::{Framed, StreamHeader};
 use crate::stream::image::Format;
-use crate::stream::image::open::Opened;
+use crate::stream::image::open::OpenedImage;
 use crate::stream::image::probed::{self, Image};
 use crate::stream::image::whole::{self, Any};
 use crate::stream::pipeline::known::{Hash, RECORD_BYTES};
@@ -185,7 +185,7 @@ struct Good {
 /// Every check of `floe verify`.
 fn check(file: &OsString, any: Any, common: &Common) -> Result<Good> {
     let mut line = Progress::new(common);
-    let _watch = Watch::start(file.display(), "it was being checked; nothing was sent")?;
+    let _watch = SignalWatch::start(file.display(), "it was being checked; nothing was sent")?;
     let nothing = |error: Error| error.leaving("nothing was sent");
     let shown = file.display();
     if std::fs::metadata(file).is_ok_and(|meta| meta.file_type().is_block_device()) {
@@ -193,7 +193,7 @@ fn check(file: &OsString, any: Any, common: &Common) -> Result<Good> {
             "{shown}: is a device: make an image of it first, as in: floe dump {shown} -o FILE"
         ))));
     }
-    let opened = Opened::open(file).map_err(nothing)?;
+    let opened = OpenedImage::open(file).map_err(nothing)?;
     let format = opened.format;
     if format == Format::Zip {
         let mut bundle = Bundle::open(&opened.subject, opened.input).map_err(nothing)?;
@@ -277,7 +277,7 @@ pub(super) fn run(options: Options) -> Result<()> {
         false => differing(&options, &good)?,
     };
     let words_left = interrupted(&options, dry);
-    let left = |cut: Cut<'_>| match (cut.begun, cut.ended) {
+    let left = |cut: Interruption<'_>| match (cut.begun, cut.ended) {
         ("", 0) => "nothing was sent".into(),
         ("", _) => "nothing was sent but to boards that had ended".into(),
         (hosts, _) => words_left.replace("HOST", hosts),
@@ -317,7 +317,7 @@ pub(super) fn run(options: Options) -> Result<()> {
                 bytes => format!(" ({} of it were there already)", Bytes(bytes)),
             },
             arrived.path,
-            Span(start.elapsed())
+            Elapsed(start.elapsed())
         ));
     }
     Ok(())
@@ -350,7 +350,7 @@ fn interrupted(options: &Options, dry: bool) -> String {
 
 /// What stands around frames that bring only what differs.
 struct Differing {
-    header: Header,
+    header: StreamHeader,
     report: String,
 }
 
@@ -367,10 +367,10 @@ fn differing(options: &Options, good: &Good) -> Result<Option<Differing>> {
                 path: "image".into(),
                 parts: vec![ended.size_bytes],
             };
-            let header = Header {
+            let header = StreamHeader {
                 as_it_is: good.as_it_is,
                 images: vec![image],
-                ..Header::default()
+                ..StreamHeader::default()
             };
             (header, "{}".into())
         }
@@ -383,7 +383,7 @@ fn differing(options: &Options, good: &Good) -> Result<Option<Differing>> {
 }
 
 /// What goes to a board, and what it says meanwhile.
-struct Line<'a> {
+struct Delivery<'a> {
     session: Session,
     board: &'a Board,
     sent_bytes: u64,
@@ -396,7 +396,7 @@ struct Line<'a> {
     is_gone: bool,
 }
 
-impl Line<'_> {
+impl Delivery<'_> {
     /// Takes what the board says next; `None`: nothing more comes.
     fn hear(&mut self) -> Option<()> {
         let mut bytes = [0; 64 * RECORD_BYTES];
@@ -420,7 +420,7 @@ impl Line<'_> {
     }
 }
 
-impl Talk for Line<'_> {
+impl Talk for Delivery<'_> {
     fn known(&mut self, chunk: u64) -> Option<Hash> {
         while self.behind <= chunk {
             if self.hear().is_none() {
@@ -467,12 +467,12 @@ fn push(
     let shown = options.file.display();
     let fail = |e: std::io::Error| Error::std(&shown, "read", &e);
     let file = std::fs::File::open(&options.file).map_err(fail)?;
-    let pipes = Pipes {
+    let pipes = SessionPipes {
         input: true,
         stream: differing.is_some(),
         compress: Some(good.format == Format::Raw && differing.is_none()),
         hush: true,
-        ..Pipes::default()
+        ..SessionPipes::default()
     };
     let mut all = words.to_vec();
     if differing.is_some() {
@@ -482,7 +482,7 @@ fn push(
     session.call("stdin", &shown.to_string());
     let length = file.metadata().map_or(0, |meta| meta.len());
     board.total.store(length, Ordering::Relaxed);
-    let mut line = Line {
+    let mut line = Delivery {
         session,
         board,
         sent_bytes: 0,
@@ -492,7 +492,7 @@ fn push(
         is_gone: false,
     };
     let reused_bytes = send_file(&mut line, file, &shown.to_string(), differing)?;
-    let Line {
+    let Delivery {
         mut session,
         sent_bytes,
         ..
@@ -524,7 +524,7 @@ fn push(
 
 /// Sends the file, or what of it is not there already; gives how much of the image was.
 fn send_file(
-    line: &mut Line<'_>,
+    line: &mut Delivery<'_>,
     mut file: std::fs::File,
     shown: &str,
     differing: Option<&Differing>,

@@ -15,18 +15,18 @@ use crate::features;
 use crate::mounts::{DevId, is_tag};
 use crate::put::figures::{figures, last_line};
 use crate::put::grow;
-use crate::put::job::{Job, Shared};
+use crate::put::job::{Job, RunState};
 use crate::put::options::{Options, left_alone};
 use crate::put::phase::again;
 use crate::put::room::{self, Need};
-use crate::put::supervise::{CHECKING, Watch, supervise};
+use crate::put::supervise::{CHECKING, SignalWatch, supervise};
 use crate::put::target::{Chosen, Overwrite};
 use crate::report::{self, JsonObject, Progress};
 use crate::snapshot::{MAX_IMAGES, Snapshot, framed, image_path, kept, unpack};
-use crate::stream::frames::Header;
-use crate::stream::frames::known::Known;
+use crate::stream::frames::StreamHeader;
+use crate::stream::frames::known::KnownThere;
 use crate::stream::image::Format;
-use crate::stream::image::open::Opened;
+use crate::stream::image::open::OpenedImage;
 use crate::stream::image::probed::Image;
 use crate::stream::image::whole::Any;
 use crate::stream::target::Target;
@@ -110,7 +110,7 @@ fn check_order(options: &Options) -> Result<()> {
     if !is_device || !is_file {
         return Ok(());
     }
-    let Ok(opened) = Opened::look(target) else {
+    let Ok(opened) = OpenedImage::look(target) else {
         return Ok(());
     };
     let target = target.display();
@@ -137,7 +137,7 @@ fn check_order(options: &Options) -> Result<()> {
 pub(super) fn run(options: Options) -> Result<()> {
     let start = Instant::now();
     begin(&options)?;
-    let watch = Watch::start(options.image.display(), CHECKING)?;
+    let watch = SignalWatch::start(options.image.display(), CHECKING)?;
     let image = kept::path_of(&options.image).map_err(untouched)?;
     let options = Options { image, ..options };
     check_order(&options)?;
@@ -145,7 +145,7 @@ pub(super) fn run(options: Options) -> Result<()> {
         [target] if split_pair(target).is_none() => Some(Path::new(target)),
         _ => None,
     };
-    let tell = |subject: &str, header: &Header| known(&options, subject, header);
+    let tell = |subject: &str, header: &StreamHeader| known(&options, subject, header);
     let tell: Option<framed::Tell<'_>> = if options.tells { Some(&tell) } else { None };
     let common = &options.common;
     let proven = (!options.unchecked).then(|| threads::jobs(common.jobs));
@@ -170,7 +170,7 @@ pub(super) fn run(options: Options) -> Result<()> {
 }
 
 /// What the targets hold, once it is known that they may be written, and what comes has room there.
-fn known(options: &Options, subject: &str, header: &Header) -> Result<Known> {
+fn known(options: &Options, subject: &str, header: &StreamHeader) -> Result<KnownThere> {
     let stdin = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3);
     let stdin = stdin.map_err(|errno| Error::fault("stdin", Fault::io("dup", errno)))?;
     let stdin = stdin.into();
@@ -234,7 +234,7 @@ fn begin(options: &Options) -> Result<()> {
 }
 
 /// The one target of what is no snapshot.
-fn the_target<'o>(options: &'o Options, opened: &Opened) -> Result<&'o OsString> {
+fn the_target<'o>(options: &'o Options, opened: &OpenedImage) -> Result<&'o OsString> {
     let [target] = options.targets.as_slice() else {
         return Err(no_snapshot(opened));
     };
@@ -255,7 +255,7 @@ fn the_target<'o>(options: &'o Options, opened: &Opened) -> Result<&'o OsString>
     Ok(target)
 }
 
-fn no_snapshot(opened: &Opened) -> Error {
+fn no_snapshot(opened: &OpenedImage) -> Error {
     Error::usage(format_args!(
         "restore: {} is no snapshot but a {} image: one TARGET, and neither --disk nor --force",
         opened.subject,
@@ -363,7 +363,7 @@ impl Checked {
         let least_bytes = self.image.content.least_bytes();
         let (head, reader) = self.image.into_parts();
         let filesystem = head.content.name();
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(RunState::default());
         shared.phase.note_made(made.is_some());
         let job = Job {
             name: path.display().to_string(),

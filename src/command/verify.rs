@@ -5,13 +5,13 @@ use std::ffi::OsString;
 use crate::cli::{Args, Common, Item};
 use crate::error::Result;
 use crate::features;
-use crate::put::supervise::Watch;
+use crate::put::supervise::SignalWatch;
 use crate::report::{self, Bytes, JsonObject, Progress, exact};
 use crate::snapshot::archive::Bundle;
 use crate::snapshot::{framed, kept};
 use crate::stream::copy::Ended;
 use crate::stream::image::Format;
-use crate::stream::image::open::Opened;
+use crate::stream::image::open::OpenedImage;
 use crate::stream::image::probed::{self, Image};
 use crate::stream::image::whole::Any;
 
@@ -46,7 +46,7 @@ pub(super) fn run(options: Options) -> Result<()> {
     super::begin(&options.common, ("path", &options.path.display()), &[])?;
     let start = std::time::Instant::now();
     let mut line = Progress::new(&options.common);
-    let watch = Watch::start(options.path.display(), "it was not checked to its end")?;
+    let watch = SignalWatch::start(options.path.display(), "it was not checked to its end")?;
     let opened = framed::open(&kept::path_of(&options.path)?, None, &options.common)?;
     if features::SNAPSHOTS && opened.format == Format::Zip {
         return snapshot(opened, &options, start);
@@ -73,7 +73,7 @@ pub(super) fn run(options: Options) -> Result<()> {
 }
 
 /// Every entry of a snapshot, and the filesystem at the beginning of each image.
-fn snapshot(opened: Opened, options: &Options, start: std::time::Instant) -> Result<()> {
+fn snapshot(opened: OpenedImage, options: &Options, start: std::time::Instant) -> Result<()> {
     let mut bundle = Bundle::open(&opened.subject, opened.input)?;
     bundle.read_all(&mut Progress::new(&options.common))?;
     let total_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);

@@ -11,13 +11,13 @@ use rustix::process::{Pid, Signal, WaitOptions};
 
 use crate::error::{ErrnoText, Error, Result};
 use crate::freeze::guard::{
-    Charge, Form, Group, Leftover, Life, Limits, NAME, Order, Phase, Target, Words, now_us,
+    Charge, Form, FreezeTarget, Group, Leftover, Life, Limits, NAME, Order, Phase, Words, now_us,
     path_of, serve,
 };
 use crate::report;
 use crate::signals::Signals;
-use crate::sys::process::{self, Fork};
-use crate::sys::shared::Board;
+use crate::sys::process::{self, ForkSide};
+use crate::sys::shared::SharedPage;
 use crate::sys::spawn::{Command, Ties};
 
 /// How often floe looks at the board when nothing wakes it.
@@ -28,7 +28,7 @@ const READY_US: u64 = 10_000_000;
 /// A started guardian: its board, and the two pipes that wake.
 #[derive(Debug)]
 pub(super) struct Link {
-    pub board: &'static Board,
+    pub board: &'static SharedPage,
     pub pid: Pid,
     pub life: Life,
     pub orders: OwnedFd,
@@ -91,14 +91,14 @@ impl Link {
 
 /// What a guardian is to have.
 pub(super) struct Equipment {
-    pub targets: Vec<Target>,
+    pub targets: Vec<FreezeTarget>,
     pub limits: Limits,
     pub leftovers: Vec<Leftover>,
     pub lock: Option<OwnedFd>,
 }
 
 /// Starts a guardian and waits until it is ready; gives the targets back.
-pub(super) fn launch(wanted: Equipment) -> Result<(Link, Vec<Target>)> {
+pub(super) fn launch(wanted: Equipment) -> Result<(Link, Vec<FreezeTarget>)> {
     // An ignored SIGCHLD would have the kernel collect the guardian, and its number might be somebody else's next.
     process::restore_default(process::SIGCHLD);
     let mut first = None;
@@ -132,7 +132,7 @@ pub(super) fn launch(wanted: Equipment) -> Result<(Link, Vec<Target>)> {
 }
 
 /// For the report.
-fn note(form: Form, board: &Board) {
+fn note(form: Form, board: &SharedPage) {
     report::fact("guardian", form.word());
     let group = match Group::of(&board.group) {
         Group::Own => "own",
@@ -142,14 +142,14 @@ fn note(form: Form, board: &Board) {
 }
 
 /// Two ends of two pipes: ours, and the guardian's.
-struct Pipes {
+struct GuardianPipes {
     orders: OwnedFd,
     replies: OwnedFd,
     their_orders: OwnedFd,
     their_replies: OwnedFd,
 }
 
-impl Pipes {
+impl GuardianPipes {
     fn new() -> std::result::Result<Self, Errno> {
         let flags = PipeFlags::CLOEXEC | PipeFlags::NONBLOCK;
         let (their_orders, orders) = rustix::pipe::pipe_with(flags)?;
@@ -166,7 +166,7 @@ impl Pipes {
 /// Executes a copy of ourselves. It works for a process with threads, too.
 fn execute(wanted: &Equipment, form: Form) -> std::result::Result<Link, Errno> {
     let copy = form.copy()?;
-    let pipes = Pipes::new()?;
+    let pipes = GuardianPipes::new()?;
     let words = Words {
         targets: &wanted.targets,
         limits: wanted.limits,
@@ -176,7 +176,7 @@ fn execute(wanted: &Equipment, form: Form) -> std::result::Result<Link, Errno> {
         replies: &pipes.their_replies,
     };
     let charge = words.write(form)?;
-    let board = Board::map_file(&charge)?;
+    let board = SharedPage::map_file(&charge)?;
     let mut command = Command::new(path_of(&copy).as_ref(), NAME);
     // What `ps` shows: the numbers of the devices. A path would be found by `pkill -f PATH`, which finds floe as well.
     for target in &wanted.targets {
@@ -196,12 +196,12 @@ fn execute(wanted: &Equipment, form: Form) -> std::result::Result<Link, Errno> {
 }
 
 /// Forks: only for a process with one thread.
-fn fork(wanted: Equipment) -> std::result::Result<(Link, Vec<Target>), Errno> {
-    let board = Board::map()?;
-    let pipes = Pipes::new()?;
+fn fork(wanted: Equipment) -> std::result::Result<(Link, Vec<FreezeTarget>), Errno> {
+    let board = SharedPage::map()?;
+    let pipes = GuardianPipes::new()?;
     let parent = rustix::process::getpid();
     let pid = match process::fork_single_threaded()? {
-        Fork::Child => serve(Charge {
+        ForkSide::Child => serve(Charge {
             targets: wanted.targets,
             limits: wanted.limits,
             leftovers: wanted.leftovers,
@@ -212,7 +212,7 @@ fn fork(wanted: Equipment) -> std::result::Result<(Link, Vec<Target>), Errno> {
             parent,
             form: Form::Fork,
         }),
-        Fork::Parent(pid) => pid,
+        ForkSide::Parent(pid) => pid,
     };
     drop((pipes.their_orders, pipes.their_replies));
     let link = Link {

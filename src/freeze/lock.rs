@@ -11,7 +11,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
-use crate::freeze::guard::Target;
+use crate::freeze::guard::FreezeTarget;
 use crate::signals;
 use crate::sys::{identity, lock};
 use crate::threads::patiently;
@@ -26,7 +26,7 @@ const PATIENCE: u32 = 100;
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// The lock on all of these; `None` where there is nothing to hold one by: the freeze itself still refuses a second one.
-pub(super) fn take(targets: &[Target]) -> Result<Option<OwnedFd>> {
+pub(super) fn take(targets: &[FreezeTarget]) -> Result<Option<OwnedFd>> {
     let flags = OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let open = |place: &&str| rustix::fs::open(*place, flags, Mode::empty()).ok();
     let Some(file) = PLACES.iter().find_map(open) else {
@@ -57,7 +57,7 @@ fn byte(file: &OwnedFd, number: i64) -> std::result::Result<(), Errno> {
 }
 
 /// A number of the filesystem: that of its device; of a btrfs, whose subvolumes each have one, the beginning of its fsid.
-fn number(target: &Target) -> i64 {
+fn number(target: &FreezeTarget) -> i64 {
     let bytes = match identity::btrfs_info(&target.fd) {
         Ok(info) => info.fsid.first_chunk().copied().unwrap_or_default(),
         Err(_) => rustix::fs::fstat(&target.fd)

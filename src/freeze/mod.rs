@@ -20,14 +20,16 @@ use rustix::process::{Signal, WaitOptions};
 
 use crate::error::{ErrnoText, Error, Exit, NOTHING_WRITTEN, Result, denied};
 use crate::signals::Signals;
-use crate::sys::shared::{Board, Slot};
+use crate::sys::shared::{SharedPage, Slot};
 use guard::{
     BEAT_LATE_US, Cgroups, Fired, Group, Order, Phase, State, TARGETS_MAX, THAW_TURN_US, claim,
     now_us,
 };
 use launch::{Equipment, Link, Reply, launch};
 
-pub use guard::{Form, GUARDIAN, Leftover, Limits, Method, Remount, Target, serve_if_guardian};
+pub use guard::{
+    Form, FreezeTarget, GUARDIAN, Leftover, Limits, Method, Remount, serve_if_guardian,
+};
 pub use watchdog::shorter_hardware_watchdog;
 
 /// How long a thaw may take before floe stops waiting for it (the guardian goes on), in microseconds.
@@ -37,7 +39,7 @@ const LAST_BREATH_US: u64 = 100_000;
 
 /// Why nothing is frozen.
 #[derive(Debug)]
-pub enum Failure {
+pub enum FreezeFailure {
     /// A filesystem cannot be frozen, or somebody else holds it frozen (which was left alone). What had been frozen before it is
     /// thawed.
     Cannot(Error),
@@ -45,21 +47,21 @@ pub enum Failure {
     Other(Error),
 }
 
-impl From<Failure> for Error {
-    fn from(failure: Failure) -> Self {
+impl From<FreezeFailure> for Error {
+    fn from(failure: FreezeFailure) -> Self {
         match failure {
-            Failure::Cannot(error) | Failure::Other(error) => error,
+            FreezeFailure::Cannot(error) | FreezeFailure::Other(error) => error,
         }
     }
 }
 
 /// The counters that keep the watchdog calm. Cheap, and usable from every thread.
 #[derive(Clone, Copy, Debug)]
-pub struct Progress {
-    board: &'static Board,
+pub struct Heartbeat {
+    board: &'static SharedPage,
 }
 
-impl Progress {
+impl Heartbeat {
     /// So many bytes more were read from the source.
     pub fn add_read(self, bytes: u64) {
         self.board.read_bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -73,7 +75,7 @@ impl Progress {
 
 /// The figures of a frozen window that ended well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Window {
+pub struct FrozenWindow {
     /// From the call of the first freeze to the return of the last thaw, in milliseconds.
     pub frozen_ms: u64,
 }
@@ -83,7 +85,7 @@ pub struct Window {
 pub struct Guardian {
     link: Link,
     slots: &'static [Slot],
-    targets: Vec<Target>,
+    targets: Vec<FreezeTarget>,
     limits: Limits,
     cgroups: Cgroups,
     /// It was collected, or is known to be gone.
@@ -108,7 +110,11 @@ impl Guardian {
     /// guardian needs must be in `targets`. A process with threads may call it, too, but then has no way to go on where no copy of
     /// the executable can be executed (under an emulator, say). When floe is gone, the guardian removes the leftovers after the
     /// last thaw; who lets the guardian end ([`Frozen::thaw`], or dropping it) must have removed them before.
-    pub fn start(targets: Vec<Target>, limits: Limits, leftovers: Vec<Leftover>) -> Result<Self> {
+    pub fn start(
+        targets: Vec<FreezeTarget>,
+        limits: Limits,
+        leftovers: Vec<Leftover>,
+    ) -> Result<Self> {
         if targets.is_empty() || targets.len() > TARGETS_MAX {
             let line = format_args!(
                 "guardian: {} filesystems: from 1 to {TARGETS_MAX} can be frozen together",
@@ -138,8 +144,8 @@ impl Guardian {
     }
 
     /// The counters; they may be used before the freeze.
-    pub fn progress(&self) -> Progress {
-        Progress {
+    pub fn progress(&self) -> Heartbeat {
+        Heartbeat {
             board: self.link.board,
         }
     }
@@ -156,7 +162,7 @@ impl Guardian {
 
     /// Freezes everything. On failure nothing is frozen, except that a freeze the kernel is still working on is left to
     /// the guardian, which thaws it as soon as it is complete: so a fatal signal ends the wait at once.
-    pub fn freeze(mut self, signals: &Signals) -> std::result::Result<Frozen, Failure> {
+    pub fn freeze(mut self, signals: &Signals) -> std::result::Result<Frozen, FreezeFailure> {
         self.link.order(Order::Freeze);
         loop {
             match Phase::of(&self.link.board.phase) {
@@ -175,12 +181,12 @@ impl Guardian {
             let reply = self.link.rest(Some(signals));
             if let Some(number) = signals.take() {
                 self.abandon();
-                return Err(Failure::Other(Error::signal(number)));
+                return Err(FreezeFailure::Other(Error::signal(number)));
             }
             if self.is_lost(reply) {
                 self.take_over();
                 // That may have taken as long as somebody's write.
-                return Err(Failure::Other(match signals.take() {
+                return Err(FreezeFailure::Other(match signals.take() {
                     Some(number) => Error::signal(number),
                     None => self.lost(),
                 }));
@@ -189,18 +195,18 @@ impl Guardian {
     }
 
     /// What the board says about a freeze that ended in DONE or by the watchdog.
-    fn failure(&self) -> Failure {
+    fn failure(&self) -> FreezeFailure {
         for (slot, target) in self.slots.iter().zip(&self.targets) {
             let errno = slot.freeze_errno.load(Ordering::SeqCst);
             if errno != 0 {
-                return Failure::Cannot(cannot_freeze(target, errno));
+                return FreezeFailure::Cannot(cannot_freeze(target, errno));
             }
         }
         let stuck = self
             .slots
             .iter()
             .position(|slot| State::of(&slot.state) == State::Freezing);
-        Failure::Other(match stuck.and_then(|index| self.targets.get(index)) {
+        FreezeFailure::Other(match stuck.and_then(|index| self.targets.get(index)) {
             Some(target) => Error::failed(format_args!(
                 "{}: freeze: not complete after {} s, something holds a write; it is thawed as soon as it completes",
                 target.name,
@@ -469,7 +475,7 @@ impl Drop for Guardian {
 
 impl Frozen {
     /// The counters that keep the watchdog calm.
-    pub fn progress(&self) -> Progress {
+    pub fn progress(&self) -> Heartbeat {
         self.guardian.progress()
     }
 
@@ -497,16 +503,16 @@ impl Frozen {
 
     /// Thaws everything and ends the guardian. `Ok` proves that each target was frozen from [`Guardian::freeze`] on until now, but
     /// for somebody who both thawed and froze it again in between.
-    pub fn thaw(self) -> Result<Window> {
+    pub fn thaw(self) -> Result<FrozenWindow> {
         self.release_by(Order::Thaw).map(|(window, _)| window)
     }
 
     /// The same, and gives the guardian back, which may freeze again.
-    pub fn release(self) -> Result<(Window, Guardian)> {
+    pub fn release(self) -> Result<(FrozenWindow, Guardian)> {
         self.release_by(Order::Release)
     }
 
-    fn release_by(mut self, order: Order) -> Result<(Window, Guardian)> {
+    fn release_by(mut self, order: Order) -> Result<(FrozenWindow, Guardian)> {
         let guardian = &mut self.guardian;
         if !guardian.taken_over && guardian.end_freeze(order) && order == Order::Thaw {
             guardian.collect();
@@ -534,7 +540,7 @@ impl Frozen {
         let frozen_ms = guardian.window_ms();
         // Until the next freeze nothing is frozen.
         guardian.link.board.began_us.store(0, Ordering::SeqCst);
-        Ok((Window { frozen_ms }, self.guardian))
+        Ok((FrozenWindow { frozen_ms }, self.guardian))
     }
 }
 
@@ -564,7 +570,7 @@ impl std::fmt::Display for Period {
     }
 }
 
-fn thaw_here(slot: &Slot, target: &Target) {
+fn thaw_here(slot: &Slot, target: &FreezeTarget) {
     if let Err(errno) = target.thaw() {
         slot.thaw_errno
             .store(errno.raw_os_error(), Ordering::SeqCst);
@@ -572,7 +578,7 @@ fn thaw_here(slot: &Slot, target: &Target) {
     State::Thawed.put(&slot.state);
 }
 
-fn cannot_freeze(target: &Target, errno: i32) -> Error {
+fn cannot_freeze(target: &FreezeTarget, errno: i32) -> Error {
     let name = &target.name;
     let help;
     let exit = match Errno::from_raw_os_error(errno) {

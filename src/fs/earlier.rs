@@ -6,7 +6,7 @@
 //! bitmaps. A piece of the device whose inodes freed nothing, and that was not written since, gives nothing new to the first. Leaving
 //! it out can only make more of the device used.
 //!
-//! The second is left out with it as long as what is freed now was free in the earlier map ([`Known::was_free`]), in which every file
+//! The second is left out with it as long as what is freed now was free in the earlier map ([`EarlierFindings::was_free`]), in which every file
 //! that was met had its blocks used. Otherwise all inodes are read.
 
 use std::cell::Cell;
@@ -64,7 +64,7 @@ impl Earlier {
 
 /// What a walk knows of an earlier one.
 #[derive(Clone, Copy, Debug, Default)]
-pub enum Known<'a> {
+pub enum EarlierFindings<'a> {
     /// Nothing, and nobody wants to know it later.
     #[default]
     Nothing,
@@ -74,7 +74,7 @@ pub enum Known<'a> {
     Knows(&'a Earlier, &'a UsedMap),
 }
 
-impl Known<'_> {
+impl EarlierFindings<'_> {
     /// Whether the inodes at `offset` have to be read.
     pub fn must_read(self, offset: u64) -> bool {
         match self {
@@ -112,14 +112,14 @@ mod tests {
         let earlier = Earlier::new(10 * PIECE_BYTES + 1);
         let block = crate::units::BlockSize::from_bytes(4096).unwrap();
         let map = UsedMap::new(11 * PIECE_BYTES, block).unwrap();
-        let knows = Known::Knows(&earlier, &map);
+        let knows = EarlierFindings::Knows(&earlier, &map);
         assert!(knows.must_read(0));
-        Known::Learns(&earlier).gave(3 * PIECE_BYTES + 5);
-        Known::Learns(&earlier).believe();
+        EarlierFindings::Learns(&earlier).gave(3 * PIECE_BYTES + 5);
+        EarlierFindings::Learns(&earlier).believe();
         let read = (0..11).filter(|piece| knows.must_read(piece * PIECE_BYTES));
         assert!(read.eq([3]));
-        assert!(knows.must_read(1 << 40) && Known::Nothing.must_read(0));
-        assert!(Known::Learns(&earlier).must_read(0));
+        assert!(knows.must_read(1 << 40) && EarlierFindings::Nothing.must_read(0));
+        assert!(EarlierFindings::Learns(&earlier).must_read(0));
         earlier.forget();
         assert!(knows.must_read(0));
     }

@@ -8,7 +8,7 @@ use heapless::Vec as Fixed;
 use super::{Identity, Kind, Still, UsedMap, Walk, ext};
 use crate::error::Fault;
 use crate::features;
-use crate::overlay::Layer;
+use crate::overlay::OverlaidPart;
 
 /// Longest path, in bytes.
 pub const MAX_PATH: usize = 1024;
@@ -93,12 +93,12 @@ pub struct Emptying {
     told: usize,
     insists: bool,
     /// What came of it.
-    pub log: Log,
+    pub log: EmptiedLog,
 }
 
 /// What was emptied.
 #[derive(Debug, Default)]
-pub struct Log {
+pub struct EmptiedLog {
     /// For each pattern the files it named.
     found: Vec<u64>,
     /// Paths of what was emptied, each with a line feed; as far as there is room.
@@ -161,7 +161,7 @@ impl Emptying {
     }
 }
 
-impl Log {
+impl EmptiedLog {
     /// The paths that were emptied, as far as they are kept (`files` counts all of them).
     pub fn names(&self) -> impl Iterator<Item = &[u8]> {
         let names = self.names.split(|byte| *byte == b'\n');
@@ -224,7 +224,7 @@ pub fn empty(
     still: Still,
     walk: &mut Walk<'_>,
     map: &mut UsedMap,
-    layer: &mut Layer<'_>,
+    layer: &mut OverlaidPart<'_>,
     emptying: &mut Emptying,
 ) -> Result<(), Fault> {
     if still == Still::Moving {
@@ -242,7 +242,7 @@ pub fn empty(
 
 /// A file as [`look`] found it.
 #[derive(Clone, Copy, Debug)]
-pub struct Seen<'s> {
+pub struct FoundFile<'s> {
     /// Its path as the pattern led to it.
     pub path: &'s [u8],
     /// Its length in bytes.
@@ -257,7 +257,7 @@ pub fn look(
     identity: &Identity,
     walk: &mut Walk<'_>,
     pattern: &[u8],
-    each: &mut dyn FnMut(Seen<'_>),
+    each: &mut dyn FnMut(FoundFile<'_>),
 ) -> Result<(), Fault> {
     if !features::GOLDEN || !can_empty(identity.kind) {
         return Err(Fault::unsupported(

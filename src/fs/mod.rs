@@ -26,7 +26,7 @@ use crate::error::Fault;
 use crate::features;
 pub use crate::map::UsedMap;
 use crate::units::{to_u64, to_usize};
-use earlier::Known;
+use earlier::EarlierFindings;
 
 /// Memory a walk may use, in bytes: the largest block of any reader several times over.
 pub const SCRATCH_BYTES: usize = 768 * 1024;
@@ -212,7 +212,7 @@ pub struct Walk<'a> {
     pub scratch: &'a mut [u8],
     witness: Witness,
     keeps_owned: bool,
-    known: Known<'a>,
+    known: EarlierFindings<'a>,
 }
 
 impl<'a> Walk<'a> {
@@ -223,19 +223,19 @@ impl<'a> Walk<'a> {
             scratch,
             witness: Witness::default(),
             keeps_owned: false,
-            known: Known::Nothing,
+            known: EarlierFindings::Nothing,
         }
     }
 
     /// With what an earlier walk found.
     #[must_use]
-    pub fn knowing(mut self, known: Known<'a>) -> Self {
+    pub fn knowing(mut self, known: EarlierFindings<'a>) -> Self {
         self.known = known;
         self
     }
 
     /// See [`Self::knowing`].
-    pub fn known(&self) -> Known<'a> {
+    pub fn known(&self) -> EarlierFindings<'a> {
         self.known
     }
 

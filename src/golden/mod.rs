@@ -10,7 +10,7 @@ use core::fmt::Write;
 
 use sha2::{Digest, Sha256};
 
-use crate::fs::files::{Pattern, Seen};
+use crate::fs::files::{FoundFile, Pattern};
 pub use crate::help::golden::LIST;
 pub use tree::Tree;
 
@@ -24,7 +24,7 @@ pub fn patterns() -> Vec<Pattern> {
 }
 
 /// One file of the list that is there.
-pub struct Row {
+pub struct ListedFile {
     /// Where.
     pub path: String,
     /// How long.
@@ -33,9 +33,9 @@ pub struct Row {
     pub fingerprint: String,
 }
 
-impl Row {
+impl ListedFile {
     /// From what was read.
-    pub fn new(seen: Seen<'_>) -> Self {
+    pub fn new(seen: FoundFile<'_>) -> Self {
         Self {
             path: String::from_utf8_lossy(seen.path).into_owned(),
             size_bytes: seen.size_bytes,

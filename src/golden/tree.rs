@@ -10,7 +10,7 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, fstat, openat, readlinkat
 
 use super::MAX_CONTENT;
 use crate::error::Fault;
-use crate::fs::files::{MAX_PATH, Seen, fits};
+use crate::fs::files::{FoundFile, MAX_PATH, fits};
 
 /// Links in a row, as in the kernel (MAXSYMLINKS).
 const MAX_LINKS: u32 = 40;
@@ -26,12 +26,12 @@ pub struct Tree<'t> {
     stack: Vec<OwnedFd>,
     /// The path as the pattern leads.
     path: Vec<u8>,
-    each: &'t mut dyn FnMut(Seen<'_>),
+    each: &'t mut dyn FnMut(FoundFile<'_>),
 }
 
 impl<'t> Tree<'t> {
     /// `root` is its root folder.
-    pub fn new(root: OwnedFd, each: &'t mut dyn FnMut(Seen<'_>)) -> Result<Self, Fault> {
+    pub fn new(root: OwnedFd, each: &'t mut dyn FnMut(FoundFile<'_>)) -> Result<Self, Fault> {
         let stat = fstat(&root).map_err(|errno| Fault::io("stat", errno))?;
         let kind = rustix::fs::fstatfs(&root).map_err(|errno| Fault::io("statfs", errno))?;
         let is_btrfs = u64::try_from(kind.f_type).is_ok_and(|kind| kind & 0xffff_ffff == BTRFS);
@@ -205,7 +205,7 @@ impl<'t> Tree<'t> {
         {
             length += count;
         }
-        (self.each)(Seen {
+        (self.each)(FoundFile {
             path: &self.path,
             size_bytes: u64::try_from(stat.st_size).unwrap_or(0),
             content: content.get(..length),
@@ -223,7 +223,7 @@ mod tests {
     fn look(root: &Path, pattern: &str) -> Vec<(String, String)> {
         let fd = rustix::fs::open(root, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).unwrap();
         let mut found = Vec::new();
-        let mut each = |seen: Seen<'_>| {
+        let mut each = |seen: FoundFile<'_>| {
             let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
             found.push((text(seen.path), text(seen.content.unwrap())));
         };

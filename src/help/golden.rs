@@ -4,19 +4,19 @@
 //! profiles, authorized keys), which is what a golden image is for.
 
 /// Files that hold an identity.
-pub struct Item {
+pub struct IdentityFiles {
     /// Which ones (a name may hold `*`; with `/` at its end every file below).
     pub path: &'static str,
     /// What they are.
     pub what: &'static str,
 }
 
-const fn item(path: &'static str, what: &'static str) -> Item {
-    Item { path, what }
+const fn item(path: &'static str, what: &'static str) -> IdentityFiles {
+    IdentityFiles { path, what }
 }
 
 /// Emptied by `--golden`, shown by `show --identity`.
-pub const LIST: &[Item] = &[
+pub const LIST: &[IdentityFiles] = &[
     item(
         "/etc/machine-id",
         "the machine's id; systemd makes one where it is empty",

@@ -7,11 +7,11 @@
 use crate::device::{Access, Device, Range, ReadAt};
 use crate::error::{Error, Fault, FaultKind, NOTHING_WRITTEN, Result};
 use crate::fs;
+use crate::medium::PlannedPartition;
 use crate::medium::RoleSource;
-use crate::medium::Slot;
 use crate::medium::read;
 use crate::mounts::System;
-use crate::ptable::{ALIGN_BYTES, Guid, Partition, Piece, Scheme, Table, gpt};
+use crate::ptable::{ALIGN_BYTES, Guid, Partition, PartitionTable, Patch, Scheme, gpt};
 use crate::stream::target::Target;
 use crate::sys::memory::Pages;
 use crate::units::{self, Extent, round_up, to_usize};
@@ -28,7 +28,7 @@ const AREA_MAX: u64 = 1 << 30;
 /// What is taken over from the original.
 pub(super) struct Boot {
     device: Device,
-    table: Table,
+    table: PartitionTable,
     code: Vec<u8>,
     /// What is copied, in its place.
     area: Vec<Extent>,
@@ -185,8 +185,8 @@ impl Boot {
     }
 
     /// The raw partitions of the area.
-    pub(super) fn kept(&self) -> Vec<Slot> {
-        let slot = |part: &Partition| Slot {
+    pub(super) fn kept(&self) -> Vec<PlannedPartition> {
+        let slot = |part: &Partition| PlannedPartition {
             role: None,
             extent: part.extent,
             kind: part.kind,
@@ -200,7 +200,7 @@ impl Boot {
     }
 
     /// Gives a slot what its source's partition has: type, identifier, name, attributes.
-    pub(super) fn identify(&self, slot: &mut Slot, source: &RoleSource) {
+    pub(super) fn identify(&self, slot: &mut PlannedPartition, source: &RoleSource) {
         let system = System::look().ok();
         let entry = system.and_then(|system| entry_of(&system, &self.table, source));
         let Some(entry) = entry else {
@@ -213,7 +213,7 @@ impl Boot {
     }
 
     /// What does not become as on the original.
-    pub(super) fn notes(&self, slots: &[Slot]) -> Vec<String> {
+    pub(super) fn notes(&self, slots: &[PlannedPartition]) -> Vec<String> {
         let mut notes = self.notes.clone();
         for (number, slot) in (1u32..).zip(slots) {
             let uuid = slot.uuid.to_string();
@@ -229,7 +229,7 @@ impl Boot {
     }
 
     /// Puts the boot code into the first sector of a table.
-    pub(super) fn put_code(&self, pieces: &mut [Piece]) {
+    pub(super) fn put_code(&self, pieces: &mut [Patch]) {
         let first = pieces.iter_mut().find(|piece| piece.offset == 0);
         if let Some(place) = first.and_then(|piece| piece.bytes.get_mut(..self.code.len())) {
             place.copy_from_slice(&self.code);
@@ -257,7 +257,7 @@ impl Boot {
 }
 
 /// The entry of a source's partition in the original's table.
-fn entry_of(system: &System, table: &Table, source: &RoleSource) -> Option<Partition> {
+fn entry_of(system: &System, table: &PartitionTable, source: &RoleSource) -> Option<Partition> {
     let dev = source.dev?;
     let disk = system.roots().disk_of(dev)?;
     let known = system.roots().partitions_of(disk);

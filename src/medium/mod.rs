@@ -19,7 +19,7 @@ pub(crate) use self::roles::{MediumOptions, Role};
 use crate::device::{Access, Device, ReadAt, WriteAt};
 use crate::error::{Error, Exit, Fault, NOTHING_WRITTEN, Result};
 use crate::mounts::{DevId, Roots, System};
-use crate::ptable::{Guid, NewPartition, NewTable, PartitionType, Piece, Scheme};
+use crate::ptable::{Guid, NewPartition, NewTable, PartitionType, Patch, Scheme};
 use crate::put::newdisk::NewDisk;
 use crate::put::rescan;
 use crate::put::target::{Chosen, Overwrite, cannot};
@@ -45,7 +45,7 @@ pub(crate) struct RoleSource {
 }
 
 /// A partition of the new table.
-struct Slot {
+struct PlannedPartition {
     role: Option<Role>,
     extent: Extent,
     kind: PartitionType,
@@ -64,8 +64,8 @@ pub(crate) struct Medium {
     dev: DevId,
     scheme: Scheme,
     disk: NewDisk,
-    slots: Vec<Slot>,
-    pieces: Vec<Piece>,
+    slots: Vec<PlannedPartition>,
+    pieces: Vec<Patch>,
     boot: Option<Boot>,
     /// The program that makes the data partition's filesystem.
     mkfs: Option<PathBuf>,
@@ -103,7 +103,7 @@ impl Medium {
             fits(&shown, extent, source)?;
         }
         let has_data = sources.iter().any(|source| source.role == Role::Data);
-        let is_new = |slot: &Slot| slot.role == Some(Role::Data) && !has_data;
+        let is_new = |slot: &PlannedPartition| slot.role == Some(Role::Data) && !has_data;
         let mkfs = match slots.iter().any(is_new) {
             true => Some(mkfs(sources)?),
             false => None,
@@ -136,7 +136,7 @@ impl Medium {
     }
 
     /// The partitions with their numbers: the fourth of an MBR with more is the first logical one, 5.
-    fn numbered(&self) -> impl Iterator<Item = (u32, &Slot)> {
+    fn numbered(&self) -> impl Iterator<Item = (u32, &PlannedPartition)> {
         let skip = u32::from(self.scheme == Scheme::Mbr && self.slots.len() > 4);
         let number = move |at: u32| if at > 3 { at + skip } else { at };
         (1u32..).map(number).zip(&self.slots)
@@ -324,7 +324,7 @@ fn slot(
     source: Option<&RoleSource>,
     scheme: Scheme,
     boot: Option<&Boot>,
-) -> std::result::Result<Slot, Fault> {
+) -> std::result::Result<PlannedPartition, Fault> {
     let is_fat = source.is_some_and(|source| source.filesystem == "vfat");
     let kind = match (scheme, role) {
         (Scheme::Gpt, Role::Swap) => PartitionType::Guid(Guid::SWAP),
@@ -340,7 +340,7 @@ fn slot(
         (Role::Swap, None) => "swap".into(),
         (_, None) => "a new filesystem".into(),
     };
-    let mut slot = Slot {
+    let mut slot = PlannedPartition {
         role: Some(role),
         extent,
         kind,
@@ -380,9 +380,9 @@ fn fits(shown: &str, extent: Extent, source: Option<&RoleSource>) -> Result<()> 
 fn table(
     scheme: Scheme,
     device: &Device,
-    slots: &[Slot],
+    slots: &[PlannedPartition],
     boot: Option<&Boot>,
-) -> std::result::Result<Vec<Piece>, Fault> {
+) -> std::result::Result<Vec<Patch>, Fault> {
     let partitions: Vec<NewPartition<'_>> = slots
         .iter()
         .map(|slot| NewPartition {

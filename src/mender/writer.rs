@@ -79,7 +79,7 @@ impl What {
 
 /// What is known at the end of the image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Figures {
+pub(crate) struct ArtifactFigures {
     /// Length of the image.
     pub size_bytes: u64,
     /// SHA-256 of the image.
@@ -112,7 +112,7 @@ struct Front {
 }
 
 /// An artifact that is being written; its image comes piece by piece.
-pub(crate) struct Writer {
+pub(crate) struct ArtifactWriter {
     maker: Arc<Maker>,
     packer: Packer,
     /// The chunk that is being filled, and how far it is.
@@ -125,20 +125,24 @@ pub(crate) struct Writer {
     over: Option<(OwnedFd, u64)>,
 }
 
-impl Writer {
+impl ArtifactWriter {
     /// Into an output that can be written over and ends where we begin.
     pub(crate) fn over(maker: Arc<Maker>, sink: OwnedFd) -> Result<Self> {
         let fail = |what, errno| maker.output_error(Fault::io(what, errno));
         let begin =
             rustix::fs::seek(&sink, SeekFrom::Current(0)).map_err(|errno| fail("seek", errno))?;
         let file = rustix::io::fcntl_dupfd_cloexec(&sink, 3).map_err(|errno| fail("dup", errno))?;
-        let mut writer = Self::begin(maker, sink, &Figures::default())?;
+        let mut writer = Self::begin(maker, sink, &ArtifactFigures::default())?;
         writer.over = Some((file, begin));
         Ok(writer)
     }
 
     /// Into anything; the front says what `figures` says.
-    pub(crate) fn begin(maker: Arc<Maker>, sink: OwnedFd, figures: &Figures) -> Result<Self> {
+    pub(crate) fn begin(
+        maker: Arc<Maker>,
+        sink: OwnedFd,
+        figures: &ArtifactFigures,
+    ) -> Result<Self> {
         let holes = leaves_holes(&sink);
         let output = Output::new(sink, UNWATCHED, false);
         let (level, jobs) = (maker.what.level, maker.what.jobs);
@@ -213,7 +217,7 @@ impl Writer {
     }
 
     /// The image is complete: ends the archives, writes the front over, flushes.
-    pub(crate) fn end(mut self) -> Result<Figures> {
+    pub(crate) fn end(mut self) -> Result<ArtifactFigures> {
         self.flush()?;
         let maker = Arc::clone(&self.maker);
         let fail = |problem| maker.problem(problem);
@@ -229,7 +233,7 @@ impl Writer {
         let member_bytes = written_bytes.saturating_sub(to_u64(self.member));
         let end = tar::padding(member_bytes).saturating_add(tar::END_BYTES);
         self.packer.output().write_zeros(end).map_err(fail)?;
-        let figures = Figures {
+        let figures = ArtifactFigures {
             size_bytes,
             sha256: self.hash.finalize().into(),
             member_bytes,
@@ -250,12 +254,12 @@ impl Writer {
 
 impl Maker {
     /// Everything before the image's first byte.
-    fn front(&self, figures: &Figures) -> Result<Front> {
+    fn front(&self, figures: &ArtifactFigures) -> Result<Front> {
         self.try_front(figures)
             .map_err(|fault| self.output_error(fault))
     }
 
-    fn try_front(&self, figures: &Figures) -> std::result::Result<Front, Fault> {
+    fn try_front(&self, figures: &ArtifactFigures) -> std::result::Result<Front, Fault> {
         let suffix = if self.what.level.is_some() { ".gz" } else { "" };
         let mut header = self.what.labels.header(&self.scripts, &figures.sha256)?;
         if self.what.level.is_some() {
@@ -365,13 +369,13 @@ mod tests {
                 modified: 1,
                 shown: "x".into(),
             };
-            let zero = maker.front(&Figures::default()).unwrap();
+            let zero = maker.front(&ArtifactFigures::default()).unwrap();
             let large = maker
-                .front(&Figures {
+                .front(&ArtifactFigures {
                     size_bytes: u64::MAX,
                     sha256: [0xff; 32],
                     member_bytes: u64::MAX,
-                    ..Figures::default()
+                    ..ArtifactFigures::default()
                 })
                 .unwrap();
             assert_eq!(zero.bytes.len(), large.bytes.len());

@@ -23,8 +23,8 @@ use std::sync::OnceLock;
 use crate::error::{ErrnoText, Error, NOTHING_WRITTEN, Result};
 pub use node::{mount_kernel, private_file};
 pub use resolve::{Holding, Means, Mounted, Source, Stacked};
-pub use sysfs::{Layer, Media, Partition};
-pub use table::{Mount, Table};
+pub use sysfs::{DeviceLayer, KernelPartition, Media};
+pub use table::{Mount, MountTable};
 pub(crate) use tags::is_tag;
 pub use uses::{Named, SwapFile, Use, Why, is_mirror};
 
@@ -101,7 +101,7 @@ pub struct Namespace {
     /// A process in it.
     pub pid: u32,
     /// Its mounts; their points are below `/proc/PID/root`.
-    pub table: Table,
+    pub table: MountTable,
 }
 
 /// Descriptors that must be free before the machine is looked at: of /proc and /sys a few are open at a time.
@@ -111,7 +111,7 @@ const DESCRIPTORS: usize = 24;
 #[derive(Debug)]
 pub struct System {
     roots: Roots,
-    table: Table,
+    table: MountTable,
     namespaces: OnceLock<Vec<Namespace>>,
     is_gentle: bool,
 }
@@ -136,7 +136,7 @@ impl System {
 
     /// Looks at other roots.
     pub fn look_at(roots: Roots) -> Result<Self> {
-        let table = Table::read(&roots.proc.join("self/mountinfo"))?;
+        let table = MountTable::read(&roots.proc.join("self/mountinfo"))?;
         Ok(Self {
             roots,
             table,
@@ -151,7 +151,7 @@ impl System {
     }
 
     /// Our own mount table.
-    pub fn table(&self) -> &Table {
+    pub fn table(&self) -> &MountTable {
         &self.table
     }
 

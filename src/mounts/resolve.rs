@@ -20,7 +20,7 @@ use crate::error::{Error, Fault, Result};
 use crate::fs;
 use crate::mounts::node::mount_once_more;
 use crate::mounts::table::decimal;
-use crate::mounts::{DevId, Mount, System, Table, refuse, tags};
+use crate::mounts::{DevId, Mount, MountTable, System, refuse, tags};
 use crate::sys::identity::{BtrfsInfo, btrfs_info};
 use crate::units::to_usize;
 
@@ -337,7 +337,12 @@ impl System {
         refusal.map_or(Ok(None), Err)
     }
 
-    fn mounted_in(&self, table: &Table, pid: Option<u32>, dev: DevId) -> Result<Option<Mounted>> {
+    fn mounted_in(
+        &self,
+        table: &MountTable,
+        pid: Option<u32>,
+        dev: DevId,
+    ) -> Result<Option<Mounted>> {
         let prefix = self.prefix(pid);
         let candidates: Vec<&Mount> = table
             .mounts
@@ -481,7 +486,7 @@ impl System {
         others.find_map(|other| Some((other.table.by_id(id)?, Some(other.pid))))
     }
 
-    fn table_of(&self, pid: Option<u32>) -> &Table {
+    fn table_of(&self, pid: Option<u32>) -> &MountTable {
         let mut others = self.namespaces.get().into_iter().flatten();
         pid.and_then(|pid| others.find(|other| other.pid == pid))
             .map_or(&self.table, |other| &other.table)

@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::mounts::refuse::overlay_layers;
 use crate::mounts::resolve::open_mount;
 use crate::mounts::sysfs::{DEVICES_MAX, closure};
-use crate::mounts::{DevId, Layer, Mount, Mounted, System};
+use crate::mounts::{DevId, DeviceLayer, Mount, Mounted, System};
 use crate::sys::identity::{LoopInfo, loop_info};
 
 impl System {
@@ -165,7 +165,7 @@ impl System {
 
     /// Whether it is a loop device with something below it (not a partition of one).
     pub(super) fn is_loop(&self, dev: DevId) -> bool {
-        self.roots.layer(dev) == Layer::Loop
+        self.roots.layer(dev) == DeviceLayer::Loop
     }
 
     /// The kernel's own numbers for the file below a loop device; where it cannot be asked (a test's sysfs), those of the file

@@ -21,7 +21,7 @@ pub(super) const DEVICES_MAX: usize = 4096;
 
 /// A partition, as the kernel knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Partition {
+pub struct KernelPartition {
     /// Its number on the disk, from 1.
     pub number: u32,
     /// Its device number.
@@ -34,7 +34,7 @@ pub struct Partition {
 
 /// What kind of device holds others.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Layer {
+pub enum DeviceLayer {
     /// An md array, with its level (`raid1`).
     Md(String),
     /// A device-mapper device: its name and uuid (`LVM-…`, `CRYPT-…`; may be empty).
@@ -110,7 +110,7 @@ impl Roots {
     /// The device as a person knows it: `/dev/sda1`, `/dev/mapper/vg-root`; whether that node exists is not asked.
     pub fn shown(&self, dev: DevId) -> PathBuf {
         match self.layer(dev) {
-            Layer::Dm { name, .. } if !name.is_empty() => Path::new("/dev/mapper").join(name),
+            DeviceLayer::Dm { name, .. } if !name.is_empty() => Path::new("/dev/mapper").join(name),
             _ if self.is_block(dev) => {
                 let name = self.uevent(dev, "DEVNAME");
                 Path::new("/dev").join(name.unwrap_or_else(|| self.kernel_name(dev)))
@@ -148,22 +148,22 @@ impl Roots {
     }
 
     /// The partitions of a disk that the kernel knows, by start.
-    pub fn partitions_of(&self, disk: DevId) -> Vec<Partition> {
+    pub fn partitions_of(&self, disk: DevId) -> Vec<KernelPartition> {
         let Some(dir) = self.block_dir(disk) else {
             return Vec::new();
         };
         let partition = |path: &PathBuf| {
             let number = decimal(attribute_at(path, "partition")?.as_bytes())?;
             let bytes = |name| decimal(attribute_at(path, name)?.as_bytes())?.checked_mul(512);
-            Some(Partition {
+            Some(KernelPartition {
                 number: u32::try_from(number).ok()?,
                 dev: dev_at(path)?,
                 start_bytes: bytes("start")?,
                 size_bytes: bytes("size")?,
             })
         };
-        let mut found: Vec<Partition> = entries(&dir).iter().filter_map(partition).collect();
-        let key = |partition: &Partition| (partition.start_bytes, partition.number);
+        let mut found: Vec<KernelPartition> = entries(&dir).iter().filter_map(partition).collect();
+        let key = |partition: &KernelPartition| (partition.start_bytes, partition.number);
         units::sort(&mut found, |a, b| key(a) < key(b));
         found
     }
@@ -187,24 +187,24 @@ impl Roots {
     }
 
     /// What kind of device this is.
-    pub fn layer(&self, dev: DevId) -> Layer {
+    pub fn layer(&self, dev: DevId) -> DeviceLayer {
         let Some(dir) = self.block_dir(dev) else {
-            return Layer::Plain;
+            return DeviceLayer::Plain;
         };
         let text = |name| attribute_at(&dir, name).unwrap_or_default();
         if dir.join("md").is_dir() {
-            Layer::Md(text("md/level"))
+            DeviceLayer::Md(text("md/level"))
         } else if dir.join("dm").is_dir() {
-            Layer::Dm {
+            DeviceLayer::Dm {
                 name: text("dm/name"),
                 uuid: text("dm/uuid"),
             }
         } else if dir.join("bcache").exists() && self.kernel_name(dev).starts_with("bcache") {
-            Layer::Bcache
+            DeviceLayer::Bcache
         } else if dir.join("loop").is_dir() {
-            Layer::Loop
+            DeviceLayer::Loop
         } else {
-            Layer::Plain
+            DeviceLayer::Plain
         }
     }
 
@@ -240,7 +240,7 @@ impl Roots {
     fn moves(&self, dev: DevId) -> Option<String> {
         let name = self.kernel_name(dev);
         match self.layer(dev) {
-            Layer::Md(_) => {
+            DeviceLayer::Md(_) => {
                 let action = self.attribute(dev, "md/sync_action")?;
                 let writes = is_rebuilding(&action);
                 let word = if action == "recover" {
@@ -250,7 +250,7 @@ impl Roots {
                 };
                 writes.then(|| format!("{name} is in {word}"))
             }
-            Layer::Dm { name: dm, .. } => match self.dm_targets(dev) {
+            DeviceLayer::Dm { name: dm, .. } => match self.dm_targets(dev) {
                 Some(targets) => {
                     let why = targets.iter().find_map(target_moves)?;
                     Some(format!("{dm} {why}"))
@@ -290,7 +290,7 @@ impl Roots {
         ];
         let slaves = self.slaves(dev).into_iter();
         slaves.chain([dev]).any(|at| match self.layer(at) {
-            Layer::Dm { name, .. } => ENDS.iter().any(|end| name.ends_with(end)),
+            DeviceLayer::Dm { name, .. } => ENDS.iter().any(|end| name.ends_with(end)),
             _ => false,
         })
     }

@@ -79,14 +79,14 @@ fn has_option(options: &OsStr, name: &str) -> bool {
 
 /// A mount table.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Table {
+pub struct MountTable {
     /// In the kernel's order: what is mounted later, or on top, comes later.
     pub mounts: Vec<Mount>,
     /// Lines that did not parse and were left out.
     pub skipped: usize,
 }
 
-impl Table {
+impl MountTable {
     /// Parses the bytes of a mountinfo file.
     pub fn parse(bytes: &[u8]) -> Self {
         let mut table = Self::default();
@@ -221,7 +221,7 @@ mod tests {
     use super::*;
 
     fn one(line: &[u8]) -> Mount {
-        let table = Table::parse(line);
+        let table = MountTable::parse(line);
         assert_eq!((table.mounts.len(), table.skipped), (1, 0));
         table.mounts[0].clone()
     }
@@ -297,18 +297,18 @@ mod tests {
             b"\0\0\0\n",
             long.as_slice(),
         ] {
-            let table = Table::parse(&[bad, good].concat());
+            let table = MountTable::parse(&[bad, good].concat());
             assert_eq!(table.skipped, 1, "{:?}", String::from_utf8_lossy(bad));
             assert_eq!(table.mounts.len(), 1);
         }
-        assert_eq!(Table::parse(b""), Table::default());
+        assert_eq!(MountTable::parse(b""), MountTable::default());
     }
 
     #[test]
     fn any_cut_of_a_table_parses_without_a_panic() {
         let text = b"22 27 0:21 / /proc rw - proc proc rw\n1 2 8:1 / /a\\040 rw shared:1 - ext4 /dev/sda1 rw\n";
         for end in 0..text.len() {
-            let table = Table::parse(&text[..end]);
+            let table = MountTable::parse(&text[..end]);
             assert!(table.mounts.len() + table.skipped <= 2);
         }
     }
@@ -323,7 +323,7 @@ mod tests {
 
     #[test]
     fn the_running_systems_table_parses_whole() {
-        let table = Table::read(Path::new("/proc/self/mountinfo")).unwrap();
+        let table = MountTable::read(Path::new("/proc/self/mountinfo")).unwrap();
         assert_eq!(table.skipped, 0);
         assert!(
             table

@@ -170,7 +170,10 @@ impl System {
     }
 
     /// The partition table of a disk, if it has one.
-    pub fn read_table(&self, disk: DevId) -> std::result::Result<Option<ptable::Table>, Fault> {
+    pub fn read_table(
+        &self,
+        disk: DevId,
+    ) -> std::result::Result<Option<ptable::PartitionTable>, Fault> {
         let device = self.roots.open_device(disk, Access::Read)?;
         ptable::read(&device, device.sector_bytes())
     }

@@ -14,7 +14,7 @@ use crate::device::Access;
 use crate::error::{Error, Fault, NOTHING_WRITTEN, Result};
 use crate::mounts::resolve::open_mount;
 use crate::mounts::table::unescape;
-use crate::mounts::{DevId, Layer, Mount, Namespace, Roots, System, Table, tags};
+use crate::mounts::{DevId, DeviceLayer, Mount, MountTable, Namespace, Roots, System, tags};
 use crate::units;
 
 /// One reason why a target must not be written. Its text is a whole sentence for a person, with what would help.
@@ -36,7 +36,7 @@ pub enum Why {
         /// That device's kernel name (`md0`, `dm-3`).
         holder: String,
         /// What it is.
-        layer: Layer,
+        layer: DeviceLayer,
     },
     /// A filesystem on it is mounted.
     Mounted {
@@ -61,7 +61,7 @@ pub enum Why {
 impl Use {
     /// Whether it is a member of a mirror: then the contract has its own words for the refusal.
     pub fn is_mirror(&self) -> bool {
-        matches!(&self.why, Why::Member { layer: Layer::Md(level), .. } if is_mirror(level))
+        matches!(&self.why, Why::Member { layer: DeviceLayer::Md(level), .. } if is_mirror(level))
     }
 }
 
@@ -99,42 +99,42 @@ impl fmt::Display for Use {
     }
 }
 
-fn write_member(f: &mut fmt::Formatter<'_>, holder: &str, layer: &Layer) -> fmt::Result {
+fn write_member(f: &mut fmt::Formatter<'_>, holder: &str, layer: &DeviceLayer) -> fmt::Result {
     match layer {
-        Layer::Md(level) if is_mirror(level) => write!(
+        DeviceLayer::Md(level) if is_mirror(level) => write!(
             f,
             "is a member of {holder} ({level}); a snapshot onto a mirror is not possible"
         ),
-        Layer::Md(level) => {
+        DeviceLayer::Md(level) => {
             let level = if level.is_empty() { "md" } else { level };
             write!(
                 f,
                 "is a member of {holder} ({level}); mdadm --stop it first"
             )
         }
-        Layer::Dm { name, uuid } if uuid.starts_with("LVM-") => {
+        DeviceLayer::Dm { name, uuid } if uuid.starts_with("LVM-") => {
             write!(f, "is below the LVM volume {name}; lvchange -an it first")
         }
-        Layer::Dm { name, uuid } if uuid.starts_with("CRYPT-") => {
+        DeviceLayer::Dm { name, uuid } if uuid.starts_with("CRYPT-") => {
             write!(
                 f,
                 "is open as the encrypted volume {name}; cryptsetup close it first"
             )
         }
-        Layer::Dm { name, uuid } if uuid.starts_with("mpath-") => {
+        DeviceLayer::Dm { name, uuid } if uuid.starts_with("mpath-") => {
             write!(
                 f,
                 "is a path of the multipath device {name}; name that instead"
             )
         }
-        Layer::Dm { name, .. } => {
+        DeviceLayer::Dm { name, .. } => {
             write!(
                 f,
                 "is held by the device-mapper device {name}; dmsetup remove it first"
             )
         }
-        Layer::Bcache => write!(f, "is part of {holder}; stop that first"),
-        Layer::Loop | Layer::Plain => write!(f, "is held by {holder}; stop that first"),
+        DeviceLayer::Bcache => write!(f, "is part of {holder}; stop that first"),
+        DeviceLayer::Loop | DeviceLayer::Plain => write!(f, "is held by {holder}; stop that first"),
     }
 }
 
@@ -253,7 +253,7 @@ impl System {
         }
         // A mirror is the reason that no umount helps against.
         let mirror = |found: &Use| match &found.why {
-            Why::Member { layer, .. } => matches!(layer, Layer::Md(_)),
+            Why::Member { layer, .. } => matches!(layer, DeviceLayer::Md(_)),
             _ => false,
         };
         let (mut uses, others): (Vec<Use>, Vec<Use>) = uses.into_iter().partition(mirror);
@@ -295,7 +295,7 @@ impl System {
     pub fn mounts_on(&self, dev: DevId) -> Vec<(Mount, Option<u32>)> {
         let mut found = Vec::new();
         let btrfs = self.roots.btrfs_of(dev).is_some();
-        let mut collect = |table: &Table, pid: Option<u32>| {
+        let mut collect = |table: &MountTable, pid: Option<u32>| {
             for mount in &table.mounts {
                 let here = mount.dev == dev || (btrfs && self.btrfs_lies_on(mount, pid, dev));
                 let new = |(known, by): &(Mount, Option<u32>)| known.id != mount.id || *by != pid;
@@ -356,7 +356,7 @@ impl System {
     }
 
     fn root_mounts(&self) -> Vec<(Mount, Option<u32>)> {
-        let top = |table: &Table| {
+        let top = |table: &MountTable| {
             let at_root = table.mounts.iter().rev();
             at_root
                 .filter(|mount| mount.point == Path::new("/"))
@@ -466,7 +466,7 @@ pub(super) fn read_namespaces(roots: &Roots) -> Vec<Namespace> {
         }
         seen.push(view);
         // A process that ended just now is no error.
-        if let Ok(table) = Table::read(&folder.join("mountinfo")) {
+        if let Ok(table) = MountTable::read(&folder.join("mountinfo")) {
             found.push(Namespace { pid, table });
         }
     }
@@ -496,7 +496,7 @@ mod tests {
     fn a_mirror_member_is_refused_in_the_contracts_words() {
         let why = |level: &str| Why::Member {
             holder: "md0".to_owned(),
-            layer: Layer::Md(level.to_owned()),
+            layer: DeviceLayer::Md(level.to_owned()),
         };
         assert_eq!(
             text("/dev/sda2", why("raid1")),

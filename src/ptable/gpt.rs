@@ -3,7 +3,7 @@
 use heapless::String;
 
 use super::guid::Guid;
-use super::{NewTable, Partition, PartitionType, Piece, Scheme, Table, mbr};
+use super::{NewTable, Partition, PartitionTable, PartitionType, Patch, Scheme, mbr};
 use crate::crc::crc32;
 use crate::device::ReadAt;
 use crate::error::Fault;
@@ -172,7 +172,10 @@ fn check_header(header: &Header, bytes: &[u8], lba: u64) -> Result<(), &'static 
 }
 
 /// Reads the table behind a protective MBR: the primary copy, or the backup where that one is bad.
-pub(super) fn read(device: &dyn ReadAt, sector_bytes: u32) -> Result<Option<Table>, Fault> {
+pub(super) fn read(
+    device: &dyn ReadAt,
+    sector_bytes: u32,
+) -> Result<Option<PartitionTable>, Fault> {
     let sector = u64::from(sector_bytes);
     let last_lba = (device.size_bytes() / sector).saturating_sub(1);
     match read_copy(device, sector, 1) {
@@ -211,11 +214,11 @@ fn agree(primary: &Header, backup: &Header) -> bool {
         && backup.alternate_lba == primary.my_lba
 }
 
-fn table_of(copy: &Half, sector_bytes: u32) -> Table {
+fn table_of(copy: &Half, sector_bytes: u32) -> PartitionTable {
     let header = &copy.header;
     let sector = u64::from(sector_bytes);
     let last = header.my_lba.max(header.alternate_lba);
-    let mut table = Table {
+    let mut table = PartitionTable {
         scheme: Scheme::Gpt,
         sector_bytes,
         disk_id: text_of(Guid(header.disk_guid)),
@@ -274,7 +277,7 @@ fn name_text(name: &[u8; 72]) -> String<108> {
 }
 
 /// The two headers around an array, their sectors and checksums filled in.
-struct Frame {
+struct GptHeaders {
     sector: u64,
     disk_lbas: u64,
     first_usable_lba: u64,
@@ -284,7 +287,7 @@ struct Frame {
     model: Vec<u8>,
 }
 
-impl Frame {
+impl GptHeaders {
     fn array_lbas(&self) -> u64 {
         (u64::from(self.entries) * ENTRY_BYTES).div_ceil(self.sector)
     }
@@ -294,13 +297,13 @@ impl Frame {
     }
 
     /// The pieces of both copies: backup, then primary.
-    fn pieces(&self, array: &[u8], primary_array_lba: u64) -> Vec<Piece> {
+    fn pieces(&self, array: &[u8], primary_array_lba: u64) -> Vec<Patch> {
         let last = self.disk_lbas - 1;
         let backup_array_lba = last - self.array_lbas();
         let mut padded = array.to_vec();
         padded.resize(to_usize(self.array_lbas() * self.sector), 0);
         let crc = crc32(0, array);
-        let piece = |lba: u64, bytes: Vec<u8>| Piece {
+        let piece = |lba: u64, bytes: Vec<u8>| Patch {
             offset: lba * self.sector,
             bytes,
         };
@@ -358,9 +361,9 @@ fn blank_header(sector: u64) -> Vec<u8> {
 }
 
 /// Both copies and the protective MBR, which comes last.
-pub(super) fn build(table: &NewTable<'_>) -> Result<Vec<Piece>, Fault> {
+pub(super) fn build(table: &NewTable<'_>) -> Result<Vec<Patch>, Fault> {
     let sector = u64::from(table.sector_bytes);
-    let frame = Frame {
+    let frame = GptHeaders {
         sector,
         disk_lbas: table.disk_bytes / sector,
         first_usable_lba: 2 + (u64::from(NEW_ENTRIES) * ENTRY_BYTES).div_ceil(sector),
@@ -393,7 +396,7 @@ pub(super) fn build(table: &NewTable<'_>) -> Result<Vec<Piece>, Fault> {
     }
     array.resize(to_usize(u64::from(NEW_ENTRIES) * ENTRY_BYTES), 0);
     let mut pieces = frame.pieces(&array, 2);
-    pieces.push(Piece {
+    pieces.push(Patch {
         offset: 0,
         bytes: mbr::protective(sector, frame.disk_lbas),
     });
@@ -408,7 +411,7 @@ pub fn relocate(
     disk: &dyn ReadAt,
     sector_bytes: u32,
     disk_bytes: u64,
-) -> Result<Vec<Piece>, Fault> {
+) -> Result<Vec<Patch>, Fault> {
     let sector = super::sector_of(sector_bytes, disk_bytes)?;
     let primary = read_copy(disk, sector, 1)?;
     if primary.header.alternate_lba.saturating_add(1) == disk_bytes / sector {
@@ -418,13 +421,13 @@ pub fn relocate(
 }
 
 /// The same also for a disk of the size that the table states: all pieces of both copies.
-pub fn lay(disk: &dyn ReadAt, sector_bytes: u32, disk_bytes: u64) -> Result<Vec<Piece>, Fault> {
+pub fn lay(disk: &dyn ReadAt, sector_bytes: u32, disk_bytes: u64) -> Result<Vec<Patch>, Fault> {
     let sector = super::sector_of(sector_bytes, disk_bytes)?;
     let primary = read_copy(disk, sector, 1)?;
     let header = &primary.header;
     let old_end = header.alternate_lba;
     let disk_lbas = disk_bytes / sector;
-    let frame = Frame {
+    let frame = GptHeaders {
         sector,
         disk_lbas,
         first_usable_lba: header.first_usable_lba,
@@ -443,7 +446,7 @@ pub fn lay(disk: &dyn ReadAt, sector_bytes: u32, disk_bytes: u64) -> Result<Vec<
     if old_end < new_backup && old_end > frame.first_usable_lba {
         pieces.insert(
             2,
-            Piece {
+            Patch {
                 offset: old_end * sector,
                 bytes: vec![0; to_usize(sector)],
             },
@@ -452,7 +455,7 @@ pub fn lay(disk: &dyn ReadAt, sector_bytes: u32, disk_bytes: u64) -> Result<Vec<
     let mut boot = vec![0; to_usize(sector)];
     disk.read_at(0, &mut boot)?;
     mbr::grow_protective(&mut boot, disk_lbas);
-    pieces.push(Piece {
+    pieces.push(Patch {
         offset: 0,
         bytes: boot,
     });

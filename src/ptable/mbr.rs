@@ -4,7 +4,7 @@ use core::fmt::Write;
 
 use heapless::String;
 
-use super::{ALIGN_BYTES, NewTable, Partition, PartitionType, Piece, Scheme, Table};
+use super::{ALIGN_BYTES, NewTable, Partition, PartitionTable, PartitionType, Patch, Scheme};
 use crate::device::ReadAt;
 use crate::error::Fault;
 use crate::layout;
@@ -91,7 +91,7 @@ pub(super) fn read(
     device: &dyn ReadAt,
     sector_bytes: u32,
     first: &[u8; 512],
-) -> Result<Option<Table>, Fault> {
+) -> Result<Option<PartitionTable>, Fault> {
     let Some(primary) = entries(first) else {
         return Ok(None);
     };
@@ -103,12 +103,12 @@ pub(super) fn read(
     }
     let mut disk_id = String::new();
     let _ = write!(disk_id, "{id:08x}");
-    let mut reader = Chain {
+    let mut reader = LogicalChain {
         device,
         sector: u64::from(sector_bytes),
         id,
         logical: 5,
-        table: Table {
+        table: PartitionTable {
             scheme: Scheme::Mbr,
             sector_bytes,
             disk_id,
@@ -137,15 +137,15 @@ fn primary_is_plausible(primary: &[Entry; 4]) -> bool {
 }
 
 /// Collects partitions, along the chains of extended ones too.
-struct Chain<'a> {
+struct LogicalChain<'a> {
     device: &'a dyn ReadAt,
     sector: u64,
     id: u32,
     logical: u32,
-    table: Table,
+    table: PartitionTable,
 }
 
-impl Chain<'_> {
+impl LogicalChain<'_> {
     /// Adds the partition of `entry` that starts at sector `start`.
     fn add(&mut self, number: u32, start: u64, entry: &Entry) {
         // Sums and products of 32-bit numbers: 64 bits hold them.
@@ -283,7 +283,7 @@ fn new_entry(table: &NewTable<'_>, index: usize) -> Option<NewEntry> {
 }
 
 /// The link sectors, last first, and then the table.
-pub(super) fn build(table: &NewTable<'_>) -> Result<Vec<Piece>, Fault> {
+pub(super) fn build(table: &NewTable<'_>) -> Result<Vec<Patch>, Fault> {
     let sector = u64::from(table.sector_bytes);
     let count = table.partitions.len();
     let mut first = signed(sector);
@@ -322,14 +322,14 @@ pub(super) fn build(table: &NewTable<'_>) -> Result<Vec<Piece>, Fault> {
                 };
                 put(&mut bytes, 1, chain)?;
             }
-            pieces.push(Piece {
+            pieces.push(Patch {
                 offset: link * sector,
                 bytes,
             });
         }
         pieces.reverse();
     }
-    pieces.push(Piece {
+    pieces.push(Patch {
         offset: 0,
         bytes: first,
     });

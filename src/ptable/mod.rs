@@ -1,7 +1,7 @@
 //! Partition tables as bytes: read a GPT or MBR, lay out and write a new one, move a GPT's backup to the end of a larger disk.
 //!
 //! Bytes in, bytes out: nothing here opens a device or talks to the kernel. What the kernel would not show as a partition is
-//! not listed, and [`Table::doubt`] says why: with a doubt a disk is to be read whole. Sources: UEFI specification 2.10,
+//! not listed, and [`PartitionTable::doubt`] says why: with a doubt a disk is to be read whole. Sources: UEFI specification 2.10,
 //! chapter 5; block/partitions/efi.c and msdos.c for what Linux accepts and how it numbers.
 
 pub mod gpt;
@@ -98,7 +98,7 @@ pub struct Partition {
 
 /// A partition table that was read.
 #[derive(Clone, Debug)]
-pub struct Table {
+pub struct PartitionTable {
     /// Its format.
     pub scheme: Scheme,
     /// Logical sector size in bytes that its numbers count in.
@@ -113,7 +113,7 @@ pub struct Table {
     pub doubt: Option<Fault>,
 }
 
-impl Table {
+impl PartitionTable {
     /// Everything from the start to `size_bytes` that no partition covers, ascending: tables, boot loaders, free space.
     pub fn gaps(&self, size_bytes: u64) -> Vec<Extent> {
         gaps(
@@ -179,7 +179,7 @@ pub fn gaps(mut extents: Vec<Extent>, size_bytes: u64) -> Vec<Extent> {
 /// Reads the partition table of a disk with sectors of `sector_bytes`: a GPT behind a protective MBR, or an MBR.
 ///
 /// `None` when there is none; [`Fault::corrupt`] when there is one that cannot be used at all.
-pub fn read(device: &dyn ReadAt, sector_bytes: u32) -> Result<Option<Table>, Fault> {
+pub fn read(device: &dyn ReadAt, sector_bytes: u32) -> Result<Option<PartitionTable>, Fault> {
     if !sector_bytes.is_power_of_two() || !(512..=4096).contains(&sector_bytes) {
         return Err(Fault::unsupported("sector size of the partition table"));
     }
@@ -201,7 +201,7 @@ pub fn read(device: &dyn ReadAt, sector_bytes: u32) -> Result<Option<Table>, Fau
 }
 
 /// The same for an image file, whose sector size nobody states: 512 unless a GPT stands where 4096 puts it.
-pub fn read_image(device: &dyn ReadAt) -> Result<Option<Table>, Fault> {
+pub fn read_image(device: &dyn ReadAt) -> Result<Option<PartitionTable>, Fault> {
     match read(device, 512) {
         Ok(Some(table)) => Ok(Some(table)),
         other => match gpt::has_header(device, 4096)? {
@@ -243,7 +243,7 @@ pub struct NewTable<'a> {
 
 /// Bytes for one place of the disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Piece {
+pub struct Patch {
     /// Where, in bytes; a multiple of the sector size, as the length is.
     pub offset: u64,
     /// What.
@@ -252,7 +252,7 @@ pub struct Piece {
 
 impl NewTable<'_> {
     /// The bytes to write, in the order to write them: the sector that makes the table valid comes last.
-    pub fn build(&self) -> Result<Vec<Piece>, Fault> {
+    pub fn build(&self) -> Result<Vec<Patch>, Fault> {
         self.check()?;
         match self.scheme {
             Scheme::Gpt => gpt::build(self),

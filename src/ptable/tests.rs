@@ -6,7 +6,7 @@ use crate::units::to_usize;
 
 const MIB: u64 = 1 << 20;
 
-fn apply(pieces: &[Piece], disk: &mut Vec<u8>, size: u64) {
+fn apply(pieces: &[Patch], disk: &mut Vec<u8>, size: u64) {
     disk.resize(to_usize(size), 0);
     for piece in pieces {
         let start = to_usize(piece.offset);
@@ -174,7 +174,7 @@ fn the_backup_moves_to_the_end_of_a_larger_disk_and_a_smaller_one_is_refused() {
 }
 
 #[allow(clippy::ptr_arg)] // a slice is no `dyn ReadAt`
-fn relocated(bytes: &Vec<u8>, sector: u32, size: u64) -> Vec<Piece> {
+fn relocated(bytes: &Vec<u8>, sector: u32, size: u64) -> Vec<Patch> {
     gpt::relocate(bytes, sector, size).unwrap()
 }
 

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use crate::put::options::Options;
-use crate::report::{self, Bytes, JsonObject, Span};
+use crate::report::{self, Bytes, Elapsed, JsonObject};
 use crate::stream::copy::Ended;
 
 /// What a finished restore did.
-pub(crate) struct Done {
+pub(crate) struct RestoreReport {
     pub(crate) name: String,
     pub(crate) ended: Ended,
     pub(crate) written_bytes: u64,
@@ -19,7 +19,7 @@ pub(crate) struct Done {
 
 pub(crate) fn figures(
     options: &Options,
-    done: &Done,
+    done: &RestoreReport,
     filesystem: &str,
     took: Duration,
 ) -> JsonObject {
@@ -43,7 +43,7 @@ pub(crate) fn figures(
     object
 }
 
-pub(crate) fn last_line(options: &Options, done: &Done, filesystem: &str, took: Duration) {
+pub(crate) fn last_line(options: &Options, done: &RestoreReport, filesystem: &str, took: Duration) {
     let name = &done.name;
     for note in &done.notes {
         report::line(format_args!("{name}: {note}"));
@@ -63,7 +63,7 @@ pub(crate) fn last_line(options: &Options, done: &Done, filesystem: &str, took: 
         done.ended.size_bytes,
         Bytes(done.written_bytes),
         Bytes(done.zeroed_bytes),
-        Span(took),
+        Elapsed(took),
     ));
 }
 

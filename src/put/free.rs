@@ -9,7 +9,7 @@ use crate::content::Content;
 use crate::device::ReadAt;
 use crate::error::{Fault, FaultKind};
 use crate::fs::{self, Coverage, Still, UsedMap, Walk};
-use crate::stream::copy::{Failure, Progress, ZeroRuns, zero_extent};
+use crate::stream::copy::{CopyFailure, CopyProgress, ZeroPolicy, zero_extent};
 use crate::stream::image::GRANULE_BYTES;
 use crate::stream::target::Target;
 use crate::units::{BlockSize, Extent, round_down, round_up};
@@ -47,7 +47,7 @@ impl LeftAlone {
     }
 }
 
-impl ZeroRuns for LeftAlone {
+impl ZeroPolicy for LeftAlone {
     fn leave(&mut self, run: Extent) -> Option<Extent> {
         let inner = inwards(run, self.map.granule().bytes64())?;
         self.map.set_free(inner);
@@ -66,13 +66,13 @@ fn inwards(extent: Extent, unit: u64) -> Option<Extent> {
 }
 
 /// The target as it will read when everything is done: the head from memory, zeros where runs were left alone.
-struct View<'a> {
+struct FinishedTarget<'a> {
     target: &'a Target,
     head: &'a [u8],
     left: &'a LeftAlone,
 }
 
-impl ReadAt for View<'_> {
+impl ReadAt for FinishedTarget<'_> {
     fn size_bytes(&self) -> u64 {
         self.target.device().size_bytes()
     }
@@ -121,9 +121,9 @@ pub(crate) fn settle(
     content: &Content,
     head: &[u8],
     left: &mut LeftAlone,
-    progress: &Progress,
-) -> Result<u64, Failure> {
-    let owned = owned_blocks(target, content, head, left).map_err(Failure::Target)?;
+    progress: &CopyProgress,
+) -> Result<u64, CopyFailure> {
+    let owned = owned_blocks(target, content, head, left).map_err(CopyFailure::Target)?;
     let size = target.device().size_bytes();
     let (mut from, mut untouched) = (0u64, 0u64);
     while let Some(run) = left.first_in(Extent {
@@ -191,7 +191,7 @@ fn owned_blocks(
     let Some(mut map) = block.and_then(|block| UsedMap::new(identity.size_bytes, block)) else {
         return Ok(None);
     };
-    let view = View { target, head, left };
+    let view = FinishedTarget { target, head, left };
     let mut scratch = vec![0; fs::SCRATCH_BYTES];
     let mut walk = Walk::new(&view, &mut scratch).keeping_owned();
     match fs::walk(identity, Still::Unmounted, &mut walk, &mut map) {

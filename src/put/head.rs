@@ -4,10 +4,10 @@
 use crate::content::{Content, HEAD_BYTES, Head};
 use crate::device::{DIRECT_ALIGN, Device, DeviceKind, ReadAt, WriteAt};
 use crate::error::{Error, Fault, Result};
-use crate::ptable::{self, Piece, Scheme, Table};
+use crate::ptable::{self, PartitionTable, Patch, Scheme};
 use crate::put::phase::Phase;
 use crate::put::rescan;
-use crate::stream::copy::{self, Progress};
+use crate::stream::copy::{self, CopyProgress};
 use crate::stream::target::Target;
 use crate::sys::memory::Pages;
 use crate::units::{Extent, round_up, to_u64, to_usize};
@@ -53,7 +53,7 @@ pub(crate) struct Last<'a> {
     /// Whether it is read back.
     pub verify: bool,
     /// For the waiting thread.
-    pub progress: &'a Progress,
+    pub progress: &'a CopyProgress,
 }
 
 impl Last<'_> {
@@ -134,7 +134,7 @@ pub(crate) fn differs(name: &str, place: Extent) -> Error {
 /// On a disk larger than the image's, the backup GPT goes to the disk's end and the head says so.
 fn move_backup_table(
     head: &mut [u8],
-    table: Option<&Table>,
+    table: Option<&PartitionTable>,
     target: &Target,
 ) -> std::result::Result<Option<String>, Fault> {
     let Some(table) = table.filter(|table| table.scheme == Scheme::Gpt) else {
@@ -156,7 +156,7 @@ fn move_backup_table(
 
 /// Pieces of a table: into the head what lies in it, onto the device what lies behind it.
 pub(crate) fn put_pieces(
-    pieces: &[Piece],
+    pieces: &[Patch],
     head: &mut [u8],
     device: &Device,
 ) -> std::result::Result<(), Fault> {

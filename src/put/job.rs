@@ -10,12 +10,12 @@ use rustix::io::Errno;
 
 use crate::device::DeviceKind;
 use crate::error::{Error, Fault, Result};
-use crate::put::figures::Done;
+use crate::put::figures::RestoreReport;
 use crate::put::free::{self, LeftAlone};
 use crate::put::head::{self, Last};
 use crate::put::phase::Phase;
 use crate::put::target::old_tail;
-use crate::stream::copy::{self, Ended, Failure, Progress, ReadAhead, ZeroAll};
+use crate::stream::copy::{self, CopyFailure, CopyProgress, Ended, ReadAhead, ZeroAll};
 use crate::stream::digest::Digest;
 use crate::stream::image::ImageReader;
 use crate::stream::image::probed::ImageHead;
@@ -26,8 +26,8 @@ use crate::units::{Extent, round_up, to_u64};
 
 /// What the working thread and the waiting one share.
 #[derive(Default)]
-pub(crate) struct Shared {
-    pub(crate) progress: Arc<Progress>,
+pub(crate) struct RunState {
+    pub(crate) progress: Arc<CopyProgress>,
     pub(crate) phase: Phase,
 }
 
@@ -40,7 +40,7 @@ pub(crate) struct Job {
     /// What lies behind the image becomes part of a filesystem, or of a disk that is laid anew: zeros.
     pub(crate) fills: bool,
     pub(crate) image: ImageHead,
-    pub(crate) shared: Arc<Shared>,
+    pub(crate) shared: Arc<RunState>,
 }
 
 /// A target to which all was written but its beginning: it shows nothing yet.
@@ -53,12 +53,12 @@ pub(crate) struct Filled {
 
 impl Filled {
     /// Writes the beginning.
-    pub(crate) fn finish(mut self) -> Result<Done> {
+    pub(crate) fn finish(mut self) -> Result<RestoreReport> {
         let result = self.last();
         result.map_err(|error| self.job.after_first_write(error))
     }
 
-    fn last(&mut self) -> Result<Done> {
+    fn last(&mut self) -> Result<RestoreReport> {
         let (job, target) = (&mut self.job, &mut self.target);
         let mut notes = Last {
             name: &job.name,
@@ -74,7 +74,7 @@ impl Filled {
             let note = "nothing known is in the image, so that nothing but its own checksum could be checked";
             notes.push(note.into());
         }
-        Ok(Done {
+        Ok(RestoreReport {
             name: job.name.clone(),
             ended: self.ended.clone(),
             written_bytes: target.written_bytes,
@@ -88,7 +88,7 @@ impl Filled {
 
 impl Job {
     /// Writes all of the image.
-    pub(crate) fn run(self, reader: ImageReader<'static>, target: Target) -> Result<Done> {
+    pub(crate) fn run(self, reader: ImageReader<'static>, target: Target) -> Result<RestoreReport> {
         self.fill(reader, target)?.finish()
     }
 
@@ -243,13 +243,13 @@ impl Job {
         Error::fault(&self.name, fault)
     }
 
-    fn failure(&self, failure: Failure) -> Error {
+    fn failure(&self, failure: CopyFailure) -> Error {
         match failure {
-            Failure::Image(fault) => {
+            CopyFailure::Image(fault) => {
                 self.shared.phase.note_cut_image();
                 image_error(&self.image.subject, fault)
             }
-            Failure::Target(fault) => self.target_error(fault),
+            CopyFailure::Target(fault) => self.target_error(fault),
         }
     }
 }

@@ -9,8 +9,8 @@
 use rustix::io::Errno;
 
 use crate::device::Device;
-use crate::mounts::{DevId, Partition, Roots};
-use crate::ptable::{self, Table};
+use crate::mounts::{DevId, KernelPartition, Roots};
+use crate::ptable::{self, PartitionTable};
 use crate::sys::{blkpg, ioctl};
 
 /// Makes the kernel's partitions those of the table on `device`, a disk; a note for the user where that did not work.
@@ -35,7 +35,7 @@ pub(crate) fn refresh(device: &Device) -> Option<String> {
     let adds = has_partitions(&roots, disk);
     let known = roots.partitions_of(disk);
     for wanted in table.partitions.iter().filter(|_| adds) {
-        let is_there = |part: &Partition| {
+        let is_there = |part: &KernelPartition| {
             part.start_bytes == wanted.extent.offset && part.number == wanted.number
         };
         if !known.iter().any(is_there)
@@ -55,7 +55,7 @@ pub(crate) fn has_partitions(roots: &Roots, disk: DevId) -> bool {
     roots.attribute(disk, "loop/partscan").as_deref() != Some("0")
 }
 
-fn is_listed(table: &Table, known: &Partition) -> bool {
+fn is_listed(table: &PartitionTable, known: &KernelPartition) -> bool {
     table.partitions.iter().any(|entry| {
         entry.number == known.number
             && entry.extent.offset == known.start_bytes

@@ -11,7 +11,7 @@ use crate::cli::Common;
 use crate::error::{Error, Result};
 use crate::report::{self, Step};
 use crate::signals::Signals;
-use crate::stream::copy::{self, Progress};
+use crate::stream::copy::{self, CopyProgress};
 use crate::sys::process;
 use crate::threads::{Lock, RecvTimeoutError, channel};
 
@@ -27,7 +27,7 @@ pub(crate) const CHECKING: &str =
 
 /// While it lives a signal ends the run at once, with one line, whatever the main thread waits for: for what is done before the
 /// first write. Dropped before anything else takes signals.
-pub(crate) struct Watch {
+pub(crate) struct SignalWatch {
     subject: String,
     state: &'static str,
     signals: Arc<Lock<Option<Signals>>>,
@@ -35,7 +35,7 @@ pub(crate) struct Watch {
     over: Option<OwnedFd>,
 }
 
-impl Watch {
+impl SignalWatch {
     /// From now on: `subject` is what is being done something with, `state` what is left.
     pub(crate) fn start(subject: impl std::fmt::Display, state: &'static str) -> Result<Self> {
         let subject = match subject.to_string() {
@@ -78,7 +78,7 @@ impl Watch {
     }
 }
 
-impl Drop for Watch {
+impl Drop for SignalWatch {
     fn drop(&mut self) {
         let mut signals = self.signals.lock();
         if let Some(blocked) = signals.as_ref() {
@@ -101,7 +101,7 @@ fn end(signals: &Signals, subject: &str, state: &str) {
 /// once, whatever the input or the target is stuck in.
 pub(crate) fn supervise<T: Send + 'static>(
     common: &Common,
-    progress: &Progress,
+    progress: &CopyProgress,
     state: &dyn Fn() -> String,
     name: &str,
     input_length: Option<u64>,
@@ -123,7 +123,7 @@ fn died(name: &str, state: &dyn Fn() -> String) -> Error {
 /// The same for work that puts its result away: what needs to be in the executable only once.
 fn wait(
     common: &Common,
-    progress: &Progress,
+    progress: &CopyProgress,
     state: &dyn Fn() -> String,
     name: &str,
     input_length: Option<u64>,

@@ -20,7 +20,7 @@ use crate::threads::Lock;
 
 use self::file::ReportFile;
 pub use object::{JsonObject, hex, json_list, json_string};
-pub use progress::{Manner, PHASES, Pace, Progress, Row, Step, window};
+pub use progress::{FittedLine, Manner, PHASES, Pace, Progress, Step, window};
 
 /// Writes one line `floe: LINE` to stderr with a single write; failures are ignored, because there is nowhere to report them.
 pub fn line(line: impl fmt::Display) {
@@ -237,9 +237,9 @@ pub fn exact(count: u64) -> String {
 }
 
 /// A duration for people: milliseconds below ten seconds, tenths of a second above.
-pub struct Span(pub Duration);
+pub struct Elapsed(pub Duration);
 
-impl fmt::Display for Span {
+impl fmt::Display for Elapsed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ms = self.0.as_millis();
         if ms < 10_000 {
@@ -343,8 +343,8 @@ mod tests {
         assert_eq!(show(1536), "1.5 KiB");
         assert_eq!(show(1 << 30), "1.0 GiB");
         assert_eq!(show(431_996_928), "411 MiB");
-        assert_eq!(Span(Duration::from_millis(9_999)).to_string(), "9999 ms");
-        assert_eq!(Span(Duration::from_millis(12_345)).to_string(), "12.3 s");
+        assert_eq!(Elapsed(Duration::from_millis(9_999)).to_string(), "9999 ms");
+        assert_eq!(Elapsed(Duration::from_millis(12_345)).to_string(), "12.3 s");
     }
 
     #[test]

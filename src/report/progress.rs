@@ -6,7 +6,7 @@ use std::fmt::{self, Write};
 use std::time::{Duration, Instant};
 
 use super::{Bytes, JsonObject, harmless, millis};
-use crate::cli::{Asked, Common};
+use crate::cli::{Common, ProgressWish};
 use crate::sys::stderr::write_if_ready;
 
 /// How progress is shown.
@@ -28,10 +28,10 @@ impl Manner {
         let terminal = rustix::termios::isatty(rustix::stdio::stderr());
         match (common.quiet, common.progress) {
             (true, _) => Self::Off,
-            (_, Asked::Json) => Self::Json,
+            (_, ProgressWish::Json) => Self::Json,
             _ if terminal => Self::Terminal,
-            (_, Asked::Yes) => Self::Lines,
-            (_, Asked::No) => Self::Off,
+            (_, ProgressWish::Yes) => Self::Lines,
+            (_, ProgressWish::No) => Self::Off,
         }
     }
 
@@ -187,12 +187,12 @@ const ROOM: usize = COLUMNS * 2;
 
 /// A line that is put together without the heap, and that fits.
 #[derive(Default)]
-pub struct Row {
+pub struct FittedLine {
     text: heapless::String<{ ROOM * 4 + 8 }>,
     width: usize,
 }
 
-impl Row {
+impl FittedLine {
     /// `floe: SUBJECT: PHASE PERCENT, DONE of TOTAL, LEFT, RATE, ELAPSED`, or, where less than `columns` are too few for that, the
     /// same in short. Forty columns hold it for most phases, some without our name.
     pub fn new(step: &Step<'_>, pace: &Pace, columns: usize) -> Self {
@@ -389,7 +389,7 @@ impl Progress {
         }
         let is_terminal = self.manner == Manner::Terminal;
         let columns = if is_terminal { window().1 } else { COLUMNS };
-        let mut row = Row::new(&step, &pace, columns);
+        let mut row = FittedLine::new(&step, &pace, columns);
         match is_terminal {
             true => {
                 let width = row.width;
@@ -409,7 +409,7 @@ impl Progress {
     /// Clears the terminal's line, before another line is written.
     pub fn clear(&mut self) {
         if self.manner == Manner::Terminal && self.width > 0 {
-            let mut row = Row::default();
+            let mut row = FittedLine::default();
             let columns = window().1;
             while row.width < self.width && row.width + 1 < columns {
                 row.letter(' ');
@@ -454,7 +454,7 @@ mod tests {
         };
         let (phase, all) = (Duration::from_secs(24), Duration::from_secs(3725));
         let pace = Pace::new(&step, phase, all);
-        let line = |columns| Row::new(&step, &pace, columns).text().to_owned();
+        let line = |columns| FittedLine::new(&step, &pace, columns).text().to_owned();
         let whole = "floe: copying 39 %, 1.1 GiB of 3.0 GiB, 0:36 left, 51.1 MiB/s, 1:02:05";
         assert_eq!(line(80), whole);
         let short = "copying 39% 1.1G/3.0G 51M/s -0:36 1:02:05";
@@ -464,21 +464,21 @@ mod tests {
         assert_eq!(line(20), "floe: copying 39%");
         assert_eq!(line(9), "floe: co");
         let soon = Pace::new(&step, phase, phase);
-        let row = Row::new(&step, &soon, 40);
+        let row = FittedLine::new(&step, &soon, 40);
         assert_eq!(row.text(), "copying 39% 1.1G/3.0G 51M/s -0:36 0:24");
         let board = Step {
             subject: "a-board-with-a-name-that-is-long\x1b[2J",
             ..step
         };
         for columns in 1..=100 {
-            let row = Row::new(&board, &pace, columns);
+            let row = FittedLine::new(&board, &pace, columns);
             assert!(row.text().chars().count() < columns.max(2), "{columns}");
             assert!(!row.text().contains('\x1b'));
         }
         // A name that is cut is seen to be.
         let named = |subject, columns| {
             let step = Step { subject, ..step };
-            Row::new(&step, &pace, columns).text().to_owned()
+            FittedLine::new(&step, &pace, columns).text().to_owned()
         };
         let cut = named("127.0.0.1:2722", 40);
         assert!(cut.starts_with("floe: 127.0.0.1:27…: copying"), "{cut}");
@@ -489,7 +489,10 @@ mod tests {
             ..step
         };
         let pace = Pace::new(&none, Duration::from_millis(10), Duration::from_millis(10));
-        assert_eq!(Row::new(&none, &pace, 80).text(), "floe: copying, 1.1 GiB");
+        assert_eq!(
+            FittedLine::new(&none, &pace, 80).text(),
+            "floe: copying, 1.1 GiB"
+        );
         assert_eq!(
             pace.json(&none),
             "{\"phase\":\"copying\",\"done_bytes\":1288490188,\"total_bytes\":null,\"percent\":null,\"rate_bytes\":0,\"elapsed_ms\":10,\"left_ms\":null}\n"

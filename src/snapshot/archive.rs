@@ -19,12 +19,12 @@ use crate::snapshot::{
     CHECKSUMS, CHECKSUMS_SHA256, Checksum, Checksums, SNAPSHOT, Snapshot, check_sha256_line,
     image_name,
 };
-use crate::stream::archive::Text;
+use crate::stream::archive::TextEntry;
 use crate::stream::copy::BUFFER_BYTES;
 use crate::stream::image::whole::image_error;
 use crate::stream::input::{Input, Supply};
 use crate::stream::unzip::{Body, Directory, Unzip};
-use crate::stream::zip::{self, Entry, Sums};
+use crate::stream::zip::{self, Entry, EntrySums};
 use crate::units::{to_u64, to_usize};
 
 /// Largest partition table or boot area in bytes: they are held in memory.
@@ -77,7 +77,7 @@ pub fn entry_error(subject: &str, path: &str, fault: Fault) -> Error {
 }
 
 /// Whether `checksums.json` says of an entry what was found.
-fn same(checksum: &Checksum, path: &str, sums: Sums) -> bool {
+fn same(checksum: &Checksum, path: &str, sums: EntrySums) -> bool {
     checksum.path == path
         && checksum.size_bytes == sums.raw_bytes
         && checksum.stored_bytes == sums.stored_bytes
@@ -254,7 +254,7 @@ impl Catalog {
     }
 
     /// What stands in front of the images.
-    pub fn front(&self) -> Result<Vec<Text>> {
+    pub fn front(&self) -> Result<Vec<TextEntry>> {
         let entries = self.directory.entries.iter();
         let front = entries.take_while(|entry| image_name(&entry.name).is_none());
         front
@@ -266,7 +266,7 @@ impl Catalog {
                     _ => self.bytes(path),
                 };
                 let path = path.to_owned();
-                bytes.map(|bytes| Text { path, bytes })
+                bytes.map(|bytes| TextEntry { path, bytes })
             })
             .collect()
     }
@@ -381,7 +381,7 @@ pub struct Bundle {
     /// Index of the current entry in `paths`.
     at: usize,
     /// Of every entry that was read, in order.
-    found: Vec<(Sums, [u8; 32])>,
+    found: Vec<(EntrySums, [u8; 32])>,
     /// The entry behind the current one was begun already.
     ahead: bool,
 }

@@ -23,12 +23,12 @@ use crate::snapshot::archive::Catalog;
 use crate::snapshot::{
     CHECKSUMS, CHECKSUMS_SHA256, Checksum, Checksums, image_name, image_path, sha256_line,
 };
-use crate::stream::archive::{Ending, Text, Written, ZipEmitter};
-use crate::stream::frames::known::{Earlier, Known};
-use crate::stream::frames::receive::{self, Hold, Received};
-use crate::stream::frames::{Framed, Header};
+use crate::stream::archive::{LastEntries, TextEntry, Written, ZipEmitter};
+use crate::stream::frames::known::{EarlierImages, KnownThere};
+use crate::stream::frames::receive::{self, HeldStream, Received};
+use crate::stream::frames::{Framed, StreamHeader};
 use crate::stream::gzip;
-use crate::stream::image::open::Opened;
+use crate::stream::image::open::OpenedImage;
 use crate::stream::image::whole::image_error;
 use crate::stream::image::{Format, ImageReader, LOOK_BYTES};
 use crate::stream::input::{Input, Supply};
@@ -46,7 +46,7 @@ pub(crate) fn closing<'a>(
     consistent: &str,
     frozen_ms: u64,
     maps: impl Iterator<Item = (&'a str, Option<u64>)>,
-) -> (Checksums, Vec<Text>) {
+) -> (Checksums, Vec<TextEntry>) {
     let mut maps = maps;
     let mut entries = Vec::with_capacity(written.len());
     for entry in written {
@@ -68,7 +68,7 @@ pub(crate) fn closing<'a>(
     };
     let json = checksums.to_json().into_bytes();
     let line = sha256_line(&json).into_bytes();
-    let text = |path: &str, bytes| Text {
+    let text = |path: &str, bytes| TextEntry {
         path: path.into(),
         bytes,
     };
@@ -78,12 +78,12 @@ pub(crate) fn closing<'a>(
 
 /// Opens what the user named; frames are taken to their end, and what they stand for is opened. They are held beside `near`, a
 /// file to come, or where temporary files are.
-pub(crate) fn open(path: &OsStr, near: Option<&Path>, common: &Common) -> Result<Opened> {
+pub(crate) fn open(path: &OsStr, near: Option<&Path>, common: &Common) -> Result<OpenedImage> {
     open_known(path, near, None, common, None)
 }
 
 /// Judges what stands in front, before anything else is taken, and gives what the other end is told of what is here already.
-pub(crate) type Tell<'a> = &'a dyn Fn(&str, &Header) -> Result<Known>;
+pub(crate) type Tell<'a> = &'a dyn Fn(&str, &StreamHeader) -> Result<KnownThere>;
 
 /// The same, and the other end is told what is here already; `proven`: on so many CPUs all of it is inflated first, for who writes over
 /// something meanwhile.
@@ -93,8 +93,8 @@ pub(crate) fn open_known(
     tell: Option<Tell<'_>>,
     common: &Common,
     proven: Option<usize>,
-) -> Result<Opened> {
-    let mut opened = Opened::open(path)?;
+) -> Result<OpenedImage> {
+    let mut opened = OpenedImage::open(path)?;
     if !features::FRAMES || opened.format != Format::Frames {
         return Ok(opened);
     }
@@ -103,7 +103,7 @@ pub(crate) fn open_known(
     let known = tell.map(|tell| tell(&opened.subject, &begun.header));
     let known = known.transpose()?;
     let held = hold_unnamed(near)?;
-    let held = Hold {
+    let held = HeldStream {
         // Who hears what is here sends everything when there is no room for what is not.
         most_bytes: known
             .as_ref()
@@ -126,7 +126,7 @@ pub(crate) fn open_known(
     let file = standard.pipe.try_clone();
     let file =
         file.map_err(|error| Error::failed(format_args!("{}: dup: {error}", opened.subject)))?;
-    Ok(Opened {
+    Ok(OpenedImage {
         input: Input::reader(standard).map_err(fail)?,
         subject: opened.subject,
         file,
@@ -137,7 +137,7 @@ pub(crate) fn open_known(
 
 /// That what comes may be too much for where it is held: said when it begins to come, before anything is frozen for it. What is here
 /// already does not come.
-pub(crate) fn may_not_fit(header: &Header, hold: &Hold) -> Option<String> {
+pub(crate) fn may_not_fit(header: &StreamHeader, hold: &HeldStream) -> Option<String> {
     if hold.known.is_some() {
         return None;
     }
@@ -158,7 +158,7 @@ pub(crate) fn may_not_fit(header: &Header, hold: &Hold) -> Option<String> {
 }
 
 /// The same in a file that an interrupted run left, or would leave: what is named there says for what.
-pub(crate) fn hold_named(target: Option<&Path>, reuse: bool) -> Result<Hold> {
+pub(crate) fn hold_named(target: Option<&Path>, reuse: bool) -> Result<HeldStream> {
     let left = target
         .filter(|near| !is_device(near))
         .and_then(Left::beside);
@@ -170,15 +170,15 @@ pub(crate) fn hold_named(target: Option<&Path>, reuse: bool) -> Result<Hold> {
         Some(file) => file,
         None => hold(target)?,
     };
-    Ok(Hold {
+    Ok(HeldStream {
         left,
-        ..Hold::of(file, hold(target)?)
+        ..HeldStream::of(file, hold(target)?)
     })
 }
 
 /// The same in a file that is gone with whoever holds it.
-pub(crate) fn hold_unnamed(target: Option<&Path>) -> Result<Hold> {
-    Ok(Hold::of(hold(target)?, hold(target)?))
+pub(crate) fn hold_unnamed(target: Option<&Path>) -> Result<HeldStream> {
+    Ok(HeldStream::of(hold(target)?, hold(target)?))
 }
 
 /// An earlier image or snapshot, for what has not changed since.
@@ -188,16 +188,16 @@ pub(crate) struct EarlierFile {
 }
 
 /// What targets hold, each by the path of its image.
-struct Targets(Vec<(String, File)>);
+struct TargetContents(Vec<(String, File)>);
 
 /// What targets hold, each by the path of its image, for an end to which stdout leads.
-pub(crate) fn targets_known(targets: Vec<(String, PathBuf)>) -> Result<Known> {
+pub(crate) fn targets_known(targets: Vec<(String, PathBuf)>) -> Result<KnownThere> {
     let stdout = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3);
     let stdout = stdout.map_err(|errno| Error::fault("stdout", Fault::io("dup", errno)))?;
     let targets = targets.into_iter();
     let opened = targets.filter_map(|(path, target)| Some((path, File::open(target).ok()?)));
-    Ok(Known {
-        earlier: Some(Box::new(Targets(opened.collect()))),
+    Ok(KnownThere {
+        earlier: Some(Box::new(TargetContents(opened.collect()))),
         stdin: stdout.into(),
     })
 }
@@ -205,7 +205,7 @@ pub(crate) fn targets_known(targets: Vec<(String, PathBuf)>) -> Result<Known> {
 /// A backup of a partition table is in it.
 const WIPED_END_BYTES: u64 = 1 << 20;
 
-impl Earlier for Targets {
+impl EarlierImages for TargetContents {
     /// Its bytes are the image, whatever they look like. Its beginning and its end a restore wipes at first.
     fn image(&mut self, path: &str) -> Option<(ImageReader<'static>, Range<u64>)> {
         let (_, file) = self.0.iter().find(|(image, _)| image == path)?;
@@ -239,7 +239,7 @@ impl EarlierFile {
 }
 
 /// The header of frames that bring what is in a snapshot, and the report in their end.
-pub(crate) fn of_snapshot(catalog: &Catalog) -> Result<(Header, String)> {
+pub(crate) fn of_snapshot(catalog: &Catalog) -> Result<(StreamHeader, String)> {
     let images = catalog.snapshot.images.iter();
     let images = images.map(|image| Framed {
         path: image_path(&image.name),
@@ -256,7 +256,7 @@ pub(crate) fn of_snapshot(catalog: &Catalog) -> Result<(Header, String)> {
         .str("consistent", &catalog.checksums.consistent)
         .u64("frozen_ms", catalog.checksums.frozen_ms)
         .raw("maps", &json_list(&maps));
-    let header = Header {
+    let header = StreamHeader {
         is_snapshot: true,
         as_it_is: false,
         unix_seconds: catalog.snapshot.time_s,
@@ -266,7 +266,7 @@ pub(crate) fn of_snapshot(catalog: &Catalog) -> Result<(Header, String)> {
     Ok((header, report.finish()))
 }
 
-impl Earlier for EarlierFile {
+impl EarlierImages for EarlierFile {
     fn image(&mut self, path: &str) -> Option<(ImageReader<'static>, Range<u64>)> {
         let reader = if let Some(catalog) = &self.catalog {
             ImageReader::raw(Input::source(catalog.reader(path).ok()?).ok()?)
@@ -409,7 +409,7 @@ fn write(mut received: Received, far: OwnedFd) -> std::result::Result<(), Proble
 }
 
 /// From the board's words.
-fn ending(report: &[u8]) -> std::result::Result<Ending, Fault> {
+fn ending(report: &[u8]) -> std::result::Result<LastEntries, Fault> {
     let corrupt = || Fault::corrupt("report in the end frame");
     let report = json::parse(report)?;
     let text = |value: &Value| value.text().map(str::to_owned);

@@ -15,7 +15,7 @@ use crate::report::{Bytes, JsonObject, clean, exact};
 use crate::snapshot::archive::{self, Catalog};
 use crate::snapshot::machine;
 use crate::snapshot::store::{self, Class};
-use crate::snapshot::{Checksum, Checksums, Image, Snapshot, image_path};
+use crate::snapshot::{Checksum, Checksums, ImageEntry, Snapshot, image_path};
 use crate::stream::partfile;
 use crate::stream::unzip;
 use crate::take::options::used_words;
@@ -23,7 +23,7 @@ use crate::utc::Utc;
 
 /// How far a snapshot in a file is one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum State {
+pub(crate) enum Condition {
     /// All of it is there, as far as its ends say.
     Complete,
     /// Somebody writes it now.
@@ -36,7 +36,7 @@ pub(crate) enum State {
     Damaged,
 }
 
-impl State {
+impl Condition {
     /// As `list` says it.
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -123,7 +123,7 @@ pub(crate) struct Kept {
     size_bytes: u64,
     snapshot: Option<Snapshot>,
     checksums: Option<Checksums>,
-    state: State,
+    state: Condition,
     /// Why it is not complete.
     reason: Option<String>,
 }
@@ -137,15 +137,15 @@ impl Kept {
         let part = left || ends_in("part");
         let found = Catalog::open(&path);
         let state = match &found {
-            _ if part && is_locked(&path) => State::BeingMade,
-            Ok(_) if !part => State::Complete,
+            _ if part && is_locked(&path) => Condition::BeingMade,
+            Ok(_) if !part => Condition::Complete,
             // A pipe, a folder, a link to nothing.
-            Err(_) if !path.is_file() => State::Damaged,
-            Err(error) if error.exit() == Some(Exit::Refused) => State::Newer,
+            Err(_) if !path.is_file() => Condition::Damaged,
+            Err(error) if error.exit() == Some(Exit::Refused) => Condition::Newer,
             Err(_) if !part && archive::open_file(&path).is_ok_and(|f| unzip::is_ended(&f)) => {
-                State::Damaged
+                Condition::Damaged
             }
-            _ => State::Incomplete,
+            _ => Condition::Incomplete,
         };
         let (snapshot, checksums, reason) = match found {
             // It is no archive.
@@ -154,7 +154,7 @@ impl Kept {
                 None,
                 Some("an interrupted pull left it, and the next one goes on from it".into()),
             ),
-            _ if state == State::BeingMade => (
+            _ if state == Condition::BeingMade => (
                 archive::beginning(&path),
                 None,
                 Some("is being made".into()),
@@ -189,14 +189,14 @@ impl Kept {
 
     /// Whether somebody writes it now.
     pub(crate) fn is_being_made(&self) -> bool {
-        self.state == State::BeingMade
+        self.state == Condition::BeingMade
     }
 
     /// What the oldest comes first by: when it says it was made (last where it says nothing), then its number and its name.
     pub(crate) fn order(&self) -> (u64, u64, &Path) {
         let file = self.path.file_name().and_then(OsStr::to_str);
         let file = file.map(|file| file.strip_suffix(".part").unwrap_or(file));
-        let name = file.and_then(store::Name::parse);
+        let name = file.and_then(store::KeptName::parse);
         (
             self.snapshot.as_ref().map_or(u64::MAX, |s| s.time_s),
             name.map_or(0, |name| name.sequence),
@@ -208,7 +208,7 @@ impl Kept {
     pub(crate) fn unknown(&self) -> Option<Error> {
         let reason = self.reason.as_ref().filter(|_| self.snapshot.is_none())?;
         let exit = match self.state {
-            State::Newer => Exit::Refused,
+            Condition::Newer => Exit::Refused,
             _ => Exit::Corrupt,
         };
         Some(Error::with(
@@ -228,7 +228,7 @@ impl Kept {
         object
             .str("path", &self.path.display().to_string())
             .str("kind", "snapshot")
-            .bool("complete", self.state == State::Complete)
+            .bool("complete", self.state == Condition::Complete)
             .str("state", self.state.name());
         match &self.reason {
             Some(reason) => object.str("reason", reason),
@@ -269,7 +269,7 @@ impl Kept {
     }
 
     /// What `show` says of an image.
-    fn words(&self, image: &Image) -> String {
+    fn words(&self, image: &ImageEntry) -> String {
         let sums = sums(self.checksums.as_ref(), image);
         let used = match sums {
             Some(Checksum {
@@ -428,7 +428,7 @@ pub(crate) fn entries(snapshot: &Snapshot, checksums: Option<&Checksums>) -> Str
 }
 
 /// What was written of an image.
-fn sums<'a>(checksums: Option<&'a Checksums>, image: &Image) -> Option<&'a Checksum> {
+fn sums<'a>(checksums: Option<&'a Checksums>, image: &ImageEntry) -> Option<&'a Checksum> {
     checksums?.find(&image_path(&image.name))
 }
 

@@ -14,7 +14,7 @@ const LIMIT_BYTES: u64 = 64 * 1024;
 
 /// What is known about the machine; empty where nothing is.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Host {
+pub(crate) struct Machine {
     /// Its name.
     pub name: String,
     /// As `uname -m` says.
@@ -27,7 +27,7 @@ pub(crate) struct Host {
     pub os: String,
 }
 
-impl Host {
+impl Machine {
     /// The machine floe runs on.
     pub(crate) fn look() -> Self {
         let uname = rustix::system::uname();

@@ -51,7 +51,7 @@ pub fn is_name(name: &str) -> bool {
 /// One image of a snapshot. Texts are empty where nothing is known.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[allow(missing_docs)]
-pub struct Image {
+pub struct ImageEntry {
     pub name: String,
     /// As it was given on the command line.
     pub source: String,
@@ -72,7 +72,7 @@ pub struct Image {
 /// The disk whose table and boot area were taken along.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[allow(missing_docs)]
-pub struct Disk {
+pub struct DiskEntry {
     pub device: String,
     /// `gpt` or `mbr`.
     pub table: String,
@@ -105,9 +105,9 @@ pub struct Snapshot {
     pub golden: bool,
     /// The paths of `--empty`.
     pub empty: Vec<String>,
-    pub disk: Option<Disk>,
+    pub disk: Option<DiskEntry>,
     /// In the order of the archive.
-    pub images: Vec<Image>,
+    pub images: Vec<ImageEntry>,
 }
 
 impl Snapshot {
@@ -137,7 +137,7 @@ impl Snapshot {
         if let Some(disk) = &self.disk {
             object.raw("disk", &disk.to_json());
         }
-        let images: Vec<String> = self.images.iter().map(Image::to_json).collect();
+        let images: Vec<String> = self.images.iter().map(ImageEntry::to_json).collect();
         object.raw("entries", &list(&images));
         object.finish() + "\n"
     }
@@ -147,9 +147,9 @@ impl Snapshot {
         let root = json::parse(bytes)?;
         check_format(&root)?;
         let flag = |key: &str| root.get(key).and_then(Value::bool).unwrap_or(false);
-        let mut images: Vec<Image> = Vec::new();
+        let mut images: Vec<ImageEntry> = Vec::new();
         for value in array(&root, "entries")? {
-            let image = Image::from_json(value)?;
+            let image = ImageEntry::from_json(value)?;
             if images.len() == MAX_IMAGES || images.iter().any(|known| known.name == image.name) {
                 return Err(Fault::corrupt("entries of the snapshot"));
             }
@@ -170,14 +170,14 @@ impl Snapshot {
             empty: texts(&root, "empty"),
             disk: match root.get("disk") {
                 None | Some(Value::Null) => None,
-                Some(disk) => Some(Disk::from_json(disk)?),
+                Some(disk) => Some(DiskEntry::from_json(disk)?),
             },
             images,
         })
     }
 
     /// The image of this NAME.
-    pub fn image(&self, name: &str) -> Option<&Image> {
+    pub fn image(&self, name: &str) -> Option<&ImageEntry> {
         self.images.iter().find(|image| image.name == name)
     }
 
@@ -194,7 +194,8 @@ impl Snapshot {
 
     /// The archive's entries in their order, the three texts included.
     pub fn paths(&self) -> Vec<String> {
-        let disk = |wanted: fn(&Disk) -> u64| self.disk.as_ref().is_some_and(|d| wanted(d) != 0);
+        let disk =
+            |wanted: fn(&DiskEntry) -> u64| self.disk.as_ref().is_some_and(|d| wanted(d) != 0);
         let mut paths = vec![SNAPSHOT.to_owned()];
         if disk(|disk| disk.table_bytes) {
             paths.push(TABLE.to_owned());
@@ -208,7 +209,7 @@ impl Snapshot {
     }
 }
 
-impl Image {
+impl ImageEntry {
     fn to_json(&self) -> String {
         let mut object = JsonObject::new();
         for (key, text) in [
@@ -253,7 +254,7 @@ impl Image {
     }
 }
 
-impl Disk {
+impl DiskEntry {
     fn to_json(&self) -> String {
         let mut object = JsonObject::new();
         object.str("device", cut(&self.device));
@@ -497,7 +498,7 @@ mod tests {
             board: "Acme Board ä".into(),
             comment: "before the update".into(),
             factory: true,
-            disk: Some(Disk {
+            disk: Some(DiskEntry {
                 device: "/dev/mmcblk0".into(),
                 table: "gpt".into(),
                 size_bytes: 1 << 30,
@@ -506,18 +507,18 @@ mod tests {
                 boot_bytes: 0,
             }),
             images: vec![
-                Image {
+                ImageEntry {
                     name: "root".into(),
                     source: "/".into(),
                     filesystem: "ext4".into(),
                     size_bytes: 5 << 30,
                     used_bytes: 1 << 30,
-                    ..Image::default()
+                    ..ImageEntry::default()
                 },
-                Image {
+                ImageEntry {
                     name: "config".into(),
                     size_bytes: 1 << 20,
-                    ..Image::default()
+                    ..ImageEntry::default()
                 },
             ],
             ..Snapshot::default()

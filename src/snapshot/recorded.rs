@@ -9,9 +9,9 @@ use std::ffi::OsStr;
 use crate::device::{Device, ReadAt};
 use crate::error::{Error, Fault, FaultKind, Result};
 use crate::mounts::{DevId, System};
-use crate::ptable::{self, Scheme, Table, gpt};
+use crate::ptable::{self, PartitionTable, Scheme, gpt};
 use crate::report;
-use crate::snapshot::Disk;
+use crate::snapshot::DiskEntry;
 use crate::units::{to_u64, to_usize};
 
 /// Largest boot area in bytes; it waits in memory before the first filesystem.
@@ -20,9 +20,9 @@ const MAX_BOOT_BYTES: u64 = 32 << 20;
 const FIRST_LOGICAL: u32 = 5;
 
 /// What was taken.
-pub(crate) struct Taken {
+pub(crate) struct RecordedDisk {
     /// As the metadata says it.
-    pub facts: Disk,
+    pub facts: DiskEntry,
     /// The table.
     pub table: Vec<u8>,
     /// The boot area, without the zeros at its end.
@@ -32,7 +32,7 @@ pub(crate) struct Taken {
     dev: Option<DevId>,
 }
 
-impl Taken {
+impl RecordedDisk {
     /// Whether a device is a partition of this disk.
     pub(crate) fn holds(&self, system: &System, dev: Option<DevId>) -> bool {
         let disk = dev.and_then(|dev| system.roots().disk_of(dev));
@@ -41,7 +41,7 @@ impl Taken {
 }
 
 /// Reads table and boot area of the disk that `name` means.
-pub(crate) fn take(system: &System, name: &OsStr, quiet: bool) -> Result<Taken> {
+pub(crate) fn take(system: &System, name: &OsStr, quiet: bool) -> Result<RecordedDisk> {
     let named = system.target(name)?;
     let shown = named.shown.display().to_string();
     let fail = |fault| Error::fault(&shown, fault);
@@ -86,8 +86,8 @@ pub(crate) fn take(system: &System, name: &OsStr, quiet: bool) -> Result<Taken> 
         .map_or(0, |last| last + 1);
     // Whole sectors: it is written back through O_DIRECT.
     boot.truncate(used.next_multiple_of(4096).min(boot.len()));
-    Ok(Taken {
-        facts: Disk {
+    Ok(RecordedDisk {
+        facts: DiskEntry {
             device: shown,
             table: table.scheme.name().into(),
             size_bytes: device.size_bytes(),
@@ -102,7 +102,7 @@ pub(crate) fn take(system: &System, name: &OsStr, quiet: bool) -> Result<Taken> 
     })
 }
 
-fn check(shown: &str, table: &Table) -> Result<()> {
+fn check(shown: &str, table: &PartitionTable) -> Result<()> {
     if let Some(doubt) = table.doubt {
         return Err(Error::refused(format_args!(
             "{shown}: partition table: {doubt}; repair it first, or floe dump --whole {shown} keeps the disk as it is"
@@ -119,7 +119,7 @@ fn check(shown: &str, table: &Table) -> Result<()> {
 }
 
 /// Bytes of the table at the beginning of the disk.
-fn length(device: &Device, table: &Table) -> std::result::Result<u64, Fault> {
+fn length(device: &Device, table: &PartitionTable) -> std::result::Result<u64, Fault> {
     let sector = u64::from(table.sector_bytes);
     if table.scheme == Scheme::Mbr {
         return Ok(sector);

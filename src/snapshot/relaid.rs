@@ -9,13 +9,13 @@ use std::sync::Arc;
 use crate::content::Head;
 use crate::device::{Device, DeviceKind, ReadAt};
 use crate::error::{Error, Fault, Result};
-use crate::ptable::{self, Piece, Scheme, Table};
+use crate::ptable::{self, PartitionTable, Patch, Scheme};
 use crate::put::head::put_pieces;
 use crate::put::newdisk::NewDisk;
 use crate::put::phase::Phase;
 use crate::put::rescan;
 use crate::put::target::Chosen;
-use crate::snapshot::{Disk, Image};
+use crate::snapshot::{DiskEntry, ImageEntry};
 use crate::units::{Extent, to_u64, to_usize};
 
 /// A disk that is laid out anew.
@@ -25,11 +25,11 @@ pub(crate) struct Laid {
     /// How far its table is.
     pub phase: Arc<Phase>,
     disk: NewDisk,
-    table: Table,
+    table: PartitionTable,
     /// The beginning of the disk, as recorded.
     beginning: Vec<u8>,
     boot: Vec<u8>,
-    pieces: Vec<Piece>,
+    pieces: Vec<Patch>,
     /// Partitions that no entry fills.
     empty: Vec<u32>,
 }
@@ -38,7 +38,7 @@ impl Laid {
     /// Opens the disk and computes what will be written; writes nothing, except that a file gets its size.
     pub(crate) fn new(
         chosen: Chosen,
-        facts: Disk,
+        facts: DiskEntry,
         beginning: Vec<u8>,
         boot: Vec<u8>,
     ) -> Result<Self> {
@@ -88,7 +88,7 @@ impl Laid {
     }
 
     /// The disk opened once more, and the place on it where an entry belongs.
-    pub(crate) fn partition(&self, image: &Image) -> Result<(Device, Extent)> {
+    pub(crate) fn partition(&self, image: &ImageEntry) -> Result<(Device, Extent)> {
         let extent = place_of(&self.table, image)?;
         let device = self.disk.again().map_err(|fault| self.fail(fault))?;
         Ok((device, extent))
@@ -145,7 +145,7 @@ impl Laid {
 }
 
 /// The numbers of the partitions for which this does not hold.
-pub(crate) fn without_entry(table: &Table, has: impl Fn(&Extent) -> bool) -> Vec<u32> {
+pub(crate) fn without_entry(table: &PartitionTable, has: impl Fn(&Extent) -> bool) -> Vec<u32> {
     let partitions = table.partitions.iter();
     let empty = partitions.filter(|partition| !has(&partition.extent));
     empty.map(|partition| partition.number).collect()
@@ -161,7 +161,7 @@ pub(crate) fn numbers(numbers: &[u32], [one, several]: [&str; 2]) -> String {
 }
 
 /// The table that a snapshot recorded, for sectors of so many bytes.
-pub(crate) fn recorded(beginning: &[u8], sector_bytes: u32) -> Result<Table> {
+pub(crate) fn recorded(beginning: &[u8], sector_bytes: u32) -> Result<PartitionTable> {
     let broken = || Error::corrupt("disk/table.bin: is not a partition table");
     ptable::read(&Head(beginning), sector_bytes)
         .map_err(|fault| Error::fault("disk/table.bin", fault))?
@@ -169,7 +169,7 @@ pub(crate) fn recorded(beginning: &[u8], sector_bytes: u32) -> Result<Table> {
 }
 
 /// Where in the table an entry belongs.
-pub(crate) fn place_of(table: &Table, image: &Image) -> Result<Extent> {
+pub(crate) fn place_of(table: &PartitionTable, image: &ImageEntry) -> Result<Extent> {
     let number = image.partition_number;
     let mut partitions = table.partitions.iter();
     let Some(place) = partitions.find(|p| u64::from(p.number) == number) else {

@@ -14,7 +14,7 @@ use crate::snapshot::kept::Kept;
 use crate::stream::deflate::FINAL_BLOCK;
 use crate::stream::gzip;
 use crate::stream::image::Format;
-use crate::stream::image::open::Opened;
+use crate::stream::image::open::OpenedImage;
 use crate::stream::image::probed::Image;
 use crate::stream::image::whole::Any;
 use crate::stream::partfile::{self, piece};
@@ -48,7 +48,7 @@ pub(crate) fn check(path: &Path, coming: Coming) -> Result<()> {
         return Ok(());
     }
     let no_image = |error: &Error| error.exit() == Some(Exit::Corrupt);
-    let opened = match Opened::look(path.as_os_str()) {
+    let opened = match OpenedImage::look(path.as_os_str()) {
         Ok(opened) => opened,
         Err(error) if no_image(&error) => return Err(refusal(path, "is there and is no image")),
         // What cannot be read is for who writes to say.
@@ -171,7 +171,7 @@ fn no_piece(name: &Path) -> Error {
 
 /// Whether what looks like a set is one: an older image of the kind that comes, which ends in its last piece and not before.
 fn check_set(first: &Path, there: &[PathBuf], lengths: &[u64], coming: Coming) -> Result<bool> {
-    let Ok(opened) = Opened::look(first.as_os_str()) else {
+    let Ok(opened) = OpenedImage::look(first.as_os_str()) else {
         return Ok(false);
     };
     let Ok(image) = Image::read(opened, Any::No) else {

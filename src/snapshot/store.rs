@@ -26,7 +26,7 @@ const MAX_FILES: usize = 65_536;
 
 /// The parts of a kept snapshot's name: `HOST-YYYYMMDDThhmmssZ-SEQ.zip`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Name {
+pub(crate) struct KeptName {
     /// The host's name, as far as it may stand in a file name.
     pub host: String,
     /// `YYYYMMDDThhmmssZ`.
@@ -35,7 +35,7 @@ pub(crate) struct Name {
     pub sequence: u64,
 }
 
-impl Name {
+impl KeptName {
     /// From a file's name; `None` for anything else.
     pub(crate) fn parse(file: &str) -> Option<Self> {
         let (rest, sequence) = file.strip_suffix(".zip")?.rsplit_once('-')?;
@@ -198,7 +198,7 @@ pub(crate) fn check(folder: &Path) -> Result<()> {
 
 /// The name of the next snapshot of `host` made at `unix_seconds`.
 pub(crate) fn next(folder: &Path, host: &str, unix_seconds: u64) -> Result<PathBuf> {
-    let name = Name {
+    let name = KeptName {
         host: host_in_name(host),
         time: Utc::from_unix(unix_seconds).compact(),
         sequence: last(folder)?.saturating_add(1),
@@ -267,12 +267,12 @@ impl Drop for Store {
 }
 
 /// The snapshots in a folder by sequence number, the oldest first.
-pub(crate) fn snapshots(folder: &Path) -> Result<Vec<(Name, PathBuf)>> {
-    let mut found: Vec<(Name, PathBuf)> = files(folder)?
+pub(crate) fn snapshots(folder: &Path) -> Result<Vec<(KeptName, PathBuf)>> {
+    let mut found: Vec<(KeptName, PathBuf)> = files(folder)?
         .into_iter()
-        .filter_map(|(file, path)| Some((Name::parse(&file)?, path)))
+        .filter_map(|(file, path)| Some((KeptName::parse(&file)?, path)))
         .collect();
-    let key = |name: &Name| (name.sequence, name.time.clone(), name.host.clone());
+    let key = |name: &KeptName| (name.sequence, name.time.clone(), name.host.clone());
     units::sort(&mut found, |(a, _), (b, _)| key(a) < key(b));
     Ok(found)
 }
@@ -294,7 +294,7 @@ pub(crate) fn files(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
 fn is_of_part(file: &str) -> bool {
     let numbered = file.strip_suffix(|letter: char| letter.is_ascii_digit());
     let plain = numbered.and_then(|file| file.strip_suffix('.'));
-    Name::parse(plain.unwrap_or(file)).is_some()
+    KeptName::parse(plain.unwrap_or(file)).is_some()
 }
 
 /// Opens the lock, or makes it. It is written to, so that it has to be a file with one name: no link, FIFO or second name of
@@ -371,13 +371,13 @@ mod tests {
 
     #[test]
     fn names_are_read_back_and_foreign_ones_are_not_ours() {
-        let name = Name {
+        let name = KeptName {
             host: host_in_name("my board/1"),
             time: Utc::from_unix(0).compact(),
             sequence: 7,
         };
         assert_eq!(name.file(), "my_board_1-19700101T000000Z-0007.zip");
-        assert_eq!(Name::parse(&name.file()), Some(name));
+        assert_eq!(KeptName::parse(&name.file()), Some(name));
         for foreign in [
             "x.zip",
             "a-b-c.zip",
@@ -386,7 +386,7 @@ mod tests {
             "-19700101T000000Z-1.zip",
             "h-19700101T00000Z-1.zip",
         ] {
-            assert_eq!(Name::parse(foreign), None, "{foreign}");
+            assert_eq!(KeptName::parse(foreign), None, "{foreign}");
         }
         assert_eq!(host_in_name("../x"), "host.._x");
     }

@@ -9,13 +9,13 @@ use sha2::{Digest, Sha256};
 use super::deflate::FINAL_BLOCK;
 use super::output::{Output, Sum, Totals, TotalsCell, write_deflated_zeros};
 use super::pipeline::{Emit, Encoded, Problem};
-use super::zip::{MAX_ENTRIES, Record, Sums, Writer};
+use super::zip::{EntrySums, MAX_ENTRIES, Record, ZipWriter};
 use crate::crc;
 use crate::error::Fault;
 
 /// An entry that stands whole in memory.
 #[derive(Clone, Debug)]
-pub struct Text {
+pub struct TextEntry {
     /// The archive's name of it.
     pub path: String,
     /// Its bytes, less than 4 GiB.
@@ -28,13 +28,13 @@ pub(crate) struct Written {
     /// The archive's name of it.
     pub path: String,
     /// CRC and sizes.
-    pub sums: Sums,
+    pub sums: EntrySums,
     /// SHA-256 of its bytes in the archive.
     pub sha256: [u8; 32],
 }
 
 /// Gives the entries behind the images, from what was written in front; called once, after the thaw, and may allocate.
-pub(crate) type Ending = Box<dyn FnMut(&[Written]) -> Result<Vec<Text>, Fault> + Send>;
+pub(crate) type LastEntries = Box<dyn FnMut(&[Written]) -> Result<Vec<TextEntry>, Fault> + Send>;
 
 impl From<Fault> for Problem {
     fn from(fault: Fault) -> Self {
@@ -45,7 +45,7 @@ impl From<Fault> for Problem {
 /// Writes an archive; see the module's page.
 pub(crate) struct ZipEmitter {
     output: Output,
-    writer: Writer,
+    writer: ZipWriter,
     record: Record,
     /// One for each text in front and each image, whose figures are filled in as it ends.
     written: Vec<Written>,
@@ -54,7 +54,7 @@ pub(crate) struct ZipEmitter {
     /// Where the current image's data began; `None` between images.
     start: Option<u64>,
     sum: Sum,
-    ending: Ending,
+    ending: LastEntries,
     totals: TotalsCell,
 }
 
@@ -64,14 +64,14 @@ impl ZipEmitter {
     pub(crate) fn new(
         output: Output,
         unix_seconds: u64,
-        front: &[Text],
+        front: &[TextEntry],
         images: Vec<String>,
-        ending: Ending,
+        ending: LastEntries,
         totals: TotalsCell,
     ) -> Result<Self, Problem> {
         let mut emitter = Self {
             output,
-            writer: Writer::new(MAX_ENTRIES, unix_seconds)?,
+            writer: ZipWriter::new(MAX_ENTRIES, unix_seconds)?,
             record: Record::new(),
             written: Vec::with_capacity(front.len() + images.len()),
             next: front.len(),
@@ -85,14 +85,14 @@ impl ZipEmitter {
         }
         let image = |path| Written {
             path,
-            sums: Sums::default(),
+            sums: EntrySums::default(),
             sha256: [0; 32],
         };
         emitter.written.extend(images.into_iter().map(image));
         Ok(emitter)
     }
 
-    fn text(&mut self, text: &Text) -> Result<(), Problem> {
+    fn text(&mut self, text: &TextEntry) -> Result<(), Problem> {
         let crc32 = crc::crc32(0, &text.bytes);
         let length =
             u32::try_from(text.bytes.len()).map_err(|_| Fault::refused("entry too large"))?;
@@ -103,7 +103,7 @@ impl ZipEmitter {
         self.output.write_all(&text.bytes)?;
         self.written.push(Written {
             path: text.path.clone(),
-            sums: Sums {
+            sums: EntrySums {
                 crc32,
                 stored_bytes: u64::from(length),
                 raw_bytes: u64::from(length),
@@ -149,7 +149,7 @@ impl Emit for ZipEmitter {
         self.begin()?;
         self.output.write_all(&FINAL_BLOCK)?;
         let start = self.start.take().unwrap_or(0);
-        let sums = Sums {
+        let sums = EntrySums {
             crc32: self.sum.crc32,
             stored_bytes: self.output.written_bytes().saturating_sub(start),
             raw_bytes: self.sum.raw_bytes,
@@ -189,7 +189,7 @@ mod tests {
     use crate::map::UsedMap;
     use crate::stream::input::Input;
     use crate::stream::pipeline::{Encoding, Meter, Outlet, Pipeline, Settings};
-    use crate::stream::plan::{Content, Part, Plan};
+    use crate::stream::plan::{Part, PartContent, Plan};
     use crate::stream::unzip::{Body, Directory};
     use crate::threads::Lock;
     use crate::units::{BlockSize, to_usize};
@@ -203,13 +203,13 @@ mod tests {
     }
 
     /// Nothing is used.
-    fn free() -> Content {
+    fn free() -> PartContent {
         let mut map = UsedMap::new(1, BlockSize::from_bytes(1024).unwrap()).unwrap();
         map.set_all_free();
-        Content::Used(map)
+        PartContent::Used(map)
     }
 
-    fn part(length_bytes: u64, content: Content) -> Part {
+    fn part(length_bytes: u64, content: PartContent) -> Part {
         Part {
             device: 0,
             device_offset: 0,
@@ -237,14 +237,14 @@ mod tests {
         );
         let seen = Arc::new(Lock::new(Vec::new()));
         let told = Arc::clone(&seen);
-        let ending: Ending = Box::new(move |written| {
+        let ending: LastEntries = Box::new(move |written| {
             told.lock().extend_from_slice(written);
-            Ok(vec![Text {
+            Ok(vec![TextEntry {
                 path: "checksums.json".into(),
                 bytes: b"{}".to_vec(),
             }])
         });
-        let front = [Text {
+        let front = [TextEntry {
             path: "snapshot.json".into(),
             bytes: b"{\"format\":1}".to_vec(),
         }];
@@ -274,9 +274,9 @@ mod tests {
         )
         .unwrap();
         pipeline.start(Plan::new(vec![
-            vec![part(size, Content::Whole), part(10_000_000, free())],
+            vec![part(size, PartContent::Whole), part(10_000_000, free())],
             vec![part(5000, free())],
-            vec![part(77_777, Content::Whole)],
+            vec![part(77_777, PartContent::Whole)],
         ]));
         pipeline.permit();
         while !pipeline.state().finished {

@@ -26,7 +26,7 @@ const MAX_MEMBERS: u32 = 256;
 
 /// What an artifact says of itself.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Labels {
+pub(crate) struct ArtifactLabels {
     /// Its name.
     pub name: String,
     /// The types of device it is for.
@@ -36,7 +36,7 @@ pub(crate) struct Labels {
 }
 
 /// A member's name and length.
-struct Member {
+struct NextMember {
     name: String,
     size_bytes: u64,
 }
@@ -50,7 +50,7 @@ fn ends_early(what: &'static str) -> Fault {
 }
 
 /// The next member that is a file; `None` at the end of the archive.
-fn next_member(input: &mut Input<'_>) -> Result<Option<Member>, Fault> {
+fn next_member(input: &mut Input<'_>) -> Result<Option<NextMember>, Fault> {
     for _ in 0..MAX_MEMBERS {
         let at = input.offset();
         let mut block = [0u8; BLOCK_BYTES];
@@ -66,7 +66,7 @@ fn next_member(input: &mut Input<'_>) -> Result<Option<Member>, Fault> {
         let name = member.name.to_owned();
         if member.is_file {
             let size_bytes = member.size_bytes;
-            return Ok(Some(Member { name, size_bytes }));
+            return Ok(Some(NextMember { name, size_bytes }));
         }
         // Folders, and the records of pax, which change nothing that counts here.
         skip(
@@ -116,7 +116,7 @@ fn skip(input: &mut Input<'_>, count: u64) -> Result<(), Fault> {
 }
 
 /// All of a small member.
-fn small(input: &mut Input<'_>, member: &Member) -> Result<Vec<u8>, Fault> {
+fn small(input: &mut Input<'_>, member: &NextMember) -> Result<Vec<u8>, Fault> {
     if member.size_bytes > SMALL_BYTES {
         return Err(corrupt("a member of the artifact's front is too large"));
     }
@@ -170,10 +170,10 @@ fn is_gzip(name: &str, stem: &str) -> Result<Option<bool>, Fault> {
 }
 
 /// Reads the front, up to the payload's first byte.
-pub(crate) fn open(mut input: Input<'static>) -> Result<(Labels, Payload), Fault> {
+pub(crate) fn open(mut input: Input<'static>) -> Result<(ArtifactLabels, Payload), Fault> {
     let mut manifest = None;
     let mut version = Vec::new();
-    let mut labels = Labels::default();
+    let mut labels = ArtifactLabels::default();
     let mut has_header = false;
     for _ in 0..MAX_MEMBERS {
         let Some(member) = next_member(&mut input)? else {
@@ -206,7 +206,7 @@ pub(crate) fn open(mut input: Input<'static>) -> Result<(Labels, Payload), Fault
 }
 
 /// `header-info` of the header.
-fn read_header(bytes: Vec<u8>, packed: bool, labels: &mut Labels) -> Result<(), Fault> {
+fn read_header(bytes: Vec<u8>, packed: bool, labels: &mut ArtifactLabels) -> Result<(), Fault> {
     let bytes = match packed {
         true => {
             let mut out = vec![0; to_usize(SMALL_BYTES)];
@@ -250,8 +250,8 @@ fn payload(
     size_bytes: u64,
     packed: bool,
     manifest: &Manifest,
-    mut labels: Labels,
-) -> Result<(Labels, Payload), Fault> {
+    mut labels: ArtifactLabels,
+) -> Result<(ArtifactLabels, Payload), Fault> {
     let member = Bounded {
         input,
         left: size_bytes,

@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 use crate::error::Fault;
 use crate::report::hex;
 use crate::stream::copy::BUFFER_BYTES;
-use crate::stream::image::{ImageReader, Piece};
+use crate::stream::image::{ImageReader, ImageRun};
 use crate::stream::input::at_most;
 use crate::sys::memory::{Pages, ZEROS};
 use crate::units::{Extent, to_u64};
@@ -28,12 +28,12 @@ pub(crate) const MOST_BYTES: u64 = 128 << 20;
 const DIGITS: usize = 64;
 
 /// Blocks from the first to before the last one.
-type Range = (u64, u64);
+type BlockRange = (u64, u64);
 
 /// Where the next extent that has to be written begins, at or after an offset.
 pub(crate) type NextMapped<'a> = dyn Fn(u64) -> Option<Extent> + 'a;
 
-fn next_range(mapped: &NextMapped<'_>, from: u64) -> Option<Range> {
+fn next_range(mapped: &NextMapped<'_>, from: u64) -> Option<BlockRange> {
     let first = mapped(from.checked_mul(BLOCK_BYTES)?)?;
     let start = (first.offset / BLOCK_BYTES).max(from);
     let mut end = first.end().div_ceil(BLOCK_BYTES);
@@ -49,8 +49,8 @@ fn next_range(mapped: &NextMapped<'_>, from: u64) -> Option<Range> {
 /// Hashes ranges of an image whose first bytes are `head`; `each` gets the digits of each. Gives the image's length.
 fn hash_ranges(
     (head, reader): (&[u8], &mut ImageReader<'_>),
-    next: &mut dyn FnMut() -> Result<Option<Range>, Fault>,
-    each: &mut dyn FnMut(Range, &str) -> Result<(), Fault>,
+    next: &mut dyn FnMut() -> Result<Option<BlockRange>, Fault>,
+    each: &mut dyn FnMut(BlockRange, &str) -> Result<(), Fault>,
 ) -> Result<u64, Fault> {
     let mut buffer = Pages::new(BUFFER_BYTES).map_err(|errno| Fault::io("mmap", errno))?;
     let (mut range, mut hash) = (next()?, Sha256::new());
@@ -60,9 +60,9 @@ fn hash_ranges(
         let (data, length) = match is_head {
             true => (Some(head), to_u64(head.len())),
             false => match reader.next(&mut buffer)? {
-                Piece::Data(count) => (buffer.get(..count), to_u64(count)),
-                Piece::Zeros(count) => (None, count),
-                Piece::End => break,
+                ImageRun::Data(count) => (buffer.get(..count), to_u64(count)),
+                ImageRun::Zeros(count) => (None, count),
+                ImageRun::End => break,
             },
         };
         is_head = false;
@@ -192,13 +192,13 @@ pub(crate) fn is_replaceable(path: &Path) -> bool {
 }
 
 /// Checks an image, whose first bytes are `head`, against the text of a `.bmap`. The fault is of the image, except where
-/// [`Text::new`] has one of the text.
-pub(crate) struct Text {
+/// [`BmapText::new`] has one of the text.
+pub(crate) struct BmapText {
     text: String,
     size_bytes: u64,
 }
 
-impl Text {
+impl BmapText {
     /// What the file says, where all of it is well.
     pub(crate) fn new(bytes: Vec<u8>) -> Result<Self, Fault> {
         let bad = Fault::corrupt;
@@ -239,7 +239,7 @@ impl Text {
         Ok(found)
     }
 
-    fn ranges(&self) -> impl Iterator<Item = Result<(Range, &str), Fault>> {
+    fn ranges(&self) -> impl Iterator<Item = Result<(BlockRange, &str), Fault>> {
         self.text.split("<Range").skip(1).map(|part| {
             let read = || {
                 let (tag, rest) = part.split_once('>')?;
@@ -329,7 +329,7 @@ mod tests {
     }
 
     fn check(text: &str, bytes: &[u8]) -> Result<(), Fault> {
-        let text = Text::new(text.as_bytes().to_vec())?;
+        let text = BmapText::new(text.as_bytes().to_vec())?;
         let mut reader = ImageReader::new(Input::reader(bytes).unwrap()).unwrap();
         let mut head = vec![0; 65_536];
         let count = reader.head(&mut head).unwrap();

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crate::content::Seen;
 use crate::error::Fault;
 use crate::stream::digest::Digest;
-use crate::stream::image::{ImageReader, Piece};
+use crate::stream::image::{ImageReader, ImageRun};
 use crate::stream::target::Target;
 use crate::sys::memory::Pages;
 use crate::units::{Extent, to_u64, to_usize};
@@ -28,7 +28,7 @@ const STACK_BYTES: usize = 256 * 1024;
 
 /// How far a job is; read by another thread.
 #[derive(Debug, Default)]
-pub(crate) struct Progress {
+pub(crate) struct CopyProgress {
     /// Bytes of the image that are done.
     pub done_bytes: AtomicU64,
     /// Bytes of the packed input that were read.
@@ -52,7 +52,7 @@ pub(crate) const ZEROING: usize = 2;
 /// The target is compared.
 pub(crate) const READING_BACK: usize = 3;
 
-impl Progress {
+impl CopyProgress {
     /// Begins a phase of so many bytes.
     pub(crate) fn begin(&self, phase: usize, total_bytes: u64) {
         self.phase.store(phase, Ordering::Relaxed);
@@ -62,9 +62,9 @@ impl Progress {
     }
 
     /// An error once the job was told to stop.
-    pub(crate) fn stopped(&self) -> Result<(), Failure> {
+    pub(crate) fn stopped(&self) -> Result<(), CopyFailure> {
         if self.stop.load(Ordering::Relaxed) {
-            return Err(Failure::Target(Fault::refused("stopped")));
+            return Err(CopyFailure::Target(Fault::refused("stopped")));
         }
         Ok(())
     }
@@ -72,7 +72,7 @@ impl Progress {
 
 /// Which end failed.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Failure {
+pub(crate) enum CopyFailure {
     /// The image: unreadable, or not what it should be.
     Image(Fault),
     /// The target.
@@ -127,7 +127,7 @@ impl ReadAhead {
     /// Starts reading.
     pub(crate) fn start(
         reader: ImageReader<'static>,
-        progress: Arc<Progress>,
+        progress: Arc<CopyProgress>,
     ) -> Result<Self, Fault> {
         let (send, messages) = bounded(2 * BUFFERS);
         let (spare, empty) = channel();
@@ -149,7 +149,7 @@ fn read(
     mut reader: ImageReader<'static>,
     empty: &Receiver<Pages>,
     send: &Sender<Message>,
-    progress: &Progress,
+    progress: &CopyProgress,
 ) {
     let mut held = None;
     // Each turn takes at least one granule of the input, or is the last.
@@ -159,12 +159,12 @@ fn read(
         };
         let offset = reader.offset();
         let message = match reader.next(&mut buffer) {
-            Ok(Piece::Data(length)) => Message::Data(offset, buffer, length),
-            Ok(Piece::Zeros(count)) => {
+            Ok(ImageRun::Data(length)) => Message::Data(offset, buffer, length),
+            Ok(ImageRun::Zeros(count)) => {
                 held = Some(buffer);
                 Message::Zeros(offset, count)
             }
-            Ok(Piece::End) => Message::Ended(Ended::of(&reader)),
+            Ok(ImageRun::End) => Message::Ended(Ended::of(&reader)),
             Err(fault) => Message::Failed(fault),
         };
         let taken = reader.input_bytes();
@@ -177,7 +177,7 @@ fn read(
 }
 
 /// What happens to zero runs.
-pub(crate) trait ZeroRuns {
+pub(crate) trait ZeroPolicy {
     /// The part of a zero run to be left alone for now; the rest is zeroed at once.
     fn leave(&mut self, run: Extent) -> Option<Extent>;
 }
@@ -185,7 +185,7 @@ pub(crate) trait ZeroRuns {
 /// Zeroes every run at once.
 pub(crate) struct ZeroAll;
 
-impl ZeroRuns for ZeroAll {
+impl ZeroPolicy for ZeroAll {
     fn leave(&mut self, _run: Extent) -> Option<Extent> {
         None
     }
@@ -195,13 +195,13 @@ impl ZeroRuns for ZeroAll {
 pub(crate) fn write(
     ahead: &ReadAhead,
     target: &mut Target,
-    zero_runs: &mut dyn ZeroRuns,
+    zero_runs: &mut dyn ZeroPolicy,
     mut digest: Option<&mut Digest>,
-    progress: &Progress,
-) -> Result<Ended, Failure> {
+    progress: &CopyProgress,
+) -> Result<Ended, CopyFailure> {
     loop {
         progress.stopped()?;
-        let lost = |_| Failure::Image(Fault::short("the reading thread died"));
+        let lost = |_| CopyFailure::Image(Fault::short("the reading thread died"));
         match ahead.messages.recv().map_err(lost)? {
             Message::Data(offset, mut buffer, length) => {
                 if let Some(digest) = digest.as_deref_mut() {
@@ -209,7 +209,7 @@ pub(crate) fn write(
                 }
                 target
                     .write(offset, &mut buffer, length)
-                    .map_err(Failure::Target)?;
+                    .map_err(CopyFailure::Target)?;
                 done(progress, offset.saturating_add(to_u64(length)));
                 let _ = ahead.spare.send(buffer);
             }
@@ -224,12 +224,12 @@ pub(crate) fn write(
                 zero(target, run, zero_runs.leave(run), progress)?;
             }
             Message::Ended(ended) => return Ok(ended),
-            Message::Failed(fault) => return Err(Failure::Image(fault)),
+            Message::Failed(fault) => return Err(CopyFailure::Image(fault)),
         }
     }
 }
 
-fn done(progress: &Progress, offset: u64) {
+fn done(progress: &CopyProgress, offset: u64) {
     let base = progress.base_bytes.load(Ordering::Relaxed);
     let done = base.saturating_add(offset);
     progress.done_bytes.store(done, Ordering::Relaxed);
@@ -240,8 +240,8 @@ pub(crate) fn zero(
     target: &mut Target,
     run: Extent,
     leave: Option<Extent>,
-    progress: &Progress,
-) -> Result<(), Failure> {
+    progress: &CopyProgress,
+) -> Result<(), CopyFailure> {
     let Some(left) = leave else {
         return zero_extent(target, run, progress);
     };
@@ -252,7 +252,7 @@ pub(crate) fn zero(
     zero_extent(target, between(run.offset, left.offset), progress)?;
     target
         .skip(left.offset, left.length_bytes)
-        .map_err(Failure::Target)?;
+        .map_err(CopyFailure::Target)?;
     zero_extent(target, between(left.end(), run.end()), progress)
 }
 
@@ -260,12 +260,12 @@ pub(crate) fn zero(
 pub(crate) fn zero_extent(
     target: &mut Target,
     extent: Extent,
-    progress: &Progress,
-) -> Result<(), Failure> {
+    progress: &CopyProgress,
+) -> Result<(), CopyFailure> {
     let mut rest = extent;
     while !rest.is_empty() {
         progress.stopped()?;
-        rest = target.zero_step(rest).map_err(Failure::Target)?;
+        rest = target.zero_step(rest).map_err(CopyFailure::Target)?;
         done(progress, rest.offset);
     }
     Ok(())
@@ -277,9 +277,10 @@ pub(crate) fn read_back(
     extent: Extent,
     skipped: &mut dyn FnMut(Extent) -> Option<Extent>,
     digest: &mut Digest,
-    progress: &Progress,
-) -> Result<(), Failure> {
-    let mut buffer = Pages::new(BUFFER_BYTES).map_err(|e| Failure::Target(Fault::io("mmap", e)))?;
+    progress: &CopyProgress,
+) -> Result<(), CopyFailure> {
+    let mut buffer =
+        Pages::new(BUFFER_BYTES).map_err(|e| CopyFailure::Target(Fault::io("mmap", e)))?;
     let mut offset = extent.offset;
     while offset < extent.end() {
         progress.stopped()?;
@@ -303,7 +304,7 @@ pub(crate) fn read_back(
         let length = to_usize((limit - offset).min(to_u64(BUFFER_BYTES)));
         target
             .read_back(offset, &mut buffer, length)
-            .map_err(Failure::Target)?;
+            .map_err(CopyFailure::Target)?;
         digest.data(buffer.get(..length).unwrap_or_default());
         offset = offset.saturating_add(to_u64(length));
         done(progress, offset);

@@ -241,7 +241,7 @@ impl Gunzip {
 
     fn header(&mut self, input: &mut Input<'_>) -> Result<(), Fault> {
         let start = input.offset();
-        let mut header = Header {
+        let mut header = GzipHeader {
             input,
             crc: 0,
             start,
@@ -293,13 +293,13 @@ impl Gunzip {
 }
 
 /// A header being read: the bytes with their running checksum.
-struct Header<'h, 'a> {
+struct GzipHeader<'h, 'a> {
     input: &'h mut Input<'a>,
     crc: u32,
     start: u64,
 }
 
-impl Header<'_, '_> {
+impl GzipHeader<'_, '_> {
     fn bytes<const N: usize>(&mut self) -> Result<[u8; N], Fault> {
         let mut out = [0; N];
         for byte in &mut out {

@@ -41,12 +41,12 @@ pub(crate) struct Inflate {
     position: usize,
     /// What a zero run begins with.
     head: heapless::Vec<u8, LOOK_BYTES>,
-    run: Run,
+    run: ZeroRunState,
 }
 
 /// Where in a zero run of ours the stream is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Run {
+enum ZeroRunState {
     /// Elsewhere.
     No,
     /// Between two blocks, on a byte.
@@ -67,7 +67,7 @@ impl Inflate {
             window: Pages::new(WINDOW_BYTES).map_err(|e| Fault::io("mmap", e))?,
             position: 0,
             head: heapless::Vec::from_slice(head).unwrap_or_default(),
-            run: Run::Maybe,
+            run: ZeroRunState::Maybe,
         })
     }
 
@@ -76,34 +76,34 @@ impl Inflate {
         self.core.init();
         self.window.fill(0);
         self.position = 0;
-        self.run = Run::Maybe;
+        self.run = ZeroRunState::Maybe;
     }
 
     /// Whether a block begins with the next byte.
     pub(crate) fn is_between_blocks(&self) -> bool {
-        self.run == Run::Maybe
+        self.run == ZeroRunState::Maybe
     }
 
     /// Takes what it can from `input` (not empty) and gives what came out; steps that neither take nor give nor end do not
     /// repeat for ever.
     pub(crate) fn step(&mut self, input: &[u8]) -> Result<Inflated<'_>, Fault> {
         let mut input = input;
-        if self.run == Run::Maybe {
+        if self.run == ZeroRunState::Maybe {
             self.run = match input.starts_with(&self.head) && !self.head.is_empty() {
-                true => Run::Head(self.head.len()),
-                false => Run::No,
+                true => ZeroRunState::Head(self.head.len()),
+                false => ZeroRunState::No,
             };
         }
         match self.run {
-            Run::Head(left) => input = input.get(..left).unwrap_or(input),
-            Run::Zeros => {
+            ZeroRunState::Head(left) => input = input.get(..left).unwrap_or(input),
+            ZeroRunState::Zeros => {
                 let count = leading_zeros(input);
                 if count > 0 {
                     return Ok(self.skip(count));
                 }
-                self.run = Run::No;
+                self.run = ZeroRunState::No;
             }
-            Run::No | Run::Maybe => {}
+            ZeroRunState::No | ZeroRunState::Maybe => {}
         }
         self.inflate(input)
     }
@@ -145,13 +145,17 @@ impl Inflate {
                 moved = true;
                 let state = self.core.block_boundary_state();
                 let on_a_byte = state.is_some_and(|state| state.num_bits == 0);
-                self.run = if on_a_byte { Run::Maybe } else { Run::No };
+                self.run = if on_a_byte {
+                    ZeroRunState::Maybe
+                } else {
+                    ZeroRunState::No
+                };
             }
             TINFLStatus::NeedsMoreInput | TINFLStatus::HasMoreOutput => {
-                if let Run::Head(left) = self.run {
+                if let ZeroRunState::Head(left) = self.run {
                     self.run = match left.saturating_sub(consumed) {
-                        0 => Run::Zeros,
-                        left => Run::Head(left),
+                        0 => ZeroRunState::Zeros,
+                        left => ZeroRunState::Head(left),
                     };
                 }
             }

@@ -24,7 +24,7 @@ const HOLE: u32 = 1;
 const WRITTEN: u32 = 2;
 
 /// A part of the plan: where it begins in the file, its first chunk among those of all parts, where it ends.
-struct Home {
+struct PartInFile {
     start: u64,
     chunk: u64,
     end: u64,
@@ -33,7 +33,7 @@ struct Home {
 /// The file, and what is in it so far.
 pub(crate) struct InPlace {
     fd: OwnedFd,
-    homes: Vec<Home>,
+    homes: Vec<PartInFile>,
     size_bytes: u64,
     /// The first chunk.
     head: Lock<Vec<u8>>,
@@ -53,9 +53,9 @@ impl InPlace {
         totals: TotalsCell,
     ) -> Result<Self, Fault> {
         let (mut start, mut chunk) = (0u64, 0u64);
-        let homes: Vec<Home> = parts
+        let homes: Vec<PartInFile> = parts
             .map(|length| {
-                let home = Home {
+                let home = PartInFile {
                     start,
                     chunk,
                     end: start.saturating_add(length),
@@ -278,7 +278,7 @@ mod tests {
 
     use super::*;
     use crate::map::UsedMap;
-    use crate::stream::plan::{Content, Part};
+    use crate::stream::plan::{Part, PartContent};
     use crate::units::{BlockSize, Extent};
 
     #[test]
@@ -331,8 +331,8 @@ mod tests {
             content,
         };
         let plan = Plan::new(vec![vec![
-            part(lengths[0], Content::Whole),
-            part(lengths[1], Content::Used(map)),
+            part(lengths[0], PartContent::Whole),
+            part(lengths[1], PartContent::Used(map)),
         ]]);
         image.finish(&plan).unwrap();
 
@@ -361,7 +361,7 @@ mod tests {
             device: 0,
             device_offset: 0,
             length_bytes: lengths[0],
-            content: Content::Whole,
+            content: PartContent::Whole,
         };
         let plan = Plan::new(vec![vec![part]]);
         let piece = vec![0; to_usize(CHUNK_BYTES)];

@@ -51,7 +51,7 @@ pub(crate) fn read_fault(error: &std::io::Error) -> Fault {
     Fault::short("read").with_errno(error.raw_os_error())
 }
 
-enum Origin<'a> {
+enum InputSource<'a> {
     File(File),
     /// One file after the other, the next one last.
     Files(File, Vec<File>),
@@ -60,7 +60,7 @@ enum Origin<'a> {
 
 /// Something read forwards through one buffer.
 pub struct Input<'a> {
-    origin: Origin<'a>,
+    origin: InputSource<'a>,
     buffer: Pages,
     start: usize,
     end: usize,
@@ -72,7 +72,7 @@ pub struct Input<'a> {
 }
 
 impl<'a> Input<'a> {
-    fn with(origin: Origin<'a>, length_bytes: Option<u64>) -> Result<Self, Fault> {
+    fn with(origin: InputSource<'a>, length_bytes: Option<u64>) -> Result<Self, Fault> {
         Ok(Self {
             origin,
             buffer: Pages::new(BUFFER_BYTES).map_err(|e| Fault::io("mmap", e))?,
@@ -86,7 +86,7 @@ impl<'a> Input<'a> {
 
     /// A file, device or pipe; `length_bytes` where the whole length is known beforehand.
     pub fn file(file: File, length_bytes: Option<u64>) -> Result<Self, Fault> {
-        Self::with(Origin::File(file), length_bytes)
+        Self::with(InputSource::File(file), length_bytes)
     }
 
     /// Files that follow each other, `length_bytes` in all.
@@ -98,7 +98,7 @@ impl<'a> Input<'a> {
         more.reverse();
         match more.is_empty() {
             true => Self::file(first, length_bytes),
-            false => Self::with(Origin::Files(first, more), length_bytes),
+            false => Self::with(InputSource::Files(first, more), length_bytes),
         }
     }
 
@@ -109,7 +109,7 @@ impl<'a> Input<'a> {
 
     /// The same, where its type is not known.
     pub fn source(supply: Box<dyn Supply + 'a>) -> Result<Self, Fault> {
-        Self::with(Origin::Supply(supply), None)
+        Self::with(InputSource::Supply(supply), None)
     }
 
     /// Offset of the next byte that has not been consumed.
@@ -200,7 +200,7 @@ impl<'a> Input<'a> {
     /// Steps over a hole of at least `unit` bytes of a regular file (in multiples of `unit`) and gives its length; 0 where
     /// there is none, or the input does not know.
     pub fn skip_hole(&mut self, unit: u64) -> Result<u64, Fault> {
-        if let Origin::Supply(supply) = &mut self.origin {
+        if let InputSource::Supply(supply) = &mut self.origin {
             if self.start != self.end || self.ended {
                 return Ok(0);
             }
@@ -208,7 +208,7 @@ impl<'a> Input<'a> {
             self.read_bytes = self.read_bytes.saturating_add(zeros);
             return Ok(zeros);
         }
-        let (Origin::File(file), Some(length)) = (&self.origin, self.length_bytes) else {
+        let (InputSource::File(file), Some(length)) = (&self.origin, self.length_bytes) else {
             return Ok(0);
         };
         if !self.buffered().is_empty() || self.ended || unit == 0 {
@@ -229,11 +229,11 @@ impl<'a> Input<'a> {
     }
 }
 
-fn read(origin: &mut Origin<'_>, space: &mut [u8], offset: u64) -> Result<usize, Fault> {
+fn read(origin: &mut InputSource<'_>, space: &mut [u8], offset: u64) -> Result<usize, Fault> {
     loop {
         let result = match origin {
-            Origin::File(file) => file.read(space),
-            Origin::Files(file, more) => match (file.read(space), more.pop()) {
+            InputSource::File(file) => file.read(space),
+            InputSource::Files(file, more) => match (file.read(space), more.pop()) {
                 (Ok(0), Some(next)) if !space.is_empty() => {
                     *file = next;
                     continue;
@@ -243,7 +243,7 @@ fn read(origin: &mut Origin<'_>, space: &mut [u8], offset: u64) -> Result<usize,
                     result
                 }
             },
-            Origin::Supply(supply) => {
+            InputSource::Supply(supply) => {
                 return supply.supply(space).map(|count| count.min(space.len()));
             }
         };

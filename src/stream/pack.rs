@@ -145,7 +145,7 @@ impl Hands {
 }
 
 /// What comes next in the output.
-enum Turn {
+enum NextRun {
     Hand(usize),
     Zeros(u64),
 }
@@ -155,7 +155,7 @@ pub(crate) struct Packer {
     output: Output,
     /// None of them: bytes go out as they are.
     workers: Vec<Hand<Chunk>>,
-    turns: VecDeque<Turn>,
+    turns: VecDeque<NextRun>,
     spare: Vec<Chunk>,
     next: usize,
     /// Chunks that may still be made.
@@ -231,7 +231,7 @@ impl Packer {
             return written;
         };
         worker.hand(chunk).map_err(|_| died())?;
-        self.turns.push_back(Turn::Hand(self.next));
+        self.turns.push_back(NextRun::Hand(self.next));
         self.next = (self.next + 1) % self.workers.len();
         Ok(())
     }
@@ -243,8 +243,8 @@ impl Packer {
         }
         if !self.workers.is_empty() {
             match self.turns.back_mut() {
-                Some(Turn::Zeros(before)) => *before = before.saturating_add(length_bytes),
-                _ => self.turns.push_back(Turn::Zeros(length_bytes)),
+                Some(NextRun::Zeros(before)) => *before = before.saturating_add(length_bytes),
+                _ => self.turns.push_back(NextRun::Zeros(length_bytes)),
             }
             return Ok(());
         }
@@ -258,11 +258,11 @@ impl Packer {
     /// Writes what is next in order.
     fn write_next(&mut self) -> Result<(), Problem> {
         match self.turns.pop_front() {
-            Some(Turn::Zeros(length_bytes)) => {
+            Some(NextRun::Zeros(length_bytes)) => {
                 self.sum.zeros(length_bytes);
                 write_deflated_zeros(&mut self.output, length_bytes)
             }
-            Some(Turn::Hand(index)) => {
+            Some(NextRun::Hand(index)) => {
                 let worker = self.workers.get(index).ok_or_else(died)?;
                 let chunk = worker.done().map_err(|_| died())?;
                 if let Some(fault) = chunk.fault {

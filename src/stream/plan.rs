@@ -16,7 +16,7 @@ pub(crate) const SPAN_BYTES: u64 = 4 * CHUNK_BYTES;
 
 /// What a part's bytes are.
 #[derive(Debug)]
-pub enum Content {
+pub enum PartContent {
     /// Every byte is read.
     Whole,
     /// Only used extents are read; what lies past the map's end is free.
@@ -33,7 +33,7 @@ pub struct Part {
     /// Length in bytes.
     pub length_bytes: u64,
     /// What to read of it.
-    pub content: Content,
+    pub content: PartContent,
 }
 
 impl Part {
@@ -41,8 +41,8 @@ impl Part {
     pub fn next_used(&self, from: u64, limit: u64) -> Option<Extent> {
         let limit = limit.min(self.length_bytes);
         match &self.content {
-            Content::Used(map) => map.next_used(from, limit),
-            Content::Whole => (from < limit).then(|| Extent {
+            PartContent::Used(map) => map.next_used(from, limit),
+            PartContent::Whole => (from < limit).then(|| Extent {
                 offset: from,
                 length_bytes: limit - from,
             }),
@@ -65,8 +65,8 @@ impl Part {
     /// Bytes that will be read.
     pub fn used_bytes(&self) -> u64 {
         match &self.content {
-            Content::Whole => self.length_bytes,
-            Content::Used(map) => map.used_bytes().min(self.length_bytes),
+            PartContent::Whole => self.length_bytes,
+            PartContent::Used(map) => map.used_bytes().min(self.length_bytes),
         }
     }
 }
@@ -280,10 +280,10 @@ mod tests {
         };
         let plan = Plan::new(vec![
             vec![
-                part(Content::Used(map), size),
-                part(Content::Used(nothing), 100),
+                part(PartContent::Used(map), size),
+                part(PartContent::Used(nothing), 100),
             ],
-            vec![part(Content::Whole, 2 * SPAN_BYTES + 1)],
+            vec![part(PartContent::Whole, 2 * SPAN_BYTES + 1)],
         ]);
         let mut spans = Vec::new();
         let mut cursor = Cursor::default();

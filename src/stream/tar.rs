@@ -71,7 +71,7 @@ impl Member<'_> {
 
 /// A member's header that was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Header<'a> {
+pub(crate) struct MemberHeader<'a> {
     /// Its path.
     pub name: &'a str,
     /// Length in bytes.
@@ -81,7 +81,7 @@ pub(crate) struct Header<'a> {
 }
 
 /// Reads a header block; `None` where it is none.
-pub(crate) fn parse(block: &[u8; BLOCK_BYTES]) -> Option<Header<'_>> {
+pub(crate) fn parse(block: &[u8; BLOCK_BYTES]) -> Option<MemberHeader<'_>> {
     let field = |at: usize, length: usize| block.get(at..at + length);
     let number = |bytes: &[u8]| {
         let text = std::str::from_utf8(bytes).ok()?;
@@ -98,7 +98,7 @@ pub(crate) fn parse(block: &[u8; BLOCK_BYTES]) -> Option<Header<'_>> {
         octal => number(octal)?,
     };
     let name = std::str::from_utf8(field(0, MAX_NAME)?).ok()?;
-    Some(Header {
+    Some(MemberHeader {
         name: name.trim_end_matches('\0'),
         size_bytes: Some(size_bytes).filter(|size| size >> 62 == 0)?,
         is_file: matches!(block.get(156)?, b'0' | 0),
@@ -184,7 +184,7 @@ mod tests {
                 size_bytes,
             };
             let mut block = member.header().unwrap();
-            let found = Header {
+            let found = MemberHeader {
                 name: "data/0000.tar.gz",
                 size_bytes,
                 is_file: true,

@@ -1,7 +1,7 @@
 //! Zip archives read back in two ways: as a pure stream, and from a file through the central directory.
 //!
 //! Strict, because two readers that disagree about an archive are a hole: whatever is read is written again by
-//! [`Writer`](super::zip::Writer), in memory, and every byte of every header, descriptor and of the central directory must be the same. So
+//! [`ZipWriter`](super::zip::ZipWriter), in memory, and every byte of every header, descriptor and of the central directory must be the same. So
 //! names given twice, paths that leave their folder, entries that overlap or leave gaps, copies that contradict each other,
 //! comments, foreign extra fields and trailing bytes are all the same thing: not what floe writes, hence corrupt.
 //!
@@ -12,8 +12,8 @@ use sha2::{Digest, Sha256};
 use super::inflate::{Inflate, LOOK_BYTES};
 use super::input::{Input, at_most};
 use super::zip::{
-    Central, EXTRA_ZIP64, End, End64, Entry, Local, Locator, MAX_DIRECTORY, MAX_ENTRIES, MAX_NAME,
-    Method, Record, Sums, WIDE, Writer, check_name,
+    Central, Compression, EXTRA_ZIP64, End, End64, Entry, EntrySums, Local, Locator, MAX_DIRECTORY,
+    MAX_ENTRIES, MAX_NAME, Record, WIDE, ZipWriter, check_name,
 };
 use crate::crc;
 use crate::device::ReadAt;
@@ -46,12 +46,12 @@ fn refusal(fault: Fault, offset: u64) -> Fault {
 
 /// The data of one entry while it is being read.
 pub struct Body {
-    method: Method,
+    method: Compression,
     /// Raw bytes that must come out.
     expected: Option<u64>,
     /// Stored bytes where they are known beforehand.
     stored_bytes: Option<u64>,
-    sums: Sums,
+    sums: EntrySums,
     ended: bool,
     inflate: Option<Inflate>,
     /// Bytes of the inflater's last step that were not handed out yet.
@@ -63,13 +63,13 @@ pub struct Body {
 }
 
 impl Body {
-    fn new(method: Method, known: Option<Sums>) -> Result<Self, Fault> {
-        let deflated = method == Method::Deflated;
+    fn new(method: Compression, known: Option<EntrySums>) -> Result<Self, Fault> {
+        let deflated = method == Compression::Deflated;
         Ok(Self {
             method,
             expected: known.filter(|_| !deflated).map(|sums| sums.raw_bytes),
             stored_bytes: known.map(|sums| sums.stored_bytes),
-            sums: Sums::default(),
+            sums: EntrySums::default(),
             ended: false,
             inflate: if deflated {
                 Some(Inflate::new()?)
@@ -104,7 +104,7 @@ impl Body {
     }
 
     /// What came out so far; of the whole entry once [`Self::read`] gave fewer bytes than it was asked for.
-    pub fn sums(&self) -> Sums {
+    pub fn sums(&self) -> EntrySums {
         self.sums
     }
 
@@ -129,8 +129,8 @@ impl Body {
                 break;
             } else {
                 done += match self.method {
-                    Method::Stored => self.copy(input, rest)?,
-                    Method::Deflated => self.step(input, rest)?,
+                    Compression::Stored => self.copy(input, rest)?,
+                    Compression::Deflated => self.step(input, rest)?,
                 };
             }
             if self.sums.raw_bytes > expected {
@@ -242,7 +242,7 @@ fn give(from: &[u8], to: &mut [u8]) -> usize {
 /// last entry `next` checks the central directory and that nothing follows.
 #[derive(Default)]
 pub struct Unzip {
-    shadow: Option<Writer>,
+    shadow: Option<ZipWriter>,
     body: Option<Body>,
     ended: bool,
 }
@@ -255,7 +255,7 @@ impl Unzip {
 
     /// The entries so far; CRC and sizes of a streamed one once the next was asked for.
     pub fn entries(&self) -> &[Entry] {
-        self.shadow.as_ref().map_or(&[], Writer::entries)
+        self.shadow.as_ref().map_or(&[], ZipWriter::entries)
     }
 
     /// The data of the current entry.
@@ -306,12 +306,12 @@ impl Unzip {
         }
         let offset = input.offset();
         match body.method {
-            Method::Deflated => {
+            Compression::Deflated => {
                 let mut out = Record::new();
                 shadow.end(body.sums, &mut out)?;
                 same(input, &out, "checksum or sizes after the data")
             }
-            Method::Stored => match shadow.entries().last() {
+            Compression::Stored => match shadow.entries().last() {
                 Some(entry) if entry.sums == body.sums => Ok(()),
                 _ => Err(corrupt("checksum", offset)),
             },
@@ -323,19 +323,19 @@ impl Unzip {
         let bad = corrupt("local header", offset);
         let local = Local::parse(head).ok_or_else(|| ends_early(offset))?;
         let name = name_at(head, Local::SIZE, local.name_bytes, offset)?;
-        let method = Method::from_number(local.method).ok_or(bad)?;
+        let method = Compression::from_number(local.method).ok_or(bad)?;
         let shadow = self
             .shadow
-            .get_or_insert_with(|| Writer::dated(MAX_ENTRIES, local.time, local.date));
+            .get_or_insert_with(|| ZipWriter::dated(MAX_ENTRIES, local.time, local.date));
         let mut out = Record::new();
         let known = match method {
-            Method::Deflated => {
+            Compression::Deflated => {
                 shadow
                     .begin(&name, &mut out)
                     .map_err(|fault| refusal(fault, offset))?;
                 None
             }
-            Method::Stored => {
+            Compression::Stored => {
                 shadow
                     .stored(&name, local.crc32, local.raw_bytes, &mut out)
                     .map_err(|fault| refusal(fault, offset))?;
@@ -411,7 +411,7 @@ impl Directory {
             return Err(corrupt("archive without entries", tail.start));
         }
         let dates = Central::parse(&bytes).map_or((0, 0), |first| (first.time, first.date));
-        let mut shadow = Writer::dated(MAX_ENTRIES, dates.0, dates.1);
+        let mut shadow = ZipWriter::dated(MAX_ENTRIES, dates.0, dates.1);
         for entry in &entries {
             check_entry(file, entry, &mut shadow)?;
         }
@@ -505,8 +505,8 @@ fn parse_entries(bytes: &[u8], start: u64) -> Result<Vec<Entry>, Fault> {
         rest = rest.get(size..).ok_or(bad)?;
         entries.push(Entry {
             name,
-            method: Method::from_number(central.method).ok_or(bad)?,
-            sums: Sums {
+            method: Compression::from_number(central.method).ok_or(bad)?,
+            sums: EntrySums {
                 crc32: central.crc32,
                 stored_bytes,
                 raw_bytes,
@@ -518,7 +518,7 @@ fn parse_entries(bytes: &[u8], start: u64) -> Result<Vec<Entry>, Fault> {
 }
 
 /// Compares an entry's local header and descriptor with what the writer would have put there.
-fn check_entry(file: &dyn ReadAt, entry: &Entry, shadow: &mut Writer) -> Result<(), Fault> {
+fn check_entry(file: &dyn ReadAt, entry: &Entry, shadow: &mut ZipWriter) -> Result<(), Fault> {
     let offset = shadow.offset();
     let bad = corrupt("entries overlap or leave a gap", entry.offset);
     if entry.offset != offset
@@ -529,14 +529,14 @@ fn check_entry(file: &dyn ReadAt, entry: &Entry, shadow: &mut Writer) -> Result<
     let refused = |fault| refusal(fault, offset);
     let mut out = Record::new();
     match entry.method {
-        Method::Stored => {
+        Compression::Stored => {
             let length = u32::try_from(entry.sums.raw_bytes).map_err(|_| bad)?;
             shadow
                 .stored(&entry.name, entry.sums.crc32, length, &mut out)
                 .map_err(refused)?;
             same_at(file, offset, &out, OTHER_HEADER)
         }
-        Method::Deflated => {
+        Compression::Deflated => {
             shadow.begin(&entry.name, &mut out).map_err(refused)?;
             same_at(file, offset, &out, OTHER_HEADER)?;
             out.clear();

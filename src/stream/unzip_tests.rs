@@ -17,7 +17,7 @@ fn archive() -> (Vec<u8>, Vec<(&'static str, Vec<u8>)>) {
 fn write(files: &[(&'static str, Vec<u8>)]) -> Vec<u8> {
     let mut zip = Vec::new();
     let mut out = Record::new();
-    let mut writer = Writer::new(files.len(), 1_795_000_000).unwrap();
+    let mut writer = ZipWriter::new(files.len(), 1_795_000_000).unwrap();
     for (name, data) in files {
         out.clear();
         let crc32 = crc::crc32(0, data);
@@ -27,7 +27,7 @@ fn write(files: &[(&'static str, Vec<u8>)]) -> Vec<u8> {
             let packed = miniz_oxide::deflate::compress_to_vec(data, 1);
             zip.extend_from_slice(&packed);
             out.clear();
-            let sums = Sums {
+            let sums = EntrySums {
                 crc32,
                 stored_bytes: to_u64(packed.len()),
                 raw_bytes: to_u64(data.len()),
@@ -227,7 +227,7 @@ fn entries_that_overlap_are_corrupt() {
 #[test]
 fn more_entries_than_the_bound_are_refused() {
     let mut input_bytes = Vec::new();
-    let mut writer = Writer::dated(MAX_ENTRIES + 1, 0, 33);
+    let mut writer = ZipWriter::dated(MAX_ENTRIES + 1, 0, 33);
     for number in 0..=MAX_ENTRIES {
         let mut out = Record::new();
         writer

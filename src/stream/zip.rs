@@ -5,7 +5,7 @@
 //! programs that read from a pipe find its end. The central directory uses zip64 only where a number needs it, which is what
 //! the small unzip programs understand.
 //!
-//! The writer gives header bytes; the data between them comes from the chunk pipeline. After [`Writer::new`] nothing here
+//! The writer gives header bytes; the data between them comes from the chunk pipeline. After [`ZipWriter::new`] nothing here
 //! allocates, because entries end and begin while filesystems are frozen.
 
 use heapless::{String, Vec};
@@ -118,14 +118,14 @@ const EXTERNAL: u32 = 0o100_600 << 16;
 
 /// How an entry's data is kept, and where its CRC and sizes stand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Method {
+pub enum Compression {
     /// As it is, CRC and size in front of it.
     Stored,
     /// RFC 1951, CRC and sizes behind it.
     Deflated,
 }
 
-impl Method {
+impl Compression {
     const fn number(self) -> u16 {
         match self {
             Self::Stored => 0,
@@ -144,7 +144,7 @@ impl Method {
 
 /// CRC and sizes of an entry's data.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Sums {
+pub struct EntrySums {
     /// CRC-32 of the raw bytes.
     pub crc32: u32,
     /// Bytes in the archive.
@@ -159,9 +159,9 @@ pub struct Entry {
     /// Its name: see [`check_name`].
     pub name: String<MAX_NAME>,
     /// How its data is kept.
-    pub method: Method,
+    pub method: Compression,
     /// CRC and sizes.
-    pub sums: Sums,
+    pub sums: EntrySums,
     /// Where its local header stands.
     pub offset: u64,
 }
@@ -169,7 +169,7 @@ pub struct Entry {
 impl Entry {
     /// Whether CRC and sizes follow the data.
     pub fn is_streamed(&self) -> bool {
-        self.method == Method::Deflated
+        self.method == Compression::Deflated
     }
 
     /// Where its data begins.
@@ -224,7 +224,7 @@ pub fn dos_time(unix_seconds: u64) -> (u16, u16) {
 
 /// Writes an archive's records; see the module's page.
 #[derive(Debug)]
-pub struct Writer {
+pub struct ZipWriter {
     entries: std::vec::Vec<Entry>,
     offset: u64,
     streaming: bool,
@@ -232,7 +232,7 @@ pub struct Writer {
     date: u16,
 }
 
-impl Writer {
+impl ZipWriter {
     /// For an archive of at most `entries` entries, all dated `unix_seconds`.
     pub fn new(entries: usize, unix_seconds: u64) -> Result<Self, Fault> {
         if entries > MAX_ENTRIES {
@@ -271,17 +271,17 @@ impl Writer {
         bytes: u32,
         out: &mut Record,
     ) -> Result<(), Fault> {
-        let sums = Sums {
+        let sums = EntrySums {
             crc32,
             stored_bytes: u64::from(bytes),
             raw_bytes: u64::from(bytes),
         };
-        self.add(name, Method::Stored, sums, out)
+        self.add(name, Compression::Stored, sums, out)
     }
 
     /// Puts the header of a streamed, deflated entry into `out`; [`Self::end`] comes after its data.
     pub fn begin(&mut self, name: &str, out: &mut Record) -> Result<(), Fault> {
-        self.add(name, Method::Deflated, Sums::default(), out)?;
+        self.add(name, Compression::Deflated, EntrySums::default(), out)?;
         self.streaming = true;
         Ok(())
     }
@@ -289,8 +289,8 @@ impl Writer {
     fn add(
         &mut self,
         name: &str,
-        method: Method,
-        sums: Sums,
+        method: Compression,
+        sums: EntrySums,
         out: &mut Record,
     ) -> Result<(), Fault> {
         let full = self.entries.len() == self.entries.capacity();
@@ -338,7 +338,7 @@ impl Writer {
     }
 
     /// Puts what follows the data of the entry that [`Self::begin`] began into `out`.
-    pub fn end(&mut self, sums: Sums, out: &mut Record) -> Result<(), Fault> {
+    pub fn end(&mut self, sums: EntrySums, out: &mut Record) -> Result<(), Fault> {
         let entry = self
             .entries
             .last_mut()
@@ -539,7 +539,7 @@ mod tests {
         ];
         assert_eq!(sizes, [30, 24, 46, 56, 20, 22]);
         let mut out = Record::new();
-        let mut writer = Writer::new(1, 0).unwrap();
+        let mut writer = ZipWriter::new(1, 0).unwrap();
         writer.begin("images/root.img", &mut out).unwrap();
         assert_eq!(&out[..8], b"PK\x03\x04\x2d\0\x08\0");
         assert_eq!(out.len(), 30 + 15 + 20);
@@ -579,15 +579,15 @@ mod tests {
     #[test]
     fn entries_out_of_order_and_names_given_twice_are_refused() {
         let mut out = Record::new();
-        let mut writer = Writer::new(3, 0).unwrap();
-        assert!(writer.end(Sums::default(), &mut out).is_err());
+        let mut writer = ZipWriter::new(3, 0).unwrap();
+        assert!(writer.end(EntrySums::default(), &mut out).is_err());
         writer.begin("a", &mut out).unwrap();
         out.clear();
         assert!(writer.begin("b", &mut out).is_err());
-        writer.end(Sums::default(), &mut out).unwrap();
+        writer.end(EntrySums::default(), &mut out).unwrap();
         out.clear();
         assert!(writer.stored("a", 0, 0, &mut out).is_err());
         writer.stored("b", 0, 0, &mut out).unwrap();
-        assert!(Writer::new(MAX_ENTRIES + 1, 0).is_err());
+        assert!(ZipWriter::new(MAX_ENTRIES + 1, 0).is_err());
     }
 }

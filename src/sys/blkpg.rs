@@ -18,7 +18,7 @@ const DELETE: c_int = 2;
 /// `struct blkpg_partition`; the kernel ignores the two names. Behind them four bytes that every 64-bit kernel reads, also of a 32-bit
 /// x86 program, where the structure ends in front of them.
 #[repr(C)]
-struct Partition {
+struct BlkpgPartition {
     start: i64,
     length: i64,
     number: c_int,
@@ -27,7 +27,7 @@ struct Partition {
 
 /// `struct blkpg_ioctl_arg`.
 #[repr(C)]
-struct Request {
+struct BlkpgRequest {
     operation: c_int,
     flags: c_int,
     length: c_int,
@@ -36,20 +36,20 @@ struct Request {
 
 fn blkpg(fd: impl AsFd, operation: c_int, number: u32, extent: Extent) -> Result<()> {
     let wide = |bytes: u64| i64::try_from(bytes).map_err(|_| Errno::RANGE);
-    let mut partition = Partition {
+    let mut partition = BlkpgPartition {
         start: wide(extent.offset)?,
         length: wide(extent.length_bytes)?,
         number: c_int::try_from(number).map_err(|_| Errno::RANGE)?,
         names: [0; 132],
     };
-    let request = Request {
+    let request = BlkpgRequest {
         operation,
         flags: 0,
         length: 152,
         data: (&raw mut partition).cast(),
     };
     // SAFETY: this opcode reads one struct blkpg_ioctl_arg (block/ioctl.c).
-    let setter = unsafe { Setter::<BLKPG, Request>::new(request) };
+    let setter = unsafe { Setter::<BLKPG, BlkpgRequest>::new(request) };
     // SAFETY: the request points to one struct blkpg_partition, which lives until the call has returned.
     unsafe { ioctl(fd, setter) }
 }
@@ -75,10 +75,10 @@ mod tests {
     #[test]
     fn opcode_and_sizes_are_those_of_the_kernel_headers_on_this_architecture() {
         assert_eq!(BLKPG, 0x1269);
-        assert_eq!(std::mem::size_of::<Partition>(), 152);
+        assert_eq!(std::mem::size_of::<BlkpgPartition>(), 152);
         #[cfg(target_pointer_width = "64")]
-        assert_eq!(std::mem::size_of::<Request>(), 24);
+        assert_eq!(std::mem::size_of::<BlkpgRequest>(), 24);
         #[cfg(target_pointer_width = "32")]
-        assert_eq!(std::mem::size_of::<Request>(), 16);
+        assert_eq!(std::mem::size_of::<BlkpgRequest>(), 16);
     }
 }

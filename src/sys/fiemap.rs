@@ -28,7 +28,7 @@ struct RawExtent {
 
 /// `struct fiemap` with room for [`BATCH`] extents.
 #[repr(C)]
-struct Request {
+struct FiemapRequest {
     start: u64,
     length: u64,
     flags: u32,
@@ -40,14 +40,14 @@ struct Request {
 
 /// `struct fiemap` without its extents, whose size is part of the opcode.
 #[repr(C)]
-struct Header([u64; 4]);
+struct FiemapHeader([u64; 4]);
 
 /// `FS_IOC_FIEMAP`, `_IOWR('f', 11, struct fiemap)`.
-const FS_IOC_FIEMAP: Opcode = opcode::read_write::<Header>(b'f', 11);
+const FS_IOC_FIEMAP: Opcode = opcode::read_write::<FiemapHeader>(b'f', 11);
 
 /// One extent of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Mapped {
+pub(crate) struct MappedExtent {
     /// Offset in the file in bytes.
     pub logical: u64,
     /// Offset on the device in bytes.
@@ -57,11 +57,11 @@ pub(crate) struct Mapped {
 }
 
 /// The extents of a file that have a plain place on its device.
-pub(crate) fn extents(file: impl AsFd) -> Result<Vec<Mapped>> {
+pub(crate) fn extents(file: impl AsFd) -> Result<Vec<MappedExtent>> {
     let mut found = Vec::new();
     let mut start = 0;
     for _ in 0..BATCHES {
-        let mut request = Request {
+        let mut request = FiemapRequest {
             start,
             length: u64::MAX - start,
             flags: 0,
@@ -70,8 +70,8 @@ pub(crate) fn extents(file: impl AsFd) -> Result<Vec<Mapped>> {
             reserved: 0,
             extents: [RawExtent::default(); BATCH],
         };
-        // SAFETY: the opcode takes a struct fiemap followed by `extent_count` extents, which `Request` is, and writes no more.
-        let update = unsafe { Updater::<FS_IOC_FIEMAP, Request>::new(&mut request) };
+        // SAFETY: the opcode takes a struct fiemap followed by `extent_count` extents, which `FiemapRequest` is, and writes no more.
+        let update = unsafe { Updater::<FS_IOC_FIEMAP, FiemapRequest>::new(&mut request) };
         // SAFETY: as above; the request outlives the call.
         unsafe { ioctl(&file, update) }?;
         let count = usize::try_from(request.mapped_extents).unwrap_or(0);
@@ -80,7 +80,7 @@ pub(crate) fn extents(file: impl AsFd) -> Result<Vec<Mapped>> {
             return Ok(found);
         };
         let plain = batch.iter().filter(|extent| extent.flags & NO_PLACE == 0);
-        found.extend(plain.map(|extent| Mapped {
+        found.extend(plain.map(|extent| MappedExtent {
             logical: extent.logical,
             physical: extent.physical,
             length_bytes: extent.length,
@@ -101,6 +101,6 @@ mod tests {
     fn the_opcode_and_layout_are_those_of_the_kernel_headers() {
         assert_eq!(FS_IOC_FIEMAP, 0xc020_660b);
         assert_eq!(size_of::<RawExtent>(), 56);
-        assert_eq!(std::mem::offset_of!(Request, extents), 32);
+        assert_eq!(std::mem::offset_of!(FiemapRequest, extents), 32);
     }
 }

@@ -7,7 +7,7 @@ use std::ptr::with_exposed_provenance;
 
 /// glibc's `struct dl_find_object` (its dlfcn.h) where there is no `dlfo_eh_dbase`.
 #[repr(C)]
-struct Found {
+struct DlFound {
     flags: u64,
     begin: *const c_void,
     end: *const c_void,
@@ -18,7 +18,7 @@ struct Found {
 
 /// `Elf64_Phdr` (elf.h).
 #[repr(C)]
-struct Header {
+struct ProgramHeader {
     kind: u32,
     flags: u32,
     offset: u64,
@@ -42,8 +42,8 @@ unsafe extern "C" {
 /// The same table whatever the place; -1 where there is none.
 // SAFETY: glibc's own name for it, with its meaning, where there is no glibc.
 #[unsafe(no_mangle)]
-extern "C" fn _dl_find_object(_place: *const c_void, found: *mut Found) -> c_int {
-    let first = with_exposed_provenance::<Header>(getauxval(AT_PHDR));
+extern "C" fn _dl_find_object(_place: *const c_void, found: *mut DlFound) -> c_int {
+    let first = with_exposed_provenance::<ProgramHeader>(getauxval(AT_PHDR));
     for index in 0..getauxval(AT_PHNUM) {
         // SAFETY: the kernel says so many headers lie there, and they stay as long as the program.
         let header = unsafe { &*first.add(index) };

@@ -191,7 +191,7 @@ pub(super) fn last_errno() -> Errno {
 
 /// Which side of a [`fork_single_threaded`] we are on.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Fork {
+pub(crate) enum ForkSide {
     /// The parent, with the child's number.
     Parent(Pid),
     /// The child.
@@ -219,14 +219,14 @@ pub(crate) fn remember_threads() {
 
 /// Forks; refuses (`EDEADLK`) when this process has started a thread, because the child would inherit locks that
 /// nobody holds any more. Needs /proc.
-pub(crate) fn fork_single_threaded() -> Result<Fork> {
+pub(crate) fn fork_single_threaded() -> Result<ForkSide> {
     if count_threads()? > FIRST_THREADS.load(Ordering::SeqCst).max(1) {
         return Err(Errno::DEADLK);
     }
     // SAFETY: with a single thread the child has a whole, consistent copy of the process.
     match unsafe { fork() } {
-        0 => Ok(Fork::Child),
-        pid if pid > 0 => Pid::from_raw(pid).map(Fork::Parent).ok_or(Errno::SRCH),
+        0 => Ok(ForkSide::Child),
+        pid if pid > 0 => Pid::from_raw(pid).map(ForkSide::Parent).ok_or(Errno::SRCH),
         _ => Err(last_errno()),
     }
 }

@@ -13,7 +13,7 @@ use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous};
 /// The most filesystems one guardian keeps.
 pub(crate) const SLOTS: usize = 64;
 
-/// One filesystem on the [`Board`]. What the numbers mean is `guard`'s business.
+/// One filesystem on the [`SharedPage`]. What the numbers mean is `guard`'s business.
 #[repr(C)]
 #[derive(Debug, Default)]
 pub(crate) struct Slot {
@@ -30,7 +30,7 @@ pub(crate) struct Slot {
 /// The page that both processes see.
 #[repr(C)]
 #[derive(Debug)]
-pub(crate) struct Board {
+pub(crate) struct SharedPage {
     /// What floe wants (`guard::Order`).
     pub order: AtomicU32,
     /// How far the guardian is (`guard::Phase`).
@@ -55,7 +55,7 @@ pub(crate) struct Board {
     pub slots: [Slot; SLOTS],
 }
 
-impl Board {
+impl SharedPage {
     /// Maps a new page, all zeros, that children share.
     pub(crate) fn map() -> Result<&'static Self> {
         // SAFETY: a new anonymous mapping at an address the kernel chooses aliases nothing.
@@ -102,8 +102,8 @@ mod tests {
 
     #[test]
     fn a_new_board_is_zero_and_fits_a_page() {
-        let board = Board::map().unwrap();
-        assert!(size_of::<Board>() <= 4096);
+        let board = SharedPage::map().unwrap();
+        assert!(size_of::<SharedPage>() <= 4096);
         assert_eq!(board.order.load(Ordering::SeqCst), 0);
         assert_eq!(board.slots[SLOTS - 1].thaw_errno.load(Ordering::SeqCst), 0);
         board.read_bytes.fetch_add(1 << 40, Ordering::SeqCst);

@@ -229,7 +229,7 @@ impl Cells {
 
 /// What a [`Shelf`] holds at a place.
 #[derive(Debug)]
-pub(crate) enum Kept {
+pub(crate) enum Shelved {
     /// Nothing.
     Nothing,
     /// Something is on its way there.
@@ -260,9 +260,9 @@ impl Shelf {
         Some(Self { places })
     }
 
-    fn replace(&mut self, place: usize, with: [u32; 4]) -> Kept {
+    fn replace(&mut self, place: usize, with: [u32; 4]) -> Shelved {
         let Some(entry) = self.places.get_mut(place) else {
-            return Kept::Nothing;
+            return Shelved::Nothing;
         };
         let [state, first, length, sum] = std::mem::replace(entry, with);
         match state {
@@ -274,11 +274,11 @@ impl Shelf {
                     cells,
                     length,
                 };
-                Kept::Chain(chain, sum)
+                Shelved::Chain(chain, sum)
             }
-            COMING => Kept::Coming,
-            MARK => Kept::Mark(sum),
-            _ => Kept::Nothing,
+            COMING => Shelved::Coming,
+            MARK => Shelved::Mark(sum),
+            _ => Shelved::Nothing,
         }
     }
 
@@ -301,22 +301,22 @@ impl Shelf {
     }
 
     /// Notes that something is on its way; what was there comes back.
-    pub(crate) fn announce(&mut self, place: usize) -> Kept {
+    pub(crate) fn announce(&mut self, place: usize) -> Shelved {
         self.replace(place, [COMING, 0, 0, 0])
     }
 
     /// Notes that nothing needs to be kept; what was there comes back.
-    pub(crate) fn mark(&mut self, place: usize) -> Kept {
+    pub(crate) fn mark(&mut self, place: usize) -> Shelved {
         self.note(place, 0)
     }
 
     /// The same, with a checksum.
-    pub(crate) fn note(&mut self, place: usize, sum: u32) -> Kept {
+    pub(crate) fn note(&mut self, place: usize, sum: u32) -> Shelved {
         self.replace(place, [MARK, 0, 0, sum])
     }
 
     /// Takes out what is there.
-    pub(crate) fn take(&mut self, place: usize) -> Kept {
+    pub(crate) fn take(&mut self, place: usize) -> Shelved {
         self.replace(place, [NOTHING; 4])
     }
 
@@ -378,11 +378,11 @@ mod tests {
         shelf.announce(1);
         assert!(shelf.is_coming(1) && shelf.has(1) && !shelf.has(0));
         shelf.put(1, chain, 99).unwrap();
-        let Kept::Chain(chain, 99) = shelf.take(1) else {
+        let Shelved::Chain(chain, 99) = shelf.take(1) else {
             panic!("the chain");
         };
         assert_eq!(content(&cells, &chain), vec![7; 5000]);
-        assert!(matches!(shelf.take(1), Kept::Nothing));
+        assert!(matches!(shelf.take(1), Shelved::Nothing));
         // Not where there is no place, not with cells to spare, not over another one.
         let chain = shelf.put(3, chain, 0).unwrap_err();
         let spare = shelf.put(0, cells.reserve(2).unwrap(), 0).unwrap_err();
@@ -393,10 +393,10 @@ mod tests {
         for chain in [spare, second] {
             cells.release(chain);
         }
-        if let Kept::Chain(chain, 1) = shelf.mark(2) {
+        if let Shelved::Chain(chain, 1) = shelf.mark(2) {
             cells.release(chain);
         }
-        assert!(matches!(shelf.take(2), Kept::Mark(0)));
+        assert!(matches!(shelf.take(2), Shelved::Mark(0)));
         assert_eq!(cells.free(), 16);
     }
 

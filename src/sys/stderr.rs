@@ -15,7 +15,7 @@ use rustix::io::{Errno, Result};
 const PIECE_BYTES: usize = 4096;
 
 /// What standard error is.
-enum Kind {
+enum StderrKind {
     /// A pipe, a file, a socket.
     Plain,
     /// A terminal, opened by ourselves.
@@ -24,23 +24,25 @@ enum Kind {
     Foreign,
 }
 
-static KIND: OnceLock<Kind> = OnceLock::new();
+static KIND: OnceLock<StderrKind> = OnceLock::new();
 
 /// Looks what it is. At the start: while something is frozen nothing is opened.
 pub(crate) fn prepare() {
     KIND.get_or_init(|| {
         let stderr = rustix::stdio::stderr();
         if !rustix::termios::isatty(stderr) {
-            return Kind::Plain;
+            return StderrKind::Plain;
         }
         let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let open = |path| rustix::fs::open(path, flags, Mode::empty());
         // Behind su it belongs to somebody else; but then it mostly is our controlling terminal.
         let is_controlling = || rustix::termios::tcgetsid(stderr).is_ok();
         match open("/proc/self/fd/2") {
-            Ok(own) => Kind::Terminal(own),
-            Err(_) if is_controlling() => open("/dev/tty").map_or(Kind::Foreign, Kind::Terminal),
-            Err(_) => Kind::Foreign,
+            Ok(own) => StderrKind::Terminal(own),
+            Err(_) if is_controlling() => {
+                open("/dev/tty").map_or(StderrKind::Foreign, StderrKind::Terminal)
+            }
+            Err(_) => StderrKind::Foreign,
         }
     });
 }
@@ -48,7 +50,7 @@ pub(crate) fn prepare() {
 /// The descriptor that [`prepare`] opened.
 pub(crate) fn own() -> Option<RawFd> {
     match KIND.get() {
-        Some(Kind::Terminal(own)) => Some(own.as_raw_fd()),
+        Some(StderrKind::Terminal(own)) => Some(own.as_raw_fd()),
         _ => None,
     }
 }
@@ -57,9 +59,9 @@ pub(crate) fn own() -> Option<RawFd> {
 /// (`AGAIN`). No heap.
 pub(crate) fn write(bytes: &[u8]) -> Result<usize> {
     let (to, most): (BorrowedFd<'_>, _) = match KIND.get() {
-        Some(Kind::Terminal(own)) => (own.as_fd(), PIECE_BYTES),
-        Some(Kind::Foreign) => (rustix::stdio::stderr(), 1),
-        Some(Kind::Plain) | None => (rustix::stdio::stderr(), PIECE_BYTES),
+        Some(StderrKind::Terminal(own)) => (own.as_fd(), PIECE_BYTES),
+        Some(StderrKind::Foreign) => (rustix::stdio::stderr(), 1),
+        Some(StderrKind::Plain) | None => (rustix::stdio::stderr(), PIECE_BYTES),
     };
     rustix::io::write(to, bytes.get(..most).unwrap_or(bytes))
 }

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::freeze::Progress as Beat;
+use crate::freeze::Heartbeat as Beat;
 use crate::stream::pipeline::Meter;
 
 /// The counters of a run; forwarded to the guardian when there is one.

@@ -4,11 +4,11 @@ use crate::content::too_large;
 use crate::device::{Access, Range};
 use crate::error::{Error, Result};
 use crate::fs::{Kind, Still};
-use crate::mounts::{DevId, Partition, Stacked, System};
+use crate::mounts::{DevId, KernelPartition, Stacked, System};
 use crate::ptable;
 use crate::take::source::{
-    Opened, Piece, Prepared, Reading, SwapContent, Wishes, is_looped, not_taken_back, probe,
-    reading, swap_files_on, used_behind,
+    OpenedDevice, Prepared, Reading, Segment, SwapContent, Wishes, is_looped, not_taken_back,
+    probe, reading, swap_files_on, used_behind,
 };
 use crate::take::still::{hold_stacked, refuse_swap, still_of};
 use crate::units::{self, Extent};
@@ -16,7 +16,7 @@ use crate::units::{self, Extent};
 /// A disk with a partition table: gaps verbatim, each partition through its own node and by its own map.
 pub(super) fn disk(
     system: &System,
-    table: &ptable::Table,
+    table: &ptable::PartitionTable,
     dev: Option<DevId>,
     stacked: Option<Stacked>,
     wishes: Wishes,
@@ -50,7 +50,7 @@ pub(super) fn disk(
             .push(gap(0, prepared.size_bytes, whole_still));
         return Ok(());
     }
-    let mut pieces: Vec<(u64, Piece)> = table
+    let mut pieces: Vec<(u64, Segment)> = table
         .gaps(prepared.size_bytes)
         .into_iter()
         .map(|extent| {
@@ -75,8 +75,8 @@ pub(super) fn disk(
 }
 
 /// A range of the disk itself, read verbatim.
-fn gap(offset: u64, length_bytes: u64, still: Still) -> Piece {
-    Piece {
+fn gap(offset: u64, length_bytes: u64, still: Still) -> Segment {
+    Segment {
         device: 0,
         offset,
         length_bytes,
@@ -94,7 +94,7 @@ fn partition_piece(
     in_use: bool,
     wishes: Wishes,
     prepared: &mut Prepared,
-) -> Result<Piece> {
+) -> Result<Segment> {
     let node = node_at(system, extent, dev);
     let (device, offset) = match &node {
         None => (0, extent.offset),
@@ -143,7 +143,7 @@ fn partition_piece(
     let reading = reading(identity, wishes.whole || !believed);
     let behind = used_behind(&view, &reading, is_written)
         .map_err(|fault| Error::fault(&opened.shown, fault))?;
-    Ok(Piece {
+    Ok(Segment {
         device,
         offset,
         length_bytes: extent.length_bytes,
@@ -155,7 +155,7 @@ fn partition_piece(
 }
 
 /// The kernel's node for a partition, if it has one at exactly this place; the disk's own node stands for it otherwise.
-fn node_at(system: &System, extent: Extent, disk: Option<DevId>) -> Option<Partition> {
+fn node_at(system: &System, extent: Extent, disk: Option<DevId>) -> Option<KernelPartition> {
     let partitions = system.roots().partitions_of(disk?);
     partitions
         .into_iter()
@@ -167,7 +167,7 @@ fn open_node(system: &System, node: DevId, prepared: &mut Prepared) -> Result<us
     let shown = system.roots().shown(node).display().to_string();
     let device = system.roots().open_device(node, Access::Read);
     let device = device.map_err(|fault| Error::fault(&shown, fault))?;
-    prepared.devices.push(Opened { device, shown });
+    prepared.devices.push(OpenedDevice { device, shown });
     Ok(prepared.devices.len() - 1)
 }
 

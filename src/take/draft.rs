@@ -4,10 +4,10 @@ use crate::error::{Error, Result};
 use crate::fs::UsedMap;
 use crate::fs::earlier::Earlier;
 use crate::overlay::PIECE_BYTES;
-use crate::stream::plan::{Content, Part};
+use crate::stream::plan::{Part, PartContent};
 use crate::take::source::{Prepared, Reading, Wishes};
-use crate::take::walks::Errand;
-use crate::take::watched::Watched;
+use crate::take::walks::WalkErrand;
+use crate::take::watched::WatchedFile;
 use crate::units::{BlockSize, to_u64, to_usize};
 
 /// The images' parts and what is to be walked, before the pipeline takes the devices.
@@ -19,11 +19,11 @@ pub(super) struct Draft {
     pub(super) ranges: Vec<std::ops::Range<usize>>,
     /// Images with a partition that is read whole, because nobody knows what is in it.
     pub(super) unknown: Vec<usize>,
-    pub(super) errands: Vec<Errand>,
+    pub(super) errands: Vec<WalkErrand>,
     pub(super) devices: Vec<crate::device::Device>,
     pub(super) shown: Vec<String>,
     pub(super) parts: usize,
-    pub(super) watched: Vec<Watched>,
+    pub(super) watched: Vec<WatchedFile>,
 }
 
 impl Draft {
@@ -52,7 +52,8 @@ impl Draft {
                 self.unknown.push(image);
             }
             if let Reading::Map(identity) | Reading::Whole(Some(identity)) = piece.reading {
-                let mut errand = Errand::new(self.parts, image, *identity, piece.still, piece.swap);
+                let mut errand =
+                    WalkErrand::new(self.parts, image, *identity, piece.still, piece.swap);
                 errand.behind = piece.behind;
                 errand.owned = owned_map;
                 if early_map.is_some() {
@@ -64,7 +65,7 @@ impl Draft {
                 device: first_device + piece.device,
                 device_offset: piece.offset,
                 length_bytes: piece.length_bytes,
-                content: map.map_or(Content::Whole, Content::Used),
+                content: map.map_or(PartContent::Whole, PartContent::Used),
             };
             parts.push(part(map));
             early_parts.push(part(early_map));
@@ -89,8 +90,8 @@ pub(super) fn pieces(images: &[Vec<Part>]) -> usize {
     const LEAST: u64 = 2048;
     const MOST: u64 = 16 * 1024;
     let maps = images.iter().flatten().map(|part| match &part.content {
-        Content::Used(map) => map.size_bytes() / u64::from(map.granule().bytes()) / 8,
-        Content::Whole => 0,
+        PartContent::Used(map) => map.size_bytes() / u64::from(map.granule().bytes()) / 8,
+        PartContent::Whole => 0,
     });
     let bytes = maps.fold(0, u64::saturating_add);
     to_usize((LEAST + bytes / to_u64(PIECE_BYTES)).min(MOST))

@@ -11,9 +11,9 @@ use rustix::fs::{Mode, OFlags};
 
 use crate::device::{Range, ReadAt};
 use crate::error::{Error, Fault, Result};
-use crate::fs::files::{Seen, can_empty};
+use crate::fs::files::{FoundFile, can_empty};
 use crate::fs::{self, SCRATCH_BYTES, Walk};
-use crate::golden::{LIST, Row, Tree};
+use crate::golden::{LIST, ListedFile, Tree};
 use crate::mounts::{Holding, Mounted, System};
 use crate::ptable;
 use crate::report::JsonObject;
@@ -21,7 +21,7 @@ use crate::report::JsonObject;
 /// What was found, in the order of the list.
 pub(crate) struct Identities {
     path: String,
-    rows: Vec<Row>,
+    rows: Vec<ListedFile>,
 }
 
 impl Identities {
@@ -68,7 +68,7 @@ impl Identities {
 
     /// For scripts.
     pub(crate) fn object(&self) -> JsonObject {
-        let row = |row: &Row| {
+        let row = |row: &ListedFile| {
             let mut object = JsonObject::new();
             object
                 .str("path", &row.path)
@@ -120,8 +120,8 @@ fn root(system: &System, mounted: &Mounted) -> std::result::Result<OwnedFd, Faul
     rustix::fs::open(mounted.point(), flags, Mode::empty()).map_err(|e| Fault::io("open", e))
 }
 
-fn mounted_rows(root: OwnedFd, rows: &mut Vec<Row>) -> std::result::Result<(), Fault> {
-    let mut each = |seen: Seen<'_>| add(rows, seen);
+fn mounted_rows(root: OwnedFd, rows: &mut Vec<ListedFile>) -> std::result::Result<(), Fault> {
+    let mut each = |seen: FoundFile<'_>| add(rows, seen);
     let mut tree = Tree::new(root, &mut each)?;
     for item in LIST {
         tree.look(item.path.as_bytes());
@@ -130,22 +130,25 @@ fn mounted_rows(root: OwnedFd, rows: &mut Vec<Row>) -> std::result::Result<(), F
 }
 
 /// The rows of an ext filesystem; false for anything else.
-fn filesystem_rows(device: &dyn ReadAt, rows: &mut Vec<Row>) -> std::result::Result<bool, Fault> {
+fn filesystem_rows(
+    device: &dyn ReadAt,
+    rows: &mut Vec<ListedFile>,
+) -> std::result::Result<bool, Fault> {
     let Some(identity) = fs::probe(device)?.filter(|found| can_empty(found.kind)) else {
         return Ok(false);
     };
     let mut scratch = vec![0; SCRATCH_BYTES];
     for item in LIST {
         let mut walk = Walk::new(device, &mut scratch);
-        let mut each = |seen: Seen<'_>| add(rows, seen);
+        let mut each = |seen: FoundFile<'_>| add(rows, seen);
         fs::files::look(&identity, &mut walk, item.path.as_bytes(), &mut each)?;
     }
     Ok(true)
 }
 
 /// One row for a path, however many patterns lead to it.
-fn add(rows: &mut Vec<Row>, seen: Seen<'_>) {
-    let row = Row::new(seen);
+fn add(rows: &mut Vec<ListedFile>, seen: FoundFile<'_>) {
+    let row = ListedFile::new(seen);
     if !rows.iter().any(|known| known.path == row.path) {
         rows.push(row);
     }

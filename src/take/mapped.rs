@@ -8,12 +8,12 @@ use crate::take::survey::Surveyor;
 use crate::units::Extent;
 
 /// Of a run that is over, with one image.
-pub(crate) struct Mapped {
+pub(crate) struct MappedRun {
     plan: &'static Plan,
     owned: Vec<(usize, UsedMap)>,
 }
 
-impl Mapped {
+impl MappedRun {
     /// What these two found; `None` before they have.
     pub(crate) fn of(pipeline: &'static Pipeline, surveyor: &Surveyor) -> Option<Self> {
         Some(Self {

@@ -94,16 +94,16 @@ fn without_ours(bytes: u64) -> u64 {
 }
 
 /// What our memory cgroup allows, and those above it: the least of each.
-struct Group {
+struct MemoryGroup {
     limit_bytes: u64,
     /// Of that, what nobody uses.
     left_bytes: u64,
 }
 
 /// Of version 2, then 1; `None` without a limit.
-fn group() -> Option<Group> {
+fn group() -> Option<MemoryGroup> {
     let text = std::fs::read_to_string("/proc/self/cgroup").ok()?;
-    let mut least: Option<Group> = None;
+    let mut least: Option<MemoryGroup> = None;
     for line in text.lines() {
         let mut fields = line.splitn(3, ':').skip(1);
         let (controllers, path) = (fields.next()?, fields.next()?);
@@ -129,7 +129,7 @@ fn group() -> Option<Group> {
                 let found = least.as_ref();
                 let (most, more) =
                     found.map_or((u64::MAX, u64::MAX), |g| (g.limit_bytes, g.left_bytes));
-                least = Some(Group {
+                least = Some(MemoryGroup {
                     limit_bytes: most.min(limit),
                     left_bytes: more.min(limit.saturating_sub(used)),
                 });

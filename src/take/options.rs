@@ -17,11 +17,11 @@ use crate::features;
 use crate::freeze::Limits;
 use crate::fs::Still;
 use crate::mounts::System;
-use crate::report::{self, Bytes, JsonObject, Span, json_list};
-use crate::stream::frames::{Framed, Header};
+use crate::report::{self, Bytes, Elapsed, JsonObject, json_list};
+use crate::stream::frames::{Framed, StreamHeader};
 use crate::stream::pipeline::known::Hashes;
 use crate::stream::pipeline::{Encoding, Problem, Settings};
-use crate::take::capture::Figures;
+use crate::take::capture::CaptureFigures;
 use crate::take::emptied::EmptyOptions;
 use crate::take::memory::{self, Spool};
 use crate::take::precopy;
@@ -211,7 +211,7 @@ pub(crate) fn early(shown: &str, problem: Problem) -> Error {
 pub(crate) fn frames_header<'a>(
     sources: &[Prepared],
     paths: impl Iterator<Item = &'a str>,
-) -> Header {
+) -> StreamHeader {
     let images = sources.iter().zip(paths).map(|(source, path)| Framed {
         path: path.to_owned(),
         parts: source
@@ -220,14 +220,14 @@ pub(crate) fn frames_header<'a>(
             .map(|piece| piece.length_bytes)
             .collect(),
     });
-    Header {
+    StreamHeader {
         images: images.collect(),
-        ..Header::default()
+        ..StreamHeader::default()
     }
 }
 
 /// The report in the end frame.
-pub(crate) fn frames_report(consistent: &str, figures: &Figures) -> String {
+pub(crate) fn frames_report(consistent: &str, figures: &CaptureFigures) -> String {
     let outcomes = figures.outcomes.iter();
     let maps: Vec<String> = outcomes
         .clone()
@@ -248,7 +248,7 @@ pub(crate) fn frames_report(consistent: &str, figures: &Figures) -> String {
 
 /// How the sources were held, in words: `consistent` is the report's word for it.
 pub(crate) fn held_words(consistent: &str, frozen_ms: u64) -> String {
-    let held = Span(Duration::from_millis(frozen_ms));
+    let held = Elapsed(Duration::from_millis(frozen_ms));
     match consistent {
         "live" => "LIVE: read while it may have changed, not consistent".into(),
         "readonly" if frozen_ms > 0 => format!("read-only for {held}"),

@@ -12,13 +12,13 @@ use rustix::fs::inotify;
 
 use crate::device::DeviceKind;
 use crate::features;
-use crate::freeze::{Leftover, Method, Target};
+use crate::freeze::{FreezeTarget, Leftover, Method};
 use crate::mounts::{DevId, System};
 use crate::stream::pipeline;
 use crate::stream::plan::CHUNK_BYTES;
 use crate::take::source::Prepared;
 use crate::threads::Lock;
-use crate::trace::{Marks, Reserved, Tracer, Watched};
+use crate::trace::{Marks, Reserved, Tracer, WatchedRange};
 use crate::units::BlockSize;
 
 /// `--precopy`.
@@ -89,7 +89,7 @@ impl Trace {
 
 struct Awaited {
     reserved: Reserved,
-    watched: Vec<Watched>,
+    watched: Vec<WatchedRange>,
     notices: Option<OwnedFd>,
 }
 
@@ -123,7 +123,7 @@ fn notices(sources: &[Prepared]) -> Option<Option<OwnedFd>> {
 }
 
 /// What watches the devices of a run. With it the trace ends.
-pub(crate) struct Watch {
+pub(crate) struct TraceWatch {
     /// What is to be traced, before the guardian has started.
     awaited: Option<Awaited>,
     trace: Trace,
@@ -133,9 +133,13 @@ pub(crate) struct Watch {
     chunks: u64,
 }
 
-impl Watch {
+impl TraceWatch {
     /// `None` where pre-copy is not wanted, or nothing would be frozen. Before the guardian starts.
-    pub(crate) fn start(sources: &[Prepared], targets: &[Target], wanted: Wanted) -> Option<Self> {
+    pub(crate) fn start(
+        sources: &[Prepared],
+        targets: &[FreezeTarget],
+        wanted: Wanted,
+    ) -> Option<Self> {
         if !features::PRECOPY || wanted == Wanted::Off || targets.is_empty() {
             return None;
         }
@@ -166,10 +170,7 @@ impl Watch {
             return Vec::new();
         };
         match awaited.reserved.leftover() {
-            Ok(left) => vec![Leftover {
-                directory: left.directory,
-                name: left.name,
-            }],
+            Ok(left) => vec![left],
             Err(_) => {
                 self.awaited = None;
                 Vec::new()
@@ -232,7 +233,7 @@ impl Watch {
     }
 }
 
-impl Drop for Watch {
+impl Drop for TraceWatch {
     fn drop(&mut self) {
         // Held by who waits for a disk that hangs: then the guardian takes it away, or the next floe.
         if let Some(mut traced) = self.trace.0.try_lock() {
@@ -285,7 +286,7 @@ impl TestHold {
 
 /// What a trace has to watch. `None`: something is read through the page cache, where old bytes may come back although nothing was
 /// written since.
-fn watched(sources: &[Prepared]) -> Option<Vec<Watched>> {
+fn watched(sources: &[Prepared]) -> Option<Vec<WatchedRange>> {
     let mut watched = Vec::new();
     for source in sources {
         for piece in &source.pieces {
@@ -293,7 +294,7 @@ fn watched(sources: &[Prepared]) -> Option<Vec<Watched>> {
             if device.kind() != DeviceKind::Block || !device.is_direct() {
                 return None;
             }
-            watched.push(Watched {
+            watched.push(WatchedRange {
                 dev: DevId::from_raw(device.rdev()),
                 offset_bytes: piece.offset,
                 length_bytes: piece.length_bytes,
@@ -309,7 +310,7 @@ mod tests {
 
     #[test]
     fn rounds_go_on_while_each_leaves_clearly_less_and_more_than_little() {
-        let watch = Watch {
+        let watch = TraceWatch {
             awaited: None,
             trace: Trace::default(),
             marks: None,

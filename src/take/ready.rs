@@ -5,13 +5,13 @@ use std::os::fd::AsFd;
 use rustix::fs::FileType;
 
 use crate::error::Result;
-use crate::freeze::{Guardian, Leftover, Limits, Method, Target};
+use crate::freeze::{FreezeTarget, Guardian, Leftover, Limits, Method};
 use crate::mounts::{DevId, Mounted, System};
 use crate::report;
 use crate::signals::Signals;
 use crate::take::counters::Counters;
 use crate::take::options::Taking;
-use crate::take::precopy::Watch;
+use crate::take::precopy::TraceWatch;
 use crate::take::source::Prepared;
 use crate::take::still;
 
@@ -22,7 +22,7 @@ pub(crate) struct Ready {
     /// The counters that the emitter uses, too.
     pub counters: &'static Counters,
     pub(super) guardian: Option<Guardian>,
-    pub(super) watch: Option<Watch>,
+    pub(super) watch: Option<TraceWatch>,
     /// What is to be frozen, as a file on it shows it, and its devices.
     frozen: Vec<Ground>,
     devices: Vec<DevId>,
@@ -34,7 +34,7 @@ type Ground = (u64, Option<[u8; 16]>);
 impl Ready {
     /// Whether what is read may be read before the freeze and written where it belongs, to be written again.
     pub(crate) fn copies_early(&self) -> bool {
-        self.watch.as_ref().is_some_and(Watch::tries)
+        self.watch.as_ref().is_some_and(TraceWatch::tries)
     }
 
     /// Whether a regular file lies on a filesystem that is to be frozen.
@@ -93,8 +93,8 @@ pub(crate) fn ready(
     let targets = still::targets(system, mounted, taking.wishes)?;
     let frozen = targets.iter().filter_map(|target| ground(&target.fd));
     let frozen = frozen.collect();
-    let mut watch = Watch::start(sources, &targets, taking.precopy);
-    let leftovers = watch.as_mut().map_or_else(Vec::new, Watch::leftovers);
+    let mut watch = TraceWatch::start(sources, &targets, taking.precopy);
+    let leftovers = watch.as_mut().map_or_else(Vec::new, TraceWatch::leftovers);
     let (signals, guardian) = guard(targets, taking.limits, leftovers, quiet)?;
     // From now on, because whatever comes next may wait (for a reader that logs in), and the trace is not to overflow.
     watch.iter_mut().for_each(|watch| watch.follow(system));
@@ -111,7 +111,7 @@ pub(crate) fn ready(
 /// Says what is to be said beforehand, blocks the signals, and starts a guardian for `targets`, where there is anything to
 /// freeze. Call it while the process has one thread.
 fn guard(
-    targets: Vec<Target>,
+    targets: Vec<FreezeTarget>,
     limits: Limits,
     leftovers: Vec<Leftover>,
     quiet: bool,

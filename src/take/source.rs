@@ -13,7 +13,7 @@ use crate::stream::input::is_zero;
 use crate::sys::fiemap;
 use crate::take::disk;
 use crate::take::still::{hold_stacked, refuse_swap, still_of};
-use crate::take::watched::Watched;
+use crate::take::watched::WatchedFile;
 use crate::units::{Extent, round_down, to_usize};
 
 /// What the user asked for, as far as reading is concerned.
@@ -44,7 +44,7 @@ pub(crate) enum Reading {
 
 /// A range of a device that makes up a range of the image.
 #[derive(Debug)]
-pub(crate) struct Piece {
+pub(crate) struct Segment {
     /// Index in [`Prepared::devices`].
     pub device: usize,
     /// Where it begins on that device, in bytes.
@@ -72,7 +72,7 @@ pub(crate) struct SwapContent {
 
 /// An open device and what messages call it.
 #[derive(Debug)]
-pub(crate) struct Opened {
+pub(crate) struct OpenedDevice {
     /// The device.
     pub device: Device,
     /// Its node.
@@ -97,9 +97,9 @@ pub(crate) struct Prepared {
     /// Device number of a block device.
     pub dev: Option<DevId>,
     /// The devices that are read.
-    pub devices: Vec<Opened>,
+    pub devices: Vec<OpenedDevice>,
     /// The image, in order and without gaps.
-    pub pieces: Vec<Piece>,
+    pub pieces: Vec<Segment>,
     /// The filesystems to freeze, in no order; they leave when these are made ready for that.
     pub mounted: Vec<Mounted>,
     /// What was in use when they left.
@@ -109,7 +109,7 @@ pub(crate) struct Prepared {
     /// Devices kept open O_EXCL so that nobody mounts them meanwhile.
     pub held: Vec<Device>,
     /// Files that nobody may write to meanwhile.
-    pub watched: Vec<Watched>,
+    pub watched: Vec<WatchedFile>,
     /// Why nothing in the image will show that it is one, or that it is whole: the stream has to say that it is a copy of something as
     /// it is.
     pub as_it_is: Option<String>,
@@ -249,7 +249,7 @@ pub(crate) fn refuse_output(sources: &[Prepared], output: &std::path::Path) -> R
     };
     let is_file =
         rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::RegularFile;
-    let is_it = |opened: &Opened| {
+    let is_it = |opened: &OpenedDevice| {
         let own = rustix::fs::fstat(opened.device.as_fd());
         own.is_ok_and(|own| (own.st_dev, own.st_ino) == (stat.st_dev, stat.st_ino))
     };
@@ -301,7 +301,7 @@ fn refuse_cut_tail(system: &System, source: &Source) -> Result<()> {
 
 /// The file that an image is, or that a loop device shows. Of a partition of a loop device there is none: the others may be in use,
 /// as may swap on the device.
-fn watched(system: &System, source: &Source) -> Result<Option<Watched>> {
+fn watched(system: &System, source: &Source) -> Result<Option<WatchedFile>> {
     let shown = source.shown.display().to_string();
     let fail = |fault| Error::fault(&shown, fault);
     let (file, shown) = match (&source.holding, source.dev) {
@@ -313,7 +313,7 @@ fn watched(system: &System, source: &Source) -> Result<Option<Watched>> {
         },
         (_, None) => return Ok(None),
     };
-    let watched = Watched::new(file, shown);
+    let watched = WatchedFile::new(file, shown);
     let frozen = match &source.holding {
         Holding::Mounted(_) => true,
         Holding::Stacked(above) => !above.mounted.is_empty(),
@@ -376,7 +376,7 @@ fn divide(
     source: &Source,
     identity: Option<Identity>,
     prepared: &mut Prepared,
-) -> Result<(Option<ptable::Table>, Option<Identity>)> {
+) -> Result<(Option<ptable::PartitionTable>, Option<Identity>)> {
     let fault = |fault| Error::fault(&prepared.shown, fault);
     let table = match &source.holding {
         // A mounted filesystem is one, whatever an old partition table in its first sector says.
@@ -417,7 +417,7 @@ fn fill(system: &System, source: Source, wishes: Wishes, prepared: &mut Prepared
         dev,
         ..
     } = source;
-    prepared.devices.push(Opened {
+    prepared.devices.push(OpenedDevice {
         device,
         shown: prepared.shown.clone(),
     });
@@ -460,7 +460,7 @@ fn fill(system: &System, source: Source, wishes: Wishes, prepared: &mut Prepared
         let is_written = is_looped(system, dev.iter());
         behind = used_behind(&opened.device, &reading, is_written).map_err(fault)?;
     }
-    prepared.pieces.push(Piece {
+    prepared.pieces.push(Segment {
         device: 0,
         offset: 0,
         length_bytes: prepared.size_bytes,

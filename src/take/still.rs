@@ -1,7 +1,7 @@
 //! How each source is held still: frozen, remounted read-only, or as it is; and the targets that the guardian gets.
 
 use crate::error::{Error, Result};
-use crate::freeze::{Method, Remount, Target};
+use crate::freeze::{FreezeTarget, Method, Remount};
 use crate::fs::Still;
 use crate::mounts::{Mounted, Stacked, System};
 use crate::take::source::{Prepared, Wishes};
@@ -43,7 +43,7 @@ pub(crate) fn targets(
     system: &System,
     mounted: Vec<Mounted>,
     wishes: Wishes,
-) -> Result<Vec<Target>> {
+) -> Result<Vec<FreezeTarget>> {
     let order = system.freeze_order(&mounted.iter().collect::<Vec<_>>())?;
     let mut mounted: Vec<Option<Mounted>> = mounted.into_iter().map(Some).collect();
     let mut targets = Vec::new();
@@ -57,7 +57,7 @@ pub(crate) fn targets(
     Ok(targets)
 }
 
-fn target(mounted: Mounted, wishes: Wishes) -> Option<Target> {
+fn target(mounted: Mounted, wishes: Wishes) -> Option<FreezeTarget> {
     let name = mounted.point().display().to_string();
     let filesystem = mounted.mount.filesystem.as_str();
     let remounted = !can_freeze(filesystem);
@@ -75,7 +75,7 @@ fn target(mounted: Mounted, wishes: Wishes) -> Option<Target> {
     } else {
         Method::Freeze
     };
-    Some(Target { fd, name, method })
+    Some(FreezeTarget { fd, name, method })
 }
 
 /// The root directory of the mount, where the path still leads there: a remount and the lock against a second floe want it. A

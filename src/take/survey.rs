@@ -12,13 +12,13 @@ use crate::error::{Error, Fault, Result};
 use crate::fs::earlier::PIECE_BYTES;
 use crate::fs::files::Emptying;
 use crate::fs::{Kind, Still, UsedMap, Verdict};
-use crate::stream::pipeline::{Pipeline, Started};
+use crate::stream::pipeline::{BegunThreads, Pipeline};
 use crate::stream::plan::{CHUNK_BYTES, Plan};
 use crate::take::capture::FROZEN_DRAIN;
 use crate::take::counters::Counters;
 use crate::take::emptied::Emptied;
 use crate::take::precopy::Trace;
-use crate::take::walks::{self, Errand, Eyes, Trouble};
+use crate::take::walks::{self, Eyes, Trouble, WalkErrand};
 use crate::threads::{Lock, forgive};
 use crate::trace::Marks;
 
@@ -92,7 +92,7 @@ pub(crate) struct Looks {
 struct Desk {
     stage: Stage,
     plans: Plans,
-    errands: Vec<Errand>,
+    errands: Vec<WalkErrand>,
     emptying: Emptying,
     trouble: Option<Trouble>,
     /// Whether every write up to the survey was marked.
@@ -105,7 +105,7 @@ pub(crate) struct Surveyor {
     go: Condvar,
     event: OwnedFd,
     looks: Looks,
-    started: Started,
+    started: BegunThreads,
 }
 
 impl Surveyor {
@@ -116,7 +116,7 @@ impl Surveyor {
     /// Allocates everything and starts the thread, which waits for [`Self::order`].
     pub(crate) fn start(
         plans: Plans,
-        errands: Vec<Errand>,
+        errands: Vec<WalkErrand>,
         emptying: Emptying,
         pipeline: &'static Pipeline,
         looks: Looks,
@@ -135,7 +135,7 @@ impl Surveyor {
             go: Condvar::new(),
             event,
             looks,
-            started: Started::default(),
+            started: BegunThreads::default(),
         }));
         let (counters, require_map) = (surveyor.looks.counters, surveyor.looks.require_map);
         let mut eyes = Eyes::new(pipeline.devices(), counters, require_map);
@@ -205,7 +205,7 @@ impl Surveyor {
 
     /// The device of something frozen, where the trace saw a write to what was read of it. Swap files are written all the time: what has one is left
     /// to the second look alone.
-    fn was_written(&self, pipeline: &Pipeline, errands: &[Errand]) -> Option<usize> {
+    fn was_written(&self, pipeline: &Pipeline, errands: &[WalkErrand]) -> Option<usize> {
         let (plan, marks) = (pipeline.plan()?, self.looks.marks.as_ref()?);
         let frozen = errands
             .iter()
@@ -230,7 +230,7 @@ impl Surveyor {
     }
 
     /// What was written since the glimpse has to be read again; all of it, where not every write is marked.
-    fn tell_of_writes(&self, errands: &[Errand], traced: bool) {
+    fn tell_of_writes(&self, errands: &[WalkErrand], traced: bool) {
         for errand in errands {
             let Some(marks) = self.looks.marks.as_ref().filter(|_| traced) else {
                 errand.earlier.forget();
@@ -261,12 +261,12 @@ impl Surveyor {
     }
 
     /// Waits for an order, and takes what is on the desk.
-    fn take_order(&self) -> Work {
+    fn take_order(&self) -> WalkOrder {
         let mut desk = self.lock();
         while desk.stage == desk.stage.done() {
             desk = forgive(self.go.wait(desk));
         }
-        Work {
+        WalkOrder {
             stage: desk.stage,
             early: match desk.stage {
                 Stage::Preview | Stage::Rehearse | Stage::Glimpse => desk.plans.early.take(),
@@ -283,7 +283,7 @@ impl Surveyor {
     }
 
     /// Puts everything back, and says that it is done.
-    fn give_back(&self, work: Work, trouble: Option<Trouble>) {
+    fn give_back(&self, work: WalkOrder, trouble: Option<Trouble>) {
         let mut desk = self.lock();
         desk.errands = work.errands;
         desk.emptying = work.emptying;
@@ -304,7 +304,7 @@ impl Surveyor {
     }
 
     /// Walks as the survey will, and forgets it. Of what no write touched since the preview, that does.
-    fn rehearse(&self, work: &mut Work, eyes: &mut Eyes) -> Option<Trouble> {
+    fn rehearse(&self, work: &mut WalkOrder, eyes: &mut Eyes) -> Option<Trouble> {
         let Some(plan) = &mut work.last else {
             return Some(walks::ASTRAY());
         };
@@ -323,7 +323,12 @@ impl Surveyor {
     }
 
     /// Walks under the freeze, and starts the pipeline with what is used.
-    fn survey(&self, work: &mut Work, pipeline: &Pipeline, eyes: &mut Eyes) -> Option<Trouble> {
+    fn survey(
+        &self,
+        work: &mut WalkOrder,
+        pipeline: &Pipeline,
+        eyes: &mut Eyes,
+    ) -> Option<Trouble> {
         let Some(mut plan) = work.last.take() else {
             return Some(walks::ASTRAY());
         };
@@ -340,7 +345,7 @@ impl Surveyor {
     }
 
     /// Whether anything was written since the survey.
-    fn check(&self, work: &Work, pipeline: &Pipeline, eyes: &mut Eyes) -> Option<Trouble> {
+    fn check(&self, work: &WalkOrder, pipeline: &Pipeline, eyes: &mut Eyes) -> Option<Trouble> {
         let complete = |trace: &Trace| trace.is_complete(FROZEN_DRAIN);
         if work.traced
             && self.looks.trace.as_ref().is_some_and(complete)
@@ -354,17 +359,17 @@ impl Surveyor {
 }
 
 /// An order, and what it is carried out with.
-struct Work {
+struct WalkOrder {
     stage: Stage,
     early: Option<Plan>,
     last: Option<Plan>,
-    errands: Vec<Errand>,
+    errands: Vec<WalkErrand>,
     emptying: Emptying,
     traced: bool,
 }
 
 /// Walks what moves, for a hint: to the rehearsal, or to the pipeline, which begins to read by it.
-fn glimpse(work: &mut Work, pipeline: Option<&Pipeline>, eyes: &mut Eyes) -> Option<Trouble> {
+fn glimpse(work: &mut WalkOrder, pipeline: Option<&Pipeline>, eyes: &mut Eyes) -> Option<Trouble> {
     let Some(plan) = &mut work.early else {
         return Some(walks::ASTRAY());
     };

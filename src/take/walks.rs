@@ -6,11 +6,11 @@ use std::os::unix::fs::FileExt;
 
 use crate::device::{Device, DeviceKind, Range, ReadAt};
 use crate::error::{Fault, FaultKind};
-use crate::fs::earlier::{Earlier, Known};
+use crate::fs::earlier::{Earlier, EarlierFindings};
 use crate::fs::files::{self, Emptying};
 use crate::fs::{self, Coverage, Identity, Still, UsedMap, Verdict, Walk, Witness};
-use crate::overlay::Layer;
-use crate::stream::plan::{Content, Part, Plan};
+use crate::overlay::OverlaidPart;
+use crate::stream::plan::{Part, PartContent, Plan};
 use crate::sys::ioctl::blkflsbuf;
 use crate::take::counters::Counters;
 use crate::take::source::SwapContent;
@@ -19,7 +19,7 @@ use crate::units::{Extent, to_u64};
 type Result<T> = std::result::Result<T, Fault>;
 
 /// A piece whose filesystem is walked in the frozen window.
-pub(crate) struct Errand {
+pub(crate) struct WalkErrand {
     /// Index in the plan's parts.
     pub part: usize,
     /// Index of the image it belongs to.
@@ -41,7 +41,7 @@ pub(crate) struct Errand {
     pub earlier: Earlier,
 }
 
-impl Errand {
+impl WalkErrand {
     /// For one part.
     pub(crate) fn new(
         part: usize,
@@ -124,7 +124,7 @@ pub(super) struct Eyes {
 }
 
 /// The range of a device that a part is.
-struct View {
+struct SegmentView {
     range: Range<'static>,
     counters: &'static Counters,
 }
@@ -145,8 +145,8 @@ impl Eyes {
         }
     }
 
-    fn view(&self, part: &Part) -> Option<View> {
-        Some(View {
+    fn view(&self, part: &Part) -> Option<SegmentView> {
+        Some(SegmentView {
             range: Range {
                 device: self.devices.get(part.device)?,
                 extent: Extent {
@@ -159,7 +159,7 @@ impl Eyes {
     }
 }
 
-impl ReadAt for View {
+impl ReadAt for SegmentView {
     fn size_bytes(&self) -> u64 {
         self.range.size_bytes()
     }
@@ -200,7 +200,7 @@ fn flush_caches(devices: &[Device]) -> Option<Trouble> {
 }
 
 /// Fills the maps of the early plan with what a walk of something that moves says. Whatever goes wrong means used: it is a hint.
-pub(super) fn glimpse(plan: &mut Plan, errands: &mut [Errand], eyes: &mut Eyes) {
+pub(super) fn glimpse(plan: &mut Plan, errands: &mut [WalkErrand], eyes: &mut Eyes) {
     eyes.swaps.read();
     for errand in errands {
         let Some(part) = plan.parts_mut().get_mut(errand.part) else {
@@ -209,7 +209,7 @@ pub(super) fn glimpse(plan: &mut Plan, errands: &mut [Errand], eyes: &mut Eyes) 
         let Some(view) = eyes.view(part) else {
             continue;
         };
-        let Content::Used(map) = &mut part.content else {
+        let PartContent::Used(map) = &mut part.content else {
             continue;
         };
         // There may be older hints in it.
@@ -221,7 +221,7 @@ pub(super) fn glimpse(plan: &mut Plan, errands: &mut [Errand], eyes: &mut Eyes) 
         let earlier = std::mem::take(&mut errand.earlier);
         // What a preview believed is not this map's.
         earlier.forget();
-        let known = Known::Learns(&earlier);
+        let known = EarlierFindings::Learns(&earlier);
         let mut walk = Walk::new(&view, &mut eyes.scratch).knowing(known);
         if fill_map(errand, map, &view, &eyes.swaps, &mut walk).is_err() {
             map.set_all_used();
@@ -233,13 +233,13 @@ pub(super) fn glimpse(plan: &mut Plan, errands: &mut [Errand], eyes: &mut Eyes) 
 }
 
 /// What a survey found and did, as if it had not been.
-pub(super) fn forget(plan: &mut Plan, errands: &mut [Errand], emptying: &mut Emptying) {
+pub(super) fn forget(plan: &mut Plan, errands: &mut [WalkErrand], emptying: &mut Emptying) {
     emptying.log.clear();
     for errand in errands {
         errand.verdict = Verdict::USED;
         if let Some((part, overlay)) = plan.edit(errand.part) {
             overlay.forget(errand.part);
-            if let Content::Used(map) = &mut part.content {
+            if let PartContent::Used(map) = &mut part.content {
                 map.set_all_used();
             }
         }
@@ -249,7 +249,7 @@ pub(super) fn forget(plan: &mut Plan, errands: &mut [Errand], emptying: &mut Emp
 /// Walks every errand's filesystem and fills its map. In the frozen window: no heap.
 pub(super) fn survey(
     (plan, early): (&mut Plan, Option<&Plan>),
-    errands: &mut [Errand],
+    errands: &mut [WalkErrand],
     emptying: &mut Emptying,
     eyes: &mut Eyes,
 ) -> Option<Trouble> {
@@ -283,10 +283,10 @@ pub(super) fn survey(
 }
 
 fn survey_one(
-    errand: &mut Errand,
+    errand: &mut WalkErrand,
     part: &mut Part,
     before: Option<&Part>,
-    view: &View,
+    view: &SegmentView,
     eyes: &mut Eyes,
 ) -> Result<()> {
     // The superblock was read before the freeze to size the map: it must still be the same filesystem, of the same size.
@@ -302,11 +302,11 @@ fn survey_one(
         ));
     };
     errand.identity = now;
-    if let Content::Used(map) = &mut part.content {
+    if let PartContent::Used(map) = &mut part.content {
         let earlier = std::mem::take(&mut errand.earlier);
         let known = match before.map(|part| &part.content) {
-            Some(Content::Used(before)) => Known::Knows(&earlier, before),
-            _ => Known::Nothing,
+            Some(PartContent::Used(before)) => EarlierFindings::Knows(&earlier, before),
+            _ => EarlierFindings::Nothing,
         };
         let mut walk = Walk::new(view, &mut eyes.scratch).knowing(known);
         let filled = fill_map(errand, map, view, &eyes.swaps, &mut walk);
@@ -331,19 +331,19 @@ fn survey_one(
 
 /// A copy of all of it needs nothing of a filesystem that was cut or damaged: where that cannot be looked at, there is nothing to
 /// compare. A sector that cannot be read is met by who reads them all.
-fn witness(errand: &Errand, part: &Part, walk: &mut Walk<'_>) -> Result<Witness> {
+fn witness(errand: &WalkErrand, part: &Part, walk: &mut Walk<'_>) -> Result<Witness> {
     match fs::witness(&errand.identity, walk) {
-        Err(_) if matches!(part.content, Content::Whole) => Ok(Witness::default()),
+        Err(_) if matches!(part.content, PartContent::Whole) => Ok(Witness::default()),
         witness => witness,
     }
 }
 
 /// Has the named files of the filesystem come out empty, once its map is filled.
 fn empty(
-    errand: &mut Errand,
+    errand: &mut WalkErrand,
     plan: &mut Plan,
     emptying: &mut Emptying,
-    view: &View,
+    view: &SegmentView,
     eyes: &mut Eyes,
 ) -> Result<()> {
     if !emptying.concerns(errand.part) || !files::can_empty(errand.identity.kind) {
@@ -354,12 +354,12 @@ fn empty(
     };
     let mark = emptying.log.mark();
     let mut done = Err(Fault::refused("every block of it is read"));
-    if let Content::Used(map) = &mut part.content {
+    if let PartContent::Used(map) = &mut part.content {
         done = match (errand.verdict.coverage, errand.verdict.doubt) {
             (Coverage::Whole, Some(doubt)) => Err(doubt),
             _ => {
                 let mut walk = Walk::new(view, &mut eyes.scratch);
-                let mut layer = Layer::new(view, overlay, errand.part);
+                let mut layer = OverlaidPart::new(view, overlay, errand.part);
                 let still = errand.still;
                 files::empty(
                     &errand.identity,
@@ -390,9 +390,9 @@ fn empty(
 }
 
 fn fill_map(
-    errand: &mut Errand,
+    errand: &mut WalkErrand,
     map: &mut UsedMap,
-    view: &View,
+    view: &SegmentView,
     swaps: &Swaps,
     walk: &mut Walk<'_>,
 ) -> Result<()> {
@@ -426,7 +426,11 @@ fn fill_map(
 }
 
 /// Looks again at what a write would have changed.
-pub(super) fn check(plan: Option<&Plan>, errands: &[Errand], eyes: &mut Eyes) -> Option<Trouble> {
+pub(super) fn check(
+    plan: Option<&Plan>,
+    errands: &[WalkErrand],
+    eyes: &mut Eyes,
+) -> Option<Trouble> {
     for errand in errands {
         if errand.still == Still::Moving {
             continue;

@@ -20,13 +20,13 @@ type Stamp = (i64, [i64; 4]);
 
 /// A file that is watched.
 #[derive(Debug)]
-pub(crate) struct Watched {
+pub(crate) struct WatchedFile {
     file: OwnedFd,
     shown: String,
     before: Option<Stamp>,
 }
 
-impl Watched {
+impl WatchedFile {
     /// From when [`Self::begin`] is called.
     pub(crate) fn new(file: OwnedFd, shown: String) -> Self {
         Self {
@@ -110,7 +110,7 @@ mod tests {
             .write(true)
             .open(&path)
             .unwrap();
-        let watch = || Watched::new(file.try_clone().unwrap().into(), "x".into()).settled();
+        let watch = || WatchedFile::new(file.try_clone().unwrap().into(), "x".into()).settled();
         let watched = watch();
         file.read_exact_at(&mut [0; 3], 0).unwrap();
         assert!(!watched.has_changed());
@@ -121,7 +121,7 @@ mod tests {
         file.set_len(10).unwrap();
         file.set_len(3).unwrap();
         assert!(watched.has_changed());
-        let mut late = Watched::new(file.try_clone().unwrap().into(), "x".into());
+        let mut late = WatchedFile::new(file.try_clone().unwrap().into(), "x".into());
         assert!(late.has_changed(), "never begun is no proof");
         late.begin();
         assert!(!late.has_changed());

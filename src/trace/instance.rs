@@ -11,7 +11,7 @@ use rustix::fs::{AtFlags, Mode, OFlags, inotify};
 use rustix::io::Errno;
 
 use crate::mounts::mount_kernel;
-use crate::trace::page::{Format, Header};
+use crate::trace::page::{EventFormat, PageHeader};
 use crate::trace::{Leftover, Lost, Untraced};
 
 /// The events that tell of a write's beginning and end; the second and third as the device has requests or not.
@@ -51,7 +51,7 @@ pub(super) struct Stats {
 
 /// A control whose content must stay what it is.
 #[derive(Debug)]
-struct Held {
+struct HeldControl {
     file: OwnedFd,
     content: Vec<u8>,
 }
@@ -62,20 +62,20 @@ pub(super) struct Instance {
     instances: OwnedFd,
     name: CString,
     /// Empty once it is to be removed: open files keep an instance from that.
-    open: Option<Open>,
+    open: Option<OpenInstance>,
 }
 
 /// What is open of it.
 #[derive(Debug)]
-pub(super) struct Open {
+pub(super) struct OpenInstance {
     root: OwnedFd,
     /// How its pages begin.
-    pub header: Header,
+    pub header: PageHeader,
     /// The formats of [`EVENTS`].
-    pub formats: [Format; 3],
+    pub formats: [EventFormat; 3],
     /// One for each CPU there may be.
     pub rings: Vec<Ring>,
-    held: Vec<Held>,
+    held: Vec<HeldControl>,
     changes: Option<OwnedFd>,
 }
 
@@ -120,17 +120,17 @@ impl Instance {
             name,
             open: None,
         };
-        made.open = Some(Open::new(&made.instances, &made.name, ring_kib)?);
+        made.open = Some(OpenInstance::new(&made.instances, &made.name, ring_kib)?);
         Ok(made)
     }
 
     /// The same, for who can only say that it is lost.
-    pub(super) fn opened(&mut self) -> Result<&mut Open, Lost> {
+    pub(super) fn opened(&mut self) -> Result<&mut OpenInstance, Lost> {
         self.open.as_mut().ok_or(Lost("it has ended"))
     }
 
     /// What is open of it.
-    pub(super) fn open(&mut self) -> Option<&mut Open> {
+    pub(super) fn open(&mut self) -> Option<&mut OpenInstance> {
         self.open.as_mut()
     }
 }
@@ -149,7 +149,7 @@ impl Drop for Instance {
     }
 }
 
-impl Open {
+impl OpenInstance {
     fn new(instances: &OwnedFd, name: &CString, ring_kib: u32) -> Result<Self, Untraced> {
         let root = rustix::fs::openat(instances, name, DIRECTORY, Mode::empty())
             .map_err(|errno| Untraced::io("tracefs instance", errno))?;
@@ -194,7 +194,7 @@ impl Open {
             let length = rustix::io::pread(&file, &mut content, 0)
                 .map_err(|errno| Untraced::io(path, errno))?;
             let content = content.get(..length).unwrap_or_default().to_vec();
-            self.held.push(Held { file, content });
+            self.held.push(HeldControl { file, content });
         }
         let on = |path: &str| {
             let held = paths
@@ -305,17 +305,17 @@ pub(super) fn instances() -> Result<OwnedFd, Untraced> {
 }
 
 /// The layout of pages and events, read from an instance or from tracefs itself.
-pub(super) fn formats(root: BorrowedFd<'_>) -> Result<(Header, [Format; 3]), Untraced> {
+pub(super) fn formats(root: BorrowedFd<'_>) -> Result<(PageHeader, [EventFormat; 3]), Untraced> {
     // Where an instance has no header_page of its own, all have the same.
     let text =
         read(root, "events/header_page").or_else(|_| read(root, "../../events/header_page"))?;
     let unknown = |what: &str| Untraced::because(&format!("the layout of {what} is unknown"));
-    let header = Header::parse(&text).ok_or_else(|| unknown("pages"))?;
+    let header = PageHeader::parse(&text).ok_or_else(|| unknown("pages"))?;
     let mut found = [None; 3];
     for (format, event) in found.iter_mut().zip(EVENTS) {
         // Without CONFIG_BLK_DEV_IO_TRACE and the like there are none.
         let text = read(root, &format!("events/block/{event}/format"))?;
-        *format = Format::parse(&text);
+        *format = EventFormat::parse(&text);
     }
     let [Some(queued), Some(request), Some(bio)] = found else {
         return Err(unknown("events"));

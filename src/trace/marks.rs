@@ -13,12 +13,12 @@ const WORD_BITS: u64 = 32;
 /// The marks of all watched ranges, in the order in which they were given.
 #[derive(Debug)]
 pub struct Marks {
-    ranges: Vec<Range>,
+    ranges: Vec<MarkedRange>,
     chunk: BlockSize,
 }
 
 #[derive(Debug)]
-struct Range {
+struct MarkedRange {
     words: Vec<AtomicU32>,
     /// Set with those, and not cleared by who reads.
     ever: Vec<AtomicU32>,
@@ -33,7 +33,7 @@ impl Marks {
             let chunks = length_bytes.div_ceil(chunk.bytes64());
             let words = usize::try_from(chunks.div_ceil(WORD_BITS)).ok()?;
             let clear = || (0..words).map(|_| AtomicU32::new(0)).collect();
-            Some(Range {
+            Some(MarkedRange {
                 words: clear(),
                 ever: clear(),
                 length_bytes,
@@ -134,7 +134,7 @@ impl Marks {
     }
 }
 
-impl Range {
+impl MarkedRange {
     fn next(&self, words: &[AtomicU32], from: u64) -> Option<u64> {
         let mut at = from;
         while at < self.chunks {

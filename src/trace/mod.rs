@@ -20,7 +20,7 @@
 //!   except where device mapper split them; a `syncfs` between the start and the first read leaves none.
 //!
 //! # Threads
-//! The reader thread and whoever drains share [`State`] under one lock; the marks are atomic and need none. The thread sleeps
+//! The reader thread and whoever drains share [`Watching`] under one lock; the marks are atomic and need none. The thread sleeps
 //! 10 to 40 ms between looks; who drains reads for itself and waits for no thread. If the thread dies or starves, the ring
 //! overflows and the next drain says so. While anything is frozen: no heap, no open; page, devices, files are there before.
 
@@ -44,10 +44,10 @@ use crate::sys::memory::Pages;
 use crate::threads::{self, Lock, Started};
 use crate::units::{BlockSize, round_down};
 pub use instance::Reserved;
-use instance::{EVENTS, Instance, Open};
+use instance::{EVENTS, Instance, OpenInstance};
 pub use marks::Marks;
 use page::{Action, Bad, Event};
-use places::{End, Place, Places};
+use places::{End, NamedRange, Places};
 
 /// Ring buffer of a CPU: 4,000 events of some 60 bytes, which at ten milliseconds a look is 400,000 a second.
 const RING_KIB: u32 = 256;
@@ -69,7 +69,7 @@ const PAGES_MAX: u32 = 1024;
 
 /// A range of a block device (a disk, a partition, dm, md, loop) whose writes are of interest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Watched {
+pub struct WatchedRange {
     /// The device.
     pub dev: DevId,
     /// Where the range begins on that device.
@@ -112,31 +112,32 @@ impl fmt::Display for Lost {
     }
 }
 
-/// What of an instance may be left to take away when floe dies: `unlinkat(directory, name, AT_REMOVEDIR)`, once floe is gone.
+/// A directory that must not outlive floe, as an instance: the guardian removes it (`unlinkat`) when floe is gone, after the last
+/// thaw. It must be empty by then but for what the kernel removes along, as in tracefs.
 #[derive(Debug)]
 pub struct Leftover {
-    /// The folder `instances` of tracefs.
+    /// The directory it lies in: the folder `instances` of tracefs.
     pub directory: OwnedFd,
-    /// The instance's name in it.
+    /// Its name there.
     pub name: CString,
 }
 
 /// A running trace. Dropping it ends the thread and removes the instance.
 #[derive(Debug)]
 pub struct Tracer {
-    shared: Arc<Shared>,
+    shared: Arc<SharedTrace>,
     thread: Option<Started>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct SharedTrace {
     marks: Arc<Marks>,
-    state: Lock<State>,
+    state: Lock<Watching>,
     ended: AtomicBool,
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+impl SharedTrace {
+    fn lock(&self) -> MutexGuard<'_, Watching> {
         self.state.lock()
     }
 }
@@ -146,7 +147,7 @@ impl Tracer {
     pub fn start(
         reserved: Reserved,
         roots: &Roots,
-        watched: &[Watched],
+        watched: &[WatchedRange],
         chunk: BlockSize,
     ) -> Result<Self, Untraced> {
         let memory = || Untraced::because("not enough memory");
@@ -173,7 +174,7 @@ impl Tracer {
                 .iter()
                 .filter(|probe| probe.dev == watch.dev)
                 .flat_map(|probe| &probe.names);
-            places.extend(names.map(|name| Place {
+            places.extend(names.map(|name| NamedRange {
                 dev: name.dev,
                 begin_bytes: name.begin_bytes.saturating_add(watch.offset_bytes),
                 length_bytes: watch.length_bytes,
@@ -181,7 +182,7 @@ impl Tracer {
             }));
         }
         let places = Places::new(places, &marks, watched.len()).ok_or_else(memory)?;
-        let state = State {
+        let state = Watching {
             instance,
             places,
             probes,
@@ -191,7 +192,7 @@ impl Tracer {
             frozen: false,
         };
         Ok(Self {
-            shared: Arc::new(Shared {
+            shared: Arc::new(SharedTrace {
                 marks: Arc::new(marks),
                 state: Lock::new(state),
                 ended: AtomicBool::new(false),
@@ -268,7 +269,7 @@ pub fn available() -> Result<(), Untraced> {
 
 /// What is read and written under the lock.
 #[derive(Debug)]
-struct State {
+struct Watching {
     instance: Instance,
     places: Places,
     probes: Vec<Probe>,
@@ -281,7 +282,7 @@ struct State {
     frozen: bool,
 }
 
-impl State {
+impl Watching {
     /// Takes what there is; whether there was anything.
     fn look(&mut self, marks: &Marks) -> bool {
         if self.lost.is_some() {
@@ -362,12 +363,12 @@ impl State {
 
 /// Reads every ring until it is empty and gives each event to `each`; how many records there were.
 fn each_event(
-    open: &mut Open,
+    open: &mut OpenInstance,
     page: &mut [u8],
     mut each: impl FnMut(&Event, End),
 ) -> Result<u64, Lost> {
     let garbled = Lost("it cannot be understood");
-    let Open {
+    let OpenInstance {
         header,
         formats,
         rings,
@@ -410,7 +411,7 @@ fn each_event(
 
 /// How the kernel may name a device in an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Name {
+struct EventName {
     dev: u32,
     /// Where the device begins in the sectors of its events, in bytes.
     begin_bytes: u64,
@@ -424,7 +425,7 @@ struct Probe {
     buffer: Pages,
     position: u64,
     /// How it may be named; those that were seen, after [`Self::learn`].
-    names: Vec<Name>,
+    names: Vec<EventName>,
     /// Which end of the last read was seen.
     heard: [bool; 2],
 }
@@ -463,7 +464,7 @@ impl Probe {
         let mut names = Vec::new();
         for dev in [disk, dev] {
             for begin_bytes in [begin_bytes, 0] {
-                let name = Name {
+                let name = EventName {
                     dev: dev.major << 20 | dev.minor,
                     begin_bytes,
                 };
@@ -502,7 +503,7 @@ impl Probe {
     }
 
     /// Whether an event is of the read that was sent, in one of the ways to name it.
-    fn is_it(&self, name: Name, event: &Event) -> bool {
+    fn is_it(&self, name: EventName, event: &Event) -> bool {
         let sector = name.begin_bytes.saturating_add(self.position) / 512;
         (event.dev, event.sector, event.sectors) == (name.dev, sector, PROBE_BYTES / 512)
     }
@@ -518,7 +519,7 @@ impl Probe {
 
     /// Finds out how the device is named. A read of somebody else's at the same place can add a name too many, which costs
     /// marks too many.
-    fn learn(&mut self, open: &mut Open, page: &mut [u8]) -> Result<(), Untraced> {
+    fn learn(&mut self, open: &mut OpenInstance, page: &mut [u8]) -> Result<(), Untraced> {
         let mut seen = vec![false; self.names.len()];
         for _ in 0..PROBE_ATTEMPTS {
             self.send().map_err(|fault| Untraced(fault.to_string()))?;

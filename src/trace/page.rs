@@ -9,12 +9,12 @@ use crate::units::to_usize;
 
 /// A field of a record or of a page's header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Field {
+pub struct EventField {
     offset: usize,
     size: usize,
 }
 
-impl Field {
+impl EventField {
     /// The field called `name` in a text of lines `field:TYPE NAME[N]; offset:N; size:N; signed:N;`.
     pub fn find(text: &str, name: &str) -> Option<Self> {
         text.lines().find_map(|line| {
@@ -48,8 +48,8 @@ impl Field {
 
 /// How a page of the ring buffer begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Header {
-    commit: Field,
+pub struct PageHeader {
+    commit: EventField,
     data: usize,
     page_bytes: usize,
 }
@@ -67,11 +67,11 @@ pub enum Bad {
     Garbled,
 }
 
-impl Header {
+impl PageHeader {
     /// From the text of `events/header_page`.
     pub fn parse(text: &str) -> Option<Self> {
-        let commit = Field::find(text, "commit")?;
-        let data = Field::find(text, "data")?;
+        let commit = EventField::find(text, "commit")?;
+        let data = EventField::find(text, "data")?;
         let page_bytes = data.offset.checked_add(data.size)?;
         let sane = matches!(commit.size, 4 | 8)
             && commit.offset.checked_add(commit.size)? <= data.offset
@@ -125,14 +125,14 @@ impl Header {
 
 /// Where one event of the block layer has what we read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Format {
+pub struct EventFormat {
     /// Its number, the first field of its records.
     pub id: u16,
-    kind: Field,
-    dev: Field,
-    sector: Field,
-    count: Field,
-    words: Field,
+    kind: EventField,
+    dev: EventField,
+    sector: EventField,
+    count: EventField,
+    words: EventField,
 }
 
 /// One event of the block layer.
@@ -163,17 +163,17 @@ pub enum Action {
     Other,
 }
 
-impl Format {
+impl EventFormat {
     /// From the text of `events/block/NAME/format`; `None` when a field is missing or of another size.
     pub fn parse(text: &str) -> Option<Self> {
         let id = text.lines().find_map(|line| line.strip_prefix("ID:"))?;
         let format = Self {
             id: id.trim().parse().ok()?,
-            kind: Field::find(text, "common_type")?,
-            dev: Field::find(text, "dev")?,
-            sector: Field::find(text, "sector")?,
-            count: Field::find(text, "nr_sector")?,
-            words: Field::find(text, "rwbs")?,
+            kind: EventField::find(text, "common_type")?,
+            dev: EventField::find(text, "dev")?,
+            sector: EventField::find(text, "sector")?,
+            count: EventField::find(text, "nr_sector")?,
+            words: EventField::find(text, "rwbs")?,
         };
         let sane = (format.kind.offset, format.kind.size) == (0, 2)
             && format.dev.size == 4

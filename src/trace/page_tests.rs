@@ -31,23 +31,23 @@ fn format(id: u16, rest: &str) -> String {
 }
 
 /// 6.18.
-fn queued() -> Format {
+fn queued() -> EventFormat {
     let rest = "\tfield:unsigned int nr_sector;\toffset:24;\tsize:4;\tsigned:0;
 \tfield:char rwbs[10];\toffset:28;\tsize:10;\tsigned:0;
 \tfield:char comm[16];\toffset:38;\tsize:16;\tsigned:0;
 ";
-    Format::parse(&format(2097, rest)).unwrap()
+    EventFormat::parse(&format(2097, rest)).unwrap()
 }
 
 /// 6.18.
-fn completed() -> Format {
+fn completed() -> EventFormat {
     let rest = "\tfield:unsigned int nr_sector;\toffset:24;\tsize:4;\tsigned:0;
 \tfield:int error;\toffset:28;\tsize:4;\tsigned:1;
 \tfield:unsigned short ioprio;\toffset:32;\tsize:2;\tsigned:0;
 \tfield:char rwbs[10];\toffset:34;\tsize:10;\tsigned:0;
 \tfield:__data_loc char[] cmd;\toffset:44;\tsize:4;\tsigned:0;
 ";
-    Format::parse(&format(2107, rest)).unwrap()
+    EventFormat::parse(&format(2107, rest)).unwrap()
 }
 
 /// Seven records of 6.18, one of each kind.
@@ -77,8 +77,8 @@ fn page(records: &[u8]) -> Vec<u8> {
     page
 }
 
-fn header() -> Header {
-    Header::parse(HEADER_64).unwrap()
+fn header() -> PageHeader {
+    PageHeader::parse(HEADER_64).unwrap()
 }
 
 #[test]
@@ -115,7 +115,7 @@ fn the_records_of_a_real_kernel_are_understood() {
 
 #[test]
 fn fields_lie_where_the_kernel_says() {
-    let header = Header::parse(HEADER_32).unwrap();
+    let header = PageHeader::parse(HEADER_32).unwrap();
     assert_eq!(
         (header.page_bytes(), header.data, header.commit.size),
         (4096, 12, 4)
@@ -125,7 +125,7 @@ fn fields_lie_where_the_kernel_says() {
 \tfield:char rwbs[8];\toffset:28;\tsize:8;\tsigned:0;
 \tfield:char comm[16];\toffset:36;\tsize:16;\tsigned:0;
 ";
-    let found = Format::parse(&format(1234, rest)).unwrap();
+    let found = EventFormat::parse(&format(1234, rest)).unwrap();
     let mut record = vec![0; 52];
     record[..2].copy_from_slice(&1234_u16.to_le_bytes());
     record[8..12].copy_from_slice(&(8_u32 << 20 | 1).to_le_bytes());
@@ -141,11 +141,11 @@ fn fields_lie_where_the_kernel_says() {
         expected
     );
     assert_eq!(found.event(&record[..35]), None);
-    assert_eq!(Format::parse(&format(1234, "")), None);
+    assert_eq!(EventFormat::parse(&format(1234, "")), None);
     let wide = rest.replace("size:4", "size:2");
-    assert_eq!(Format::parse(&format(1234, &wide)), None);
+    assert_eq!(EventFormat::parse(&format(1234, &wide)), None);
     assert_eq!(
-        Header::parse("\tfield: char data;\toffset:16;\tsize:4080;"),
+        PageHeader::parse("\tfield: char data;\toffset:16;\tsize:4080;"),
         None
     );
 }
@@ -160,7 +160,7 @@ fn a_page_of_a_kernel_of_four_byte_words_is_understood() {
 \tfield:char rwbs[8];\toffset:32;\tsize:8;\tsigned:0;
 ";
     let formats = [format(1009, queued), format(1018, completed)];
-    let formats = formats.map(|text| Format::parse(&text).unwrap());
+    let formats = formats.map(|text| EventFormat::parse(&text).unwrap());
     // The first queueing and the completion of 20 writes that were merged, as armv7's 6.1 recorded them.
     let records = "\
         0e000000f10300006c0000000000e00f00000000000000000000000008000000575300000000000064640000000000000000000000000000\
@@ -173,11 +173,13 @@ fn a_page_of_a_kernel_of_four_byte_words_is_understood() {
     page.extend(&records);
     page.resize(4096, 0xee); // what follows is not looked at
     let mut found = Vec::new();
-    let count = Header::parse(HEADER_32).unwrap().records(&page, |record| {
-        let mine = formats.iter().find(|format| format.is_of(record)).unwrap();
-        let event = mine.event(record).unwrap();
-        found.push((event.dev, event.sector, event.sectors, event.action));
-    });
+    let count = PageHeader::parse(HEADER_32)
+        .unwrap()
+        .records(&page, |record| {
+            let mine = formats.iter().find(|format| format.is_of(record)).unwrap();
+            let event = mine.event(record).unwrap();
+            found.push((event.dev, event.sector, event.sectors, event.action));
+        });
     assert_eq!(count, Ok(2));
     let disk = 254 << 20;
     assert_eq!(

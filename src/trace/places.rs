@@ -17,7 +17,7 @@ const STUCK: i16 = i16::MIN;
 
 /// One way in which the kernel names one of the watched ranges.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct NamedRange {
     /// The device in events: major << 20 | minor.
     pub dev: u32,
     /// Where the range begins there, in bytes.
@@ -40,7 +40,7 @@ pub(super) enum End {
 /// Everything that turns events into marks.
 #[derive(Debug)]
 pub(super) struct Places {
-    places: Vec<Place>,
+    places: Vec<NamedRange>,
     /// For each range and chunk: sectors queued less sectors completed.
     under_way: Vec<Vec<i16>>,
     /// How many of those are not zero.
@@ -49,7 +49,7 @@ pub(super) struct Places {
 
 impl Places {
     /// With nothing under way; `None` when it does not fit memory.
-    pub(super) fn new(places: Vec<Place>, marks: &Marks, ranges: usize) -> Option<Self> {
+    pub(super) fn new(places: Vec<NamedRange>, marks: &Marks, ranges: usize) -> Option<Self> {
         let sums = |range| Some(vec![0; usize::try_from(marks.chunks(range)).ok()?]);
         Some(Self {
             places,
@@ -116,7 +116,7 @@ impl Places {
     }
 }
 
-impl Place {
+impl NamedRange {
     /// The part of the range, in its own bytes, that an event may have changed.
     fn touched(&self, event: &Event) -> Option<Extent> {
         let begin = event.sector.saturating_mul(SECTOR_BYTES);
@@ -153,7 +153,7 @@ mod tests {
     fn places() -> (Places, Marks) {
         let chunk = BlockSize::from_bytes(128 << 10).unwrap();
         let marks = Marks::new([16 << 20, 1 << 20].into_iter(), chunk).unwrap();
-        let place = |range, begin_bytes, length_bytes| Place {
+        let place = |range, begin_bytes, length_bytes| NamedRange {
             dev: DEV,
             begin_bytes,
             length_bytes,

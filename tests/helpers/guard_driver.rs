@@ -14,7 +14,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use floe::error::{Error, Result};
-use floe::freeze::{Frozen, Guardian, Leftover, Limits, Method, Remount, Target};
+use floe::freeze::{FreezeTarget, Frozen, Guardian, Leftover, Limits, Method, Remount};
 use floe::signals::Signals;
 
 fn main() -> ExitCode {
@@ -94,7 +94,7 @@ fn leftovers() -> Result<Vec<Leftover>> {
     }])
 }
 
-fn target(what: &str, dir: &str) -> Result<Target> {
+fn target(what: &str, dir: &str) -> Result<FreezeTarget> {
     let file =
         std::fs::File::open(dir).map_err(|error| Error::failed(format!("{dir}: {error}")))?;
     let fd = file.into();
@@ -111,7 +111,7 @@ fn target(what: &str, dir: &str) -> Result<Target> {
     } else {
         Method::Freeze
     };
-    Ok(Target {
+    Ok(FreezeTarget {
         fd,
         name: dir.to_owned(),
         method,

@@ -14,10 +14,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use sha2::{Digest, Sha256};
 
-use self::tee::{From, Passing, Shared};
+use self::tee::{From, Passing, TeeReader};
 use crate::board::fleet::Board;
 use crate::board::host::Host;
-use crate::board::ssh::{Ended, Session};
+use crate::board::ssh::{CommandEnd, Session};
 use crate::error::{Cause, Error, Fault, Result};
 use crate::json::{self, Value};
 use crate::report::{clean, hex};
@@ -26,9 +26,9 @@ use crate::snapshot::framed::{Standard, may_not_fit};
 use crate::snapshot::image_path;
 use crate::stream::copy::BUFFER_BYTES;
 use crate::stream::frames;
-use crate::stream::frames::receive::Hold;
+use crate::stream::frames::receive::HeldStream;
 use crate::stream::gunzip;
-use crate::stream::image::{ImageReader, Piece};
+use crate::stream::image::{ImageReader, ImageRun};
 use crate::stream::input::Input;
 use crate::sys::memory::Pages;
 
@@ -83,7 +83,7 @@ struct Inside {
 
 /// What a board said in frames.
 struct Came {
-    ended: Ended,
+    ended: CommandEnd,
     length_bytes: u64,
     reused_bytes: u64,
     sha256: String,
@@ -94,9 +94,9 @@ struct Came {
 /// Takes all frames, to the board's good end; from then on what they stand for comes.
 fn take_frames(
     host: &Host,
-    shared: &Shared,
+    shared: &TeeReader,
     mut input: Input<'_>,
-    hold: Hold,
+    hold: HeldStream,
     board: &Board,
     stream: Stream,
 ) -> Result<Came> {
@@ -170,12 +170,12 @@ pub(crate) fn receive(
     stream: Stream,
     sink: Box<dyn Sink>,
     board: &Board,
-    frames: Option<Hold>,
+    frames: Option<HeldStream>,
     expected: Option<&str>,
 ) -> Result<Arrived> {
     let remains = frames.as_ref().and_then(|hold| hold.left.as_ref()?.file());
-    let shared = Shared::new(session, sink, board);
-    let Taken { came, inside } = read_all(host, &shared, stream, board, frames)?;
+    let shared = TeeReader::new(session, sink, board);
+    let ReadStream { came, inside } = read_all(host, &shared, stream, board, frames)?;
     let mut tee = shared.end(host)?;
     if let Some(error) = tee.failed.take().or_else(|| tee.from.stalled()) {
         return Err(error);
@@ -220,7 +220,7 @@ fn lost(host: &Host) -> Error {
 }
 
 /// A stream that was read.
-struct Taken {
+struct ReadStream {
     /// Where it came in frames.
     came: Option<Came>,
     inside: Result<Inside>,
@@ -229,11 +229,11 @@ struct Taken {
 /// Reads all of the stream, as far as it is good.
 fn read_all(
     host: &Host,
-    shared: &Shared,
+    shared: &TeeReader,
     stream: Stream,
     board: &Board,
-    frames: Option<Hold>,
-) -> Result<Taken> {
+    frames: Option<HeldStream>,
+) -> Result<ReadStream> {
     let fail = |fault| Error::fault(&host.shown, fault);
     let mut input = Input::reader(shared.clone()).map_err(fail)?;
     let magic = &frames::MAGIC;
@@ -268,7 +268,7 @@ fn read_all(
     {
         inside = Err(fail(fault));
     }
-    Ok(Taken { came, inside })
+    Ok(ReadStream { came, inside })
 }
 
 /// What ran there may be something that takes no words from us: a forced command, a wrapper.
@@ -284,7 +284,7 @@ pub(crate) fn check_report(host: &Host, report: &str, expected: Option<&str>) ->
 }
 
 /// Reads to the stream's end; there should be nothing, and what there is shows in the length.
-fn drain(shared: &Shared) -> std::result::Result<(), Fault> {
+fn drain(shared: &TeeReader) -> std::result::Result<(), Fault> {
     let mut buffer = [0; 4096];
     while !shared.lock().ended {
         let count = shared.lock().read(&mut buffer);
@@ -311,7 +311,7 @@ fn pass(host: &Host, mut input: Input<'static>, done: &mut dyn FnMut()) -> Resul
 fn unpack(
     host: &Host,
     mut input: Input<'static>,
-    shared: &Shared,
+    shared: &TeeReader,
     stream: Stream,
     done: &mut dyn FnMut(u64),
 ) -> Result<Inside> {
@@ -349,9 +349,9 @@ fn unpack(
                 let piece = reader.next(&mut buffer).map_err(fail)?;
                 let mut tee = shared.lock();
                 let taken = match piece {
-                    Piece::Data(count) => tee.sink.data(buffer.get(..count).unwrap_or_default()),
-                    Piece::Zeros(count) => tee.sink.zeros(count),
-                    Piece::End => break,
+                    ImageRun::Data(count) => tee.sink.data(buffer.get(..count).unwrap_or_default()),
+                    ImageRun::Zeros(count) => tee.sink.zeros(count),
+                    ImageRun::End => break,
                 };
                 tee.keep(taken).map_err(fail)?;
                 drop(tee);

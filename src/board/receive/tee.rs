@@ -114,9 +114,9 @@ impl Tee {
 
 /// The reader that the unpacking side owns.
 #[derive(Clone)]
-pub(super) struct Shared(Arc<Lock<Tee>>);
+pub(super) struct TeeReader(Arc<Lock<Tee>>);
 
-impl Shared {
+impl TeeReader {
     pub(super) fn new(session: Session, sink: Box<dyn Sink>, board: &Board) -> Self {
         Self(Arc::new(Lock::new(Tee {
             from: From::Board(Box::new(session)),
@@ -150,7 +150,7 @@ impl Shared {
     }
 }
 
-impl Supply for Shared {
+impl Supply for TeeReader {
     fn supply(&mut self, buffer: &mut [u8]) -> std::result::Result<usize, Fault> {
         self.lock().read(buffer)
     }

@@ -21,23 +21,23 @@ use crate::mounts::{DevId, System};
 use crate::put::figures;
 use crate::put::grow;
 use crate::put::options;
-use crate::put::supervise::{CHECKING, Watch};
+use crate::put::supervise::{CHECKING, SignalWatch};
 use crate::put::target::{Chosen, Overwrite};
 use crate::report::{self, JsonObject};
 use crate::snapshot::archive::{Catalog, open_file};
 use crate::snapshot::machine;
 use crate::snapshot::store;
 use crate::snapshot::unpack::{self, EntryTarget, Restored};
-use crate::snapshot::{Image, image_path};
-use crate::stream::image::open::Opened;
+use crate::snapshot::{ImageEntry, image_path};
+use crate::stream::image::open::OpenedImage;
 use crate::stream::image::whole::Any;
 use crate::units::Extent;
 
 /// A kept snapshot and what is taken from it.
-struct Kept {
+struct KeptSource {
     path: PathBuf,
     catalog: Catalog,
-    parts: Vec<(Image, Pair)>,
+    parts: Vec<(ImageEntry, Pair)>,
 }
 
 /// Runs the verb with what is kept.
@@ -53,7 +53,7 @@ pub(super) fn run(options: &Options, pairs: &[Pair]) -> Result<()> {
         }
         false => pairs,
     };
-    let watch = Watch::start("what is kept", CHECKING)?;
+    let watch = SignalWatch::start("what is kept", CHECKING)?;
     let kept = find(pairs)?;
     let medium = check(options, &system, &kept)?;
     let quiet = options.common.quiet;
@@ -84,8 +84,8 @@ pub(super) fn run(options: &Options, pairs: &[Pair]) -> Result<()> {
 }
 
 /// Whether the snapshots are of this machine and whole, and their targets or the medium will take them.
-fn check(options: &Options, system: &System, kept: &[Kept]) -> Result<Option<Medium>> {
-    let here = machine::Host::look();
+fn check(options: &Options, system: &System, kept: &[KeptSource]) -> Result<Option<Medium>> {
+    let here = machine::Machine::look();
     for one in kept {
         let shown = one.path.display().to_string();
         unpack::check_machine(&shown, &one.catalog.snapshot, &here)?;
@@ -120,18 +120,18 @@ fn check(options: &Options, system: &System, kept: &[Kept]) -> Result<Option<Med
 const NO_TABLE: &str = "the medium is not usable: its partition table is not written yet; the same command again repairs it";
 
 /// A snapshot and what was written of it.
-type Archived<'k> = (&'k Kept, (options::Options, Vec<Restored>));
+type WrittenSource<'k> = (&'k KeptSource, (options::Options, Vec<Restored>));
 
 /// The medium's table first, then every snapshot's entries.
 fn write_all<'k>(
     options: &Options,
-    kept: &'k [Kept],
+    kept: &'k [KeptSource],
     mut medium: Option<Medium>,
     start: Instant,
-) -> Result<Vec<Archived<'k>>> {
+) -> Result<Vec<WrittenSource<'k>>> {
     if let Some(medium) = &mut medium {
         let shown = medium.path.display().to_string();
-        let _watch = Watch::start(&shown, NO_TABLE)?;
+        let _watch = SignalWatch::start(&shown, NO_TABLE)?;
         medium
             .wipe()
             .map_err(|fault| Error::fault(shown, fault).with_exit(Exit::Failed))?;
@@ -148,7 +148,7 @@ fn write_all<'k>(
             }
             (None, false) => CHECKING,
         };
-        let watch = Watch::start(one.path.display(), state)?;
+        let watch = SignalWatch::start(one.path.display(), state)?;
         let done = write(options, one, medium.as_ref(), watch, &mut grown, start);
         let done = done.map_err(error)?;
         archived.push((one, done));
@@ -168,7 +168,7 @@ fn write_all<'k>(
 /// The report: as of other clones, and which snapshots it was.
 fn figures(
     options: &Options,
-    archived: &[(&Kept, (options::Options, Vec<Restored>))],
+    archived: &[(&KeptSource, (options::Options, Vec<Restored>))],
     start: Instant,
 ) -> JsonObject {
     let took = start.elapsed();
@@ -215,7 +215,7 @@ fn figures(
 }
 
 /// The newest factory and rescue snapshots of the store, and which entry each pair means.
-fn find(pairs: &[Pair]) -> Result<Vec<Kept>> {
+fn find(pairs: &[Pair]) -> Result<Vec<KeptSource>> {
     let refused = |why: &str| Error::refused(format_args!("--factory: {why}"));
     let folder = config::store()?.ok_or_else(|| {
         refused("no 'store = DIR' in /etc/floe.conf says where snapshots are kept")
@@ -229,7 +229,7 @@ fn find(pairs: &[Pair]) -> Result<Vec<Kept>> {
                 true => snapshot.rescue,
                 false => snapshot.factory,
             };
-            fits.then(|| Kept {
+            fits.then(|| KeptSource {
                 path: path.clone(),
                 catalog,
                 parts: Vec::new(),
@@ -244,7 +244,7 @@ fn find(pairs: &[Pair]) -> Result<Vec<Kept>> {
     })?;
     let mut rescue = newest(true);
     for pair in pairs {
-        let made_from = |kept: &Kept| {
+        let made_from = |kept: &KeptSource| {
             let mut images = kept.catalog.snapshot.images.iter();
             images
                 .find(|image| pair.source == image.source.as_str())
@@ -273,7 +273,7 @@ fn find(pairs: &[Pair]) -> Result<Vec<Kept>> {
 }
 
 /// What the medium has to have room for.
-fn sources(system: &System, kept: &[Kept]) -> Result<Vec<RoleSource>> {
+fn sources(system: &System, kept: &[KeptSource]) -> Result<Vec<RoleSource>> {
     let mut found = Vec::new();
     for (image, pair) in kept.iter().flat_map(|one| &one.parts) {
         let device = system.target(image.device.as_ref()).ok();
@@ -288,7 +288,7 @@ fn sources(system: &System, kept: &[Kept]) -> Result<Vec<RoleSource>> {
     Ok(found)
 }
 
-fn check_targets(options: &Options, kept: &Kept, held: &mut Vec<Chosen>) -> Result<()> {
+fn check_targets(options: &Options, kept: &KeptSource, held: &mut Vec<Chosen>) -> Result<()> {
     let file = open_file(&kept.path)?;
     for (image, pair) in &kept.parts {
         let chosen = Chosen::find(&pair.target, &file)?;
@@ -317,9 +317,9 @@ fn check_targets(options: &Options, kept: &Kept, held: &mut Vec<Chosen>) -> Resu
 /// Writes what comes from one snapshot.
 fn write(
     options: &Options,
-    kept: &Kept,
+    kept: &KeptSource,
     medium: Option<&Medium>,
-    watch: Watch,
+    watch: SignalWatch,
     grown: &mut Vec<(String, DevId, Extent)>,
     start: Instant,
 ) -> Result<(options::Options, Vec<Restored>)> {
@@ -373,7 +373,7 @@ fn write(
             ..options.common.clone()
         },
     };
-    let opened = Opened::open(&options.image)?;
+    let opened = OpenedImage::open(&options.image)?;
     let done = unpack::run(&options, opened, watch, places, start)?;
     Ok((options, done))
 }

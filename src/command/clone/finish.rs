@@ -3,12 +3,12 @@
 
 use std::sync::Arc;
 
-use crate::command::clone::targets::{Onto, Sums, Targets};
+use crate::command::clone::targets::{ChunkSums, Onto, Targets};
 use crate::content::{Content, Head};
 use crate::error::{Error, Result};
 use crate::put::free;
 use crate::put::head::{self, Last};
-use crate::stream::copy::{self as writing, Failure, Progress, ZeroRuns};
+use crate::stream::copy::{self as writing, CopyFailure, CopyProgress, ZeroPolicy};
 use crate::stream::pipeline::is_zero;
 use crate::stream::plan::{Plan, SPAN_BYTES};
 use crate::sys::memory::Pages;
@@ -22,7 +22,7 @@ pub(super) struct Finish {
     /// What was read.
     pub plan: &'static Plan,
     /// For the waiting thread.
-    pub progress: Arc<Progress>,
+    pub progress: Arc<CopyProgress>,
 }
 
 /// What came of it.
@@ -110,7 +110,7 @@ impl Finish {
     }
 
     /// Reads everything back behind the heads, which are taken from memory.
-    fn compare(&self, sums: &Sums) -> Result<()> {
+    fn compare(&self, sums: &ChunkSums) -> Result<()> {
         let found = sums.empty();
         let buffer = Pages::new(to_usize(SPAN_BYTES));
         let mut buffer = buffer.map_err(|e| Error::failed(format_args!("floe: mmap: {e}")))?;
@@ -220,9 +220,9 @@ impl Finish {
     }
 }
 
-fn failed(onto: &Onto, failure: Failure) -> Error {
+fn failed(onto: &Onto, failure: CopyFailure) -> Error {
     match failure {
-        Failure::Image(fault) | Failure::Target(fault) => Error::fault(&onto.name, fault),
+        CopyFailure::Image(fault) | CopyFailure::Target(fault) => Error::fault(&onto.name, fault),
     }
 }
 

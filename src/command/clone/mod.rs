@@ -39,10 +39,10 @@ use crate::put::grow;
 use crate::put::supervise::supervise;
 use crate::put::target::Overwrite;
 use crate::put::uuid;
-use crate::report::{self, Bytes, JsonObject, Progress, Span};
+use crate::report::{self, Bytes, Elapsed, JsonObject, Progress};
 use crate::report::{Told, millis};
 use crate::stream::pipeline::{Encoding, Outlet, Settings};
-use crate::take::capture::{Capture, Engine, Figures};
+use crate::take::capture::{Capture, CaptureFigures, Engine};
 use crate::take::memory::Spool;
 use crate::take::options::{Taking, held_words, prepare_all, used_words, weakest};
 use crate::take::ready::ready;
@@ -177,7 +177,7 @@ fn typed(options: &Options) -> Result<Vec<Pair>> {
 }
 
 /// What one pair became.
-struct Archived {
+struct ClonedPair {
     source: String,
     device: String,
     target: String,
@@ -192,8 +192,8 @@ struct Archived {
 }
 
 /// Everything the report says.
-struct Done {
-    archived: Vec<Archived>,
+struct CloneReport {
+    archived: Vec<ClonedPair>,
     wants: Wants,
     new_uuid: bool,
     /// Files come out empty: the two differ on purpose.
@@ -202,12 +202,12 @@ struct Done {
     running_root: Vec<PathBuf>,
     /// What this system runs from, or a disk, was copied.
     boots: bool,
-    figures: Figures,
+    figures: CaptureFigures,
     total: Duration,
 }
 
-impl Done {
-    fn sum(&self, of: fn(&Archived) -> u64) -> u64 {
+impl CloneReport {
+    fn sum(&self, of: fn(&ClonedPair) -> u64) -> u64 {
         let values = self.archived.iter().map(of);
         values.fold(0, u64::saturating_add)
     }
@@ -224,7 +224,7 @@ impl Done {
             Bytes(self.figures.read_bytes),
             self.figures.emptied.words(),
             held_words(self.consistent, self.figures.frozen_ms),
-            Span(self.total)
+            Elapsed(self.total)
         ));
         if self.empties {
             return lines;
@@ -255,7 +255,7 @@ impl Done {
     }
 }
 
-impl Archived {
+impl ClonedPair {
     fn words(&self, wants: Wants) -> String {
         let verified = match wants.verify {
             true => ", read back and equal",
@@ -296,9 +296,9 @@ impl Archived {
     }
 }
 
-impl Told for Done {
+impl Told for CloneReport {
     fn json(&self) -> JsonObject {
-        let pairs: Vec<String> = self.archived.iter().map(Archived::json).collect();
+        let pairs: Vec<String> = self.archived.iter().map(ClonedPair::json).collect();
         let mut object = JsonObject::new();
         object
             .raw("pairs", &format!("[{}]", pairs.join(",")))
@@ -338,7 +338,7 @@ impl Told for Done {
 }
 
 /// The verb, step by step.
-fn clone(options: &Options, start: Instant) -> Result<Done> {
+fn clone(options: &Options, start: Instant) -> Result<CloneReport> {
     let quiet = options.common.quiet;
     let typed = typed(options)?;
     let system = System::look()?;
@@ -377,7 +377,7 @@ fn clone(options: &Options, start: Instant) -> Result<Done> {
     };
     let more = complete(options.after, copies, copy)?;
     count(&mut archived, &figures, &finished, copy);
-    let done = Done {
+    let done = CloneReport {
         archived,
         wants: options.wants,
         new_uuid: options.after.new_uuid,
@@ -397,7 +397,7 @@ fn clone(options: &Options, start: Instant) -> Result<Done> {
 }
 
 /// `--dry-run`: what would be written.
-fn would(options: &Options, archived: &[Archived]) -> Error {
+fn would(options: &Options, archived: &[ClonedPair]) -> Error {
     let would = archived.iter().map(|one| {
         let (source, size) = (&one.source, Bytes(one.size_bytes));
         format!(
@@ -409,7 +409,12 @@ fn would(options: &Options, archived: &[Archived]) -> Error {
 }
 
 /// Adds to each copy what it came to.
-fn count(archived: &mut [Archived], figures: &Figures, finished: &Finished, copy: &Targets) {
+fn count(
+    archived: &mut [ClonedPair],
+    figures: &CaptureFigures,
+    finished: &Finished,
+    copy: &Targets,
+) {
     for (index, one) in archived.iter_mut().enumerate() {
         if let Some(outcome) = figures.outcomes.get(index) {
             one.map = outcome.coverage.name();
@@ -537,7 +542,7 @@ fn write(
     mut sources: Vec<Prepared>,
     emptying: Emptying,
     copy: &'static Targets,
-) -> Result<(Figures, Finished)> {
+) -> Result<(CaptureFigures, Finished)> {
     // One thread until here: the guardian is forked now.
     let wishes = options.taking.wishes;
     let quiet = options.common.quiet;
@@ -596,10 +601,10 @@ fn left(error: Error, copy: &Targets) -> Error {
 }
 
 /// What is known before anything is read.
-fn describe(sources: &[Prepared], targets: &[Standby]) -> Vec<Archived> {
+fn describe(sources: &[Prepared], targets: &[Standby]) -> Vec<ClonedPair> {
     let pairs = sources.iter().zip(targets);
     pairs
-        .map(|(source, target)| Archived {
+        .map(|(source, target)| ClonedPair {
             source: source.name.clone(),
             device: source.shown.clone(),
             target: target.name.clone(),

@@ -9,7 +9,7 @@ use crate::device::{Access, Device, ReadAt};
 use crate::error::{Error, NOTHING_WRITTEN, Result};
 use crate::medium::Medium;
 use crate::medium::Role;
-use crate::mounts::{DevId, Layer, Named, System, Why, is_mirror};
+use crate::mounts::{DevId, DeviceLayer, Named, System, Why, is_mirror};
 use crate::ptable;
 use crate::put::target::{self, Chosen, Overwrite, cannot, old_tail};
 use crate::take::source::Prepared;
@@ -135,7 +135,7 @@ fn check_use(system: &System, target: &Named, dev: DevId, sources: &[Prepared]) 
         .under(dev)
         .map_err(|error| error.leaving(NOTHING_WRITTEN))?;
     for at in below {
-        if let Layer::Md(level) = system.roots().layer(at)
+        if let DeviceLayer::Md(level) = system.roots().layer(at)
             && is_mirror(&level)
         {
             // The contract's words for a member, and no more than them.

@@ -47,7 +47,7 @@ pub(super) struct Onto {
 }
 
 /// Where a part of the plan belongs.
-struct Home {
+struct PartOnTarget {
     target: usize,
     offset: u64,
     /// Number of its first chunk among those of all parts.
@@ -58,11 +58,11 @@ struct Home {
 pub(super) struct Targets {
     /// One for each image, in order.
     pub onto: Vec<Onto>,
-    homes: Vec<Home>,
+    homes: Vec<PartOnTarget>,
     /// The disk that is laid out anew, if any.
     pub medium: Lock<Option<Medium>>,
     /// What was read, for `--verify`.
-    pub sums: Option<Sums>,
+    pub sums: Option<ChunkSums>,
     failed: AtomicUsize,
     shares_medium: bool,
 }
@@ -93,7 +93,7 @@ impl Targets {
         for (index, (source, standby)) in sources.iter().zip(targets).enumerate() {
             let mut offset = 0u64;
             for piece in &source.pieces {
-                homes.push(Home {
+                homes.push(PartOnTarget {
                     target: index,
                     offset,
                     chunk,
@@ -109,7 +109,7 @@ impl Targets {
             onto,
             homes,
             medium: Lock::new(medium),
-            sums: wants.verify.then(|| Sums::new(chunk)),
+            sums: wants.verify.then(|| ChunkSums::new(chunk)),
             failed: AtomicUsize::new(0),
             shares_medium,
         })))
@@ -362,12 +362,12 @@ impl Placing for Targets {
 /// Checksums of chunks that come in any order, in bounded memory: one for each chunk, or for a power of two of them. CRC-32s are
 /// summed with a factor for their place, so that neither another content nor another order passes for the same.
 #[derive(Debug)]
-pub(super) struct Sums {
+pub(super) struct ChunkSums {
     shift: u32,
     sums: Vec<AtomicU32>,
 }
 
-impl Sums {
+impl ChunkSums {
     /// For so many chunks. All memory is allocated here.
     pub(super) fn new(chunks: u64) -> Self {
         let mut shift = 0;
@@ -435,7 +435,7 @@ mod tests {
             .map(|at| (at / 97).to_le_bytes()[0])
             .collect();
         let summed = |order: &[usize], data: &[u8]| {
-            let sums = Sums::new(4);
+            let sums = ChunkSums::new(4);
             for at in order {
                 let end = data.len().min((at + 1) * chunk);
                 sums.add_all(to_u64(*at), &data[at * chunk..end]);
@@ -452,7 +452,7 @@ mod tests {
         );
         // In a table that has no room for each: swapped chunks are told apart, too.
         let coarse = |first: u64, second: u64| {
-            let mut sums = Sums::new(4);
+            let mut sums = ChunkSums::new(4);
             sums.shift = 1;
             sums.add_all(first, &data[..chunk]);
             sums.add_all(second, &data[chunk..2 * chunk]);
@@ -460,6 +460,6 @@ mod tests {
         };
         assert_eq!(coarse(2, 3).difference(&coarse(3, 2)), Some((2, 2)));
         assert_eq!(coarse(2, 3).difference(&coarse(2, 3)), None);
-        assert!(to_u64(Sums::new(1 << 40).sums.len()) <= MAX_SUMS + 1);
+        assert!(to_u64(ChunkSums::new(1 << 40).sums.len()) <= MAX_SUMS + 1);
     }
 }

@@ -2,18 +2,18 @@
 
 use crate::command::create::Options;
 use crate::mounts::System;
-use crate::snapshot::machine::{self, Host};
+use crate::snapshot::machine::{self, Machine};
 use crate::snapshot::recorded;
-use crate::snapshot::{Image, Snapshot};
+use crate::snapshot::{ImageEntry, Snapshot};
 use crate::take::source::Prepared;
 
 pub(super) fn describe(
     system: &System,
     options: &Options,
     sources: &[Prepared],
-    disk: Option<&recorded::Taken>,
+    disk: Option<&recorded::RecordedDisk>,
 ) -> Snapshot {
-    let host = Host::look();
+    let host = Machine::look();
     let (golden, empty) = options.taking.wanted.metadata();
     Snapshot {
         golden,
@@ -42,11 +42,11 @@ fn image(
     system: &System,
     name: &str,
     prepared: &Prepared,
-    disk: Option<&recorded::Taken>,
-) -> Image {
+    disk: Option<&recorded::RecordedDisk>,
+) -> ImageEntry {
     let identity = prepared.identity.as_ref();
     let partition = prepared.dev.and_then(|dev| system.partition_entry(dev));
-    Image {
+    ImageEntry {
         name: name.into(),
         source: prepared.name.clone(),
         device: prepared.shown.clone(),

@@ -59,14 +59,14 @@ pub(super) fn of(options: &Options) -> Result<Destination> {
 }
 
 /// The open output.
-pub(super) struct Sink {
+pub(super) struct OpenOutput {
     pub store: Option<Store>,
     pub part: Option<PartFile>,
     pub fd: OwnedFd,
     pub shown: String,
 }
 
-impl Sink {
+impl OpenOutput {
     pub(super) fn open(place: &Destination, host: &str, time_s: u64) -> Result<Self> {
         let (store, path) = match place {
             Destination::Stdout => {

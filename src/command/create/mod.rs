@@ -14,9 +14,9 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use self::described::describe;
-use self::destination::{Destination, Sink, would};
-use self::outlet::{Known, begin, outlet};
-use self::summary::Done;
+use self::destination::{Destination, OpenOutput, would};
+use self::outlet::{SnapshotEnd, begin, outlet};
+use self::summary::CreateReport;
 use crate::cli::{Args, Common, Item};
 use crate::command::{begin as begin_report, typed};
 use crate::config;
@@ -32,7 +32,7 @@ use crate::snapshot::relaid;
 use crate::snapshot::replace::{self, Coming};
 use crate::snapshot::{self, Snapshot};
 use crate::stream::output::Output;
-use crate::take::capture::{Capture, Engine, Figures};
+use crate::take::capture::{Capture, CaptureFigures, Engine};
 use crate::take::emptied;
 use crate::take::options::{self, Streaming, Taking};
 use crate::take::ready::ready;
@@ -153,7 +153,7 @@ pub(super) fn run(options: Options) -> Result<()> {
     })
 }
 
-fn create(options: &Options, start: Instant) -> Result<Done> {
+fn create(options: &Options, start: Instant) -> Result<CreateReport> {
     let place = destination::of(options)?;
     let system = System::look()?;
     let plan = plan(options, &system, &place)?;
@@ -166,8 +166,8 @@ fn create(options: &Options, start: Instant) -> Result<Done> {
     }
     // What a signal leaves is known only to who takes it.
     let _signals = Signals::block()?;
-    let sink = Sink::open(&place, &snapshot.host, snapshot.time_s)?;
-    let known = Known::default();
+    let sink = OpenOutput::open(&place, &snapshot.host, snapshot.time_s)?;
+    let known = SnapshotEnd::default();
     let figures = take(options, &system, plan, &snapshot, &sink, &known)?;
     if let Some(part) = sink.part {
         part.finish()?;
@@ -187,7 +187,7 @@ fn create(options: &Options, start: Instant) -> Result<Done> {
         }
         _ => Vec::new(),
     };
-    Ok(Done {
+    Ok(CreateReport {
         path: sink.shown,
         snapshot,
         checksums,
@@ -199,21 +199,21 @@ fn create(options: &Options, start: Instant) -> Result<Done> {
 }
 
 /// What is to be taken.
-struct Plan {
+struct CreatePlan {
     sources: Vec<Prepared>,
     emptying: Emptying,
     /// Its table and boot area come along.
-    disk: Option<recorded::Taken>,
+    disk: Option<recorded::RecordedDisk>,
 }
 
-fn plan(options: &Options, system: &System, place: &Destination) -> Result<Plan> {
+fn plan(options: &Options, system: &System, place: &Destination) -> Result<CreatePlan> {
     let sources = choose(options, system, place)?;
     let quiet = options.common.quiet;
     let disk = options.disk.as_ref();
     let disk = disk.map(|name| recorded::take(system, name, quiet));
     let disk = disk.transpose()?;
     let emptying = emptying(options, system, &sources, place)?;
-    Ok(Plan {
+    Ok(CreatePlan {
         sources,
         emptying,
         disk,
@@ -224,11 +224,11 @@ fn plan(options: &Options, system: &System, place: &Destination) -> Result<Plan>
 fn take(
     options: &Options,
     system: &System,
-    plan: Plan,
+    plan: CreatePlan,
     snapshot: &Snapshot,
-    sink: &Sink,
-    known: &Known,
-) -> Result<Figures> {
+    sink: &OpenOutput,
+    known: &SnapshotEnd,
+) -> Result<CaptureFigures> {
     let quiet = options.common.quiet;
     let mut sources = plan.sources;
     // One thread until here: the guardian is forked now.
@@ -320,7 +320,7 @@ fn emptying(
 }
 
 /// Which partitions of the disk the snapshot does not have.
-fn tell_missing(disk: &recorded::Taken, snapshot: &Snapshot) {
+fn tell_missing(disk: &recorded::RecordedDisk, snapshot: &Snapshot) {
     let has = |number: &u32| {
         let number = u64::from(*number);
         snapshot.images.iter().any(|i| i.partition_number == number)

@@ -10,19 +10,19 @@ use crate::signals::Signals;
 use crate::snapshot::framed::closing;
 use crate::snapshot::recorded;
 use crate::snapshot::{self, Checksum, Checksums, Snapshot};
-use crate::stream::archive::{Ending, Text, Written, ZipEmitter};
+use crate::stream::archive::{LastEntries, TextEntry, Written, ZipEmitter};
 use crate::stream::frames::{self, send::FrameEmitter, send::ImageSum};
 use crate::stream::output::{Output, TotalsCell};
 use crate::stream::pipeline::{Outlet, Problem};
-use crate::take::capture::Figures;
+use crate::take::capture::CaptureFigures;
 use crate::take::options;
 use crate::take::source::Prepared;
 use crate::threads::{Lock, RecvTimeoutError, channel};
 
 /// What becomes known while the snapshot is made: its end tells it.
 #[derive(Default)]
-pub(super) struct Known {
-    pub figures: Arc<Lock<Option<Figures>>>,
+pub(super) struct SnapshotEnd {
+    pub figures: Arc<Lock<Option<CaptureFigures>>>,
     pub checksums: Arc<Lock<Checksums>>,
     pub totals: TotalsCell,
 }
@@ -32,8 +32,8 @@ pub(super) fn outlet(
     options: &Options,
     output: Output,
     sources: &[Prepared],
-    (snapshot, disk): (&Snapshot, Option<recorded::Taken>),
-    known: &Known,
+    (snapshot, disk): (&Snapshot, Option<recorded::RecordedDisk>),
+    known: &SnapshotEnd,
 ) -> Make {
     let (images, front, time_s) = (paths(snapshot), front(snapshot, disk), snapshot.time_s);
     let consistent = options::weakest(sources);
@@ -47,7 +47,7 @@ pub(super) fn outlet(
         });
     }
     let names = images.iter().map(String::as_str);
-    let header = frames::Header {
+    let header = frames::StreamHeader {
         is_snapshot: true,
         unix_seconds: time_s,
         front,
@@ -68,15 +68,15 @@ fn paths(snapshot: &Snapshot) -> Vec<String> {
 }
 
 /// What stands before the images.
-fn front(snapshot: &Snapshot, disk: Option<recorded::Taken>) -> Vec<Text> {
-    let mut front = vec![Text {
+fn front(snapshot: &Snapshot, disk: Option<recorded::RecordedDisk>) -> Vec<TextEntry> {
+    let mut front = vec![TextEntry {
         path: snapshot::SNAPSHOT.into(),
         bytes: snapshot.to_json().into_bytes(),
     }];
     if let Some(disk) = disk {
         for (path, bytes) in [(snapshot::TABLE, disk.table), (snapshot::BOOT, disk.boot)] {
             if !bytes.is_empty() {
-                front.push(Text {
+                front.push(TextEntry {
                     path: path.into(),
                     bytes,
                 });
@@ -89,9 +89,9 @@ fn front(snapshot: &Snapshot, disk: Option<recorded::Taken>) -> Vec<Text> {
 /// What stands behind them: made after the thaw.
 fn ending(
     consistent: &'static str,
-    told: Arc<Lock<Option<Figures>>>,
+    told: Arc<Lock<Option<CaptureFigures>>>,
     known: Arc<Lock<Checksums>>,
-) -> Ending {
+) -> LastEntries {
     Box::new(move |written: &[Written]| {
         let told = told.lock();
         let figures = told
@@ -111,9 +111,9 @@ fn ending(
 fn frames_ending(
     consistent: &'static str,
     images: Vec<String>,
-    told: Arc<Lock<Option<Figures>>>,
+    told: Arc<Lock<Option<CaptureFigures>>>,
     known: Arc<Lock<Checksums>>,
-) -> frames::send::Ending {
+) -> frames::send::LastReport {
     Box::new(move |sums: &[ImageSum]| {
         let told = told.lock();
         let figures = told

@@ -4,24 +4,24 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::fs::Coverage;
-use crate::report::{self, Bytes, JsonObject, Span, Told};
-use crate::snapshot::{self, Checksums, Image, Snapshot};
-use crate::take::capture::Figures;
+use crate::report::{self, Bytes, Elapsed, JsonObject, Told};
+use crate::snapshot::{self, Checksums, ImageEntry, Snapshot};
+use crate::take::capture::CaptureFigures;
 use crate::take::options;
 
 /// Everything the report says.
-pub(super) struct Done {
+pub(super) struct CreateReport {
     pub path: String,
     pub snapshot: Snapshot,
     pub checksums: Checksums,
-    pub figures: Figures,
+    pub figures: CaptureFigures,
     pub written_bytes: u64,
     pub retired: Vec<PathBuf>,
     pub total: Duration,
 }
 
-impl Done {
-    fn sum(&self, of: fn(&Image) -> u64) -> u64 {
+impl CreateReport {
+    fn sum(&self, of: fn(&ImageEntry) -> u64) -> u64 {
         self.snapshot
             .images
             .iter()
@@ -34,7 +34,7 @@ impl Done {
     }
 }
 
-impl Told for Done {
+impl Told for CreateReport {
     fn json(&self) -> JsonObject {
         let mut entries = Vec::new();
         for (image, outcome) in self.snapshot.images.iter().zip(&self.figures.outcomes) {
@@ -102,7 +102,7 @@ impl Told for Done {
             Bytes(self.figures.read_bytes),
             Bytes(self.written_bytes),
             self.figures.emptied.words(),
-            Span(self.total)
+            Elapsed(self.total)
         )
     }
 }

@@ -23,10 +23,10 @@ use crate::features;
 use crate::freeze::GUARDIAN;
 use crate::fs::{Coverage, Still};
 use crate::mounts::{DevId, Holding, Means, Roots, Source, System};
-use crate::ptable::{self, Table};
+use crate::ptable::{self, PartitionTable};
 use crate::report::{self, JsonObject};
 use crate::snapshot::kept::{self, Kept};
-use crate::stream::artifact::Labels;
+use crate::stream::artifact::ArtifactLabels;
 use crate::stream::image::probed::Image;
 use crate::stream::image::whole::Any;
 use crate::stream::image::{Format, LOOK_BYTES};
@@ -249,7 +249,7 @@ struct Facts {
     stated_bytes: Option<u64>,
     mounted_at: Vec<String>,
     dump: Option<Glimpse>,
-    artifact: Option<Labels>,
+    artifact: Option<ArtifactLabels>,
     /// What another program made of it, where it is no image.
     foreign: Option<&'static str>,
     /// Of a disk.
@@ -435,7 +435,7 @@ fn parts(
     system: &System,
     around: &Around,
     source: Source,
-    table: &Table,
+    table: &PartitionTable,
     depth: Depth,
 ) -> Vec<Facts> {
     let known = source.dev.map(|dev| system.roots().partitions_of(dev));

@@ -16,10 +16,10 @@ use rustix::process::Pid;
 
 use super::copy::NAME;
 use super::keeper::{Charge, serve};
-use super::{Form, Leftover, Limits, Method, Remount, TARGETS_MAX, Target, micros};
+use super::{Form, FreezeTarget, Leftover, Limits, Method, Remount, TARGETS_MAX, micros};
 use crate::device::limited;
 use crate::sys::process;
-use crate::sys::shared::Board;
+use crate::sys::shared::SharedPage;
 
 /// The board's page; the words follow.
 const WORDS_AT: u64 = 4096;
@@ -32,7 +32,7 @@ const WORDS_MAX: u64 = 1 << 20;
 
 /// What is handed over, but for the board.
 pub(crate) struct Words<'a> {
-    pub targets: &'a [Target],
+    pub targets: &'a [FreezeTarget],
     pub limits: Limits,
     pub leftovers: &'a [Leftover],
     pub lock: Option<&'a OwnedFd>,
@@ -122,12 +122,12 @@ pub fn serve_if_guardian(arguments: &[OsString]) {
 
 fn read() -> Option<Charge> {
     let file = process::adopt(STDIN).ok()?;
-    let board = Board::map_file(&file).ok()?;
+    let board = SharedPage::map_file(&file).ok()?;
     let mut file = std::fs::File::from(file);
     file.seek(SeekFrom::Start(WORDS_AT)).ok()?;
     let mut bytes = Vec::new();
     limited(&mut file, WORDS_MAX).read_to_end(&mut bytes).ok()?;
-    let mut words = Reader(&bytes);
+    let mut words = WordReader(&bytes);
     words.word()?;
     let parent = Pid::from_raw(words.number()?)?;
     let limits = Limits {
@@ -154,7 +154,7 @@ fn read() -> Option<Charge> {
                 Method::ReadOnly(Remount::handed_over(&fd, mount, superblock, data))
             }
         };
-        targets.push(Target { fd, name, method });
+        targets.push(FreezeTarget { fd, name, method });
     }
     let count: usize = words.number()?;
     let mut leftovers = Vec::new();
@@ -180,9 +180,9 @@ fn read() -> Option<Charge> {
 }
 
 /// The words that have not been read yet.
-struct Reader<'a>(&'a [u8]);
+struct WordReader<'a>(&'a [u8]);
 
-impl<'a> Reader<'a> {
+impl<'a> WordReader<'a> {
     fn word(&mut self) -> Option<&'a [u8]> {
         let end = self.0.iter().position(|byte| *byte == 0)?;
         let word = self.0.get(..end)?;

@@ -14,10 +14,10 @@ use rustix::process::{Pid, Signal};
 
 use super::worker::{Worker, all_apart};
 use super::{
-    Cgroups, Fired, Form, Group, Leftover, Life, Limits, Order, Phase, State, THAW_TURN_US, Target,
-    micros, now_us,
+    Cgroups, Fired, Form, FreezeTarget, Group, Leftover, Life, Limits, Order, Phase, State,
+    THAW_TURN_US, micros, now_us,
 };
-use crate::sys::shared::{Board, Slot};
+use crate::sys::shared::{SharedPage, Slot};
 use crate::sys::{lock, process};
 use crate::threads::{self, Started};
 
@@ -37,12 +37,12 @@ const REMOVAL_PAUSE: Duration = Duration::from_millis(50);
 
 /// What floe leaves to its guardian.
 pub(crate) struct Charge {
-    pub targets: Vec<Target>,
+    pub targets: Vec<FreezeTarget>,
     pub limits: Limits,
     pub leftovers: Vec<Leftover>,
     /// floe's lock on the filesystems, which lasts as long as either of us.
     pub lock: Option<OwnedFd>,
-    pub board: &'static Board,
+    pub board: &'static SharedPage,
     /// floe's bytes; end of file when it is gone.
     pub orders: OwnedFd,
     /// Bytes to floe; non-blocking.
@@ -69,7 +69,7 @@ pub(crate) fn serve(charge: Charge) -> ! {
 }
 
 /// Makes us harder to kill and to hold up. Nothing of it is worth giving up for.
-fn stand_apart(parent: Pid, board: &Board) -> Cgroups {
+fn stand_apart(parent: Pid, board: &SharedPage) -> Cgroups {
     let _ = rustix::process::setsid();
     let _ = rustix::process::chdir("/");
     let _ = rustix::thread::set_name(c"thaw-guard");
@@ -100,9 +100,9 @@ impl Floe {
 
 /// One for each filesystem; they wait for an order.
 fn start_workers(
-    (board, floe): (&'static Board, &'static Floe),
+    (board, floe): (&'static SharedPage, &'static Floe),
     slots: &'static [Slot],
-    targets: &'static [Target],
+    targets: &'static [FreezeTarget],
     wake: BorrowedFd<'static>,
 ) -> Result<Vec<Started>, Errno> {
     let mut workers = Vec::with_capacity(targets.len());
@@ -134,7 +134,7 @@ fn lock_memory(form: Form) {
 
 /// What the main thread is doing.
 #[derive(Clone, Copy)]
-enum Step {
+enum KeeperStep {
     Idle,
     Syncing,
     /// Freezing this filesystem, those before it are frozen.
@@ -147,9 +147,9 @@ enum Step {
 }
 
 struct Keeper {
-    board: &'static Board,
+    board: &'static SharedPage,
     slots: &'static [Slot],
-    targets: &'static [Target],
+    targets: &'static [FreezeTarget],
     workers: Vec<Started>,
     orders: OwnedFd,
     replies: OwnedFd,
@@ -163,7 +163,7 @@ struct Keeper {
     max_us: u64,
     /// The sum of the counters when it last changed, and when that was.
     moved: (u64, u64),
-    step: Step,
+    step: KeeperStep,
     orphan: bool,
     /// When the last order to thaw was given; `rush`: no more waiting for each other.
     told_us: u64,
@@ -198,7 +198,7 @@ impl Keeper {
         let cgroups = stand_apart(charge.parent, charge.board);
         // The workers' stacks are locked and there from the start.
         let _ = rustix::mm::mlockall(MlockAllFlags::FUTURE);
-        let targets: &'static [Target] = Vec::leak(charge.targets);
+        let targets: &'static [FreezeTarget] = Vec::leak(charge.targets);
         let slots = charge
             .board
             .slots
@@ -228,7 +228,7 @@ impl Keeper {
             stall_us: micros(charge.limits.stall),
             max_us: micros(charge.limits.max_freeze),
             moved: (0, 0),
-            step: Step::Idle,
+            step: KeeperStep::Idle,
             orphan: false,
             told_us: 0,
             rush: false,
@@ -238,7 +238,7 @@ impl Keeper {
     fn run(&mut self) {
         self.beat();
         self.announce(Phase::Ready);
-        while !matches!(self.step, Step::Done) {
+        while !matches!(self.step, KeeperStep::Done) {
             self.wait();
             self.beat();
             self.advance();
@@ -279,7 +279,7 @@ impl Keeper {
 
     /// Sleeps until something happened, or a beat is due; notices the end of floe.
     fn wait(&mut self) {
-        let sleep = if matches!(self.step, Step::Idle) {
+        let sleep = if matches!(self.step, KeeperStep::Idle) {
             IDLE
         } else {
             BEAT
@@ -311,7 +311,7 @@ impl Keeper {
         if Order::of(&self.board.order) == Order::Thaw {
             return true;
         }
-        if !matches!(self.step, Step::Freezing(_) | Step::Frozen) {
+        if !matches!(self.step, KeeperStep::Freezing(_) | KeeperStep::Frozen) {
             return false;
         }
         let began = self.board.began_us.load(Ordering::SeqCst);
@@ -340,21 +340,25 @@ impl Keeper {
         loop {
             let step = self.step;
             let next = match step {
-                Step::Idle | Step::Syncing | Step::Freezing(_) | Step::Frozen | Step::Releasing
+                KeeperStep::Idle
+                | KeeperStep::Syncing
+                | KeeperStep::Freezing(_)
+                | KeeperStep::Frozen
+                | KeeperStep::Releasing
                     if self.must_end() =>
                 {
-                    Step::Ending
+                    KeeperStep::Ending
                 }
-                Step::Idle if Order::of(&self.board.order) == Order::Freeze => {
+                KeeperStep::Idle if Order::of(&self.board.order) == Order::Freeze => {
                     self.announce(Phase::Busy);
                     for slot in self.slots {
                         slot.freeze_errno.store(0, Ordering::SeqCst);
                         slot.thaw_errno.store(0, Ordering::SeqCst);
                     }
                     (0..self.slots.len()).for_each(|index| self.tell(index, Order::Sync));
-                    Step::Syncing
+                    KeeperStep::Syncing
                 }
-                Step::Syncing
+                KeeperStep::Syncing
                     if self
                         .slots
                         .iter()
@@ -365,24 +369,24 @@ impl Keeper {
                     self.board.ended_us.store(0, Ordering::SeqCst);
                     self.board.began_us.store(now, Ordering::SeqCst);
                     self.tell(0, Order::Freeze);
-                    Step::Freezing(0)
+                    KeeperStep::Freezing(0)
                 }
-                Step::Freezing(index) => match self.frozen(index) {
+                KeeperStep::Freezing(index) => match self.frozen(index) {
                     Some(next) => next,
                     None => return,
                 },
-                Step::Frozen if Order::of(&self.board.order) == Order::Release => {
+                KeeperStep::Frozen if Order::of(&self.board.order) == Order::Release => {
                     self.announce(Phase::Busy);
-                    Step::Releasing
+                    KeeperStep::Releasing
                 }
-                Step::Releasing if self.thaw_in_turn() => {
+                KeeperStep::Releasing if self.thaw_in_turn() => {
                     self.board.ended_us.store(now_us(), Ordering::SeqCst);
                     self.start_over();
-                    Step::Idle
+                    KeeperStep::Idle
                 }
-                Step::Ending if self.thaw_in_turn() => {
+                KeeperStep::Ending if self.thaw_in_turn() => {
                     self.board.ended_us.store(now_us(), Ordering::SeqCst);
-                    Step::Done
+                    KeeperStep::Done
                 }
                 _ => return,
             };
@@ -391,17 +395,17 @@ impl Keeper {
     }
 
     /// What follows once filesystem `index` is frozen or has failed to; `None` while neither.
-    fn frozen(&self, index: usize) -> Option<Step> {
+    fn frozen(&self, index: usize) -> Option<KeeperStep> {
         match self.slots.get(index).map(|slot| State::of(&slot.state))? {
             State::Frozen if index + 1 == self.slots.len() => {
                 self.announce(Phase::Frozen);
-                Some(Step::Frozen)
+                Some(KeeperStep::Frozen)
             }
             State::Frozen => {
                 self.tell(index + 1, Order::Freeze);
-                Some(Step::Freezing(index + 1))
+                Some(KeeperStep::Freezing(index + 1))
             }
-            State::Failed => Some(Step::Ending),
+            State::Failed => Some(KeeperStep::Ending),
             _ => None,
         }
     }

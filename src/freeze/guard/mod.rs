@@ -102,6 +102,7 @@ pub(crate) use life::Life;
 
 use crate::sys::ioctl::{fifreeze, fithaw};
 use crate::sys::shared::{SLOTS, Slot};
+pub use crate::trace::Leftover;
 
 /// The most filesystems that can be frozen together.
 pub(super) const TARGETS_MAX: usize = SLOTS;
@@ -113,7 +114,7 @@ pub(crate) const THAW_TURN_US: u64 = 300_000;
 
 /// A filesystem to hold still.
 #[derive(Debug)]
-pub struct Target {
+pub struct FreezeTarget {
     /// The root directory of one of its mounts (or, without the lock against a second floe, any file on it), opened
     /// for reading.
     pub fd: OwnedFd,
@@ -121,16 +122,6 @@ pub struct Target {
     pub name: String,
     /// How it is held still.
     pub method: Method,
-}
-
-/// A directory that must not outlive floe: the guardian removes it when floe is gone, after the last thaw. It must be empty by
-/// then but for what the kernel removes along, as in tracefs.
-#[derive(Debug)]
-pub struct Leftover {
-    /// The directory it lies in.
-    pub directory: OwnedFd,
-    /// Its name there.
-    pub name: CString,
 }
 
 /// How a filesystem is held still.
@@ -235,7 +226,7 @@ impl Remount {
     }
 }
 
-impl Target {
+impl FreezeTarget {
     /// Holds the filesystem still.
     pub(crate) fn freeze(&self) -> Result<()> {
         let Method::ReadOnly(remount) = &self.method else {

@@ -15,9 +15,9 @@ use std::time::Duration;
 use rustix::io::Errno;
 
 use super::keeper::Floe;
-use super::{Method, Order, State, THAW_TURN_US, Target, claim, now_us};
+use super::{FreezeTarget, Method, Order, State, THAW_TURN_US, claim, now_us};
 use crate::sys::process;
-use crate::sys::shared::{Board, Slot};
+use crate::sys::shared::{SharedPage, Slot};
 
 /// f2fs answers EINVAL to FIFREEZE while it has dirty data, and a read-only remount is EBUSY while anybody has a file open
 /// for writing, be it for a moment; so often we sync and ask again.
@@ -45,12 +45,12 @@ pub(super) fn all_apart(workers: usize) -> bool {
 
 /// What a worker needs; everything lives as long as the guardian.
 pub(super) struct Worker {
-    pub board: &'static Board,
+    pub board: &'static SharedPage,
     pub floe: &'static Floe,
     pub slot: &'static Slot,
     /// Those that thaw before it.
     pub below: &'static [Slot],
-    pub target: &'static Target,
+    pub target: &'static FreezeTarget,
     /// The main thread's eventfd.
     pub wake: BorrowedFd<'static>,
 }

@@ -13,14 +13,14 @@ const FIELD_BYTES: usize = 32;
 /// A kind of checksum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
-pub(super) enum Checksum {
+pub(super) enum ChecksumType {
     Crc32c,
     Xxhash64,
     Sha256,
     Blake2b,
 }
 
-impl Checksum {
+impl ChecksumType {
     /// From `csum_type` of the superblock; `None` for one this reader does not know.
     pub(super) fn from_type(csum_type: u16) -> Option<Self> {
         [Self::Crc32c, Self::Xxhash64, Self::Sha256, Self::Blake2b]

@@ -159,12 +159,12 @@ impl Chunk {
 }
 
 /// The chunks of a filesystem, sorted by logical address, none overlapping.
-pub(super) struct Chunks<'s> {
+pub(super) struct ChunkMap<'s> {
     memory: &'s mut [u8],
     count: usize,
 }
 
-impl<'s> Chunks<'s> {
+impl<'s> ChunkMap<'s> {
     /// An empty table in `memory`.
     pub(super) fn new(memory: &'s mut [u8]) -> Self {
         Self { memory, count: 0 }
@@ -276,7 +276,7 @@ mod tests {
     #[test]
     fn chunks_are_found_by_any_address_inside_them_whatever_the_order_they_came_in() {
         let mut memory = vec![0xaa; 64 * 5 + 3];
-        let mut chunks = Chunks::new(&mut memory);
+        let mut chunks = ChunkMap::new(&mut memory);
         for start in [30u64, 10, 50, 20, 40] {
             chunks.insert(&chunk(start * 100, 500, start * 7)).unwrap();
         }
@@ -295,7 +295,7 @@ mod tests {
     #[test]
     fn a_chunk_that_overlaps_another_is_corrupt_and_the_same_one_twice_is_not() {
         let mut memory = vec![0; 640];
-        let mut chunks = Chunks::new(&mut memory);
+        let mut chunks = ChunkMap::new(&mut memory);
         chunks.insert(&chunk(1000, 500, 7)).unwrap();
         chunks.insert(&chunk(1000, 500, 7)).unwrap();
         assert_eq!(chunks.len(), 1);

@@ -8,8 +8,8 @@ use crate::fs::{UsedMap, Verdict};
 use crate::layout;
 use crate::units::{Extent, to_u64};
 
-use super::chunks::{Chunk, Chunks, DOUBTFUL, HAS_GROUP, IN_TREE};
-use super::tree::{Cursor, Key, MAX_LEVELS, Root, TreeBlocks};
+use super::chunks::{Chunk, ChunkMap, DOUBTFUL, HAS_GROUP, IN_TREE};
+use super::tree::{Key, MAX_LEVELS, Root, TreeBlocks, TreeCursor};
 
 layout! {
     /// `struct btrfs_extent_item`.
@@ -42,7 +42,7 @@ pub(super) struct Marking<'a, 's> {
     /// The device and its geometry.
     pub source: TreeBlocks<'a>,
     /// The chunk map, which also keeps the counts.
-    pub chunks: Chunks<'s>,
+    pub chunks: ChunkMap<'s>,
     /// Everything free to begin with.
     pub map: &'a mut UsedMap,
     /// Collects the doubts.
@@ -53,7 +53,7 @@ pub(super) struct Marking<'a, 's> {
 
 /// An extent as its item describes it.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Item {
+pub(super) struct ExtentItem {
     /// Logical addresses.
     pub extent: Extent,
     /// References in all.
@@ -64,7 +64,7 @@ pub(super) struct Item {
 
 impl<'a, 's> Marking<'a, 's> {
     /// Starts with everything free.
-    pub(super) fn new(source: TreeBlocks<'a>, chunks: Chunks<'s>, map: &'a mut UsedMap) -> Self {
+    pub(super) fn new(source: TreeBlocks<'a>, chunks: ChunkMap<'s>, map: &'a mut UsedMap) -> Self {
         map.set_all_free();
         Self {
             source,
@@ -78,9 +78,9 @@ impl<'a, 's> Marking<'a, 's> {
     /// Walks a tree of extents or block groups (or of both). `each` sees every sound extent after it was marked.
     pub(super) fn walk(
         &mut self,
-        cursor: &mut Cursor,
+        cursor: &mut TreeCursor,
         root: Root,
-        mut each: impl FnMut(&mut Self, Item, &[u8]) -> Result<(), Fault>,
+        mut each: impl FnMut(&mut Self, ExtentItem, &[u8]) -> Result<(), Fault>,
     ) -> Result<(), Fault> {
         let source = self.source;
         cursor.start(&source, &self.chunks, root)?;
@@ -103,7 +103,7 @@ impl<'a, 's> Marking<'a, 's> {
         }
     }
 
-    fn item(&mut self, key: Key, item: &[u8]) -> Result<Option<Item>, Fault> {
+    fn item(&mut self, key: Key, item: &[u8]) -> Result<Option<ExtentItem>, Fault> {
         match key.kind {
             EXTENT_ITEM => self.extent(key.objectid, key.offset, item),
             METADATA_ITEM if key.offset < to_u64(MAX_LEVELS) => {
@@ -117,7 +117,12 @@ impl<'a, 's> Marking<'a, 's> {
     }
 
     /// Marks an extent and counts it for its block group.
-    fn extent(&mut self, logical: u64, length: u64, item: &[u8]) -> Result<Option<Item>, Fault> {
+    fn extent(
+        &mut self,
+        logical: u64,
+        length: u64,
+        item: &[u8],
+    ) -> Result<Option<ExtentItem>, Fault> {
         let bad = |what| Fault::corrupt(what).in_unit("extent", logical);
         let extent = Extent::new(logical, length).ok_or(bad("length"))?;
         let (index, mut chunk) = self
@@ -145,7 +150,7 @@ impl<'a, 's> Marking<'a, 's> {
         }
         chunk.seen_bytes = chunk.seen_bytes.saturating_add(length);
         self.chunks.set(index, &chunk);
-        Ok(Some(Item {
+        Ok(Some(ExtentItem {
             extent,
             refs: raw.refs,
             is_data: raw.flags & EXTENT_DATA_FLAG != 0,

@@ -26,10 +26,10 @@ use crate::error::{Fault, FaultKind};
 use crate::features;
 use crate::layout::le;
 use crate::units::{Extent, to_u64};
-use chunks::{Chunk, Chunks, IN_TREE};
+use chunks::{Chunk, ChunkMap, IN_TREE};
 use extents::Marking;
 use superblock::{COPIES, Geometry, RESERVED_BYTES, SUPER_BYTES, Superblock};
-use tree::{Cursor, Key, MAX_LEVELS, Root, TreeBlocks};
+use tree::{Key, MAX_LEVELS, Root, TreeBlocks, TreeCursor};
 use unwritten::Unwritten;
 
 /// Object ids and item kinds (`btrfs_tree.h`).
@@ -136,7 +136,7 @@ fn mark(identity: &Identity, walk: &mut Walk<'_>, map: &mut UsedMap) -> Result<V
     let (mut cursor, rest) = new_cursor(walk.scratch, MAIN_BYTES, &geometry)?;
     let (checksums, rest) = new_cursor(rest, SIDE_BYTES, &geometry)?;
     let (files, rest) = new_cursor(rest, SIDE_BYTES, &geometry)?;
-    let chunks = map_chunks(&superblock, &source, &mut cursor, Chunks::new(rest))?;
+    let chunks = map_chunks(&superblock, &source, &mut cursor, ChunkMap::new(rest))?;
 
     let root_tree = root_tree(&superblock);
     let device_root = find_root(&source, &chunks, &mut cursor, root_tree, DEVICE_TREE)?;
@@ -179,12 +179,12 @@ fn new_cursor<'s>(
     scratch: &'s mut [u8],
     bytes: usize,
     geometry: &Geometry,
-) -> Result<(Cursor<'s>, &'s mut [u8]), Fault> {
+) -> Result<(TreeCursor<'s>, &'s mut [u8]), Fault> {
     let bytes = bytes.min(MAX_LEVELS * geometry.node_bytes);
     let (memory, rest) = scratch
         .split_at_mut_checked(bytes)
         .ok_or_else(|| Fault::unsupported("scratch memory"))?;
-    Ok((Cursor::new(memory, geometry), rest))
+    Ok((TreeCursor::new(memory, geometry), rest))
 }
 
 /// What is used without an extent: the start, the superblocks, and what a map larger than the filesystem covers.
@@ -224,9 +224,9 @@ fn chunk_tree(superblock: &Superblock) -> Root {
 fn map_chunks<'s>(
     superblock: &Superblock,
     source: &TreeBlocks,
-    cursor: &mut Cursor,
-    mut chunks: Chunks<'s>,
-) -> Result<Chunks<'s>, Fault> {
+    cursor: &mut TreeCursor,
+    mut chunks: ChunkMap<'s>,
+) -> Result<ChunkMap<'s>, Fault> {
     let geometry = &source.geometry;
     let short = Fault::corrupt("system chunk array");
     let mut array = superblock.chunk_array()?;
@@ -273,8 +273,8 @@ fn map_chunks<'s>(
 /// suspension of a replacement are commits, so that the item on the disk is right while the filesystem is held.
 fn check_replace(
     source: &TreeBlocks,
-    chunks: &Chunks,
-    cursor: &mut Cursor,
+    chunks: &ChunkMap,
+    cursor: &mut TreeCursor,
     device_root: Root,
 ) -> Result<(), Fault> {
     cursor.seek(source, chunks, device_root, DEV_REPLACE)?;
@@ -294,8 +294,8 @@ fn check_replace(
 /// Where the tree with this id starts.
 fn find_root(
     source: &TreeBlocks,
-    chunks: &Chunks,
-    cursor: &mut Cursor,
+    chunks: &ChunkMap,
+    cursor: &mut TreeCursor,
     root_tree: Root,
     id: u64,
 ) -> Result<Root, Fault> {

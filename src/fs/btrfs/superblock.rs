@@ -8,7 +8,7 @@ use crate::error::Fault;
 use crate::layout;
 use crate::units::{BlockSize, Extent, to_u64, to_usize};
 
-use super::checksum::Checksum;
+use super::checksum::ChecksumType;
 
 /// Where the copies lie, in bytes; those that do not fit the device do not exist.
 pub(in crate::fs) const COPIES: [u64; 3] = [64 << 10, 64 << 20, 256 << 30];
@@ -75,7 +75,7 @@ pub(super) struct Geometry {
     /// Allocation unit.
     pub sector: BlockSize,
     /// Of tree blocks and the superblock.
-    pub checksum: Checksum,
+    pub checksum: ChecksumType,
     /// What every tree block carries in its `fsid` field.
     pub node_uuid: [u8; 16],
     /// Last committed transaction.
@@ -125,8 +125,8 @@ impl Superblock {
     }
 
     /// The checksum, when its kind is known and it is right.
-    pub(super) fn checksum(&self) -> Option<Checksum> {
-        Checksum::from_type(self.raw.csum_type).filter(|checksum| checksum.holds(&self.bytes))
+    pub(super) fn checksum(&self) -> Option<ChecksumType> {
+        ChecksumType::from_type(self.raw.csum_type).filter(|checksum| checksum.holds(&self.bytes))
     }
 
     /// The array of system chunks: key and chunk item after each other.

@@ -10,7 +10,7 @@ use crate::layout;
 use crate::layout::le;
 use crate::units::{Extent, to_u64, to_usize};
 
-use super::chunks::Chunks;
+use super::chunks::ChunkMap;
 use super::superblock::Geometry;
 
 /// `BTRFS_MAX_LEVEL`: levels a tree can have.
@@ -108,7 +108,12 @@ struct Expected {
 
 impl TreeBlocks<'_> {
     /// Reads the block into `block` from the first copy that passes every check.
-    fn read(&self, chunks: &Chunks, expected: &Expected, block: &mut [u8]) -> Result<usize, Fault> {
+    fn read(
+        &self,
+        chunks: &ChunkMap,
+        expected: &Expected,
+        block: &mut [u8],
+    ) -> Result<usize, Fault> {
         let logical = expected.root.logical;
         let name = |fault: Fault| fault.in_unit("tree block", logical);
         let (_, chunk) = chunks
@@ -211,7 +216,7 @@ const UNREAD: Level = Level {
 };
 
 /// A position in a tree: the path of blocks lies in scratch memory.
-pub(super) struct Cursor<'s> {
+pub(super) struct TreeCursor<'s> {
     memory: &'s mut [u8],
     node_bytes: usize,
     steps: [Level; MAX_LEVELS],
@@ -224,7 +229,7 @@ pub(super) struct Cursor<'s> {
     blocks_read: u32,
 }
 
-impl<'s> Cursor<'s> {
+impl<'s> TreeCursor<'s> {
     /// A cursor that stands nowhere yet; `memory` must hold a block for each level of the trees it will walk.
     pub(super) fn new(memory: &'s mut [u8], geometry: &Geometry) -> Self {
         Self {
@@ -256,7 +261,7 @@ impl<'s> Cursor<'s> {
     fn load(
         &mut self,
         source: &TreeBlocks,
-        chunks: &Chunks,
+        chunks: &ChunkMap,
         expected: &Expected,
     ) -> Result<(), Fault> {
         let level = expected.root.level;
@@ -286,7 +291,7 @@ impl<'s> Cursor<'s> {
     pub(super) fn start(
         &mut self,
         source: &TreeBlocks,
-        chunks: &Chunks,
+        chunks: &ChunkMap,
         root: Root,
     ) -> Result<(), Fault> {
         self.steps = [UNREAD; MAX_LEVELS];
@@ -304,7 +309,7 @@ impl<'s> Cursor<'s> {
     pub(super) fn seek(
         &mut self,
         source: &TreeBlocks,
-        chunks: &Chunks,
+        chunks: &ChunkMap,
         root: Root,
         key: Key,
     ) -> Result<(), Fault> {
@@ -367,7 +372,7 @@ impl<'s> Cursor<'s> {
     }
 
     /// Enters the next child of the lowest loaded block; whatever comes of it, that child is done with.
-    fn descend(&mut self, source: &TreeBlocks, chunks: &Chunks) -> Result<(), Fault> {
+    fn descend(&mut self, source: &TreeBlocks, chunks: &ChunkMap) -> Result<(), Fault> {
         let level = self.level;
         let step = *self.step(level);
         self.step(level).next = step.next.saturating_add(1);
@@ -396,7 +401,7 @@ impl<'s> Cursor<'s> {
     pub(super) fn next(
         &mut self,
         source: &TreeBlocks,
-        chunks: &Chunks,
+        chunks: &ChunkMap,
     ) -> Result<Option<Key>, Fault> {
         loop {
             let level = self.level;

@@ -9,10 +9,10 @@ use crate::error::Fault;
 use crate::layout;
 use crate::units::{Extent, to_u64};
 
-use super::chunks::Chunks;
-use super::extents::{Item, Marking, RawExtent};
+use super::chunks::ChunkMap;
+use super::extents::{ExtentItem, Marking, RawExtent};
 use super::find_root;
-use super::tree::{Cursor, Key, Root, TreeBlocks};
+use super::tree::{Key, Root, TreeBlocks, TreeCursor};
 
 layout! {
     /// An inline `struct btrfs_extent_data_ref` behind the byte of its kind: items of one file in one tree.
@@ -59,10 +59,10 @@ const LOOKUP_BLOCKS: u32 = 8192;
 
 /// Finds them while the extents pass by in order.
 pub(super) struct Unwritten<'s> {
-    checksums: Cursor<'s>,
+    checksums: TreeCursor<'s>,
     /// The run of checksummed data at or after the last extent.
     run: Option<Extent>,
-    files: Cursor<'s>,
+    files: TreeCursor<'s>,
     root_tree: Root,
     /// The tree that was looked up last.
     file_root: Option<(u64, Root)>,
@@ -72,9 +72,9 @@ impl<'s> Unwritten<'s> {
     /// Stands before the first checksum of the tree at `checksum_root`.
     pub(super) fn new(
         source: &TreeBlocks,
-        chunks: &Chunks,
+        chunks: &ChunkMap,
         (root_tree, checksum_root): (Root, Root),
-        (mut checksums, files): (Cursor<'s>, Cursor<'s>),
+        (mut checksums, files): (TreeCursor<'s>, TreeCursor<'s>),
     ) -> Result<Self, Fault> {
         checksums.start(source, chunks, checksum_root)?;
         let mut new = Self {
@@ -88,7 +88,7 @@ impl<'s> Unwritten<'s> {
         Ok(new)
     }
 
-    fn next_run(&mut self, source: &TreeBlocks, chunks: &Chunks) -> Result<(), Fault> {
+    fn next_run(&mut self, source: &TreeBlocks, chunks: &ChunkMap) -> Result<(), Fault> {
         self.run = None;
         while let Some(key) = self.checksums.next(source, chunks)? {
             if key.kind == EXTENT_CSUM {
@@ -105,7 +105,7 @@ impl<'s> Unwritten<'s> {
     fn is_covered(
         &mut self,
         source: &TreeBlocks,
-        chunks: &Chunks,
+        chunks: &ChunkMap,
         extent: Extent,
     ) -> Result<bool, Fault> {
         let mut reached = extent.offset;
@@ -128,7 +128,7 @@ impl<'s> Unwritten<'s> {
     pub(super) fn release(
         &mut self,
         marking: &mut Marking,
-        found: Item,
+        found: ExtentItem,
         item: &[u8],
     ) -> Result<(), Fault> {
         let Some(inline) = item.get(RawExtent::SIZE..).filter(|_| found.is_data) else {
@@ -240,7 +240,7 @@ impl<'s> Unwritten<'s> {
     fn file_root(
         &mut self,
         source: &TreeBlocks,
-        chunks: &Chunks,
+        chunks: &ChunkMap,
         id: u64,
     ) -> Result<Option<Root>, Fault> {
         if id != FS_TREE && !(FIRST_SUBVOLUME..=LAST_SUBVOLUME).contains(&id) {

@@ -13,7 +13,7 @@ use crate::units::{self, to_usize};
 
 /// Which part of the inode tables counts as metadata.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Tables {
+pub(super) enum GroupTables {
     /// All of it.
     Whole,
     /// Not what descriptors say was never used.
@@ -149,7 +149,7 @@ pub(super) fn mark_metadata(
     geometry: &Geometry,
     buffers: &mut Buffers<'_>,
     map: &mut UsedMap,
-    tables: Tables,
+    tables: GroupTables,
     verdict: &mut Verdict,
 ) -> Result<(), Fault> {
     for group in 0..geometry.groups {
@@ -165,8 +165,8 @@ pub(super) fn mark_metadata(
             continue;
         };
         let inodes = match tables {
-            Tables::Whole => geometry.inodes_per_group,
-            Tables::Touched => descriptor.inodes_in_table(),
+            GroupTables::Whole => geometry.inodes_per_group,
+            GroupTables::Touched => descriptor.inodes_in_table(),
         };
         for run in descriptor.own_metadata(geometry, inodes) {
             if !claim(geometry, map, run) {

@@ -9,7 +9,7 @@ use crate::error::Fault;
 
 /// Which checksums a filesystem uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Checksums {
+pub(super) enum ChecksumScheme {
     /// None: flags of a group descriptor are not valid either.
     None,
     /// Group descriptors only; the value is CRC-16 over the UUID.
@@ -18,7 +18,7 @@ pub(super) enum Checksums {
     All(u32),
 }
 
-impl Checksums {
+impl ChecksumScheme {
     /// From the superblock, whose own checksum is verified first.
     pub(super) fn new(raw: &Raw, bytes: &[u8]) -> Result<Self, Fault> {
         if raw.has_ro_compat(f::RO_COMPAT_METADATA_CSUM) {
@@ -158,7 +158,10 @@ mod tests {
 
     #[test]
     fn a_descriptor_checksum_ties_bytes_to_their_group() {
-        for checksums in [Checksums::Descriptors(0x1234), Checksums::All(0xdead_beef)] {
+        for checksums in [
+            ChecksumScheme::Descriptors(0x1234),
+            ChecksumScheme::All(0xdead_beef),
+        ] {
             let mut bytes = [0x5a_u8; 64];
             bytes[0x1e] = 0;
             bytes[0x1f] = 0;
@@ -173,7 +176,7 @@ mod tests {
             bytes[0x30] ^= 1;
             assert!(!checksums.descriptor_is_right(7, &bytes));
         }
-        assert!(Checksums::None.descriptor_is_right(1, &[0; 32]));
-        assert!(!Checksums::None.descriptor_is_right(1, &[0; 31]));
+        assert!(ChecksumScheme::None.descriptor_is_right(1, &[0; 32]));
+        assert!(!ChecksumScheme::None.descriptor_is_right(1, &[0; 31]));
     }
 }

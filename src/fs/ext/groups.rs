@@ -5,7 +5,7 @@
 
 use super::checksum::BitmapChecksum;
 use super::superblock::{Backups, Geometry};
-use super::window::{Request, Window};
+use super::window::{ReadWindow, Request};
 use crate::error::Fault;
 use crate::units::to_usize;
 
@@ -173,7 +173,7 @@ impl Geometry {
     /// Reads and checks the descriptor of `group`.
     pub(super) fn descriptor(
         &self,
-        window: &mut Window<'_>,
+        window: &mut ReadWindow<'_>,
         group: u32,
     ) -> Result<Descriptor, Fault> {
         let per_block = self.descriptors_per_block();

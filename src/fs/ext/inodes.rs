@@ -8,12 +8,12 @@ use super::blocks::{ahead_end, is_used};
 use super::groups::{Blocks, Descriptor};
 use super::inode::Inode;
 use super::superblock::Geometry;
-use super::tree::{Run, Usage, Visit, visit};
-use super::window::{Buffers, Request, Window};
+use super::tree::{OwnedBlocks, Usage, Visit, visit};
+use super::window::{Buffers, ReadWindow, Request};
 use crate::device::ReadAt;
 use crate::error::Fault;
 use crate::fs::UsedMap;
-use crate::fs::earlier::Known;
+use crate::fs::earlier::EarlierFindings;
 use crate::units::to_usize;
 
 /// Inode of the list of bad blocks: nothing in them can be read.
@@ -53,7 +53,7 @@ pub(super) fn pass(
     buffers: &mut Buffers<'_>,
     map: &mut UsedMap,
     pass: Pass,
-    known: Known<'_>,
+    known: EarlierFindings<'_>,
 ) -> Result<Findings, Fault> {
     let mut found = Findings::default();
     // Each tree block is a block of its own: one pass over a sound filesystem cannot meet more of them than blocks.
@@ -103,7 +103,7 @@ pub(super) fn pass(
 /// The inode bitmap, after its checks.
 fn inode_bits<'b>(
     geometry: &Geometry,
-    window: &'b mut Window<'_>,
+    window: &'b mut ReadWindow<'_>,
     descriptor: &Descriptor,
 ) -> Result<&'b [u8], Fault> {
     let Some(place) = geometry.extent(descriptor.inode_bitmap, 1) else {
@@ -144,7 +144,7 @@ struct Scan<'s> {
     tree: &'s mut [u8],
     map: &'s mut UsedMap,
     pass: Pass,
-    known: Known<'s>,
+    known: EarlierFindings<'s>,
     found: &'s mut Findings,
     budget: &'s mut u64,
 }
@@ -155,7 +155,7 @@ impl Scan<'_> {
         group: u32,
         descriptor: &Descriptor,
         bits: &[u8],
-        window: &mut Window<'_>,
+        window: &mut ReadWindow<'_>,
     ) -> Result<(), Fault> {
         let geometry = self.geometry;
         let Some(table) = geometry.extent(descriptor.inode_table, geometry.table_blocks()) else {
@@ -209,7 +209,7 @@ impl Scan<'_> {
         let is_journal = inode.number == self.geometry.journal_inode;
         let (geometry, map, found) = (self.geometry, &mut *self.map, &mut *self.found);
         let known = self.known;
-        let mut each = |run: Run| match run.usage {
+        let mut each = |run: OwnedBlocks| match run.usage {
             // Freed by the journal's own rules, except its superblock.
             Usage::Data | Usage::Unwritten if is_journal => {
                 if run.logical == 0 {

@@ -6,7 +6,7 @@
 use super::groups::Blocks;
 use super::inode::Inode;
 use super::superblock::Geometry;
-use super::tree::{Run, Usage, Visit, visit};
+use super::tree::{OwnedBlocks, Usage, Visit, visit};
 use super::window::Buffers;
 use crate::crc::crc32c_raw;
 use crate::error::Fault;
@@ -69,7 +69,7 @@ fn for_each_run(
     geometry: &Geometry,
     buffers: &mut Buffers<'_>,
     inode: &Inode,
-    each: &mut dyn FnMut(Run),
+    each: &mut dyn FnMut(OwnedBlocks),
 ) -> Result<(), Fault> {
     let mut budget = geometry.blocks;
     let context = Visit {
@@ -138,7 +138,7 @@ pub(super) fn free(
     map: &mut UsedMap,
 ) -> Result<(), Fault> {
     for_each_run(geometry, buffers, &journal.inode, &mut |run| {
-        let Run {
+        let OwnedBlocks {
             usage,
             logical,
             mut blocks,

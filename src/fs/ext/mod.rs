@@ -38,9 +38,9 @@ mod witness;
 
 use crate::device::ReadAt;
 use crate::error::Fault;
-use crate::fs::earlier::Known;
+use crate::fs::earlier::EarlierFindings;
 use crate::fs::{Identity, Kind, Reader, Still, UsedMap, Verdict, Walk, text, uuid_text};
-use blocks::Tables;
+use blocks::GroupTables;
 pub(super) use empty::{empty, look};
 use inodes::Pass;
 use journal::Journal;
@@ -189,7 +189,7 @@ fn fill(
     buffers: &mut Buffers<'_>,
     journal: Option<&Journal>,
     map: &mut UsedMap,
-    known: Known<'_>,
+    known: EarlierFindings<'_>,
 ) -> Result<Verdict, Fault> {
     let mut verdict = Verdict::USED;
     believe_bitmaps(geometry, buffers, map, &mut verdict)?;
@@ -207,7 +207,13 @@ fn fill(
     if let Some(doubt) = verdict.doubt {
         // A damaged filesystem: files that are found get their blocks, whatever a bitmap says.
         if verdict.coverage != crate::fs::Coverage::Whole {
-            inodes::pass(geometry, buffers, map, Pass::Claim, Known::Nothing)?;
+            inodes::pass(
+                geometry,
+                buffers,
+                map,
+                Pass::Claim,
+                EarlierFindings::Nothing,
+            )?;
         }
         verdict.doubt(doubt);
     } else if map.is_coarse() {
@@ -225,7 +231,7 @@ fn believe_bitmaps(
     verdict: &mut Verdict,
 ) -> Result<(), Fault> {
     blocks::apply_bitmaps(geometry, buffers, map, verdict)?;
-    blocks::mark_metadata(geometry, buffers, map, Tables::Whole, verdict)
+    blocks::mark_metadata(geometry, buffers, map, GroupTables::Whole, verdict)
 }
 
 /// Frees journal, unused tables and unwritten extents; a doubt means that the map must be made anew.
@@ -234,17 +240,21 @@ fn free_what_holds_nothing(
     buffers: &mut Buffers<'_>,
     journal: Option<&Journal>,
     map: &mut UsedMap,
-    known: Known<'_>,
+    known: EarlierFindings<'_>,
 ) -> Result<Option<Fault>, Fault> {
     if let Some(journal) = journal {
         journal::free(geometry, buffers, journal, map)?;
     }
     let mut found = inodes::pass(geometry, buffers, map, Pass::Free, known)?;
     let mut verdict = Verdict::USED;
-    blocks::mark_metadata(geometry, buffers, map, Tables::Touched, &mut verdict)?;
+    blocks::mark_metadata(geometry, buffers, map, GroupTables::Touched, &mut verdict)?;
     // An unwritten extent that overlaps a file seen before it shows only now.
     if found.doubt.is_none() && verdict.doubt.is_none() && found.unwritten_blocks > 0 {
-        let known = if found.is_new { Known::Nothing } else { known };
+        let known = if found.is_new {
+            EarlierFindings::Nothing
+        } else {
+            known
+        };
         found.doubt = inodes::pass(geometry, buffers, map, Pass::Claim, known)?.doubt;
     }
     let doubt = found.doubt.or(verdict.doubt);

@@ -3,7 +3,7 @@
 //! Source of the format: the kernel's Documentation/filesystems/ext4 and e2fsprogs' ext2_fs.h (names kept while reading).
 //! Recognising is lenient (a damaged filesystem is still one, and is read whole); a [`Geometry`] is strict.
 
-use super::checksum::Checksums;
+use super::checksum::ChecksumScheme;
 use crate::error::Fault;
 use crate::fs::Kind;
 use crate::units::{BlockSize, Extent, to_usize};
@@ -230,7 +230,7 @@ pub(super) struct Geometry {
     /// Inode sizes may be counted in blocks.
     pub has_huge_file: bool,
     /// Checksums in use.
-    pub checksums: Checksums,
+    pub checksums: ChecksumScheme,
     /// Inode number of the journal; 0 without one.
     pub journal_inode: u32,
     /// `s_state`.
@@ -257,7 +257,7 @@ impl Geometry {
         if raw.has_ro_compat(!f::RO_COMPAT_KNOWN) {
             return Err(Fault::unsupported("unknown read-only feature"));
         }
-        let checksums = Checksums::new(raw, bytes)?;
+        let checksums = ChecksumScheme::new(raw, bytes)?;
         let block = raw.block().ok_or_else(|| Fault::corrupt("block size"))?;
         let cluster_log2 = Self::cluster_log2(raw)?;
         let clusters_per_group = Self::clusters_per_group(raw, block, cluster_log2)?;

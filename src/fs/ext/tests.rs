@@ -2,7 +2,7 @@
 //!
 //! What mke2fs never makes stands here: lies, overlaps, cycles. Real images are in tests/it/format/ext.rs.
 
-use super::checksum::Checksums;
+use super::checksum::ChecksumScheme;
 use super::superblock::{Backups, Geometry, Raw};
 use super::*;
 use crate::crc::crc32c_raw;
@@ -71,7 +71,9 @@ impl Sample {
         self.inodes[number - 1] = true;
         if self.has_checksums {
             let number = u32::try_from(number).unwrap();
-            let seed = Checksums::All(self.seed()).inode_seed(number, 0).unwrap();
+            let seed = ChecksumScheme::All(self.seed())
+                .inode_seed(number, 0)
+                .unwrap();
             let sum = crc32c_raw(seed, &self.bytes[place..place + 128]);
             self.put(place + 0x7c, &sum.to_le_bytes()[..2]);
         }

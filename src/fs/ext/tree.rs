@@ -67,7 +67,7 @@ pub(super) enum Usage {
 
 /// Blocks that a file owns.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Run {
+pub(super) struct OwnedBlocks {
     /// What for.
     pub usage: Usage,
     /// Logical block of the first one (0 for tree blocks).
@@ -85,7 +85,7 @@ pub(super) struct Visit<'v> {
     /// How many tree blocks may still be read, all inodes together.
     pub budget: &'v mut u64,
     /// Called for every run; all of them lie inside the filesystem.
-    pub each: &'v mut dyn FnMut(Run),
+    pub each: &'v mut dyn FnMut(OwnedBlocks),
 }
 
 /// Visits every run of `inode`, with `memory` for one block per level. A corrupt tree is an error of that kind.
@@ -129,7 +129,7 @@ impl Walker<'_> {
         {
             return Err(self.bad("block number"));
         }
-        (self.visit.each)(Run {
+        (self.visit.each)(OwnedBlocks {
             usage,
             logical,
             blocks,

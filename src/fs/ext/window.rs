@@ -28,14 +28,14 @@ pub(super) struct Request {
 }
 
 /// A piece of the device in memory.
-pub(super) struct Window<'w> {
+pub(super) struct ReadWindow<'w> {
     device: &'w dyn ReadAt,
     buffer: &'w mut [u8],
     offset: u64,
     filled: usize,
 }
 
-impl<'w> Window<'w> {
+impl<'w> ReadWindow<'w> {
     fn new(device: &'w dyn ReadAt, buffer: &'w mut [u8]) -> Self {
         Self {
             device,
@@ -98,13 +98,13 @@ pub(super) struct Buffers<'w> {
     /// The device.
     pub device: &'w dyn ReadAt,
     /// Group descriptors.
-    pub descriptors: Window<'w>,
+    pub descriptors: ReadWindow<'w>,
     /// Block bitmaps.
-    pub block_bitmaps: Window<'w>,
+    pub block_bitmaps: ReadWindow<'w>,
     /// Inode bitmaps.
-    pub inode_bitmaps: Window<'w>,
+    pub inode_bitmaps: ReadWindow<'w>,
     /// Inode tables.
-    pub inodes: Window<'w>,
+    pub inodes: ReadWindow<'w>,
     /// One block for each level of a mapping tree.
     pub tree: &'w mut [u8],
 }
@@ -119,10 +119,10 @@ impl<'w> Buffers<'w> {
         let tree = rest.get_mut(..usize::from(MAX_DEPTH) * MAX_BLOCK_BYTES)?;
         Some(Self {
             device,
-            descriptors: Window::new(device, descriptors),
-            block_bitmaps: Window::new(device, block_bitmaps),
-            inode_bitmaps: Window::new(device, inode_bitmaps),
-            inodes: Window::new(device, inodes),
+            descriptors: ReadWindow::new(device, descriptors),
+            block_bitmaps: ReadWindow::new(device, block_bitmaps),
+            inode_bitmaps: ReadWindow::new(device, inode_bitmaps),
+            inodes: ReadWindow::new(device, inodes),
             tree,
         })
     }

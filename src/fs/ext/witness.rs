@@ -17,7 +17,7 @@ pub(super) fn add(geometry: &Geometry, walk: &mut Walk<'_>) -> Result<(), Fault>
     let (buffers, rest) = split.ok_or_else(|| Fault::refused("scratch memory"))?;
     let mut buffers =
         Buffers::split(device, buffers).ok_or_else(|| Fault::refused("scratch memory"))?;
-    let mut sum = Sum {
+    let mut sum = WitnessSum {
         device,
         memory: rest,
         witness: &mut walk.witness,
@@ -25,7 +25,7 @@ pub(super) fn add(geometry: &Geometry, walk: &mut Walk<'_>) -> Result<(), Fault>
     if let Some(journal) = Fault::believed(journal::find(geometry, &mut buffers))?.flatten() {
         sum.add(geometry.extent(journal.superblock, 1))?;
     }
-    let mut descriptors = Run::default();
+    let mut descriptors = JoinedExtent::default();
     for index in 0..geometry.descriptor_blocks() {
         descriptors.push(
             geometry.extent(geometry.descriptor_block(index), 1),
@@ -33,7 +33,7 @@ pub(super) fn add(geometry: &Geometry, walk: &mut Walk<'_>) -> Result<(), Fault>
         )?;
     }
     sum.add(descriptors.0)?;
-    let (mut block_bitmaps, mut inode_bitmaps) = (Run::default(), Run::default());
+    let (mut block_bitmaps, mut inode_bitmaps) = (JoinedExtent::default(), JoinedExtent::default());
     for group in 0..geometry.groups {
         let descriptor = geometry.descriptor(&mut buffers.descriptors, group);
         let Some(descriptor) = Fault::believed(descriptor)? else {
@@ -50,13 +50,13 @@ pub(super) fn add(geometry: &Geometry, walk: &mut Walk<'_>) -> Result<(), Fault>
     sum.add(inode_bitmaps.0)
 }
 
-struct Sum<'s> {
+struct WitnessSum<'s> {
     device: &'s dyn ReadAt,
     memory: &'s mut [u8],
     witness: &'s mut Witness,
 }
 
-impl Sum<'_> {
+impl WitnessSum<'_> {
     fn add(&mut self, extent: Option<Extent>) -> Result<(), Fault> {
         let Some(extent) = extent else {
             return Ok(());
@@ -77,10 +77,10 @@ impl Sum<'_> {
 
 /// Extents that follow each other, joined.
 #[derive(Default)]
-struct Run(Option<Extent>);
+struct JoinedExtent(Option<Extent>);
 
-impl Run {
-    fn push(&mut self, next: Option<Extent>, sum: &mut Sum<'_>) -> Result<(), Fault> {
+impl JoinedExtent {
+    fn push(&mut self, next: Option<Extent>, sum: &mut WitnessSum<'_>) -> Result<(), Fault> {
         match (&mut self.0, next) {
             (Some(run), Some(next)) if run.end() == next.offset => {
                 run.length_bytes += next.length_bytes;

@@ -78,14 +78,14 @@ pub(super) struct Group<'a> {
 
 /// Totals of a free-space tree. The digest does not depend on the order of the extents.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Totals {
+struct TreeTotals {
     extents: u64,
     blocks: u64,
     longest: u32,
     digest: u64,
 }
 
-impl Totals {
+impl TreeTotals {
     fn add(&mut self, start: u32, count: u32) {
         let mixed = (u64::from(start) << 32 | u64::from(count)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         self.extents += 1;
@@ -219,9 +219,9 @@ impl Group<'_> {
         agf: &Agf,
         stack: &mut [u8],
         map: &mut UsedMap,
-    ) -> Result<Totals, Fault> {
+    ) -> Result<TreeTotals, Fault> {
         let fault = Fault::corrupt("free extent");
-        let mut totals = Totals::default();
+        let mut totals = TreeTotals::default();
         let mut end = self.geometry.header_blocks();
         self.tree((FREE_BY_BLOCK, agf), stack, &mut |block| {
             for (start, count) in free_records(block) {
@@ -241,8 +241,13 @@ impl Group<'_> {
         Ok(totals)
     }
 
-    fn check_by_size(&self, agf: &Agf, stack: &mut [u8], map: &UsedMap) -> Result<Totals, Fault> {
-        let mut totals = Totals::default();
+    fn check_by_size(
+        &self,
+        agf: &Agf,
+        stack: &mut [u8],
+        map: &UsedMap,
+    ) -> Result<TreeTotals, Fault> {
+        let mut totals = TreeTotals::default();
         let mut previous = (0, 0);
         self.tree((FREE_BY_SIZE, agf), stack, &mut |block| {
             self.expect_used(block.offset, map)?;

@@ -76,7 +76,7 @@ impl<'a> Scratch<'a> {
 
 /// A chunk of 64 inodes as its record describes it.
 #[derive(Clone, Copy)]
-struct Chunk {
+struct InodeChunk {
     first: u32,
     /// Bit set: four inodes that do not exist.
     holes: u16,
@@ -84,7 +84,7 @@ struct Chunk {
     free: u64,
 }
 
-impl Chunk {
+impl InodeChunk {
     fn parse(record: &[u8], sparse: bool) -> Option<Self> {
         Some(Self {
             first: be(record, 0)?,
@@ -140,7 +140,7 @@ pub(super) fn walk_group(
             group.expect_used(block.offset, findings.map)?;
             for record in block.records.chunks_exact(RECORD_BYTES) {
                 let fault = Fault::corrupt("inode chunk");
-                let chunk = Chunk::parse(record, geometry.sparse_inodes).ok_or(fault)?;
+                let chunk = InodeChunk::parse(record, geometry.sparse_inodes).ok_or(fault)?;
                 if chunk.first < end {
                     return Err(fault);
                 }
@@ -159,7 +159,11 @@ pub(super) fn walk_group(
 }
 
 /// Reads a chunk and visits its allocated inodes.
-fn walk_chunk(chunk: Chunk, buffer: &mut [u8], mut fork: ForkWalk<'_, '_>) -> Result<(), Fault> {
+fn walk_chunk(
+    chunk: InodeChunk,
+    buffer: &mut [u8],
+    mut fork: ForkWalk<'_, '_>,
+) -> Result<(), Fault> {
     if (0..INODES_A_CHUNK).all(|index| !chunk.is_allocated(index)) {
         return Ok(());
     }
@@ -383,11 +387,11 @@ mod tests {
         record[..4].copy_from_slice(&64u32.to_be_bytes());
         record[4..6].copy_from_slice(&0x8000u16.to_be_bytes());
         record[8..].copy_from_slice(&0b101u64.to_be_bytes());
-        let chunk = Chunk::parse(&record, true).unwrap();
+        let chunk = InodeChunk::parse(&record, true).unwrap();
         let present: Vec<u32> = (0..64).filter(|index| chunk.is_allocated(*index)).collect();
         assert_eq!(present.first(), Some(&1));
         assert_eq!((present.len(), present.last()), (58, Some(&59)));
         // Without sparse chunks these bytes are part of a counter.
-        assert!(Chunk::parse(&record, false).unwrap().is_allocated(63));
+        assert!(InodeChunk::parse(&record, false).unwrap().is_allocated(63));
     }
 }

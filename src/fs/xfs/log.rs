@@ -50,7 +50,7 @@ pub(super) struct Log<'a> {
 
 /// Where the next record goes, and the cycle of the one before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Head {
+struct LogHead {
     block: u64,
     cycle: u32,
 }
@@ -92,7 +92,7 @@ impl<'a> Log<'a> {
     }
 
     /// The head by halving: cycle numbers go down by one there (or to zero, in a log that never wrapped).
-    fn head(&self) -> Result<Head, Fault> {
+    fn head(&self) -> Result<LogHead, Fault> {
         let blocks = self.blocks();
         let fault = Fault::corrupt("log").at(self.place.offset, self.place.length_bytes);
         let last = blocks.checked_sub(1).ok_or(fault)?;
@@ -101,7 +101,7 @@ impl<'a> Log<'a> {
             return Err(fault);
         }
         if first_cycle == last_cycle {
-            return Ok(Head {
+            return Ok(LogHead {
                 block: 0,
                 cycle: first_cycle,
             });
@@ -118,7 +118,7 @@ impl<'a> Log<'a> {
                 high = middle;
             }
         }
-        Ok(Head {
+        Ok(LogHead {
             block: high,
             cycle: first_cycle,
         })
@@ -162,7 +162,7 @@ impl<'a> Log<'a> {
     /// The header of the record that ends at the head, and its block.
     fn last_record(
         &self,
-        head: Head,
+        head: LogHead,
         buffer: &mut [u8],
     ) -> Result<Option<(u64, RecordHeader)>, Fault> {
         let end = if head.block == 0 {
@@ -185,7 +185,7 @@ impl<'a> Log<'a> {
     }
 
     /// No block that could have been in flight behind the head carries the cycle that a later write would have.
-    fn nothing_behind(&self, head: Head, buffer: &mut [u8]) -> Result<(), Fault> {
+    fn nothing_behind(&self, head: LogHead, buffer: &mut [u8]) -> Result<(), Fault> {
         let blocks = self.blocks();
         let limit = IN_FLIGHT_BLOCKS.min(blocks);
         let room = to_u64(buffer.len()) / BASIC_BYTES;

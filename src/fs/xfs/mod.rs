@@ -27,7 +27,7 @@ pub(super) use self::uuid::{can_change_uuid, change_uuid};
 use crate::device::ReadAt;
 use crate::error::Fault;
 use crate::features;
-use crate::fs::earlier::Known;
+use crate::fs::earlier::EarlierFindings;
 use crate::fs::{Identity, Kind, Reader, Still, Verdict, Walk, text, uuid_text};
 use crate::map::UsedMap;
 use crate::units::{Extent, to_usize};
@@ -80,10 +80,10 @@ fn walk(
     let known = walk.known();
     let mut is_new = false;
     let verdict = walk_knowing(still, walk, map, (known, &mut is_new))?;
-    if is_new && matches!(known, Known::Knows(..)) {
+    if is_new && matches!(known, EarlierFindings::Knows(..)) {
         // Some file that is left out may claim it.
         map.set_all_used();
-        return walk_knowing(still, walk, map, (Known::Nothing, &mut is_new));
+        return walk_knowing(still, walk, map, (EarlierFindings::Nothing, &mut is_new));
     }
     Ok(verdict)
 }
@@ -92,7 +92,7 @@ fn walk_knowing(
     still: Still,
     walk: &mut Walk<'_>,
     map: &mut UsedMap,
-    (known, is_new): (Known<'_>, &mut bool),
+    (known, is_new): (EarlierFindings<'_>, &mut bool),
 ) -> Result<Verdict, Fault> {
     let device = walk.device();
     let Some(superblock) = superblock::read(device)? else {
@@ -172,7 +172,7 @@ struct Findings<'a> {
     doubted: &'a mut Doubted,
     /// Blocks of extent trees that may still be read, over all groups.
     budget: u64,
-    known: Known<'a>,
+    known: EarlierFindings<'a>,
     /// Whether an unwritten extent was freed of the inodes at hand.
     freed: bool,
     /// Whether one was freed, ever, that an earlier walk saw in use.

@@ -62,7 +62,7 @@ pub(crate) fn change_uuid(
     superblocks(device, &found, uuid, &mut |_, _| Ok(()))?;
     let mut buffer = vec![0; crate::fs::SCRATCH_BYTES];
     super::log::Log::new(device, &geometry).prove_clean(&mut buffer)?;
-    let log = Log {
+    let log = LogRewrite {
         device,
         place: geometry.log,
         old: found.disk.sb_uuid,
@@ -119,14 +119,14 @@ fn put(bytes: &mut [u8], at: usize, field: &[u8]) {
 }
 
 /// The log, whose records are changed one by one.
-struct Log<'a> {
+struct LogRewrite<'a> {
     device: &'a dyn ReadAt,
     place: Extent,
     old: [u8; 16],
     new: [u8; 16],
 }
 
-impl Log<'_> {
+impl LogRewrite<'_> {
     fn blocks(&self) -> u64 {
         self.place.length_bytes / BASIC
     }

@@ -5,16 +5,16 @@ use crate::put::options::Options;
 use crate::put::target::Chosen;
 use crate::report;
 use crate::snapshot::relaid::{self, Laid};
-use crate::snapshot::unpack::origin::Origin;
+use crate::snapshot::unpack::origin::EntrySource;
 use crate::snapshot::{self, BOOT, Snapshot, TABLE};
 
 /// An empty disk that gets the recorded table.
-pub(super) struct Disk {
+pub(super) struct EmptyDisk {
     chosen: Chosen,
-    facts: snapshot::Disk,
+    facts: snapshot::DiskEntry,
 }
 
-impl Disk {
+impl EmptyDisk {
     pub(super) fn choose(
         name: &std::ffi::OsStr,
         options: &Options,
@@ -38,7 +38,7 @@ impl Disk {
         &self,
         found: &Snapshot,
         chosen: &[(String, Chosen)],
-        origin: &Origin,
+        origin: &EntrySource,
     ) -> Result<Vec<String>> {
         let shown = self.chosen.named().0.display();
         let (table, _) = self.bytes(origin)?;
@@ -77,17 +77,17 @@ impl Disk {
     }
 
     /// Reads the recorded table and boot area, and opens the disk.
-    pub(super) fn open(self, origin: &Origin) -> Result<Laid> {
+    pub(super) fn open(self, origin: &EntrySource) -> Result<Laid> {
         let (table, boot) = self.bytes(origin)?;
         let laid = Laid::new(self.chosen, self.facts, table, boot);
         laid.map_err(|error| error.leaving(NOTHING_WRITTEN))
     }
 
     /// The recorded table and boot area.
-    pub(super) fn bytes(&self, origin: &Origin) -> Result<(Vec<u8>, Vec<u8>)> {
+    pub(super) fn bytes(&self, origin: &EntrySource) -> Result<(Vec<u8>, Vec<u8>)> {
         let nothing = |error: Error| error.leaving(NOTHING_WRITTEN);
         Ok(match origin {
-            Origin::File(catalog) => {
+            EntrySource::File(catalog) => {
                 let bytes = |path, length| match length {
                     0 => Ok(Vec::new()),
                     _ => catalog.bytes(path),
@@ -97,7 +97,7 @@ impl Disk {
                     bytes(BOOT, self.facts.boot_bytes).map_err(nothing)?,
                 )
             }
-            Origin::Pipe(bundle) => {
+            EntrySource::Pipe(bundle) => {
                 let mut bundle = bundle.lock();
                 let table = bundle
                     .small(TABLE, self.facts.table_bytes)

@@ -8,16 +8,16 @@ use crate::error::Result;
 use crate::mounts::DevId;
 use crate::put::free::LeftAlone;
 use crate::put::grow;
-use crate::put::job::Shared;
+use crate::put::job::RunState;
 use crate::put::options::{self, Options};
 use crate::put::phase::Phase;
 use crate::put::target::{Chosen, Made};
 use crate::snapshot::relaid::Laid;
 use crate::snapshot::unpack::EntryTarget;
-use crate::snapshot::unpack::disk::Disk;
-use crate::snapshot::unpack::origin::Origin;
+use crate::snapshot::unpack::disk::EmptyDisk;
+use crate::snapshot::unpack::origin::EntrySource;
 use crate::snapshot::{Snapshot, image_path};
-use crate::stream::copy::Progress;
+use crate::stream::copy::CopyProgress;
 use crate::units::Extent;
 
 /// One entry and where it goes.
@@ -36,17 +36,17 @@ pub(super) struct Errand {
     pub only_changes: bool,
     /// The device to grow on afterwards.
     pub grow: Option<(PathBuf, DevId)>,
-    pub shared: Arc<Shared>,
+    pub shared: Arc<RunState>,
 }
 
 /// From the checked targets to what has to be done, in the order of the archive; files that are not there yet are made.
 pub(super) fn errands(
     options: &Options,
     chosen: Vec<(String, Chosen)>,
-    (disk, mut places): (Option<Disk>, Vec<EntryTarget>),
-    origin: &Origin,
+    (disk, mut places): (Option<EmptyDisk>, Vec<EntryTarget>),
+    origin: &EntrySource,
     snapshot: &Snapshot,
-    progress: &Arc<Progress>,
+    progress: &Arc<CopyProgress>,
 ) -> Result<(Vec<Errand>, Option<Laid>)> {
     let laid = disk.map(|disk| disk.open(origin)).transpose()?;
     let mut chosen: Vec<(String, Option<Chosen>)> = chosen
@@ -101,7 +101,7 @@ pub(super) fn errands(
             left,
             only_changes: options.only_changes,
             grow: grown.map(|dev| (path.clone(), dev)),
-            shared: Arc::new(Shared {
+            shared: Arc::new(RunState {
                 progress: Arc::clone(progress),
                 phase,
             }),

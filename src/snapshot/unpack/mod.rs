@@ -14,30 +14,30 @@ use std::ffi::OsString;
 use std::sync::Arc;
 use std::time::Instant;
 
-use self::disk::Disk;
+use self::disk::EmptyDisk;
 use self::errand::{Errand, errands};
-use self::origin::{Origin, check_bytes, content_of, origin};
+use self::origin::{EntrySource, check_bytes, content_of, origin};
 use self::states::states_of;
 use self::writer::unpack;
 use crate::config::pairs::split_pair;
 use crate::device::Device;
 use crate::error::{Error, NOTHING_WRITTEN, Result};
-use crate::put::figures::{self, Done};
+use crate::put::figures::{self, RestoreReport};
 use crate::put::grow;
 use crate::put::options::Options;
 use crate::put::room::{self, Need};
-use crate::put::supervise::{Watch, supervise};
+use crate::put::supervise::{SignalWatch, supervise};
 use crate::put::target::{self, Chosen};
 use crate::report::JsonObject;
-use crate::report::{self, Bytes, Span};
-use crate::snapshot::machine::Host;
+use crate::report::{self, Bytes, Elapsed};
+use crate::snapshot::machine::Machine;
 use crate::snapshot::{Snapshot, image_path};
-use crate::stream::copy::Progress;
-use crate::stream::image::open::Opened;
+use crate::stream::copy::CopyProgress;
+use crate::stream::image::open::OpenedImage;
 use crate::units::Extent;
 
 /// An entry that was written: its name, its filesystem, and the figures.
-pub(crate) type Restored = (String, &'static str, Done);
+pub(crate) type Restored = (String, &'static str, RestoreReport);
 
 /// A place on a disk that is laid out anew, for an entry.
 pub(crate) struct EntryTarget {
@@ -55,8 +55,8 @@ pub(crate) struct EntryTarget {
 /// where the options ask for one. `watch` is dropped before the first write.
 pub(crate) fn run(
     options: &Options,
-    opened: Opened,
-    watch: Watch,
+    opened: OpenedImage,
+    watch: SignalWatch,
     places: Vec<EntryTarget>,
     start: Instant,
 ) -> Result<Vec<Restored>> {
@@ -66,16 +66,16 @@ pub(crate) fn run(
     let has_come = opened.has_come;
     let origin = origin(opened).map_err(nothing)?;
     let (subject, found) = match &origin {
-        Origin::File(catalog) => (catalog.subject.clone(), catalog.snapshot.clone()),
-        Origin::Pipe(bundle) => {
+        EntrySource::File(catalog) => (catalog.subject.clone(), catalog.snapshot.clone()),
+        EntrySource::Pipe(bundle) => {
             let bundle = bundle.lock();
             (bundle.subject.clone(), bundle.snapshot.clone())
         }
     };
     let pairs = pairs(options, &subject, &found)?;
-    let progress = Arc::new(Progress::default());
+    let progress = Arc::new(CopyProgress::default());
     let disk = match &options.disk {
-        Some(name) => Some(Disk::choose(name, options, &subject, &found, &file)?),
+        Some(name) => Some(EmptyDisk::choose(name, options, &subject, &found, &file)?),
         None => None,
     };
     let chosen = choose(options, &pairs, &found, &file)?;
@@ -87,7 +87,7 @@ pub(crate) fn run(
         &mut report::Progress::new(&options.common),
     )
     .map_err(nothing)?;
-    if let Origin::File(catalog) = &origin {
+    if let EntrySource::File(catalog) = &origin {
         for (name, target) in &chosen {
             target.check_sectors(&content_of(catalog, name, &file)?)?;
         }
@@ -130,8 +130,8 @@ fn would(
     options: &Options,
     found: &Snapshot,
     chosen: Vec<(String, Chosen)>,
-    disk: Option<Disk>,
-    origin: &Origin,
+    disk: Option<EmptyDisk>,
+    origin: &EntrySource,
 ) -> Result<Error> {
     let mut lines = room_for(&chosen, found, origin)?;
     for (name, target) in &chosen {
@@ -162,12 +162,16 @@ fn would(
 }
 
 /// Refuses files for which there is surely no room; lines for those that may not fit.
-fn room_for(chosen: &[(String, Chosen)], found: &Snapshot, origin: &Origin) -> Result<Vec<String>> {
+fn room_for(
+    chosen: &[(String, Chosen)],
+    found: &Snapshot,
+    origin: &EntrySource,
+) -> Result<Vec<String>> {
     let mut lines = Vec::new();
     for (name, target) in chosen {
         let stored = match origin {
-            Origin::File(_) => origin.stored_bytes(&image_path(name)),
-            Origin::Pipe(_) => 0,
+            EntrySource::File(_) => origin.stored_bytes(&image_path(name)),
+            EntrySource::Pipe(_) => 0,
         };
         let most = found.image(name).map_or(0, |image| match image.used_bytes {
             0 => image.size_bytes,
@@ -179,7 +183,7 @@ fn room_for(chosen: &[(String, Chosen)], found: &Snapshot, origin: &Origin) -> R
 }
 
 /// A snapshot of another kind of machine hardly runs here.
-pub(crate) fn check_machine(subject: &str, snapshot: &Snapshot, here: &Host) -> Result<()> {
+pub(crate) fn check_machine(subject: &str, snapshot: &Snapshot, here: &Machine) -> Result<()> {
     for (what, theirs, ours) in [
         ("architecture", &snapshot.architecture, &here.architecture),
         ("board model", &snapshot.board, &here.board),
@@ -206,7 +210,7 @@ pub(crate) fn targets(
 /// The NAME=TARGET of the command line, for a snapshot of this kind of machine.
 fn pairs(options: &Options, subject: &str, snapshot: &Snapshot) -> Result<Vec<(String, OsString)>> {
     if !options.force {
-        check_machine(subject, snapshot, &Host::look())?;
+        check_machine(subject, snapshot, &Machine::look())?;
     }
     let names: Vec<&str> = snapshot.images.iter().map(|i| i.name.as_str()).collect();
     let names = names.join(", ");
@@ -295,7 +299,7 @@ fn finish(
         "{subject}: restored {}, {} written, in {}",
         names.join(" "),
         Bytes(bytes),
-        Span(took)
+        Elapsed(took)
     ));
     Ok(())
 }
@@ -306,10 +310,10 @@ mod tests {
 
     #[test]
     fn another_architecture_or_board_is_refused_and_what_is_not_known_is_not_compared() {
-        let here = Host {
+        let here = Machine {
             architecture: "aarch64".into(),
             board: "Alpha Board".into(),
-            ..Host::default()
+            ..Machine::default()
         };
         for (architecture, board, wrong) in [
             ("aarch64", "Alpha Board", None),
@@ -339,7 +343,7 @@ mod tests {
                 }
                 (found, _) => panic!("{architecture} {board}: {found:?}"),
             }
-            let nothing = Host::default();
+            let nothing = Machine::default();
             check_machine("x.zip", &snapshot, &nothing).unwrap();
         }
     }

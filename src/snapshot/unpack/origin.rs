@@ -10,36 +10,36 @@ use crate::report;
 use crate::snapshot::archive::{Bundle, Catalog};
 use crate::snapshot::{self, Checksums, Snapshot, image_path};
 use crate::stream::image::ImageReader;
-use crate::stream::image::open::Opened;
+use crate::stream::image::open::OpenedImage;
 use crate::stream::image::probed::Image;
 use crate::stream::image::whole::Any;
 use crate::stream::input::{Input, Supply};
 use crate::threads::Lock;
 
 /// Where the entries come from.
-pub(super) enum Origin {
+pub(super) enum EntrySource {
     /// A file, all of it checked beforehand.
     File(Box<Catalog>),
     /// A pipe, read once.
     Pipe(Arc<Lock<Bundle>>),
 }
 
-pub(super) fn origin(opened: Opened) -> Result<Origin> {
+pub(super) fn origin(opened: OpenedImage) -> Result<EntrySource> {
     let regular = opened.file.metadata().is_ok_and(|meta| meta.is_file());
     if regular && opened.input.length_bytes().is_some() {
         let fd = rustix::io::fcntl_dupfd_cloexec(&opened.file, 3)
             .map_err(|e| Error::fault(&opened.subject, Fault::io("dup", e)))?;
         let device = Device::from_fd(fd, false).map_err(|f| Error::fault(&opened.subject, f))?;
-        return Ok(Origin::File(Box::new(Catalog::read(
+        return Ok(EntrySource::File(Box::new(Catalog::read(
             &opened.subject,
             device,
         )?)));
     }
     let bundle = Bundle::open(&opened.subject, opened.input)?;
-    Ok(Origin::Pipe(Arc::new(Lock::new(bundle))))
+    Ok(EntrySource::Pipe(Arc::new(Lock::new(bundle))))
 }
 
-impl Origin {
+impl EntrySource {
     /// Bytes of an entry in the archive, once its end was seen.
     pub(super) fn stored_bytes(&self, path: &str) -> u64 {
         let of = |sums: &Checksums| sums.find(path).map_or(0, |sums| sums.stored_bytes);
@@ -52,13 +52,13 @@ impl Origin {
 
 /// Of a file: the checksums of what will be written; gives the bytes there are to read, `None` for a pipe.
 pub(super) fn check_bytes(
-    origin: &Origin,
+    origin: &EntrySource,
     snapshot: &Snapshot,
     pairs: &[(String, OsString)],
     everything: bool,
     line: &mut report::Progress,
 ) -> Result<Option<u64>> {
-    let Origin::File(catalog) = origin else {
+    let EntrySource::File(catalog) = origin else {
         return Ok(None);
     };
     let mut bytes = 0u64;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::error::Error;
-use crate::put::job::Shared;
+use crate::put::job::RunState;
 use crate::put::phase::{Phase, again};
 use crate::put::target::Overwrite;
 use crate::report;
@@ -12,7 +12,7 @@ use crate::snapshot::unpack::errand::Errand;
 
 /// The state of every target, and of a disk that is laid anew, for messages.
 pub(super) struct States {
-    targets: Vec<(String, Arc<Shared>)>,
+    targets: Vec<(String, Arc<RunState>)>,
     disk: Option<(String, Arc<Phase>)>,
 }
 
@@ -26,7 +26,7 @@ pub(super) fn states_of(errands: &[Errand], laid: Option<&Laid>) -> States {
 
 impl States {
     pub(super) fn text(&self) -> String {
-        let words = |(shown, shared): &(String, Arc<Shared>)| match shared.phase.get() {
+        let words = |(shown, shared): &(String, Arc<RunState>)| match shared.phase.get() {
             Phase::UNTOUCHED => format!("{shown}: not touched"),
             Phase::COMPLETE => format!("{shown}: complete"),
             _ => format!("{shown}: {}", shared.phase.state()),

@@ -13,7 +13,7 @@ use crate::snapshot::image_path;
 use crate::snapshot::relaid::Laid;
 use crate::snapshot::unpack::Restored;
 use crate::snapshot::unpack::errand::Errand;
-use crate::snapshot::unpack::origin::{Origin, PipeReader, advance};
+use crate::snapshot::unpack::origin::{EntrySource, PipeReader, advance};
 use crate::stream::image::ImageReader;
 use crate::stream::image::probed::Image;
 use crate::stream::image::whole::Any;
@@ -22,7 +22,7 @@ use crate::stream::target::Target;
 
 /// The working thread: every entry in the order of the archive.
 pub(super) fn unpack(
-    origin: Origin,
+    origin: EntrySource,
     errands: Vec<Errand>,
     mut laid: Option<Laid>,
     verify: bool,
@@ -34,8 +34,8 @@ pub(super) fn unpack(
     let (mut filled, mut done) = (Vec::new(), Vec::new());
     for errand in errands {
         let reader: Box<dyn Supply> = match &origin {
-            Origin::File(catalog) => catalog.reader(&errand.path)?,
-            Origin::Pipe(bundle) => {
+            EntrySource::File(catalog) => catalog.reader(&errand.path)?,
+            EntrySource::Pipe(bundle) => {
                 advance(bundle, &errand.path)?;
                 Box::new(PipeReader(Arc::clone(bundle)))
             }
@@ -45,11 +45,11 @@ pub(super) fn unpack(
         let (filesystem, one) = one(errand, reader, verify, (subject, file))?;
         filled.push((name, filesystem, one, grow));
         // What comes from a file was checked before the first write.
-        if matches!(origin, Origin::File(_)) {
+        if matches!(origin, EntrySource::File(_)) {
             complete(&mut filled, &mut done, &origin)?;
         }
     }
-    if let Origin::Pipe(bundle) = &origin {
+    if let EntrySource::Pipe(bundle) = &origin {
         let mut bundle = bundle.lock();
         let mut rest = Ok(Some(String::new()));
         while matches!(rest, Ok(Some(_))) {
@@ -72,7 +72,11 @@ pub(super) fn unpack(
 type Waiting = (String, &'static str, Filled, Option<(PathBuf, DevId)>);
 
 /// Writes the beginnings: from now on they are whole.
-fn complete(filled: &mut Vec<Waiting>, done: &mut Vec<Restored>, origin: &Origin) -> Result<()> {
+fn complete(
+    filled: &mut Vec<Waiting>,
+    done: &mut Vec<Restored>,
+    origin: &EntrySource,
+) -> Result<()> {
     for (name, filesystem, one, grow) in filled.drain(..) {
         let mut one = one.finish()?;
         // What was read of the archive, and not what came out of it.

@@ -24,13 +24,13 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::SeekFrom;
 
-use super::packed::{Found, Packed, Pieces};
-use super::receive::{Entry, UNIT_BYTES, no_room};
-use super::{Layout, MAX_PACKED, number};
+use super::packed::{FoundChunk, Packed, Pieces};
+use super::receive::{HeldChunk, UNIT_BYTES, no_room};
+use super::{ChunkLayout, MAX_PACKED, number};
 use crate::crc;
 use crate::error::Fault;
 use crate::stream::deflate::FINAL_BLOCK;
-use crate::stream::image::{ImageReader, Piece};
+use crate::stream::image::{ImageReader, ImageRun};
 use crate::stream::inflate::Inflate;
 use crate::stream::input::at_most;
 use crate::stream::pipeline::known::{HASH_BYTES, Hash, RECORD_BYTES, hash};
@@ -62,7 +62,7 @@ const PAUSE: Timespec = Timespec {
 };
 
 /// An earlier image, or several by name.
-pub trait Earlier: Send {
+pub trait EarlierImages: Send {
     /// From its beginning, and which of its chunks will be there when they are taken: the others, few, are kept when their hashes are
     /// said. `None`: there is none of this name, or it is not to be read.
     fn image(&mut self, path: &str) -> Option<(ImageReader<'static>, Range<u64>)>;
@@ -74,9 +74,9 @@ pub trait Earlier: Send {
 }
 
 /// What the other end is to be told.
-pub struct Known {
+pub struct KnownThere {
     /// What there is besides the remains of an interrupted run.
-    pub earlier: Option<Box<dyn Earlier>>,
+    pub earlier: Option<Box<dyn EarlierImages>>,
     /// Where hashes go.
     pub stdin: File,
 }
@@ -159,11 +159,11 @@ impl Index {
         Ok(())
     }
 
-    pub(super) fn entry(&mut self, chunk: u64) -> Result<Entry, Fault> {
+    pub(super) fn entry(&mut self, chunk: u64) -> Result<HeldChunk, Fault> {
         let bytes = self.bytes(chunk)?;
         let mut words = bytes.chunks(4).map(number);
         let mut word = || u32::try_from(words.next().unwrap_or(0)).unwrap_or(0);
-        Ok(Entry {
+        Ok(HeldChunk {
             place: word(),
             packed: word(),
             crc32: word(),
@@ -171,7 +171,7 @@ impl Index {
         })
     }
 
-    pub(super) fn set(&mut self, chunk: u64, entry: Entry) -> Result<(), Fault> {
+    pub(super) fn set(&mut self, chunk: u64, entry: HeldChunk) -> Result<(), Fault> {
         let words = [entry.place, entry.packed, entry.crc32, entry.times];
         let mut bytes = Hash::default();
         for (to, word) in bytes.chunks_mut(4).zip(words) {
@@ -182,7 +182,7 @@ impl Index {
 }
 
 /// What stands in front of a chunk that is held.
-pub(super) fn head(chunk: u64, entry: Entry) -> [u8; HEAD_BYTES] {
+pub(super) fn head(chunk: u64, entry: HeldChunk) -> [u8; HEAD_BYTES] {
     let mut head = [0; HEAD_BYTES];
     let chunk = u32::try_from(chunk).unwrap_or(u32::MAX);
     let (magic, words) = head.split_at_mut(HEAD_MAGIC.len());
@@ -233,7 +233,7 @@ impl Remains {
         let mut words = bytes.chunks(4).skip(2).map(number);
         let mut word = || u32::try_from(words.next().unwrap_or(0)).unwrap_or(0);
         let chunk = u64::from(word());
-        let entry = Entry {
+        let entry = HeldChunk {
             place: u32::try_from(self.unit).unwrap_or(u32::MAX),
             packed: word(),
             crc32: word(),
@@ -268,7 +268,7 @@ impl Remains {
     }
 
     /// What is known of a chunk by now.
-    pub(super) fn entry(&mut self, chunk: u64) -> Entry {
+    pub(super) fn entry(&mut self, chunk: u64) -> HeldChunk {
         self.index.entry(chunk).unwrap_or_default()
     }
 }
@@ -284,15 +284,15 @@ pub(super) struct Packing {
 /// What is here already, chunk by chunk in order.
 pub(super) struct Old {
     paths: Vec<String>,
-    layout: Layout,
+    layout: ChunkLayout,
     remains: Option<Remains>,
     /// How long they are looked through before a word is said.
     pub(super) first: Duration,
     inflate: Inflate,
     packed: Pages,
-    earlier: Option<Box<dyn Earlier>>,
+    earlier: Option<Box<dyn EarlierImages>>,
     /// Of the image that is read: which one, its next chunk, and those that may be taken.
-    reader: Option<Chunks>,
+    reader: Option<ImageChunks>,
     image: usize,
     next: u64,
     may: Range<u64>,
@@ -302,7 +302,7 @@ pub(super) struct Old {
     jobs: usize,
     /// Of the earlier image, while it is read as it is packed; and what was found ahead of its turn.
     pieces: Option<(usize, Pieces)>,
-    found: Option<Found>,
+    found: Option<FoundChunk>,
     /// An empty file, until something is noted in it.
     list: File,
     places: Option<Packed>,
@@ -313,7 +313,7 @@ pub(super) struct Old {
 }
 
 /// An image, a chunk at a time.
-pub struct Chunks {
+pub struct ImageChunks {
     reader: ImageReader<'static>,
     /// What was read and not taken.
     zeros: u64,
@@ -321,7 +321,7 @@ pub struct Chunks {
     left: Range<usize>,
 }
 
-impl Chunks {
+impl ImageChunks {
     /// From its beginning.
     pub fn new(reader: ImageReader<'static>) -> Result<Self, Fault> {
         Ok(Self {
@@ -357,9 +357,9 @@ impl Chunks {
                 continue;
             }
             match self.reader.next(&mut self.piece)? {
-                Piece::Data(count) => self.left = 0..count,
-                Piece::Zeros(count) => self.zeros = count,
-                Piece::End => return Ok(None),
+                ImageRun::Data(count) => self.left = 0..count,
+                ImageRun::Zeros(count) => self.zeros = count,
+                ImageRun::End => return Ok(None),
             }
         }
         Ok(Some(is_data))
@@ -373,8 +373,8 @@ pub(super) fn pages(length: usize) -> Result<Pages, Fault> {
 impl Old {
     pub(super) fn new(
         paths: Vec<String>,
-        layout: Layout,
-        earlier: Option<Box<dyn Earlier>>,
+        layout: ChunkLayout,
+        earlier: Option<Box<dyn EarlierImages>>,
         remains: Option<Remains>,
         packing: Packing,
     ) -> Result<Self, Fault> {
@@ -434,7 +434,7 @@ impl Old {
             let path = self.paths.get(image);
             let found = path.and_then(|path| earlier.image(path));
             let (reader, may) = found.map_or((None, 0..0), |(reader, may)| (Some(reader), may));
-            self.reader = reader.and_then(|reader| Chunks::new(reader).ok());
+            self.reader = reader.and_then(|reader| ImageChunks::new(reader).ok());
             self.image = image;
             self.next = self.layout.first(image);
             self.may = self.next.saturating_add(may.start)..self.next.saturating_add(may.end);

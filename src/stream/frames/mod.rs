@@ -35,7 +35,7 @@ pub mod send;
 
 use crate::crc;
 use crate::error::Fault;
-use crate::stream::archive::Text;
+use crate::stream::archive::TextEntry;
 use crate::stream::plan::CHUNK_BYTES;
 use crate::stream::zip::{MAX_ENTRIES, MAX_NAME};
 use crate::units::{to_u64, to_usize};
@@ -77,7 +77,7 @@ pub struct Framed {
 
 /// What stands in front.
 #[derive(Clone, Debug, Default)]
-pub struct Header {
+pub struct StreamHeader {
     /// A snapshot, and not one image.
     pub is_snapshot: bool,
     /// A copy of something that need not be an image.
@@ -85,12 +85,12 @@ pub struct Header {
     /// Of the entries of a snapshot.
     pub unix_seconds: u64,
     /// In front of the images of a snapshot.
-    pub front: Vec<Text>,
+    pub front: Vec<TextEntry>,
     /// In order.
     pub images: Vec<Framed>,
 }
 
-impl Header {
+impl StreamHeader {
     /// As bytes, from the magic to the checksum.
     pub fn to_bytes(&self) -> Result<Vec<u8>, Fault> {
         let large = |_| Fault::refused("header of frames too large");
@@ -149,7 +149,7 @@ impl Header {
                 let path = rest.name()?;
                 let length = to_usize(rest.number(4)?);
                 let bytes = rest.take(length)?.to_vec();
-                header.front.push(Text { path, bytes });
+                header.front.push(TextEntry { path, bytes });
             }
             for _ in 0..rest.number(2)? {
                 let path = rest.name()?;
@@ -202,7 +202,7 @@ fn number(bytes: &[u8]) -> u64 {
 
 /// Where chunks lie.
 #[derive(Clone, Debug, Default)]
-struct Layout {
+struct ChunkLayout {
     /// For each part the number of its first chunk, and its length.
     parts: Vec<(u64, u64)>,
     /// For each image the number of the chunk behind its last one.
@@ -210,7 +210,7 @@ struct Layout {
     size_bytes: u64,
 }
 
-impl Layout {
+impl ChunkLayout {
     fn new(images: &[Framed]) -> Result<Self, Fault> {
         let absurd = || Fault::corrupt("size of the images in the frames");
         let mut layout = Self {

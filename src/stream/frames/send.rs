@@ -3,10 +3,10 @@
 //! The emitter: what rounds of pre-copy take goes out at once, and what it was worth is said in order, after the freeze. A file goes
 //! out in order, and without what the other end has.
 
-use super::known::{Chunks, Earlier};
+use super::known::{EarlierImages, ImageChunks};
 use super::{
-    Control, EARLY, END, HELD, HERE, Header, IMAGE, KNOWN, KNOWN_HERE, Layout, MAX_PACKED,
-    MAX_REPORT, ZEROS,
+    ChunkLayout, Control, EARLY, END, HELD, HERE, IMAGE, KNOWN, KNOWN_HERE, MAX_PACKED, MAX_REPORT,
+    StreamHeader, ZEROS,
 };
 use crate::crc;
 use crate::error::Fault;
@@ -19,7 +19,7 @@ use crate::sys::memory::Pages;
 use crate::units::to_usize;
 
 /// Gives the report, once, after the thaw, from the checksums of the images; may allocate.
-pub type Ending = Box<dyn FnMut(&[ImageSum]) -> Result<String, Fault> + Send>;
+pub type LastReport = Box<dyn FnMut(&[ImageSum]) -> Result<String, Fault> + Send>;
 
 /// What an image was.
 #[derive(Clone, Copy, Debug, Default)]
@@ -38,7 +38,7 @@ pub struct FrameEmitter {
     held_bytes: u64,
     sum: Sum,
     sums: Vec<ImageSum>,
-    ending: Ending,
+    ending: LastReport,
     totals: TotalsCell,
 }
 
@@ -46,8 +46,8 @@ impl FrameEmitter {
     /// Writes the header at once, so that a sink that asks first has asked before anything freezes.
     pub fn new(
         output: Output,
-        header: &Header,
-        ending: Ending,
+        header: &StreamHeader,
+        ending: LastReport,
         totals: TotalsCell,
     ) -> Result<Self, Problem> {
         let mut emitter = Self {
@@ -167,15 +167,15 @@ pub trait Talk {
 
 /// Sends all of the images that the header tells of but what is there already, and at the end the report; gives how many bytes were.
 pub fn images(
-    header: &Header,
-    from: &mut dyn Earlier,
+    header: &StreamHeader,
+    from: &mut dyn EarlierImages,
     report: &str,
     talk: &mut dyn Talk,
 ) -> Result<u64, Fault> {
-    let layout = Layout::new(&header.images)?;
+    let layout = ChunkLayout::new(&header.images)?;
     let memory = |errno| Fault::io("allocate", errno);
     let out = header.to_bytes()?;
-    let mut sender = Sender {
+    let mut sender = FrameSender {
         chunk: Pages::new(to_usize(CHUNK_BYTES)).map_err(memory)?,
         packed: Pages::new(MAX_PACKED).map_err(memory)?,
         deflater: Deflater::new(1),
@@ -190,7 +190,7 @@ pub fn images(
     let mut more = sender.flush(&[]);
     for (index, image) in header.images.iter().enumerate() {
         let (reader, _) = from.image(&image.path).ok_or_else(gone)?;
-        let mut chunks = Chunks::new(reader)?;
+        let mut chunks = ImageChunks::new(reader)?;
         let end = layout.ends.get(index).copied().unwrap_or(0);
         for number in layout.first(index)..end {
             if more.is_none() {
@@ -210,7 +210,7 @@ fn gone() -> Fault {
 }
 
 /// What [`images`] goes on with from chunk to chunk.
-struct Sender<'a> {
+struct FrameSender<'a> {
     chunk: Pages,
     packed: Pages,
     deflater: Deflater,
@@ -223,7 +223,7 @@ struct Sender<'a> {
     talk: &'a mut dyn Talk,
 }
 
-impl Sender<'_> {
+impl FrameSender<'_> {
     /// Says what waits, and packed bytes behind it; `None`: nothing more is taken.
     fn flush(&mut self, packed: &[u8]) -> Option<()> {
         self.control.add(&self.out);
@@ -236,7 +236,7 @@ impl Sender<'_> {
     /// The next chunk of an image.
     fn chunk(
         &mut self,
-        chunks: &mut Chunks,
+        chunks: &mut ImageChunks,
         number: u64,
         raw_bytes: u64,
     ) -> Result<Option<()>, Fault> {

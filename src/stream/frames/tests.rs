@@ -1,6 +1,6 @@
 //! The format: what comes back, and what is not believed.
 
-use super::receive::{Hold, NO_ROOM, receive};
+use super::receive::{HeldStream, NO_ROOM, receive};
 use super::send::FrameEmitter;
 use super::*;
 use crate::error::FaultKind;
@@ -42,13 +42,13 @@ fn written(write: impl FnOnce(Output)) -> Vec<u8> {
     bytes
 }
 
-fn image(parts: &[u64]) -> Header {
-    Header {
+fn image(parts: &[u64]) -> StreamHeader {
+    StreamHeader {
         images: vec![Framed {
             path: "image".into(),
             parts: parts.to_vec(),
         }],
-        ..Header::default()
+        ..StreamHeader::default()
     }
 }
 
@@ -105,9 +105,9 @@ fn sample() -> (Vec<u8>, Vec<u8>) {
     (stream, raw)
 }
 
-fn hold() -> Hold {
+fn hold() -> HeldStream {
     let file = || partfile::unnamed_anywhere().unwrap();
-    Hold::of(file(), file())
+    HeldStream::of(file(), file())
 }
 
 /// Received, put in order, unpacked and checked.
@@ -143,15 +143,15 @@ fn no_room_for_a_chunk_or_for_what_is_noted_of_it_is_one_and_the_same() {
         options.read(true).write(true).open("/dev/full").unwrap()
     };
     let without = [
-        Hold {
+        HeldStream {
             file: full(),
             ..hold()
         },
-        Hold {
+        HeldStream {
             index: full(),
             ..hold()
         },
-        Hold {
+        HeldStream {
             most_bytes: 20,
             ..hold()
         },
@@ -198,7 +198,7 @@ struct Craft {
 }
 
 impl Craft {
-    fn new(header: &Header) -> Self {
+    fn new(header: &StreamHeader) -> Self {
         let mut craft = Self {
             bytes: Vec::new(),
             control: Control::default(),
@@ -327,14 +327,14 @@ fn headers_of_another_version_or_of_absurd_sizes_are_refused_by_name() {
         let fault = whole(&stream).unwrap_err();
         assert!(fault.what().contains("size of the images"), "{fault}");
     }
-    let snapshot = Header {
+    let snapshot = StreamHeader {
         is_snapshot: true,
         ..image(&[5])
     };
     assert!(snapshot.to_bytes().is_err(), "a snapshot without metadata");
-    let two = Header {
+    let two = StreamHeader {
         images: [image(&[5]).images, image(&[5]).images].concat(),
-        ..Header::default()
+        ..StreamHeader::default()
     };
     assert!(two.to_bytes().is_err(), "two images that are no snapshot");
 }
@@ -346,7 +346,7 @@ fn chunks_are_numbered_over_parts_of_any_length() {
         path: String::new(),
         parts: parts.to_vec(),
     };
-    let layout = Layout::new(&[framed(&parts), framed(&[9])]).unwrap();
+    let layout = ChunkLayout::new(&[framed(&parts), framed(&[9])]).unwrap();
     let lengths: Vec<_> = (0..8).map(|chunk| layout.raw_bytes(chunk)).collect();
     let full = Some(CHUNK_BYTES);
     assert_eq!(
@@ -359,7 +359,7 @@ fn chunks_are_numbered_over_parts_of_any_length() {
 /// An earlier image in memory.
 struct Before(Vec<u8>);
 
-impl known::Earlier for Before {
+impl known::EarlierImages for Before {
     fn image(&mut self, path: &str) -> Option<(ImageReader<'static>, Range<u64>)> {
         assert_eq!(path, "image");
         let bytes: &'static [u8] = self.0.clone().leak();
@@ -391,7 +391,7 @@ fn all_known(raw: &[u8], hashes: [Hash; 2]) -> Vec<u8> {
 fn reused(stream: &[u8], before: Vec<u8>) -> Result<Vec<u8>, Problem> {
     let (_ours, stdin) = pipe();
     let mut hold = hold();
-    hold.known = Some(known::Known {
+    hold.known = Some(known::KnownThere {
         earlier: Some(Box::new(Before(before))),
         stdin,
     });
@@ -446,9 +446,9 @@ fn a_known_chunk_is_taken_only_where_its_hash_proves_what_is_here() {
 #[test]
 fn what_is_here_is_said_in_order_and_zeros_are_not() {
     let raw = [chunk(3, CHUNK), vec![0; 3 * CHUNK], chunk(4, 77)].concat();
-    let layout = Layout::new(&image(&[to_u64(raw.len())]).images).unwrap();
+    let layout = ChunkLayout::new(&image(&[to_u64(raw.len())]).images).unwrap();
     let (mut ours, stdin) = pipe();
-    let before: Box<dyn known::Earlier> = Box::new(Before(raw.clone()));
+    let before: Box<dyn known::EarlierImages> = Box::new(Before(raw.clone()));
     let mut old =
         known::Old::new(vec!["image".into()], layout, Some(before), None, packing()).unwrap();
     assert!(old.tell(&stdin, &AtomicBool::new(false)).is_some());
@@ -527,7 +527,7 @@ impl Supply for Watched {
     }
 }
 
-impl known::Earlier for Watched {
+impl known::EarlierImages for Watched {
     fn image(&mut self, _: &str) -> Option<(ImageReader<'static>, Range<u64>)> {
         let watched = Watched {
             raw: Arc::clone(&self.raw),
@@ -557,7 +557,7 @@ fn what_is_here_twice_is_said_while_it_is_read_however_long_that_takes() {
     let (file, index) = (hold.file.try_clone().unwrap(), hold.index.try_clone());
     assert!(receive(&mut Input::reader(&craft.bytes[..]).unwrap(), hold).is_err());
     let length = file.metadata().unwrap().len().next_multiple_of(4096);
-    let layout = Layout::new(&header.images).unwrap();
+    let layout = ChunkLayout::new(&header.images).unwrap();
     for first in [
         std::time::Duration::ZERO,
         std::time::Duration::from_secs(60),
@@ -566,7 +566,7 @@ fn what_is_here_twice_is_said_while_it_is_read_however_long_that_takes() {
         let file = file.try_clone().unwrap();
         let remains = known::Remains::new(file, index.unwrap(), u64::from(chunks), length);
         let (mut ours, stdin) = pipe();
-        let earlier: Box<dyn known::Earlier> = Box::new(Watched {
+        let earlier: Box<dyn known::EarlierImages> = Box::new(Watched {
             raw: Arc::new(raw.clone()),
             at: 0,
             said: ours.try_clone().unwrap(),

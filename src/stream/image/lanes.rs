@@ -20,7 +20,7 @@ use crate::crc;
 use crate::stream::copy::{BUFFER_BYTES, Ended};
 use crate::stream::deflate::behind_marker;
 use crate::stream::gzip;
-use crate::stream::image::{ImageReader, Piece};
+use crate::stream::image::{ImageReader, ImageRun};
 use crate::stream::input::Input;
 use crate::sys::memory::Pages;
 use crate::threads::{self, RecvTimeoutError, channel, jobs};
@@ -142,7 +142,7 @@ fn part(
     let mut buffer = Pages::new(BUFFER_BYTES).ok()?;
     while !over.load(Ordering::Relaxed) {
         let before = reader.input_bytes();
-        if reader.next(&mut buffer).ok()? == Piece::End {
+        if reader.next(&mut buffer).ok()? == ImageRun::End {
             return Some((Ended::of(&reader), reader.has_end()));
         }
         let taken = reader.input_bytes().saturating_sub(before);

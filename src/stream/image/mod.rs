@@ -12,7 +12,7 @@ pub(crate) mod open;
 pub(crate) mod probed;
 pub(crate) mod whole;
 
-use crate::content::{Content, Place, SEEN_BYTES, Seen, TAIL_BYTES};
+use crate::content::{Content, SEEN_BYTES, Seen, SeenAt, TAIL_BYTES};
 pub use crate::content::{Format, LOOK_BYTES};
 use crate::crc::{self, Shift};
 use crate::error::Fault;
@@ -30,7 +30,7 @@ const ZERO_RUN_LIMIT: u64 = 1 << 30;
 
 /// What comes next in an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Piece {
+pub enum ImageRun {
     /// So many bytes in the caller's buffer.
     Data(usize),
     /// So many zero bytes.
@@ -153,7 +153,7 @@ impl<'a> ImageReader<'a> {
         let mut places = content.places(self.length_bytes());
         // Of a payload another checksum says that it is one image.
         let is_alone = !matches!(self.format, Format::Raw | Format::Gzip);
-        places.retain(|(place, _)| !is_alone || matches!(place, Place::Partition(_)));
+        places.retain(|(place, _)| !is_alone || matches!(place, SeenAt::Partition(_)));
         let is_packed = self.format == Format::Gzip;
         let watched = |place| watched(place, is_packed);
         self.seen.extend(places.into_iter().map(watched));
@@ -163,12 +163,12 @@ impl<'a> ImageReader<'a> {
     }
 
     fn watch_member(&mut self) {
-        let is_watched = |seen: &Seen| matches!(seen.place, Place::Member(_));
+        let is_watched = |seen: &Seen| matches!(seen.place, SeenAt::Member(_));
         if let Some((offset, place)) = self.gunzip.as_ref().and_then(Gunzip::member)
             && !self.seen.iter().any(is_watched)
         {
             self.seen
-                .push(watched((Place::Member(place), offset), true));
+                .push(watched((SeenAt::Member(place), offset), true));
         }
     }
 
@@ -218,7 +218,7 @@ impl<'a> ImageReader<'a> {
     }
 
     /// The next run. `buffer` is a whole number of granules long, at least one.
-    pub fn next(&mut self, buffer: &mut [u8]) -> Result<Piece, Fault> {
+    pub fn next(&mut self, buffer: &mut [u8]) -> Result<ImageRun, Fault> {
         let granule = to_usize(GRANULE_BYTES);
         let mut filled = self.take_stash(buffer);
         while !self.ended && self.pending_zeros < ZERO_RUN_LIMIT {
@@ -261,7 +261,7 @@ impl<'a> ImageReader<'a> {
     }
 
     /// Accounts for what goes out: the data at the front of `buffer`, or else the zeros that wait.
-    fn give(&mut self, buffer: &[u8], filled: usize) -> Piece {
+    fn give(&mut self, buffer: &[u8], filled: usize) -> ImageRun {
         if filled > 0 {
             let data = buffer.get(..filled).unwrap_or_default();
             self.crc = crc::crc32(self.crc, data);
@@ -271,11 +271,11 @@ impl<'a> ImageReader<'a> {
             }
             self.offset = self.offset.saturating_add(to_u64(filled));
             self.data_bytes = self.data_bytes.saturating_add(to_u64(filled));
-            return Piece::Data(filled);
+            return ImageRun::Data(filled);
         }
         let zeros = std::mem::take(&mut self.pending_zeros);
         if zeros == 0 {
-            return Piece::End;
+            return ImageRun::End;
         }
         self.crc = self.shift.combine(self.crc, crc::zeros(zeros), zeros);
         let count = at_most(zeros, TAIL_BYTES);
@@ -285,7 +285,7 @@ impl<'a> ImageReader<'a> {
             keep(seen, self.offset, None, zeros);
         }
         self.offset = self.offset.saturating_add(zeros);
-        Piece::Zeros(zeros)
+        ImageRun::Zeros(zeros)
     }
 
     /// Takes a hole of a raw file, or zeros that need no inflating; false where there is none.
@@ -310,7 +310,7 @@ impl<'a> ImageReader<'a> {
     }
 }
 
-fn watched((place, offset): (Place, u64), is_packed: bool) -> Seen {
+fn watched((place, offset): (SeenAt, u64), is_packed: bool) -> Seen {
     Seen {
         place,
         offset,
@@ -337,7 +337,7 @@ fn keep(seen: &mut Seen, offset: u64, data: Option<&[u8]>, count: u64) {
         None => seen.bytes.resize(held + length, 0),
     }
     // Of many partitions only what is wrong is kept.
-    if matches!(seen.place, Place::Partition(_))
+    if matches!(seen.place, SeenAt::Partition(_))
         && seen.bytes.len() == SEEN_BYTES
         && seen.too_large().is_none()
     {
@@ -367,12 +367,12 @@ mod tests {
         loop {
             assert_eq!(reader.offset(), to_u64(out.len()));
             match reader.next(&mut buffer).unwrap() {
-                Piece::Data(count) => out.extend_from_slice(&buffer[..count]),
-                Piece::Zeros(count) => {
+                ImageRun::Data(count) => out.extend_from_slice(&buffer[..count]),
+                ImageRun::Zeros(count) => {
                     zero_runs += 1;
                     out.resize(out.len() + to_usize(count), 0);
                 }
-                Piece::End => break,
+                ImageRun::End => break,
             }
         }
         assert_eq!(reader.crc32(), crc::crc32(0, &out));
@@ -421,9 +421,9 @@ mod tests {
         let mut data = 0usize;
         loop {
             match reader.next(&mut buffer).unwrap() {
-                Piece::Data(count) => data += count,
-                Piece::Zeros(_) => {}
-                Piece::End => break,
+                ImageRun::Data(count) => data += count,
+                ImageRun::Zeros(_) => {}
+                ImageRun::End => break,
             }
         }
         assert_eq!(reader.offset(), 5 << 30);
@@ -444,7 +444,7 @@ mod tests {
     fn empty_and_foreign_inputs_are_told_apart() {
         let mut reader = ImageReader::new(Input::reader(&b""[..]).unwrap()).unwrap();
         assert_eq!(reader.format(), Format::Raw);
-        assert_eq!(reader.next(&mut vec![0; 65_536]).unwrap(), Piece::End);
+        assert_eq!(reader.next(&mut vec![0; 65_536]).unwrap(), ImageRun::End);
         assert_eq!(Format::recognise(b"\xfd7zXZ\0"), Format::Raw);
         assert_eq!(Format::recognise(b"PK\x03\x04ab"), Format::Zip);
         let mut first = [0u8; LOOK_BYTES];

@@ -25,7 +25,7 @@ const FIFO_PATIENCE: Timespec = Timespec {
 };
 
 /// A path or `-` that was opened, and what its first bytes say.
-pub(crate) struct Opened {
+pub(crate) struct OpenedImage {
     /// As the user named it.
     pub subject: String,
     /// The open file.
@@ -38,7 +38,7 @@ pub(crate) struct Opened {
     pub has_come: bool,
 }
 
-impl Opened {
+impl OpenedImage {
     /// Opens what is to be read to its end, and looks at its first bytes: what others may write to meanwhile is refused, and a device
     /// is held.
     pub(crate) fn open(path: &OsStr) -> Result<Self> {

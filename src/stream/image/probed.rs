@@ -12,14 +12,14 @@ use crate::content::{Content, Format, HEAD_BYTES, Head};
 use crate::error::{Error, Fault, FaultKind, Result};
 use crate::features;
 use crate::report::{Progress, Step};
-use crate::stream::artifact::{self, Labels};
+use crate::stream::artifact::{self, ArtifactLabels};
 use crate::stream::bmap;
 use crate::stream::copy::{BUFFER_BYTES, Ended};
-use crate::stream::image::open::Opened;
+use crate::stream::image::open::OpenedImage;
 use crate::stream::image::whole::{
     Any, check_end, check_partitions, cut_off, image_error, not_an_image,
 };
-use crate::stream::image::{ImageReader, Piece, lanes};
+use crate::stream::image::{ImageReader, ImageRun, lanes};
 use crate::stream::input::Input;
 use crate::sys::memory::Pages;
 
@@ -36,8 +36,8 @@ pub(crate) struct Image {
     /// The open file, for comparing it with targets.
     pub file: File,
     /// What the artifact says of itself, where it is one.
-    pub artifact: Option<Labels>,
-    /// As in [`Opened`].
+    pub artifact: Option<ArtifactLabels>,
+    /// As in [`OpenedImage`].
     pub has_come: bool,
     any: Any,
 }
@@ -45,12 +45,12 @@ pub(crate) struct Image {
 impl Image {
     /// Opens a path or `-` only to look at it, and reads the head.
     pub(crate) fn look(path: &OsStr, any: Any) -> Result<Self> {
-        Self::read(Opened::look(path)?, any)
+        Self::read(OpenedImage::look(path)?, any)
     }
 
     /// Reads the head of what is no snapshot.
-    pub(crate) fn read(opened: Opened, any: Any) -> Result<Self> {
-        let Opened {
+    pub(crate) fn read(opened: OpenedImage, any: Any) -> Result<Self> {
+        let OpenedImage {
             subject,
             file,
             input,
@@ -168,7 +168,7 @@ impl Image {
         }
         let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
         let again = File::open(path).map_err(|_| crate::mounts::not_mounted("/proc", "proc"))?;
-        Self::read(Opened::of(self.subject.clone(), again)?, self.any).map(Some)
+        Self::read(OpenedImage::of(self.subject.clone(), again)?, self.any).map(Some)
     }
 
     /// `--bmap`: that every range of it is in the image as it says.
@@ -178,7 +178,7 @@ impl Image {
         let file = File::open(path).map_err(|error| Error::std(name, "open", &error))?;
         let read = file.take(bmap::MOST_BYTES).read_to_end(&mut bytes);
         read.map_err(|error| Error::std(name, "read", &error))?;
-        let text = bmap::Text::new(bytes).map_err(|fault| Error::fault(name, fault))?;
+        let text = bmap::BmapText::new(bytes).map_err(|fault| Error::fault(name, fault))?;
         let Some(mut again) = self.again()? else {
             return Err(Error::refused(format_args!(
                 "{}: cannot be read twice, and --bmap checks all of it before the first write; give it as a file",
@@ -272,7 +272,7 @@ pub(crate) fn read_all(found: &mut Image, common: &Common, line: &mut Progress) 
     let mut buffer = Pages::new(BUFFER_BYTES).map_err(|e| fail(Fault::io("mmap", e)))?;
     let least_bytes = found.content.least_bytes();
     // Each turn takes at least one granule of the input, or is the last.
-    while found.reader.next(&mut buffer).map_err(fail)? != Piece::End {
+    while found.reader.next(&mut buffer).map_err(fail)? != ImageRun::End {
         // Of a pipe the image says by itself how long it is at least.
         let (done_bytes, total_bytes) = match length {
             Some(length) => (found.reader.input_bytes(), length),

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::content::{Content, Place, Seen};
+use crate::content::{Content, Seen, SeenAt};
 use crate::error::{Cause, Error, Exit, Fault, FaultKind, Result};
 use crate::stream::copy::Ended;
 use crate::stream::partfile;
@@ -59,7 +59,7 @@ pub(super) fn check_partitions(subject: &str, seen: &[Seen]) -> Result<()> {
 
 /// A copy of something as it is was written in one go, as one member: what follows was appended, whatever it is.
 fn check_alone(subject: &str, ended: &Ended) -> Result<()> {
-    let is_more = |seen: &Seen| matches!(seen.place, Place::Member(_)) && !seen.bytes.is_empty();
+    let is_more = |seen: &Seen| matches!(seen.place, SeenAt::Member(_)) && !seen.bytes.is_empty();
     match ended.seen.iter().find(|seen| is_more(seen)) {
         None => Ok(()),
         Some(seen) => Err(not_an_image(

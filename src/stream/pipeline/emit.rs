@@ -1,6 +1,6 @@
 //! The emitter: records in order, into the output stream; its end only after [`super::Pipeline::permit`].
 
-use super::{Emit, Encoded, Problem, Record, Shared};
+use super::{Emit, Encoded, Problem, Shared, StreamRecord};
 use crate::sys::spool::{Cells, Chain};
 
 impl Shared {
@@ -14,7 +14,7 @@ impl Shared {
         // Runs of zeros grow as long as nothing else comes between.
         let mut zeros = 0u64;
         while let Some(record) = self.next_record() {
-            if let Record::Zeros(length) = record {
+            if let StreamRecord::Zeros(length) = record {
                 zeros = zeros.saturating_add(length);
                 continue;
             }
@@ -23,7 +23,7 @@ impl Shared {
                 zeros = 0;
             }
             match record {
-                Record::Data {
+                StreamRecord::Data {
                     chain,
                     raw_bytes,
                     crc32,
@@ -39,7 +39,7 @@ impl Shared {
                         .fetch_add(raw_bytes, std::sync::atomic::Ordering::Relaxed);
                     self.can_read.notify_all();
                 }
-                Record::Early {
+                StreamRecord::Early {
                     chunk,
                     chain,
                     raw_bytes,
@@ -55,9 +55,9 @@ impl Shared {
                     }
                     self.can_read.notify_all();
                 }
-                Record::Held { raw_bytes, crc32 } => emit.held(raw_bytes, crc32)?,
-                Record::End(image) => emit.end_image(image)?,
-                Record::Zeros(_) | Record::Empty | Record::Pending => {}
+                StreamRecord::Held { raw_bytes, crc32 } => emit.held(raw_bytes, crc32)?,
+                StreamRecord::End(image) => emit.end_image(image)?,
+                StreamRecord::Zeros(_) | StreamRecord::Empty | StreamRecord::Pending => {}
             }
         }
         let mut core = self.lock();
@@ -80,7 +80,7 @@ impl Shared {
     }
 
     /// The next record in order; `None` at the end or on a problem.
-    fn next_record(&self) -> Option<Record> {
+    fn next_record(&self) -> Option<StreamRecord> {
         let mut core = self.lock();
         loop {
             if core.problem.is_some() {
@@ -89,9 +89,9 @@ impl Shared {
             if core.head < core.tail {
                 let head = core.head;
                 if let Some(place) = core.slot_of(head)
-                    && !matches!(place, Record::Pending)
+                    && !matches!(place, StreamRecord::Pending)
                 {
-                    let record = std::mem::replace(place, Record::Empty);
+                    let record = std::mem::replace(place, StreamRecord::Empty);
                     core.head += 1;
                     self.can_read.notify_all();
                     return Some(record);

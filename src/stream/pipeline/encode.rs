@@ -1,6 +1,6 @@
 //! Workers: chunks out of slots, encoded into chains of spool cells.
 
-use super::{Encoding, Goes, Job, Problem, Record, Shared, known};
+use super::{EncodeJob, Encoding, Goes, Problem, Shared, StreamRecord, known};
 use crate::crc;
 use crate::error::Fault;
 use crate::stream::deflate::Deflater;
@@ -20,7 +20,7 @@ impl Shared {
             };
             core.workers_busy += 1;
             drop(core);
-            let Job {
+            let EncodeJob {
                 slot,
                 number,
                 chunk,
@@ -63,7 +63,7 @@ impl Shared {
         }
     }
 
-    fn hash_of(&self, job: &Job) -> u64 {
+    fn hash_of(&self, job: &EncodeJob) -> u64 {
         let slot = self.slots.get(job.slot).map(|slot| slot.read());
         let slot = slot.map(forgive);
         let chunk = slot
@@ -73,7 +73,7 @@ impl Shared {
     }
 
     /// Encodes one chunk into its chain; an all-zero chunk becomes a zero record and gives its cells back.
-    fn encode(&self, worker: &mut Encoder, job: Job) -> Result<Record, Problem> {
+    fn encode(&self, worker: &mut Encoder, job: EncodeJob) -> Result<StreamRecord, Problem> {
         let internal = || Problem::Internal(Fault::refused("chunk outside its slot"));
         let slot = forgive(self.slots.get(job.slot).ok_or_else(internal)?.read());
         let chunk = slot
@@ -81,7 +81,7 @@ impl Shared {
             .ok_or_else(internal)?;
         if is_zero(chunk) {
             self.cells.release(job.chain);
-            return Ok(Record::Zeros(to_u64(chunk.len())));
+            return Ok(StreamRecord::Zeros(to_u64(chunk.len())));
         }
         let mut chain = job.chain;
         let known = job.known.filter(|known| known::hash(chunk) == *known);
@@ -90,7 +90,7 @@ impl Shared {
             None => worker.encode(chunk).map_err(Problem::Internal)?,
         };
         self.cells.fill(&mut chain, encoded).ok_or_else(internal)?;
-        Ok(Record::Data {
+        Ok(StreamRecord::Data {
             chain,
             raw_bytes: u32::try_from(chunk.len()).unwrap_or(0),
             crc32: crc::crc32(0, chunk),

@@ -11,12 +11,12 @@ const WORDS: usize = 128;
 
 /// The keys.
 #[derive(Debug)]
-pub(super) struct Key {
+pub(super) struct HashKey {
     nh: [u64; WORDS],
     sip: RandomState,
 }
 
-impl Key {
+impl HashKey {
     /// Keys of the system's randomness.
     pub(super) fn new() -> Self {
         let random = RandomState::new();
@@ -57,13 +57,13 @@ mod tests {
 
     #[test]
     fn what_differs_in_any_bit_or_place_has_another_hash() {
-        let key = Key::new();
+        let key = HashKey::new();
         let chunk: Vec<u8> = (0..5000)
             .map(|at| u8::try_from(at % 251).unwrap())
             .collect();
         let hash = key.hash(&chunk);
         assert_eq!(hash, key.hash(&chunk.clone()));
-        assert_ne!(hash, Key::new().hash(&chunk), "the key is random");
+        assert_ne!(hash, HashKey::new().hash(&chunk), "the key is random");
         for bit in (0..chunk.len() * 8).step_by(7) {
             let mut other = chunk.clone();
             other[bit / 8] ^= 1 << (bit % 8);
@@ -84,7 +84,7 @@ mod tests {
 
     #[test]
     fn nh_is_the_sum_of_products_that_its_paper_says() {
-        let mut key = Key::new();
+        let mut key = HashKey::new();
         key.nh = std::array::from_fn(|word| to_u64(word) + 1);
         let mut block = [0; WORDS * 8];
         block[0] = 2; // 2 + 1

@@ -10,14 +10,14 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 
 use super::encode::Encoder;
-use super::keyed::Key;
+use super::keyed::HashKey;
 use super::known::Ahead;
 use super::placers::Placing;
-use super::precopy::Pass;
+use super::precopy::ReadPass;
 use super::shelf::Early;
 use super::{
-    CHUNKS_PER_SLOT, Core, Meter, Outlet, Pipeline, READERS, Record, STACK_BYTES, Settings, Shared,
-    Started, stay,
+    BegunThreads, CHUNKS_PER_SLOT, Core, Meter, Outlet, Pipeline, READERS, STACK_BYTES, Settings,
+    Shared, StreamRecord, stay,
 };
 use crate::device::Device;
 use crate::error::Fault;
@@ -89,7 +89,7 @@ impl Core {
     fn new(settings: &Settings, sizes: &Sizes) -> Result<Self, Fault> {
         let slots = sizes.slots;
         Ok(Self {
-            pass: Pass::Wait,
+            pass: ReadPass::Wait,
             known: Ahead::new(match settings.hashes {
                 Some(_) => slots,
                 None => 0,
@@ -100,7 +100,7 @@ impl Core {
             held: None,
             plan_done: false,
             readers_busy: 0,
-            ring: (0..sizes.records).map(|_| Record::Empty).collect(),
+            ring: (0..sizes.records).map(|_| StreamRecord::Empty).collect(),
             head: 0,
             tail: 0,
             jobs: VecDeque::with_capacity(slots * CHUNKS_PER_SLOT),
@@ -154,8 +154,8 @@ impl Shared {
                 .map_err(|errno| Fault::io("eventfd", errno))?,
             meter,
             emitted: AtomicU64::new(0),
-            started: Started::default(),
-            key: Key::new(),
+            started: BegunThreads::default(),
+            key: HashKey::new(),
             places: match sink {
                 Outlet::Stream(_) | Outlet::Frames(_) => None,
                 Outlet::Places(places) => Some(*places),
@@ -166,7 +166,7 @@ impl Shared {
 }
 
 /// What one of the pipeline's threads does for all of its life.
-enum Role {
+enum ThreadRole {
     Read,
     Encode(Box<Encoder>),
     Place(&'static dyn Placing),
@@ -176,7 +176,7 @@ enum Role {
     Listen,
 }
 
-impl Role {
+impl ThreadRole {
     const fn name(&self) -> &'static CStr {
         match self {
             Self::Read => c"floe-read",
@@ -219,14 +219,14 @@ impl Pipeline {
             Box::leak(Box::new(Shared::new(settings, devices, &sink, meter)?));
         let encoding = shared.settings.encoding;
         let mut roles = Vec::new();
-        roles.extend((0..READERS).map(|_| Role::Read));
+        roles.extend((0..READERS).map(|_| ThreadRole::Read));
         roles.extend((0..shared.settings.jobs).map(|_| match shared.places {
-            None => Role::Encode(Box::new(Encoder::new(encoding))),
-            Some(places) => Role::Place(places),
+            None => ThreadRole::Encode(Box::new(Encoder::new(encoding))),
+            Some(places) => ThreadRole::Place(places),
         }));
-        roles.push(Role::Emit(sink));
+        roles.push(ThreadRole::Emit(sink));
         if shared.settings.hashes.is_some() {
-            roles.push(Role::Listen);
+            roles.push(ThreadRole::Listen);
         }
         let count = roles.len();
         for role in roles {

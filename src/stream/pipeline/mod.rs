@@ -48,9 +48,9 @@ use std::time::Duration;
 pub use self::encode::is_zero;
 use self::known::{Ahead, Hash, Hashes};
 pub use self::placers::Placing;
-use self::precopy::Pass;
+use self::precopy::ReadPass;
 pub use self::precopy::{Precopy, Round, Rounds};
-use self::read::Taken;
+use self::read::TakenSpan;
 use self::shelf::Early;
 use super::deflate;
 use super::plan::{CHUNK_BYTES, Cursor, Plan, SPAN_BYTES, Span};
@@ -199,7 +199,7 @@ pub struct Settings {
 }
 
 #[derive(Debug)]
-enum Record {
+enum StreamRecord {
     Empty,
     Pending,
     Data {
@@ -225,7 +225,7 @@ enum Record {
     End(usize),
 }
 
-struct Job {
+struct EncodeJob {
     /// Of its record.
     number: u64,
     /// Of its chunk, over all parts of the plan.
@@ -257,7 +257,7 @@ impl Goes {
 }
 
 struct Core {
-    pass: Pass,
+    pass: ReadPass,
     known: Ahead,
     early: Early,
     workers_busy: usize,
@@ -265,13 +265,13 @@ struct Core {
     held: Option<Span>,
     plan_done: bool,
     readers_busy: usize,
-    ring: Vec<Record>,
+    ring: Vec<StreamRecord>,
     /// Number of the record that is emitted next, and of the record that is handed out next.
     head: u64,
     tail: u64,
-    jobs: VecDeque<Job>,
+    jobs: VecDeque<EncodeJob>,
     /// Of a copy: spans that were read and are to be placed, how many are being placed, and whether placing may begin.
-    spans: VecDeque<Taken>,
+    spans: VecDeque<TakenSpan>,
     placers_busy: usize,
     begun: bool,
     slots_free: Vec<usize>,
@@ -303,9 +303,9 @@ struct Shared {
     meter: &'static dyn Meter,
     /// Bytes of the images, packed or not, that the sink has taken.
     emitted: AtomicU64,
-    started: Started,
+    started: BegunThreads,
     /// Of the hashes.
-    key: keyed::Key,
+    key: keyed::HashKey,
     /// The sink of a copy.
     places: Option<&'static dyn Placing>,
     /// What rounds take goes out at once.
@@ -314,7 +314,7 @@ struct Shared {
 
 /// How far a run has come.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct State {
+pub struct Advance {
     /// The last source block is in memory.
     pub all_read: bool,
     /// Not everything that is used is held or in memory.
@@ -343,7 +343,7 @@ impl Pipeline {
     /// Hands over the plan; reading begins at once. Allocates nothing.
     pub fn start(&self, plan: Plan) {
         let _ = self.shared.plan.set(plan);
-        self.shared.lock().pass = Pass::Stream;
+        self.shared.lock().pass = ReadPass::Stream;
         // Taken so that no thread can miss the wake-up between its look at the plan and its wait.
         drop(self.shared.lock());
         self.shared.wake_all();
@@ -360,10 +360,10 @@ impl Pipeline {
     }
 
     /// Clears the event and says how far the run is.
-    pub fn state(&self) -> State {
+    pub fn state(&self) -> Advance {
         let _ = rustix::io::read(&self.shared.event, &mut [0; 8]);
         let core = self.shared.lock();
-        State {
+        Advance {
             all_read: core.needs_no_source(),
             is_short: core.is_short(),
             round_over: core.round_is_over(),
@@ -390,7 +390,7 @@ impl Core {
         self.plan_done && self.readers_busy == 0
     }
 
-    fn slot_of(&mut self, number: u64) -> Option<&mut Record> {
+    fn slot_of(&mut self, number: u64) -> Option<&mut StreamRecord> {
         let length = to_u64(self.ring.len());
         self.ring.get_mut(to_usize(number % length))
     }
@@ -399,7 +399,7 @@ impl Core {
         to_u64(self.ring.len()) - (self.tail - self.head)
     }
 
-    fn push(&mut self, record: Record) -> u64 {
+    fn push(&mut self, record: StreamRecord) -> u64 {
         let number = self.tail;
         if let Some(place) = self.slot_of(number) {
             *place = record;
@@ -409,7 +409,7 @@ impl Core {
     }
 
     /// Pushes a record if there is room.
-    fn offer(&mut self, record: Record) -> bool {
+    fn offer(&mut self, record: StreamRecord) -> bool {
         let room = self.room() > 0;
         if room {
             self.push(record);
@@ -423,7 +423,7 @@ impl Core {
             return false;
         }
         match self.slot_of(self.tail - 1) {
-            Some(Record::Zeros(before)) => {
+            Some(StreamRecord::Zeros(before)) => {
                 *before = before.saturating_add(length_bytes);
                 true
             }
@@ -462,9 +462,9 @@ impl Shared {
 
 /// Counts threads that have begun: the runtime allocates when a thread begins, which must not be in the frozen window.
 #[derive(Debug, Default)]
-pub struct Started(AtomicUsize);
+pub struct BegunThreads(AtomicUsize);
 
-impl Started {
+impl BegunThreads {
     /// One more has begun.
     pub fn one(&self) {
         self.0.fetch_add(1, Ordering::Release);

@@ -3,8 +3,8 @@
 //! Nothing is encoded, copied or kept. Reading begins while [`Placing::begin`] still prepares the target, and placing after it. The
 //! end of a copy is its target's business: it is told that all is placed, and permitted.
 
-use super::read::Taken;
-use super::{CHUNK_LENGTH, Core, Pass, Problem, Shared};
+use super::read::TakenSpan;
+use super::{CHUNK_LENGTH, Core, Problem, ReadPass, Shared};
 use crate::error::Fault;
 use crate::stream::plan::Plan;
 use crate::threads::forgive;
@@ -85,7 +85,7 @@ impl Shared {
         }
     }
 
-    fn place_span(&self, places: &dyn Placing, taken: &Taken) -> Result<(), Problem> {
+    fn place_span(&self, places: &dyn Placing, taken: &TakenSpan) -> Result<(), Problem> {
         let internal = Problem::Internal(Fault::refused("span outside its slot"));
         let slot = forgive(self.slots.get(taken.slot).ok_or(internal)?.read());
         let bytes = slot.get(..taken.length).ok_or(internal)?;
@@ -99,7 +99,7 @@ impl Shared {
     /// The thread that is the emitter of a stream: here it begins the copy, and says when all is placed.
     pub(super) fn conduct(&self, places: &dyn Placing) {
         let mut core = self.lock();
-        while matches!(core.pass, Pass::Wait) {
+        while matches!(core.pass, ReadPass::Wait) {
             if core.problem.is_some() {
                 return;
             }

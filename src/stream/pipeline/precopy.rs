@@ -24,7 +24,7 @@
 
 use std::sync::Arc;
 
-use super::read::Taken;
+use super::read::TakenSpan;
 use super::shelf::ForShelf;
 use super::{Core, Pipeline, Shared};
 use crate::stream::plan::{CHUNK_BYTES, Cursor, Plan, Span};
@@ -55,16 +55,16 @@ pub enum Round {
 }
 
 /// What the readers are at.
-pub(super) enum Pass {
+pub(super) enum ReadPass {
     /// Nothing yet.
     Wait,
     /// Keeping.
-    Hold(Hold),
+    Hold(RoundCursor),
     /// Everything in order, to the emitter.
     Stream,
 }
 
-pub(super) struct Hold {
+pub(super) struct RoundCursor {
     round: Round,
     cursor: Cursor,
     rest: Option<Span>,
@@ -72,8 +72,8 @@ pub(super) struct Hold {
 }
 
 /// What a look for work found.
-pub(super) enum Turn {
-    Take(Taken),
+pub(super) enum NextSpan {
+    Take(TakenSpan),
     /// Something moved: look again.
     Again,
     /// Nothing to do before something changes.
@@ -123,7 +123,7 @@ impl Pipeline {
     }
 
     fn hold(&self, round: Round) {
-        self.shared.lock().pass = Pass::Hold(Hold {
+        self.shared.lock().pass = ReadPass::Hold(RoundCursor {
             round,
             cursor: Cursor::default(),
             rest: None,
@@ -164,7 +164,9 @@ impl Core {
     /// Whether nothing has to be read from the source any more.
     pub(super) fn needs_no_source(&self) -> bool {
         match self.pass {
-            Pass::Stream if self.early.is_used => self.early.missing == 0 && self.readers_busy == 0,
+            ReadPass::Stream if self.early.is_used => {
+                self.early.missing == 0 && self.readers_busy == 0
+            }
             _ => self.all_read(),
         }
     }
@@ -172,21 +174,21 @@ impl Core {
     /// Whether something has to be read that nothing holds, or would have to be.
     pub(super) fn is_short(&self) -> bool {
         match self.pass {
-            Pass::Hold(_) => self.early.is_full,
+            ReadPass::Hold(_) => self.early.is_full,
             _ => self.early.missing > 0,
         }
     }
 
     /// Whether a round has nothing in flight any more.
     pub(super) fn round_is_over(&self) -> bool {
-        matches!(&self.pass, Pass::Hold(hold) if hold.over)
+        matches!(&self.pass, ReadPass::Hold(hold) if hold.over)
             && self.is_quiet(0)
             && self.head == self.tail
     }
 
     /// Whether this is a round before the freeze.
     pub(super) fn is_early(&self) -> bool {
-        matches!(&self.pass, Pass::Hold(hold) if !matches!(hold.round, Round::Last { .. }))
+        matches!(&self.pass, ReadPass::Hold(hold) if !matches!(hold.round, Round::Last { .. }))
     }
 
     /// Whether all that was read has arrived, but for so many readers.
@@ -200,15 +202,15 @@ impl Core {
 
     /// Whether a round has handed out all it will, so that what was read must not wait for more.
     pub(super) fn round_is_handed_out(&self) -> bool {
-        matches!(&self.pass, Pass::Hold(hold) if hold.over) && self.readers_busy == 0
+        matches!(&self.pass, ReadPass::Hold(hold) if hold.over) && self.readers_busy == 0
     }
 }
 
 impl Shared {
     /// The next span of a round.
-    pub(super) fn take_round(&self, core: &mut Core) -> Turn {
-        let Pass::Hold(hold) = &mut core.pass else {
-            return Turn::Again;
+    pub(super) fn take_round(&self, core: &mut Core) -> NextSpan {
+        let ReadPass::Hold(hold) = &mut core.pass else {
+            return NextSpan::Again;
         };
         let round = hold.round;
         let plan = match round {
@@ -216,15 +218,15 @@ impl Shared {
             Round::First | Round::Again => self.early_plan.get(),
         };
         let (false, Some(plan)) = (hold.over, plan) else {
-            return Turn::Wait;
+            return NextSpan::Wait;
         };
         let Some(span) = hold.rest.take().or_else(|| hold.cursor.next_span(plan)) else {
             // What is being compared may have to be taken anew: the stream must not pass it before that is known.
             if round == (Round::Last { traced: false }) && core.readers_busy > 0 {
-                return Turn::Wait;
+                return NextSpan::Wait;
             }
             self.end_round(core, round);
-            return Turn::Again;
+            return NextSpan::Again;
         };
         let Span::Data {
             part,
@@ -232,7 +234,7 @@ impl Shared {
             length_bytes,
         } = span
         else {
-            return Turn::Again;
+            return NextSpan::Again;
         };
         // The first run of chunks in it that are wanted.
         let end = offset + length_bytes;
@@ -242,7 +244,7 @@ impl Shared {
             start = next(start);
         }
         if start == end {
-            return Turn::Again;
+            return NextSpan::Again;
         }
         // Untraced, what is held is compared, and what is not is taken: one run is of one kind.
         let has = |core: &Core, at| {
@@ -265,7 +267,7 @@ impl Shared {
         };
         let (turn, from) = self.take_for_shelf(core, held, (part, start), length);
         let from = from.max(start);
-        if let Pass::Hold(hold) = &mut core.pass
+        if let ReadPass::Hold(hold) = &mut core.pass
             && from < end
         {
             hold.rest = Some(Span::Data {
@@ -279,12 +281,12 @@ impl Shared {
 
     pub(super) fn end_round(&self, core: &mut Core, round: Round) {
         let is_last = matches!(round, Round::Last { .. });
-        if let Pass::Hold(hold) = &mut core.pass {
+        if let ReadPass::Hold(hold) = &mut core.pass {
             hold.over = true;
         }
         core.known.end();
         match (is_last, self.places) {
-            (true, None) => core.pass = Pass::Stream,
+            (true, None) => core.pass = ReadPass::Stream,
             (true, Some(_)) => core.plan_done = true,
             (false, _) => {}
         }

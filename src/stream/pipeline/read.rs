@@ -2,9 +2,11 @@
 //!
 //! No heap, and nothing here waits for a lock while it reads.
 
-use super::precopy::Turn;
+use super::precopy::NextSpan;
 use super::shelf::{ForShelf, FromShelf};
-use super::{CHUNK_LENGTH, CHUNKS_PER_SLOT, Core, Goes, Job, Pass, Problem, Record, Shared};
+use super::{
+    CHUNK_LENGTH, CHUNKS_PER_SLOT, Core, EncodeJob, Goes, Problem, ReadPass, Shared, StreamRecord,
+};
 use crate::error::Fault;
 use crate::stream::plan::{Part, Span};
 use crate::sys::spool::Chain;
@@ -12,7 +14,7 @@ use crate::threads::forgive;
 use crate::units::{round_down, round_up, to_u64, to_usize};
 
 /// A span that a reader has taken, with everything it needs.
-pub(super) struct Taken {
+pub(super) struct TakenSpan {
     pub(super) slot: usize,
     pub(super) part: usize,
     pub(super) offset: u64,
@@ -52,21 +54,21 @@ impl Shared {
     }
 
     /// Takes the next span that holds data; hands zeros and ends straight to the emitter. `None` at the end or on a problem.
-    fn take_span(&self) -> Option<Taken> {
+    fn take_span(&self) -> Option<TakenSpan> {
         let mut core = self.lock();
         loop {
             if core.problem.is_some() || core.plan_done {
                 return None;
             }
-            if let Pass::Hold(_) = core.pass {
+            if let ReadPass::Hold(_) = core.pass {
                 match self.take_round(&mut core) {
-                    Turn::Take(taken) => return Some(taken),
-                    Turn::Again => {}
-                    Turn::Wait => core = self.wait(&self.can_read, core),
+                    NextSpan::Take(taken) => return Some(taken),
+                    NextSpan::Again => {}
+                    NextSpan::Wait => core = self.wait(&self.can_read, core),
                 }
                 continue;
             }
-            let (Pass::Stream, Some(plan)) = (&core.pass, self.plan.get()) else {
+            let (ReadPass::Stream, Some(plan)) = (&core.pass, self.plan.get()) else {
                 core = self.wait(&self.can_read, core);
                 continue;
             };
@@ -80,9 +82,9 @@ impl Shared {
                 // Nobody reads them, and a copy makes them later.
                 Span::Zeros { .. } | Span::End(_) if self.places.is_some() => true,
                 Span::Zeros { length_bytes } => {
-                    core.merge_zeros(length_bytes) || core.offer(Record::Zeros(length_bytes))
+                    core.merge_zeros(length_bytes) || core.offer(StreamRecord::Zeros(length_bytes))
                 }
-                Span::End(image) => core.offer(Record::End(image)),
+                Span::End(image) => core.offer(StreamRecord::End(image)),
                 Span::Data {
                     part,
                     offset,
@@ -125,7 +127,13 @@ impl Shared {
     }
 
     /// Slot, records and cells for a span, all or nothing.
-    fn reserve(&self, core: &mut Core, part: usize, offset: u64, length: usize) -> Option<Taken> {
+    fn reserve(
+        &self,
+        core: &mut Core,
+        part: usize,
+        offset: u64,
+        length: usize,
+    ) -> Option<TakenSpan> {
         let chunks = match self.places {
             None => length.div_ceil(CHUNK_LENGTH),
             Some(_) => 0,
@@ -146,10 +154,10 @@ impl Shared {
         core.known.put(slot, known);
         let first = core.tail;
         for _ in 0..chunks {
-            core.push(Record::Pending);
+            core.push(StreamRecord::Pending);
         }
         core.readers_busy += 1;
-        Some(Taken {
+        Some(TakenSpan {
             slot,
             part,
             offset,
@@ -161,7 +169,7 @@ impl Shared {
     }
 
     /// Reads the used extents of a span into its slot and zeroes what lies between them.
-    fn read_span(&self, taken: &Taken) -> Result<(), Problem> {
+    fn read_span(&self, taken: &TakenSpan) -> Result<(), Problem> {
         let internal = || Problem::Internal(Fault::refused("span outside its plan"));
         let plan = match taken.held {
             Some(held) if held.is_early() => &self.early_plan,
@@ -187,7 +195,7 @@ impl Shared {
 }
 
 /// Queues the chunks of a span that was read.
-fn queue_jobs(core: &mut Core, taken: Taken, frames: bool) {
+fn queue_jobs(core: &mut Core, taken: TakenSpan, frames: bool) {
     let chunks = taken.length.div_ceil(CHUNK_LENGTH);
     if let Some(left) = core.chunks_left.get_mut(taken.slot) {
         *left = chunks;
@@ -203,7 +211,7 @@ fn queue_jobs(core: &mut Core, taken: Taken, frames: bool) {
             Some(_) if frames => Goes::Early { hashed },
             Some(_) => Goes::OnShelf { hashed },
         };
-        core.jobs.push_back(Job {
+        core.jobs.push_back(EncodeJob {
             number: taken.first + to_u64(index),
             chunk: taken.held.map_or(0, |held| held.first) + to_u64(index),
             goes,

@@ -7,14 +7,14 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use super::make::slots_for;
-use super::precopy::{Precopy, Round, Turn};
-use super::read::Taken;
-use super::{CHUNK_LENGTH, CHUNKS_PER_SLOT, Core, Goes, Job, Problem, Record, Shared};
+use super::precopy::{NextSpan, Precopy, Round};
+use super::read::TakenSpan;
+use super::{CHUNK_LENGTH, CHUNKS_PER_SLOT, Core, EncodeJob, Goes, Problem, Shared, StreamRecord};
 use crate::crc;
 use crate::error::Fault;
 use crate::stream::plan::{CHUNK_BYTES, Plan};
 use crate::sys::memory::zeroed;
-use crate::sys::spool::{Chain, Kept, Shelf, cells_for};
+use crate::sys::spool::{Chain, Shelf, Shelved, cells_for};
 use crate::threads::forgive;
 use crate::trace::Marks;
 use crate::units::{to_u64, to_usize};
@@ -95,13 +95,13 @@ impl Shared {
         held: ForShelf,
         (part, offset): (usize, u64),
         length: usize,
-    ) -> (Turn, u64) {
+    ) -> (NextSpan, u64) {
         let stop = offset + to_u64(length);
         let taken = self.slots.len() - core.slots_free.len();
         // Nobody waits for an early read: it need not run far ahead of the workers, into memory that was never used.
         let is_ahead = held.is_early() && taken >= EARLY_SLOTS * slots_for(self.settings.jobs);
         if core.slots_free.is_empty() || is_ahead {
-            return (Turn::Wait, offset);
+            return (NextSpan::Wait, offset);
         }
         let chunks = length.div_ceil(CHUNK_LENGTH);
         let mut chains = [const { None }; CHUNKS_PER_SLOT];
@@ -111,24 +111,24 @@ impl Shared {
             // Nothing is frozen yet.
             match self.known_of(core, held.first, chunks, true) {
                 Some(found) => known = found,
-                None => return (Turn::Wait, offset),
+                None => return (NextSpan::Wait, offset),
             }
         }
         if goes_out && !self.reserve_chains(core, &mut chains, chunks) {
             // The sink gives cells back.
-            return (Turn::Wait, offset);
+            return (NextSpan::Wait, offset);
         }
         let is_kept_here = self.places.is_none() && !self.frames && !held.compared;
         if is_kept_here && !self.make_room(core, held.first, &mut chains, chunks) {
             // What is in flight may give cells back.
             if !core.is_quiet(0) {
-                return (Turn::Wait, offset);
+                return (NextSpan::Wait, offset);
             }
             self.do_without_room(core, held.round, (part, offset), chunks);
-            return (Turn::Again, stop);
+            return (NextSpan::Again, stop);
         }
         let Some(slot) = core.slots_free.pop() else {
-            return (Turn::Wait, offset);
+            return (NextSpan::Wait, offset);
         };
         core.known.put(slot, known);
         // Cleared before they are read: whatever is written from now on marks them again.
@@ -148,10 +148,10 @@ impl Shared {
         let first = core.tail;
         if goes_out {
             for _ in 0..chunks {
-                core.push(Record::Pending);
+                core.push(StreamRecord::Pending);
             }
         }
-        let taken = Taken {
+        let taken = TakenSpan {
             slot,
             part,
             offset,
@@ -160,7 +160,7 @@ impl Shared {
             chains,
             held: Some(held),
         };
-        (Turn::Take(taken), stop)
+        (NextSpan::Take(taken), stop)
     }
 
     /// Cells for so many chunks that are kept here, or nothing. What the shelf has of them is out of date, and goes.
@@ -239,8 +239,8 @@ impl Shared {
         }
     }
 
-    fn drop_kept(&self, kept: Kept) {
-        if let Kept::Chain(chain, _) = kept {
+    fn drop_kept(&self, kept: Shelved) {
+        if let Shelved::Chain(chain, _) = kept {
             self.cells.release(chain);
         }
     }
@@ -251,7 +251,7 @@ impl Shared {
     }
 
     /// The hashes of the chunks in a span's slot, where they are compared now.
-    pub(super) fn hashes_of(&self, taken: &Taken) -> [u64; CHUNKS_PER_SLOT] {
+    pub(super) fn hashes_of(&self, taken: &TakenSpan) -> [u64; CHUNKS_PER_SLOT] {
         let mut hashes = [0; CHUNKS_PER_SLOT];
         let slot = self.slots.get(taken.slot);
         if let Some(slot) = slot {
@@ -268,7 +268,7 @@ impl Shared {
     pub(super) fn settle(
         &self,
         core: &mut Core,
-        taken: Taken,
+        taken: TakenSpan,
         held: ForShelf,
         hashes: [u64; CHUNKS_PER_SLOT],
     ) {
@@ -299,11 +299,11 @@ impl Shared {
             differ += 1;
             let hashed = false;
             let (record, goes) = match self.frames {
-                true => (core.push(Record::Pending), Goes::Early { hashed }),
+                true => (core.push(StreamRecord::Pending), Goes::Early { hashed }),
                 false => (0, Goes::OnShelf { hashed }),
             };
             let start = index * CHUNK_LENGTH;
-            core.jobs.push_back(Job {
+            core.jobs.push_back(EncodeJob {
                 number: record,
                 chunk: to_u64(number),
                 goes,
@@ -328,7 +328,7 @@ impl Shared {
         &self,
         core: &mut Core,
         (number, out): (u64, Option<u64>),
-        record: Record,
+        record: StreamRecord,
         hash: Option<u64>,
     ) -> Result<(), Problem> {
         let internal = || Problem::Internal(Fault::refused("chunk without a place"));
@@ -338,20 +338,20 @@ impl Shared {
         }
         if let Some(out) = out {
             let (chain, raw_bytes, crc32, is_known) = match record {
-                Record::Data {
+                StreamRecord::Data {
                     chain,
                     raw_bytes,
                     crc32,
                     is_known,
                 } => (Some(chain), raw_bytes, crc32, is_known),
-                Record::Zeros(length) => {
+                StreamRecord::Zeros(length) => {
                     let raw_bytes = u32::try_from(length).unwrap_or(0);
                     (None, raw_bytes, crc::zeros(length), false)
                 }
                 _ => return Err(internal()),
             };
             self.drop_kept(core.early.shelf.note(place, crc32));
-            *core.slot_of(out).ok_or_else(internal)? = Record::Early {
+            *core.slot_of(out).ok_or_else(internal)? = StreamRecord::Early {
                 chunk: number,
                 chain,
                 raw_bytes,
@@ -361,7 +361,7 @@ impl Shared {
             return Ok(());
         }
         match record {
-            Record::Data { chain, crc32, .. } => {
+            StreamRecord::Data { chain, crc32, .. } => {
                 core.early.shelf.put(place, chain, crc32).map_err(|chain| {
                     self.cells.release(chain);
                     internal()
@@ -404,20 +404,20 @@ impl Shared {
         }
         let raw_bytes = length.min(CHUNK_BYTES);
         match core.early.shelf.take(number) {
-            Kept::Chain(chain, crc32) => {
-                core.push(Record::Data {
+            Shelved::Chain(chain, crc32) => {
+                core.push(StreamRecord::Data {
                     chain,
                     raw_bytes: u32::try_from(raw_bytes).unwrap_or(0),
                     crc32,
                     is_known: false,
                 });
             }
-            Kept::Mark(crc32) if self.frames => {
-                core.push(Record::Held { raw_bytes, crc32 });
+            Shelved::Mark(crc32) if self.frames => {
+                core.push(StreamRecord::Held { raw_bytes, crc32 });
             }
             _ => {
                 if !core.merge_zeros(raw_bytes) {
-                    core.push(Record::Zeros(raw_bytes));
+                    core.push(StreamRecord::Zeros(raw_bytes));
                 }
             }
         }

@@ -7,7 +7,7 @@ use crate::device::Access;
 use crate::fs::UsedMap;
 use crate::stream::gzip;
 use crate::stream::output::{GzipEmitter, Output, RawEmitter, Totals, TotalsCell};
-use crate::stream::plan::{Content, Part, SPAN_BYTES};
+use crate::stream::plan::{Part, PartContent, SPAN_BYTES};
 use crate::units::{BlockSize, Extent};
 use std::io::Read;
 use std::sync::Arc;
@@ -75,7 +75,7 @@ fn run(path: &std::path::Path, map: UsedMap, settings: Settings, slow: bool) -> 
         device: 0,
         device_offset: 0,
         length_bytes: crate::device::ReadAt::size_bytes(&device),
-        content: Content::Used(map),
+        content: PartContent::Used(map),
     }]]);
     let meter: &'static Count = Box::leak(Box::default());
     let (mut reader, writer) = std::io::pipe().unwrap();
@@ -221,7 +221,7 @@ fn a_source_that_ends_early_is_a_problem_with_its_offset_and_no_end_of_stream() 
         device: 0,
         device_offset: 0,
         length_bytes: 900_000,
-        content: Content::Whole,
+        content: PartContent::Whole,
     }]]);
     let meter: &'static Count = Box::leak(Box::default());
     let (mut reader, writer) = std::io::pipe().unwrap();
@@ -266,7 +266,7 @@ fn a_closed_pipe_is_told_apart() {
         device: 0,
         device_offset: 0,
         length_bytes: 300_000,
-        content: Content::Whole,
+        content: PartContent::Whole,
     }]]));
     for _ in 0..1000 {
         if let Some(problem) = pipeline.state().problem {
@@ -317,13 +317,13 @@ fn copy(
     path: &std::path::Path,
     memory: &'static Memory,
     (jobs, spool_bytes): (usize, u64),
-) -> State {
+) -> Advance {
     let device = Device::open(path, Access::Read).unwrap();
     let plan = Plan::new(vec![vec![Part {
         device: 0,
         device_offset: 0,
         length_bytes: crate::device::ReadAt::size_bytes(&device),
-        content: Content::Used(map),
+        content: PartContent::Used(map),
     }]]);
     let meter: &'static Count = Box::leak(Box::default());
     let settings = settings(jobs, Encoding::Raw, spool_bytes);

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::Capture;
 use crate::device::ReadAt;
-use crate::report::{self, Bytes, Span};
+use crate::report::{self, Bytes, Elapsed};
 use crate::sys::memory::Pages;
 use crate::units::{round_down, to_usize};
 
@@ -68,7 +68,7 @@ impl Capture {
         }
         self.progress.clear();
         let slow = match sending > reading {
-            true => format!("about {} where the reader takes 10 MB/s", Span(sending)),
+            true => format!("about {} where the reader takes 10 MB/s", Elapsed(sending)),
             false => "longer where the output is slow".into(),
         };
         if self.copies {
@@ -76,14 +76,14 @@ impl Capture {
             return report::line(format_args!(
                 "note: with --skip-free, or with --verify of a source of terabytes, nothing is copied before the freeze, and the filesystem stays frozen while {} are copied: {} at least, longer where the target is slow",
                 Bytes(rest),
-                Span(reading)
+                Elapsed(reading)
             ));
         }
         report::line(format_args!(
             "note: the spool holds {} of what is used, and the filesystem stays frozen while the other {} are read: {} at least, {slow}; {SHORTER}",
             Bytes(held),
             Bytes(rest),
-            Span(reading)
+            Elapsed(reading)
         ));
     }
 }

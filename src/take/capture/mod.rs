@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::FileType;
 
-pub(crate) use self::outcome::Figures;
+pub(crate) use self::outcome::CaptureFigures;
 use crate::error::{Error, Exit, Result};
 use crate::freeze::{Frozen, Guardian};
 use crate::fs::files::Emptying;
@@ -26,12 +26,12 @@ use crate::stream::pipeline::{Encoding, Outlet, Pipeline, Placing, Problem, Sett
 use crate::stream::plan::Plan;
 use crate::take::counters::Counters;
 use crate::take::draft::{Draft, pieces};
-use crate::take::precopy::{TestHold, Watch};
+use crate::take::precopy::{TestHold, TraceWatch};
 use crate::take::ready::Ready;
 use crate::take::source::{Prepared, Wishes};
 use crate::take::survey::{Looks, Plans, Stage, Surveyor};
 use crate::take::walks::Trouble;
-use crate::take::watched::Watched;
+use crate::take::watched::WatchedFile;
 
 /// How long the supervisor sleeps at most: progress and the guardian's heartbeat want a look now and then.
 const LOOK: Duration = Duration::from_millis(200);
@@ -54,7 +54,7 @@ pub(crate) struct Capture {
     surveyor: &'static Surveyor,
     counters: &'static Counters,
     /// Goes before the guardian, which would take it away.
-    watch: Option<Watch>,
+    watch: Option<TraceWatch>,
     guardian: Option<Guardian>,
     /// Whether anything is read before the freeze.
     precopy: bool,
@@ -74,7 +74,7 @@ pub(crate) struct Capture {
     unheld_bytes: u64,
     /// Whether what is read is packed.
     packs: bool,
-    watched: Vec<Watched>,
+    watched: Vec<WatchedFile>,
     held_by_test: TestHold,
     /// Bytes to be read, once they are known.
     used_bytes: u64,
@@ -145,7 +145,7 @@ impl Capture {
             return Err(no_room(engine.output.as_deref()).leaving("nothing was frozen"));
         }
         let packs = settings.encoding != Encoding::Raw;
-        settings.precopy = watch.as_ref().map(Watch::precopy);
+        settings.precopy = watch.as_ref().map(TraceWatch::precopy);
         if let Some(hashes) = &mut settings.hashes {
             hashes.waits = guardian.is_none();
         }
@@ -160,7 +160,7 @@ impl Capture {
         let looks = Looks {
             counters,
             require_map: wishes.require_map,
-            marks: watch.as_ref().and_then(Watch::marks),
+            marks: watch.as_ref().and_then(TraceWatch::marks),
             trace: watch.as_ref().map(|watch| watch.trace().clone()),
         };
         let surveyor = start_surveyor(&mut draft, engine.emptying, pipeline, looks)?;
@@ -249,12 +249,15 @@ impl Capture {
     }
 
     /// Freezes, surveys, reads, thaws, ends the stream.
-    pub(crate) fn run(self) -> Result<Figures> {
+    pub(crate) fn run(self) -> Result<CaptureFigures> {
         self.run_telling(|_| ())
     }
 
     /// The same; `thawed` gets the figures after the thaw and before the end of the stream, which may carry them.
-    pub(crate) fn run_telling(mut self, mut thawed: impl FnMut(Figures)) -> Result<Figures> {
+    pub(crate) fn run_telling(
+        mut self,
+        mut thawed: impl FnMut(CaptureFigures),
+    ) -> Result<CaptureFigures> {
         self.take_early()?;
         self.read_before = self.counters.read_bytes();
         if self.guardian.is_some() {
@@ -271,7 +274,7 @@ impl Capture {
             None => None,
             Some(guardian) => Some(guardian.freeze(&self.signals)?),
         };
-        self.watched.iter_mut().for_each(Watched::begin);
+        self.watched.iter_mut().for_each(WatchedFile::begin);
         self.froze = frozen.is_some();
         let result = self.supervise(&mut frozen, &mut thawed);
         // Whatever went wrong: thaw first, speak afterwards.
@@ -390,8 +393,8 @@ impl Capture {
     fn supervise(
         &mut self,
         frozen: &mut Option<Frozen>,
-        thawed: &mut dyn FnMut(Figures),
-    ) -> Result<Figures> {
+        thawed: &mut dyn FnMut(CaptureFigures),
+    ) -> Result<CaptureFigures> {
         let mut frozen_ms = 0;
         let (mut checking, mut permitted) = (false, false);
         let mut alone: Option<Instant> = None;

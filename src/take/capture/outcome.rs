@@ -13,7 +13,7 @@ use crate::take::walks::Trouble;
 
 /// What came of one image.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Outcome {
+pub(crate) struct ImageOutcome {
     /// How far its map was proven.
     pub coverage: Coverage,
     /// Why not wholly.
@@ -24,9 +24,9 @@ pub(crate) struct Outcome {
 
 /// The figures of a capture.
 #[derive(Debug)]
-pub(crate) struct Figures {
+pub(crate) struct CaptureFigures {
     /// One for each image.
-    pub outcomes: Vec<Outcome>,
+    pub outcomes: Vec<ImageOutcome>,
     /// Bytes read.
     pub read_bytes: u64,
     /// How long filesystems were frozen, the instant of a trial before included; 0 where nothing was.
@@ -127,7 +127,7 @@ impl Capture {
         }
     }
 
-    pub(super) fn figures(&self, frozen_ms: u64) -> Figures {
+    pub(super) fn figures(&self, frozen_ms: u64) -> CaptureFigures {
         let verdicts = self.surveyor.verdicts();
         let parts = self.pipeline.plan().map_or(&[][..], Plan::parts);
         let outcome = |(image, range): (usize, &std::ops::Range<usize>)| {
@@ -147,13 +147,13 @@ impl Capture {
                     }
                 }
             };
-            Outcome {
+            ImageOutcome {
                 coverage,
                 doubt: of_image.find_map(|(_, verdict)| verdict.doubt),
                 used_bytes: parts.iter().map(Part::used_bytes).sum(),
             }
         };
-        Figures {
+        CaptureFigures {
             outcomes: self.images.iter().enumerate().map(outcome).collect(),
             read_bytes: self.counters.read_bytes(),
             frozen_ms: frozen_ms.saturating_add(self.trial_ms),

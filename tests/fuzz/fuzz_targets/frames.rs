@@ -4,8 +4,8 @@
 //! checksum is reached); two more choose the lengths of two parts.
 #![no_main]
 
-use floe::stream::frames::receive::{Hold, receive};
-use floe::stream::frames::{Framed, Header};
+use floe::stream::frames::receive::{HeldStream, receive};
+use floe::stream::frames::{Framed, StreamHeader};
 use floe::stream::gzip;
 use floe::stream::input::Input;
 use floe::stream::output::{GzipEmitter, Output, TotalsCell};
@@ -30,7 +30,7 @@ fuzz_target!(|data: &[u8]| {
             path: name.into(),
             parts: parts.clone(),
         };
-        let header = Header {
+        let header = StreamHeader {
             images: vec![image("image")],
             ..Header::default()
         };
@@ -53,7 +53,7 @@ fuzz_target!(|data: &[u8]| {
     ) else {
         return;
     };
-    let Ok(received) = receive(&mut input, Hold::of(held, index)) else {
+    let Ok(received) = receive(&mut input, HeldStream::of(held, index)) else {
         return;
     };
     let Ok(sink) = std::fs::File::create("/dev/null") else {

@@ -8,7 +8,7 @@
 use floe::crc::crc32;
 use floe::fs;
 use floe::ptable;
-use floe::stream::image::{Format, ImageReader, Piece};
+use floe::stream::image::{Format, ImageReader, ImageRun};
 use floe::stream::input::Input;
 use libfuzzer_sys::fuzz_target;
 
@@ -28,7 +28,7 @@ fuzz_target!(|data: &[u8]| {
         let mut buffer = vec![0; GRANULE];
         for _ in 0..64 {
             match reader.next(&mut buffer) {
-                Ok(Piece::End) | Err(_) => break,
+                Ok(ImageRun::End) | Err(_) => break,
                 Ok(_) => {}
             }
         }
@@ -63,9 +63,9 @@ fuzz_target!(|data: &[u8]| {
     loop {
         assert_eq!(reader.offset(), out.len() as u64);
         match reader.next(&mut buffer).unwrap() {
-            Piece::Data(count) => out.extend_from_slice(&buffer[..count]),
-            Piece::Zeros(count) => out.resize(out.len() + count as usize, 0),
-            Piece::End => break,
+            ImageRun::Data(count) => out.extend_from_slice(&buffer[..count]),
+            ImageRun::Zeros(count) => out.resize(out.len() + count as usize, 0),
+            ImageRun::End => break,
         }
     }
     assert!(out == plain);

@@ -1,7 +1,7 @@
 //! The kernel's trace: the texts that describe it, and pages of it in either word size.
 #![no_main]
 
-use floe::trace::page::{Format, Header};
+use floe::trace::page::{EventFormat, PageHeader};
 
 const HEADERS: [&str; 2] = [
     "field: local_t commit; offset:8; size:8; signed:1;\nfield: char data; offset:16; size:4080; signed:0;\n",
@@ -18,13 +18,13 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
         None => (data, data),
     };
     let text = String::from_utf8_lossy(text);
-    let own = (Header::parse(&text), Format::parse(&text));
+    let own = (PageHeader::parse(&text), EventFormat::parse(&text));
     for header in HEADERS
         .iter()
-        .map(|text| Header::parse(text))
+        .map(|text| PageHeader::parse(text))
         .chain([own.0])
     {
-        for format in [Format::parse(FORMAT), own.1] {
+        for format in [EventFormat::parse(FORMAT), own.1] {
             let (Some(header), Some(format)) = (header, format) else {
                 continue;
             };

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use floe::device::{Access, Device, ReadAt};
 use floe::error::Fault;
-use floe::fs::earlier::{Earlier, Known, PIECE_BYTES};
+use floe::fs::earlier::{Earlier, EarlierFindings, PIECE_BYTES};
 use floe::fs::{self as readers, Coverage, SCRATCH_BYTES, Still, UsedMap, Walk};
 use floe::units::BlockSize;
 
@@ -32,7 +32,7 @@ impl ReadAt for Counted {
 }
 
 /// The map, and how much was read for it.
-fn walk(image: &Path, known: Known<'_>) -> (UsedMap, u64) {
+fn walk(image: &Path, known: EarlierFindings<'_>) -> (UsedMap, u64) {
     let device = Device::open(image, Access::Read).expect("image");
     let counted = Counted {
         device,
@@ -110,12 +110,12 @@ fn check(spec: Spec<'_>) {
 
     let length = fs::metadata(&before).expect("image").len();
     let earlier = Earlier::new(length);
-    let (first, all) = walk(&before, Known::Learns(&earlier));
+    let (first, all) = walk(&before, EarlierFindings::Learns(&earlier));
     assert_eq!(
         maps::used_extents(&first),
-        maps::used_extents(&walk(&before, Known::Nothing).0)
+        maps::used_extents(&walk(&before, EarlierFindings::Nothing).0)
     );
-    let (again, little) = walk(&before, Known::Knows(&earlier, &first));
+    let (again, little) = walk(&before, EarlierFindings::Knows(&earlier, &first));
     assert_eq!(maps::used_extents(&first), maps::used_extents(&again));
     assert!(little * 2 < all, "{little} of {all} bytes were read again");
 
@@ -131,8 +131,8 @@ fn check(spec: Spec<'_>) {
                 earlier.read_again(piece as u64 * PIECE_BYTES);
             }
         }
-        let (expected, _) = walk(&image, Known::Nothing);
-        let (map, read) = walk(&image, Known::Knows(&earlier, &first));
+        let (expected, _) = walk(&image, EarlierFindings::Nothing);
+        let (map, read) = walk(&image, EarlierFindings::Knows(&earlier, &first));
         assert_eq!(
             maps::used_extents(&map),
             maps::used_extents(&expected),
@@ -141,7 +141,7 @@ fn check(spec: Spec<'_>) {
         assert!(!is_quiet || read < all, "{read} of {all}");
         // Not believed: everything is read.
         earlier.forget();
-        let (map, unknown) = walk(&image, Known::Knows(&earlier, &first));
+        let (map, unknown) = walk(&image, EarlierFindings::Knows(&earlier, &first));
         assert_eq!(maps::used_extents(&map), maps::used_extents(&expected));
         assert!(unknown >= read);
         earlier.believe();

@@ -6,7 +6,7 @@ use floe::device::{Access, Device, ReadAt};
 use floe::error::Fault;
 use floe::fs::files::{self as named, Emptying, Pattern};
 use floe::fs::{self as readers, Coverage, SCRATCH_BYTES, Still, UsedMap, Walk};
-use floe::overlay::{Layer, Overlay};
+use floe::overlay::{OverlaidPart, Overlay};
 use floe::units::BlockSize;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -34,7 +34,7 @@ fn image(device: &dyn ReadAt, patterns: &[&str], path: &Path) -> Result<Emptying
     let mut emptying = Emptying::new(patterns, count);
     let mut overlay = Overlay::new(4096);
     if !emptying.is_empty() {
-        let mut layer = Layer::new(device, &mut overlay, 0);
+        let mut layer = OverlaidPart::new(device, &mut overlay, 0);
         let still = Still::Unmounted;
         named::empty(
             &identity,
@@ -531,7 +531,7 @@ fn too_much_to_change_is_refused_and_so_is_a_moving_source() {
     let pattern = || vec![Pattern::parse(b"/var/").unwrap()];
     let mut overlay = Overlay::new(2);
     for still in [Still::Unmounted, Still::Moving] {
-        let mut layer = Layer::new(&device, &mut overlay, 0);
+        let mut layer = OverlaidPart::new(&device, &mut overlay, 0);
         let mut emptying = Emptying::new(pattern(), 1);
         let fault = named::empty(
             &identity,

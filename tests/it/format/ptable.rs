@@ -3,7 +3,7 @@
 use crate::common::{self, Limit, Scratch};
 use floe::device::{Access, Device};
 use floe::ptable::{
-    self, Guid, Length, NewPartition, NewTable, PartitionType, Piece, Scheme, Table,
+    self, Guid, Length, NewPartition, NewTable, PartitionTable, PartitionType, Patch, Scheme,
 };
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
@@ -15,12 +15,12 @@ fn shell(script: &str) -> String {
         .stdout_text()
 }
 
-fn read(image: &Path, sector: u32) -> Table {
+fn read(image: &Path, sector: u32) -> PartitionTable {
     let device = Device::open(image, Access::Read).expect("image");
     ptable::read(&device, sector).expect("read").expect("table")
 }
 
-fn write(image: &Path, pieces: &[Piece]) {
+fn write(image: &Path, pieces: &[Patch]) {
     let file = OpenOptions::new().write(true).open(image).expect("image");
     for piece in pieces {
         file.write_all_at(&piece.bytes, piece.offset)
@@ -60,7 +60,7 @@ fn by_sfdisk(image: &Path) -> Vec<String> {
 }
 
 /// The same of a table that we read.
-fn ours(table: &Table) -> Vec<String> {
+fn ours(table: &PartitionTable) -> Vec<String> {
     let sector = u64::from(table.sector_bytes);
     let line = |p: &ptable::Partition| {
         let (kind, uuid) = match p.kind {

@@ -9,7 +9,7 @@ use floe::stream::deflate::FINAL_BLOCK;
 use floe::stream::input::Input;
 use floe::stream::unzip::{Body, Directory, Unzip};
 use floe::stream::zeros::ZeroRun;
-use floe::stream::zip::{Record, Sums, Writer};
+use floe::stream::zip::{EntrySums, Record, ZipWriter};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
@@ -26,7 +26,7 @@ enum Content<'a> {
 
 fn make(path: &Path, entries: &[(&str, Content<'_>)]) {
     let mut file = File::create(path).expect("archive");
-    let mut writer = Writer::new(entries.len(), 1_795_000_000).expect("few entries");
+    let mut writer = ZipWriter::new(entries.len(), 1_795_000_000).expect("few entries");
     let mut out = Record::new();
     for (name, content) in entries {
         out.clear();
@@ -44,7 +44,7 @@ fn make(path: &Path, entries: &[(&str, Content<'_>)]) {
         let start = file.stream_position().unwrap();
         let (raw_bytes, crc32) = write_data(&mut file, *content);
         file.write_all(&FINAL_BLOCK).unwrap();
-        let sums = Sums {
+        let sums = EntrySums {
             crc32,
             stored_bytes: file.stream_position().unwrap() - start,
             raw_bytes,
@@ -103,7 +103,7 @@ fn write_data(file: &mut File, content: Content<'_>) -> (u64, u32) {
 }
 
 /// Both of our readers over a whole archive; gives name and sums of each entry.
-fn read_by_us(path: &Path) -> Vec<(String, Sums)> {
+fn read_by_us(path: &Path) -> Vec<(String, EntrySums)> {
     let device = Device::open(path, Access::Read).expect("archive");
     let directory = Directory::read(&device).expect("directory");
     let mut found = Vec::new();

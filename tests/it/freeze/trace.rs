@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use floe::device::{Access, Device};
 use floe::mounts::{DevId, Roots, mount_kernel};
 use floe::sys::memory::Pages;
-use floe::trace::{Reserved, Tracer, Watched, available};
+use floe::trace::{Reserved, Tracer, WatchedRange, available};
 use floe::units::BlockSize;
 use rustix::fs::{Mode, OFlags};
 
@@ -48,8 +48,8 @@ fn dev_of(path: &Path) -> DevId {
     DevId::from_raw(rustix::fs::stat(path).unwrap().st_rdev)
 }
 
-fn whole(path: &Path, length_bytes: u64) -> Watched {
-    Watched {
+fn whole(path: &Path, length_bytes: u64) -> WatchedRange {
+    WatchedRange {
         dev: dev_of(path),
         offset_bytes: 0,
         length_bytes,
@@ -57,7 +57,7 @@ fn whole(path: &Path, length_bytes: u64) -> Watched {
 }
 
 #[track_caller]
-fn start(watched: &[Watched]) -> Tracer {
+fn start(watched: &[WatchedRange]) -> Tracer {
     let mut tracer = Tracer::start(
         Reserved::new().unwrap(),
         &Roots::default(),
@@ -262,7 +262,7 @@ fn a_disk_and_its_partitions_are_told_apart_and_seen_through_each_other() {
     let disk = Disk::new();
     let [first, second] = disk.part();
     // Ranges of all three, one of them not from the beginning.
-    let inside = Watched {
+    let inside = WatchedRange {
         offset_bytes: MIB,
         ..whole(&second, 4 * MIB)
     };
@@ -753,7 +753,7 @@ fn detach_deleted(pid: u32) {
 fn what_cannot_be_traced_is_said_before() {
     require_trace!();
     let _serial = serial();
-    let none = Watched {
+    let none = WatchedRange {
         dev: DevId::new(4095, 1),
         offset_bytes: 0,
         length_bytes: MIB,

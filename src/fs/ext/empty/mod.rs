@@ -4,7 +4,7 @@
 //! As the kernel's truncate does it, in memory: the inode keeps name, owner, mode, times and attributes and loses size, blocks, block
 //! map and inline data; its blocks (those of its tree too) are cleared in the bitmaps, counted in descriptors, superblock and quota, and
 //! free in the map, so that they come out as zeros. Every checksum on the way is checked before and made anew. All of it happens in a
-//! [`Layer`] over the source, in the frozen window and without the heap; hard links are the same inode, so the second name finds the
+//! [`OverlaidPart`] over the source, in the frozen window and without the heap; hard links are the same inode, so the second name finds the
 //! work done. Refused by name: encrypted files and files under fs-verity; blocks that files share (shared_blocks).
 //!
 //! | file | concept |
@@ -21,16 +21,16 @@ use super::checksum::of_inode;
 use super::groups::{Blocks, Descriptor};
 use super::inode::{FLAG_EXTENTS, FLAG_INLINE_DATA, Inode};
 use super::superblock::{Geometry, OFFSET_BYTES, Raw, feature};
-use super::tree::{HEADER_MAGIC, Run, Visit, visit};
+use super::tree::{HEADER_MAGIC, OwnedBlocks, Visit, visit};
 use super::window::{BUFFERS_BYTES, Buffers, MAX_BLOCK_BYTES};
 use super::{doubt_all, journal, read_superblock};
 use crate::crc::crc32c_raw;
 use crate::device::ReadAt;
 use crate::error::Fault;
-use crate::fs::files::{Emptying, Seen};
+use crate::fs::files::{Emptying, FoundFile};
 use crate::fs::{Still, UsedMap, Walk};
 use crate::layout::le;
-use crate::overlay::Layer;
+use crate::overlay::OverlaidPart;
 use crate::units::{Extent, to_u64, to_usize};
 use names::Finder;
 
@@ -57,7 +57,7 @@ pub(crate) fn empty(
     still: Still,
     walk: &mut Walk<'_>,
     map: &mut UsedMap,
-    layer: &mut Layer<'_>,
+    layer: &mut OverlaidPart<'_>,
     emptying: &mut Emptying,
 ) -> Result<(), Fault> {
     let device = walk.device();
@@ -115,7 +115,7 @@ pub(crate) fn empty(
 pub(crate) fn look(
     walk: &mut Walk<'_>,
     pattern: &[u8],
-    give: &mut dyn FnMut(Seen<'_>),
+    give: &mut dyn FnMut(FoundFile<'_>),
 ) -> Result<(), Fault> {
     let device = walk.device();
     let (raw, geometry) = read_superblock(device)?;
@@ -131,7 +131,7 @@ pub(crate) fn look(
                 Some(block.get(..length).unwrap_or_default())
             }
         };
-        give(Seen {
+        give(FoundFile {
             path,
             size_bytes: file.size_bytes,
             content,
@@ -144,7 +144,7 @@ pub(crate) fn look(
 }
 
 /// A group whose bitmap is being edited.
-struct Open {
+struct OpenGroup {
     group: u32,
     descriptor: u64,
     bitmap: Extent,
@@ -156,8 +156,8 @@ struct Editor<'e, 'l> {
     geometry: &'e Geometry,
     raw: &'e Raw,
     map: &'e mut UsedMap,
-    layer: &'e mut Layer<'l>,
-    open: Option<Open>,
+    layer: &'e mut OverlaidPart<'l>,
+    open: Option<OpenGroup>,
     /// Clusters, in all groups.
     freed: u64,
 }
@@ -216,7 +216,7 @@ impl Editor<'_, '_> {
         let mut budget = geometry.blocks;
         let mut result = Ok(());
         // The tree itself is not edited, so the source has it.
-        let mut each = |run: Run| {
+        let mut each = |run: OwnedBlocks| {
             if result.is_ok() {
                 result = self.free(run.blocks);
             }
@@ -302,7 +302,7 @@ impl Editor<'_, '_> {
     }
 
     /// Reads descriptor and bitmap of a group and checks that they can be believed.
-    fn open_group(&self, group: u32) -> Result<Open, Fault> {
+    fn open_group(&self, group: u32) -> Result<OpenGroup, Fault> {
         let geometry = self.geometry;
         let unit = |what| Fault::corrupt(what).in_unit("group", u64::from(group));
         let place = geometry.descriptor_place(group);
@@ -314,7 +314,7 @@ impl Editor<'_, '_> {
         let descriptor: Descriptor = geometry.parse_descriptor(group, bytes)?;
         let bitmap = geometry.extent(descriptor.block_bitmap, 1);
         let bitmap = bitmap.filter(|_| !descriptor.block_uninit);
-        let open = Open {
+        let open = OpenGroup {
             group,
             descriptor: place,
             bitmap: bitmap
@@ -332,7 +332,7 @@ impl Editor<'_, '_> {
     }
 
     /// The zero bits of a bitmap, and its checksum where those are used.
-    fn sum(&self, open: &Open) -> Result<(u64, Option<u32>), Fault> {
+    fn sum(&self, open: &OpenGroup) -> Result<(u64, Option<u32>), Fault> {
         let geometry = self.geometry;
         let clusters = geometry.group_clusters(open.group);
         let length = geometry.clusters_per_group / 8;

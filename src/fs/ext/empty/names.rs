@@ -391,7 +391,7 @@ pub(super) fn places(
 ) -> Result<(), Fault> {
     out.fill(0);
     let mut budget = geometry.blocks;
-    let mut each = |run: super::Run| {
+    let mut each = |run: super::OwnedBlocks| {
         if run.usage != Usage::Data {
             return;
         }
@@ -439,7 +439,7 @@ pub(super) fn read(
     let device = buffers.device;
     let mut budget = geometry.blocks;
     let mut result = Ok(());
-    let mut each = |run: super::Run| {
+    let mut each = |run: super::OwnedBlocks| {
         let start = run.logical.saturating_mul(block).min(to_u64(length));
         let end = run
             .logical

@@ -10,7 +10,7 @@ use crate::fs::ext::inode::Inode;
 use crate::fs::ext::superblock::Geometry;
 use crate::fs::ext::window::Buffers;
 use crate::layout::le;
-use crate::overlay::Layer;
+use crate::overlay::OverlaidPart;
 use crate::units::to_u64;
 
 const BLOCK_BYTES: u64 = 1024;
@@ -42,7 +42,7 @@ const CURSPACE: u64 = 0x30;
 pub(super) fn release(
     geometry: &Geometry,
     buffers: &mut Buffers<'_>,
-    layer: &mut Layer<'_>,
+    layer: &mut OverlaidPart<'_>,
     number: u32,
     id: u32,
     bytes: u64,
@@ -50,7 +50,7 @@ pub(super) fn release(
     let bad = || Fault::corrupt("quota file").in_unit("inode", number.into());
     let file = Inode::read(geometry, buffers, number)?;
     let mut block = [0; 1024];
-    let mut load = |layer: &Layer<'_>, index: u32, block: &mut [u8; 1024]| {
+    let mut load = |layer: &OverlaidPart<'_>, index: u32, block: &mut [u8; 1024]| {
         let place = place(geometry, buffers, &file, index)?.ok_or_else(bad)?;
         layer.read(place, block)?;
         Ok::<u64, Fault>(place)

@@ -32,7 +32,7 @@ pub(in crate::stream::frames) fn unpack(
 }
 
 /// A piece on its way.
-pub(super) struct Work {
+pub(super) struct PackedChunk {
     pub(super) offset: u64,
     pub(super) packed: Vec<u8>,
     raw: Vec<u8>,
@@ -46,7 +46,7 @@ pub(super) struct Work {
     pub(super) is_ours: bool,
 }
 
-impl Work {
+impl PackedChunk {
     pub(super) fn new() -> Self {
         Self {
             offset: 0,
@@ -63,13 +63,13 @@ impl Work {
 }
 
 /// What works on a piece.
-pub(super) struct Worker {
+pub(super) struct Examiner {
     inflate: Inflate,
     deflater: Deflater,
     again: Vec<u8>,
 }
 
-impl Worker {
+impl Examiner {
     pub(super) fn new(level: u8) -> Result<Self, Fault> {
         Ok(Self {
             inflate: Inflate::new()?,
@@ -78,7 +78,7 @@ impl Worker {
         })
     }
 
-    pub(super) fn work(&mut self, work: &mut Work) {
+    pub(super) fn work(&mut self, work: &mut PackedChunk) {
         work.found = unpack(&mut self.inflate, &work.packed, &mut work.raw);
         let Some(raw) = work.found.and_then(|length| work.raw.get(..length)) else {
             return;

@@ -11,7 +11,7 @@
 //! another version of the encoder), nothing is taken as it is. What is not cut like that (other programs' files, and a stored chunk that
 //! ends with these four bytes) is [`Foreign`], and read the ordinary way from there on.
 //!
-//! **Who owns what.** As in [`crate::stream::pack`]: a [`Work`] is filled by whoever reads, moves to a hand, comes back, and is used again;
+//! **Who owns what.** As in [`crate::stream::pack`]: a [`PackedChunk`] is filled by whoever reads, moves to a hand, comes back, and is used again;
 //! hand *i* gets every n-th through its own channel, so results are in order. A hand ends when its channel closes.
 
 mod cut;
@@ -23,9 +23,9 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use self::cut::{Cut, Cutter};
-use self::examine::{Work, Worker};
+use self::examine::{Examiner, PackedChunk};
 use super::known::Index;
-use super::{Layout, MAX_PACKED, number};
+use super::{ChunkLayout, MAX_PACKED, number};
 use crate::error::Fault;
 use crate::stream::deflate::{MARKER, behind_marker};
 use crate::stream::pipeline::known::{Hash, hash};
@@ -51,7 +51,7 @@ pub(super) struct Foreign;
 
 /// A chunk as it was found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Found {
+pub(super) struct FoundChunk {
     pub(super) chunk: u64,
     offset: u64,
     length: u32,
@@ -83,7 +83,7 @@ impl Packed {
         })
     }
 
-    fn note(&mut self, found: &Found) -> Result<(), Fault> {
+    fn note(&mut self, found: &FoundChunk) -> Result<(), Fault> {
         let mut place = Hash::default();
         let words = found.offset.to_le_bytes().into_iter();
         let words = words.chain(found.length.to_le_bytes());
@@ -120,15 +120,19 @@ impl Packed {
 }
 
 /// A thread that works on pieces.
-fn start(level: u8) -> Result<Hand<Work>, Fault> {
-    let mut worker = Worker::new(level)?;
-    Hand::start(c"known-unpack", STACK_BYTES, move |piece: &mut Work| {
-        worker.work(piece);
-    })
+fn start(level: u8) -> Result<Hand<PackedChunk>, Fault> {
+    let mut worker = Examiner::new(level)?;
+    Hand::start(
+        c"known-unpack",
+        STACK_BYTES,
+        move |piece: &mut PackedChunk| {
+            worker.work(piece);
+        },
+    )
 }
 
 /// What comes next in order.
-enum Turn {
+enum NextPacked {
     Hand(usize),
     /// From where in the file, up to where, and how many.
     Zeros(u64, u64, u64),
@@ -137,11 +141,11 @@ enum Turn {
 /// The chunks of one image that lie packed in a file, in order.
 pub(super) struct Pieces {
     cutter: Cutter,
-    hands: Vec<Hand<Work>>,
+    hands: Vec<Hand<PackedChunk>>,
     next_hand: usize,
-    turns: VecDeque<Turn>,
-    spare: Vec<Work>,
-    worker: Worker,
+    turns: VecDeque<NextPacked>,
+    spare: Vec<PackedChunk>,
+    worker: Examiner,
     count: u64,
     /// Nothing more is cut.
     at_end: bool,
@@ -169,7 +173,7 @@ impl Pieces {
             next_hand: 0,
             turns: VecDeque::new(),
             spare: Vec::new(),
-            worker: Worker::new(level)?,
+            worker: Examiner::new(level)?,
             count: 0,
             at_end: false,
             next: first,
@@ -183,11 +187,11 @@ impl Pieces {
             match self.cutter.next()? {
                 Cut::End => self.at_end = true,
                 Cut::Zeros(zeros) => {
-                    let turn = Turn::Zeros(from, self.cutter.offset, zeros);
+                    let turn = NextPacked::Zeros(from, self.cutter.offset, zeros);
                     self.turns.push_back(turn);
                 }
                 Cut::Data(length) => {
-                    let mut work = self.spare.pop().unwrap_or_else(Work::new);
+                    let mut work = self.spare.pop().unwrap_or_else(PackedChunk::new);
                     let bytes = self.cutter.rest().get(..length).unwrap_or_default();
                     work.packed.clear();
                     work.packed.extend_from_slice(bytes);
@@ -197,7 +201,7 @@ impl Pieces {
                     self.cutter.consume(length);
                     let hand = self.hands.get(self.next_hand).ok_or(Foreign)?;
                     hand.hand(work).map_err(|_| Foreign)?;
-                    self.turns.push_back(Turn::Hand(self.next_hand));
+                    self.turns.push_back(NextPacked::Hand(self.next_hand));
                     self.next_hand = (self.next_hand + 1) % self.hands.len();
                 }
             }
@@ -208,14 +212,14 @@ impl Pieces {
     /// The next chunk that has data; `None` at the end. What was found is noted.
     pub(super) fn next(
         &mut self,
-        layout: &Layout,
+        layout: &ChunkLayout,
         places: &mut Packed,
-    ) -> Result<Option<Found>, Foreign> {
+    ) -> Result<Option<FoundChunk>, Foreign> {
         loop {
             self.cut_ahead()?;
             let hand = match self.turns.pop_front() {
                 None => return Ok(None),
-                Some(Turn::Zeros(from, to, zeros)) => {
+                Some(NextPacked::Zeros(from, to, zeros)) => {
                     // What begins inside a chunk is none.
                     if from == self.expected {
                         self.expected = to;
@@ -223,7 +227,7 @@ impl Pieces {
                     }
                     continue;
                 }
-                Some(Turn::Hand(hand)) => self.hands.get(hand).ok_or(Foreign)?,
+                Some(NextPacked::Hand(hand)) => self.hands.get(hand).ok_or(Foreign)?,
             };
             let mut work = hand.done().map_err(|_| Foreign)?;
             if work.offset != self.expected {
@@ -237,7 +241,7 @@ impl Pieces {
             if self.into != 0 || work.found.map(to_u64) != raw_bytes {
                 return Err(Foreign);
             }
-            let found = Found {
+            let found = FoundChunk {
                 chunk: self.next,
                 offset: work.offset,
                 length: u32::try_from(work.packed.len()).map_err(|_| Foreign)?,
@@ -255,7 +259,7 @@ impl Pieces {
     }
 
     /// So many zeros come next.
-    fn skip(&mut self, layout: &Layout, zeros: u64) -> Result<(), Foreign> {
+    fn skip(&mut self, layout: &ChunkLayout, zeros: u64) -> Result<(), Foreign> {
         let mut zeros = zeros.checked_add(self.into).ok_or(Foreign)?;
         while zeros > 0 {
             let raw_bytes = layout.raw_bytes(self.next).ok_or(Foreign)?;
@@ -269,7 +273,7 @@ impl Pieces {
     }
 
     /// It was cut inside a chunk: up to the next marker, or one behind that, it is one.
-    fn longer(&mut self, work: &mut Work) -> Result<(), Foreign> {
+    fn longer(&mut self, work: &mut PackedChunk) -> Result<(), Foreign> {
         let mut bytes = vec![0; MAX_PACKED];
         let mut filled = 0;
         while let Some(room) = bytes.get_mut(filled..).filter(|room| !room.is_empty()) {

@@ -83,16 +83,20 @@ fn sample() -> Vec<Option<Vec<u8>>> {
     chunks
 }
 
-fn layout_of(chunks: &[Option<Vec<u8>>]) -> Layout {
+fn layout_of(chunks: &[Option<Vec<u8>>]) -> ChunkLayout {
     let length = |chunk: &Option<Vec<u8>>| chunk.as_ref().map_or(CHUNK, Vec::len);
-    Layout::new(&[Framed {
+    ChunkLayout::new(&[Framed {
         path: String::new(),
         parts: vec![to_u64(chunks.iter().map(length).sum::<usize>())],
     }])
     .unwrap()
 }
 
-fn read(stream: &[u8], level: u8, layout: &Layout) -> (Result<Vec<Found>, Foreign>, Packed) {
+fn read(
+    stream: &[u8],
+    level: u8,
+    layout: &ChunkLayout,
+) -> (Result<Vec<FoundChunk>, Foreign>, Packed) {
     let (stream, list) = (file(stream), file(&[]));
     let places = Packed::new(stream.try_clone().unwrap(), &list, layout.chunks());
     let mut places = places.unwrap();

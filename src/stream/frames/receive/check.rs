@@ -8,7 +8,7 @@ use super::emit::{Proof, held};
 use super::{IS_KNOWN, Received};
 use crate::error::Fault;
 use crate::stream::frames::known::{self, Index};
-use crate::stream::frames::{Layout, MAX_PACKED};
+use crate::stream::frames::{ChunkLayout, MAX_PACKED};
 use crate::sys::memory::Pages;
 use crate::threads::{self, channel};
 use crate::units::{to_u64, to_usize};
@@ -19,7 +19,7 @@ const LANES: u64 = 8;
 /// What one thread inflates.
 struct Lane {
     chunks: Range<u64>,
-    layout: Layout,
+    layout: ChunkLayout,
     index: Index,
     file: File,
     buffer: Pages,

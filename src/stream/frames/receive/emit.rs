@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::Ordering;
 
-use super::{Entry, IS_KNOWN, Received};
+use super::{HeldChunk, IS_KNOWN, Received};
 use crate::crc;
 use crate::error::Fault;
 use crate::stream::frames::MAX_PACKED;
@@ -80,7 +80,7 @@ impl Received {
     fn known_again(
         &mut self,
         chunk: u64,
-        entry: Entry,
+        entry: HeldChunk,
         again: &mut Again,
         emit: &mut dyn Emit,
     ) -> Result<(), Problem> {

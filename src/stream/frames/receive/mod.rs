@@ -17,10 +17,11 @@ use std::sync::atomic::AtomicU64;
 use rustix::fs::FallocateFlags;
 
 use self::emit::Proof;
-use super::known::{self, Index, Known, Old, Packing, Remains, Telling};
+use super::known::{self, Index, KnownThere, Old, Packing, Remains, Telling};
 use super::{
-    Control, EARLY, END, HELD, HERE, Header, IMAGE, KNOWN, KNOWN_HERE, LEAD_BYTES, Layout, MAGIC,
-    MAX_HEADER, MAX_PACKED, MAX_REPORT, MAX_TIMES, VERSION, ZEROS, most_dead_bytes, number,
+    ChunkLayout, Control, EARLY, END, HELD, HERE, IMAGE, KNOWN, KNOWN_HERE, LEAD_BYTES, MAGIC,
+    MAX_HEADER, MAX_PACKED, MAX_REPORT, MAX_TIMES, StreamHeader, VERSION, ZEROS, most_dead_bytes,
+    number,
 };
 use crate::crc;
 use crate::error::{Cause, Fault, FaultKind};
@@ -36,7 +37,7 @@ pub(super) const UNIT_BYTES: u64 = 4096;
 
 /// A chunk that is held.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Entry {
+pub(super) struct HeldChunk {
     pub(super) place: u32,
     /// 0: zeros; [`IS_KNOWN`].
     pub(super) packed: u32,
@@ -58,7 +59,7 @@ pub(super) fn no_room(errno: Option<i32>) -> Fault {
 /// Packed bytes of a chunk that is taken from what was there before.
 const IS_KNOWN: u32 = u32::MAX;
 
-impl Entry {
+impl HeldChunk {
     /// How many bytes it takes in the file, its head with it.
     pub(super) fn room_bytes(self) -> u64 {
         let bytes = u64::from(self.packed).saturating_add(to_u64(known::HEAD_BYTES));
@@ -72,7 +73,7 @@ impl Entry {
 }
 
 /// Where what comes is held, and what is there already.
-pub struct Hold {
+pub struct HeldStream {
     /// Empty, or what `left` is.
     pub file: File,
     /// Empty: what is noted of each chunk.
@@ -80,7 +81,7 @@ pub struct Hold {
     /// It has a name, and stays where what comes breaks off.
     pub left: Option<Left>,
     /// The other end was told to expect hashes.
-    pub known: Option<Known>,
+    pub known: Option<KnownThere>,
     /// The level at which the other end packs; 0: what is here is not packed again.
     pub level: u8,
     /// On so many CPUs.
@@ -89,7 +90,7 @@ pub struct Hold {
     pub most_bytes: u64,
 }
 
-impl Hold {
+impl HeldStream {
     /// In files without a name.
     pub fn of(file: File, index: File) -> Self {
         Self {
@@ -114,11 +115,11 @@ impl Hold {
 /// Everything that came, complete and in order.
 pub struct Received {
     /// What stood in front.
-    pub header: Header,
+    pub header: StreamHeader,
     /// The report that came with the end.
     pub report: Vec<u8>,
-    layout: Layout,
-    hold: Hold,
+    layout: ChunkLayout,
+    hold: HeldStream,
     index: Index,
     buffer: Pages,
     /// Of chunks that are [`IS_KNOWN`].
@@ -141,7 +142,7 @@ pub struct Received {
 /// What stood in front of frames that are still to be taken.
 pub struct Begun {
     /// As it came.
-    pub header: Header,
+    pub header: StreamHeader,
     control: Control,
 }
 
@@ -153,19 +154,19 @@ pub fn begin(input: &mut Input<'_>) -> Result<Begun, Fault> {
 }
 
 /// Takes all of `input`.
-pub fn receive(input: &mut Input<'_>, hold: Hold) -> Result<Received, Fault> {
+pub fn receive(input: &mut Input<'_>, hold: HeldStream) -> Result<Received, Fault> {
     let begun = begin(input)?;
     take(input, begun, hold)
 }
 
 /// Takes all frames from `input`, up to the end frame, behind which there must be nothing. What is held stays where they break off
 /// and that has a name; where they are wrong it does not.
-pub fn take(input: &mut Input<'_>, begun: Begun, mut hold: Hold) -> Result<Received, Fault> {
+pub fn take(input: &mut Input<'_>, begun: Begun, mut hold: HeldStream) -> Result<Received, Fault> {
     let Begun {
         header,
         mut control,
     } = begun;
-    let layout = Layout::new(&header.images)?;
+    let layout = ChunkLayout::new(&header.images)?;
     let memory = |errno| Fault::io("allocate", errno);
     let length = match &hold.left {
         Some(_) => hold.file.metadata().map_or(0, |meta| meta.len()),
@@ -257,7 +258,7 @@ fn check(input: &mut Input<'_>, control: &mut Control) -> Result<(), Fault> {
     }
 }
 
-fn header(input: &mut Input<'_>, control: &mut Control) -> Result<Header, Fault> {
+fn header(input: &mut Input<'_>, control: &mut Control) -> Result<StreamHeader, Fault> {
     let mut lead = [0; LEAD_BYTES];
     read(input, &mut lead)?;
     control.add(&lead);
@@ -278,7 +279,7 @@ fn header(input: &mut Input<'_>, control: &mut Control) -> Result<Header, Fault>
     }
     let bytes = read_bytes(input, control, length)?;
     check(input, control)?;
-    Header::parse(&bytes)
+    StreamHeader::parse(&bytes)
 }
 
 /// How far the order is.
@@ -294,7 +295,7 @@ struct Order {
 
 impl Received {
     /// Says what is here already, while frames come.
-    fn tell(&self, known: Known) -> Result<Telling, Fault> {
+    fn tell(&self, known: KnownThere) -> Result<Telling, Fault> {
         let images = self.header.images.iter();
         let paths = images.map(|image| image.path.clone()).collect();
         let file = self.hold.file.try_clone();
@@ -452,7 +453,7 @@ impl Received {
         read(input, &mut hash)?;
         let (times, _) = self.replace(chunk)?;
         self.hashes.set_bytes(chunk, &hash)?;
-        let entry = Entry {
+        let entry = HeldChunk {
             place: 0,
             packed: IS_KNOWN,
             crc32,
@@ -478,7 +479,7 @@ impl Received {
         // What an interrupted run left of it is out of date.
         let remains = self.remains.entry(chunk)?;
         self.give_back(remains)?;
-        let mut entry = Entry {
+        let mut entry = HeldChunk {
             crc32,
             packed,
             place: 0,
@@ -495,7 +496,7 @@ impl Received {
     }
 
     /// Writes what is in the buffer behind everything, and gives its place.
-    fn hold(&mut self, chunk: u64, entry: Entry) -> Result<u32, Fault> {
+    fn hold(&mut self, chunk: u64, entry: HeldChunk) -> Result<u32, Fault> {
         let length = to_usize(u64::from(entry.packed));
         let bytes = self.buffer.get(..length).unwrap_or_default();
         let file = &self.hold.file;
@@ -514,7 +515,7 @@ impl Received {
     }
 
     /// The room of what is not needed any more.
-    fn give_back(&mut self, entry: Entry) -> Result<(), Fault> {
+    fn give_back(&mut self, entry: HeldChunk) -> Result<(), Fault> {
         if entry.packed == 0 || entry.packed == IS_KNOWN {
             return Ok(());
         }
@@ -551,7 +552,7 @@ impl Received {
                 }
             } else if entry.times > 0 {
                 self.give_back(entry)?;
-                self.index.set(order.next, Entry::default())?;
+                self.index.set(order.next, HeldChunk::default())?;
             }
             rest -= raw_bytes;
             order.next += 1;
