@@ -4,7 +4,7 @@
 //! with the length and SHA-256 that the host announced; `sum` says the SHA-256 of stdin, where a board has no sha256sum.
 
 use std::ffi::{OsStr, OsString};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -88,20 +88,33 @@ fn get(name: &str, common: &Common) -> Result<(PathBuf, Sums)> {
     let mut file = archive::open_file(&path)?;
     let total_bytes = file.metadata().map_or(0, |meta| meta.len());
     let mut stdout = std::io::stdout().lock();
+    let how = ("sending", total_bytes, common);
+    let sums = copy_showing(how, &mut file, &shown, &mut |bytes| {
+        written(stdout.write_all(bytes))
+    })?;
+    written(stdout.flush())?;
+    Ok((path, sums))
+}
+
+/// [`copy`], with a line on how far it is.
+fn copy_showing(
+    (phase, total_bytes, common): (&'static str, u64, &Common),
+    from: &mut dyn Read,
+    shown: &str,
+    to: &mut dyn FnMut(&[u8]) -> Result<()>,
+) -> Result<Sums> {
     let (mut progress, mut done_bytes) = (Progress::new(common), 0u64);
-    let sums = copy(&mut file, &shown, &mut |bytes| {
+    copy(from, shown, &mut |bytes| {
         let step = Step {
-            phase: "sending",
+            phase,
             subject: "",
             done_bytes,
             total_bytes,
         };
         progress.show(false, step);
         done_bytes = done_bytes.saturating_add(to_u64(bytes.len()));
-        written(stdout.write_all(bytes))
-    })?;
-    written(stdout.flush())?;
-    Ok((path, sums))
+        to(bytes)
+    })
 }
 
 fn written(result: std::io::Result<()>) -> Result<()> {
@@ -117,18 +130,8 @@ fn put(options: &Options) -> Result<(PathBuf, Sums)> {
     let path = store::next(&folder, &options.host, options.time_s)?;
     let mut file = ToFile::create(&path)?;
     let mut stdin = std::io::stdin().lock();
-    let (mut progress, mut done_bytes) = (Progress::new(&options.common), 0u64);
-    let sums = copy(&mut stdin, "stdin", &mut |bytes| {
-        let step = Step {
-            phase: "writing",
-            subject: "",
-            done_bytes,
-            total_bytes: options.length_bytes,
-        };
-        progress.show(false, step);
-        done_bytes = done_bytes.saturating_add(to_u64(bytes.len()));
-        file.write(bytes)
-    })?;
+    let how = ("writing", options.length_bytes, &options.common);
+    let sums = copy_showing(how, &mut stdin, "stdin", &mut |bytes| file.write(bytes))?;
     if sums.length_bytes != options.length_bytes || sums.sha256 != options.sha256 {
         return Err(Error::corrupt(format_args!(
             "{}: {} bytes came of {}, or others than were sent",

@@ -5,17 +5,22 @@ use std::path::Path;
 
 use crate::common::{self, Limit, Scratch, expect_floe, names};
 
+/// An ext4 of `mib` MiB with so many MiB of noise in it.
+fn noisy(scratch: &Scratch, mib: u32, noise_mib: u32) -> String {
+    let path = scratch.join("source").to_string_lossy().into_owned();
+    let script = format!(
+        "truncate -s {mib}M {path}; mkdir {path}.d; head -c {noise_mib}M /dev/urandom > {path}.d/noise; mkfs.ext4 -q -F -d {path}.d {path}"
+    );
+    common::shell(&script, Limit::secs(60)).expect_code(0);
+    path
+}
+
 #[test]
 fn pieces_are_one_image_and_there_all_or_not_at_all() {
     require_mkfs!();
     let scratch = Scratch::new();
-    let (source, out) = (scratch.join("source"), scratch.join("out"));
+    let (path, out) = (noisy(&scratch, 32, 5), scratch.join("out"));
     fs::create_dir(&out).expect("out");
-    let path = source.to_string_lossy().into_owned();
-    let script = format!(
-        "truncate -s 32M {path}; mkdir {path}.d; head -c 5M /dev/urandom > {path}.d/noise; mkfs.ext4 -q -F -d {path}.d {path}"
-    );
-    common::shell(&script, Limit::secs(60)).expect_code(0);
     let image = out.join("a.img");
     let image = image.to_string_lossy().into_owned();
     for raw in [&["-z", "none"][..], &[]] {
@@ -124,11 +129,7 @@ fn pieces_are_one_image_and_there_all_or_not_at_all() {
 fn whichever_piece_or_name_is_given_it_is_said_which_one_to_name() {
     require_mkfs!();
     let scratch = Scratch::new();
-    let source = scratch.join("source").to_string_lossy().into_owned();
-    let script = format!(
-        "truncate -s 16M {source}; mkdir {source}.d; head -c 3M /dev/urandom > {source}.d/noise; mkfs.ext4 -q -F -d {source}.d {source}"
-    );
-    common::shell(&script, Limit::secs(60)).expect_code(0);
+    let source = noisy(&scratch, 16, 3);
     let image = scratch.join("a.img").to_string_lossy().into_owned();
     let first = format!("{image}.001");
     for raw in [&["-z", "none"][..], &[]] {
@@ -180,13 +181,8 @@ fn whichever_piece_or_name_is_given_it_is_said_which_one_to_name() {
 fn what_bears_the_name_of_a_later_piece_is_replaced_only_where_it_is_one() {
     require_mkfs!();
     let scratch = Scratch::new();
-    let (source, out) = (scratch.join("source"), scratch.join("out"));
+    let (path, out) = (noisy(&scratch, 16, 3), scratch.join("out"));
     fs::create_dir(&out).expect("out");
-    let path = source.to_string_lossy().into_owned();
-    let script = format!(
-        "truncate -s 16M {path}; mkdir {path}.d; head -c 3M /dev/urandom > {path}.d/noise; mkfs.ext4 -q -F -d {path}.d {path}"
-    );
-    common::shell(&script, Limit::secs(60)).expect_code(0);
     let image = out.join("g.gz").to_string_lossy().into_owned();
     let (first, precious) = (format!("{image}.001"), scratch.join("precious"));
     let dump = |size: &str, more: &[&str], code: i32| {
