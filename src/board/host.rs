@@ -13,6 +13,32 @@ pub(crate) struct Host {
     pub(super) port: Option<u16>,
 }
 
+/// What stands behind the user: `NAME`, `NAME:PORT`, `[NAME]` or `[NAME]:PORT`. Says what is wrong.
+fn name_and_port(place: &str) -> std::result::Result<(&str, Option<&str>), &'static str> {
+    if let Some(inside) = place.strip_prefix('[') {
+        let (name, after) = inside.split_once(']').ok_or("the closing ] is missing")?;
+        return match (after, after.strip_prefix(':')) {
+            ("", _) => Ok((name, None)),
+            (_, Some(port)) => Ok((name, Some(port))),
+            (_, None) => Err("behind ] a :port"),
+        };
+    }
+    match place.split_once(':') {
+        Some((_, port)) if port.contains(':') => {
+            Err("an IPv6 address stands in brackets, as in [fd00::7]:22")
+        }
+        Some((name, port)) => Ok((name, Some(port))),
+        None => Ok((place, None)),
+    }
+}
+
+/// ssh puts names into commands of its configuration (ProxyCommand's %h and %r): nothing a shell could read otherwise. `also`: what
+/// may stand in it besides letters and digits.
+fn is_plain(text: &str, also: &str) -> bool {
+    let is_allowed = |c: char| c.is_alphanumeric() || also.contains(c);
+    !text.is_empty() && !text.starts_with('-') && text.len() <= 255 && text.chars().all(is_allowed)
+}
+
 impl Host {
     /// Takes the forms above apart; whatever ssh could take for an option is refused.
     pub(crate) fn parse(text: &str) -> Result<Self> {
@@ -26,26 +52,8 @@ impl Host {
             Some((user, place)) => (Some(user), place),
             None => (None, rest),
         };
-        let bracketed = place
-            .strip_prefix('[')
-            .map(|inside| inside.split_once(']').ok_or(()));
-        let (name, port) = match bracketed {
-            Some(Ok((name, ""))) => (name, None),
-            Some(Ok((name, after))) => {
-                let port = after.strip_prefix(':');
-                (name, Some(port.ok_or_else(|| wrong("behind ] a :port"))?))
-            }
-            Some(Err(())) => return Err(wrong("the closing ] is missing")),
-            None => match place.split_once(':') {
-                Some((_, port)) if port.contains(':') => {
-                    return Err(wrong(
-                        "an IPv6 address stands in brackets, as in [fd00::7]:22",
-                    ));
-                }
-                Some((name, port)) => (name, Some(port)),
-                None => (place, None),
-            },
-        };
+        let is_bracketed = place.starts_with('[');
+        let (name, port) = name_and_port(place).map_err(wrong)?;
         let port = match port {
             Some(port) => match cli::number(port).and_then(|port| u16::try_from(port).ok()) {
                 Some(port) if port > 0 => Some(port),
@@ -53,16 +61,7 @@ impl Host {
             },
             None => None,
         };
-        // ssh puts both into commands of its configuration (ProxyCommand's %h and %r): nothing a shell could read otherwise.
-        let plain = |text: &str, also: &str| {
-            !text.is_empty()
-                && !text.starts_with('-')
-                && text.len() <= 255
-                && text
-                    .chars()
-                    .all(|c| c.is_alphanumeric() || also.contains(c))
-        };
-        if !plain(name, if bracketed.is_some() { ".:%-_" } else { ".-_" }) {
+        if !is_plain(name, if is_bracketed { ".:%-_" } else { ".-_" }) {
             return Err(wrong(match name.starts_with('-') {
                 true => "it begins with -, and ssh would take it for an option",
                 false => {
@@ -70,10 +69,10 @@ impl Host {
                 }
             }));
         }
-        if user.is_some_and(|user| !plain(user, "._+@-")) {
+        if user.is_some_and(|user| !is_plain(user, "._+@-")) {
             return Err(wrong("that is no user's name"));
         }
-        let mut shown = match bracketed.is_some() {
+        let mut shown = match is_bracketed {
             true => format!("[{name}]"),
             false => name.to_owned(),
         };

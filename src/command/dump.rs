@@ -30,13 +30,14 @@ use crate::stream::inplace::InPlace;
 use crate::stream::output::leaves_holes;
 use crate::stream::output::{GzipEmitter, Output, RawEmitter, Totals, TotalsCell};
 use crate::stream::partfile::{self, PartFile};
-use crate::stream::pipeline::{Emit, Outlet};
+use crate::stream::pipeline::{Emit, Outlet, Pipeline, Settings};
 use crate::take::capture::{Capture, CaptureFigures, Engine};
 use crate::take::counters::Counters;
 use crate::take::mapped::MappedRun;
 use crate::take::options::{self, Streaming, Taking};
 use crate::take::ready::{Ready, ready};
 use crate::take::source::{self, Prepared};
+use crate::take::survey::Surveyor;
 use crate::threads::Lock;
 
 /// What was typed.
@@ -302,15 +303,7 @@ fn dump(options: &Options, start: Instant) -> Result<DumpReport> {
     let facts = SourceFacts::of(prepared);
     let note = ready.note_on_itself(&outputs.sink, &options.shown_output());
     let way = Way::of(options, &system, &ready, &outputs.sink);
-    let path = options.first().filter(|_| !way.in_place);
-    let settings = options.streaming.settings(
-        &options.common,
-        options.raw,
-        &system,
-        &ready,
-        &sources,
-        path.as_deref(),
-    )?;
+    let settings = way.settings(options, &system, &ready, &sources)?;
     let totals = TotalsCell::default();
     let told: Arc<Lock<Option<CaptureFigures>>> = Arc::default();
     let parts = (outputs.parts, outputs.there);
@@ -338,14 +331,13 @@ fn dump(options: &Options, start: Instant) -> Result<DumpReport> {
     if options.output.is_none() {
         capture.wait_sink(waiting.as_fd(), options.streaming.wait_sink)?;
     }
-    let (pipeline, surveyor) = (capture.pipeline(), capture.surveyor());
+    let walked = (capture.pipeline(), capture.surveyor());
     let figures = capture.run_telling(|figures| {
         *told.lock() = Some(figures);
     })?;
     finish(options, parts, bmap.as_ref())?;
-    if let (Some(part), Some(image)) = (bmap, options.first()) {
-        let mapped = MappedRun::of(pipeline, surveyor);
-        write_bmap(options, part, image, facts.size_bytes, mapped)?;
+    if let Some(part) = bmap {
+        write_bmap(options, part, facts.size_bytes, walked)?;
     }
     // Whoever asked for silence still wants to know what is not as it was asked for.
     figures.emptied.notes().iter().for_each(report::line);
@@ -377,6 +369,21 @@ impl Way {
             in_place,
             onto_itself: held_up && !in_place,
         }
+    }
+
+    /// Sizes of the pipeline; an image in its own file needs no room beside it.
+    fn settings(
+        &self,
+        options: &Options,
+        system: &System,
+        ready: &Ready,
+        sources: &[Prepared],
+    ) -> Result<Settings> {
+        let path = options.first().filter(|_| !self.in_place);
+        let (common, raw) = (&options.common, options.raw);
+        options
+            .streaming
+            .settings(common, raw, system, ready, sources, path.as_deref())
     }
 }
 
@@ -486,11 +493,14 @@ fn finish(
 fn write_bmap(
     options: &Options,
     mut part: PartFile,
-    image: PathBuf,
     size_bytes: u64,
-    mapped: Option<MappedRun>,
+    (pipeline, surveyor): (&'static Pipeline, &'static Surveyor),
 ) -> Result<()> {
     const STATE: &str = "the image is complete, its .bmap is not";
+    let Some(image) = options.first() else {
+        return Ok(());
+    };
+    let mapped = MappedRun::of(pipeline, surveyor);
     let name = part.target().display().to_string();
     let (Some(fd), Some(mapped)) = (part.take_fd(), mapped) else {
         return Err(Error::failed("floe: internal: no map of what was read"));

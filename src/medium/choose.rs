@@ -1,11 +1,11 @@
 //! Which disk `--media` means: the one of its kind that this system does not run from, or the one that is named.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::config::pairs::Pair;
 use crate::error::{Error, NOTHING_WRITTEN, Result};
 use crate::medium::roles::{MediumOptions, Role};
-use crate::mounts::{DevId, Media, System};
+use crate::mounts::{DevId, KernelPartition, Media, System};
 use crate::ptable::{Partition, role_of};
 use crate::report::Bytes;
 
@@ -135,36 +135,7 @@ pub(crate) fn partitions_named(
     for pair in pairs {
         let role = Role::parse(&pair.target)?;
         let parts = table.as_ref().map_or(&[][..], |table| &table.partitions);
-        // What floe recorded, whatever they are called; otherwise the name.
-        let recorded = |part: &&Partition| role_of(part.attributes) == role.number();
-        let named = |part: &&Partition| part.name == role.name();
-        let mut fitting: Vec<&Partition> = parts.iter().filter(recorded).collect();
-        if fitting.is_empty() {
-            fitting.extend(parts.iter().filter(named));
-        }
-        let part = match fitting.as_slice() {
-            [entry] => {
-                let there = known
-                    .iter()
-                    .find(|part| part.start_bytes == entry.extent.offset);
-                // To lay it out anew would erase what is there.
-                if there.is_none() {
-                    return refused(format_args!(
-                        "its table has {} as partition {}, but the kernel does not show it: 'partx -a {shown}' or partprobe makes it appear (a loop device: losetup -P)",
-                        role.name(),
-                        entry.number
-                    ));
-                }
-                there
-            }
-            [] => None,
-            _ => {
-                return refused(format_args!(
-                    "has several partitions that are {}; name the device itself as the TARGET",
-                    role.name()
-                ));
-            }
-        };
+        let part = partition_of(&path, role, parts, &known)?;
         let doubt = table.as_ref().and_then(|table| table.doubt);
         let part = match (part, doubt) {
             (Some(part), _) => part,
@@ -182,4 +153,42 @@ pub(crate) fn partitions_named(
         });
     }
     Ok(found)
+}
+
+/// The partition of a role, as the kernel shows it; `None` where the table has none.
+fn partition_of<'k>(
+    path: &Path,
+    role: Role,
+    parts: &[Partition],
+    known: &'k [KernelPartition],
+) -> Result<Option<&'k KernelPartition>> {
+    let shown = path.display();
+    // What floe recorded, whatever they are called; otherwise the name.
+    let recorded = |part: &&Partition| role_of(part.attributes) == role.number();
+    let named = |part: &&Partition| part.name == role.name();
+    let mut fitting: Vec<&Partition> = parts.iter().filter(recorded).collect();
+    if fitting.is_empty() {
+        fitting.extend(parts.iter().filter(named));
+    }
+    let entry = match fitting.as_slice() {
+        [] => return Ok(None),
+        [entry] => entry,
+        _ => {
+            return Err(Error::refused(format_args!(
+                "{shown}: has several partitions that are {}; name the device itself as the TARGET",
+                role.name()
+            )));
+        }
+    };
+    let mut known = known.iter();
+    let there = known.find(|part| part.start_bytes == entry.extent.offset);
+    // To lay it out anew would erase what is there.
+    match there {
+        Some(there) => Ok(Some(there)),
+        None => Err(Error::refused(format_args!(
+            "{shown}: its table has {} as partition {}, but the kernel does not show it: 'partx -a {shown}' or partprobe makes it appear (a loop device: losetup -P)",
+            role.name(),
+            entry.number
+        ))),
+    }
 }

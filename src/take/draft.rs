@@ -27,7 +27,16 @@ pub(super) struct Draft {
 }
 
 impl Draft {
-    pub(super) fn add(&mut self, prepared: Prepared, wishes: Wishes, early: bool) -> Result<()> {
+    /// One image for each of `sources`; `early`: with what a look before the freeze needs.
+    pub(super) fn of(sources: Vec<Prepared>, wishes: Wishes, early: bool) -> Result<Self> {
+        let mut draft = Self::default();
+        for prepared in sources {
+            draft.add(prepared, wishes, early)?;
+        }
+        Ok(draft)
+    }
+
+    fn add(&mut self, prepared: Prepared, wishes: Wishes, early: bool) -> Result<()> {
         let first_device = self.devices.len();
         let first_part = self.parts;
         let image = self.images.len();

@@ -21,7 +21,7 @@ use crate::device::{Range, ReadAt, limited};
 use crate::error::{Error, Fault, Result};
 use crate::features;
 use crate::freeze::GUARDIAN;
-use crate::fs::{Coverage, Still};
+use crate::fs::{Coverage, Identity, Still};
 use crate::mounts::{DevId, Holding, Means, Roots, Source, System};
 use crate::ptable::{self, PartitionTable};
 use crate::report::{self, JsonObject};
@@ -377,35 +377,9 @@ fn facts(
             .flatten(),
         ..Facts::default()
     };
-    let still = match &source.holding {
-        Holding::Mounted(mounted) => {
-            let points = mounted.mounts.iter().map(|mount| &mount.point);
-            facts.mounted_at = points.map(|point| point.display().to_string()).collect();
-            facts.guarded = around.guarded.contains(&mounted.mount.dev.raw());
-            Still::Glimpse
-        }
-        Holding::Stacked(above) => {
-            let points = above.mounted.iter().flat_map(|mounted| &mounted.mounts);
-            facts.mounted_at = points.map(|m| m.point.display().to_string()).collect();
-            Still::Moving
-        }
-        Holding::Unmounted | Holding::ImageFile => Still::Unmounted,
-    };
+    let still = held_by(&mut facts, around, &source.holding);
     if let Some(identity) = content.identity.as_ref().filter(|_| still != Still::Moving) {
-        let whole = Extent {
-            offset: 0,
-            length_bytes: device.size_bytes(),
-        };
-        let mounted = match &source.holding {
-            Holding::Mounted(mounted) => Some(mounted),
-            _ => None,
-        };
-        let is_written = source::is_looped(system, source.dev.iter());
-        let found = depth.behind(device, identity.size_bytes, is_written);
-        let found = found.map_err(fail)?;
-        let behind = found.as_deref().map_or(Behind::Unknown, Behind::Found);
-        let glimpse = glimpse::look(device, whole, identity, still, mounted, behind);
-        facts.dump = glimpse.map_err(fail)?;
+        facts.dump = would_read(system, &source, identity, still, depth).map_err(fail)?;
     }
     facts.refused = source::refusal(device, is_file).map_err(fail)?;
     if facts.error.is_some() {
@@ -428,6 +402,47 @@ fn facts(
     }
     facts.content = content;
     Ok(facts)
+}
+
+/// Where it is mounted, and how still what is read of it just now is.
+fn held_by(facts: &mut Facts, around: &Around, holding: &Holding) -> Still {
+    match holding {
+        Holding::Mounted(mounted) => {
+            let points = mounted.mounts.iter().map(|mount| &mount.point);
+            facts.mounted_at = points.map(|point| point.display().to_string()).collect();
+            facts.guarded = around.guarded.contains(&mounted.mount.dev.raw());
+            Still::Glimpse
+        }
+        Holding::Stacked(above) => {
+            let points = above.mounted.iter().flat_map(|mounted| &mounted.mounts);
+            facts.mounted_at = points.map(|m| m.point.display().to_string()).collect();
+            Still::Moving
+        }
+        Holding::Unmounted | Holding::ImageFile => Still::Unmounted,
+    }
+}
+
+/// What a dump of its filesystem would read.
+fn would_read(
+    system: &System,
+    source: &Source,
+    identity: &Identity,
+    still: Still,
+    depth: Depth,
+) -> std::result::Result<Option<Glimpse>, Fault> {
+    let device = &source.device;
+    let whole = Extent {
+        offset: 0,
+        length_bytes: device.size_bytes(),
+    };
+    let mounted = match &source.holding {
+        Holding::Mounted(mounted) => Some(mounted),
+        _ => None,
+    };
+    let is_written = source::is_looped(system, source.dev.iter());
+    let found = depth.behind(device, identity.size_bytes, is_written)?;
+    let behind = found.as_deref().map_or(Behind::Unknown, Behind::Found);
+    glimpse::look(device, whole, identity, still, mounted, behind)
 }
 
 /// The partitions of a disk: as the kernel has them, or of an image as its table says.

@@ -65,13 +65,7 @@ pub(crate) fn run(
     let file = file.map_err(|e| Error::failed(format_args!("{}: dup: {e}", opened.subject)))?;
     let has_come = opened.has_come;
     let origin = origin(opened).map_err(nothing)?;
-    let (subject, found) = match &origin {
-        EntrySource::File(catalog) => (catalog.subject.clone(), catalog.snapshot.clone()),
-        EntrySource::Pipe(bundle) => {
-            let bundle = bundle.lock();
-            (bundle.subject.clone(), bundle.snapshot.clone())
-        }
-    };
+    let (subject, found) = origin.subject_and_snapshot();
     let pairs = pairs(options, &subject, &found)?;
     let progress = Arc::new(CopyProgress::default());
     let disk = match &options.disk {

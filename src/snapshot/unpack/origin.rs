@@ -40,6 +40,17 @@ pub(super) fn origin(opened: OpenedImage) -> Result<EntrySource> {
 }
 
 impl EntrySource {
+    /// What messages call it, and what it says of itself.
+    pub(super) fn subject_and_snapshot(&self) -> (String, Snapshot) {
+        match self {
+            Self::File(catalog) => (catalog.subject.clone(), catalog.snapshot.clone()),
+            Self::Pipe(bundle) => {
+                let bundle = bundle.lock();
+                (bundle.subject.clone(), bundle.snapshot.clone())
+            }
+        }
+    }
+
     /// Bytes of an entry in the archive, once its end was seen.
     pub(super) fn stored_bytes(&self, path: &str) -> u64 {
         let of = |sums: &Checksums| sums.find(path).map_or(0, |sums| sums.stored_bytes);

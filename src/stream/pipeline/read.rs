@@ -8,7 +8,7 @@ use super::{
     CHUNK_LENGTH, CHUNKS_PER_SLOT, Core, EncodeJob, Goes, Problem, ReadPass, Shared, StreamRecord,
 };
 use crate::error::Fault;
-use crate::stream::plan::{Part, Span};
+use crate::stream::plan::{Part, Plan, Span};
 use crate::sys::spool::Chain;
 use crate::threads::forgive;
 use crate::units::{round_down, round_up, to_u64, to_usize};
@@ -89,39 +89,52 @@ impl Shared {
                     part,
                     offset,
                     length_bytes,
-                } => {
-                    let rest = |done: u64| {
-                        (done < length_bytes).then(|| Span::Data {
-                            part,
-                            offset: offset + done,
-                            length_bytes: length_bytes - done,
-                        })
-                    };
-                    match self.look_on_shelf(&mut core, plan, (part, offset), length_bytes) {
-                        None => false,
-                        Some(FromShelf::Served(done)) => {
-                            core.held = rest(done);
-                            self.can_emit.notify_all();
-                            continue;
-                        }
-                        Some(FromShelf::Read(length)) => {
-                            match self.reserve(&mut core, part, offset, to_usize(length)) {
-                                Some(taken) => {
-                                    core.held = rest(length);
-                                    self.no_longer_missing(&mut core, taken.length);
-                                    return Some(taken);
-                                }
-                                None => false,
-                            }
-                        }
+                } => match self.take_data(&mut core, plan, (part, offset), length_bytes) {
+                    NextSpan::Take(taken) => return Some(taken),
+                    NextSpan::Again => {
+                        self.can_emit.notify_all();
+                        continue;
                     }
-                }
+                    NextSpan::Wait => false,
+                },
             };
             if served {
                 self.can_emit.notify_all();
             } else {
                 core.held = Some(span);
                 core = self.wait(&self.can_read, core);
+            }
+        }
+    }
+
+    /// Of a span of data: what the shelf has becomes a record, what it has not is to be read; the rest is held.
+    fn take_data(
+        &self,
+        core: &mut Core,
+        plan: &Plan,
+        (part, offset): (usize, u64),
+        length_bytes: u64,
+    ) -> NextSpan {
+        let rest = |done: u64| {
+            (done < length_bytes).then(|| Span::Data {
+                part,
+                offset: offset + done,
+                length_bytes: length_bytes - done,
+            })
+        };
+        match self.look_on_shelf(core, plan, (part, offset), length_bytes) {
+            None => NextSpan::Wait,
+            Some(FromShelf::Served(done)) => {
+                core.held = rest(done);
+                NextSpan::Again
+            }
+            Some(FromShelf::Read(length)) => {
+                let Some(taken) = self.reserve(core, part, offset, to_usize(length)) else {
+                    return NextSpan::Wait;
+                };
+                core.held = rest(length);
+                self.no_longer_missing(core, taken.length);
+                NextSpan::Take(taken)
             }
         }
     }

@@ -131,20 +131,7 @@ impl Shared {
             return (NextSpan::Wait, offset);
         };
         core.known.put(slot, known);
-        // Cleared before they are read: whatever is written from now on marks them again.
-        core.early.clear_marks(part, offset, chunks);
-        for number in (to_usize(held.first)..).take(chunks) {
-            match (self.places, held.compared) {
-                (Some(_), false) => self.drop_kept(core.early.shelf.mark(number)),
-                (None, false) => self.drop_kept(core.early.shelf.announce(number)),
-                (_, true) => {}
-            }
-        }
-        match held.is_early() {
-            true => core.early.early_bytes += to_u64(length),
-            false => core.early.again_bytes += to_u64(length),
-        }
-        core.readers_busy += 1;
+        self.begin_read(core, held, (part, offset), length);
         let first = core.tail;
         if goes_out {
             for _ in 0..chunks {
@@ -161,6 +148,31 @@ impl Shared {
             held: Some(held),
         };
         (NextSpan::Take(taken), stop)
+    }
+
+    /// Notes that a run of chunks is read from now on: what the shelf has of them is on its way, and their marks are cleared.
+    fn begin_read(
+        &self,
+        core: &mut Core,
+        held: ForShelf,
+        (part, offset): (usize, u64),
+        length: usize,
+    ) {
+        let chunks = length.div_ceil(CHUNK_LENGTH);
+        // Cleared before they are read: whatever is written from now on marks them again.
+        core.early.clear_marks(part, offset, chunks);
+        for number in (to_usize(held.first)..).take(chunks) {
+            match (self.places, held.compared) {
+                (Some(_), false) => self.drop_kept(core.early.shelf.mark(number)),
+                (None, false) => self.drop_kept(core.early.shelf.announce(number)),
+                (_, true) => {}
+            }
+        }
+        match held.is_early() {
+            true => core.early.early_bytes += to_u64(length),
+            false => core.early.again_bytes += to_u64(length),
+        }
+        core.readers_busy += 1;
     }
 
     /// Cells for so many chunks that are kept here, or nothing. What the shelf has of them is out of date, and goes.

@@ -126,18 +126,12 @@ impl Capture {
         } = engine.ready;
         let mut settings = engine.settings;
         let copies = matches!(engine.sink, Outlet::Places(_));
-        let holds = holds_early(&engine.sink, &settings);
+        let holds = engine.precopy && holds_early(&engine.sink, &settings);
         let used = sources.iter().map(Prepared::used_bytes);
         let used = used.fold(0, u64::saturating_add);
-        let unheld_bytes = match watch.is_some() && !(holds && engine.precopy) {
-            true => used,
-            false => 0,
-        };
-        let watch = watch.filter(|watch| holds && engine.precopy && (watch.tries() || !copies));
-        let places = match &engine.sink {
-            Outlet::Places(places) if !places.is_file() => Some(*places),
-            _ => None,
-        };
+        let unheld_bytes = if watch.is_some() && !holds { used } else { 0 };
+        let watch = watch.filter(|watch| holds && (watch.tries() || !copies));
+        let places = targets_of(&engine.sink);
         // A copy writes early: what is only known under a freeze, and may be a refusal, is asked before that.
         let rehearses = places.is_some() && (!engine.emptying.is_empty() || wishes.require_map);
         // A quarter of the spool is for what waits to be packed.
@@ -149,20 +143,12 @@ impl Capture {
         if let Some(hashes) = &mut settings.hashes {
             hashes.waits = guardian.is_none();
         }
-        let mut draft = Draft::default();
-        for prepared in sources {
-            draft.add(prepared, wishes, watch.is_some())?;
-        }
+        let mut draft = Draft::of(sources, wishes, watch.is_some())?;
         let devices = std::mem::take(&mut draft.devices);
         let pipeline = Pipeline::new(settings, devices, engine.sink, counters)
             .map_err(|fault| Error::fault("floe", fault))?;
         let pipeline: &'static Pipeline = Box::leak(Box::new(pipeline));
-        let looks = Looks {
-            counters,
-            require_map: wishes.require_map,
-            marks: watch.as_ref().and_then(TraceWatch::marks),
-            trace: watch.as_ref().map(|watch| watch.trace().clone()),
-        };
+        let looks = looks(counters, wishes, watch.as_ref());
         let surveyor = start_surveyor(&mut draft, engine.emptying, pipeline, looks)?;
         Ok(Self {
             shown: draft.shown,
@@ -438,18 +424,7 @@ impl Capture {
                 self.surveyor.order(Stage::Check);
             }
             if stage == Stage::Checked && !permitted {
-                // A thaw may write to it.
-                if let Some(changed) = self.watched.iter().find(|file| file.has_changed()) {
-                    drop(frozen.take());
-                    return Err(changed.error());
-                }
-                if let Some(frozen) = frozen.take() {
-                    let (window, guardian) = frozen.release()?;
-                    frozen_ms = window.frozen_ms;
-                    // The trace goes while there still is a guardian that would take it away.
-                    self.watch = None;
-                    drop(guardian);
-                }
+                frozen_ms = self.thaw(frozen)?;
                 permitted = true;
                 self.progress.turn();
                 thawed(self.figures(frozen_ms));
@@ -461,6 +436,23 @@ impl Capture {
             self.show(frozen.is_some());
             self.rest(frozen.as_ref());
         }
+    }
+
+    /// All was looked at and is good: lets go of what is frozen, and gives how long it was.
+    fn thaw(&mut self, frozen: &mut Option<Frozen>) -> Result<u64> {
+        // A thaw may write to it.
+        if let Some(changed) = self.watched.iter().find(|file| file.has_changed()) {
+            drop(frozen.take());
+            return Err(changed.error());
+        }
+        let Some(frozen) = frozen.take() else {
+            return Ok(0);
+        };
+        let (window, guardian) = frozen.release()?;
+        // The trace goes while there still is a guardian that would take it away.
+        self.watch = None;
+        drop(guardian);
+        Ok(window.frozen_ms)
     }
 
     fn rest(&self, frozen: Option<&Frozen>) {
@@ -524,10 +516,28 @@ impl Capture {
     }
 }
 
+/// The targets of a copy, where they are no file that is gone when the run fails.
+fn targets_of(sink: &Outlet) -> Option<&'static dyn Placing> {
+    match sink {
+        Outlet::Places(places) if !places.is_file() => Some(*places),
+        _ => None,
+    }
+}
+
 /// Whether something can hold what is read early: the targets of a copy, a spool, or who reads frames.
 fn holds_early(sink: &Outlet, settings: &Settings) -> bool {
     let is_spooled = settings.spool_bytes > 0 || settings.spool_file.is_some();
     is_spooled || matches!(sink, Outlet::Places(_) | Outlet::Frames(_))
+}
+
+/// What the surveyor looks by.
+fn looks(counters: &'static Counters, wishes: Wishes, watch: Option<&TraceWatch>) -> Looks {
+    Looks {
+        counters,
+        require_map: wishes.require_map,
+        marks: watch.and_then(TraceWatch::marks),
+        trace: watch.map(|watch| watch.trace().clone()),
+    }
 }
 
 /// Who walks what the draft says; a plan for a look before the freeze is there where something watches meanwhile.
