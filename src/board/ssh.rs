@@ -395,12 +395,14 @@ impl Session {
             let said = said.as_str();
             let hushed = self.hush && is_too_old(said);
             if !hushed && self.pace.take() {
-                self.tell_left_out();
                 match self.heard {
-                    true => (self.listener.hear)(said),
+                    true => {
+                        self.tell_left_out();
+                        (self.listener.hear)(said);
+                    }
                     // It would stand behind what ssh asks.
                     false if self.early.len() < MAX_EARLY => self.early.push(said.to_owned()),
-                    false => {}
+                    false => self.pace.left_out = self.pace.left_out.saturating_add(1),
                 }
             }
             self.told.last = said.to_owned();

@@ -446,6 +446,9 @@ impl Outputs {
         let mut parts = match (&options.output, options.split) {
             (Some(path), Some(bytes)) => {
                 there = replace::check_pieces(path, options.coming(), options.overwrite)?;
+                for old in &there {
+                    source::refuse_output(std::slice::from_ref(prepared), old)?;
+                }
                 // What does not pack takes a little more than it was.
                 let size = prepared.size_bytes;
                 let most = size.saturating_add(size / 1000).saturating_add(1 << 20);

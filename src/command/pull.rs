@@ -258,14 +258,19 @@ enum PullDestination {
     Folder(PathBuf),
 }
 
-/// That the file may have what comes.
-fn check_file(path: &Path, work: &BoardTask, is_artifact: bool) -> Result<()> {
-    match work {
-        _ if is_artifact => replace::check(path, Coming::Artifact),
-        BoardTask::Dump(_) => replace::check(path, Coming::Image(Format::Gzip)),
-        BoardTask::Create(_) | BoardTask::Kept(_) | BoardTask::Clone(_) => {
-            replace::check(path, Coming::Snapshot)
-        }
+/// What comes.
+fn coming(options: &Options) -> Coming {
+    let is_mark = |word: &OsString| word == "--factory" || word == "--rescue";
+    match &options.work {
+        _ if options.artifact.is_some() => Coming::Artifact,
+        BoardTask::Dump(_) => Coming::Image(Format::Gzip),
+        BoardTask::Create(_) | BoardTask::Clone(_) => Coming::Snapshot {
+            marked: options.handed_on.iter().any(is_mark),
+        },
+        // The latest is never one of those.
+        BoardTask::Kept(name) => Coming::Snapshot {
+            marked: name != "latest",
+        },
     }
 }
 
@@ -290,7 +295,7 @@ fn place(options: &Options) -> Result<PullDestination> {
     if path != Path::new("-") {
         partfile::Place::find(path)?;
         if !options.overwrite {
-            check_file(path, &options.work, options.artifact.is_some())?;
+            replace::check(path, coming(options))?;
         }
         return Ok(PullDestination::File(path.clone()));
     }
@@ -389,6 +394,7 @@ struct Puller {
     place: PullDestination,
     reach: Reach,
     overwrite: bool,
+    coming: Coming,
     artifact: Option<Recipe>,
     since: Option<PathBuf>,
     level: u8,
@@ -404,7 +410,7 @@ struct Puller {
 
 impl Puller {
     fn new(options: Options) -> Result<Self> {
-        let place = place(&options)?;
+        let (place, coming) = (place(&options)?, coming(&options));
         let mut artifact = options.artifact;
         if let Some(recipe) = &mut artifact {
             recipe.read_scripts()?;
@@ -432,6 +438,7 @@ impl Puller {
         };
         let command = |how| words(&work, &handed_on, asked, how);
         Ok(Self {
+            coming,
             commands: [None, Some(FRAMES), Some(KNOWN)].map(command),
             first: match (is_early, options.fresh) {
                 (true, false) => How::Known,
@@ -574,7 +581,7 @@ impl Puller {
             }
         };
         if !self.overwrite {
-            check_file(&path, &self.work, self.artifact.is_some())?;
+            replace::check(&path, self.coming)?;
         }
         let shown = path.display().to_string();
         let sink: Box<dyn Sink> = match &self.artifact {

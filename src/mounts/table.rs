@@ -21,6 +21,9 @@ const TABLE_BYTES_MAX: u64 = 64 << 20;
 /// How often a table is read again until two readings agree: the kernel does not promise one consistent reading.
 const READINGS_MAX: u32 = 6;
 
+/// Filesystems that are read-only by nature.
+const NEVER_WRITTEN: &[&str] = &["squashfs", "erofs", "cramfs", "romfs", "iso9660"];
+
 /// One mount, as one line of mountinfo says it; octal escapes are resolved.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mount {
@@ -48,6 +51,11 @@ impl Mount {
     /// Whether the superblock itself is read-only, which a read-only bind mount of a writable filesystem is not.
     pub fn super_read_only(&self) -> bool {
         has_option(&self.super_options, "ro")
+    }
+
+    /// Whether it is of a kind that nobody writes to once it is made.
+    pub fn is_never_written(&self) -> bool {
+        NEVER_WRITTEN.contains(&self.filesystem.as_str())
     }
 
     /// Whether an error or a shutdown made the filesystem stop writing although it was mounted writable: it cannot be frozen

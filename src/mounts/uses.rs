@@ -205,6 +205,16 @@ impl System {
 
     /// What a block device is in use for, its partitions and its disk included; the most telling reason first.
     pub fn uses(&self, dev: DevId) -> Vec<Use> {
+        self.uses_but(dev, &|_| false)
+    }
+
+    /// The same without mounts of filesystems that nobody writes to.
+    pub(crate) fn writers(&self, dev: DevId) -> Vec<Use> {
+        self.uses_but(dev, &Mount::is_never_written)
+    }
+
+    fn uses_but(&self, dev: DevId, is_left_out: &dyn Fn(&Mount) -> bool) -> Vec<Use> {
+        let mut left_out = false;
         let roots = &self.roots;
         let mut parts = vec![dev];
         parts.extend(roots.partitions_of(dev).into_iter().map(|part| part.dev));
@@ -226,6 +236,10 @@ impl System {
                 });
             }
             for (mount, pid) in self.mounts_on(*at) {
+                if is_left_out(&mount) {
+                    left_out = true;
+                    continue;
+                }
                 add(Why::Mounted {
                     point: mount.point,
                     pid,
@@ -258,7 +272,7 @@ impl System {
         };
         let (mut uses, others): (Vec<Use>, Vec<Use>) = uses.into_iter().partition(mirror);
         uses.extend(others);
-        if uses.is_empty() && self.is_held(dev) {
+        if uses.is_empty() && !left_out && self.is_held(dev) {
             uses.push(Use {
                 device: device.clone(),
                 why: Why::Busy,

@@ -150,7 +150,8 @@ impl Job {
             &self.shared.progress,
         )
         .map_err(|failure| self.failure(failure))?;
-        self.image.check_end(&ended)?;
+        let whole = self.image.check_end(&ended);
+        whole.inspect_err(|_| self.shared.phase.note_cut_image())?;
         let skipped_bytes = self.settle(target)?;
         if self.fills {
             // The last sector that was written is whole.

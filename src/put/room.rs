@@ -61,7 +61,9 @@ pub(crate) fn check(chosen: &Chosen, need: Need) -> Result<Option<String>> {
         Chosen::Existing(_, device) => {
             // They are freed first, or written over.
             let own = rustix::fs::fstat(device.as_fd());
-            let blocks = own.map_or(0, |stat| u64::try_from(stat.st_blocks).unwrap_or(0));
+            // Its type has a sign on some architectures.
+            let blocks = own.map_or(0, |stat| i128::from(stat.st_blocks));
+            let blocks = u64::try_from(blocks).unwrap_or(0);
             (device.as_fd(), blocks.saturating_mul(512))
         }
     };

@@ -211,7 +211,7 @@ pub(crate) struct Made {
 
 impl Made {
     /// It stays.
-    fn keep(mut self) {
+    pub(crate) fn keep(mut self) {
         self.stat = None;
     }
 

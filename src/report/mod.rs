@@ -20,14 +20,14 @@ use crate::threads::Lock;
 
 use self::file::ReportFile;
 pub use object::{JsonObject, hex, json_list, json_string};
-pub use progress::{FittedLine, Manner, PHASES, Pace, Progress, Step, window};
+pub use progress::{ASKING, FittedLine, Manner, PHASES, Pace, Progress, Step, window};
 
-/// Writes one line `floe: LINE` to stderr with a single write; failures are ignored, because there is nowhere to report them.
+/// Writes one line `floe: LINE` to stderr, with a single write where that takes it; failures are ignored, because there is nowhere to report them.
 pub fn line(line: impl fmt::Display) {
     lines(&clean(&format!("floe: {line}")));
 }
 
-/// Writes lines that end with the text (a table) to stderr, cleaned, with a single write.
+/// Writes lines that end with the text (a table) to stderr, cleaned.
 pub fn lines(text: &str) {
     let mut text = clean_lines(text);
     if !text.ends_with('\n') {

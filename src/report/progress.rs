@@ -45,6 +45,10 @@ impl Manner {
     }
 }
 
+/// How long somebody else on the terminal is believed to be asking something: an ssh says nothing of when it does, and may wait for
+/// a machine that is off.
+pub const ASKING: Duration = Duration::from_secs(30);
+
 /// Columns of a line at most, and where nobody says how many there are (a serial console says 0).
 const COLUMNS: usize = 100;
 const FEW_COLUMNS: usize = 80;
@@ -335,14 +339,14 @@ impl Progress {
         }
     }
 
-    /// A terminal is left alone, as long as somebody else may be asking something there.
+    /// A terminal is left alone, as long as somebody else may be asking something there; but not for longer than [`ASKING`].
     pub fn hold(&mut self, is_held: bool) {
         self.is_held = is_held;
     }
 
     /// Whether it is.
     pub fn is_held(&self) -> bool {
-        self.is_held && self.manner == Manner::Terminal
+        self.is_held && self.manner == Manner::Terminal && self.start.elapsed() < ASKING
     }
 
     /// Whether [`Self::show`] would show something now.

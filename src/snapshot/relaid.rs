@@ -14,7 +14,7 @@ use crate::put::head::put_pieces;
 use crate::put::newdisk::NewDisk;
 use crate::put::phase::Phase;
 use crate::put::rescan;
-use crate::put::target::Chosen;
+use crate::put::target::{Chosen, Made};
 use crate::snapshot::{DiskEntry, ImageEntry};
 use crate::units::{Extent, to_u64, to_usize};
 
@@ -24,6 +24,8 @@ pub(crate) struct Laid {
     pub path: PathBuf,
     /// How far its table is.
     pub phase: Arc<Phase>,
+    /// A file that goes again unless anything is written to it.
+    made: Option<Made>,
     disk: NewDisk,
     table: PartitionTable,
     /// The beginning of the disk, as recorded.
@@ -42,7 +44,7 @@ impl Laid {
         beginning: Vec<u8>,
         boot: Vec<u8>,
     ) -> Result<Self> {
-        let (path, device) = chosen.into_device()?;
+        let (path, device, made) = chosen.into_parts()?;
         let shown = path.display().to_string();
         let fail = |fault| Error::fault(&shown, fault);
         let sector = u32::try_from(facts.sector_bytes).unwrap_or(0);
@@ -73,6 +75,7 @@ impl Laid {
         let first = table.partitions.iter().map(|p| p.extent.offset).min();
         Ok(Self {
             path,
+            made,
             phase: Arc::default(),
             disk: NewDisk::new(device, first).map_err(fail)?,
             table,
@@ -98,6 +101,7 @@ impl Laid {
     /// or between them.
     pub(crate) fn wipe(&mut self, filled: Vec<Extent>) -> Result<()> {
         self.phase.set(Phase::WRITING);
+        self.made.take().into_iter().for_each(Made::keep);
         self.empty = without_entry(&self.table, |extent| filled.contains(extent));
         let wiped = self.disk.wipe().and_then(|()| self.disk.clear(filled));
         wiped.map_err(|fault| self.fail(fault))

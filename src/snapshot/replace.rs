@@ -1,5 +1,5 @@
-//! What `-o` replaces without being told to: an image an image, a snapshot a snapshot that is not to be kept, a Mender artifact an
-//! artifact. Anything else was hardly meant.
+//! What `-o` replaces without being told to: an image an image, a snapshot a snapshot (one that is to be kept only another such), a
+//! Mender artifact an artifact. Anything else was hardly meant.
 //!
 //! One rule for every verb that writes a file. Of which filesystem or entries it is, is not asked, scripts use one name for many; nor
 //! whether it is whole, as what was cut is what is best replaced.
@@ -24,7 +24,10 @@ use crate::stream::partfile::{self, piece};
 pub(crate) enum Coming {
     /// An image: raw, or packed with gzip.
     Image(Format),
-    Snapshot,
+    Snapshot {
+        /// For factory or rescue.
+        marked: bool,
+    },
     /// A Mender artifact.
     Artifact,
 }
@@ -34,7 +37,7 @@ impl Coming {
         match self {
             Self::Image(Format::Raw) => "a raw image",
             Self::Image(_) => "an image packed with gzip",
-            Self::Snapshot => "a snapshot",
+            Self::Snapshot { .. } => "a snapshot",
             Self::Artifact => "a Mender artifact",
         }
     }
@@ -57,10 +60,12 @@ pub(crate) fn check(path: &Path, coming: Coming) -> Result<()> {
     let what = match (opened.format, coming) {
         // Zip archives of others (documents, programs) are not ours.
         (Format::Zip, _) if !begins_a_snapshot(path) => Some("is there and is no image".into()),
-        (Format::Zip, Coming::Snapshot) if Kept::look(path.to_owned()).is_marked() => {
+        (Format::Zip, Coming::Snapshot { marked: false })
+            if Kept::look(path.to_owned()).is_marked() =>
+        {
             Some("is there and is a factory or rescue snapshot, which is kept".into())
         }
-        (Format::Zip, Coming::Snapshot) => None,
+        (Format::Zip, Coming::Snapshot { .. }) => None,
         (Format::Zip, _) => Some(instead("a snapshot", coming)),
         (Format::Mender, Coming::Artifact) => None,
         (Format::Mender, _) => Some(instead("a Mender artifact", coming)),
@@ -147,10 +152,10 @@ pub(crate) fn check_pieces(path: &Path, coming: Coming, overwrite: bool) -> Resu
     let odd = there
         .iter()
         .find(|name| wanted.next().as_ref() != Some(name));
-    let least = lengths.first().copied().unwrap_or(0);
+    let piece_bytes = lengths.first().copied().unwrap_or(0);
     let before = lengths.len().saturating_sub(1);
     let mut sizes = there.iter().zip(&lengths).enumerate();
-    let fits = |place, length| length == least || place == before && length < least;
+    let fits = |place, length| length == piece_bytes || place == before && length < piece_bytes;
     let odd = odd.or_else(|| {
         let odd = sizes.find(|(place, (_, length))| **length == 0 || !fits(*place, **length));
         odd.map(|(_, (name, _))| name)
@@ -192,7 +197,11 @@ fn check_set(first: &Path, there: &[PathBuf], lengths: &[u64], coming: Coming) -
         return Ok(true);
     };
     if !is_gzip {
-        return Ok(before.is_empty() || before.iter().sum::<u64>() < image.content.least_bytes());
+        return Ok(before.is_empty()
+            || before
+                .iter()
+                .fold(0, |sum: u64, length| sum.saturating_add(*length))
+                < image.content.least_bytes());
     }
     let begins = |name: &PathBuf| {
         let mut magic = [0; 3];

@@ -4,7 +4,7 @@ use std::os::fd::AsFd;
 
 use rustix::fs::FileType;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::freeze::{FreezeTarget, Guardian, Leftover, Limits, Method};
 use crate::mounts::{DevId, Mounted, System};
 use crate::report;
@@ -108,6 +108,11 @@ pub(crate) fn ready(
     })
 }
 
+fn interrupted(number: i32) -> Error {
+    report::interrupted("", "nothing was frozen, and there is no image");
+    Error::signal(number)
+}
+
 /// Says what is to be said beforehand, blocks the signals, and starts a guardian for `targets`, where there is anything to
 /// freeze. Call it while the process has one thread.
 fn guard(
@@ -135,7 +140,11 @@ fn guard(
     let signals = Signals::block()?;
     let guardian = match targets.is_empty() {
         true => None,
-        false => Some(Guardian::start(targets, limits, leftovers)?),
+        // Who waits for another floe's lock gives up when a signal comes.
+        false => Some(
+            Guardian::start(targets, limits, leftovers)
+                .map_err(|error| signals.take().map_or(error, interrupted))?,
+        ),
     };
     if !quiet
         && guardian

@@ -533,7 +533,9 @@ pub(crate) fn refusal(
     is_file: bool,
 ) -> std::result::Result<Option<String>, Fault> {
     let judged = match content::of_device(device) {
-        Err(fault) if fault.kind() != FaultKind::Io => return Ok(Some(fault.to_string())),
+        Err(fault) if fault.kind() != FaultKind::Io => {
+            return Ok(Some(format!("is damaged: {fault}")));
+        }
         judged => judged?,
     };
     Ok(match judged.word {

@@ -6,9 +6,6 @@ use crate::fs::Still;
 use crate::mounts::{Mounted, Stacked, System};
 use crate::take::source::{Prepared, Wishes};
 
-/// Filesystems that are read-only by nature: nothing to freeze.
-const NEVER_WRITTEN: &[&str] = &["squashfs", "erofs", "cramfs", "romfs", "iso9660"];
-
 /// Filesystems whose FIFREEZE is known to hold (`freeze_fs` and `freeze_super` in Linux 4.4 to 6.18; ReiserFS has one that
 /// deadlocks). Any other is remounted read-only. What a program serves (FUSE) would go on writing to its device even then: its
 /// FIFREEZE is refused by the kernel, and so is the dump.
@@ -25,7 +22,7 @@ pub(crate) fn can_freeze(filesystem: &str) -> bool {
 pub(super) fn still_of(mounted: &Mounted, wishes: Wishes) -> Still {
     let filesystem = mounted.mount.filesystem.as_str();
     // After errors=remount-ro the kernel writes no more, and FIFREEZE answers EROFS.
-    if NEVER_WRITTEN.contains(&filesystem) || mounted.emergency_read_only() {
+    if mounted.mount.is_never_written() || mounted.emergency_read_only() {
         Still::ReadOnly
     } else if wishes.live {
         Still::Moving
@@ -61,7 +58,7 @@ fn target(mounted: Mounted, wishes: Wishes) -> Option<FreezeTarget> {
     let name = mounted.point().display().to_string();
     let filesystem = mounted.mount.filesystem.as_str();
     let remounted = !can_freeze(filesystem);
-    let never_written = NEVER_WRITTEN.contains(&filesystem) || mounted.emergency_read_only();
+    let never_written = mounted.mount.is_never_written() || mounted.emergency_read_only();
     if never_written || wishes.live || remounted && mounted.super_read_only() {
         return None;
     }

@@ -205,7 +205,7 @@ pub(crate) fn run_leaving(
     drop(events);
     let mut view = Screen::new(&hosts, common);
     let interrupted = view.follow(&told, &signals, &stop);
-    view.erase();
+    view.end();
     if let Some(number) = interrupted {
         report::interrupted("", &left(view.cut(&view.begun())));
         return Err(Error::signal(number));

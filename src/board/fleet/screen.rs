@@ -57,7 +57,8 @@ impl BoardRow {
     /// Whether its ssh may be asking something on the terminal.
     fn may_ask(&self) -> bool {
         let is_heard = |counts: &Counts| counts.far.lock().heard;
-        self.working.is_some() && !self.counts.as_ref().is_some_and(is_heard)
+        let is_early = |since: Instant| since.elapsed() < report::ASKING;
+        self.working.is_some_and(is_early) && !self.counts.as_ref().is_some_and(is_heard)
     }
 
     /// Bytes, and of how many; 0 where that is not known.
@@ -102,6 +103,8 @@ pub(super) struct Screen<'a> {
     start: Instant,
     drawn: usize,
     last: Instant,
+    /// Lines that wait until no ssh may be asking something.
+    kept: Vec<String>,
 }
 
 impl<'a> Screen<'a> {
@@ -113,6 +116,7 @@ impl<'a> Screen<'a> {
             start: Instant::now(),
             drawn: 0,
             last: Instant::now(),
+            kept: Vec::new(),
         }
     }
 
@@ -198,18 +202,36 @@ impl<'a> Screen<'a> {
         };
         let host = self.hosts.get(index);
         if let (Some(line), Some(host), false) = (earlier, host, silent) {
-            self.erase();
-            report::line(format_args!("{}: {line}", host.shown));
+            self.kept.push(format!("{}: {line}", host.shown));
+        }
+        self.tell();
+    }
+
+    /// A terminal on which an ssh may be asking something is left alone.
+    fn is_held(&self) -> bool {
+        self.manner == Manner::Terminal && self.rows.iter().any(BoardRow::may_ask)
+    }
+
+    /// Says what was kept back, once nothing is asked.
+    fn tell(&mut self) {
+        if !self.kept.is_empty() && !self.is_held() {
+            self.end();
         }
     }
 
-    /// A line for each board that works, and a sum: drawn anew on a terminal, now and then elsewhere. A terminal on which an ssh may
-    /// be asking something is left alone.
+    /// Takes the drawn lines away, and says what was kept back.
+    pub(super) fn end(&mut self) {
+        self.erase();
+        self.kept.drain(..).for_each(report::line);
+    }
+
+    /// A line for each board that works, and a sum: drawn anew on a terminal, now and then elsewhere.
     fn draw(&mut self) {
         let is_terminal = self.manner == Manner::Terminal;
-        if is_terminal && self.rows.iter().any(BoardRow::may_ask) {
+        if self.is_held() {
             return;
         }
+        self.tell();
         let is_gone = is_terminal && self.drawn == 0;
         if self.manner == Manner::Off || (self.last.elapsed() < self.manner.pause() && !is_gone) {
             return;
@@ -264,7 +286,7 @@ impl<'a> Screen<'a> {
     }
 
     /// Takes the drawn lines away.
-    pub(super) fn erase(&mut self) {
+    fn erase(&mut self) {
         if self.drawn > 0 {
             let text = format!("\x1b[{}A\r\x1b[J", self.drawn);
             crate::sys::stderr::write_if_ready(text.as_bytes());

@@ -288,7 +288,7 @@ fn choose(options: &Options, system: &System, place: &Destination) -> Result<Vec
     if let Destination::File(path) = place {
         source::refuse_output(&sources, path)?;
         if !options.overwrite {
-            replace::check(path, Coming::Snapshot)?;
+            replace::check(path, Coming::Snapshot { marked: false })?;
         }
     }
     Ok(sources)

@@ -37,6 +37,14 @@ pub(super) fn maybe_str(object: &mut JsonObject, key: &str, value: Option<&str>)
     };
 }
 
+/// Most reasons say what the source does (it ends too early); some speak of a part of it.
+fn with_subject(why: &str) -> String {
+    match ["its ", "the "].iter().any(|part| why.starts_with(part)) {
+        true => why.to_owned(),
+        false => format!("it {why}"),
+    }
+}
+
 impl Facts {
     /// Its line of a table.
     fn row(&self) -> [String; 8] {
@@ -49,7 +57,7 @@ impl Facts {
         let doubt = self.table_doubt();
         notes.extend(doubt.map(|doubt| format!("its table is damaged: {doubt}")));
         let refused = self.refused.as_ref();
-        notes.extend(refused.map(|why| format!("a dump would be refused: it {why}")));
+        notes.extend(refused.map(|why| format!("a dump would be refused: {}", with_subject(why))));
         if self.dump.as_ref().is_some_and(|dump| dump.at_least) {
             notes.push("uses at least that: what follows the filesystem was not looked at".into());
         }
@@ -186,7 +194,10 @@ impl Facts {
         match (&self.dump, &self.refused) {
             (_, Some(why)) => sheet.row(
                 "a dump",
-                format!("would be refused: it {why}; --whole copies it as it is"),
+                format!(
+                    "would be refused: {}; --whole copies it as it is",
+                    with_subject(why)
+                ),
             ),
             (Some(dump), None) => sheet.row("a dump reads", dump_words(dump)),
             (None, None) => sheet.row("used", bytes(self.used_bytes)),

@@ -7,13 +7,16 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::Pid;
 
-/// A process, by its /proc/PID/stat; `None` without /proc.
+/// A process, by its /proc/PID/stat; `None` without a /proc that shows our own process namespace.
 #[derive(Debug)]
 pub(crate) struct Life(Option<OwnedFd>);
 
 impl Life {
     /// Of a process that is there.
     pub(crate) fn of(pid: Pid) -> Self {
+        if !is_own_proc() {
+            return Self(None);
+        }
         let stat = format!("/proc/{}/stat", pid.as_raw_nonzero());
         Self(rustix::fs::open(stat, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok())
     }
@@ -34,6 +37,12 @@ impl Life {
     pub(super) fn descriptor(&self) -> Option<RawFd> {
         self.0.as_ref().map(AsRawFd::as_raw_fd)
     }
+}
+
+/// Whether the numbers in /proc are those that we see (pid_namespaces(7)): in a container it may be the host's.
+fn is_own_proc() -> bool {
+    let own = rustix::process::getpid().as_raw_nonzero().to_string();
+    std::fs::read_link("/proc/self").is_ok_and(|link| link.as_os_str() == own.as_str())
 }
 
 /// Whether /proc/PID/stat, as it begins, is that of a process whose main thread has died: the letter after the name in

@@ -94,7 +94,10 @@ pub(crate) fn run(
     if options.dry_run {
         return Err(would(options, &found, chosen, disk, &origin)?);
     }
-    room_for(&chosen, &found, &origin)?;
+    let doubts = room_for(&chosen, &found, &origin)?;
+    if !options.common.quiet {
+        doubts.iter().for_each(report::line);
+    }
     let (mut errands, laid) = errands(options, chosen, (disk, places), &origin, &found, &progress)?;
     let taken = |errand: &mut Errand| Some((errand.made.take()?, Arc::clone(&errand.shared)));
     let made: Vec<_> = errands.iter_mut().filter_map(taken).collect();

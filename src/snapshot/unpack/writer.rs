@@ -31,6 +31,14 @@ pub(super) fn unpack(
     if let Some(laid) = &mut laid {
         laid.wipe(errands.iter().filter_map(|errand| errand.range).collect())?;
     }
+    let is_made = |errand: &Errand| errand.shared.phase.goes_again();
+    let left = match (errands.iter().any(is_made), errands.iter().all(is_made)) {
+        (_, true) => "what was made for them is gone again",
+        (true, _) => {
+            "the beginning of what was there is zeroed, and what was made for them is gone again"
+        }
+        (false, _) => "the beginning of what was there is zeroed",
+    };
     let (mut filled, mut done) = (Vec::new(), Vec::new());
     for errand in errands {
         let reader: Box<dyn Supply> = match &origin {
@@ -55,7 +63,7 @@ pub(super) fn unpack(
         while matches!(rest, Ok(Some(_))) {
             rest = bundle.next();
         }
-        rest.map_err(|e| e.leaving("the targets are not usable: the beginning of what was there is zeroed, and what was made for them is gone again"))?;
+        rest.map_err(|e| e.leaving(&format!("the targets are not usable: {left}")))?;
     }
     complete(&mut filled, &mut done, &origin)?;
     let mut notes = Vec::new();

@@ -48,6 +48,8 @@ fn hold(subject: &str, dev: DevId) -> Result<()> {
     let shown = system.roots().shown(dev);
     match system.roots().hold(dev, Access::ReadHeld) {
         Ok(device) => held.push(device),
+        // Its mount holds it, and writes nothing.
+        Err(fault) if fault.is_errno(Errno::BUSY) && !system.mounts_on(dev).is_empty() => {}
         Err(fault) if fault.is_errno(Errno::BUSY) => {
             let device = shown.clone();
             let busy = Use {
@@ -63,7 +65,7 @@ fn hold(subject: &str, dev: DevId) -> Result<()> {
 
 /// What a device is in use for by somebody who may write to it.
 fn used(system: &System, dev: DevId) -> Option<Use> {
-    let mut uses = system.uses(dev).into_iter();
+    let mut uses = system.writers(dev).into_iter();
     uses.find(|found| !matches!(found.why, Why::ReadOnly | Why::RunningRoot))
 }
 
