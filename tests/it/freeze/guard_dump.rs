@@ -236,9 +236,11 @@ fn a_second_dump_of_the_same_filesystem_is_refused_and_the_first_ends_well() {
     let run = common::run(&mut second, Limit::secs(20)).expect_code(4);
     assert!(run.stderr_text().contains("another floe"), "{run}");
     // While it waits for the other one to go, a signal ends it at once. (A busy machine may take long by itself, but not each time.)
+    let scratch = common::Scratch::new();
     let mut third = require_floe!();
     third.args(["dump", "--quiet"]).arg(fs.dir());
-    third.stdout(Stdio::piped()).stderr(Stdio::null());
+    third.arg("-o").arg(scratch.join("third.gz"));
+    third.stderr(Stdio::piped());
     let ended_at_once = (0..5).any(|_| {
         let mut child = third.spawn().expect("floe");
         thread::sleep(Duration::from_millis(400));
@@ -246,10 +248,17 @@ fn a_second_dump_of_the_same_filesystem_is_refused_and_the_first_ends_well() {
         common::signal(child.id(), "TERM");
         let status = common::wait_for(&mut child, Duration::from_secs(20));
         let status = status.expect("it ends");
-        assert!(
-            status.code() == Some(4) || status.signal() == Some(15),
-            "{status}"
-        );
+        let mut said = String::new();
+        let mut stderr = child.stderr.take().expect("piped");
+        stderr.read_to_string(&mut said).expect("stderr");
+        let words = match status.code() {
+            Some(4) => "another floe",
+            _ => "interrupted; nothing was frozen",
+        };
+        assert!(said.contains(words), "{status}: {said}");
+        assert!(status.code() == Some(4) || status.signal() == Some(15));
+        let left: Vec<_> = fs::read_dir(scratch.path()).expect("scratch").collect();
+        assert!(left.is_empty(), "{left:?}");
         status.signal() == Some(15) && began.elapsed() < Duration::from_millis(800)
     });
     assert!(ended_at_once, "it is patient to its end");

@@ -107,6 +107,16 @@ fn images_and_snapshots_come_from_openssh_and_dropbear_with_their_figures() {
         let mut floe = require_floe!();
         common::run(floe.arg("verify").arg(out.join(name)), Limit::secs(60)).expect_code(0);
     }
+    // One that is to be kept is replaced by another such, and by no other.
+    for (marks, code) in [(Some("--factory"), 0), (Some("--factory"), 0), (None, 4)] {
+        let file = lab.join("kept.zip");
+        let mut pull = lab.floe("pull");
+        pull.args(["10.77.0.2", "--create", "data=/mnt", "-q"]);
+        pull.args(marks).arg("-o").arg(&file);
+        let run = common::run(&mut pull, Limit::secs(60)).expect_code(code);
+        let refused = run.stderr_text().contains("factory or rescue snapshot");
+        assert_eq!(refused, code == 4, "{run}");
+    }
     // One board: a file, and stdout.
     let file = lab.join("one.img.gz");
     let run = common::run(

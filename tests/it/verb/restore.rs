@@ -628,3 +628,43 @@ fn what_is_said_to_help_after_an_interruption_helps_where_the_target_is_a_file()
     restored(Some("--overwrite"), 0);
     assert_holds(&target, &image);
 }
+
+#[test]
+fn an_image_that_is_mounted_where_nobody_writes_lies_still() {
+    require!(
+        common::is_root() && common::have("mksquashfs"),
+        "root, mksquashfs"
+    );
+    let _ = require_floe!();
+    let scratch = Scratch::new();
+    let image = ext4_image(&scratch, 4);
+    let root = scratch.join("root.squashfs");
+    let words = [&image, &root].map(|path| path.to_string_lossy().into_owned());
+    common::output("mksquashfs", &[&words[0], &words[1], "-quiet"]);
+    // A loop device that could be written to.
+    let mounted = common::Mounted::new("squashfs", &root, "");
+    let target = scratch.join("target").to_string_lossy().into_owned();
+    common::expect_floe(&["restore", &words[1], &target], 0);
+    common::expect_floe(&["verify", &words[1]], 0);
+    drop(mounted);
+    let mounted = common::Mounted::new("ext4", &image, "");
+    common::expect_floe(&["verify", &words[0]], 4);
+    drop(mounted);
+}
+
+#[test]
+fn what_a_raw_image_that_was_cut_in_a_pipe_leaves_is_said_with_what_repairs_it() {
+    require_mkfs!();
+    let scratch = Scratch::new();
+    let image = ext4_image(&scratch, 8);
+    let target = scratch.join("target");
+    fs::write(&target, "").expect("target");
+    let script = format!(
+        "head -c 5M {} | {} restore - {}",
+        image.display(),
+        require_some!(common::floe_shell_words(), "FLOE_BIN"),
+        target.display()
+    );
+    let run = common::shell(&script, Limit::secs(60)).expect_code(3);
+    assert!(run.stderr_text().contains("repairs it"), "{run}");
+}

@@ -246,4 +246,27 @@ fn an_interrupted_restore_of_a_whole_disk_says_that_it_has_no_table() {
     let gone = "a.new: the target is not usable: the file that was made for it is gone again";
     assert!(text.contains(gone) && !image.exists(), "{text}");
     assert!(text.contains("new: has no partition table yet"), "{text}");
+    // A disk that a refusal came before is not there.
+    let fresh = text_of(&scratch.join("fresh"));
+    let words = ["restore", &text_of(&zip), "--disk", &fresh];
+    let said = common::expect_floe(&words, 4).stderr_text();
+    assert!(said.contains("name its target too"), "{said}");
+    assert!(!scratch.join("fresh").exists());
+    // Of a target that was there, nothing was made.
+    fs::write(scratch.join("there"), "").expect("there");
+    let script = format!(
+        "head -c -1000 {} | {} restore -q - a={}",
+        zip.display(),
+        common::floe_shell_words().expect("FLOE_BIN"),
+        scratch.join("there").display()
+    );
+    let said = common::shell(&script, Limit::secs(60))
+        .expect_code(3)
+        .stderr_text();
+    assert!(!said.contains("made for"), "{said}");
+    assert!(said.contains("zeroed"), "{said}");
+}
+
+fn text_of(path: &std::path::Path) -> String {
+    path.to_string_lossy().into_owned()
 }

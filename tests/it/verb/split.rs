@@ -212,6 +212,13 @@ fn what_bears_the_name_of_a_later_piece_is_replaced_only_where_it_is_one() {
     dump("1M", &["--overwrite"], 0);
     assert_eq!(fs::read(&precious).expect("precious"), b"precious");
     expect_floe(&["verify", &first], 0);
+    // But never the source, whatever it is called.
+    let own = out.join("g.gz.007").to_string_lossy().into_owned();
+    fs::copy(&source, &own).expect("copy");
+    let words = ["dump", &own, "--split", "1M", "-o", &image, "--overwrite"];
+    let said = expect_floe(&words, 4).stderr_text();
+    assert!(said.contains("g.gz.007: is the source itself"), "{said}");
+    fs::remove_file(&own).expect("still there");
     // An older set goes, whatever its pieces; of one with a stray piece behind a gap nothing does.
     dump("2M", &[], 0);
     dump("1M", &[], 0);
