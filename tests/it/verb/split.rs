@@ -214,7 +214,7 @@ fn what_bears_the_name_of_a_later_piece_is_replaced_only_where_it_is_one() {
     expect_floe(&["verify", &first], 0);
     // But never the source, whatever it is called.
     let own = out.join("g.gz.007").to_string_lossy().into_owned();
-    fs::copy(&source, &own).expect("copy");
+    fs::copy(&path, &own).expect("copy");
     let words = ["dump", &own, "--split", "1M", "-o", &image, "--overwrite"];
     let said = expect_floe(&words, 4).stderr_text();
     assert!(said.contains("g.gz.007: is the source itself"), "{said}");
