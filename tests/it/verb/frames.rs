@@ -420,8 +420,7 @@ fn pull_makes_of_frames_what_comes_without_them_byte_for_byte() {
 #[test]
 fn a_reader_that_knows_the_length_of_a_raw_image_may_go_with_its_last_byte() {
     let fs = require_ext4!(64, 10 << 20);
-    let floe = require_floe!();
-    let floe = floe.get_program().to_string_lossy().into_owned();
+    let floe = require_some!(common::floe_shell_words(), "FLOE_BIN");
     let source = fs.dir().display();
     for _ in 0..10 {
         let script = format!("{floe} dump -q -z none {source} | head -c 67108864 > /dev/null");

@@ -528,7 +528,6 @@ fn a_table_whose_partitions_the_kernel_does_not_show_is_not_to_be_laid_anew() {
 #[test]
 fn a_data_partition_that_its_mkfs_finds_too_small_is_refused_with_the_smallest_that_works() {
     let mut floe = require_floe!();
-    let program = floe.get_program().to_owned();
     let root = source!("btrfs", 120);
     let medium = Medium::blank(420);
     let as_root = pair(root.dir(), "root");
@@ -543,7 +542,7 @@ fn a_data_partition_that_its_mkfs_finds_too_small_is_refused_with_the_smallest_t
     let least: u64 = least.split(' ').next().expect("MiB").parse().expect("MiB");
     refused(said, 4, "mkfs.btrfs needs ", &medium);
     let clone = |size: u64, more: &[&str]| {
-        let mut floe = Command::new(&program);
+        let mut floe = common::floe().expect("floe");
         floe.args(["clone", "-q", &as_root, "--media"])
             .arg(medium.path());
         floe.args(words).args(more);
