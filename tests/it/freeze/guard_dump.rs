@@ -116,6 +116,29 @@ fn a_fatal_signal_ends_a_dump_at_once_although_its_reader_is_stalled() {
 }
 
 #[test]
+fn as_the_first_process_of_a_container_it_obeys_a_signal_as_anywhere() {
+    // Whoever stops a container sends one. The kernel keeps those from a first process whose action is the default.
+    let inner = require_floe!();
+    require!(common::have("unshare"), "unshare");
+    let fs = require_source!();
+    for (name, number) in [("TERM", 15), ("INT", 2), ("HUP", 1)] {
+        let mut container = Command::new("unshare");
+        container.args(["-p", "--fork", "--mount-proc"]);
+        container.arg(inner.get_program()).args(inner.get_args());
+        let mut dump = Stalled::start(container, fs.dir(), &[]);
+        let outside = dump.child.id();
+        let children = format!("/proc/{outside}/task/{outside}/children");
+        let floe = fs::read_to_string(children).expect("children");
+        common::signal(floe.trim().parse().expect("one child"), name);
+        let (status, text) = dump.end(Duration::from_secs(2));
+        assert_eq!(status.code(), Some(128 + number), "{status:?} {text}");
+        assert!(text.contains("interrupted"), "{text}");
+        common::assert_not_frozen(fs.dir(), name);
+        dump.assert_no_trailer();
+    }
+}
+
+#[test]
 fn a_dump_whose_reader_stalls_is_thawed_after_the_stall_time_and_fails() {
     let _ = require_floe!();
     let fs = require_source!();

@@ -481,6 +481,45 @@ fn the_board_thaws_whatever_dies() {
     }
 }
 
+#[test]
+fn the_board_thaws_when_the_terminal_of_its_ssh_hangs_up() {
+    drop(require_floe!());
+    let _alone = common::serial();
+    let lab = require_two!(48);
+    for board in &lab.boards {
+        fs::write(
+            board.data.dir().join("noise"),
+            common::Random(7).bytes(24 << 20),
+        )
+        .expect("noise");
+        // A reader that takes the first bytes and stalls.
+        let script = "mkfifo /run/hang; (trap '' HUP; head -c 64 > /dev/null; exec sleep 100) < /run/hang & \
+            exec /run/bin/floe dump --spool off --precopy off --stall 90s --max-freeze 90s /mnt > /run/hang";
+        let before = board.pids();
+        let mut ssh = lab.on_host("ssh");
+        ssh.arg("-F").arg(lab.join("ssh_config"));
+        ssh.args(["-tt", &board.address, script]);
+        ssh.stdout(Stdio::null()).stderr(Stdio::null());
+        let mut ssh = ssh.spawn().expect("ssh");
+        let is_frozen = || common::is_frozen(board.data.dir());
+        assert!(
+            common::wait_until(Duration::from_secs(20), is_frozen),
+            "never frozen"
+        );
+        common::signal(ssh.id(), "KILL");
+        let thawed = common::wait_until(Duration::from_secs(5), || !is_frozen());
+        assert!(
+            thawed,
+            "still frozen after the terminal of {} hung up",
+            board.address
+        );
+        common::wait_for(&mut ssh, Duration::from_secs(10));
+        for pid in board.pids().into_iter().filter(|pid| !before.contains(pid)) {
+            common::signal(pid, "KILL");
+        }
+    }
+}
+
 /// A pull from a board that sends the beginning of its image and then nothing more; gives it when that has come.
 fn silent(lab: &mut Lab, more: &[&str]) -> Result<std::process::Child, String> {
     let before = format!(
