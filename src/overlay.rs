@@ -12,7 +12,7 @@ use crate::units::{Extent, to_u64, to_usize};
 pub const PIECE_BYTES: usize = 1024;
 
 #[derive(Clone, Copy, Debug)]
-struct OverlaidChunk {
+struct Piece {
     part: usize,
     /// Which piece of the part.
     number: u64,
@@ -24,7 +24,7 @@ struct OverlaidChunk {
 #[derive(Debug, Default)]
 pub struct Overlay {
     /// In order of part and number.
-    pieces: Vec<OverlaidChunk>,
+    pieces: Vec<Piece>,
     bytes: Vec<u8>,
     /// Slots that were given out.
     slots: usize,
@@ -43,14 +43,14 @@ impl Overlay {
     /// Index of the first piece of `part` that ends behind `offset`.
     fn first(&self, part: usize, offset: u64) -> usize {
         let number = offset / to_u64(PIECE_BYTES);
-        let before = |piece: &OverlaidChunk| (piece.part, piece.number) < (part, number);
+        let before = |piece: &Piece| (piece.part, piece.number) < (part, number);
         self.pieces.partition_point(before)
     }
 
     /// The pieces of `part` that reach into `extent`.
-    fn within(&self, part: usize, extent: Extent) -> impl Iterator<Item = &OverlaidChunk> {
+    fn within(&self, part: usize, extent: Extent) -> impl Iterator<Item = &Piece> {
         let rest = self.pieces.get(self.first(part, extent.offset)..);
-        let here = move |piece: &&OverlaidChunk| {
+        let here = move |piece: &&Piece| {
             piece.part == part && piece.number * to_u64(PIECE_BYTES) < extent.end()
         };
         rest.unwrap_or_default().iter().take_while(here)
@@ -187,9 +187,7 @@ impl<'o> OverlaidPart<'o> {
         }
         self.source.read_at(start, bytes.ok_or_else(full)?)?;
         let part = self.part;
-        overlay
-            .pieces
-            .insert(index, OverlaidChunk { part, number, slot });
+        overlay.pieces.insert(index, Piece { part, number, slot });
         overlay.slots += 1;
         Ok(slot)
     }

@@ -533,8 +533,8 @@ fn own_file(
     sources: &[Prepared],
     totals: &TotalsCell,
 ) -> Result<Outlet> {
-    let pieces = sources.iter().flat_map(|source| &source.pieces);
-    let lengths = pieces.map(|piece| piece.length_bytes);
+    let segments = sources.iter().flat_map(|source| &source.segments);
+    let lengths = segments.map(|segment| segment.length_bytes);
     let file = InPlace::new(file, lengths, options.hashes(), Arc::clone(totals));
     let file = file.map_err(|fault| {
         Error::fault(options.shown_output(), fault).leaving("nothing was frozen")

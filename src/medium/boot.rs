@@ -229,9 +229,9 @@ impl Boot {
     }
 
     /// Puts the boot code into the first sector of a table.
-    pub(super) fn put_code(&self, pieces: &mut [Patch]) {
-        let first = pieces.iter_mut().find(|piece| piece.offset == 0);
-        if let Some(place) = first.and_then(|piece| piece.bytes.get_mut(..self.code.len())) {
+    pub(super) fn put_code(&self, patches: &mut [Patch]) {
+        let first = patches.iter_mut().find(|patch| patch.offset == 0);
+        if let Some(place) = first.and_then(|patch| patch.bytes.get_mut(..self.code.len())) {
             place.copy_from_slice(&self.code);
         }
     }

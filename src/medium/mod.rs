@@ -65,7 +65,7 @@ pub(crate) struct Medium {
     scheme: Scheme,
     disk: NewDisk,
     slots: Vec<PlannedPartition>,
-    pieces: Vec<Patch>,
+    patches: Vec<Patch>,
     boot: Option<Boot>,
     /// The program that makes the data partition's filesystem.
     mkfs: Option<PathBuf>,
@@ -108,9 +108,9 @@ impl Medium {
             true => Some(mkfs(sources)?),
             false => None,
         };
-        let mut pieces = table(scheme, &device, &slots, boot.as_ref()).map_err(fail)?;
+        let mut patches = table(scheme, &device, &slots, boot.as_ref()).map_err(fail)?;
         if let Some(boot) = &boot {
-            boot.put_code(&mut pieces);
+            boot.put_code(&mut patches);
         }
         let first = slots.iter().map(|slot| slot.extent.offset).min();
         if let Some(mkfs) = &mkfs {
@@ -124,7 +124,7 @@ impl Medium {
             scheme,
             disk: NewDisk::new(device, first).map_err(fail)?,
             slots,
-            pieces,
+            patches,
             boot,
             mkfs,
         })
@@ -217,9 +217,9 @@ impl Medium {
         if let Some(boot) = &self.boot {
             boot.copy_area(self.disk.target())?;
         }
-        let pieces = self.pieces.iter();
+        let patches = self.patches.iter();
         self.disk
-            .write_table(pieces.map(|piece| (piece.offset, piece.bytes.as_slice())))
+            .write_table(patches.map(|patch| (patch.offset, patch.bytes.as_slice())))
     }
 
     /// The device of a role, after [`Self::finish`].

@@ -296,22 +296,22 @@ impl GptHeaders {
         self.disk_lbas - 2 - self.array_lbas()
     }
 
-    /// The pieces of both copies: backup, then primary.
-    fn pieces(&self, array: &[u8], primary_array_lba: u64) -> Vec<Patch> {
+    /// The patches of both copies: backup, then primary.
+    fn patches(&self, array: &[u8], primary_array_lba: u64) -> Vec<Patch> {
         let last = self.disk_lbas - 1;
         let backup_array_lba = last - self.array_lbas();
         let mut padded = array.to_vec();
         padded.resize(to_usize(self.array_lbas() * self.sector), 0);
         let crc = crc32(0, array);
-        let piece = |lba: u64, bytes: Vec<u8>| Patch {
+        let patch = |lba: u64, bytes: Vec<u8>| Patch {
             offset: lba * self.sector,
             bytes,
         };
         vec![
-            piece(backup_array_lba, padded.clone()),
-            piece(last, self.header([last, 1, backup_array_lba], crc)),
-            piece(primary_array_lba, padded),
-            piece(1, self.header([1, last, primary_array_lba], crc)),
+            patch(backup_array_lba, padded.clone()),
+            patch(last, self.header([last, 1, backup_array_lba], crc)),
+            patch(primary_array_lba, padded),
+            patch(1, self.header([1, last, primary_array_lba], crc)),
         ]
     }
 
@@ -395,18 +395,18 @@ pub(super) fn build(table: &NewTable<'_>) -> Result<Vec<Patch>, Fault> {
         }
     }
     array.resize(to_usize(u64::from(NEW_ENTRIES) * ENTRY_BYTES), 0);
-    let mut pieces = frame.pieces(&array, 2);
-    pieces.push(Patch {
+    let mut patches = frame.patches(&array, 2);
+    patches.push(Patch {
         offset: 0,
         bytes: mbr::protective(sector, frame.disk_lbas),
     });
-    Ok(pieces)
+    Ok(patches)
 }
 
-/// The pieces that make the GPT at the start of `disk` fit a disk of `disk_bytes`: its backup goes to the new end, the usable
+/// The patches that make the GPT at the start of `disk` fit a disk of `disk_bytes`: its backup goes to the new end, the usable
 /// area grows, the old backup's header is erased. Nothing when it fits already; refused on a smaller disk.
 ///
-/// `disk` must be readable up to the primary table; the boot sector of the pieces, which come in the order to write them, is last.
+/// `disk` must be readable up to the primary table; the boot sector of the patches, which come in the order to write them, is last.
 pub fn relocate(
     disk: &dyn ReadAt,
     sector_bytes: u32,
@@ -420,7 +420,7 @@ pub fn relocate(
     lay(disk, sector_bytes, disk_bytes)
 }
 
-/// The same also for a disk of the size that the table states: all pieces of both copies.
+/// The same also for a disk of the size that the table states: all patches of both copies.
 pub fn lay(disk: &dyn ReadAt, sector_bytes: u32, disk_bytes: u64) -> Result<Vec<Patch>, Fault> {
     let sector = super::sector_of(sector_bytes, disk_bytes)?;
     let primary = read_copy(disk, sector, 1)?;
@@ -440,11 +440,11 @@ pub fn lay(disk: &dyn ReadAt, sector_bytes: u32, disk_bytes: u64) -> Result<Vec<
             "the disk is smaller than its partition table states",
         ));
     }
-    let mut pieces = frame.pieces(&primary.array, header.array_lba);
+    let mut patches = frame.patches(&primary.array, header.array_lba);
     // The old header must not be taken for one; unless the new copy already stands there.
     let new_backup = disk_lbas - 1 - frame.array_lbas();
     if old_end < new_backup && old_end > frame.first_usable_lba {
-        pieces.insert(
+        patches.insert(
             2,
             Patch {
                 offset: old_end * sector,
@@ -455,14 +455,14 @@ pub fn lay(disk: &dyn ReadAt, sector_bytes: u32, disk_bytes: u64) -> Result<Vec<
     let mut boot = vec![0; to_usize(sector)];
     disk.read_at(0, &mut boot)?;
     mbr::grow_protective(&mut boot, disk_lbas);
-    pieces.push(Patch {
+    patches.push(Patch {
         offset: 0,
         bytes: boot,
     });
     debug_assert!(
-        pieces
+        patches
             .iter()
             .all(|p| to_u64(p.bytes.len()).is_multiple_of(sector))
     );
-    Ok(pieces)
+    Ok(patches)
 }

@@ -295,7 +295,7 @@ pub(super) fn build(table: &NewTable<'_>) -> Result<Vec<Patch>, Fault> {
         let entry = new_entry(table, index).ok_or_else(|| Fault::refused("partition type"))?;
         put(&mut first, index, entry)?;
     }
-    let mut pieces = Vec::new();
+    let mut patches = Vec::new();
     if count > 4 {
         let links = links(table, primaries)?;
         let base = links.first().map_or(0, |link| link.0);
@@ -322,18 +322,18 @@ pub(super) fn build(table: &NewTable<'_>) -> Result<Vec<Patch>, Fault> {
                 };
                 put(&mut bytes, 1, chain)?;
             }
-            pieces.push(Patch {
+            patches.push(Patch {
                 offset: link * sector,
                 bytes,
             });
         }
-        pieces.reverse();
+        patches.reverse();
     }
-    pieces.push(Patch {
+    patches.push(Patch {
         offset: 0,
         bytes: first,
     });
-    Ok(pieces)
+    Ok(patches)
 }
 
 /// The logical partitions with the sectors of their links, which stand in the space left in front of each.

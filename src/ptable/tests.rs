@@ -6,11 +6,11 @@ use crate::units::to_usize;
 
 const MIB: u64 = 1 << 20;
 
-fn apply(pieces: &[Patch], disk: &mut Vec<u8>, size: u64) {
+fn apply(patches: &[Patch], disk: &mut Vec<u8>, size: u64) {
     disk.resize(to_usize(size), 0);
-    for piece in pieces {
-        let start = to_usize(piece.offset);
-        disk[start..start + piece.bytes.len()].copy_from_slice(&piece.bytes);
+    for patch in patches {
+        let start = to_usize(patch.offset);
+        disk[start..start + patch.bytes.len()].copy_from_slice(&patch.bytes);
     }
 }
 
@@ -41,9 +41,9 @@ fn disk(scheme: Scheme, sector_bytes: u32, size: u64, lengths: &[Length]) -> Vec
         partitions: &parts(scheme, &extents),
     };
     let mut bytes = Vec::new();
-    let pieces = table.build().unwrap();
-    assert_eq!(pieces.last().unwrap().offset, 0);
-    apply(&pieces, &mut bytes, size);
+    let patches = table.build().unwrap();
+    assert_eq!(patches.last().unwrap().offset, 0);
+    apply(&patches, &mut bytes, size);
     bytes
 }
 
@@ -161,8 +161,8 @@ fn the_backup_moves_to_the_end_of_a_larger_disk_and_a_smaller_one_is_refused() {
         let fault = gpt::relocate(&bytes, sector, size - MIB).unwrap_err();
         assert_eq!(fault.kind(), FaultKind::Refused);
         let before = read(&bytes, sector).unwrap().unwrap();
-        let pieces = relocated(&bytes, sector, larger);
-        apply(&pieces, &mut bytes, larger);
+        let patches = relocated(&bytes, sector, larger);
+        apply(&patches, &mut bytes, larger);
         let table = read(&bytes, sector).unwrap().unwrap();
         assert_eq!(table.doubt, None);
         assert_eq!(table.end_bytes, larger);

@@ -144,32 +144,32 @@ fn move_backup_table(
     if device.kind() != DeviceKind::Block || target.is_range() {
         return Ok(None);
     }
-    let pieces = ptable::gpt::relocate(&Head(head), table.sector_bytes, device.size_bytes())?;
-    if pieces.is_empty() {
+    let patches = ptable::gpt::relocate(&Head(head), table.sector_bytes, device.size_bytes())?;
+    if patches.is_empty() {
         return Ok(None);
     }
-    put_pieces(&pieces, head, device)?;
+    put_patches(&patches, head, device)?;
     Ok(Some(
         "the backup partition table was moved to the end of the larger disk".into(),
     ))
 }
 
 /// Pieces of a table: into the head what lies in it, onto the device what lies behind it.
-pub(crate) fn put_pieces(
-    pieces: &[Patch],
+pub(crate) fn put_patches(
+    patches: &[Patch],
     head: &mut [u8],
     device: &Device,
 ) -> std::result::Result<(), Fault> {
     let length = head.len();
-    for piece in pieces {
-        let start = to_usize(piece.offset);
-        let end = start.saturating_add(piece.bytes.len());
+    for patch in patches {
+        let start = to_usize(patch.offset);
+        let end = start.saturating_add(patch.bytes.len());
         match head.get_mut(start..end) {
-            Some(part) => part.copy_from_slice(&piece.bytes),
+            Some(part) => part.copy_from_slice(&patch.bytes),
             None if start < length => {
                 return Err(Fault::unsupported("place of the partition table"));
             }
-            None => device.write_at(piece.offset, &piece.bytes)?,
+            None => device.write_at(patch.offset, &patch.bytes)?,
         }
     }
     Ok(())

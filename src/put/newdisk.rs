@@ -81,12 +81,12 @@ impl NewDisk {
     /// Writes a table, given in order: all the rest is on the disk before what goes to its very beginning.
     pub(crate) fn write_table<'b>(
         &self,
-        pieces: impl Iterator<Item = (u64, &'b [u8])>,
+        patches: impl Iterator<Item = (u64, &'b [u8])>,
     ) -> Result<()> {
         let device = self.device();
         let sync = || fsync(device.as_fd()).map_err(|errno| Fault::io("fsync", errno));
         sync()?;
-        for (offset, bytes) in pieces {
+        for (offset, bytes) in patches {
             if offset == 0 {
                 sync()?;
             }

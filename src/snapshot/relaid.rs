@@ -10,7 +10,7 @@ use crate::content::Head;
 use crate::device::{Device, DeviceKind, ReadAt};
 use crate::error::{Error, Fault, Result};
 use crate::ptable::{self, PartitionTable, Patch, Scheme};
-use crate::put::head::put_pieces;
+use crate::put::head::put_patches;
 use crate::put::newdisk::NewDisk;
 use crate::put::phase::Phase;
 use crate::put::rescan;
@@ -31,7 +31,7 @@ pub(crate) struct Laid {
     /// The beginning of the disk, as recorded.
     beginning: Vec<u8>,
     boot: Vec<u8>,
-    pieces: Vec<Patch>,
+    patches: Vec<Patch>,
     /// Partitions that no entry fills.
     empty: Vec<u32>,
 }
@@ -60,7 +60,7 @@ impl Laid {
             false => sized(device, facts.size_bytes).map_err(fail)?,
         };
         let table = recorded(&beginning, sector)?;
-        let pieces = match table.scheme {
+        let patches = match table.scheme {
             Scheme::Gpt => {
                 ptable::gpt::lay(&Head(&beginning), sector, device.size_bytes()).map_err(fail)?
             }
@@ -81,7 +81,7 @@ impl Laid {
             table,
             beginning,
             boot,
-            pieces,
+            patches,
             empty: Vec::new(),
         })
     }
@@ -134,17 +134,17 @@ impl Laid {
     fn write(&mut self) -> std::result::Result<(), Fault> {
         let sector = to_usize(u64::from(self.table.sector_bytes));
         let length_bytes = to_u64(self.beginning.len());
-        put_pieces(&self.pieces, &mut self.beginning, self.disk.device())?;
+        put_patches(&self.patches, &mut self.beginning, self.disk.device())?;
         let (first, rest) = self
             .beginning
             .split_at_checked(sector)
             .ok_or_else(|| Fault::corrupt("length of the recorded table"))?;
-        let pieces = [
+        let patches = [
             (length_bytes, self.boot.as_slice()),
             (to_u64(sector), rest),
             (0, first),
         ];
-        self.disk.write_table(pieces.into_iter())
+        self.disk.write_table(patches.into_iter())
     }
 }
 

@@ -1,4 +1,4 @@
-//! A whole disk, piece by piece: its table and gaps verbatim, each partition through its own node and by its own map.
+//! A whole disk, segment by segment: its table and gaps verbatim, each partition through its own node and by its own map.
 
 use crate::content::too_large;
 use crate::device::{Access, Range};
@@ -46,11 +46,11 @@ pub(super) fn disk(
     }
     if table.doubt.is_some() || wishes.whole {
         prepared
-            .pieces
+            .segments
             .push(gap(0, prepared.size_bytes, whole_still));
         return Ok(());
     }
-    let mut pieces: Vec<(u64, Segment)> = table
+    let mut segments: Vec<(u64, Segment)> = table
         .gaps(prepared.size_bytes)
         .into_iter()
         .map(|extent| {
@@ -63,14 +63,14 @@ pub(super) fn disk(
     for partition in &table.partitions {
         let extent = partition.extent.clipped(prepared.size_bytes);
         if !extent.is_empty() {
-            pieces.push((
+            segments.push((
                 extent.offset,
                 partition_piece(system, extent, dev, in_use, wishes, prepared)?,
             ));
         }
     }
-    units::sort(&mut pieces, |(a, _), (b, _)| a < b);
-    prepared.pieces = pieces.into_iter().map(|(_, piece)| piece).collect();
+    units::sort(&mut segments, |(a, _), (b, _)| a < b);
+    prepared.segments = segments.into_iter().map(|(_, segment)| segment).collect();
     Ok(())
 }
 

@@ -41,39 +41,39 @@ impl Draft {
         let first_part = self.parts;
         let image = self.images.len();
         let (mut parts, mut early_parts) = (Vec::new(), Vec::new());
-        for piece in prepared.pieces {
-            let new_map = || match &piece.reading {
+        for segment in prepared.segments {
+            let new_map = || match &segment.reading {
                 Reading::Map(identity) => BlockSize::from_bytes(u64::from(identity.block_bytes))
-                    .and_then(|block| UsedMap::new(piece.length_bytes, block)),
+                    .and_then(|block| UsedMap::new(segment.length_bytes, block)),
                 Reading::Whole(_) | Reading::Gap => None,
             };
             let map = new_map();
             let early_map = if early { new_map() } else { None };
             let owned_map = if wishes.owned { new_map() } else { None };
-            let is_gap = matches!(piece.reading, Reading::Gap);
+            let is_gap = matches!(segment.reading, Reading::Gap);
             if wishes.require_map && map.is_none() && !is_gap {
                 return Err(Error::refused(format_args!(
                     "{}: {}: no used-block map for what is on it",
                     prepared.name, prepared.shown
                 )));
             }
-            if matches!(piece.reading, Reading::Whole(None)) {
+            if matches!(segment.reading, Reading::Whole(None)) {
                 self.unknown.push(image);
             }
-            if let Reading::Map(identity) | Reading::Whole(Some(identity)) = piece.reading {
+            if let Reading::Map(identity) | Reading::Whole(Some(identity)) = segment.reading {
                 let mut errand =
-                    WalkErrand::new(self.parts, image, *identity, piece.still, piece.swap);
-                errand.behind = piece.behind;
+                    WalkErrand::new(self.parts, image, *identity, segment.still, segment.swap);
+                errand.behind = segment.behind;
                 errand.owned = owned_map;
                 if early_map.is_some() {
-                    errand.earlier = Earlier::new(piece.length_bytes);
+                    errand.earlier = Earlier::new(segment.length_bytes);
                 }
                 self.errands.push(errand);
             }
             let part = |map: Option<UsedMap>| Part {
-                device: first_device + piece.device,
-                device_offset: piece.offset,
-                length_bytes: piece.length_bytes,
+                device: first_device + segment.device,
+                device_offset: segment.offset,
+                length_bytes: segment.length_bytes,
                 content: map.map_or(PartContent::Whole, PartContent::Used),
             };
             parts.push(part(map));

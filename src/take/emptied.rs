@@ -86,9 +86,9 @@ impl EmptyOptions {
         let mut any = false;
         let kinds = sources.iter().flat_map(|source| {
             let kinds = source
-                .pieces
+                .segments
                 .iter()
-                .filter_map(|piece| kind(&piece.reading));
+                .filter_map(|segment| kind(&segment.reading));
             kinds.map(move |kind| (source, kind))
         });
         for (source, kind) in kinds {
@@ -150,8 +150,8 @@ pub(crate) fn spare_snapshots(
     let (dev, path) = inside(system, folder)?;
     let mut part = 0;
     for source in sources {
-        for piece in &source.pieces {
-            let device = source.devices.get(piece.device);
+        for segment in &source.segments {
+            let device = source.devices.get(segment.device);
             let is_there = device.is_some_and(|opened| opened.device.rdev() == dev.raw());
             let is_btrfs = source
                 .mounted
@@ -161,7 +161,7 @@ pub(crate) fn spare_snapshots(
                 // As the store names them: HOST-YYYYMMDDThhmmssZ-SEQ.zip, and .part while they are made.
                 let mut pattern = path.as_os_str().as_bytes().to_owned();
                 pattern.extend_from_slice(b"/*-*T*Z-*.zip*");
-                let can = kind(&piece.reading).is_some_and(can_empty);
+                let can = kind(&segment.reading).is_some_and(can_empty);
                 if let (true, false, false, Ok(pattern)) =
                     (can, wishes.whole, wishes.live, Pattern::parse(&pattern))
                 {

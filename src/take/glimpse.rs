@@ -38,26 +38,26 @@ pub(crate) enum Behind<'a> {
 /// Of a source, in bytes.
 pub(crate) fn of_source(source: &Prepared) -> Result<u64, Fault> {
     let mut sum = 0u64;
-    for piece in &source.pieces {
-        let length_bytes = piece.length_bytes;
-        let device = source.devices.get(piece.device);
-        let glimpse = match (&piece.reading, device) {
+    for segment in &source.segments {
+        let length_bytes = segment.length_bytes;
+        let device = source.devices.get(segment.device);
+        let glimpse = match (&segment.reading, device) {
             (Reading::Map(identity), Some(opened)) => {
-                let is_all = source.pieces.len() == 1;
+                let is_all = source.segments.len() == 1;
                 let mut mounted = source.mounted.iter();
                 let mounted = mounted
                     .find(|one| is_all || one.mount.dev.raw() == opened.device.rdev())
-                    .filter(|_| piece.still != Still::Unmounted);
+                    .filter(|_| segment.still != Still::Unmounted);
                 let extent = Extent {
-                    offset: piece.offset,
+                    offset: segment.offset,
                     length_bytes,
                 };
-                let behind = Behind::Found(&piece.behind);
+                let behind = Behind::Found(&segment.behind);
                 look(
                     &opened.device,
                     extent,
                     identity,
-                    piece.still,
+                    segment.still,
                     mounted,
                     behind,
                 )?

@@ -215,9 +215,9 @@ pub(crate) fn frames_header<'a>(
     let images = sources.iter().zip(paths).map(|(source, path)| Framed {
         path: path.to_owned(),
         parts: source
-            .pieces
+            .segments
             .iter()
-            .map(|piece| piece.length_bytes)
+            .map(|segment| segment.length_bytes)
             .collect(),
     });
     StreamHeader {

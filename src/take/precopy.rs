@@ -143,9 +143,9 @@ impl TraceWatch {
         if !features::PRECOPY || wanted == Wanted::Off || targets.is_empty() {
             return None;
         }
-        let pieces = || sources.iter().flat_map(|source| &source.pieces);
-        let chunks = pieces().fold(0u64, |sum, piece| {
-            sum.saturating_add(piece.length_bytes.div_ceil(CHUNK_BYTES))
+        let segments = || sources.iter().flat_map(|source| &source.segments);
+        let chunks = segments().fold(0u64, |sum, segment| {
+            sum.saturating_add(segment.length_bytes.div_ceil(CHUNK_BYTES))
         });
         let tries = targets
             .iter()
@@ -289,15 +289,15 @@ impl TestHold {
 fn watched(sources: &[Prepared]) -> Option<Vec<WatchedRange>> {
     let mut watched = Vec::new();
     for source in sources {
-        for piece in &source.pieces {
-            let device = &source.devices.get(piece.device)?.device;
+        for segment in &source.segments {
+            let device = &source.devices.get(segment.device)?.device;
             if device.kind() != DeviceKind::Block || !device.is_direct() {
                 return None;
             }
             watched.push(WatchedRange {
                 dev: DevId::from_raw(device.rdev()),
-                offset_bytes: piece.offset,
-                length_bytes: piece.length_bytes,
+                offset_bytes: segment.offset,
+                length_bytes: segment.length_bytes,
             });
         }
     }

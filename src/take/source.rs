@@ -1,4 +1,4 @@
-//! From a source to what is read of it and what has to be frozen: one filesystem, or a whole disk piece by piece ([`disk`]). What
+//! From a source to what is read of it and what has to be frozen: one filesystem, or a whole disk segment by segment ([`disk`]). What
 //! holds each still is told by `still`.
 //!
 //! Runs before the freeze, so it may allocate and open. Decides nothing about used blocks: that is the survey's, in the window.
@@ -31,7 +31,7 @@ pub(crate) struct Wishes {
     pub owned: bool,
 }
 
-/// How a piece is read.
+/// How a segment is read.
 #[derive(Clone, Debug)]
 pub(crate) enum Reading {
     /// Used blocks of the filesystem in it.
@@ -99,7 +99,7 @@ pub(crate) struct Prepared {
     /// The devices that are read.
     pub devices: Vec<OpenedDevice>,
     /// The image, in order and without gaps.
-    pub pieces: Vec<Segment>,
+    pub segments: Vec<Segment>,
     /// The filesystems to freeze, in no order; they leave when these are made ready for that.
     pub mounted: Vec<Mounted>,
     /// What was in use when they left.
@@ -181,7 +181,7 @@ pub(crate) fn prepare(system: &System, name: &std::ffi::OsStr, wishes: Wishes) -
         size_bytes: source.device.size_bytes(),
         dev: source.dev,
         devices: Vec::new(),
-        pieces: Vec::new(),
+        segments: Vec::new(),
         mounted: Vec::new(),
         notes,
         held: Vec::new(),
@@ -212,8 +212,8 @@ pub(crate) fn prepare(system: &System, name: &std::ffi::OsStr, wishes: Wishes) -
     if moving.is_some() {
         prepared.still = Still::Moving;
         prepared.mounted.clear();
-        for piece in &mut prepared.pieces {
-            piece.still = Still::Moving;
+        for segment in &mut prepared.segments {
+            segment.still = Still::Moving;
         }
     }
     Ok(prepared)
@@ -460,7 +460,7 @@ fn fill(system: &System, source: Source, wishes: Wishes, prepared: &mut Prepared
         let is_written = is_looped(system, dev.iter());
         behind = used_behind(&opened.device, &reading, is_written).map_err(fault)?;
     }
-    prepared.pieces.push(Segment {
+    prepared.segments.push(Segment {
         device: 0,
         offset: 0,
         length_bytes: prepared.size_bytes,
@@ -476,7 +476,7 @@ fn fill(system: &System, source: Source, wishes: Wishes, prepared: &mut Prepared
 /// How much is looked at at once behind a filesystem, in bytes.
 const LOOK_BYTES: u64 = 1 << 20;
 
-/// What is not zeros behind the filesystem of a piece: a hash tree, a footer, an overlay, firmware's own. Looked for before the freeze,
+/// What is not zeros behind the filesystem of a segment: a hash tree, a footer, an overlay, firmware's own. Looked for before the freeze,
 /// which does not hold it still anyway: the filesystem's freeze ends where the filesystem does. What is written through a loop device
 /// is all of it: what was zeros when it was looked at need not be when it is read.
 pub(super) fn used_behind(

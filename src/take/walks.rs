@@ -18,7 +18,7 @@ use crate::units::{Extent, to_u64};
 
 type Result<T> = std::result::Result<T, Fault>;
 
-/// A piece whose filesystem is walked in the frozen window.
+/// A segment whose filesystem is walked in the frozen window.
 pub(crate) struct WalkErrand {
     /// Index in the plan's parts.
     pub part: usize,

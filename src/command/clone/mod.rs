@@ -356,7 +356,7 @@ fn clone(options: &Options, start: Instant) -> Result<CloneReport> {
     let running_root = system.running_root();
     let runs = system.root_devices();
     let boots = sources.iter().any(|source| {
-        let is_disk = source.identity.is_none() && source.pieces.len() > 1;
+        let is_disk = source.identity.is_none() && source.segments.len() > 1;
         is_disk || source.dev.is_some_and(|dev| runs.contains(&dev))
     });
     let mut archived = describe(&sources, &targets);

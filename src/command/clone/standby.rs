@@ -248,13 +248,13 @@ pub(super) fn on_medium(
 fn cut_to_filesystem(source: &mut Prepared, target_bytes: u64) {
     let end = source.identity.as_ref().map_or(0, |found| found.size_bytes);
     let is_filesystem = !source.mounted.is_empty() && end > 0;
-    if let [piece] = source.pieces.as_mut_slice()
+    if let [segment] = source.segments.as_mut_slice()
         && is_filesystem
-        && piece.behind.is_empty()
+        && segment.behind.is_empty()
         && end <= target_bytes
-        && target_bytes < piece.length_bytes
+        && target_bytes < segment.length_bytes
     {
-        piece.length_bytes = target_bytes;
+        segment.length_bytes = target_bytes;
         source.size_bytes = target_bytes;
     }
 }

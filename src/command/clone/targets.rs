@@ -92,14 +92,14 @@ impl Targets {
         let shares_medium = targets.iter().any(|standby| standby.shares_medium);
         for (index, (source, standby)) in sources.iter().zip(targets).enumerate() {
             let mut offset = 0u64;
-            for piece in &source.pieces {
+            for segment in &source.segments {
                 homes.push(PartOnTarget {
                     target: index,
                     offset,
                     chunk,
                 });
-                offset = offset.saturating_add(piece.length_bytes);
-                chunk = chunk.saturating_add(piece.length_bytes.div_ceil(CHUNK_BYTES));
+                offset = offset.saturating_add(segment.length_bytes);
+                chunk = chunk.saturating_add(segment.length_bytes.div_ceil(CHUNK_BYTES));
             }
             let name = standby.name.clone();
             let made = Onto::new(standby, offset, wants);
