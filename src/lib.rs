@@ -34,7 +34,7 @@
 //! | [`golden`] | what makes one machine out of many, and how a filesystem shows it |
 //! | [`mounts`] | who mounts a device, who holds it, what lies on what |
 //! | [`trace`] | which parts of a disk were written: a private tracefs instance, and marks |
-//! | [`stream`] | chunks, deflate, spool, gzip, zip, frames, targets; knows no filesystem's inside |
+//! | [`stream`] | chunks, deflate, spool, gzip, zip, frames, targets; images opened and checked; knows no filesystem's inside |
 //! | [`freeze`] | hold still, let go: the guardian process and its protocol (`freeze::guard`), the `Frozen` token |
 //! | [`take`] | from a name to bytes that held still: source, survey, capture |
 //! | [`put`] | onto a target that is whole or visibly empty: checks, writer, head, growth, uuids |
@@ -48,7 +48,7 @@
 //! Where to look: a used map becomes chunks in `stream/plan.rs` (`Cursor`); the superblock is held back, and written last, in
 //! `put/head.rs` (`Last`); a zip entry is named in `snapshot/metadata.rs` (`image_path`); a run that freezes is `take/capture/mod.rs`.
 //! What is read before the freeze, and whether it is believed, is `stream/pipeline/precopy.rs`; what travels between two floes,
-//! `stream/frames/mod.rs`.
+//! `stream/frames/mod.rs`; whether an image that was read is whole, `stream/image/whole.rs`.
 //! A new verb is a file in `command/`, two lines in `command/mod.rs`, its options in `cli/table.rs` and its text in `help.rs`; from
 //! these two come parsing, help, man page and completions.
 //!

@@ -22,7 +22,7 @@ use crate::json;
 use crate::report::{self, Bytes, Elapsed, Manner};
 use crate::snapshot::framed::{self, EarlierFile};
 use crate::snapshot::replace::{self, Coming};
-use crate::stream::frames::known::{EarlierImages, KnownThere};
+use crate::stream::frames::known::{EarlierImages, KnownHere};
 use crate::stream::frames::receive::HeldStream;
 use crate::stream::image::Format;
 use crate::stream::partfile::{self, Left};
@@ -549,7 +549,7 @@ impl Puller {
         if let (true, Some(hold)) = (*asked, &mut hold) {
             let earlier = earlier.map(|earlier| Box::new(earlier) as Box<dyn EarlierImages>);
             let stdin = session.take_stdin();
-            hold.known = stdin.map(|stdin| KnownThere { earlier, stdin });
+            hold.known = stdin.map(|stdin| KnownHere { earlier, stdin });
         }
         let arrived = receive::receive(host, session, stream, sink, board, hold, self.expected);
         let left = file.as_deref().and_then(Left::beside);

@@ -24,7 +24,7 @@ use crate::put::target::{Chosen, Overwrite};
 use crate::report::{self, JsonObject, Progress};
 use crate::snapshot::{MAX_IMAGES, Snapshot, framed, image_path, kept, unpack};
 use crate::stream::frames::StreamHeader;
-use crate::stream::frames::known::KnownThere;
+use crate::stream::frames::known::KnownHere;
 use crate::stream::image::Format;
 use crate::stream::image::open::OpenedImage;
 use crate::stream::image::probed::Image;
@@ -170,7 +170,7 @@ pub(super) fn run(options: Options) -> Result<()> {
 }
 
 /// What the targets hold, once it is known that they may be written, and what comes has room there.
-fn known(options: &Options, subject: &str, header: &StreamHeader) -> Result<KnownThere> {
+fn known(options: &Options, subject: &str, header: &StreamHeader) -> Result<KnownHere> {
     let stdin = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3);
     let stdin = stdin.map_err(|errno| Error::fault("stdin", Fault::io("dup", errno)))?;
     let stdin = stdin.into();

@@ -24,7 +24,7 @@ use crate::snapshot::{
     CHECKSUMS, CHECKSUMS_SHA256, Checksum, Checksums, image_name, image_path, sha256_line,
 };
 use crate::stream::archive::{LastEntries, TextEntry, Written, ZipEmitter};
-use crate::stream::frames::known::{EarlierImages, KnownThere};
+use crate::stream::frames::known::{EarlierImages, KnownHere};
 use crate::stream::frames::receive::{self, HeldStream, Received};
 use crate::stream::frames::{Framed, StreamHeader};
 use crate::stream::gzip;
@@ -83,7 +83,7 @@ pub(crate) fn open(path: &OsStr, near: Option<&Path>, common: &Common) -> Result
 }
 
 /// Judges what stands in front, before anything else is taken, and gives what the other end is told of what is here already.
-pub(crate) type Tell<'a> = &'a dyn Fn(&str, &StreamHeader) -> Result<KnownThere>;
+pub(crate) type Tell<'a> = &'a dyn Fn(&str, &StreamHeader) -> Result<KnownHere>;
 
 /// The same, and the other end is told what is here already; `proven`: on so many CPUs all of it is inflated first, for who writes over
 /// something meanwhile.
@@ -191,12 +191,12 @@ pub(crate) struct EarlierFile {
 struct TargetContents(Vec<(String, File)>);
 
 /// What targets hold, each by the path of its image, for an end to which stdout leads.
-pub(crate) fn targets_known(targets: Vec<(String, PathBuf)>) -> Result<KnownThere> {
+pub(crate) fn targets_known(targets: Vec<(String, PathBuf)>) -> Result<KnownHere> {
     let stdout = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3);
     let stdout = stdout.map_err(|errno| Error::fault("stdout", Fault::io("dup", errno)))?;
     let targets = targets.into_iter();
     let opened = targets.filter_map(|(path, target)| Some((path, File::open(target).ok()?)));
-    Ok(KnownThere {
+    Ok(KnownHere {
         earlier: Some(Box::new(TargetContents(opened.collect()))),
         stdin: stdout.into(),
     })

@@ -30,7 +30,7 @@ const TEXT_LIMIT: u32 = 64 * 1024;
 const MEMBERS: usize = 64;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum MemberState {
     /// A member must begin here.
     Header,
     Body,
@@ -42,7 +42,7 @@ enum State {
 /// A gzip stream being undone.
 pub struct Gunzip {
     inflate: Inflate,
-    state: State,
+    state: MemberState,
     member_crc: u32,
     member_bytes: u64,
     /// Bytes of the inflater's last step that were not handed out yet.
@@ -67,7 +67,7 @@ impl Gunzip {
     pub fn new() -> Result<Self, Fault> {
         Ok(Self {
             inflate: Inflate::new()?,
-            state: State::Header,
+            state: MemberState::Header,
             member_crc: 0,
             member_bytes: 0,
             held: Vec::with_capacity(64 * 1024),
@@ -86,7 +86,11 @@ impl Gunzip {
     /// For a part of one member's data: its input ends with the data, or between two blocks, on a byte. Who reads parts checks the
     /// trailer. The `first` one begins with the header.
     pub(crate) fn part(first: bool) -> Result<Self, Fault> {
-        let state = if first { State::Header } else { State::Body };
+        let state = if first {
+            MemberState::Header
+        } else {
+            MemberState::Body
+        };
         Ok(Self {
             state,
             is_part: true,
@@ -140,10 +144,10 @@ impl Gunzip {
                 continue;
             }
             match self.state {
-                State::Header => self.header(input)?,
-                State::Body => done += self.body(input, rest)?,
-                State::Trailer => self.trailer(input)?,
-                State::End => break,
+                MemberState::Header => self.header(input)?,
+                MemberState::Body => done += self.body(input, rest)?,
+                MemberState::Trailer => self.trailer(input)?,
+                MemberState::End => break,
             }
         }
         Ok(done)
@@ -164,7 +168,7 @@ impl Gunzip {
         let offset = input.offset();
         let bytes = input.peek(LOOK_BYTES)?;
         if bytes.is_empty() && self.is_part && self.inflate.is_between_blocks() {
-            self.state = State::End;
+            self.state = MemberState::End;
             return Ok(0);
         }
         if bytes.is_empty() {
@@ -189,8 +193,8 @@ impl Gunzip {
         if step.ended {
             self.has_end = true;
             self.state = match self.is_part {
-                true => State::End,
-                false => State::Trailer,
+                true => MemberState::End,
+                false => MemberState::Trailer,
             };
         }
         input.consume(step.consumed);
@@ -217,14 +221,14 @@ impl Gunzip {
             if self.before_bytes >= self.members_from && self.members.len() < MEMBERS {
                 self.members.push((self.before_bytes, input.offset()));
             }
-            self.state = State::Header;
+            self.state = MemberState::Header;
             return Ok(());
         }
         loop {
             let offset = input.offset();
             let bytes = input.fill()?;
             if bytes.is_empty() {
-                self.state = State::End;
+                self.state = MemberState::End;
                 return Ok(());
             }
             if let Some(place) = bytes.iter().position(|byte| *byte != 0) {
@@ -287,7 +291,7 @@ impl Gunzip {
         self.inflate.reset();
         self.member_crc = 0;
         self.member_bytes = 0;
-        self.state = State::Body;
+        self.state = MemberState::Body;
         Ok(())
     }
 }

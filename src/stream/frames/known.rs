@@ -74,7 +74,7 @@ pub trait EarlierImages: Send {
 }
 
 /// What the other end is to be told.
-pub struct KnownThere {
+pub struct KnownHere {
     /// What there is besides the remains of an interrupted run.
     pub earlier: Option<Box<dyn EarlierImages>>,
     /// Where hashes go.

@@ -391,7 +391,7 @@ fn all_known(raw: &[u8], hashes: [Hash; 2]) -> Vec<u8> {
 fn reused(stream: &[u8], before: Vec<u8>) -> Result<Vec<u8>, Problem> {
     let (_ours, stdin) = pipe();
     let mut hold = hold();
-    hold.known = Some(known::KnownThere {
+    hold.known = Some(known::KnownHere {
         earlier: Some(Box::new(Before(before))),
         stdin,
     });

@@ -32,7 +32,7 @@ fuzz_target!(|data: &[u8]| {
         };
         let header = StreamHeader {
             images: vec![image("image")],
-            ..Header::default()
+            ..StreamHeader::default()
         };
         stream = header.to_bytes().expect("a good header");
     }

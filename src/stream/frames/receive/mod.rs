@@ -17,7 +17,7 @@ use std::sync::atomic::AtomicU64;
 use rustix::fs::FallocateFlags;
 
 use self::emit::Proof;
-use super::known::{self, Index, KnownThere, Old, Packing, Remains, Telling};
+use super::known::{self, Index, KnownHere, Old, Packing, Remains, Telling};
 use super::{
     ChunkLayout, Control, EARLY, END, HELD, HERE, IMAGE, KNOWN, KNOWN_HERE, LEAD_BYTES, MAGIC,
     MAX_HEADER, MAX_PACKED, MAX_REPORT, MAX_TIMES, StreamHeader, VERSION, ZEROS, most_dead_bytes,
@@ -81,7 +81,7 @@ pub struct HeldStream {
     /// It has a name, and stays where what comes breaks off.
     pub left: Option<Left>,
     /// The other end was told to expect hashes.
-    pub known: Option<KnownThere>,
+    pub known: Option<KnownHere>,
     /// The level at which the other end packs; 0: what is here is not packed again.
     pub level: u8,
     /// On so many CPUs.
@@ -295,7 +295,7 @@ struct Order {
 
 impl Received {
     /// Says what is here already, while frames come.
-    fn tell(&self, known: KnownThere) -> Result<Telling, Fault> {
+    fn tell(&self, known: KnownHere) -> Result<Telling, Fault> {
         let images = self.header.images.iter();
         let paths = images.map(|image| image.path.clone()).collect();
         let file = self.hold.file.try_clone();
