@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::mender::header::Script;
 use crate::mender::header::{now, payload_name};
 use crate::mender::writer::{ArtifactWriter, Maker, What};
+use crate::stream::gzip::HEADER_AS_IT_IS;
 use crate::stream::partfile::PartFile;
 
 /// What the command line says about artifacts.
@@ -96,7 +97,11 @@ impl Recipe {
             shown,
         };
         let writer = ArtifactWriter::over(Arc::new(maker), fd)?;
-        Ok(Box::new(ToArtifact { part, writer }))
+        Ok(Box::new(ToArtifact {
+            part,
+            writer,
+            first: Vec::new(),
+        }))
     }
 }
 
@@ -104,11 +109,21 @@ impl Recipe {
 struct ToArtifact {
     part: PartFile,
     writer: ArtifactWriter,
+    /// What the stream begins with.
+    first: Vec<u8>,
 }
 
 impl Sink for ToArtifact {
-    fn packed(&mut self, _bytes: &[u8]) -> Result<()> {
-        Ok(())
+    /// Whatever takes the artifact apart would find no image in a copy as it is.
+    fn packed(&mut self, bytes: &[u8]) -> Result<()> {
+        let missing = HEADER_AS_IT_IS.len() - self.first.len();
+        self.first.extend(bytes.iter().take(missing));
+        match self.first == HEADER_AS_IT_IS {
+            true => Err(Error::corrupt(
+                "what comes is a copy as it is, and no image that a board could be told by; pull it without --artifact, and floe artifact FILE --any-content makes one of it",
+            )),
+            false => Ok(()),
+        }
     }
 
     fn takes_data(&self) -> bool {

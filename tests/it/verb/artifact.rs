@@ -469,6 +469,14 @@ fn a_pull_becomes_an_artifact_and_the_image_is_nowhere_on_the_host() {
     pull.args(["10.77.0.1", "--dump", "/no/such"]);
     common::run(pull.args(options).arg(&file), Limit::secs(60)).expect_code(1);
     assert!(!file.exists() && !lab.join("x.mender.part").exists());
+    // Nor does what would be taken for no image.
+    let odd = lab.join("odd");
+    fs::write(&odd, common::Random(5).bytes(1 << 20)).expect("odd");
+    let mut pull = lab.floe("pull");
+    pull.args(["10.77.0.1", "--whole", "--dump"]).arg(&odd);
+    let run = common::run(pull.args(options).arg(&file), Limit::secs(60)).expect_code(1);
+    assert!(run.stderr_text().contains("--any-content"), "{run}");
+    assert!(!file.exists() && !lab.join("x.mender.part").exists());
     let bad: [&[&str]; 4] = [
         &["--artifact", "-t", "b"],
         &["-n", "a", "-t", "b"],
