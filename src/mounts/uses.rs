@@ -222,37 +222,15 @@ impl System {
         let swaps = self.swap_devices();
         let mut uses = Vec::new();
         for at in &parts {
+            let mounts = self.mounts_on(*at).into_iter();
+            let (idle, mounts): (Vec<_>, _) = mounts.partition(|(mount, _)| is_left_out(mount));
+            left_out |= !idle.is_empty();
             let device = roots.shown(*at);
-            let mut add = |why| {
-                uses.push(Use {
-                    device: device.clone(),
-                    why,
-                })
-            };
-            for holder in roots.holders(*at) {
-                add(Why::Member {
-                    holder: roots.kernel_name(holder),
-                    layer: roots.layer(holder),
-                });
-            }
-            for (mount, pid) in self.mounts_on(*at) {
-                if is_left_out(&mount) {
-                    left_out = true;
-                    continue;
-                }
-                add(Why::Mounted {
-                    point: mount.point,
-                    pid,
-                });
-            }
-            if swaps.contains(at) {
-                add(Why::Swap);
-            }
-            for by in self.loops_over_device(*at) {
-                add(Why::Loop {
-                    by: roots.shown(by),
-                });
-            }
+            let reasons = self.reasons(*at, mounts, swaps.contains(at)).into_iter();
+            uses.extend(reasons.map(|why| Use {
+                device: device.clone(),
+                why,
+            }));
         }
         let device = roots.shown(dev);
         if self.root_devices().contains(&dev) {
@@ -285,6 +263,25 @@ impl System {
             });
         }
         uses
+    }
+
+    /// What one device is in use for.
+    fn reasons(&self, at: DevId, mounts: Vec<(Mount, Option<u32>)>, is_swap: bool) -> Vec<Why> {
+        let roots = &self.roots;
+        let members = roots.holders(at).into_iter().map(|holder| Why::Member {
+            holder: roots.kernel_name(holder),
+            layer: roots.layer(holder),
+        });
+        let mounted = mounts.into_iter().map(|(mount, pid)| Why::Mounted {
+            point: mount.point,
+            pid,
+        });
+        let loops = self.loops_over_device(at).into_iter();
+        let loops = loops.map(|by| Why::Loop {
+            by: roots.shown(by),
+        });
+        let swap = is_swap.then_some(Why::Swap);
+        members.chain(mounted).chain(swap).chain(loops).collect()
     }
 
     /// What a regular file is in use for: a loop device over it, active swap.
