@@ -4,6 +4,12 @@ ok() { echo "ok $*"; }
 not_ok() { local name=$1; shift; echo "not ok $name: $*"; }
 skip() { local name=$1; shift; echo "skip $name: $*"; }
 note() { echo "note $*"; }
+# cannot_mount KIND WHY, of a filesystem that was just made: f2fs takes only blocks as large as a page of memory, and mkfs.f2fs makes
+# blocks of 4096 bytes.
+cannot_mount() {
+    local page_kib; page_kib=$(awk '/KernelPageSize/ { print $2; exit }' /proc/self/smaps)
+    if [ "$1" = f2fs ] && [ "$page_kib" != 4 ]; then skip "$1" "this kernel has pages of $page_kib KiB"; else not_ok "$1" "mount: $2"; fi
+}
 
 # The node of the disk with this serial.
 disk() {

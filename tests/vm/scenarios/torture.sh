@@ -60,7 +60,7 @@ one() { # KIND
     local kind=$1 round words expected begun seen=''; begun=$(now_ms)
     case $kind$rounds in jfs*|ext?2) source=$(disk small);; *) source=$(disk source);; esac
     make "$kind" "$source" >/tmp/made 2>&1 || { not_ok "$kind" "mkfs: $(tail -n 2 /tmp/made | tr '\n' ' ')"; return; }
-    mount -t "$kind" "$source" /source 2>/tmp/made || { not_ok "$kind" "mount: $(cat /tmp/made)"; return; }
+    mount -t "$kind" "$source" /source 2>/tmp/made || { cannot_mount "$kind" "$(cat /tmp/made)"; return; }
     fill /source $kib; dd if=/dev/urandom of=/source/ballast bs=1M count=$ballast 2>/dev/null; sync
     round=0
     while [ $round -lt $rounds ]; do
