@@ -7,7 +7,7 @@
 #: disk data 96M mkfs.ext4 -q -F
 #: memory 256
 #: cpus 2
-#: timeout 1500
+#: timeout 2400
 
 kills=${1:-200} rounds=${2:-20}
 mount -t ext4 "$(disk data)" /mnt || exit 1
