@@ -356,8 +356,6 @@ impl Checked {
     }
 
     fn write(self, options: &Options, target: &OsString, start: Instant) -> Result<()> {
-        let doubt = self.doubt.filter(|_| !options.common.quiet);
-        doubt.iter().for_each(report::line);
         let (path, device, made) = self.chosen.into_parts()?;
         let left = left_alone(options, &path, &device)?;
         let is_file = device.kind() == DeviceKind::File;

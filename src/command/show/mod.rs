@@ -23,7 +23,7 @@ use crate::features;
 use crate::freeze::GUARDIAN;
 use crate::fs::{Coverage, Identity, Still};
 use crate::mounts::{DevId, Holding, Means, Roots, Source, System};
-use crate::ptable::{self, PartitionTable};
+use crate::ptable::{self, PartitionTable, Scheme};
 use crate::report::{self, JsonObject};
 use crate::snapshot::kept::{self, Kept};
 use crate::stream::artifact::ArtifactLabels;
@@ -391,7 +391,7 @@ fn facts(
         facts.parts = parts(system, around, source, table, depth);
         let mut refused = facts.parts.iter();
         let refused =
-            refused.find_map(|part| Some(format!("{}: {}", part.path, part.refused.as_ref()?)));
+            refused.find_map(|part| Some(format!("its {} {}", part.path, part.refused.as_ref()?)));
         facts.refused = facts.refused.or(refused);
         facts.dump = Some(of_disk(&facts.parts, &gaps));
         // Nothing is believed of where its partitions lie.
@@ -454,7 +454,14 @@ fn parts(
     depth: Depth,
 ) -> Vec<Facts> {
     let known = source.dev.map(|dev| system.roots().partitions_of(dev));
-    let known = known.unwrap_or_default();
+    let mut known = known.unwrap_or_default();
+    // The beginning of an extended partition has a node, too (block/partitions/msdos.c); what is in it are the logical ones.
+    known.retain(|node| {
+        let mut listed = table.partitions.iter();
+        table.scheme != Scheme::Mbr
+            || node.number > 4
+            || listed.any(|part| part.number == node.number)
+    });
     if !known.is_empty() {
         // Held O_EXCL, the disk keeps everybody from holding a partition, us too (bd_prepare_to_claim, block/bdev.c).
         drop(source);

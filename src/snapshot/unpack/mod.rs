@@ -94,10 +94,7 @@ pub(crate) fn run(
     if options.dry_run {
         return Err(would(options, &found, chosen, disk, &origin)?);
     }
-    let doubts = room_for(&chosen, &found, &origin)?;
-    if !options.common.quiet {
-        doubts.iter().for_each(report::line);
-    }
+    room_for(&chosen, &found, &origin)?;
     let (mut errands, laid) = errands(options, chosen, (disk, places), &origin, &found, &progress)?;
     let taken = |errand: &mut Errand| Some((errand.made.take()?, Arc::clone(&errand.shared)));
     let made: Vec<_> = errands.iter_mut().filter_map(taken).collect();

@@ -413,3 +413,31 @@ fn a_file_that_is_no_image_is_not_called_one() {
         assert!(text.contains("file, not an image"), "{text}");
     }
 }
+
+#[test]
+fn an_extended_partition_is_none_of_a_disk_on_a_device_either() {
+    require!(
+        common::is_root() && common::have("sfdisk") && common::have("partx"),
+        "root, sfdisk and partx"
+    );
+    drop(require_floe!());
+    let scratch = Scratch::new();
+    let image = scratch.join("image");
+    let script = format!(
+        "truncate -s 60M {path}; printf 'label: dos\\nsize=20M,type=83\\ntype=5\\nsize=10M,type=83\\n' | sfdisk -q {path}",
+        path = image.display()
+    );
+    common::shell(&script, Limit::secs(60)).expect_code(0);
+    let device = common::LoopDevice::attach(&image, 512);
+    let name = device.path().display().to_string();
+    common::output("partx", &["-a", &name]);
+    let shown = [run_show(&image), run_show(device.path())];
+    common::output("partx", &["-d", &name]);
+    let [of_file, of_device] = shown;
+    assert!(of_file.contains("partition 5"), "{of_file}");
+    assert!(of_device.contains(&format!("{name}p5")), "{of_device}");
+    for text in [of_file, of_device] {
+        assert!(text.contains("a dump reads"), "{text}");
+        assert!(!text.contains("refused"), "{text}");
+    }
+}

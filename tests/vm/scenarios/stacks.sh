@@ -46,7 +46,7 @@ for stack in "$@"; do
         md) if mdadm --create /dev/md0 --run --metadata=1.2 --level=1 --raid-devices=2 --assume-clean "$one" "$two" >/tmp/made 2>&1; then
                 one_stack "an md mirror" /dev/md0
                 head -c 1048576 /dev/zero > /tmp/raw
-                floe restore --overwrite /tmp/raw "$one" >/tmp/out 2>&1; code=$?
+                floe restore --overwrite --any-content /tmp/raw "$one" >/tmp/out 2>&1; code=$?
                 if [ $code = 4 ] && grep -q md0 /tmp/out; then ok "a mirror's member is refused as a target: $(cat /tmp/out)"; else not_ok "a mirror's member is refused as a target" "exit $code: $(cat /tmp/out)"; fi
                 mdadm --stop /dev/md0 >/dev/null 2>&1
             else not_ok md "$(tail -n 2 /tmp/made | tr '\n' ' ')"; fi;;
