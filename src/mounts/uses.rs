@@ -185,6 +185,12 @@ impl System {
         let dev = match FileType::from_raw_mode(stat.st_mode) {
             FileType::BlockDevice => Some(DevId::from_raw(stat.st_rdev)),
             FileType::RegularFile => None,
+            FileType::Directory => {
+                return Err(Error::refused(format_args!(
+                    "{}: is a folder, neither a block device nor a regular file; name a device, or a file in it",
+                    shown.display()
+                )));
+            }
             _ => {
                 return Err(Error::refused(format_args!(
                     "{}: is neither a block device nor a regular file",

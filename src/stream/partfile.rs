@@ -305,6 +305,7 @@ fn open(place: &Place, part: &OsStr, owned: bool) -> Result<Option<File>> {
         ))
     };
     let fail = |what, errno| Error::fault(shown.display(), Fault::io(what, errno));
+    let mut last = Errno::EXIST;
     for _ in 0..TRIES {
         let new = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
         let fd = match place.open(part, new) {
@@ -318,7 +319,10 @@ fn open(place: &Place, part: &OsStr, owned: bool) -> Result<Option<File>> {
         let file = match fd {
             Ok(fd) => File::from(fd),
             // Gone, or something else by now.
-            Err(Errno::NOENT | Errno::LOOP | Errno::NXIO) => continue,
+            Err(errno @ (Errno::NOENT | Errno::LOOP | Errno::NXIO)) => {
+                last = errno;
+                continue;
+            }
             Err(errno) => return Err(fail("create", errno).leaving(NOTHING_WRITTEN)),
         };
         let stat = rustix::fs::fstat(&file).map_err(|errno| fail("stat", errno))?;
@@ -333,7 +337,11 @@ fn open(place: &Place, part: &OsStr, owned: bool) -> Result<Option<File>> {
             return Ok(Some(file));
         }
     }
-    Err(busy())
+    // A filesystem on which nothing can be made, as /proc.
+    match place.stat_of(part) {
+        None if last == Errno::NOENT => Err(fail("create", last).leaving(NOTHING_WRITTEN)),
+        _ => Err(busy()),
+    }
 }
 
 /// Locks it, where nobody else has. What this process let go of a moment ago another thread's fork may still hold, until that runs

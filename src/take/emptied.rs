@@ -132,9 +132,13 @@ fn holds_no_identity(kind: Kind) -> bool {
 }
 
 fn refused(source: &Prepared, filesystem: &str) -> Error {
+    let shown = &source.shown;
+    let subject = match source.name == *shown {
+        true => shown.clone(),
+        false => format!("{}: {shown}", source.name),
+    };
     Error::refused(format_args!(
-        "{}: {}: files cannot be emptied in an image of {filesystem} (only of ext2, ext3 and ext4); without --empty and --golden, restore the image, mount it and empty them there",
-        source.name, source.shown
+        "{subject}: files cannot be emptied in an image of {filesystem} (only of ext2, ext3 and ext4); without --empty and --golden, restore the image, mount it and empty them there"
     ))
     .leaving(NOTHING_WRITTEN)
 }
