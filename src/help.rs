@@ -99,8 +99,8 @@ pub const VERBS: &[Verb] = &[
 const DUMP: &str = "\
 floe dump [SOURCE]: a consistent image of one filesystem or disk, while it is in use
 
-SOURCE is a directory on a mounted filesystem (default: /), a block device, an image file, or LABEL=, UUID=,
-PARTLABEL=, PARTUUID=. The filesystem is frozen, its used blocks are read past the page cache, compressed on every core, and it
+SOURCE is a directory on a mounted filesystem, a block device, an image file, or LABEL=, UUID=,
+PARTLABEL=, PARTUUID=. Without it, it is /: the running root is frozen at once. The filesystem is frozen, its used blocks are read past the page cache, compressed on every core, and it
 is thawed as soon as the last block has been read, also if floe is killed. The image goes to stdout; a terminal is refused.
 
   floe dump /data | ssh me@host 'cat > data.img.gz'
@@ -108,14 +108,14 @@ is thawed as soon as the last block has been read, also if floe is killed. The i
 ---
 Sizes take K M G T (1024-based), times ms s m.
 
-Exit: 0 complete and consistent; 1 failed, what was written is not complete; 2 wrong command line; 4 refused, nothing was
+Exit: 0 complete and consistent; 1 failed, what was written is not complete; 2 wrong command line; 4 refused, also where SOURCE is not there: nothing was
 written. In a pipe, 'set -o pipefail' shows the exit code of floe.
 ";
 
 const RESTORE: &str = "\
 floe restore IMAGE TARGET | SNAPSHOT NAME=TARGET…: write an image to a device or into a file
 
-IMAGE is raw, gzip, a Mender artifact or frames (recognised by its content), '-' is stdin. Bytes that show no filesystem and no
+IMAGE is raw, gzip, a Mender artifact or frames, what dump --frames sends (recognised by its content), '-' is stdin. Bytes that show no filesystem and no
 partition table are not an image. A file is read to its end, and so checked, before the first write; a pipe cannot be, but for frames,
 which are held until all have come. TARGET is a block device, LABEL=, UUID=, PARTLABEL=, PARTUUID=, or a file; a file that does not
 exist yet is made, and is sparse.
@@ -142,6 +142,7 @@ was written. After 1 and 3 the message says in which state the target is.
 const CLONE: &str = "\
 floe clone SOURCE=TARGET… | --pairs FILE: the running system onto standby partitions or another medium, live
 
+Standby partitions are those that the board does not run from, but may boot next; active are those it runs from.
 All sources are frozen together, and thawed as soon as the last used block has been read; blocks go straight to the targets. SOURCE
 is what floe dump takes, TARGET a block device; both may be LABEL=, UUID=, PARTLABEL= or PARTUUID= (a pair is split at the first
 '=' that is not theirs). Without pairs they are read from /etc/floe.conf, one a line, beside other settings.
@@ -190,7 +191,7 @@ path that is there, and has no slash, is a HOST as floe pull takes it.
 ";
 
 const DELETE: &str = "\
-floe delete NAME…: snapshots of the store go
+floe delete NAME…: snapshots of the store (the folder that keeps them) go
 
 NAME is what floe list shows, with or without .zip, or 'latest', in 'store = DIR' of /etc/floe.conf. All names are checked before the
 first is deleted. The same names are understood by floe show, verify, restore and push.
@@ -262,7 +263,7 @@ ssh is told to notice a dead connection within 30 s; the board thaws by itself.
 --stall holds here, too: a board from which no byte comes for so long (default 5m,
 and 1h while it works and has nothing to say) is given up.
 
-Exit: 0 all complete and checked; 1 at least one board failed, the files of the others are complete; 2 wrong command line; 4
+Exit: 0 all complete and checked; 1 at least one board failed or refused, the files of the others are complete; 2 wrong command line; 4
 refused, no board was asked.
 ";
 

@@ -25,7 +25,7 @@ pull|--kept NAME|a snapshot that is kept in the board's store, or 'latest': DIR/
 pull|--artifact|with --dump: straight into a Mender artifact, DIR/HOST[_PORT].mender
 #Where to:
 dump|-o, --output FILE|write FILE.part, and rename it to FILE when it is complete ('-' or none: stdout)
-dump|--split SIZE|with -o FILE: pieces FILE.001, FILE.002 … of that size, as for FAT32 (4000M); restore and verify take FILE.001, and cat FILE.0* puts them together
+dump|--split SIZE|with -o FILE: pieces FILE.001, FILE.002 … of that size, as for FAT32 (4000M); restore and verify take FILE.001, and cat FILE.[0-9]* puts them together
 dump|--bmap FILE|with -o: a .bmap (2.0, SHA-256) for it too, read back from it; bmaptool copy takes both
 create|-o, --output WHERE|a folder: HOST-YYYYMMDDThhmmssZ-SEQ.zip in it (SEQ counts: boards have no clock), one floe at a time; a FILE; or - for stdout. Default: the folder of 'store = DIR' in /etc/floe.conf, otherwise stdout. Written as .part and renamed when it is complete
 artifact|-o, --output FILE|write FILE.part, and rename it to FILE when it is complete ('-' or none: stdout)
@@ -68,7 +68,7 @@ restore >push|--any-content|take bytes that show no image, or one that is not wh
 restore|--bmap FILE|first check the image against its .bmap
 restore >push|--no-check|write an image in a file without reading it to its end first
 restore >push|--force|a snapshot of another architecture or board model
-clone >pull|--pairs FILE|read the pairs from this file; a target named in a file is standby by declaration: what it holds may go
+clone >pull|--pairs FILE|read the pairs from this file; a target named in a file is standby (a copy to boot next) by declaration: what it holds may go
 restore >push|--overwrite|the target may hold a filesystem, a partition table or (a file) anything
 clone|--overwrite|a target of the command line may hold a filesystem or a partition table
 restore clone >push >pull|--verify|read everything back from the medium and compare it, before the superblock is written

@@ -1,5 +1,5 @@
 //! The recipes of the README and of docs/, run as written: each block that carries `<!-- run: NAME -->`, by busybox ash, in namespaces of its own in which
-//! `/data`, `/mnt/usb`, `/dev/mmcblk0p3` and `/dev/mmcblk1` are the test's own, `192.0.2.10` is this machine, and `ssh HOST …` runs
+//! `/data`, `/mnt/usb`, `/root`, `/dev/mmcblk0p3` and `/dev/mmcblk1` are the test's own, `192.0.2.10` is this machine, and `ssh HOST …` runs
 //! the command here (the command line is handed to a shell, as sshd does).
 
 use std::fs;
@@ -31,6 +31,7 @@ ip addr add 192.0.2.10/24 dev lo && ip link set lo up
 mkdir -p /data /mnt/usb
 mount --bind "$DATA" /data
 mount -t tmpfs tmpfs /mnt/usb
+mount -t tmpfs -o mode=700 tmpfs /root
 mkdir -p "$WORK.bin" && mount --bind /usr/bin "$WORK.bin" && mount -t tmpfs -o mode=755 tmpfs /usr/bin
 "$WORK.bin/ln" -s "$WORK.bin"/* /usr/bin/ && rm -f /usr/bin/floe
 mount -t tmpfs -o mode=755 tmpfs /dev
@@ -163,6 +164,7 @@ fn every_recipe_of_the_readme_and_docs_works_as_written() {
                 .env("DISK", number(disk.path()))
                 .env("TOOLS", &tools)
                 .env("WORK", &work)
+                .env("HOME", "/root")
                 .stdin(Stdio::null()),
             Limit::secs(120),
         );
