@@ -182,10 +182,11 @@ written.
 ";
 
 const LIST: &str = "\
-floe list [DIR | HOST]: the snapshots in a folder, or in the store of a board over ssh, the oldest first by what they say
+floe list [DIR | HOST]: the snapshots in a folder, or in the store of a board over ssh, the oldest first
 
 Prints name, size, age, state and entries. The state is complete, being made, incomplete (it was cut short), newer format or damaged,
-with the reason. Images are not read: floe verify checks their bytes. Without DIR it is 'store = DIR' of /etc/floe.conf. What is no
+with the reason. Images are not read: floe verify checks their bytes. Of kept snapshots the number at the end of the name says which is
+newer, as for 'latest' and --keep; of others it is the time in them. Without DIR it is 'store = DIR' of /etc/floe.conf. What is no
 path that is there, and has no slash, is a HOST as floe pull takes it.
 ---
 ";

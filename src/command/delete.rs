@@ -1,6 +1,6 @@
 //! `floe delete`: snapshots of the store go.
 //!
-//! All names are looked up and judged before the first file is removed, under the store's lock: what is being made, and what says of
+//! Only what `floe list` shows of the store goes, never another file or a link. All names are looked up and judged before the first file is removed, under the store's lock: what is being made, and what says of
 //! itself that it is to stay, does not go by accident.
 
 use std::ffi::OsString;
@@ -54,7 +54,7 @@ pub(super) fn run(options: Options) -> Result<()> {
     super::begin(&options.common, ("names", &names), &[])?;
     let folder = kept::folder()?;
     // Where it is not there the answer is the one of every verb.
-    store::files(&folder)?;
+    store::kept(&folder)?;
     let store = match options.dry_run {
         true => {
             store::check(&folder)?;
@@ -66,7 +66,7 @@ pub(super) fn run(options: Options) -> Result<()> {
     let mut going: Vec<(PathBuf, u64)> = Vec::new();
     for name in &options.names {
         let path = kept::find(&folder, name)?.ok_or_else(|| kept::none(&folder, name))?;
-        let kept = Kept::look(path.clone());
+        let kept = Kept::look_in_store(path.clone());
         let shown = path.display();
         if kept.is_marked() && !options.force {
             return Err(Error::refused(format_args!(
@@ -75,7 +75,7 @@ pub(super) fn run(options: Options) -> Result<()> {
             .leaving("nothing was deleted"));
         }
         if !going.iter().any(|(known, _)| *known == path) {
-            let length = std::fs::metadata(&path).map_or(0, |meta| meta.len());
+            let length = std::fs::symlink_metadata(&path).map_or(0, |meta| meta.len());
             going.push((path, length));
         }
     }

@@ -85,7 +85,7 @@ fn get(name: &str, common: &Common) -> Result<(PathBuf, Sums)> {
     let path = kept::find(&folder, name)?
         .ok_or_else(|| kept::none(&folder, name).leaving("nothing was sent"))?;
     let shown = path.display().to_string();
-    let mut file = archive::open_file(&path)?;
+    let mut file = archive::open_kept(&path)?;
     let total_bytes = file.metadata().map_or(0, |meta| meta.len());
     let mut stdout = std::io::stdout().lock();
     let how = ("sending", total_bytes, common);

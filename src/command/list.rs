@@ -22,9 +22,6 @@ use crate::features;
 use crate::report::{self, JsonObject};
 use crate::snapshot::kept::Kept;
 use crate::snapshot::machine;
-use crate::snapshot::store;
-use crate::stream::partfile;
-use crate::units;
 
 /// Longest list of a board, in bytes.
 const MAX_LIST: u64 = 16 << 20;
@@ -81,7 +78,7 @@ pub(super) fn run(options: Options) -> Result<()> {
         None => config::store()?.unwrap_or_default(),
     };
     let now_s = machine::now_s();
-    let found = look(&folder)?;
+    let found = Kept::all(&folder)?;
     let mut list = String::from("[");
     for (index, kept) in found.iter().enumerate() {
         list.push_str(if index > 0 { "," } else { "" });
@@ -150,18 +147,4 @@ fn far(options: Options, host: Host) -> Result<()> {
         report::print(&list)?;
     }
     Ok(())
-}
-
-/// Everything in the folder that is a snapshot or wants to be one, the oldest first.
-fn look(folder: &Path) -> Result<Vec<Kept>> {
-    let mut found: Vec<Kept> = store::files(folder)?
-        .into_iter()
-        .filter(|(file, _)| {
-            let endings = [".zip", ".zip.part", partfile::LEFT];
-            endings.iter().any(|ending| file.ends_with(ending))
-        })
-        .map(|(_, path)| Kept::look(path))
-        .collect();
-    units::sort(&mut found, |a, b| a.order() < b.order());
-    Ok(found)
 }

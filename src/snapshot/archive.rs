@@ -3,10 +3,12 @@
 //! Both believe the archive only as far as it is exactly what `snapshot.json` in front says and `checksums.json` at the end
 //! confirms: the same entries in the same order with the same sizes, nothing more and nothing less.
 
+use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
+use rustix::fs::{FileType, Mode, OFlags, Stat};
 use sha2::{Digest, Sha256};
 
 use crate::content;
@@ -148,6 +150,13 @@ impl Catalog {
             return Err(Error::refused(format_args!("{subject}: is not a file")));
         }
         Self::read(&subject, device)
+    }
+
+    /// The same of a file of a store ([`open_kept`]).
+    pub fn open_kept(path: &Path) -> Result<Self> {
+        let subject = path.display().to_string();
+        let device = Device::from_fd(open_kept(path)?.into(), false);
+        Self::read(&subject, device.map_err(|f| Error::fault(&subject, f))?)
     }
 
     fn check(&self) -> Result<()> {
@@ -654,24 +663,52 @@ pub fn class(path: &Path, like: Option<&Like>) -> Class {
         let other = like.is_some_and(|like| !like.is_like(snapshot, consistent));
         snapshot.factory || snapshot.rescue || other
     };
-    if !std::fs::metadata(path).is_ok_and(|meta| meta.is_file()) {
+    if !std::fs::symlink_metadata(path).is_ok_and(|meta| meta.is_file()) {
         return Class::Foreign;
     }
-    match Catalog::open(path) {
+    match Catalog::open_kept(path) {
         Ok(found) if stays(&found.snapshot, Some(&found.checksums.consistent)) => Class::Kept,
         Ok(_) => Class::Good,
         // What a newer floe made is not ours to judge, and so not to remove.
         Err(error) if error.exit() == Some(Exit::Refused) => Class::Kept,
         // Whatever says of itself that it is to be kept is kept, broken or not.
-        Err(_) => match beginning(path) {
+        Err(_) => match beginning(path, open_kept) {
             Some(snapshot) if stays(&snapshot, None) => Class::Kept,
             _ => Class::Broken,
         },
     }
 }
 
-/// Opens a file of a store: only a regular one, and without waiting for anybody.
-pub fn open_file(path: &Path) -> Result<std::fs::File> {
+/// Opens a file of a store: only a regular one, never what a link in its place leads to, and without waiting for anybody.
+pub fn open_kept(path: &Path) -> Result<File> {
+    let io = |errno| Fault::io("open", errno);
+    let check = |stat: Stat| match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => Ok(()),
+        FileType::Symlink => Err(Fault::refused(
+            "is a link, and no snapshot: it is left alone",
+        )),
+        _ => Err(Fault::refused("neither a block device nor a regular file")),
+    };
+    let flags = OFlags::RDONLY
+        | OFlags::NOFOLLOW
+        | OFlags::NONBLOCK
+        | OFlags::NOCTTY
+        | OFlags::LARGEFILE
+        | OFlags::CLOEXEC;
+    // Looked at before it is opened, because the opening of some devices does something; and afterwards, as it is opened by name.
+    let opened = rustix::fs::lstat(path)
+        .map_err(io)
+        .and_then(check)
+        .and_then(|()| rustix::fs::open(path, flags, Mode::empty()).map_err(io))
+        .and_then(|fd| {
+            check(rustix::fs::fstat(&fd).map_err(io)?)?;
+            Ok(File::from(fd))
+        });
+    opened.map_err(|fault| Error::fault(path.display(), fault))
+}
+
+/// Opens what the user named: only a regular file, and without waiting for anybody.
+pub fn open_file(path: &Path) -> Result<File> {
     let fail = |fault| Error::fault(path.display(), fault);
     let device = Device::open(path, Access::Read).map_err(fail)?;
     match device.kind() {
@@ -680,9 +717,9 @@ pub fn open_file(path: &Path) -> Result<std::fs::File> {
     }
 }
 
-/// What a snapshot says about itself, even when the rest of it is broken.
-pub fn beginning(path: &Path) -> Option<Snapshot> {
-    let input = Input::file(open_file(path).ok()?, None).ok()?;
+/// What a snapshot says about itself, even when the rest of it is broken; opened by [`open_file`] or [`open_kept`].
+pub fn beginning(path: &Path, open: fn(&Path) -> Result<File>) -> Option<Snapshot> {
+    let input = Input::file(open(path).ok()?, None).ok()?;
     Some(
         Bundle::open(&path.display().to_string(), input)
             .ok()?

@@ -3,6 +3,7 @@
 //! Reads metadata and checksum lists, never the images: that their bytes are right is what `floe verify` finds out.
 
 use std::ffi::{OsStr, OsString};
+use std::fs::{File, Metadata};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -14,11 +15,12 @@ use crate::features;
 use crate::report::{Bytes, JsonObject, clean, exact};
 use crate::snapshot::archive::{self, Catalog};
 use crate::snapshot::machine;
-use crate::snapshot::store::{self, Class};
+use crate::snapshot::store::{self, Class, Item, KeptName};
 use crate::snapshot::{Checksum, Checksums, ImageEntry, Snapshot, image_path};
 use crate::stream::partfile;
 use crate::stream::unzip;
 use crate::take::options::used_words;
+use crate::units;
 use crate::utc::Utc;
 
 /// How far a snapshot in a file is one.
@@ -84,21 +86,22 @@ pub(crate) fn path_of(name: &OsStr) -> Result<OsString> {
 
 /// The snapshot of the store that `name` means: a file's name, with or without its ending, or `latest`, the newest that is complete.
 pub(crate) fn find(folder: &Path, name: &OsStr) -> Result<Option<PathBuf>> {
-    let all = store::snapshots(folder)?;
-    let whole = |path: &Path| matches!(archive::class(path, None), Class::Good | Class::Kept);
-    let same = |path: &Path| {
-        let stem = path
-            .file_stem()
-            .filter(|_| path.extension() == Some(OsStr::new("zip")));
-        path.file_name() == Some(name) || stem == Some(name)
-    };
-    let mut newest = all.into_iter().rev().map(|(_, path)| path);
-    if name != "latest" {
-        // In a store may lie what has a name of its own.
-        let files = store::files(folder)?.into_iter().map(|(_, path)| path);
-        return Ok(newest.chain(files).find(|path| same(path)));
+    if name == "latest" {
+        let whole = |path: &Path| matches!(archive::class(path, None), Class::Good | Class::Kept);
+        let all = store::snapshots(folder)?;
+        let mut newest = all.into_iter().rev().map(|(_, path)| path);
+        return Ok(newest.find(|path| whole(path)));
     }
-    Ok(newest.find(|path| whole(path)))
+    // In a store may lie what has a name of its own. One that has the whole name comes before one that has it with an ending.
+    let all = store::kept(folder)?;
+    let is = |item: &&Item| name == item.file.as_str();
+    let is_stem = |item: &&Item| {
+        item.file
+            .strip_suffix(".zip")
+            .is_some_and(|stem| name == stem)
+    };
+    let found = all.iter().find(is).or_else(|| all.iter().find(is_stem));
+    Ok(found.map(|item| item.path.clone()))
 }
 
 /// The error where [`find`] found nothing.
@@ -129,33 +132,51 @@ pub(crate) struct Kept {
 }
 
 impl Kept {
-    /// Looks at a file.
+    /// Looks at a file that the user named.
     pub(crate) fn look(path: PathBuf) -> Self {
-        let size_bytes = std::fs::metadata(&path).map_or(0, |meta| meta.len());
+        let found = Catalog::open(&path);
+        let meta = std::fs::metadata(&path).ok();
+        Self::judge(path, found, meta, archive::open_file)
+    }
+
+    /// Looks at what has the name of a snapshot in a store, where no link is followed.
+    pub(crate) fn look_in_store(path: PathBuf) -> Self {
+        let found = Catalog::open_kept(&path);
+        let meta = std::fs::symlink_metadata(&path).ok();
+        Self::judge(path, found, meta, archive::open_kept)
+    }
+
+    fn judge(
+        path: PathBuf,
+        found: Result<Catalog>,
+        meta: Option<Metadata>,
+        open: fn(&Path) -> Result<File>,
+    ) -> Self {
+        let meta = meta.filter(Metadata::is_file);
+        let size_bytes = meta.as_ref().map_or(0, Metadata::len);
         let ends_in = |what: &str| path.extension().is_some_and(|end| end == what);
         let left = partfile::LEFT.strip_prefix('.').is_some_and(ends_in);
         let part = left || ends_in("part");
-        let found = Catalog::open(&path);
         let state = match &found {
-            _ if part && is_locked(&path) => Condition::BeingMade,
+            _ if part && open(&path).is_ok_and(|file| is_locked(&file)) => Condition::BeingMade,
             Ok(_) if !part => Condition::Complete,
             // A pipe, a folder, a link to nothing.
-            Err(_) if !path.is_file() => Condition::Damaged,
+            Err(_) if meta.is_none() => Condition::Damaged,
             Err(error) if error.exit() == Some(Exit::Refused) => Condition::Newer,
-            Err(_) if !part && archive::open_file(&path).is_ok_and(|f| unzip::is_ended(&f)) => {
+            Err(_) if !part && open(&path).is_ok_and(|file| unzip::is_ended(&file)) => {
                 Condition::Damaged
             }
             _ => Condition::Incomplete,
         };
         let (snapshot, checksums, reason) = match found {
             // It is no archive.
-            _ if left => (
+            _ if left && meta.is_some() => (
                 None,
                 None,
                 Some("an interrupted pull left it, and the next one goes on from it".into()),
             ),
             _ if state == Condition::BeingMade => (
-                archive::beginning(&path),
+                archive::beginning(&path, open),
                 None,
                 Some("is being made".into()),
             ),
@@ -168,7 +189,7 @@ impl Kept {
                 let text = error.to_string();
                 let subject = format!("{}: ", path.display());
                 let reason = text.strip_prefix(&subject).unwrap_or(&text).to_owned();
-                (archive::beginning(&path), None, Some(reason))
+                (archive::beginning(&path, open), None, Some(reason))
             }
         };
         Self {
@@ -192,16 +213,35 @@ impl Kept {
         self.state == Condition::BeingMade
     }
 
-    /// What the oldest comes first by: when it says it was made (last where it says nothing), then its number and its name.
-    pub(crate) fn order(&self) -> (u64, u64, &Path) {
-        let file = self.path.file_name().and_then(OsStr::to_str);
-        let file = file.map(|file| file.strip_suffix(".part").unwrap_or(file));
-        let name = file.and_then(store::KeptName::parse);
-        (
-            self.snapshot.as_ref().map_or(u64::MAX, |s| s.time_s),
-            name.map_or(0, |name| name.sequence),
-            &self.path,
-        )
+    /// Everything in the folder that is a snapshot or wants to be one, the oldest first: what has a number by it, as `latest` and
+    /// `--keep` have it, and what has a name of its own between them by when it says it was made (last where it says nothing).
+    pub(crate) fn all(folder: &Path) -> Result<Vec<Self>> {
+        let (mut numbered, mut found) = (Vec::new(), Vec::new());
+        for item in store::named(folder)? {
+            let kept = Self::look_in_store(item.path);
+            match KeptName::of(&kept.path) {
+                Some(name) => numbered.push((name, kept)),
+                None => found.push((kept.time_s().unwrap_or(u64::MAX), None, kept)),
+            }
+        }
+        units::sort(&mut numbered, |(a, a_kept), (b, b_kept)| {
+            (a.age(), &a_kept.path) < (b.age(), &b_kept.path)
+        });
+        // Where a clock was set back, none is older than the one before it.
+        let mut newest_s = 0;
+        for (place, (_, kept)) in numbered.into_iter().enumerate() {
+            newest_s = newest_s.max(kept.time_s().unwrap_or(0));
+            found.push((newest_s, Some(place), kept));
+        }
+        units::sort(&mut found, |(a_s, a, a_kept), (b_s, b, b_kept)| {
+            (a_s, a, &a_kept.path) < (b_s, b, &b_kept.path)
+        });
+        Ok(found.into_iter().map(|(_, _, kept)| kept).collect())
+    }
+
+    /// When it says it was made.
+    fn time_s(&self) -> Option<u64> {
+        self.snapshot.as_ref().map(|snapshot| snapshot.time_s)
     }
 
     /// What is wrong with it where not even its beginning is a snapshot's.
@@ -218,8 +258,7 @@ impl Kept {
     }
 
     fn age_s(&self, now_s: u64) -> Option<u64> {
-        let time_s = self.snapshot.as_ref()?.time_s;
-        now_s.checked_sub(time_s)
+        now_s.checked_sub(self.time_s()?)
     }
 
     /// Everything about it, as JSON.
@@ -433,11 +472,9 @@ fn sums<'a>(checksums: Option<&'a Checksums>, image: &ImageEntry) -> Option<&'a 
 }
 
 /// Whether somebody writes this part file: whoever makes one holds it locked.
-fn is_locked(path: &Path) -> bool {
-    archive::open_file(path).is_ok_and(|file| {
-        rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared)
-            .is_err_and(|errno| errno == rustix::io::Errno::WOULDBLOCK)
-    })
+fn is_locked(file: &File) -> bool {
+    rustix::fs::flock(file, FlockOperation::NonBlockingLockShared)
+        .is_err_and(|errno| errno == rustix::io::Errno::WOULDBLOCK)
 }
 
 fn age(seconds: u64) -> String {

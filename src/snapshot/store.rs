@@ -1,7 +1,9 @@
 //! A folder in which snapshots are kept: their names, the lock that admits one writer at a time, and which of them retire.
 //!
-//! Boards have no clock, so age is the sequence number in the name, never a time. Removes only what is recognisably a snapshot
-//! of this host, or what an interrupted run left of one.
+//! Boards have no clock, so age is the sequence number in the name, never a time. What is a snapshot here is said once ([`Item`]): a
+//! regular file with the ending of one. Links, folders and FIFOs are none, whatever they are called: they are neither read, nor
+//! counted, nor removed. By itself it removes only what has the name of a snapshot of this host, or of what an interrupted run left
+//! of one.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -14,6 +16,7 @@ use rustix::io::Errno;
 use crate::cli;
 use crate::device::limited;
 use crate::error::{Error, Exit, Fault, Result};
+use crate::stream::partfile;
 use crate::units;
 use crate::utc::Utc;
 
@@ -21,6 +24,8 @@ use crate::utc::Utc;
 const LOCK: &str = ".floe.lock";
 /// Holds the number of the newest snapshot, where that was deleted.
 const LAST: &str = ".floe.last";
+/// How the name of what is being made ends, or of what was not finished.
+const PART: &str = ".part";
 /// Most files of a folder that are looked at.
 const MAX_FILES: usize = 65_536;
 
@@ -56,6 +61,17 @@ impl KeptName {
             time: time.into(),
             sequence: cli::number(sequence)?,
         })
+    }
+
+    /// From the name of a snapshot, or of one that is not finished.
+    pub(crate) fn of(path: &Path) -> Option<Self> {
+        let file = path.file_name()?.to_str()?;
+        Self::parse(file.strip_suffix(PART).unwrap_or(file))
+    }
+
+    /// What the oldest comes first by.
+    pub(crate) fn age(&self) -> (u64, &str, &str) {
+        (self.sequence, &self.time, &self.host)
     }
 
     fn file(&self) -> String {
@@ -119,9 +135,10 @@ impl Store {
             lock,
             _held: held,
         };
-        for (file, path) in files(folder)? {
-            if file.strip_suffix(".part").is_some_and(is_of_part) {
-                let _ = std::fs::remove_file(path);
+        for item in items(folder)? {
+            let is_left = item.file.strip_suffix(PART).is_some_and(is_of_part);
+            if is_left && item.is_file {
+                let _ = std::fs::remove_file(item.path);
             }
         }
         Ok(store)
@@ -184,12 +201,7 @@ impl Store {
 
 /// For a run that touches nothing: whether somebody makes a snapshot there now. Not by the lock, which others would miss meanwhile.
 pub(crate) fn check(folder: &Path) -> Result<()> {
-    let lock = folder.join(LOCK);
-    let is_one = rustix::fs::lstat(&lock).as_ref().is_ok_and(is_lock);
-    let said = match is_one.then(|| File::open(&lock)) {
-        Some(Ok(held)) => content(&held),
-        _ => String::new(),
-    };
+    let said = own(&folder.join(LOCK)).unwrap_or_default();
     match is_alive(&said) {
         true => Err(refused(folder, &said)),
         false => Ok(()),
@@ -198,22 +210,30 @@ pub(crate) fn check(folder: &Path) -> Result<()> {
 
 /// The name of the next snapshot of `host` made at `unix_seconds`.
 pub(crate) fn next(folder: &Path, host: &str, unix_seconds: u64) -> Result<PathBuf> {
-    let name = KeptName {
+    let mut name = KeptName {
         host: host_in_name(host),
         time: Utc::from_unix(unix_seconds).compact(),
-        sequence: last(folder)?.saturating_add(1),
+        sequence: last(folder)?,
     };
-    Ok(folder.join(name.file()))
+    // Links and the like do not count, but what has the very name would be followed, or in the way.
+    for _ in 0..=MAX_FILES {
+        name.sequence = name.sequence.saturating_add(1);
+        let path = folder.join(name.file());
+        if rustix::fs::lstat(&path).is_err() {
+            return Ok(path);
+        }
+    }
+    Err(Error::refused(format_args!(
+        "{}: no number is left for a snapshot: {} is taken, and so are those before it",
+        folder.display(),
+        name.file()
+    )))
 }
 
 /// The highest number that a snapshot in this folder has, or had when it was deleted: numbers say which is older, and so none comes
 /// again.
 fn last(folder: &Path) -> Result<u64> {
-    let path = folder.join(LAST);
-    let deleted = match rustix::fs::lstat(&path).as_ref().is_ok_and(is_lock) {
-        true => File::open(&path).ok().map(|file| content(&file)),
-        false => None,
-    };
+    let deleted = own(&folder.join(LAST));
     let deleted = deleted.and_then(|text| cli::number(text.trim()));
     // One that no other can follow is none of ours.
     let deleted = deleted.filter(|number| *number < u64::MAX);
@@ -266,25 +286,61 @@ impl Drop for Store {
     }
 }
 
-/// The snapshots in a folder by sequence number, the oldest first.
+/// The snapshots in a folder that have the name of one, by sequence number, the oldest first.
 pub(crate) fn snapshots(folder: &Path) -> Result<Vec<(KeptName, PathBuf)>> {
-    let mut found: Vec<(KeptName, PathBuf)> = files(folder)?
+    let mut found: Vec<(KeptName, PathBuf)> = kept(folder)?
         .into_iter()
-        .filter_map(|(file, path)| Some((KeptName::parse(&file)?, path)))
+        .filter_map(|item| Some((KeptName::parse(&item.file)?, item.path)))
         .collect();
-    let key = |name: &KeptName| (name.sequence, name.time.clone(), name.host.clone());
-    units::sort(&mut found, |(a, _), (b, _)| key(a) < key(b));
+    units::sort(&mut found, |(a, _), (b, _)| a.age() < b.age());
     Ok(found)
 }
 
-/// The names in a folder that are text, in no order.
-pub(crate) fn files(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
+/// What lies in a folder.
+#[derive(Debug)]
+pub(crate) struct Item {
+    /// Its name there.
+    pub file: String,
+    pub path: PathBuf,
+    /// Whether it is a regular file itself, and no link to one.
+    is_file: bool,
+}
+
+impl Item {
+    /// Whether it has the name of a snapshot, or of what a run left of one.
+    fn is_named(&self) -> bool {
+        let unfinished = self.file.strip_suffix(PART).unwrap_or(&self.file);
+        unfinished.ends_with(".zip") || self.file.ends_with(partfile::LEFT)
+    }
+}
+
+/// The snapshots of a folder, whole or not, and what runs left of them, in no order: nothing else is read, counted or removed.
+pub(crate) fn kept(folder: &Path) -> Result<Vec<Item>> {
+    let mut found = named(folder)?;
+    found.retain(|item| item.is_file);
+    Ok(found)
+}
+
+/// The same with what has only the name of one: `list` says of each what it is.
+pub(crate) fn named(folder: &Path) -> Result<Vec<Item>> {
+    let mut found = items(folder)?;
+    found.retain(Item::is_named);
+    Ok(found)
+}
+
+/// Everything in a folder whose name is text, in no order.
+fn items(folder: &Path) -> Result<Vec<Item>> {
     let fail = |e: std::io::Error| Error::std(folder.display(), "open", &e);
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(fail)?.take(MAX_FILES) {
         let entry = entry.map_err(fail)?;
-        if let Ok(name) = entry.file_name().into_string() {
-            found.push((name, entry.path()));
+        if let Ok(file) = entry.file_name().into_string() {
+            found.push(Item {
+                file,
+                path: entry.path(),
+                // Of a link it is the link's.
+                is_file: entry.file_type().is_ok_and(|kind| kind.is_file()),
+            });
         }
     }
     Ok(found)
@@ -327,6 +383,15 @@ fn open_lock(lock: &Path) -> Result<File> {
 /// One without a name was removed by its owner a moment ago.
 fn is_lock(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_nlink <= 1
+}
+
+/// What a file of floe's own says, such as the lock: `None` where something else has its name.
+fn own(path: &Path) -> Option<String> {
+    rustix::fs::lstat(path).ok().filter(is_lock)?;
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let held = rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    rustix::fs::fstat(&held).ok().filter(is_lock)?;
+    Some(content(&held.into()))
 }
 
 fn content(mut held: &File) -> String {
@@ -442,6 +507,13 @@ mod tests {
             let path = next(&folder, "h", 0).unwrap();
             assert_eq!(path, folder.join("h-19700101T000000Z-0005.zip"));
         }
+        // A link has no number, and what would be written through it gets another one.
+        let link = |number| folder.join(format!("h-19700101T000000Z-{number:04}.zip"));
+        for number in [5, 6, 99] {
+            std::os::unix::fs::symlink("victim", link(number)).unwrap();
+        }
+        assert_eq!(next(&folder, "h", 0).unwrap(), link(7));
+        assert_eq!(snapshots(&folder).unwrap().len(), 4);
         // What somebody else put there is not written through.
         std::fs::write(folder.join("victim"), b"precious").unwrap();
         std::fs::remove_file(folder.join(LAST)).unwrap();

@@ -1,6 +1,7 @@
 //! The store: what `list` says of each file, and the names under which the other verbs find it.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -349,4 +350,173 @@ fn a_store_that_is_not_there_hides_no_name_that_was_mistyped() {
         let said = with_store(&gone, words).expect_code(4).stderr_text();
         assert!(said.contains(&*gone.to_string_lossy()), "{said}");
     }
+}
+
+/// The names of the table, in its order.
+fn listed(store: &Path) -> Vec<String> {
+    let text = with_store(store, &["list"]).expect_code(0).stdout_text();
+    let names = text
+        .lines()
+        .skip(1)
+        .filter_map(|line| line.split(' ').next());
+    names.map(str::to_owned).collect()
+}
+
+/// `path` with another number.
+fn numbered(path: &Path, number: u32) -> PathBuf {
+    let stem = stem(path);
+    let (front, _) = stem.rsplit_once('-').expect("a name");
+    path.with_file_name(format!("{front}-{number:04}.zip"))
+}
+
+#[test]
+fn delete_removes_nothing_but_what_list_shows() {
+    let (scratch, store) = require_store!();
+    let good = make(&scratch, &store, &[]);
+    let bytes = fs::read(&good).expect("snapshot");
+    let outside = scratch.join("outside.txt");
+    fs::write(&outside, b"precious").expect("outside");
+    let texts = ["diary.txt", "important.img.gz", "README", ".floe.last", "x"];
+    for name in texts {
+        fs::write(store.join(name), b"7").expect("write");
+    }
+    symlink("../outside.txt", store.join("x.zip")).expect("link");
+    symlink("/nowhere", store.join("gone.zip.part")).expect("link");
+    symlink(&good, numbered(&good, 40)).expect("link");
+    common::output("mkfifo", &[&store.join("fifo.zip").to_string_lossy()]);
+    fs::create_dir(store.join("dir.zip")).expect("folder");
+    let before = common::names(&store);
+    let linked = stem(&numbered(&good, 40));
+    let others = [
+        "x.zip",
+        "gone.zip.part",
+        "fifo.zip",
+        "fifo",
+        "dir.zip",
+        "dir",
+        &linked,
+        "important",
+        ".",
+        "..",
+        "../outside.txt",
+        "",
+    ];
+    let right = stem(&good);
+    for name in texts.into_iter().chain(others) {
+        let alone = ["delete", "--force", name];
+        for words in [&alone[..], &["delete", &right, name]] {
+            // An empty name is a wrong line.
+            let run = with_store(&store, words).expect_code(if name.is_empty() { 2 } else { 4 });
+            let said = run.stderr_text();
+            let wanted = format!("has no snapshot '{name}'; floe list shows what there is");
+            assert!(name.is_empty() || said.contains(&wanted), "{run}");
+        }
+    }
+    assert_eq!(common::names(&store), before);
+    for name in texts {
+        assert_eq!(fs::read(store.join(name)).expect("text"), b"7");
+    }
+    assert_eq!(fs::read(&outside).expect("outside"), b"precious");
+    // What is there under the whole name is meant, not what has it with an ending.
+    for (name, bytes) in [
+        ("cut.zip", &bytes[..bytes.len() / 2]),
+        ("two.zip", &b"none"[..]),
+        ("two.zip.zip", &bytes[..]),
+        ("left.zip.part", &bytes[..bytes.len() / 2]),
+        ("data.img.gz.resume", &b"frames"[..]),
+    ] {
+        fs::write(store.join(name), bytes).expect("write");
+    }
+    with_store(&store, &["delete", "two.zip"]).expect_code(0);
+    assert!(!store.join("two.zip").exists() && store.join("two.zip.zip").exists());
+    for name in [
+        "two.zip",
+        "cut",
+        "left.zip.part",
+        "data.img.gz.resume",
+        &right,
+    ] {
+        with_store(&store, &["delete", name]).expect_code(0);
+    }
+    assert_eq!(common::names(&store), {
+        let mut left = before;
+        left.retain(|name| store.join(name) != good);
+        left
+    });
+    assert_eq!(fs::read(&outside).expect("outside"), b"precious");
+}
+
+#[test]
+fn links_in_a_store_are_neither_read_nor_counted_nor_removed() {
+    let (scratch, store) = require_store!();
+    let outside = scratch.join("outside");
+    fs::create_dir(&outside).expect("outside");
+    let theirs = make(&scratch, &outside, &["--comment", "theirs"]);
+    let (first, second) = (make(&scratch, &store, &[]), make(&scratch, &store, &[]));
+    let links = [numbered(&first, 1_000), numbered(&first, 1_001)];
+    symlink(&theirs, &links[0]).expect("link");
+    symlink(&first, &links[1]).expect("link");
+    symlink(&theirs, store.join("own.zip")).expect("link");
+    let part = numbered(&first, 1_002).with_extension("zip.part");
+    symlink(&theirs, &part).expect("link");
+    let text = with_store(&store, &["list"]).expect_code(0).stdout_text();
+    assert_eq!(text.matches(" complete ").count(), 2, "{text}");
+    assert!(!text.contains("theirs"), "{text}");
+    let latest = with_store(&store, &["show", "latest"]).expect_code(0);
+    assert!(latest.stdout_text().contains(&stem(&second)), "{latest}");
+    let target = scratch.join("target");
+    let pair = format!("root={}", target.display());
+    for name in ["own".to_owned(), stem(&links[0]), stem(&links[1])] {
+        for words in [
+            &["show", &name][..],
+            &["verify", &name],
+            &["restore", &name, &pair],
+            &["kept", "get", &name],
+            &["delete", &name],
+        ] {
+            with_store(&store, words).expect_code(4);
+        }
+    }
+    assert!(!target.exists());
+    // The store itself may be reached by a link.
+    let way = scratch.join("way");
+    symlink(&store, &way).expect("link");
+    let third = make(&scratch, &way, &["--keep", "2"]);
+    assert!(stem(&third).ends_with("-0003"), "{}", third.display());
+    assert!(!first.exists() && second.exists());
+    with_store(&way, &["verify", "latest"]).expect_code(0);
+    with_store(&way, &["delete", "latest"]).expect_code(0);
+    assert!(!third.exists() && second.exists() && theirs.exists());
+    for link in [&links[0], &links[1], &part, &store.join("own.zip")] {
+        assert!(link.is_symlink(), "{}", link.display());
+    }
+}
+
+#[test]
+fn list_has_the_order_of_latest_and_keep() {
+    let (scratch, store) = require_store!();
+    let first = make(&scratch, &store, &[]);
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    let second = make(&scratch, &store, &[]);
+    // As if the clock had been set back between them.
+    let (newer, older) = (numbered(&first, 9), numbered(&second, 4));
+    fs::rename(&first, &newer).expect("rename");
+    fs::rename(&second, &older).expect("rename");
+    fs::copy(&newer, store.join("own.zip")).expect("copy");
+    fs::write(numbered(&second, 6), b"cut").expect("cut");
+    let names = |paths: &[&Path]| -> Vec<String> {
+        let names = paths.iter().filter_map(|path| path.file_name());
+        names.map(|name| name.to_string_lossy().into()).collect()
+    };
+    let own = Path::new("own.zip");
+    let wanted = names(&[own, &older, &numbered(&second, 6), &newer]);
+    assert_eq!(listed(&store), wanted);
+    let json = with_store(&store, &["list", "--json"]).expect_code(0);
+    let json = json.stdout_text();
+    let places = wanted.iter().map(|name| json.find(&format!("/{name}\"")));
+    assert!(places.is_sorted(), "{json}");
+    let latest = with_store(&store, &["show", "latest"]).expect_code(0);
+    assert!(latest.stdout_text().contains(&stem(&newer)), "{latest}");
+    let made = make(&scratch, &store, &["--keep", "2"]);
+    assert_eq!(listed(&store), names(&[own, &newer, &made]));
 }
