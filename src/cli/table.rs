@@ -58,8 +58,8 @@ dump create|--frames-known|
 dump|--sha256|with -z none: the SHA-256 in the report too (gzip's always has it)
 #The snapshot:
 create|--keep N|in a folder: afterwards remove the oldest of this host that have the same entries and sources, so that N of them remain, this one included (an older one goes only when the new one is complete: there has to be room for one more); those that are live, golden or with --disk are counted apart; factory and rescue snapshots and files with a name of their own (-o X.zip) stay and do not count
-create >pull|--factory|mark it as the factory snapshot; --keep never removes it
-create >pull|--rescue|mark it as the rescue snapshot; --keep never removes it
+create >pull|--factory|mark it as the factory snapshot; --keep never removes it, and -o FILE replaces it only by another such
+create >pull|--rescue|mark it as the rescue snapshot; --keep never removes it, and -o FILE replaces it only by another such
 create >pull|--comment TEXT|kept in the metadata
 create >pull|--disk DEV|keep the partition table and the boot area of this disk too (not with logical partitions)
 #The target:

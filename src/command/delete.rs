@@ -68,7 +68,7 @@ pub(super) fn run(options: Options) -> Result<()> {
         let path = kept::find(&folder, name)?.ok_or_else(|| kept::none(&folder, name))?;
         let kept = Kept::look_in_store(path.clone());
         let shown = path.display();
-        if kept.is_marked() && !options.force {
+        if kept.marks().any() && !options.force {
             return Err(Error::refused(format_args!(
                 "{shown}: is marked as factory or rescue snapshot; --force deletes it all the same"
             ))

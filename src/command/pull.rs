@@ -20,8 +20,9 @@ use crate::cli::{self, Args, Common, Item, table};
 use crate::error::{Error, Exit, Result};
 use crate::json;
 use crate::report::{self, Bytes, Elapsed, Manner};
+use crate::snapshot::Marks;
 use crate::snapshot::framed::{self, EarlierFile};
-use crate::snapshot::replace::{self, Coming};
+use crate::snapshot::replace::{self, Arriving, Coming};
 use crate::stream::frames::known::{EarlierImages, KnownHere};
 use crate::stream::frames::receive::HeldStream;
 use crate::stream::image::Format;
@@ -260,17 +261,33 @@ enum PullDestination {
 
 /// What comes.
 fn coming(options: &Options) -> Coming {
-    let is_mark = |word: &OsString| word == "--factory" || word == "--rescue";
+    let has = |mark: &str| options.handed_on.iter().any(|word| word == mark);
     match &options.work {
         _ if options.artifact.is_some() => Coming::Artifact,
         BoardTask::Dump(_) => Coming::Image(Format::Gzip),
-        BoardTask::Create(_) | BoardTask::Clone(_) => Coming::Snapshot {
-            marked: options.handed_on.iter().any(is_mark),
-        },
-        // The latest is never one of those.
-        BoardTask::Kept(name) => Coming::Snapshot {
-            marked: name != "latest",
-        },
+        BoardTask::Create(_) | BoardTask::Clone(_) => Coming::Snapshot(Some(Marks {
+            factory: has("--factory"),
+            rescue: has("--rescue"),
+        })),
+        BoardTask::Kept(_) => Coming::Snapshot(None),
+    }
+}
+
+/// The file of a snapshot where not everything may be replaced.
+struct ToSnapshot {
+    file: ToFile,
+    arriving: Arriving,
+}
+
+impl Sink for ToSnapshot {
+    fn packed(&mut self, bytes: &[u8]) -> Result<()> {
+        self.arriving.take(bytes)?;
+        self.file.write(bytes)
+    }
+
+    fn finish(self: Box<Self>, _: &Arrived) -> Result<()> {
+        self.arriving.end()?;
+        self.file.close()
     }
 }
 
@@ -586,7 +603,14 @@ impl Puller {
         let shown = path.display().to_string();
         let sink: Box<dyn Sink> = match &self.artifact {
             Some(recipe) => recipe.sink(&path, &host.file_stem())?,
-            None => Box::new(ToFile::create(&path)?),
+            None => match (ToFile::create(&path)?, self.coming) {
+                // Whatever was asked for: what it is is what the file will be.
+                (file, Coming::Snapshot(_)) if !self.overwrite => Box::new(ToSnapshot {
+                    file,
+                    arriving: Arriving::new(path.clone()),
+                }),
+                (file, _) => Box::new(file),
+            },
         };
         Ok((sink, shown, Some(path)))
     }

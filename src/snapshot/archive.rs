@@ -661,7 +661,7 @@ impl Like<'_> {
 pub fn class(path: &Path, like: Option<&Like>) -> Class {
     let stays = |snapshot: &Snapshot, consistent: Option<&str>| {
         let other = like.is_some_and(|like| !like.is_like(snapshot, consistent));
-        snapshot.factory || snapshot.rescue || other
+        snapshot.marks().any() || other
     };
     if !std::fs::symlink_metadata(path).is_ok_and(|meta| meta.is_file()) {
         return Class::Foreign;
@@ -725,4 +725,9 @@ pub fn beginning(path: &Path, open: fn(&Path) -> Result<File>) -> Option<Snapsho
             .ok()?
             .snapshot,
     )
+}
+
+/// The same of the beginning of one, once `head` holds all that it says there.
+pub(crate) fn told(head: &[u8]) -> Option<Snapshot> {
+    Snapshot::from_json(zip::first_text(head)?).ok()
 }

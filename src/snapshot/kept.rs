@@ -16,7 +16,7 @@ use crate::report::{Bytes, JsonObject, clean, exact};
 use crate::snapshot::archive::{self, Catalog};
 use crate::snapshot::machine;
 use crate::snapshot::store::{self, Class, Item, KeptName};
-use crate::snapshot::{Checksum, Checksums, ImageEntry, Snapshot, image_path};
+use crate::snapshot::{Checksum, Checksums, ImageEntry, Marks, Snapshot, image_path};
 use crate::stream::partfile;
 use crate::stream::unzip;
 use crate::take::options::used_words;
@@ -202,10 +202,12 @@ impl Kept {
         }
     }
 
-    /// Whether it says of itself that it is to stay.
-    pub(crate) fn is_marked(&self) -> bool {
-        let snapshot = self.snapshot.as_ref();
-        snapshot.is_some_and(|snapshot| snapshot.factory || snapshot.rescue)
+    /// As what it says of itself that it is to stay.
+    pub(crate) fn marks(&self) -> Marks {
+        self.snapshot
+            .as_ref()
+            .map(Snapshot::marks)
+            .unwrap_or_default()
     }
 
     /// Whether somebody writes it now.

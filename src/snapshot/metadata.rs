@@ -110,7 +110,44 @@ pub struct Snapshot {
     pub images: Vec<ImageEntry>,
 }
 
+/// As what a snapshot is to be kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Marks {
+    pub factory: bool,
+    pub rescue: bool,
+}
+
+impl Marks {
+    /// Whether it is to be kept at all.
+    pub(crate) fn any(self) -> bool {
+        self.factory || self.rescue
+    }
+
+    /// Whether it has every mark of the other.
+    pub(crate) fn covers(self, other: Self) -> bool {
+        self.factory >= other.factory && self.rescue >= other.rescue
+    }
+
+    /// As a message names what has them.
+    pub(crate) fn name(self) -> &'static str {
+        match (self.factory, self.rescue) {
+            (true, true) => "a factory and rescue snapshot",
+            (true, false) => "a factory snapshot",
+            (false, true) => "a rescue snapshot",
+            (false, false) => "a snapshot",
+        }
+    }
+}
+
 impl Snapshot {
+    /// As what it is to be kept.
+    pub(crate) fn marks(&self) -> Marks {
+        Marks {
+            factory: self.factory,
+            rescue: self.rescue,
+        }
+    }
+
     /// The text of `snapshot.json`.
     pub fn to_json(&self) -> String {
         let mut object = JsonObject::new();

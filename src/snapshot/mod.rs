@@ -11,6 +11,8 @@ pub(crate) mod relaid;
 pub(crate) mod replace;
 pub(crate) mod store;
 pub(crate) mod sums;
+#[cfg(test)]
+mod testing;
 pub(crate) mod unpack;
 
 pub use metadata::*;

@@ -1,5 +1,6 @@
-//! What `-o` replaces without being told to: an image an image, a snapshot a snapshot (one that is to be kept only another such), a
-//! Mender artifact an artifact. Anything else was hardly meant.
+//! What `-o` replaces without being told to: an image an image, a snapshot a snapshot, a Mender artifact an artifact. Anything else was
+//! hardly meant. A snapshot that is to be kept goes only for one that is to be kept as the same: a factory snapshot for a factory
+//! snapshot, a rescue snapshot for a rescue snapshot.
 //!
 //! One rule for every verb that writes a file. Of which filesystem or entries it is, is not asked, scripts use one name for many; nor
 //! whether it is whole, as what was cut is what is best replaced.
@@ -10,7 +11,9 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Exit, Result};
+use crate::json;
 use crate::snapshot::kept::Kept;
+use crate::snapshot::{Marks, archive};
 use crate::stream::deflate::FINAL_BLOCK;
 use crate::stream::gzip;
 use crate::stream::image::Format;
@@ -24,10 +27,8 @@ use crate::stream::partfile::{self, piece};
 pub(crate) enum Coming {
     /// An image: raw, or packed with gzip.
     Image(Format),
-    Snapshot {
-        /// For factory or rescue.
-        marked: bool,
-    },
+    /// As what it is to be kept; `None`: what arrives will tell ([`Arriving`]).
+    Snapshot(Option<Marks>),
     /// A Mender artifact.
     Artifact,
 }
@@ -37,7 +38,7 @@ impl Coming {
         match self {
             Self::Image(Format::Raw) => "a raw image",
             Self::Image(_) => "an image packed with gzip",
-            Self::Snapshot { .. } => "a snapshot",
+            Self::Snapshot(_) => "a snapshot",
             Self::Artifact => "a Mender artifact",
         }
     }
@@ -60,12 +61,8 @@ pub(crate) fn check(path: &Path, coming: Coming) -> Result<()> {
     let what = match (opened.format, coming) {
         // Zip archives of others (documents, programs) are not ours.
         (Format::Zip, _) if !begins_a_snapshot(path) => Some("is there and is no image".into()),
-        (Format::Zip, Coming::Snapshot { marked: false })
-            if Kept::look(path.to_owned()).is_marked() =>
-        {
-            Some("is there and is a factory or rescue snapshot, which is kept".into())
-        }
-        (Format::Zip, Coming::Snapshot { .. }) => None,
+        (Format::Zip, Coming::Snapshot(None)) => None,
+        (Format::Zip, Coming::Snapshot(Some(marks))) => kept_from(path, marks),
         (Format::Zip, _) => Some(instead("a snapshot", coming)),
         (Format::Mender, Coming::Artifact) => None,
         (Format::Mender, _) => Some(instead("a Mender artifact", coming)),
@@ -79,6 +76,56 @@ pub(crate) fn check(path: &Path, coming: Coming) -> Result<()> {
     match what {
         Some(what) => Err(refusal(path, &what)),
         None => Ok(()),
+    }
+}
+
+/// Why the snapshot there is kept from one with these marks.
+fn kept_from(path: &Path, marks: Marks) -> Option<String> {
+    let there = Kept::look(path.to_owned()).marks();
+    (!marks.covers(there)).then(|| {
+        let (there, comes) = (there.name(), marks.name());
+        format!("is there and is {there}, which is kept: what comes is {comes}")
+    })
+}
+
+/// A snapshot that comes from elsewhere for a file: what it may replace is judged by what it says of itself, once its beginning is there.
+pub(crate) struct Arriving {
+    path: PathBuf,
+    /// Its beginning, until it was judged.
+    first: Vec<u8>,
+    is_judged: bool,
+}
+
+impl Arriving {
+    /// For this file.
+    pub(crate) fn new(path: PathBuf) -> Self {
+        Self {
+            path,
+            first: Vec::new(),
+            is_judged: false,
+        }
+    }
+
+    /// Its next bytes.
+    pub(crate) fn take(&mut self, bytes: &[u8]) -> Result<()> {
+        // A beginning that is longer is none.
+        if self.is_judged || self.first.len() > 2 * json::MAX_BYTES {
+            return Ok(());
+        }
+        self.first.extend_from_slice(bytes);
+        let Some(snapshot) = archive::told(&self.first) else {
+            return Ok(());
+        };
+        (self.is_judged, self.first) = (true, Vec::new());
+        check(&self.path, Coming::Snapshot(Some(snapshot.marks())))
+    }
+
+    /// All of it has come.
+    pub(crate) fn end(&self) -> Result<()> {
+        match self.is_judged {
+            true => Ok(()),
+            false => check(&self.path, Coming::Snapshot(Some(Marks::default()))),
+        }
     }
 }
 
@@ -227,4 +274,50 @@ fn ends_packed(there: &[PathBuf], lengths: &[u64]) -> bool {
         tail = bytes;
     }
     tail.len() == wanted && tail.starts_with(&FINAL_BLOCK)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::testing;
+
+    #[test]
+    fn a_snapshot_that_is_kept_goes_only_for_one_that_is_kept_as_the_same() {
+        let folder = std::env::temp_dir().join(format!("floe-replace-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let path = folder.join("x.zip");
+        let all = [(false, false), (true, false), (false, true), (true, true)];
+        let all = all.map(|(factory, rescue)| Marks { factory, rescue });
+        for (at, there) in all.into_iter().enumerate() {
+            let bytes = testing::marked(there);
+            // One that was cut is kept as well: it still says what it is.
+            std::fs::write(&path, &bytes[..bytes.len() - at]).unwrap();
+            for comes in all {
+                let may = (!there.factory || comes.factory) && (!there.rescue || comes.rescue);
+                let said = check(&path, Coming::Snapshot(Some(comes)));
+                assert_eq!(said.is_ok(), may, "{there:?} {comes:?}");
+                // The same of what arrives, in whatever pieces, and before the end of it.
+                let bytes = testing::marked(comes);
+                for size in [1, 100, 1 << 20] {
+                    let mut arriving = Arriving::new(path.clone());
+                    let mut pieces = bytes[..bytes.len() - 200].chunks(size);
+                    let taken = pieces.try_for_each(|piece| arriving.take(piece));
+                    assert!(arriving.is_judged);
+                    assert_eq!(taken.is_ok(), may, "{there:?} {comes:?}");
+                    if let Err(error) = taken {
+                        let error = error.to_string();
+                        assert!(error.contains(there.name()), "{error}");
+                        assert!(error.contains("which is kept"), "{error}");
+                        assert!(error.contains("--overwrite replaces it"), "{error}");
+                    }
+                }
+                check(&path, Coming::Snapshot(None)).unwrap();
+            }
+            // What does not say what it is replaces what anything may replace.
+            let mut arriving = Arriving::new(path.clone());
+            arriving.take(b"PK").unwrap();
+            assert_eq!(arriving.end().is_ok(), !there.any());
+        }
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
 }

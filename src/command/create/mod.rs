@@ -30,7 +30,7 @@ use crate::snapshot::archive::{self, Like};
 use crate::snapshot::recorded;
 use crate::snapshot::relaid;
 use crate::snapshot::replace::{self, Coming};
-use crate::snapshot::{self, Snapshot};
+use crate::snapshot::{self, Marks, Snapshot};
 use crate::stream::output::Output;
 use crate::take::capture::{Capture, CaptureFigures, Engine};
 use crate::take::emptied;
@@ -288,7 +288,11 @@ fn choose(options: &Options, system: &System, place: &Destination) -> Result<Vec
     if let Destination::File(path) = place {
         source::refuse_output(&sources, path)?;
         if !options.overwrite {
-            replace::check(path, Coming::Snapshot { marked: false })?;
+            let marks = Marks {
+                factory: options.factory,
+                rescue: options.rescue,
+            };
+            replace::check(path, Coming::Snapshot(Some(marks)))?;
         }
     }
     Ok(sources)

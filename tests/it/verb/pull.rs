@@ -114,7 +114,9 @@ fn images_and_snapshots_come_from_openssh_and_dropbear_with_their_figures() {
         pull.args(["10.77.0.2", "--create", "data=/mnt", "-q"]);
         pull.args(marks).arg("-o").arg(&file);
         let run = common::run(&mut pull, Limit::secs(60)).expect_code(code);
-        let refused = run.stderr_text().contains("factory or rescue snapshot");
+        let refused = run
+            .stderr_text()
+            .contains("is a factory snapshot, which is kept");
         assert_eq!(refused, code == 4, "{run}");
     }
     // One board: a file, and stdout.

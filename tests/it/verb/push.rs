@@ -158,25 +158,73 @@ fn many_boards_get_an_image_each_checked_on_its_own_and_no_word_becomes_a_file()
     common::shell(&format!("e2fsck -fn {device}"), Limit::secs(60)).expect_code(0);
 }
 
+/// /etc/floe.conf is the board's own: an empty /etc over the machine's.
+const WITH_STORE: &str = "cp /etc/passwd /etc/shells /run; mount -t tmpfs tmpfs /etc; cp /run/passwd /run/shells /etc; \
+    mkdir /run/store; echo 'store = /run/store' > /etc/floe.conf";
+
+fn pull(lab: &Lab, words: &[&str], to: &Path) -> common::Run {
+    let mut floe = lab.floe("pull");
+    floe.arg("10.77.0.1").args(words).arg("-o").arg(to);
+    common::run(&mut floe, Limit::secs(60))
+}
+
+#[test]
+fn what_a_kept_snapshot_may_replace_is_judged_by_what_arrives() {
+    drop(require_floe!());
+    let lab = require_one!(Server::OpenSsh, WITH_STORE);
+    for (name, more) in [
+        ("factory", &["--factory"][..]),
+        ("rescue", &["--rescue"]),
+        ("plain", &[]),
+    ] {
+        let file = lab.join(name);
+        let words = ["--create", "data=/mnt"];
+        pull(&lab, &[&words[..], more].concat(), &file).expect_code(0);
+        push(&lab, &file, &["--store"]).expect_code(0);
+    }
+    let mut list = lab.boards[0].command("sh");
+    let list = common::run(list.args(["-c", "ls /run/store"]), Limit::secs(20)).stdout_text();
+    let names: Vec<&str> = list.lines().collect();
+    let [factory, rescue, plain] = names[..] else {
+        panic!("{list}");
+    };
+    let file = lab.join("x.zip");
+    let comes = |name: &str| pull(&lab, &["--kept", name], &file);
+    for (there, others) in [
+        (factory, &[rescue, plain, "latest"][..]),
+        (rescue, &[factory, plain]),
+    ] {
+        pull(&lab, &["--kept", there, "--overwrite"], &file).expect_code(0);
+        let before = fs::read(&file).expect("file");
+        for other in others {
+            let said = comes(other).expect_code(1).stderr_text();
+            assert!(said.contains(" snapshot, which is kept: "), "{said}");
+            assert!(said.contains("--overwrite replaces it"), "{said}");
+            assert!(fs::read(&file).expect("file") == before);
+            assert!(!lab.join("x.zip.part").exists());
+        }
+        // The same command works twice.
+        comes(there).expect_code(0);
+        comes(there).expect_code(0);
+    }
+    pull(&lab, &["--kept", plain, "--overwrite"], &file).expect_code(0);
+    comes("latest").expect_code(0);
+    comes(factory).expect_code(0);
+    // The latest may be one that is to be kept.
+    let mut remove = lab.boards[0].command("rm");
+    common::run(remove.arg(format!("/run/store/{plain}")), Limit::secs(20)).expect_code(0);
+    pull(&lab, &["--kept", rescue, "--overwrite"], &file).expect_code(0);
+    comes("latest").expect_code(0);
+    comes(factory).expect_code(1);
+}
+
 #[test]
 fn a_snapshot_goes_into_the_boards_store_and_comes_back_the_same() {
     drop(require_floe!());
-    // /etc/floe.conf is the board's own: an empty /etc over the machine's.
-    let before = "cp /etc/passwd /etc/shells /run; mount -t tmpfs tmpfs /etc; cp /run/passwd /run/shells /etc; \
-        mkdir /run/store; echo 'store = /run/store' > /etc/floe.conf";
     for server in [Server::OpenSsh, Server::Dropbear] {
-        let lab = require_one!(server, before);
+        let lab = require_one!(server, WITH_STORE);
         let zip = lab.join("board.zip");
-        let pulled = |words: &[&str], to: &Path| {
-            common::run(
-                lab.floe("pull")
-                    .arg("10.77.0.1")
-                    .args(words)
-                    .arg("-o")
-                    .arg(to),
-                Limit::secs(60),
-            )
-        };
+        let pulled = |words: &[&str], to: &Path| pull(&lab, words, to);
         pulled(&["--create", "data=/mnt", "--comment", "it's a test"], &zip).expect_code(0);
         let run = pulled(&["--kept", "latest"], &lab.join("none.zip")).expect_code(1);
         assert!(

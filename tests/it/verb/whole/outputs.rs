@@ -199,11 +199,14 @@ fn only_an_older_one_of_the_kind_that_comes_is_replaced_unasked() {
             run_floe(&[second, &["-o", &file, "--overwrite"][..]].concat()).expect_code(0);
         }
     }
-    // What is to be kept goes for nothing less.
-    for mark in ["--factory", "--rescue"] {
+    // What is to be kept goes for another such, and for nothing less.
+    for (mark, other) in [("--factory", "--rescue"), ("--rescue", "--factory")] {
         let words = ["create", &a, "-o", &file, "--overwrite"];
         run_floe(&[&words[..], &[mark]].concat()).expect_code(0);
-        let said = run_floe(&["create", &a, "-o", &file]).expect_code(4);
-        assert!(said.stderr_text().contains("which is kept"), "{said}");
+        for more in [&[][..], &[other]] {
+            let said = run_floe(&[&words[..4], more].concat()).expect_code(4);
+            assert!(said.stderr_text().contains("which is kept"), "{said}");
+        }
+        run_floe(&[&words[..4], &[mark]].concat()).expect_code(0);
     }
 }
