@@ -4,11 +4,13 @@
 //! name in it is followed any more.
 
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
+use rustix::io::Errno;
 
 use crate::error::{Error, Fault, NOTHING_WRITTEN, Result};
 
@@ -24,6 +26,29 @@ pub(crate) const A_FOLDER: &str = "is a folder; name a file in it";
 /// Whether it is of this kind.
 pub(crate) fn is(stat: &Stat, kind: FileType) -> bool {
     FileType::from_raw_mode(stat.st_mode) == kind
+}
+
+/// Opens what has this very name, where `check` takes it: no link in its place is followed, and nobody waited for. With CREATE it may
+/// be made, for its owner only. What went wrong with a name is called `what`.
+pub(crate) fn open_itself(
+    path: &Path,
+    flags: OFlags,
+    what: &'static str,
+    check: impl Fn(&Stat) -> std::result::Result<(), Fault>,
+) -> std::result::Result<File, Fault> {
+    let io = |errno| Fault::io(what, errno);
+    // Looked at before it is opened, because the opening of some devices does something; and afterwards, as it is opened by name.
+    match rustix::fs::lstat(path) {
+        Ok(stat) => check(&stat)?,
+        Err(Errno::NOENT) if flags.contains(OFlags::CREATE) => {}
+        Err(errno) => return Err(io(errno)),
+    }
+    let still =
+        OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::LARGEFILE | OFlags::CLOEXEC;
+    let mode = Mode::from_raw_mode(PRIVATE);
+    let file = rustix::fs::open(path, flags | still, mode).map_err(io)?;
+    check(&rustix::fs::fstat(&file).map_err(io)?)?;
+    Ok(file.into())
 }
 
 /// Where a file is, or will be: its folder, which is open, and its name in it, which is no link.
@@ -186,5 +211,47 @@ impl Place {
             (None, Ok(stat)) => (stat.st_dev, stat.st_ino, self.name.clone()),
             (None, Err(_)) => (0, 0, self.path.clone().into()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_has_the_very_name_and_is_of_the_kind_is_opened_and_nobody_waited_for() {
+        let folder = std::env::temp_dir().join(format!("floe-itself-{}", std::process::id()));
+        std::fs::create_dir_all(folder.join("folder")).unwrap();
+        let path = |name: &str| folder.join(name);
+        std::fs::write(path("file"), b"x").unwrap();
+        std::fs::hard_link(path("file"), path("second")).unwrap();
+        std::os::unix::fs::symlink("file", path("link")).unwrap();
+        std::os::unix::fs::symlink("absent", path("dangling")).unwrap();
+        let fifo = Mode::from_raw_mode(0o600);
+        rustix::fs::mknodat(rustix::fs::CWD, path("fifo"), FileType::Fifo, fifo, 0).unwrap();
+        let check = |stat: &Stat| match is(stat, FileType::RegularFile) {
+            true => Ok(()),
+            false => Err(Fault::refused("no file")),
+        };
+        let open = |name: &str, flags| open_itself(&path(name), flags, "open", check);
+        for flags in [OFlags::RDONLY, OFlags::RDWR | OFlags::CREATE] {
+            assert!(open("file", flags).is_ok());
+            for other in ["link", "dangling", "fifo", "folder"] {
+                let said = open(other, flags).unwrap_err().to_string();
+                assert!(said.contains("no file"), "{other}: {said}");
+            }
+        }
+        // One that is made goes through the same check, and is its owner's.
+        assert!(open("new", OFlags::RDONLY).is_err());
+        let made = open("new", OFlags::WRONLY | OFlags::CREATE).unwrap();
+        assert_eq!(rustix::fs::fstat(&made).unwrap().st_mode & 0o077, 0);
+        let alone = |stat: &Stat| match stat.st_nlink {
+            1 => Ok(()),
+            _ => Err(Fault::refused("has two names")),
+        };
+        let read = OFlags::RDONLY;
+        assert!(open_itself(&path("new"), read, "open", alone).is_ok());
+        assert!(open_itself(&path("second"), read, "open", alone).is_err());
+        std::fs::remove_dir_all(&folder).unwrap();
     }
 }

@@ -12,9 +12,9 @@ use crate::board::receive::ToFile;
 use crate::cli::{self, Args, Common, Item};
 use crate::error::{Error, Exit, Result};
 use crate::report::{self, JsonObject, Progress, Step};
+use crate::snapshot::kept;
 use crate::snapshot::store::{self, Store};
 use crate::snapshot::sums::{Sums, copy};
-use crate::snapshot::{archive, kept};
 use crate::units::to_u64;
 
 /// What was asked for.
@@ -85,7 +85,7 @@ fn get(name: &str, common: &Common) -> Result<(PathBuf, Sums)> {
     let path = kept::find(&folder, name)?
         .ok_or_else(|| kept::none(&folder, name).leaving("nothing was sent"))?;
     let shown = path.display().to_string();
-    let mut file = archive::open_kept(&path)?;
+    let mut file = store::open_kept(&path)?;
     let total_bytes = file.metadata().map_or(0, |meta| meta.len());
     let mut stdout = std::io::stdout().lock();
     let how = ("sending", total_bytes, common);

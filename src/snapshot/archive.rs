@@ -8,7 +8,6 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use rustix::fs::{FileType, Mode, OFlags, Stat};
 use sha2::{Digest, Sha256};
 
 use crate::content;
@@ -16,7 +15,7 @@ use crate::device::{Access, Device, DeviceKind, ReadAt};
 use crate::error::{Error, Exit, Fault, FaultKind, Result};
 use crate::json;
 use crate::report::{Progress, Step};
-use crate::snapshot::store::Class;
+use crate::snapshot::store::{Class, open_kept};
 use crate::snapshot::{
     CHECKSUMS, CHECKSUMS_SHA256, Checksum, Checksums, SNAPSHOT, Snapshot, check_sha256_line,
     image_name,
@@ -677,34 +676,6 @@ pub fn class(path: &Path, like: Option<&Like>) -> Class {
             _ => Class::Broken,
         },
     }
-}
-
-/// Opens a file of a store: only a regular one, never what a link in its place leads to, and without waiting for anybody.
-pub fn open_kept(path: &Path) -> Result<File> {
-    let io = |errno| Fault::io("open", errno);
-    let check = |stat: Stat| match FileType::from_raw_mode(stat.st_mode) {
-        FileType::RegularFile => Ok(()),
-        FileType::Symlink => Err(Fault::refused(
-            "is a link, and no snapshot: it is left alone",
-        )),
-        _ => Err(Fault::refused("neither a block device nor a regular file")),
-    };
-    let flags = OFlags::RDONLY
-        | OFlags::NOFOLLOW
-        | OFlags::NONBLOCK
-        | OFlags::NOCTTY
-        | OFlags::LARGEFILE
-        | OFlags::CLOEXEC;
-    // Looked at before it is opened, because the opening of some devices does something; and afterwards, as it is opened by name.
-    let opened = rustix::fs::lstat(path)
-        .map_err(io)
-        .and_then(check)
-        .and_then(|()| rustix::fs::open(path, flags, Mode::empty()).map_err(io))
-        .and_then(|fd| {
-            check(rustix::fs::fstat(&fd).map_err(io)?)?;
-            Ok(File::from(fd))
-        });
-    opened.map_err(|fault| Error::fault(path.display(), fault))
 }
 
 /// Opens what the user named: only a regular file, and without waiting for anybody.

@@ -7,15 +7,13 @@ use std::fs::{File, Metadata};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::FlockOperation;
-
 use crate::config;
 use crate::error::{Error, Exit, Result};
 use crate::features;
 use crate::report::{Bytes, JsonObject, clean, exact};
 use crate::snapshot::archive::{self, Catalog};
 use crate::snapshot::machine;
-use crate::snapshot::store::{self, Class, Item, KeptName};
+use crate::snapshot::store::{self, Class, Item, KeptName, is_written, open_kept};
 use crate::snapshot::{Checksum, Checksums, ImageEntry, Marks, Snapshot, image_path};
 use crate::stream::partfile;
 use crate::stream::unzip;
@@ -143,7 +141,7 @@ impl Kept {
     pub(crate) fn look_in_store(path: PathBuf) -> Self {
         let found = Catalog::open_kept(&path);
         let meta = std::fs::symlink_metadata(&path).ok();
-        Self::judge(path, found, meta, archive::open_kept)
+        Self::judge(path, found, meta, open_kept)
     }
 
     fn judge(
@@ -158,7 +156,7 @@ impl Kept {
         let left = partfile::LEFT.strip_prefix('.').is_some_and(ends_in);
         let part = left || ends_in("part");
         let state = match &found {
-            _ if part && open(&path).is_ok_and(|file| is_locked(&file)) => Condition::BeingMade,
+            _ if part && is_written(&path, open) => Condition::BeingMade,
             Ok(_) if !part => Condition::Complete,
             // A pipe, a folder, a link to nothing.
             Err(_) if meta.is_none() => Condition::Damaged,
@@ -471,12 +469,6 @@ pub(crate) fn entries(snapshot: &Snapshot, checksums: Option<&Checksums>) -> Str
 /// What was written of an image.
 fn sums<'a>(checksums: Option<&'a Checksums>, image: &ImageEntry) -> Option<&'a Checksum> {
     checksums?.find(&image_path(&image.name))
-}
-
-/// Whether somebody writes this part file: whoever makes one holds it locked.
-fn is_locked(file: &File) -> bool {
-    rustix::fs::flock(file, FlockOperation::NonBlockingLockShared)
-        .is_err_and(|errno| errno == rustix::io::Errno::WOULDBLOCK)
 }
 
 fn age(seconds: u64) -> String {

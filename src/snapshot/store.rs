@@ -10,12 +10,13 @@ use std::io::{Read, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FileType, FlockOperation, Mode, OFlags, Stat};
+use rustix::fs::{FileType, FlockOperation, OFlags, Stat};
 use rustix::io::Errno;
 
 use crate::cli;
 use crate::device::limited;
 use crate::error::{Error, Exit, Fault, Result};
+use crate::place::{is, open_itself};
 use crate::stream::partfile;
 use crate::units;
 use crate::utc::Utc;
@@ -147,14 +148,12 @@ impl Store {
     /// Called before snapshots are deleted, gives the number that no other may have afterwards.
     pub(crate) fn last(&self) -> Result<u64> {
         let path = self.folder.join(LAST);
-        match rustix::fs::lstat(&path) {
-            Ok(stat) if !is_lock(&stat) => Err(Error::refused(format_args!(
-                "{}: is not the file of its own in which floe keeps a number: remove it",
-                path.display()
-            ))
-            .leaving("nothing was deleted")),
-            _ => last(&self.folder),
+        if let Ok(stat) = rustix::fs::lstat(&path) {
+            is_last(&stat).map_err(|fault| {
+                Error::fault(path.display(), fault).leaving("nothing was deleted")
+            })?;
         }
+        last(&self.folder)
     }
 
     /// Called after that with the number: keeps it where no name says it any more. Not before, because a full filesystem has room
@@ -164,20 +163,19 @@ impl Store {
             return Ok(());
         }
         let path = self.folder.join(LAST);
-        // In place, the text first: a number that grows is never shorter, and no name of another is followed.
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-        let mode = Mode::RUSR | Mode::WUSR;
-        let written = rustix::fs::open(&path, flags | OFlags::CLOEXEC, mode)
-            .map_err(std::io::Error::from)
-            .and_then(|fd| {
-                let file = File::from(fd);
-                let text = format!("{number}\n");
-                file.write_all_at(text.as_bytes(), 0)?;
-                file.set_len(units::to_u64(text.len()))?;
-                file.sync_all()
-            });
+        let flags = OFlags::WRONLY | OFlags::CREATE;
+        let opened = open_itself(&path, flags, "write", is_last);
+        let opened = opened.map_err(|fault| Error::fault(path.display(), fault));
+        // In place, the text first: a number that grows is never shorter.
+        let text = format!("{number}\n");
+        let written = opened.and_then(|file| {
+            let written = file.write_all_at(text.as_bytes(), 0);
+            let written = written.and_then(|()| file.set_len(units::to_u64(text.len())));
+            let written = written.and_then(|()| file.sync_all());
+            written.map_err(|error| Error::std(path.display(), "write", &error))
+        });
         written.map_err(|error| {
-            Error::std(path.display(), "write", &error)
+            error
                 .with_exit(Exit::Failed)
                 .leaving("the snapshots are deleted, and their numbers may come again")
         })
@@ -201,7 +199,7 @@ impl Store {
 
 /// For a run that touches nothing: whether somebody makes a snapshot there now. Not by the lock, which others would miss meanwhile.
 pub(crate) fn check(folder: &Path) -> Result<()> {
-    let said = own(&folder.join(LOCK)).unwrap_or_default();
+    let said = own(&folder.join(LOCK), is_lock).unwrap_or_default();
     match is_alive(&said) {
         true => Err(refused(folder, &said)),
         false => Ok(()),
@@ -233,7 +231,7 @@ pub(crate) fn next(folder: &Path, host: &str, unix_seconds: u64) -> Result<PathB
 /// The highest number that a snapshot in this folder has, or had when it was deleted: numbers say which is older, and so none comes
 /// again.
 fn last(folder: &Path) -> Result<u64> {
-    let deleted = own(&folder.join(LAST));
+    let deleted = own(&folder.join(LAST), is_last);
     let deleted = deleted.and_then(|text| cli::number(text.trim()));
     // One that no other can follow is none of ours.
     let deleted = deleted.filter(|number| *number < u64::MAX);
@@ -353,45 +351,56 @@ fn is_of_part(file: &str) -> bool {
     KeptName::parse(plain.unwrap_or(file)).is_some()
 }
 
-/// Opens the lock, or makes it. It is written to, so that it has to be a file with one name: no link, FIFO or second name of
-/// something else.
-fn open_lock(lock: &Path) -> Result<File> {
-    let fail = |errno| {
-        let error = Error::fault(lock.display(), Fault::io("create", errno));
-        error.leaving("nothing was written")
+/// Opens a file of a store: only a regular one, never what a link in its place leads to, and without waiting for anybody.
+pub(crate) fn open_kept(path: &Path) -> Result<File> {
+    let check = |stat: &Stat| {
+        Err(Fault::refused(
+            match FileType::from_raw_mode(stat.st_mode) {
+                FileType::RegularFile => return Ok(()),
+                FileType::Symlink => "is a link, and no snapshot: it is left alone",
+                _ => "neither a block device nor a regular file",
+            },
+        ))
     };
-    let flags = OFlags::RDWR
-        | OFlags::CREATE
-        | OFlags::NOFOLLOW
-        | OFlags::NONBLOCK
-        | OFlags::NOCTTY
-        | OFlags::CLOEXEC;
-    // Looked at before it is opened, because the opening of a device does something.
-    let there = rustix::fs::lstat(lock).ok();
-    if there.as_ref().is_none_or(is_lock) {
-        let held = rustix::fs::open(lock, flags, Mode::from_raw_mode(0o600)).map_err(fail)?;
-        if is_lock(&rustix::fs::fstat(&held).map_err(fail)?) {
-            return Ok(held.into());
-        }
+    let opened = open_itself(path, OFlags::RDONLY, "open", check);
+    opened.map_err(|fault| Error::fault(path.display(), fault))
+}
+
+/// Whether somebody writes this part file: whoever makes one holds it locked.
+pub(crate) fn is_written(path: &Path, open: fn(&Path) -> Result<File>) -> bool {
+    open(path).is_ok_and(|file| {
+        rustix::fs::flock(file, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK)
+    })
+}
+
+/// Opens the lock, or makes it.
+fn open_lock(lock: &Path) -> Result<File> {
+    let opened = open_itself(lock, OFlags::RDWR | OFlags::CREATE, "create", is_lock);
+    opened.map_err(|fault| Error::fault(lock.display(), fault).leaving("nothing was written"))
+}
+
+/// The lock is written to, so that it has to be a file with one name: no link, FIFO or second name of something else. One without a
+/// name was removed by its owner a moment ago.
+fn is_lock(stat: &Stat) -> std::result::Result<(), Fault> {
+    match is(stat, FileType::RegularFile) && stat.st_nlink <= 1 {
+        true => Ok(()),
+        false => Err(Fault::refused(
+            "is not the lock of floe, which is a file of its own; remove it",
+        )),
     }
-    Err(Error::refused(format_args!(
-        "{}: is not the lock of floe, which is a file of its own; remove it",
-        lock.display()
-    )))
 }
 
-/// One without a name was removed by its owner a moment ago.
-fn is_lock(stat: &Stat) -> bool {
-    FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_nlink <= 1
+/// The same of the number.
+fn is_last(stat: &Stat) -> std::result::Result<(), Fault> {
+    is_lock(stat).map_err(|_| {
+        Fault::refused("is not the file of its own in which floe keeps a number: remove it")
+    })
 }
 
-/// What a file of floe's own says, such as the lock: `None` where something else has its name.
-fn own(path: &Path) -> Option<String> {
-    rustix::fs::lstat(path).ok().filter(is_lock)?;
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let held = rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty()).ok()?;
-    rustix::fs::fstat(&held).ok().filter(is_lock)?;
-    Some(content(&held.into()))
+/// What a file of floe's own says: `None` where something else has its name.
+fn own(path: &Path, check: fn(&Stat) -> std::result::Result<(), Fault>) -> Option<String> {
+    let held = open_itself(path, OFlags::RDONLY, "open", check).ok()?;
+    Some(content(&held))
 }
 
 fn content(mut held: &File) -> String {

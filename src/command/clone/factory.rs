@@ -24,7 +24,7 @@ use crate::put::options;
 use crate::put::supervise::{CHECKING, SignalWatch};
 use crate::put::target::{Chosen, Overwrite};
 use crate::report::{self, JsonObject};
-use crate::snapshot::archive::{Catalog, open_kept};
+use crate::snapshot::archive::Catalog;
 use crate::snapshot::machine;
 use crate::snapshot::store;
 use crate::snapshot::unpack::{self, EntryTarget, Restored};
@@ -289,7 +289,7 @@ fn sources(system: &System, kept: &[KeptSource]) -> Result<Vec<RoleSource>> {
 }
 
 fn check_targets(options: &Options, kept: &KeptSource, held: &mut Vec<Chosen>) -> Result<()> {
-    let file = open_kept(&kept.path)?;
+    let file = store::open_kept(&kept.path)?;
     for (image, pair) in &kept.parts {
         let chosen = Chosen::find(&pair.target, &file)?;
         let same = |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
