@@ -657,10 +657,9 @@ impl Like<'_> {
 }
 
 /// What a kept snapshot is when old ones retire; contents are not read. Only what is `like` the new one is counted and may go.
-pub fn class(path: &Path, like: Option<&Like>) -> Class {
+pub fn class(path: &Path, like: &Like) -> Class {
     let stays = |snapshot: &Snapshot, consistent: Option<&str>| {
-        let other = like.is_some_and(|like| !like.is_like(snapshot, consistent));
-        snapshot.marks().any() || other
+        snapshot.marks().any() || !like.is_like(snapshot, consistent)
     };
     if !std::fs::symlink_metadata(path).is_ok_and(|meta| meta.is_file()) {
         return Class::Foreign;

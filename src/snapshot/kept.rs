@@ -13,7 +13,7 @@ use crate::features;
 use crate::report::{Bytes, JsonObject, clean, exact};
 use crate::snapshot::archive::{self, Catalog};
 use crate::snapshot::machine;
-use crate::snapshot::store::{self, Class, Item, KeptName, is_written, open_kept};
+use crate::snapshot::store::{self, Item, KeptName, is_written, open_kept};
 use crate::snapshot::{Checksum, Checksums, ImageEntry, Marks, Snapshot, image_path};
 use crate::stream::partfile;
 use crate::stream::unzip;
@@ -85,10 +85,10 @@ pub(crate) fn path_of(name: &OsStr) -> Result<OsString> {
 /// The snapshot of the store that `name` means: a file's name, with or without its ending, or `latest`, the newest that is complete.
 pub(crate) fn find(folder: &Path, name: &OsStr) -> Result<Option<PathBuf>> {
     if name == "latest" {
-        let whole = |path: &Path| matches!(archive::class(path, None), Class::Good | Class::Kept);
         let all = store::snapshots(folder)?;
         let mut newest = all.into_iter().rev().map(|(_, path)| path);
-        return Ok(newest.find(|path| whole(path)));
+        // One that is to be kept may be it, too; one that was cut, or is of a newer floe, never is.
+        return Ok(newest.find(|path| Catalog::open_kept(path).is_ok()));
     }
     // In a store may lie what has a name of its own. One that has the whole name comes before one that has it with an ending.
     let all = store::kept(folder)?;
@@ -477,5 +477,43 @@ fn age(seconds: u64) -> String {
         120..7200 => format!("{} min", seconds / 60),
         7200..172_800 => format!("{} h", seconds / 3600),
         _ => format!("{} days", seconds / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::testing;
+
+    /// A folder for a test, and the names of snapshots in it.
+    fn store(name: &str) -> (PathBuf, impl Fn(u64) -> PathBuf) {
+        let folder = std::env::temp_dir().join(format!("floe-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let there = folder.clone();
+        let path = move |number: u64| there.join(format!("h-19700101T000000Z-{number:04}.zip"));
+        (folder, path)
+    }
+
+    #[test]
+    fn latest_is_the_newest_that_is_complete_marked_or_not() {
+        let (folder, path) = store("latest");
+        let latest = || find(&folder, OsStr::new("latest")).unwrap();
+        let marked = testing::marked(Marks {
+            factory: true,
+            rescue: false,
+        });
+        std::fs::write(path(1), testing::marked(Marks::default())).unwrap();
+        assert_eq!(latest(), Some(path(1)));
+        std::fs::write(path(2), &marked).unwrap();
+        assert_eq!(latest(), Some(path(2)));
+        // One that was cut still says that it is to be kept.
+        std::fs::write(path(3), &marked[..marked.len() - 30]).unwrap();
+        std::fs::write(path(4), testing::newer()).unwrap();
+        std::os::unix::fs::symlink(path(1), path(5)).unwrap();
+        let name = Kept::look_in_store(path(3)).marks().name();
+        assert_eq!(name, "a factory snapshot");
+        assert_eq!(Kept::look_in_store(path(4)).state, Condition::Newer);
+        assert_eq!(latest(), Some(path(2)));
+        std::fs::remove_dir_all(&folder).unwrap();
     }
 }

@@ -20,6 +20,12 @@ pub(crate) fn marked(marks: Marks) -> Vec<u8> {
     archive(snapshot.to_json())
 }
 
+/// One that this floe is too old for.
+pub(crate) fn newer() -> Vec<u8> {
+    let text = Snapshot::default().to_json();
+    archive(text.replace("\"format\":1,", "\"format\":9,"))
+}
+
 fn archive(text: String) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut writer = ZipWriter::new(3, 0).unwrap();

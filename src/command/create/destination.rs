@@ -123,7 +123,7 @@ pub(super) fn would(
                     snapshot,
                     consistent: options::weakest(sources),
                 };
-                let class = |path: &Path| archive::class(path, Some(&like));
+                let class = |path: &Path| archive::class(path, &like);
                 let others = keep - usize::from(!(options.factory || options.rescue));
                 retiring = store::retiring(folder, &snapshot.host, others, class)?;
             }

@@ -182,7 +182,7 @@ fn create(options: &Options, start: Instant) -> Result<CreateReport> {
     };
     let retired = match (&sink.store, options.keep) {
         (Some(store), Some(keep)) => {
-            let class = |path: &Path| archive::class(path, Some(&like));
+            let class = |path: &Path| archive::class(path, &like);
             store.retire(&snapshot.host, keep, class)?
         }
         _ => Vec::new(),
