@@ -184,10 +184,11 @@ written.
 const LIST: &str = "\
 floe list [DIR | HOST]: the snapshots in a folder, or in the store of a board over ssh, the oldest first
 
-Prints name, size, age, state and entries. The state is complete, being made, incomplete (it was cut short), newer format or damaged,
-with the reason. Images are not read: floe verify checks their bytes. Of kept snapshots the number at the end of the name says which is
-newer, as for 'latest' and --keep; of others it is the time in them. Without DIR it is 'store = DIR' of /etc/floe.conf. What is no
-path that is there, and has no slash, is a HOST as floe pull takes it.
+Prints name, size, age, state and entries. The state is complete, being made, incomplete (it was cut short), newer format, damaged or
+no snapshot (a link, a folder, a pipe), with the reason. Images are not read: floe verify checks their bytes. Of kept snapshots the
+number at the end of the name says which is newer, as for 'latest' (the newest that is complete) and --keep; of others it is the time
+in them. Without DIR it is 'store = DIR' of /etc/floe.conf. What is no path that is there, and has no slash, is a HOST as floe pull
+takes it.
 ---
 ";
 
@@ -195,7 +196,7 @@ const DELETE: &str = "\
 floe delete NAME…: snapshots of the store (the folder that keeps them) go
 
 NAME is what floe list shows, with or without .zip, or 'latest', in 'store = DIR' of /etc/floe.conf. All names are checked before the
-first is deleted. The same names are understood by floe show, verify, restore and push.
+first is deleted; what is being made never is. The same names are understood by floe show, verify, restore and push.
 
   floe delete board-20260301T120000Z-0007
 ---

@@ -1,7 +1,7 @@
 //! `floe delete`: snapshots of the store go.
 //!
-//! Only what `floe list` shows of the store goes, never another file or a link. All names are looked up and judged before the first file is removed, under the store's lock: what is being made, and what says of
-//! itself that it is to stay, does not go by accident.
+//! Only what `floe list` shows of the store goes, never another file or a link. All names are looked up and judged before the first file
+//! is removed, under the store's lock: what is being made never goes, and what says of itself that it is to stay not by accident.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -68,6 +68,12 @@ pub(super) fn run(options: Options) -> Result<()> {
         let path = kept::find(&folder, name)?.ok_or_else(|| kept::none(&folder, name))?;
         let kept = Kept::look_in_store(path.clone());
         let shown = path.display();
+        if kept.is_being_made() {
+            return Err(Error::refused(format_args!(
+                "{shown}: is being made; wait until it is done, or end the floe that makes it"
+            ))
+            .leaving("nothing was deleted"));
+        }
         if kept.marks().any() && !options.force {
             return Err(Error::refused(format_args!(
                 "{shown}: is marked as factory or rescue snapshot; --force deletes it all the same"

@@ -13,7 +13,7 @@ use crate::features;
 use crate::report::{Bytes, JsonObject, clean, exact};
 use crate::snapshot::archive::{self, Catalog};
 use crate::snapshot::machine;
-use crate::snapshot::store::{self, Item, KeptName, is_written, open_kept};
+use crate::snapshot::store::{self, KeptName, Stored, is_written, open_kept};
 use crate::snapshot::{Checksum, Checksums, ImageEntry, Marks, Snapshot, image_path};
 use crate::stream::partfile;
 use crate::stream::unzip;
@@ -34,6 +34,8 @@ pub(crate) enum Condition {
     Newer,
     /// Its parts do not fit each other, or it is none.
     Damaged,
+    /// A link, a folder, a pipe: no file, whatever it is called.
+    Foreign,
 }
 
 impl Condition {
@@ -45,6 +47,7 @@ impl Condition {
             Self::Incomplete => "incomplete",
             Self::Newer => "newer format",
             Self::Damaged => "damaged",
+            Self::Foreign => "no snapshot",
         }
     }
 }
@@ -78,7 +81,8 @@ pub(crate) fn path_of(name: &OsStr) -> Result<OsString> {
         Ok(Some(path)) => Ok(path.into()),
         Ok(None) if name == "latest" => Err(none(&folder, name)),
         Err(error) if name == "latest" => Err(error.with_exit(Exit::Refused)),
-        Ok(None) | Err(_) => Ok(name.to_owned()),
+        Ok(None) => foreign(&folder, name).map_or_else(|| Ok(name.to_owned()), Err),
+        Err(_) => Ok(name.to_owned()),
     }
 }
 
@@ -90,25 +94,35 @@ pub(crate) fn find(folder: &Path, name: &OsStr) -> Result<Option<PathBuf>> {
         // One that is to be kept may be it, too; one that was cut, or is of a newer floe, never is.
         return Ok(newest.find(|path| Catalog::open_kept(path).is_ok()));
     }
-    // In a store may lie what has a name of its own. One that has the whole name comes before one that has it with an ending.
-    let all = store::kept(folder)?;
-    let is = |item: &&Item| name == item.file.as_str();
-    let is_stem = |item: &&Item| {
-        item.file
-            .strip_suffix(".zip")
-            .is_some_and(|stem| name == stem)
+    Ok(called(store::kept(folder)?, name))
+}
+
+/// Which of these has the name. In a store may lie what has a name of its own. One that has the whole name comes before one that has it
+/// with an ending.
+fn called(all: Vec<Stored>, name: &OsStr) -> Option<PathBuf> {
+    let is = |found: &&Stored| name == found.file.as_str();
+    let is_stem = |found: &&Stored| {
+        let stem = found.file.strip_suffix(".zip");
+        stem.is_some_and(|stem| name == stem)
     };
-    let found = all.iter().find(is).or_else(|| all.iter().find(is_stem));
-    Ok(found.map(|item| item.path.clone()))
+    let found = all.iter().find(is).or_else(|| all.iter().find(is_stem))?;
+    Some(found.path.clone())
 }
 
 /// The error where [`find`] found nothing.
 pub(crate) fn none(folder: &Path, name: &OsStr) -> Error {
-    Error::refused(format_args!(
-        "{}: has no snapshot '{}'; floe list shows what there is",
-        folder.display(),
-        name.display()
-    ))
+    foreign(folder, name).unwrap_or_else(|| {
+        Error::refused(format_args!(
+            "{}: has no snapshot '{}'; floe list shows what there is",
+            folder.display(),
+            name.display()
+        ))
+    })
+}
+
+/// What has the name of a snapshot there and is none, as `list` says it.
+fn foreign(folder: &Path, name: &OsStr) -> Option<Error> {
+    open_kept(&called(store::named(folder).ok()?, name)?).err()
 }
 
 /// The folder of kept snapshots, where nothing can be done without one.
@@ -159,7 +173,7 @@ impl Kept {
             _ if part && is_written(&path, open) => Condition::BeingMade,
             Ok(_) if !part => Condition::Complete,
             // A pipe, a folder, a link to nothing.
-            Err(_) if meta.is_none() => Condition::Damaged,
+            Err(_) if meta.is_none() => Condition::Foreign,
             Err(error) if error.exit() == Some(Exit::Refused) => Condition::Newer,
             Err(_) if !part && open(&path).is_ok_and(|file| unzip::is_ended(&file)) => {
                 Condition::Damaged
@@ -217,8 +231,8 @@ impl Kept {
     /// `--keep` have it, and what has a name of its own between them by when it says it was made (last where it says nothing).
     pub(crate) fn all(folder: &Path) -> Result<Vec<Self>> {
         let (mut numbered, mut found) = (Vec::new(), Vec::new());
-        for item in store::named(folder)? {
-            let kept = Self::look_in_store(item.path);
+        for stored in store::named(folder)? {
+            let kept = Self::look_in_store(stored.path);
             match KeptName::of(&kept.path) {
                 Some(name) => numbered.push((name, kept)),
                 None => found.push((kept.time_s().unwrap_or(u64::MAX), None, kept)),
@@ -514,6 +528,33 @@ mod tests {
         assert_eq!(name, "a factory snapshot");
         assert_eq!(Kept::look_in_store(path(4)).state, Condition::Newer);
         assert_eq!(latest(), Some(path(2)));
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn what_has_the_name_of_a_snapshot_and_is_no_file_is_called_what_it_is() {
+        let (folder, path) = store("foreign");
+        std::fs::create_dir(folder.join("folder.zip")).unwrap();
+        std::fs::write(path(1), testing::marked(Marks::default())).unwrap();
+        std::os::unix::fs::symlink(path(1), path(5)).unwrap();
+        for (name, what) in [
+            ("h-19700101T000000Z-0005", "is a link, and no snapshot"),
+            ("folder", "is a folder, and no snapshot"),
+            ("folder.zip", "is a folder, and no snapshot"),
+            ("x", "has no snapshot 'x'"),
+        ] {
+            assert_eq!(find(&folder, OsStr::new(name)).unwrap(), None);
+            let said = none(&folder, OsStr::new(name)).to_string();
+            assert!(said.contains(what), "{said}");
+        }
+        for (name, what) in [
+            (path(5), "is a link"),
+            (folder.join("folder.zip"), "is a folder"),
+        ] {
+            let kept = Kept::look_in_store(name);
+            assert_eq!(kept.state, Condition::Foreign);
+            assert!(kept.reason.unwrap().starts_with(what));
+        }
         std::fs::remove_dir_all(&folder).unwrap();
     }
 }

@@ -1,9 +1,9 @@
 //! A folder in which snapshots are kept: their names, the lock that admits one writer at a time, and which of them retire.
 //!
-//! Boards have no clock, so age is the sequence number in the name, never a time. What is a snapshot here is said once ([`Item`]): a
-//! regular file with the ending of one. Links, folders and FIFOs are none, whatever they are called: they are neither read, nor
-//! counted, nor removed. By itself it removes only what has the name of a snapshot of this host, or of what an interrupted run left
-//! of one.
+//! Boards have no clock, so age is the sequence number in the name, never a time. What is a snapshot here is said once ([`Stored`]): a
+//! regular file with the ending of one. Links, folders and FIFOs are none, whatever they are called: they are neither read nor
+//! removed, and count for nothing, but that the number in a name is taken. By itself it removes only what has the name of a snapshot
+//! of this host, or of what an interrupted run left of one.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -67,7 +67,7 @@ impl KeptName {
     /// From the name of a snapshot, or of one that is not finished.
     pub(crate) fn of(path: &Path) -> Option<Self> {
         let file = path.file_name()?.to_str()?;
-        Self::parse(file.strip_suffix(PART).unwrap_or(file))
+        Self::parse(unfinished(file).unwrap_or(file))
     }
 
     /// What the oldest comes first by.
@@ -136,10 +136,11 @@ impl Store {
             lock,
             _held: held,
         };
-        for item in items(folder)? {
-            let is_left = item.file.strip_suffix(PART).is_some_and(is_of_part);
-            if is_left && item.is_file {
-                let _ = std::fs::remove_file(item.path);
+        for found in everything(folder)? {
+            let of = unfinished(&found.file).and_then(KeptName::parse);
+            // Whoever writes into the folder by a name of his own (-o FILE) has no lock of the folder, but one of the part file.
+            if of.is_some() && found.is_file && !is_written(&found.path, open_kept) {
+                let _ = std::fs::remove_file(found.path);
             }
         }
         Ok(store)
@@ -159,7 +160,10 @@ impl Store {
     /// Called after that with the number: keeps it where no name says it any more. Not before, because a full filesystem has room
     /// for it only then.
     pub(crate) fn keep_last(&self, number: u64) -> Result<()> {
-        if last(&self.folder)? >= number {
+        // A link may go any day, and then its name says nothing.
+        let newest = snapshots(&self.folder)?.pop();
+        let newest = newest.map_or(0, |(name, _)| name.sequence);
+        if newest.max(deleted(&self.folder)) >= number {
             return Ok(());
         }
         let path = self.folder.join(LAST);
@@ -213,7 +217,7 @@ pub(crate) fn next(folder: &Path, host: &str, unix_seconds: u64) -> Result<PathB
         time: Utc::from_unix(unix_seconds).compact(),
         sequence: last(folder)?,
     };
-    // Links and the like do not count, but what has the very name would be followed, or in the way.
+    // What has the very name would be followed, or in the way: in a folder with more names than are looked at.
     for _ in 0..=MAX_FILES {
         name.sequence = name.sequence.saturating_add(1);
         let path = folder.join(name.file());
@@ -229,14 +233,20 @@ pub(crate) fn next(folder: &Path, host: &str, unix_seconds: u64) -> Result<PathB
 }
 
 /// The highest number that a snapshot in this folder has, or had when it was deleted: numbers say which is older, and so none comes
-/// again.
+/// again. Whatever has the name of one has its number: a link may lead to where a snapshot of this folder was moved.
 fn last(folder: &Path) -> Result<u64> {
-    let deleted = own(&folder.join(LAST), is_last);
-    let deleted = deleted.and_then(|text| cli::number(text.trim()));
+    let all = named(folder)?;
+    let names = all.iter().filter_map(|found| KeptName::parse(&found.file));
+    let highest = names.map(|name| name.sequence).max();
+    Ok(highest.unwrap_or(0).max(deleted(folder)))
+}
+
+/// What is noted of snapshots that were deleted.
+fn deleted(folder: &Path) -> u64 {
+    let text = own(&folder.join(LAST), is_last).unwrap_or_default();
+    let number = cli::number(text.trim());
     // One that no other can follow is none of ours.
-    let deleted = deleted.filter(|number| *number < u64::MAX);
-    let newest = snapshots(folder)?.pop().map(|(name, _)| name.sequence);
-    Ok(newest.unwrap_or(0).max(deleted.unwrap_or(0)))
+    number.filter(|number| *number < u64::MAX).unwrap_or(0)
 }
 
 /// The oldest snapshots of `host`, without which `keep` that are good remain; whatever is to stay is never among them and does
@@ -288,7 +298,7 @@ impl Drop for Store {
 pub(crate) fn snapshots(folder: &Path) -> Result<Vec<(KeptName, PathBuf)>> {
     let mut found: Vec<(KeptName, PathBuf)> = kept(folder)?
         .into_iter()
-        .filter_map(|item| Some((KeptName::parse(&item.file)?, item.path)))
+        .filter_map(|found| Some((KeptName::parse(&found.file)?, found.path)))
         .collect();
     units::sort(&mut found, |(a, _), (b, _)| a.age() < b.age());
     Ok(found)
@@ -296,7 +306,7 @@ pub(crate) fn snapshots(folder: &Path) -> Result<Vec<(KeptName, PathBuf)>> {
 
 /// What lies in a folder.
 #[derive(Debug)]
-pub(crate) struct Item {
+pub(crate) struct Stored {
     /// Its name there.
     pub file: String,
     pub path: PathBuf,
@@ -304,36 +314,36 @@ pub(crate) struct Item {
     is_file: bool,
 }
 
-impl Item {
+impl Stored {
     /// Whether it has the name of a snapshot, or of what a run left of one.
     fn is_named(&self) -> bool {
-        let unfinished = self.file.strip_suffix(PART).unwrap_or(&self.file);
-        unfinished.ends_with(".zip") || self.file.ends_with(partfile::LEFT)
+        let whole = unfinished(&self.file).unwrap_or(&self.file);
+        whole.ends_with(".zip") || self.file.ends_with(partfile::LEFT)
     }
 }
 
 /// The snapshots of a folder, whole or not, and what runs left of them, in no order: nothing else is read, counted or removed.
-pub(crate) fn kept(folder: &Path) -> Result<Vec<Item>> {
+pub(crate) fn kept(folder: &Path) -> Result<Vec<Stored>> {
     let mut found = named(folder)?;
-    found.retain(|item| item.is_file);
+    found.retain(|found| found.is_file);
     Ok(found)
 }
 
 /// The same with what has only the name of one: `list` says of each what it is.
-pub(crate) fn named(folder: &Path) -> Result<Vec<Item>> {
-    let mut found = items(folder)?;
-    found.retain(Item::is_named);
+pub(crate) fn named(folder: &Path) -> Result<Vec<Stored>> {
+    let mut found = everything(folder)?;
+    found.retain(Stored::is_named);
     Ok(found)
 }
 
 /// Everything in a folder whose name is text, in no order.
-fn items(folder: &Path) -> Result<Vec<Item>> {
+fn everything(folder: &Path) -> Result<Vec<Stored>> {
     let fail = |e: std::io::Error| Error::std(folder.display(), "open", &e);
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(fail)?.take(MAX_FILES) {
         let entry = entry.map_err(fail)?;
         if let Ok(file) = entry.file_name().into_string() {
-            found.push(Item {
+            found.push(Stored {
                 file,
                 path: entry.path(),
                 // Of a link it is the link's.
@@ -344,11 +354,12 @@ fn items(folder: &Path) -> Result<Vec<Item>> {
     Ok(found)
 }
 
-/// `NAME` or `NAME.N`: see `stream::partfile`.
-fn is_of_part(file: &str) -> bool {
+/// The name that what has this one was to get: it is `NAME.part` or `NAME.N.part` (see `stream::partfile`).
+fn unfinished(file: &str) -> Option<&str> {
+    let file = file.strip_suffix(PART)?;
     let numbered = file.strip_suffix(|letter: char| letter.is_ascii_digit());
     let plain = numbered.and_then(|file| file.strip_suffix('.'));
-    KeptName::parse(plain.unwrap_or(file)).is_some()
+    Some(plain.unwrap_or(file))
 }
 
 /// Opens a file of a store: only a regular one, never what a link in its place leads to, and without waiting for anybody.
@@ -358,7 +369,8 @@ pub(crate) fn open_kept(path: &Path) -> Result<File> {
             match FileType::from_raw_mode(stat.st_mode) {
                 FileType::RegularFile => return Ok(()),
                 FileType::Symlink => "is a link, and no snapshot: it is left alone",
-                _ => "neither a block device nor a regular file",
+                FileType::Directory => "is a folder, and no snapshot: it is left alone",
+                _ => "is no regular file, and no snapshot: it is left alone",
             },
         ))
     };
@@ -516,13 +528,17 @@ mod tests {
             let path = next(&folder, "h", 0).unwrap();
             assert_eq!(path, folder.join("h-19700101T000000Z-0005.zip"));
         }
-        // A link has no number, and what would be written through it gets another one.
+        // The number of a link is taken, though it is no snapshot; also when it is gone, once something was deleted.
         let link = |number| folder.join(format!("h-19700101T000000Z-{number:04}.zip"));
         for number in [5, 6, 99] {
             std::os::unix::fs::symlink("victim", link(number)).unwrap();
         }
-        assert_eq!(next(&folder, "h", 0).unwrap(), link(7));
+        assert_eq!(next(&folder, "h", 0).unwrap(), link(100));
         assert_eq!(snapshots(&folder).unwrap().len(), 4);
+        let last = store.last().unwrap();
+        store.keep_last(last).unwrap();
+        std::fs::remove_file(link(99)).unwrap();
+        assert_eq!(next(&folder, "h", 0).unwrap(), link(100));
         // What somebody else put there is not written through.
         std::fs::write(folder.join("victim"), b"precious").unwrap();
         std::fs::remove_file(folder.join(LAST)).unwrap();
@@ -533,6 +549,38 @@ mod tests {
         drop(store);
         assert!(check(&folder).is_ok());
         assert!(!folder.join(LOCK).exists());
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn every_name_of_a_part_file_is_one_and_whoever_writes_it_keeps_it() {
+        for (file, whole) in [
+            ("x.zip.part", Some("x.zip")),
+            ("x.zip.1.part", Some("x.zip")),
+            ("x.zip.12.part", Some("x.zip.12")),
+            ("x.zip", None),
+            ("x.zip.1", None),
+        ] {
+            assert_eq!(unfinished(file), whole, "{file}");
+        }
+        let folder = std::env::temp_dir().join(format!("floe-parts-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let target = folder.join("h-19700101T000000Z-0003.zip");
+        // The first name is taken by what is not ours: the second is written.
+        std::os::unix::fs::symlink("nowhere", folder.join("h-19700101T000000Z-0003.zip.part"))
+            .unwrap();
+        let part = partfile::PartFile::create(&target).unwrap();
+        let second = folder.join("h-19700101T000000Z-0003.zip.1.part");
+        assert_eq!(KeptName::of(&second).unwrap().sequence, 3);
+        let names = |found: Vec<Stored>| found.into_iter().map(|found| found.path);
+        assert!(names(kept(&folder).unwrap()).eq([second.clone()]));
+        drop(Store::open(&folder).unwrap());
+        assert!(second.exists() && is_written(&second, open_kept));
+        drop(part);
+        std::fs::write(&second, b"x").unwrap();
+        assert!(!is_written(&second, open_kept));
+        drop(Store::open(&folder).unwrap());
+        assert!(!second.exists());
         std::fs::remove_dir_all(&folder).unwrap();
     }
 }

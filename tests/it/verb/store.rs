@@ -408,7 +408,13 @@ fn delete_removes_nothing_but_what_list_shows() {
             // An empty name is a wrong line.
             let run = with_store(&store, words).expect_code(if name.is_empty() { 2 } else { 4 });
             let said = run.stderr_text();
-            let wanted = format!("has no snapshot '{name}'; floe list shows what there is");
+            let wanted = match name {
+                "x" | "x.zip" | "gone.zip.part" => "is a link, and no snapshot".into(),
+                "dir" | "dir.zip" => "is a folder, and no snapshot".into(),
+                "fifo" | "fifo.zip" => "is no regular file, and no snapshot".into(),
+                _ if name == linked => "is a link, and no snapshot".into(),
+                _ => format!("has no snapshot '{name}'; floe list shows what there is"),
+            };
             assert!(name.is_empty() || said.contains(&wanted), "{run}");
         }
     }
@@ -447,7 +453,37 @@ fn delete_removes_nothing_but_what_list_shows() {
 }
 
 #[test]
-fn links_in_a_store_are_neither_read_nor_counted_nor_removed() {
+fn what_is_being_made_is_not_deleted_by_force_either() {
+    let (scratch, store) = require_store!();
+    let good = make(&scratch, &store, &[]);
+    let bytes = fs::read(&good).expect("snapshot");
+    for name in ["own.zip.part", "own.zip.1.part", "data.img.gz.resume"] {
+        let path = store.join(name);
+        fs::write(&path, &bytes[..bytes.len() / 2]).expect("part");
+        // As whoever makes one holds it.
+        let held = fs::File::open(&path).expect("part");
+        held.lock().expect("lock");
+        for words in [
+            &["delete", name][..],
+            &["delete", "--force", name],
+            &["delete", "--force", &stem(&good), name],
+            &["delete", "--dry-run", name],
+        ] {
+            let said = with_store(&store, words).expect_code(4).stderr_text();
+            assert!(said.contains("is being made"), "{said}");
+            assert!(said.contains("nothing was"), "{said}");
+        }
+        let text = with_store(&store, &["list"]).expect_code(0).stdout_text();
+        let line = text.lines().find(|line| line.starts_with(name));
+        assert!(line.expect("listed").contains("being made"), "{text}");
+        held.unlock().expect("unlock");
+        with_store(&store, &["delete", name]).expect_code(0);
+        assert!(!path.exists() && good.exists());
+    }
+}
+
+#[test]
+fn links_in_a_store_are_neither_read_nor_removed_and_only_their_numbers_count() {
     let (scratch, store) = require_store!();
     let outside = scratch.join("outside");
     fs::create_dir(&outside).expect("outside");
@@ -462,6 +498,8 @@ fn links_in_a_store_are_neither_read_nor_counted_nor_removed() {
     let text = with_store(&store, &["list"]).expect_code(0).stdout_text();
     assert_eq!(text.matches(" complete ").count(), 2, "{text}");
     assert!(!text.contains("theirs"), "{text}");
+    let told = " no snapshot  is a link, and no snapshot: it is left alone";
+    assert_eq!(text.matches(told).count(), 4, "{text}");
     let latest = with_store(&store, &["show", "latest"]).expect_code(0);
     assert!(latest.stdout_text().contains(&stem(&second)), "{latest}");
     let target = scratch.join("target");
@@ -482,7 +520,7 @@ fn links_in_a_store_are_neither_read_nor_counted_nor_removed() {
     let way = scratch.join("way");
     symlink(&store, &way).expect("link");
     let third = make(&scratch, &way, &["--keep", "2"]);
-    assert!(stem(&third).ends_with("-0003"), "{}", third.display());
+    assert!(stem(&third).ends_with("-1002"), "{}", third.display());
     assert!(!first.exists() && second.exists());
     with_store(&way, &["verify", "latest"]).expect_code(0);
     with_store(&way, &["delete", "latest"]).expect_code(0);

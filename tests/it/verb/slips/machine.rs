@@ -28,8 +28,8 @@ other = zipfile.ZipFile(\"h-20260101T000000Z-0007.zip\", \"w\"); other.write(\".
     let listed = sh(&scratch, "$FLOE list L").expect_code(0).stdout_text();
     let states = [
         ("0001", "damaged       is a gzip file"),
-        ("0002", "damaged"),
-        ("0003", "damaged"),
+        ("0002", "no snapshot   is no regular file"),
+        ("0003", "no snapshot   is a link"),
         ("0004", "damaged       is a text"),
         ("0005", "incomplete"),
         ("0006", "newer format"),
