@@ -89,13 +89,24 @@ impl Details {
     }
 }
 
-/// Entries of the table of faults, in memory that nothing touches before the first fault. Our unit tests read thousands of broken
+/// Entries of the table of faults, in memory that nothing touches before the first fault. Our tests read thousands of broken
 /// filesystems in one process.
-const ENTRIES: u32 = if cfg!(test) { 1 << 17 } else { 1024 };
+const ENTRIES: u32 = if cfg!(debug_assertions) {
+    1 << 17
+} else {
+    1024
+};
+
+#[cfg(test)]
+thread_local! {
+    /// Faults that this thread has made.
+    pub(crate) static MADE: std::cell::Cell<u32> = const { std::cell::Cell::new(0) };
+}
 
 /// The details of all faults. They live here and not in the faults, because a fault travels up through every `?` of the program,
 /// and moving 90 bytes each time costs an eighth of the executable. The first half is never used again, so that the first
-/// doubt about a filesystem keeps its words however many follow.
+/// doubt about a filesystem keeps its words however many follow. For the same reason a fault is made where something is wrong, and not
+/// beforehand in case it will be.
 struct FaultTable {
     next: u32,
     entries: [Details; ENTRIES as usize],
@@ -147,6 +158,8 @@ impl Fault {
     #[cold]
     #[inline(never)]
     fn keep(kind: FaultKind, details: Details) -> Self {
+        #[cfg(test)]
+        MADE.set(MADE.get() + 1);
         let mut table = TABLE.lock().unwrap_or_else(PoisonError::into_inner);
         table.keep(kind, details)
     }

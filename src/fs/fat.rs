@@ -342,15 +342,15 @@ pub(super) fn change_serial(
     uuid: &[u8; 16],
     write: &mut super::identity::Write<'_>,
 ) -> Result<(), Fault> {
-    let bad = Fault::corrupt("boot sector");
-    let bytes = read_array::<512>(device, 0)?.ok_or(bad)?;
-    let volume = Volume::parse(&bytes).ok_or(bad)?;
+    let bad = || Fault::corrupt("boot sector");
+    let bytes = read_array::<512>(device, 0)?.ok_or_else(bad)?;
+    let volume = Volume::parse(&bytes).ok_or_else(bad)?;
     if volume.serial.is_none() {
         return Err(Fault::refused("it has no serial number"));
     }
-    let serial = uuid.first_chunk::<4>().ok_or(bad)?;
+    let serial = uuid.first_chunk::<4>().ok_or_else(bad)?;
     let (place, backup) = match volume.width {
-        Width::Bits32 => (0x43, le::<u16>(&bytes, BACKUP_SECTOR).ok_or(bad)?),
+        Width::Bits32 => (0x43, le::<u16>(&bytes, BACKUP_SECTOR).ok_or_else(bad)?),
         _ => (0x27, 0),
     };
     let backup_offset = u64::from(backup) * u64::from(volume.sector_bytes);

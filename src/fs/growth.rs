@@ -25,7 +25,7 @@ pub(crate) enum Growth {
 
 /// `None` when the filesystem fills its device.
 pub(crate) fn of(device: &dyn ReadAt, identity: &Identity) -> Result<Option<Growth>, Fault> {
-    let bad = Fault::corrupt("superblock");
+    let bad = || Fault::corrupt("superblock");
     let size = device.size_bytes();
     let read = |offset| -> Result<[u8; 4096], Fault> {
         let mut bytes = [0; 4096];
@@ -35,17 +35,19 @@ pub(crate) fn of(device: &dyn ReadAt, identity: &Identity) -> Result<Option<Grow
     match identity.kind {
         Kind::Btrfs => {
             let [first, ..] = COPIES;
-            let found = RawSuper::parse(&read(first)?).ok_or(bad)?;
+            let found = RawSuper::parse(&read(first)?).ok_or_else(bad)?;
             let room = size.saturating_sub(identity.size_bytes);
             Ok((room >= BTRFS_LEAST).then_some(Growth::Btrfs(found.dev_devid)))
         }
         Kind::Xfs => {
-            let found = DiskSuperblock::parse(&read(0)?).ok_or(bad)?;
-            let blocks = size.checked_div(u64::from(found.sb_blocksize)).ok_or(bad)?;
+            let found = DiskSuperblock::parse(&read(0)?).ok_or_else(bad)?;
+            let blocks = size
+                .checked_div(u64::from(found.sb_blocksize))
+                .ok_or_else(bad)?;
             // A last group that is too small is left out, as the kernel would refuse it.
             let rest = blocks
                 .checked_rem(u64::from(found.sb_agblocks))
-                .ok_or(bad)?;
+                .ok_or_else(bad)?;
             let short = if rest < XFS_GROUP_MIN { rest } else { 0 };
             let blocks = blocks - short;
             Ok((blocks > found.sb_dblocks).then_some(Growth::Xfs {
@@ -54,10 +56,10 @@ pub(crate) fn of(device: &dyn ReadAt, identity: &Identity) -> Result<Option<Grow
             }))
         }
         _ => {
-            let found = Raw::parse(read(0)?.get(1024..).unwrap_or_default()).ok_or(bad)?;
+            let found = Raw::parse(read(0)?.get(1024..).unwrap_or_default()).ok_or_else(bad)?;
             let log = Some(found.s_log_block_size)
                 .filter(|log| *log <= 6)
-                .ok_or(bad)?;
+                .ok_or_else(bad)?;
             let blocks = size >> (10 + log);
             let have = identity.size_bytes >> (10 + log);
             Ok((blocks > have).then_some(Growth::Ext(blocks)))

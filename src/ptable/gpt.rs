@@ -77,12 +77,12 @@ pub(crate) fn entries_of(device: &dyn ReadAt, sector_bytes: u32) -> Result<Exten
     let sector = u64::from(sector_bytes);
     let mut bytes = vec![0; to_usize(sector)];
     device.read_at(sector, &mut bytes)?;
-    let bad = Fault::corrupt("GPT header");
-    let header = Header::parse(&bytes).ok_or(bad)?;
+    let bad = || Fault::corrupt("GPT header");
+    let header = Header::parse(&bytes).ok_or_else(bad)?;
     let length = u64::from(header.entries).checked_mul(u64::from(header.entry_bytes));
     let place = header.array_lba.checked_mul(sector).zip(length);
     let place = place.and_then(|(offset, length)| Extent::new(offset, length));
-    place.ok_or(bad)
+    place.ok_or_else(bad)
 }
 
 /// Whether `tail`, the end of a disk of `size_bytes`, is a backup header that says so: with sectors of 512 bytes or 4096.

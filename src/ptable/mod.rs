@@ -316,7 +316,7 @@ pub fn allocate(
     first_bytes: u64,
     lengths: &[Length],
 ) -> Result<Vec<Extent>, Fault> {
-    let small = Fault::refused("the partitions do not fit the disk");
+    let small = || Fault::refused("the partitions do not fit the disk");
     let sector = sector_of(sector_bytes, disk_bytes)?;
     let end = match scheme {
         Scheme::Gpt => disk_bytes - gpt::backup_bytes(sector),
@@ -325,12 +325,12 @@ pub fn allocate(
     };
     let end = round_down(end, ALIGN_BYTES);
     let front = |index: usize| mbr::link_bytes(scheme, lengths.len(), index);
-    let first = round_up(first_bytes.max(1), ALIGN_BYTES).ok_or(small)?;
+    let first = round_up(first_bytes.max(1), ALIGN_BYTES).ok_or_else(small)?;
     let mut taken = first;
     let mut rests = 0u32;
     for (index, length) in lengths.iter().enumerate() {
         let bytes = match *length {
-            Length::Bytes(bytes) => round_up(bytes.max(1), ALIGN_BYTES).ok_or(small)?,
+            Length::Bytes(bytes) => round_up(bytes.max(1), ALIGN_BYTES).ok_or_else(small)?,
             Length::Rest => {
                 rests += 1;
                 0
@@ -339,17 +339,17 @@ pub fn allocate(
         taken = taken
             .checked_add(bytes)
             .and_then(|sum| sum.checked_add(front(index)))
-            .ok_or(small)?;
+            .ok_or_else(small)?;
     }
-    let rest = end.checked_sub(taken).ok_or(small)?;
+    let rest = end.checked_sub(taken).ok_or_else(small)?;
     if rests > 1 || (rests == 1 && rest == 0) || lengths.len() > MAX_NEW {
-        return Err(small);
+        return Err(small());
     }
     let mut offset = first;
     let mut extents = Vec::with_capacity(lengths.len());
     for (index, length) in lengths.iter().enumerate() {
         let length_bytes = match *length {
-            Length::Bytes(bytes) => round_up(bytes.max(1), ALIGN_BYTES).ok_or(small)?,
+            Length::Bytes(bytes) => round_up(bytes.max(1), ALIGN_BYTES).ok_or_else(small)?,
             Length::Rest => rest,
         };
         offset += front(index);

@@ -381,13 +381,13 @@ impl Checksums {
     pub fn from_json(bytes: &[u8]) -> Result<Self, Fault> {
         let root = json::parse(bytes)?;
         check_format(&root)?;
-        let bad = Fault::corrupt("checksums of the snapshot");
+        let bad = || Fault::corrupt("checksums of the snapshot");
         let mut entries: Vec<Checksum> = Vec::new();
         for value in array(&root, "entries")? {
             let mut crc32 = [0u8; 4];
             let mut sha256 = [0u8; 32];
-            unhex(&text(value, "crc32")?, &mut crc32).ok_or(bad)?;
-            unhex(&text(value, "sha256")?, &mut sha256).ok_or(bad)?;
+            unhex(&text(value, "crc32")?, &mut crc32).ok_or_else(bad)?;
+            unhex(&text(value, "sha256")?, &mut sha256).ok_or_else(bad)?;
             let entry = Checksum {
                 path: text(value, "path")?,
                 size_bytes: needed(value, "size_bytes")?,
@@ -403,13 +403,13 @@ impl Checksums {
             };
             let twice = entries.iter().any(|known| known.path == entry.path);
             if twice || !maps.contains(&entry.map.as_str()) || entries.len() >= MAX_IMAGES + 3 {
-                return Err(bad);
+                return Err(bad());
             }
             entries.push(entry);
         }
         let consistent = text(&root, "consistent")?;
         if !CONSISTENT.contains(&consistent.as_str()) {
-            return Err(bad);
+            return Err(bad());
         }
         Ok(Self {
             frozen_ms: size(&root, "frozen_ms")?.unwrap_or(0),

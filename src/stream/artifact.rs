@@ -61,8 +61,8 @@ fn next_member(input: &mut Input<'_>) -> Result<Option<NextMember>, Fault> {
         if block == [0; BLOCK_BYTES] {
             return Ok(None);
         }
-        let bad = corrupt("header of a tar archive's member").at(at, to_u64(BLOCK_BYTES));
-        let member = tar::parse(&block).ok_or(bad)?;
+        let bad = || corrupt("header of a tar archive's member").at(at, to_u64(BLOCK_BYTES));
+        let member = tar::parse(&block).ok_or_else(bad)?;
         let name = member.name.to_owned();
         if member.is_file {
             let size_bytes = member.size_bytes;
@@ -139,14 +139,16 @@ impl Manifest {
             Some((sum.to_ascii_lowercase(), name.to_owned()))
         };
         let lines: Option<Vec<_>> = text.lines().map(line).collect();
-        lines.map(Self).ok_or(corrupt("manifest of the artifact"))
+        lines
+            .map(Self)
+            .ok_or_else(|| corrupt("manifest of the artifact"))
     }
 
     fn sum_of(&self, name: &str) -> Result<&str, Fault> {
         let mut lines = self.0.iter();
         let line = lines.find(|(_, named)| named == name);
         line.map(|(sum, _)| sum.as_str())
-            .ok_or(corrupt("the artifact's manifest does not list all of it"))
+            .ok_or_else(|| corrupt("the artifact's manifest does not list all of it"))
     }
 
     fn check(&self, name: &str, bytes: &[u8]) -> Result<(), Fault> {
@@ -181,7 +183,8 @@ pub(crate) fn open(mut input: Input<'static>) -> Result<(ArtifactLabels, Payload
         };
         if let Some(packed) = is_gzip(&member.name, "data/0000.tar")? {
             let manifest = manifest.filter(|_| has_header);
-            let manifest = manifest.ok_or(corrupt("the artifact has no manifest or header"))?;
+            let manifest =
+                manifest.ok_or_else(|| corrupt("the artifact has no manifest or header"))?;
             return payload(input, member.size_bytes, packed, &manifest, labels);
         }
         let bytes = small(&mut input, &member)?;
@@ -268,7 +271,8 @@ fn payload(
     if packed && !inner.peek(2)?.is_empty() && inner.buffered().starts_with(&gunzip::MAGIC) {
         return Err(corrupt("the artifact's payload is packed twice"));
     }
-    let file = next_member(&mut inner)?.ok_or(corrupt("the artifact's payload is empty"))?;
+    let file =
+        next_member(&mut inner)?.ok_or_else(|| corrupt("the artifact's payload is empty"))?;
     let sum = manifest
         .sum_of(&format!("data/0000/{}", file.name))?
         .to_owned();

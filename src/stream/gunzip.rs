@@ -206,7 +206,7 @@ impl Gunzip {
         let offset = input.offset();
         let mut trailer = [0u8; 8];
         for byte in &mut trailer {
-            *byte = input.byte()?.ok_or(ends_early(offset))?;
+            *byte = input.byte()?.ok_or_else(|| ends_early(offset))?;
         }
         let [a, b, c, d, e, f, g, h] = trailer;
         if u32::from_le_bytes([a, b, c, d]) != self.member_crc {
@@ -307,7 +307,7 @@ impl GzipHeader<'_, '_> {
     fn bytes<const N: usize>(&mut self) -> Result<[u8; N], Fault> {
         let mut out = [0; N];
         for byte in &mut out {
-            *byte = self.input.byte()?.ok_or(ends_early(self.start))?;
+            *byte = self.input.byte()?.ok_or_else(|| ends_early(self.start))?;
         }
         self.crc = crc::crc32(self.crc, &out);
         Ok(out)

@@ -320,10 +320,10 @@ impl Unzip {
 
     fn begin(&mut self, input: &mut Input<'_>, offset: u64) -> Result<(), Fault> {
         let head = input.peek(Local::SIZE + MAX_NAME)?;
-        let bad = corrupt("local header", offset);
+        let bad = || corrupt("local header", offset);
         let local = Local::parse(head).ok_or_else(|| ends_early(offset))?;
         let name = name_at(head, Local::SIZE, local.name_bytes, offset)?;
-        let method = Compression::from_number(local.method).ok_or(bad)?;
+        let method = Compression::from_number(local.method).ok_or_else(bad)?;
         let shadow = self
             .shadow
             .get_or_insert_with(|| ZipWriter::dated(MAX_ENTRIES, local.time, local.date));
@@ -445,11 +445,11 @@ struct Tail {
 impl Tail {
     fn read(file: &dyn ReadAt) -> Result<Self, Fault> {
         let size = file.size_bytes();
-        let missing = corrupt("end of the archive is missing", size);
-        let back = |count: usize| size.checked_sub(to_u64(count)).ok_or(missing);
+        let missing = || corrupt("end of the archive is missing", size);
+        let back = |count: usize| size.checked_sub(to_u64(count)).ok_or_else(missing);
         let mut bytes = [0u8; End::SIZE];
         file.read_at(back(End::SIZE)?, &mut bytes)?;
-        let end = End::parse(&bytes).ok_or(missing)?;
+        let end = End::parse(&bytes).ok_or_else(missing)?;
         let (mut start, mut length) = (
             u64::from(end.directory_offset),
             u64::from(end.directory_bytes),
@@ -457,10 +457,10 @@ impl Tail {
         if end.directory_offset == WIDE || end.directory_bytes == WIDE {
             let mut bytes = [0u8; Locator::SIZE];
             file.read_at(back(End::SIZE + Locator::SIZE)?, &mut bytes)?;
-            Locator::parse(&bytes).ok_or(missing)?;
+            Locator::parse(&bytes).ok_or_else(missing)?;
             let mut bytes = [0u8; End64::SIZE];
             file.read_at(back(End::SIZE + Locator::SIZE + End64::SIZE)?, &mut bytes)?;
-            let end64 = End64::parse(&bytes).ok_or(missing)?;
+            let end64 = End64::parse(&bytes).ok_or_else(missing)?;
             (start, length) = (end64.directory_offset, end64.directory_bytes);
         }
         let inside = start.checked_add(length).is_some_and(|end| end <= size);
@@ -479,33 +479,33 @@ fn parse_entries(bytes: &[u8], start: u64) -> Result<Vec<Entry>, Fault> {
     let mut rest = bytes;
     while !rest.is_empty() {
         let offset = start + to_u64(bytes.len() - rest.len());
-        let bad = corrupt(OTHER_DIRECTORY, offset);
-        let central = Central::parse(rest).ok_or(bad)?;
+        let bad = || corrupt(OTHER_DIRECTORY, offset);
+        let central = Central::parse(rest).ok_or_else(bad)?;
         let name = name_at(rest, Central::SIZE, central.name_bytes, offset)?;
-        let mut extra = rest.get(Central::SIZE + name.len()..).ok_or(bad)?;
+        let mut extra = rest.get(Central::SIZE + name.len()..).ok_or_else(bad)?;
         if central.extra_bytes != 0 {
             if le::<u16>(extra, 0) != Some(EXTRA_ZIP64) {
-                return Err(bad);
+                return Err(bad());
             }
-            extra = extra.get(4..).ok_or(bad)?;
+            extra = extra.get(4..).ok_or_else(bad)?;
         }
         // The order is fixed: raw, stored, offset; each only where its field says so.
         let mut wide = |field: u32| {
             if field != WIDE {
                 return Ok(u64::from(field));
             }
-            let value = le::<u64>(extra, 0).ok_or(bad)?;
-            extra = extra.get(8..).ok_or(bad)?;
+            let value = le::<u64>(extra, 0).ok_or_else(bad)?;
+            extra = extra.get(8..).ok_or_else(bad)?;
             Ok::<u64, Fault>(value)
         };
         let raw_bytes = wide(central.raw_bytes)?;
         let stored_bytes = wide(central.stored_bytes)?;
         let offset = wide(central.offset)?;
         let size = Central::SIZE + name.len() + usize::from(central.extra_bytes);
-        rest = rest.get(size..).ok_or(bad)?;
+        rest = rest.get(size..).ok_or_else(bad)?;
         entries.push(Entry {
             name,
-            method: Compression::from_number(central.method).ok_or(bad)?,
+            method: Compression::from_number(central.method).ok_or_else(bad)?,
             sums: EntrySums {
                 crc32: central.crc32,
                 stored_bytes,

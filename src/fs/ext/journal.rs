@@ -51,9 +51,9 @@ pub(super) fn find(
         return Ok(None);
     }
     let inode = Inode::read(geometry, buffers, geometry.journal_inode)?;
-    let bad = Fault::corrupt("journal inode");
+    let bad = || Fault::corrupt("journal inode");
     if !inode.is_regular() || !inode.has_map() {
-        return Err(bad);
+        return Err(bad());
     }
     let mut first = None;
     for_each_run(geometry, buffers, &inode, &mut |run| {
@@ -61,7 +61,7 @@ pub(super) fn find(
             first = Some(run.blocks.start);
         }
     })?;
-    let superblock = first.ok_or(bad)?;
+    let superblock = first.ok_or_else(bad)?;
     Ok(Some(Journal { inode, superblock }))
 }
 
@@ -96,14 +96,14 @@ pub(super) fn doubt(
 }
 
 fn judge(geometry: &Geometry, bytes: &[u8; Raw::SIZE]) -> Result<(), Fault> {
-    let bad = Fault::corrupt("journal superblock");
-    let raw = Raw::parse(bytes).ok_or(bad)?;
+    let bad = || Fault::corrupt("journal superblock");
+    let raw = Raw::parse(bytes).ok_or_else(bad)?;
     if raw.h_magic != MAGIC
         || !matches!(raw.h_blocktype, 3 | 4)
         || raw.s_blocksize != geometry.block.bytes()
         || raw.s_maxlen == 0
     {
-        return Err(bad);
+        return Err(bad());
     }
     if raw.h_blocktype == 4 {
         if raw.s_feature_incompat & !INCOMPAT_KNOWN != 0 {

@@ -63,17 +63,19 @@ pub(super) fn mark(
     pack: &Pack,
     (scratch, map): (&mut [u8], &mut UsedMap),
 ) -> Result<Verdict, Fault> {
-    let memory = Fault::refused("scratch memory");
+    let memory = || Fault::refused("scratch memory");
     let (block, rest) = scratch
         .split_at_mut_checked(BLOCK_BYTES_MAX)
-        .ok_or(memory)?;
-    let (summary, bitmap) = rest.split_at_mut_checked(BLOCK_BYTES_MAX).ok_or(memory)?;
+        .ok_or_else(memory)?;
+    let (summary, bitmap) = rest
+        .split_at_mut_checked(BLOCK_BYTES_MAX)
+        .ok_or_else(memory)?;
     let journal = read_journal(device, layout, pack, summary)?;
     let bitmap = read_bitmap(device, layout, pack, bitmap)?;
     let mut sit = Sit {
         device,
         layout,
-        block: block.get_mut(..layout.block_length()).ok_or(memory)?,
+        block: block.get_mut(..layout.block_length()).ok_or_else(memory)?,
         journal,
         bitmap,
     };
@@ -109,12 +111,12 @@ pub(super) fn mark_segment(
     entry: &[u8; SIT_ENTRY_BYTES],
     map: &mut UsedMap,
 ) -> Result<(u32, bool), Fault> {
-    let fault = Fault::corrupt("SIT entry");
-    let vblocks: u16 = le(entry, 0).ok_or(fault)?;
-    let bits = entry.get(2..2 + SIT_MAP_BYTES).ok_or(fault)?;
+    let fault = || Fault::corrupt("SIT entry");
+    let vblocks: u16 = le(entry, 0).ok_or_else(fault)?;
+    let bits = entry.get(2..2 + SIT_MAP_BYTES).ok_or_else(fault)?;
     let count = u32::from(vblocks & ((1 << VALID_BITS) - 1));
     if count != bits.iter().map(|byte| byte.count_ones()).sum::<u32>() {
-        return Err(fault);
+        return Err(fault());
     }
     let segment = layout.segment(number);
     let length = layout.block.bytes64();
@@ -164,7 +166,7 @@ fn read_journal<'b>(
     pack: &Pack,
     buffer: &'b mut [u8],
 ) -> Result<&'b [u8], Fault> {
-    let fault = Fault::corrupt("SIT journal");
+    let fault = || Fault::corrupt("SIT journal");
     let checkpoint = &pack.checkpoint;
     let (total, flags) = (checkpoint.cp_pack_total_block_count, checkpoint.ckpt_flags);
     let (index, start) = if flags & CP_COMPACT_SUMMARIES != 0 {
@@ -184,15 +186,17 @@ fn read_journal<'b>(
     };
     let index = index
         .filter(|index| *index > layout.payload && *index < total)
-        .ok_or(fault)?;
-    let bytes = buffer.get_mut(..layout.block_length()).ok_or(fault)?;
+        .ok_or_else(fault)?;
+    let bytes = buffer.get_mut(..layout.block_length()).ok_or_else(fault)?;
     device.read_at(layout.offset(pack.start + u64::from(index)), bytes)?;
     let journal = bytes
         .get(start..start + layout.journal_bytes())
-        .ok_or(fault)?;
-    let count = usize::from(le::<u16>(journal, 0).ok_or(fault)?);
-    let entries = journal.get(2..).ok_or(fault)?;
-    entries.get(..count * (4 + SIT_ENTRY_BYTES)).ok_or(fault)
+        .ok_or_else(fault)?;
+    let count = usize::from(le::<u16>(journal, 0).ok_or_else(fault)?);
+    let entries = journal.get(2..).ok_or_else(fault)?;
+    entries
+        .get(..count * (4 + SIT_ENTRY_BYTES))
+        .ok_or_else(fault)
 }
 
 /// The bitmap that tells which copy of each SIT block counts.
@@ -202,11 +206,11 @@ fn read_bitmap<'b>(
     pack: &Pack,
     buffer: &'b mut [u8],
 ) -> Result<&'b [u8], Fault> {
-    let fault = Fault::corrupt("SIT version bitmap");
+    let fault = || Fault::corrupt("SIT version bitmap");
     let checkpoint = &pack.checkpoint;
     let length = checkpoint.sit_ver_bitmap_bytesize;
     if length != layout.sit_blocks / 8 {
-        return Err(fault);
+        return Err(fault());
     }
     let behind = to_u64(Checkpoint::SIZE);
     // __bitmap_ptr: with a large NAT bitmap both lie behind a checksum, NAT first; with a payload SIT has blocks of its own.
@@ -217,11 +221,13 @@ fn read_bitmap<'b>(
     } else {
         behind
     };
-    let end = start.checked_add(u64::from(length)).ok_or(fault)?;
+    let end = start.checked_add(u64::from(length)).ok_or_else(fault)?;
     if end > layout.offset(u64::from(layout.payload) + 1) {
-        return Err(fault);
+        return Err(fault());
     }
-    let bytes = buffer.get_mut(..to_usize(length.into())).ok_or(fault)?;
+    let bytes = buffer
+        .get_mut(..to_usize(length.into()))
+        .ok_or_else(fault)?;
     device.read_at(layout.offset(pack.start) + start, bytes)?;
     Ok(bytes)
 }
@@ -230,11 +236,11 @@ impl Sit<'_> {
     /// The entry of a segment: from the journal if it is there, otherwise from the copy of its block that counts. Segments are
     /// asked for in order, and a block is read with its first.
     fn entry(&mut self, segment: u32) -> Result<[u8; SIT_ENTRY_BYTES], Fault> {
-        let fault = Fault::corrupt("SIT").in_unit("segment", segment.into());
+        let fault = || Fault::corrupt("SIT").in_unit("segment", segment.into());
         let each = self.layout.sit_entries_a_block();
         let number = to_usize(segment.into());
         if number.is_multiple_of(each) {
-            self.load(number / each).transpose().ok_or(fault)??;
+            self.load(number / each).transpose().ok_or_else(fault)??;
         }
         let stored = self.block.get(number % each * SIT_ENTRY_BYTES..);
         let journalled = self
@@ -242,8 +248,8 @@ impl Sit<'_> {
             .chunks_exact(4 + SIT_ENTRY_BYTES)
             .find(|entry| le::<u32>(entry, 0) == Some(segment))
             .and_then(|entry| entry.get(4..));
-        let entry = journalled.or(stored).ok_or(fault)?;
-        entry.first_chunk().copied().ok_or(fault)
+        let entry = journalled.or(stored).ok_or_else(fault)?;
+        entry.first_chunk().copied().ok_or_else(fault)
     }
 
     /// `None` when there is no such block.

@@ -171,3 +171,11 @@ fn a_checkpoint_is_believed_only_with_its_checksum() {
     block[4000] = 1;
     assert!(parse_checkpoint(&block).is_none());
 }
+
+#[test]
+fn a_sound_image_makes_no_fault() {
+    let image = image();
+    let before = crate::error::MADE.get();
+    walked(&image, Still::Unmounted).unwrap();
+    assert_eq!(crate::error::MADE.get(), before);
+}

@@ -144,8 +144,10 @@ impl<'a> Walker<'a> {
     }
 
     fn frame(&mut self, level: usize) -> Result<&mut Frame, Fault> {
-        let fault = self.corrupt();
-        self.frames.get_mut(level).ok_or(fault)
+        let what = self.shape.what;
+        self.frames
+            .get_mut(level)
+            .ok_or_else(|| Fault::corrupt(what))
     }
 
     fn block_bytes(&self, level: usize) -> Option<&[u8]> {
@@ -228,21 +230,22 @@ impl<'a> Walker<'a> {
         let (ag, block) = place.ok_or_else(|| self.corrupt())?;
         let offset = self.geometry.offset(ag, block);
         let length = self.geometry.block.bytes64();
-        let fault = self.corrupt().at(offset, length);
-        let start = level.checked_mul(to_usize(length)).ok_or(fault)?;
+        let what = self.shape.what;
+        let fault = || Fault::corrupt(what).at(offset, length);
+        let start = level.checked_mul(to_usize(length)).ok_or_else(fault)?;
         let buffer = self
             .stack
             .get_mut(start..)
             .and_then(|rest| rest.get_mut(..to_usize(length)))
             .ok_or_else(|| Fault::unsupported("a tree deeper than our memory"))?;
         self.device.read_at(offset, buffer)?;
-        let frame = self.check(number, level, offset).ok_or(fault)?;
+        let frame = self.check(number, level, offset).ok_or_else(fault)?;
         *self.frame(level)? = frame;
         let header = self.header_bytes();
-        let bytes = self.block_bytes(level).ok_or(fault)?;
+        let bytes = self.block_bytes(level).ok_or_else(fault)?;
         let records = if level == 0 {
             let length = frame.count * self.shape.record_bytes;
-            bytes.get(header..header + length).ok_or(fault)?
+            bytes.get(header..header + length).ok_or_else(fault)?
         } else {
             &[]
         };

@@ -220,7 +220,7 @@ impl Group<'_> {
         stack: &mut [u8],
         map: &mut UsedMap,
     ) -> Result<TreeTotals, Fault> {
-        let fault = Fault::corrupt("free extent");
+        let fault = || Fault::corrupt("free extent");
         let mut totals = TreeTotals::default();
         let mut end = self.geometry.header_blocks();
         self.tree((FREE_BY_BLOCK, agf), stack, &mut |block| {
@@ -228,9 +228,9 @@ impl Group<'_> {
                 let extent = self
                     .geometry
                     .ag_extent(self.ag, start, count)
-                    .ok_or(fault)?;
+                    .ok_or_else(fault)?;
                 if count == 0 || start < end {
-                    return Err(fault.at(extent.offset, extent.length_bytes));
+                    return Err(fault().at(extent.offset, extent.length_bytes));
                 }
                 end = start + count;
                 totals.add(start, count);
@@ -265,7 +265,7 @@ impl Group<'_> {
 
     /// Marks the blocks of the free list. A fault leaves those that remain used, and nothing else in doubt.
     pub(super) fn mark_free_list(&self, buffer: &mut [u8], map: &mut UsedMap) -> Result<(), Fault> {
-        let fault = Fault::corrupt("AGFL");
+        let fault = || Fault::corrupt("AGFL");
         let agf = self.agf(buffer)?;
         let sector = self.sector(AGFL_SECTOR, buffer)?;
         let header = if self.geometry.checksums {
@@ -275,15 +275,15 @@ impl Group<'_> {
                         && agfl.agfl_seqno == self.ag
                         && self.intact(sector, &agfl.agfl_uuid, AGFL_CRC)
                 })
-                .ok_or(fault)?;
+                .ok_or_else(fault)?;
             Agfl::SIZE
         } else {
             0
         };
-        let slots = u32::try_from((sector.len() - header) / 4).map_err(|_| fault)?;
+        let slots = u32::try_from((sector.len() - header) / 4).map_err(|_| fault())?;
         let (first, last, count) = (agf.agf_flfirst, agf.agf_fllast, agf.agf_flcount);
         if first >= slots || last >= slots || count > slots {
-            return Err(fault);
+            return Err(fault());
         }
         // Old kernels on 64 bit had one slot less (`xfs_agfl_needs_reset`); the count then fits only without a wrap.
         let active = if last >= first {
@@ -292,18 +292,18 @@ impl Group<'_> {
             slots - first + last + 1
         };
         if count != 0 && active != count {
-            return Err(fault);
+            return Err(fault());
         }
         for index in 0..count {
             let slot = (first + index) % slots;
-            let block = be::<u32>(sector, header + 4 * to_usize(slot.into())).ok_or(fault)?;
+            let block = be::<u32>(sector, header + 4 * to_usize(slot.into())).ok_or_else(fault)?;
             let extent = self
                 .geometry
                 .ag_extent(self.ag, block, 1)
                 .filter(|extent| {
                     block >= self.geometry.header_blocks() && map.is_used(extent.offset)
                 })
-                .ok_or(fault)?;
+                .ok_or_else(fault)?;
             map.set_free(extent);
         }
         Ok(())

@@ -139,12 +139,12 @@ pub(super) fn walk_group(
         &mut |block| {
             group.expect_used(block.offset, findings.map)?;
             for record in block.records.chunks_exact(RECORD_BYTES) {
-                let fault = Fault::corrupt("inode chunk");
-                let chunk = InodeChunk::parse(record, geometry.sparse_inodes).ok_or(fault)?;
+                let fault = || Fault::corrupt("inode chunk");
+                let chunk = InodeChunk::parse(record, geometry.sparse_inodes).ok_or_else(fault)?;
                 if chunk.first < end {
-                    return Err(fault);
+                    return Err(fault());
                 }
-                end = chunk.first.checked_add(INODES_A_CHUNK).ok_or(fault)?;
+                end = chunk.first.checked_add(INODES_A_CHUNK).ok_or_else(fault)?;
                 let fork = ForkWalk {
                     group,
                     stack: &mut *stack,
@@ -168,7 +168,7 @@ fn walk_chunk(
         return Ok(());
     }
     let (group, geometry) = (fork.group, fork.group.geometry);
-    let fault = Fault::corrupt("inode chunk").in_unit("AG", group.ag.into());
+    let fault = || Fault::corrupt("inode chunk").in_unit("AG", group.ag.into());
     // Inodes fill their blocks, so an inode's number times its size is its offset in the group.
     let size = u64::from(geometry.inode_bytes);
     let extent = group.extent();
@@ -181,7 +181,7 @@ fn walk_chunk(
         return Ok(());
     }
     fork.findings.freed = false;
-    let bytes = buffer.get_mut(..to_usize(length)).ok_or(fault)?;
+    let bytes = buffer.get_mut(..to_usize(length)).ok_or_else(fault)?;
     group.device.read_at(offset, bytes)?;
     for (index, inode) in (0u32..).zip(bytes.chunks_exact(to_usize(size))) {
         if !chunk.is_allocated(index) {
@@ -207,7 +207,7 @@ fn walk_chunk(
         .max()
         .is_some_and(|last| u64::from(last) >= length / size)
     {
-        return Err(fault);
+        return Err(fault());
     }
     Ok(())
 }
@@ -264,14 +264,14 @@ fn parse_fork<'i>(geometry: &Geometry, number: u64, inode: &'i [u8]) -> Option<F
 
 impl ForkWalk<'_, '_> {
     fn walk_inode(&mut self, number: u64, inode: &[u8]) -> Result<(), Fault> {
-        let fault = Fault::corrupt("inode");
-        let fork = parse_fork(self.group.geometry, number, inode).ok_or(fault)?;
+        let fault = || Fault::corrupt("inode");
+        let fork = parse_fork(self.group.geometry, number, inode).ok_or_else(fault)?;
         match fork.format {
             FORMAT_EXTENTS => {
                 let length = usize::try_from(fork.extents)
                     .ok()
                     .and_then(|n| n.checked_mul(16));
-                let records = length.and_then(|n| fork.bytes.get(..n)).ok_or(fault)?;
+                let records = length.and_then(|n| fork.bytes.get(..n)).ok_or_else(fault)?;
                 self.mappings(records, fork.regular, &mut 0).map(|_| ())
             }
             FORMAT_BTREE => self.walk_tree(number, &fork),
@@ -281,12 +281,12 @@ impl ForkWalk<'_, '_> {
 
     /// A fork whose root node lies in the inode (`struct xfs_bmdr_block`).
     fn walk_tree(&mut self, number: u64, fork: &Fork<'_>) -> Result<(), Fault> {
-        let fault = Fault::corrupt("extent btree root");
-        let levels = usize::from(be::<u16>(fork.bytes, 0).ok_or(fault)?);
-        let count = usize::from(be::<u16>(fork.bytes, 2).ok_or(fault)?);
+        let fault = || Fault::corrupt("extent btree root");
+        let levels = usize::from(be::<u16>(fork.bytes, 0).ok_or_else(fault)?);
+        let count = usize::from(be::<u16>(fork.bytes, 2).ok_or_else(fault)?);
         let capacity = fork.bytes.len().saturating_sub(4) / 16;
         if levels == 0 || levels >= LEVELS_MAX || count == 0 || count > capacity {
-            return Err(fault);
+            return Err(fault());
         }
         let group = self.group;
         let mut budget = self.findings.budget;
@@ -298,7 +298,7 @@ impl ForkWalk<'_, '_> {
         for index in 0..count {
             let pointer = be::<u64>(fork.bytes, 4 + capacity * 8 + index * 8);
             result = match pointer {
-                None => Err(fault),
+                None => Err(fault()),
                 Some(root) => walker.subtree(root, levels, &mut |block| {
                     group.expect_used(block.offset, self.findings.map)?;
                     seen += self.mappings(block.records, fork.regular, &mut end)?;
@@ -316,24 +316,24 @@ impl ForkWalk<'_, '_> {
         if seen == fork.extents {
             Ok(())
         } else {
-            Err(fault)
+            Err(fault())
         }
     }
 
     /// Takes the records of a fork, in file order from file block `end`; gives their number.
     fn mappings(&mut self, records: &[u8], regular: bool, end: &mut u64) -> Result<u64, Fault> {
-        let fault = Fault::corrupt("file extent");
+        let fault = || Fault::corrupt("file extent");
         let geometry = self.group.geometry;
         let mut seen = 0;
         for record in records.chunks_exact(16) {
-            let mapping = Mapping::parse(record).ok_or(fault)?;
+            let mapping = Mapping::parse(record).ok_or_else(fault)?;
             // No file has a group's headers, the first of which is the superblock.
             let is_behind = |(_, block)| block >= geometry.header_blocks();
             let is_possible = geometry.split(mapping.start).is_some_and(is_behind);
             let extent = geometry
                 .extent(mapping.start, mapping.count)
                 .filter(|_| is_possible && mapping.count != 0 && mapping.file_block >= *end)
-                .ok_or(fault)?;
+                .ok_or_else(fault)?;
             *end = mapping.file_block.saturating_add(mapping.count);
             seen += 1;
             self.mapping(extent, mapping.unwritten, regular)?;

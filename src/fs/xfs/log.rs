@@ -94,11 +94,11 @@ impl<'a> Log<'a> {
     /// The head by halving: cycle numbers go down by one there (or to zero, in a log that never wrapped).
     fn head(&self) -> Result<LogHead, Fault> {
         let blocks = self.blocks();
-        let fault = Fault::corrupt("log").at(self.place.offset, self.place.length_bytes);
-        let last = blocks.checked_sub(1).ok_or(fault)?;
+        let fault = || Fault::corrupt("log").at(self.place.offset, self.place.length_bytes);
+        let last = blocks.checked_sub(1).ok_or_else(fault)?;
         let (first_cycle, last_cycle) = (self.cycle(0)?, self.cycle(last)?);
         if first_cycle == 0 {
-            return Err(fault);
+            return Err(fault());
         }
         if first_cycle == last_cycle {
             return Ok(LogHead {
@@ -107,7 +107,7 @@ impl<'a> Log<'a> {
             });
         }
         if last_cycle != 0 && last_cycle.checked_add(1) != Some(first_cycle) {
-            return Err(fault);
+            return Err(fault());
         }
         let (mut low, mut high) = (0, last);
         while high - low > 1 {
@@ -127,10 +127,12 @@ impl<'a> Log<'a> {
     /// Proves that the log ends in an unmount record and nothing was written behind it.
     pub(super) fn prove_clean(&self, buffer: &mut [u8]) -> Result<(), Fault> {
         let head = self.head()?;
-        let dirty = Fault::corrupt(
-            "the log is dirty, as in every image of a mounted XFS: mount it once, and unmount it",
-        );
-        let (start, header) = self.last_record(head, buffer)?.ok_or(dirty)?;
+        let dirty = || {
+            Fault::corrupt(
+                "the log is dirty, as in every image of a mounted XFS: mount it once, and unmount it",
+            )
+        };
+        let (start, header) = self.last_record(head, buffer)?.ok_or_else(dirty)?;
         let blocks = self.blocks();
         let mut header_blocks = 1;
         if header.h_version & VERSION_2 != 0 && header.h_size > HEADER_COVERS_BYTES {
@@ -144,7 +146,7 @@ impl<'a> Log<'a> {
             && header.h_fs_uuid == self.uuid
             && (start + header_blocks + data_blocks) % blocks == head.block;
         if !plausible {
-            return Err(dirty);
+            return Err(dirty());
         }
         let mut data = [0; 16];
         let place = self.extent((start + header_blocks) % blocks, 1);
@@ -154,7 +156,7 @@ impl<'a> Log<'a> {
         let magic = magic.first_chunk().copied().unwrap_or_default();
         let unmounts = [u16::from_le_bytes(magic), u16::from_be_bytes(magic)];
         if flags & UNMOUNT_FLAG == 0 || !unmounts.contains(&UNMOUNT_MAGIC) {
-            return Err(dirty);
+            return Err(dirty());
         }
         self.nothing_behind(head, buffer)
     }

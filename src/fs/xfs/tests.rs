@@ -216,3 +216,11 @@ fn unknown_features_and_a_filesystem_that_needs_repair_are_read_whole() {
     let (verdict, _) = walked(&bytes, Still::Frozen).unwrap();
     assert_eq!(verdict.doubt.unwrap().what(), "superblock checksum");
 }
+
+#[test]
+fn a_sound_image_makes_no_fault() {
+    let image = v5();
+    let before = crate::error::MADE.get();
+    walked(&image, Still::Unmounted).unwrap();
+    assert_eq!(crate::error::MADE.get(), before);
+}

@@ -86,9 +86,9 @@ impl Shared {
     }
 
     fn place_span(&self, places: &dyn Placing, taken: &TakenSpan) -> Result<(), Problem> {
-        let internal = Problem::Internal(Fault::refused("span outside its slot"));
-        let slot = forgive(self.slots.get(taken.slot).ok_or(internal)?.read());
-        let bytes = slot.get(..taken.length).ok_or(internal)?;
+        let internal = || Problem::Internal(Fault::refused("span outside its slot"));
+        let slot = forgive(self.slots.get(taken.slot).ok_or_else(internal)?.read());
+        let bytes = slot.get(..taken.length).ok_or_else(internal)?;
         places
             .place(taken.part, taken.offset, bytes)
             .map_err(Problem::Write)?;
