@@ -93,6 +93,17 @@ impl UsedMap {
         self.fill(first, last, false);
     }
 
+    /// Marks used what is used of `extent` in `other`; the bytes that it is there.
+    pub fn use_as(&mut self, other: &Self, extent: Extent) -> u64 {
+        let (mut from, mut bytes) = (extent.offset, 0u64);
+        while let Some(used) = other.next_used(from, extent.end()) {
+            self.set_used(used);
+            bytes = bytes.saturating_add(used.length_bytes);
+            from = used.end();
+        }
+        bytes
+    }
+
     fn fill(&mut self, first: u64, end: u64, free: bool) {
         let mut bit = first;
         while bit < end {

@@ -34,6 +34,14 @@ impl Extent {
         self.length_bytes == 0
     }
 
+    /// True when a byte is in both.
+    pub fn overlaps(&self, other: Self) -> bool {
+        self.offset < other.end()
+            && other.offset < self.end()
+            && !self.is_empty()
+            && !other.is_empty()
+    }
+
     /// The part inside `[0, limit)`.
     #[must_use]
     pub fn clipped(&self, limit: u64) -> Self {

@@ -8,6 +8,9 @@
 //!
 //! The second is left out with it as long as what is freed now was free in the earlier map ([`EarlierFindings::was_free`]), in which every file
 //! that was met had its blocks used. Otherwise all inodes are read.
+//!
+//! btrfs never writes a tree block again that a commit has made part of a tree. A leaf of its extent tree that is no younger than the
+//! earlier walk was in the tree which that walk read, and what its extents own is as it was, unless files had to be asked about them.
 
 use std::cell::Cell;
 
@@ -22,6 +25,8 @@ pub const PIECE_BYTES: u64 = 128 * 1024;
 pub struct Earlier {
     again: Vec<Cell<u32>>,
     is_valid: Cell<bool>,
+    /// The commit whose trees the walk read, where the filesystem numbers them.
+    generation: Cell<u64>,
 }
 
 impl Earlier {
@@ -31,6 +36,7 @@ impl Earlier {
         Self {
             again: vec![Cell::new(0); to_usize(words)],
             is_valid: Cell::new(false),
+            generation: Cell::new(0),
         }
     }
 
@@ -74,7 +80,7 @@ pub enum EarlierFindings<'a> {
     Knows(&'a Earlier, &'a UsedMap),
 }
 
-impl EarlierFindings<'_> {
+impl<'a> EarlierFindings<'a> {
     /// Whether the inodes at `offset` have to be read.
     pub fn must_read(self, offset: u64) -> bool {
         match self {
@@ -83,7 +89,19 @@ impl EarlierFindings<'_> {
         }
     }
 
-    /// The inodes at `offset` freed something.
+    /// The tree block at `offset` of that generation need not be read: the map of the earlier walk, in which what it names is used.
+    pub fn answers_for(self, offset: u64, generation: u64) -> Option<&'a UsedMap> {
+        match self {
+            Self::Knows(earlier, map)
+                if generation <= earlier.generation.get() && !earlier.must_read(offset) =>
+            {
+                Some(map)
+            }
+            _ => None,
+        }
+    }
+
+    /// What lies at `offset` freed something, or has to be looked at again for another reason.
     pub fn gave(self, offset: u64) {
         if let Self::Learns(earlier) = self {
             earlier.read_again(offset);
@@ -95,6 +113,14 @@ impl EarlierFindings<'_> {
         if let Self::Learns(earlier) = self {
             earlier.believe();
         }
+    }
+
+    /// The same, of the trees of that commit.
+    pub fn believe_generation(self, generation: u64) {
+        if let Self::Learns(earlier) = self {
+            earlier.generation.set(generation);
+        }
+        self.believe();
     }
 
     /// Whether nothing of `extent` was used when the earlier walk met all files. False where there was none.

@@ -63,7 +63,7 @@ impl Chunk {
     /// From a chunk item at `logical`, checked against the device.
     pub(super) fn parse(logical: u64, item: &[u8], geometry: &Geometry) -> Result<Self, Fault> {
         let bad = |what| Fault::corrupt(what).in_unit("chunk", logical);
-        let raw = RawChunk::parse(item).ok_or(bad("short item"))?;
+        let raw = RawChunk::parse(item).ok_or_else(|| bad("short item"))?;
         let stripes = match raw.flags & !TYPES {
             0 => 1,
             RAID0 if raw.num_stripes == 1 => 1,
@@ -75,20 +75,22 @@ impl Chunk {
         if usize::from(raw.num_stripes) != stripes || !aligned || raw.flags & TYPES == 0 {
             return Err(bad("fields"));
         }
-        logical.checked_add(raw.length).ok_or(bad("length"))?;
+        logical
+            .checked_add(raw.length)
+            .ok_or_else(|| bad("length"))?;
         let mut places = [NONE; 2];
         for (index, place) in places.iter_mut().take(stripes).enumerate() {
             let at = RawChunk::SIZE + index * RawStripe::SIZE;
             let stripe = item
                 .get(at..)
                 .and_then(RawStripe::parse)
-                .ok_or(bad("short item"))?;
+                .ok_or_else(|| bad("short item"))?;
             if stripe.devid != geometry.device_id || stripe.dev_uuid != geometry.device_uuid {
                 return Err(SEVERAL_DEVICES().in_unit("chunk", logical));
             }
             Extent::new(stripe.offset, raw.length)
                 .filter(|extent| extent.end() <= geometry.device_bytes)
-                .ok_or(bad("place past the end of the device"))?;
+                .ok_or_else(|| bad("place past the end of the device"))?;
             *place = stripe.offset;
         }
         Ok(Self {
@@ -221,6 +223,20 @@ impl<'s> ChunkMap<'s> {
         (chunk.logical <= logical).then_some((index, chunk))
     }
 
+    /// The chunks that hold logical addresses in `[from, limit)`, and what of these lies in each.
+    pub(super) fn parts(
+        &self,
+        from: u64,
+        limit: u64,
+    ) -> impl Iterator<Item = (usize, Chunk, Extent)> {
+        (self.position(from)..).map_while(move |index| {
+            let chunk = self.get(index).filter(|chunk| chunk.logical < limit)?;
+            let offset = from.max(chunk.logical);
+            let part = Extent::new(offset, limit.min(chunk.end()).checked_sub(offset)?)?;
+            (!part.is_empty()).then_some((index, chunk, part))
+        })
+    }
+
     /// Adds a chunk. One that is there already must be the same and takes the new state too.
     pub(super) fn insert(&mut self, chunk: &Chunk) -> Result<(), Fault> {
         let index = self.position(chunk.logical);
@@ -287,6 +303,17 @@ mod tests {
             assert!(chunks.find(start * 100 + 500).is_none());
         }
         assert!(chunks.find(999).is_none());
+        let parts: Vec<_> = chunks.parts(1400, 2100).map(|(.., part)| part).collect();
+        let wanted =
+            [(1400, 100), (2000, 100)].map(|(at, length)| Extent::new(at, length).unwrap());
+        assert_eq!(parts, wanted);
+        assert_eq!(
+            (
+                chunks.parts(2100, 2100).count(),
+                chunks.parts(5500, 9999).count()
+            ),
+            (0, 0)
+        );
         let part = Extent::new(1100, 400).unwrap();
         let places: Vec<_> = chunks.find(1000).unwrap().1.on_device(part).collect();
         assert_eq!(places, [Extent::new(170, 400).unwrap()]);

@@ -2,14 +2,17 @@
 //!
 //! Everything starts free; each extent item marks all copies of its blocks. A block group whose extents do not add up to what its
 //! item says, or about which anything was odd, is used whole. Only unwritten parts of an extent become free again ([`super::unwritten`]).
+//! A leaf for which an earlier walk answers ([`crate::fs::earlier`]) is not read: what its extents own is what that walk's map has used.
 
 use crate::error::{Fault, FaultKind};
+use crate::fs::earlier::EarlierFindings;
 use crate::fs::{UsedMap, Verdict};
 use crate::layout;
 use crate::units::{Extent, to_u64};
 
 use super::chunks::{Chunk, ChunkMap, DOUBTFUL, HAS_GROUP, IN_TREE};
-use super::tree::{Key, MAX_LEVELS, Root, TreeBlocks, TreeCursor};
+use super::reserved;
+use super::tree::{Ahead, Expected, Key, MAX_LEVELS, Root, TreeBlocks, TreeCursor};
 
 layout! {
     /// `struct btrfs_extent_item`.
@@ -47,6 +50,10 @@ pub(super) struct Marking<'a, 's> {
     pub map: &'a mut UsedMap,
     /// Collects the doubts.
     pub verdict: Verdict,
+    /// What an earlier walk found.
+    known: EarlierFindings<'a>,
+    /// Where the leaf that is read lies on the device.
+    leaf_place: Option<u64>,
     /// End of the extent before, to see overlaps.
     last_end: u64,
 }
@@ -64,13 +71,20 @@ pub(super) struct ExtentItem {
 
 impl<'a, 's> Marking<'a, 's> {
     /// Starts with everything free.
-    pub(super) fn new(source: TreeBlocks<'a>, chunks: ChunkMap<'s>, map: &'a mut UsedMap) -> Self {
+    pub(super) fn new(
+        source: TreeBlocks<'a>,
+        chunks: ChunkMap<'s>,
+        map: &'a mut UsedMap,
+        known: EarlierFindings<'a>,
+    ) -> Self {
         map.set_all_free();
         Self {
             source,
             chunks,
             map,
             verdict: Verdict::USED,
+            known,
+            leaf_place: None,
             last_end: 0,
         }
     }
@@ -86,7 +100,7 @@ impl<'a, 's> Marking<'a, 's> {
         cursor.start(&source, &self.chunks, root)?;
         let mut bad_blocks = 0;
         loop {
-            match cursor.next(&source, &self.chunks) {
+            match self.next_item(cursor) {
                 Ok(None) => return Ok(()),
                 Ok(Some(key)) => {
                     if let Some(found) = self.item(key, cursor.item()?)? {
@@ -103,13 +117,93 @@ impl<'a, 's> Marking<'a, 's> {
         }
     }
 
+    /// The key of the next item that is not in a leaf for which the earlier walk answers.
+    fn next_item(&mut self, cursor: &mut TreeCursor) -> Result<Option<Key>, Fault> {
+        let source = self.source;
+        while let Ahead::Leaf(leaf) = cursor.ahead(&source, &self.chunks)? {
+            self.leaf_place = self.place_of(leaf.root.logical);
+            if !self.mark_as_before(&leaf) {
+                break;
+            }
+            cursor.pass();
+        }
+        cursor.next(&source, &self.chunks)
+    }
+
+    /// No later walk is to leave out the leaf at hand: what it holds is more than extents, or not all there is to know of them.
+    pub(super) fn read_again(&self) {
+        if let Some(place) = self.leaf_place {
+            self.known.gave(place);
+        }
+    }
+
+    /// Where the first copy of the tree block at that address lies on the device.
+    fn place_of(&self, logical: u64) -> Option<u64> {
+        let block = Extent::new(logical, to_u64(self.source.geometry.node_bytes))?;
+        let (_, chunk) = self.chunks.find(logical)?;
+        chunk.on_device(block).next().map(|place| place.offset)
+    }
+
+    /// The map of the earlier walk, where it answers for all that this leaf's extents own.
+    fn answer_for(&self, leaf: &Expected) -> Option<&'a UsedMap> {
+        let before = self
+            .known
+            .answers_for(self.leaf_place?, leaf.root.generation?)?;
+        // The references of an extent may go on in the next leaf; whose its blocks are is clear only where it begins.
+        let begins_extent = |key: Key| matches!(key.kind, EXTENT_ITEM | METADATA_ITEM);
+        let first = leaf.first.filter(|first| begins_extent(*first))?;
+        let geometry = &self.source.geometry;
+        let is_plain = (begins_extent(leaf.limit) || leaf.limit == Key::LAST)
+            && first.objectid >= self.last_end
+            && before.granule() == geometry.sector;
+        // There the map has more than the extents.
+        let has_reserved = self.parts_of(leaf).any(|(_, chunk, part)| {
+            let is_reserved = |place: Extent| reserved(geometry).any(|one| one.overlaps(place));
+            chunk.on_device(part).any(is_reserved)
+        });
+        (is_plain && !has_reserved).then_some(before)
+    }
+
+    /// The chunks, and what of each, in which the extents of a leaf lie.
+    fn parts_of(&self, leaf: &Expected) -> impl Iterator<Item = (usize, Chunk, Extent)> {
+        let first = leaf.first.map_or(0, |first| first.objectid);
+        self.chunks.parts(first, leaf.limit.objectid)
+    }
+
+    /// Marks and counts what the extents of a leaf own as the earlier walk did, where it answers for that.
+    fn mark_as_before(&mut self, leaf: &Expected) -> bool {
+        let Some(before) = self.answer_for(leaf) else {
+            return false;
+        };
+        let mut from = leaf.first.map_or(0, |first| first.objectid);
+        let limit = leaf.limit.objectid;
+        loop {
+            let part = self.chunks.parts(from, limit).next();
+            let Some((index, mut chunk, part)) = part else {
+                break;
+            };
+            let mut seen_bytes = 0;
+            for place in chunk.on_device(part) {
+                seen_bytes = self.map.use_as(before, place);
+            }
+            chunk.seen_bytes = chunk.seen_bytes.saturating_add(seen_bytes);
+            self.chunks.set(index, &chunk);
+            from = part.end();
+        }
+        self.last_end = limit;
+        true
+    }
+
     fn item(&mut self, key: Key, item: &[u8]) -> Result<Option<ExtentItem>, Fault> {
         match key.kind {
             EXTENT_ITEM => self.extent(key.objectid, key.offset, item),
             METADATA_ITEM if key.offset < to_u64(MAX_LEVELS) => {
                 self.extent(key.objectid, to_u64(self.source.geometry.node_bytes), item)
             }
-            BLOCK_GROUP_ITEM => self.group(key, item).map(|()| None),
+            BLOCK_GROUP_ITEM => {
+                self.read_again();
+                self.group(key, item).map(|()| None)
+            }
             kind if REFERENCES.contains(&kind) => Ok(None),
             kind => Err(Fault::unsupported("kind of item in the extent tree")
                 .in_unit("item kind", u64::from(kind))),
@@ -124,11 +218,11 @@ impl<'a, 's> Marking<'a, 's> {
         item: &[u8],
     ) -> Result<Option<ExtentItem>, Fault> {
         let bad = |what| Fault::corrupt(what).in_unit("extent", logical);
-        let extent = Extent::new(logical, length).ok_or(bad("length"))?;
+        let extent = Extent::new(logical, length).ok_or_else(|| bad("length"))?;
         let (index, mut chunk) = self
             .chunks
             .find(logical)
-            .ok_or(bad("address in no chunk"))?;
+            .ok_or_else(|| bad("address in no chunk"))?;
         let raw = RawExtent::parse(item);
         let unit = self.source.geometry.sector.bytes64();
         let sound = raw.filter(|raw| {
@@ -159,8 +253,8 @@ impl<'a, 's> Marking<'a, 's> {
 
     fn group(&mut self, key: Key, item: &[u8]) -> Result<(), Fault> {
         let bad =
-            Fault::corrupt("block group without its chunk").in_unit("block group", key.objectid);
-        let (index, mut chunk) = self.chunks.find(key.objectid).ok_or(bad)?;
+            || Fault::corrupt("block group without its chunk").in_unit("block group", key.objectid);
+        let (index, mut chunk) = self.chunks.find(key.objectid).ok_or_else(bad)?;
         let raw = RawGroup::parse(item).filter(|raw| {
             (key.objectid, key.offset) == (chunk.logical, chunk.length_bytes)
                 && raw.flags == chunk.flags
@@ -173,7 +267,7 @@ impl<'a, 's> Marking<'a, 's> {
                 chunk.state |= HAS_GROUP;
             }
             None => {
-                self.verdict.doubt(bad);
+                self.verdict.doubt(bad());
                 chunk.state |= DOUBTFUL;
             }
         }
@@ -230,15 +324,16 @@ impl<'a, 's> Marking<'a, 's> {
 
     /// The top block of a tree that is in use must have come out used, in every copy.
     pub(super) fn expect_used(&self, root: Root) -> Result<(), Fault> {
-        let fault = Fault::corrupt("tree block in no extent").in_unit("tree block", root.logical);
+        let fault =
+            || Fault::corrupt("tree block in no extent").in_unit("tree block", root.logical);
         let bytes = to_u64(self.source.geometry.node_bytes);
-        let extent = Extent::new(root.logical, bytes).ok_or(fault)?;
-        let (_, chunk) = self.chunks.find(root.logical).ok_or(fault)?;
+        let extent = Extent::new(root.logical, bytes).ok_or_else(fault)?;
+        let (_, chunk) = self.chunks.find(root.logical).ok_or_else(fault)?;
         let used = |place: Extent| {
             self.map.is_used(place.offset) && self.map.is_used(place.end().saturating_sub(1))
         };
         let every = chunk.on_device(extent).all(used);
-        if every { Ok(()) } else { Err(fault) }
+        if every { Ok(()) } else { Err(fault()) }
     }
 }
 

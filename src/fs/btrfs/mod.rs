@@ -20,6 +20,7 @@ mod unwritten;
 
 use heapless::String;
 
+use super::earlier::EarlierFindings;
 use super::{Identity, Kind, Reader, Still, UsedMap, Verdict, Walk};
 use crate::device::ReadAt;
 use crate::error::{Fault, FaultKind};
@@ -95,7 +96,7 @@ pub(super) fn walk(
     let outcome = match still {
         Still::Moving => Err(Fault::unsupported("the source is not held still")),
         Still::Frozen | Still::Glimpse | Still::Unmounted | Still::ReadOnly => {
-            mark(identity, walk, map)
+            mark_knowing(identity, walk, map)
         }
     };
     match outcome {
@@ -118,7 +119,31 @@ pub(super) fn witness(identity: &Identity, walk: &mut Walk<'_>) -> Result<(), Fa
     Ok(())
 }
 
-fn mark(identity: &Identity, walk: &mut Walk<'_>, map: &mut UsedMap) -> Result<Verdict, Fault> {
+/// With what an earlier walk found, and where that leaves a doubt, without.
+fn mark_knowing(
+    identity: &Identity,
+    walk: &mut Walk<'_>,
+    map: &mut UsedMap,
+) -> Result<Verdict, Fault> {
+    let known = walk.known();
+    let outcome = mark(identity, walk, map, known);
+    let is_clean = outcome
+        .as_ref()
+        .is_ok_and(|verdict| verdict.doubt.is_none());
+    match known {
+        EarlierFindings::Knows(..) if !is_clean => {
+            mark(identity, walk, map, EarlierFindings::Nothing)
+        }
+        _ => outcome,
+    }
+}
+
+fn mark(
+    identity: &Identity,
+    walk: &mut Walk<'_>,
+    map: &mut UsedMap,
+    known: EarlierFindings<'_>,
+) -> Result<Verdict, Fault> {
     let device = walk.device();
     let superblock = Superblock::read(device)?.ok_or_else(|| Fault::corrupt("superblock"))?;
     let geometry = superblock.geometry()?;
@@ -149,7 +174,7 @@ fn mark(identity: &Identity, walk: &mut Walk<'_>, map: &mut UsedMap) -> Result<V
     };
     let mut unwritten = find(CHECKSUM_TREE)
         .and_then(|root| Unwritten::new(&source, &chunks, (root_tree, root), (checksums, files)));
-    let mut marking = Marking::new(source, chunks, map);
+    let mut marking = Marking::new(source, chunks, map, known);
     if geometry.has_group_tree {
         marking.walk(&mut cursor, group_root, |_, _, _| Ok(()))?;
     }
@@ -171,6 +196,9 @@ fn mark(identity: &Identity, walk: &mut Walk<'_>, map: &mut UsedMap) -> Result<V
         Err(fault) => verdict.doubt(fault.doubted()?),
     }
     keep_reserved(&geometry, map);
+    if verdict.doubt.is_none() {
+        known.believe_generation(geometry.generation);
+    }
     Ok(verdict)
 }
 
@@ -187,20 +215,24 @@ fn new_cursor<'s>(
     Ok((TreeCursor::new(memory, geometry), rest))
 }
 
-/// What is used without an extent: the start, the superblocks, and what a map larger than the filesystem covers.
-fn keep_reserved(geometry: &Geometry, map: &mut UsedMap) {
+/// What is used without an extent: the start and the superblocks.
+fn reserved(geometry: &Geometry) -> impl Iterator<Item = Extent> {
     let start = Extent {
         offset: 0,
         length_bytes: RESERVED_BYTES,
     };
+    core::iter::once(start).chain(superblock::copies(geometry.device_bytes))
+}
+
+/// Marks that, and what a map larger than the filesystem covers.
+fn keep_reserved(geometry: &Geometry, map: &mut UsedMap) {
     let rest = Extent {
         offset: geometry.device_bytes,
         length_bytes: map.size_bytes().saturating_sub(geometry.device_bytes),
     };
-    map.set_used(start);
     map.set_used(rest);
-    for copy in superblock::copies(geometry.device_bytes) {
-        map.set_used(copy);
+    for extent in reserved(geometry) {
+        map.set_used(extent);
     }
 }
 
@@ -228,18 +260,18 @@ fn map_chunks<'s>(
     mut chunks: ChunkMap<'s>,
 ) -> Result<ChunkMap<'s>, Fault> {
     let geometry = &source.geometry;
-    let short = Fault::corrupt("system chunk array");
+    let short = || Fault::corrupt("system chunk array");
     let mut array = superblock.chunk_array()?;
     while !array.is_empty() {
-        let key = Key::parse(array).ok_or(short)?;
-        let item = array.get(Key::SIZE..).ok_or(short)?;
+        let key = Key::parse(array).ok_or_else(short)?;
+        let item = array.get(Key::SIZE..).ok_or_else(short)?;
         if (key.objectid, key.kind) != (FIRST_CHUNK_TREE, CHUNK_ITEM) {
-            return Err(short);
+            return Err(short());
         }
         chunks.insert(&Chunk::parse(key.offset, item, geometry)?)?;
         array = Chunk::item_bytes(item)
             .and_then(|bytes| item.get(bytes..))
-            .ok_or(short)?;
+            .ok_or_else(short)?;
     }
     let mut devices = 0;
     cursor.start(source, &chunks, chunk_tree(superblock))?;
@@ -299,12 +331,12 @@ fn find_root(
     root_tree: Root,
     id: u64,
 ) -> Result<Root, Fault> {
-    let missing = Fault::corrupt("root item").in_unit("tree", id);
+    let missing = || Fault::corrupt("root item").in_unit("tree", id);
     cursor.seek(source, chunks, root_tree, Key::new(id, ROOT_ITEM, 0))?;
     match cursor.next(source, chunks)? {
         Some(key) if (key.objectid, key.kind) == (id, ROOT_ITEM) => {
-            Root::parse(cursor.item()?).ok_or(missing)
+            Root::parse(cursor.item()?).ok_or_else(missing)
         }
-        _ => Err(missing),
+        _ => Err(missing()),
     }
 }

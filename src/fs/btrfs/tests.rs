@@ -4,12 +4,20 @@
 //! endian) and 4096 bytes. In it: 30 files, a partly written and a shared unwritten extent, a snapshot, a reflink.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::*;
+use crate::fs::earlier::Earlier;
 use crate::fs::{Coverage, SCRATCH_BYTES};
 use crate::units::{BlockSize, to_usize};
 
 const FIXTURE: &[u8] = include_bytes!("../../../tests/data/btrfs/mixed-dup.deflate");
+/// The same kind of image: 256 MiB with an extent tree of 34 leaves (1,500 files of a block each, one that is unwritten but for a block),
+/// and what of it was another half a minute later, when 30 files were gone, another had come, and one more block was written.
+/// Kept are the trees of chunks, roots, devices, extents and checksums.
+const MANY: &[u8] = include_bytes!("../../../tests/data/btrfs/many-extents.deflate");
+const LATER: &[u8] = include_bytes!("../../../tests/data/btrfs/many-extents-later.deflate");
 const BLOCK: u64 = 4096;
 /// Where the primary superblock lies.
 const SUPER: u64 = 65_536;
@@ -18,17 +26,23 @@ const MIXED: ([u64; 2], u64) = ([30_408_704, 97_517_568], 67_108_864);
 
 /// An image of which only these blocks are not zeros.
 #[derive(Clone)]
-struct Sparse(BTreeMap<u64, Vec<u8>>);
+struct Sparse {
+    blocks: BTreeMap<u64, Vec<u8>>,
+    size_bytes: u64,
+    /// How often it was read.
+    reads: Arc<AtomicU32>,
+}
 
 impl ReadAt for Sparse {
     fn size_bytes(&self) -> u64 {
-        209_715_200
+        self.size_bytes
     }
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), Fault> {
+        self.reads.fetch_add(1, Ordering::Relaxed);
         for (index, byte) in buffer.iter_mut().enumerate() {
             let at = offset + to_u64(index);
             *byte = self
-                .0
+                .blocks
                 .get(&(at / BLOCK * BLOCK))
                 .map_or(0, |block| block[to_usize(at % BLOCK)]);
         }
@@ -38,17 +52,28 @@ impl ReadAt for Sparse {
 
 impl Sparse {
     fn fixture() -> Self {
-        let bytes = miniz_oxide::inflate::decompress_to_vec(FIXTURE).unwrap();
-        let record = |bytes: &[u8]| {
-            let (offset, block) = bytes.split_first_chunk::<8>().unwrap();
-            (u64::from_le_bytes(*offset), block.to_vec())
-        };
-        Self(bytes.chunks_exact(8 + 4096).map(record).collect())
+        Self::new(209_715_200, &[FIXTURE])
+    }
+
+    fn new(size_bytes: u64, fixtures: &[&[u8]]) -> Self {
+        let mut blocks = BTreeMap::new();
+        for fixture in fixtures {
+            let bytes = miniz_oxide::inflate::decompress_to_vec(fixture).unwrap();
+            for record in bytes.chunks_exact(8 + 4096) {
+                let (offset, block) = record.split_first_chunk::<8>().unwrap();
+                blocks.insert(u64::from_le_bytes(*offset), block.to_vec());
+            }
+        }
+        Self {
+            blocks,
+            size_bytes,
+            reads: Arc::default(),
+        }
     }
 
     /// Writes into a block and makes its checksum right again.
     fn patch(&mut self, block: u64, at: usize, bytes: &[u8]) {
-        let block = self.0.get_mut(&block).unwrap();
+        let block = self.blocks.get_mut(&block).unwrap();
         block[at..at + bytes.len()].copy_from_slice(bytes);
         let sum = crate::crc::crc32c(&block[32..]).to_le_bytes();
         block[..4].copy_from_slice(&sum);
@@ -62,10 +87,10 @@ impl Sparse {
         };
         let generation = |block: &Vec<u8>| crate::layout::le::<u64>(block, 0x50).unwrap();
         let owned = |block: &&Vec<u8>| crate::layout::le::<u64>(block, 0x58) == Some(2);
-        let blocks = self.0.values().filter(newest).filter(owned);
+        let blocks = self.blocks.values().filter(newest).filter(owned);
         let last = blocks.map(generation).max().unwrap();
         let mut found = Vec::new();
-        for (offset, block) in &self.0 {
+        for (offset, block) in &self.blocks {
             if newest(&block) && owned(&block) && generation(block) == last {
                 found.push(*offset);
             }
@@ -73,12 +98,22 @@ impl Sparse {
         found
     }
 
+    /// How often the last walk read.
+    fn reads(&self) -> u32 {
+        self.reads.load(Ordering::Relaxed)
+    }
+
     fn outcome(&self) -> (Result<Verdict, Fault>, UsedMap) {
+        self.outcome_knowing(EarlierFindings::Nothing)
+    }
+
+    fn outcome_knowing(&self, known: EarlierFindings) -> (Result<Verdict, Fault>, UsedMap) {
         let identity = probe(self).unwrap().unwrap();
         let size = identity.size_bytes;
         let mut map = UsedMap::new(size, BlockSize::from_bytes(BLOCK).unwrap()).unwrap();
         let mut scratch = vec![0xa5; SCRATCH_BYTES];
-        let mut memory = Walk::new(self, &mut scratch);
+        self.reads.store(0, Ordering::Relaxed);
+        let mut memory = Walk::new(self, &mut scratch).knowing(known);
         let verdict = walk(&identity, Still::Unmounted, &mut memory, &mut map);
         (verdict, map)
     }
@@ -128,7 +163,7 @@ fn features_that_are_not_known_mean_that_everything_is_read() {
         (0x38, 1 << 36, "superblock flags"),
     ] {
         let mut image = Sparse::fixture();
-        let old: u64 = crate::layout::le(&image.0[&SUPER], at).unwrap();
+        let old: u64 = crate::layout::le(&image.blocks[&SUPER], at).unwrap();
         image.patch(SUPER, at, &(old | bit).to_le_bytes());
         image.assert_whole(why);
     }
@@ -183,7 +218,9 @@ fn a_block_group_that_does_not_add_up_is_used_whole_and_the_others_are_not() {
     assert_eq!(leaves.len(), 2, "{leaves:?}");
     let used = 1_064_960u64.to_le_bytes();
     for leaf in leaves {
-        let at = image.0[&leaf].windows(8).position(|window| window == used);
+        let at = image.blocks[&leaf]
+            .windows(8)
+            .position(|window| window == used);
         image.patch(leaf, at.unwrap(), &(1_064_960u64 - 4096).to_le_bytes());
     }
     let (verdict, map) = image.outcome();
@@ -205,7 +242,7 @@ fn a_leaf_of_the_extent_tree_that_is_bad_in_both_copies_ends_in_more_used_blocks
     let mut image = Sparse::fixture();
     let (_, before) = image.outcome();
     for leaf in image.extent_leaves() {
-        image.0.get_mut(&leaf).unwrap()[2000] ^= 1;
+        image.blocks.get_mut(&leaf).unwrap()[2000] ^= 1;
     }
     let (verdict, map) = image.outcome();
     assert_ne!(verdict.unwrap().coverage, Coverage::Used);
@@ -246,7 +283,7 @@ fn a_replacement_that_goes_on_or_is_suspended_is_refused_and_one_that_is_over_is
     ] {
         let mut image = Sparse::fixture();
         let leaves: Vec<(u64, usize, usize)> = image
-            .0
+            .blocks
             .iter()
             .filter(|(_, block)| crate::layout::le::<u64>(block, 0x58) == Some(DEVICE_TREE))
             .filter_map(|(offset, block)| {
@@ -268,4 +305,70 @@ fn a_replacement_that_goes_on_or_is_suspended_is_refused_and_one_that_is_over_is
             }
         }
     }
+}
+
+/// Where two maps differ.
+fn differences(one: &UsedMap, other: &UsedMap) -> Vec<u64> {
+    (0..one.size_bytes() / BLOCK)
+        .map(|block| block * BLOCK)
+        .filter(|at| one.is_used(*at) != other.is_used(*at))
+        .collect()
+}
+
+#[test]
+fn leaves_that_an_earlier_walk_had_are_not_read_again_and_the_map_is_the_same() {
+    let (image, later) = (
+        Sparse::new(256 << 20, &[MANY]),
+        Sparse::new(256 << 20, &[MANY, LATER]),
+    );
+    let earlier = Earlier::new(256 << 20);
+    let (verdict, before) = image.outcome_knowing(EarlierFindings::Learns(&earlier));
+    assert_eq!(verdict.unwrap().doubt.map(|doubt| doubt.to_string()), None);
+
+    let (verdict, alone) = later.outcome();
+    assert_eq!(verdict.unwrap().coverage, Coverage::Used);
+    let all_reads = later.reads();
+    assert!(!differences(&before, &alone).is_empty());
+
+    let knows = EarlierFindings::Knows(&earlier, &before);
+    let (verdict, map) = later.outcome_knowing(knows);
+    assert!(verdict.unwrap().doubt.is_none());
+    assert_eq!(differences(&map, &alone), []);
+    let reads = later.reads();
+    assert!(reads * 2 < all_reads, "{reads} of {all_reads}");
+
+    // Of what was written since, or of an earlier walk that is not believed, nothing is left out.
+    for piece in 0..256 * 8 {
+        earlier.read_again(piece * crate::fs::earlier::PIECE_BYTES);
+    }
+    let (_, map) = later.outcome_knowing(knows);
+    assert_eq!(
+        (differences(&map, &alone), later.reads()),
+        (vec![], all_reads)
+    );
+}
+
+#[test]
+fn an_earlier_map_that_does_not_add_up_costs_another_walk_and_nothing_else() {
+    let image = Sparse::new(256 << 20, &[MANY]);
+    let earlier = Earlier::new(256 << 20);
+    let (_, right) = image.outcome_knowing(EarlierFindings::Learns(&earlier));
+    for is_all_used in [true, false] {
+        let mut wrong = UsedMap::new(256 << 20, BlockSize::from_bytes(BLOCK).unwrap()).unwrap();
+        if !is_all_used {
+            wrong.set_all_free();
+        }
+        let (verdict, map) = image.outcome_knowing(EarlierFindings::Knows(&earlier, &wrong));
+        assert!(verdict.unwrap().doubt.is_none());
+        assert_eq!(differences(&map, &right), []);
+    }
+}
+
+#[test]
+fn a_sound_image_makes_no_fault() {
+    let image = Sparse::new(256 << 20, &[MANY]);
+    let before = crate::error::MADE.get();
+    let (verdict, _) = image.outcome();
+    assert!(verdict.unwrap().doubt.is_none());
+    assert_eq!(crate::error::MADE.get(), before);
 }

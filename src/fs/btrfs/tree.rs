@@ -99,11 +99,24 @@ pub(super) struct TreeBlocks<'a> {
 
 /// What the parent says about a block.
 #[derive(Clone, Copy)]
-struct Expected {
-    root: Root,
-    first: Option<Key>,
+pub(super) struct Expected {
+    /// Where it lies, as the top of what is below it.
+    pub root: Root,
+    /// Its first key; `None` for the top of a tree.
+    pub first: Option<Key>,
     /// Its keys are below this one.
-    limit: Key,
+    pub limit: Key,
+}
+
+/// Where the next step of a cursor leads.
+#[derive(Clone, Copy)]
+pub(super) enum Ahead {
+    /// Out of the tree.
+    End,
+    /// To the next item of the leaf that is loaded.
+    Item,
+    /// Into this leaf.
+    Leaf(Expected),
 }
 
 impl TreeBlocks<'_> {
@@ -118,9 +131,9 @@ impl TreeBlocks<'_> {
         let name = |fault: Fault| fault.in_unit("tree block", logical);
         let (_, chunk) = chunks
             .find(logical)
-            .ok_or(name(Fault::corrupt("address in no chunk")))?;
-        let extent =
-            Extent::new(logical, to_u64(block.len())).ok_or(name(Fault::corrupt("address")))?;
+            .ok_or_else(|| name(Fault::corrupt("address in no chunk")))?;
+        let extent = Extent::new(logical, to_u64(block.len()))
+            .ok_or_else(|| name(Fault::corrupt("address")))?;
         let mut first_fault = None;
         for place in chunk.on_device(extent) {
             let outcome = self.device.read_at(place.offset, block).and_then(|()| {
@@ -140,7 +153,7 @@ impl TreeBlocks<'_> {
     /// The number of entries of a block that is what its parent says.
     fn check(&self, expected: &Expected, block: &[u8]) -> Result<usize, Fault> {
         let bad = Fault::corrupt;
-        let header = Header::parse(block).ok_or(bad("short"))?;
+        let header = Header::parse(block).ok_or_else(|| bad("short"))?;
         if !self.geometry.checksum.holds(block) {
             return Err(bad("checksum"));
         }
@@ -168,7 +181,7 @@ impl TreeBlocks<'_> {
         }
         let mut before = None;
         for index in 0..count {
-            let key = entry_key(block, header.level, index).ok_or(bad("short"))?;
+            let key = entry_key(block, header.level, index).ok_or_else(|| bad("short"))?;
             let starts_right = before.is_some() || expected.first.is_none_or(|first| first == key);
             if !starts_right || before.is_some_and(|before| before >= key) {
                 return Err(bad("order of keys"));
@@ -371,30 +384,69 @@ impl<'s> TreeCursor<'s> {
         low
     }
 
-    /// Enters the next child of the lowest loaded block; whatever comes of it, that child is done with.
-    fn descend(&mut self, source: &TreeBlocks, chunks: &ChunkMap) -> Result<(), Fault> {
+    /// What the lowest loaded block says about its next child.
+    fn next_child(&self) -> Option<Expected> {
         let level = self.level;
-        let step = *self.step(level);
-        self.step(level).next = step.next.saturating_add(1);
-        let short = Fault::corrupt("short tree block");
-        let block = self.block(level).ok_or(short)?;
-        let pointer = entry(block, level, step.next).ok_or(short)?;
+        let step = self.steps.get(usize::from(level))?;
+        let block = self.block(level)?;
+        let pointer = entry(block, level, step.next)?;
         let limit = if step.next + 1 < step.count {
-            entry_key(block, level, step.next + 1).ok_or(short)?
+            entry_key(block, level, step.next + 1)?
         } else {
             step.limit
         };
-        let root = Root {
-            logical: le(pointer, 17).ok_or(short)?,
-            level: level.saturating_sub(1),
-            generation: Some(le(pointer, 25).ok_or(short)?),
-        };
-        let expected = Expected {
-            root,
+        Some(Expected {
+            root: Root {
+                logical: le(pointer, 17)?,
+                level: level.saturating_sub(1),
+                generation: Some(le(pointer, 25)?),
+            },
             first: Key::parse(pointer),
             limit,
-        };
-        self.load(source, chunks, &expected)
+        })
+    }
+
+    /// Enters the next child of the lowest loaded block; whatever comes of it, that child is done with.
+    fn descend(&mut self, source: &TreeBlocks, chunks: &ChunkMap) -> Result<(), Fault> {
+        let child = self.next_child();
+        self.pass();
+        self.load(
+            source,
+            chunks,
+            &child.ok_or_else(|| Fault::corrupt("short tree block"))?,
+        )
+    }
+
+    /// Leaves out what [`Self::ahead`] named.
+    pub(super) fn pass(&mut self) {
+        let step = self.step(self.level);
+        step.next = step.next.saturating_add(1);
+    }
+
+    /// Goes as far as to the next leaf or item, without entering it. After an error the next call goes on behind the block that was bad.
+    pub(super) fn ahead(&mut self, source: &TreeBlocks, chunks: &ChunkMap) -> Result<Ahead, Fault> {
+        loop {
+            let level = self.level;
+            let step = *self.step(level);
+            if step.next >= step.count {
+                if self.root.is_none_or(|root| level >= root.level) {
+                    return Ok(Ahead::End);
+                }
+                self.level = level + 1;
+                continue;
+            }
+            match level {
+                0 => return Ok(Ahead::Item),
+                1 => {
+                    let leaf = self.next_child().map(Ahead::Leaf);
+                    if leaf.is_none() {
+                        self.pass();
+                    }
+                    return leaf.ok_or_else(|| Fault::corrupt("short tree block"));
+                }
+                _ => self.descend(source, chunks)?,
+            }
+        }
     }
 
     /// The key of the next item, `None` at the end. After an error the next call goes on behind the block that was bad.
@@ -404,35 +456,29 @@ impl<'s> TreeCursor<'s> {
         chunks: &ChunkMap,
     ) -> Result<Option<Key>, Fault> {
         loop {
-            let level = self.level;
-            let step = *self.step(level);
-            if step.next >= step.count {
-                if self.root.is_none_or(|root| level >= root.level) {
-                    return Ok(None);
+            match self.ahead(source, chunks)? {
+                Ahead::End => return Ok(None),
+                Ahead::Leaf(_) => self.descend(source, chunks)?,
+                Ahead::Item => {
+                    self.current = self.step(0).next;
+                    self.pass();
+                    let block = self.block(0).unwrap_or_default();
+                    return Ok(entry_key(block, 0, self.current));
                 }
-                self.level = level + 1;
-                continue;
             }
-            if level == 0 {
-                self.step(0).next = step.next + 1;
-                self.current = step.next;
-                let block = self.block(0).unwrap_or_default();
-                return Ok(entry_key(block, 0, step.next));
-            }
-            self.descend(source, chunks)?;
         }
     }
 
     /// The bytes of the item whose key was returned last.
     pub(super) fn item(&self) -> Result<&[u8], Fault> {
-        let bad = Fault::corrupt("place of an item in its tree block");
-        let block = self.block(0).ok_or(bad)?;
-        let entry = entry(block, 0, self.current).ok_or(bad)?;
+        let bad = || Fault::corrupt("place of an item in its tree block");
+        let block = self.block(0).ok_or_else(bad)?;
+        let entry = entry(block, 0, self.current).ok_or_else(bad)?;
         let number = |at| le::<u32>(entry, at).and_then(|value| usize::try_from(value).ok());
-        let (offset, size) = (number(17).ok_or(bad)?, number(21).ok_or(bad)?);
+        let (offset, size) = (number(17).ok_or_else(bad)?, number(21).ok_or_else(bad)?);
         block
             .get(Header::SIZE..)
             .and_then(|data| data.get(offset..)?.get(..size))
-            .ok_or(bad)
+            .ok_or_else(bad)
     }
 }

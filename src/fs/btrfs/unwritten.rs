@@ -41,6 +41,8 @@ layout! {
     }
 }
 
+/// `BTRFS_EXTENT_CSUM_OBJECTID`.
+const CHECKSUMS: u64 = u64::MAX - 9;
 const EXTENT_CSUM: u8 = 128;
 const EXTENT_DATA: u8 = 108;
 const EXTENT_DATA_REF: u8 = 178;
@@ -60,6 +62,7 @@ const LOOKUP_BLOCKS: u32 = 8192;
 /// Finds them while the extents pass by in order.
 pub(super) struct Unwritten<'s> {
     checksums: TreeCursor<'s>,
+    checksum_root: Root,
     /// The run of checksummed data at or after the last extent.
     run: Option<Extent>,
     files: TreeCursor<'s>,
@@ -79,6 +82,7 @@ impl<'s> Unwritten<'s> {
         checksums.start(source, chunks, checksum_root)?;
         let mut new = Self {
             checksums,
+            checksum_root,
             run: None,
             files,
             root_tree,
@@ -86,6 +90,28 @@ impl<'s> Unwritten<'s> {
         };
         new.next_run(source, chunks)?;
         Ok(new)
+    }
+
+    /// Passes over the checksums that cannot reach `extent`, where there is more than a leaf of them.
+    fn seek_run(
+        &mut self,
+        source: &TreeBlocks,
+        chunks: &ChunkMap,
+        extent: Extent,
+    ) -> Result<(), Fault> {
+        let geometry = &source.geometry;
+        let sums = to_u64(geometry.node_bytes) / geometry.checksum.bytes();
+        // Nothing that begins before this address reaches the extent: its sums would not fit into a leaf.
+        let first = extent
+            .offset
+            .saturating_sub(sums.saturating_mul(geometry.sector.bytes64()));
+        if self.run.is_none_or(|run| run.end() >= first) {
+            return Ok(());
+        }
+        let key = Key::new(CHECKSUMS, EXTENT_CSUM, first);
+        self.checksums
+            .seek(source, chunks, self.checksum_root, key)?;
+        self.next_run(source, chunks)
     }
 
     fn next_run(&mut self, source: &TreeBlocks, chunks: &ChunkMap) -> Result<(), Fault> {
@@ -108,6 +134,7 @@ impl<'s> Unwritten<'s> {
         chunks: &ChunkMap,
         extent: Extent,
     ) -> Result<bool, Fault> {
+        self.seek_run(source, chunks, extent)?;
         let mut reached = extent.offset;
         while let Some(run) = self.run {
             if run.end() > reached {
@@ -139,6 +166,8 @@ impl<'s> Unwritten<'s> {
         if references != found.refs || self.is_covered(&source, &marking.chunks, extent)? {
             return Ok(());
         }
+        // What its files say of it may change without it.
+        marking.read_again();
         if self.files.blocks_read() >= LOOKUP_BLOCKS {
             return Err(Fault::unsupported(
                 "more data without checksums than is looked up",
