@@ -25,7 +25,7 @@ pull|--kept NAME|a snapshot that is kept in the board's store, or 'latest': DIR/
 pull|--artifact|with --dump: straight into a Mender artifact, DIR/HOST[_PORT].mender
 #Where to:
 dump|-o, --output FILE|write FILE.part, and rename it to FILE when it is complete ('-' or none: stdout)
-dump|--split SIZE|with -o FILE: pieces FILE.001, FILE.002 … of that size, as for FAT32 (4000M); restore and verify take FILE.001, and cat FILE.[0-9]* puts them together
+dump|--split SIZE|with -o FILE: pieces FILE.001, FILE.002 … of that size, as for FAT32 (4000M); restore and verify take FILE.001, and cat FILE.[0-9][0-9][0-9] puts them together
 dump|--bmap FILE|with -o: a .bmap (2.0, SHA-256) for it too, read back from it; bmaptool copy takes both
 create|-o, --output WHERE|a folder: HOST-YYYYMMDDThhmmssZ-SEQ.zip in it (SEQ counts: boards have no clock), one floe at a time; a FILE; or - for stdout. Default: the folder of 'store = DIR' in /etc/floe.conf, otherwise stdout. Written as .part and renamed when it is complete
 artifact|-o, --output FILE|write FILE.part, and rename it to FILE when it is complete ('-' or none: stdout)

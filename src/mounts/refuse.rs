@@ -63,7 +63,9 @@ impl System {
                 "{name} belongs to another machine ({source}); {}",
                 self.candidates()
             ),
-            "btrfs" => format!("the devices of this btrfs ({source}) were not found in sysfs"),
+            "btrfs" => format!(
+                "the devices of this btrfs ({source}) were not found in sysfs; when one has just been replaced, run it again"
+            ),
             _ => format!(
                 "{name} has no block device of its own; {}",
                 self.candidates()

@@ -220,7 +220,7 @@ impl System {
     }
 
     fn uses_but(&self, dev: DevId, is_left_out: &dyn Fn(&Mount) -> bool) -> Vec<Use> {
-        let mut left_out = false;
+        let mut idle_devices = Vec::new();
         let roots = &self.roots;
         let mut parts = vec![dev];
         parts.extend(roots.partitions_of(dev).into_iter().map(|part| part.dev));
@@ -230,7 +230,9 @@ impl System {
         for at in &parts {
             let mounts = self.mounts_on(*at).into_iter();
             let (idle, mounts): (Vec<_>, _) = mounts.partition(|(mount, _)| is_left_out(mount));
-            left_out |= !idle.is_empty();
+            if !idle.is_empty() {
+                idle_devices.push(*at);
+            }
             let device = roots.shown(*at);
             let reasons = self.reasons(*at, mounts, swaps.contains(at)).into_iter();
             uses.extend(reasons.map(|why| Use {
@@ -256,11 +258,17 @@ impl System {
         };
         let (mut uses, others): (Vec<Use>, Vec<Use>) = uses.into_iter().partition(mirror);
         uses.extend(others);
-        if uses.is_empty() && !left_out && self.is_held(dev) {
-            uses.push(Use {
-                device: device.clone(),
+        if uses.is_empty() {
+            // What is left out holds its own device, and its disk.
+            let asked = |at: &DevId| match idle_devices.is_empty() {
+                true => *at == dev,
+                false => !idle_devices.contains(at) && roots.partitions_of(*at).is_empty(),
+            };
+            let held = parts.iter().filter(|at| asked(at) && self.is_held(**at));
+            uses.extend(held.map(|at| Use {
+                device: roots.shown(*at),
                 why: Why::Busy,
-            });
+            }));
         }
         if roots.device_read_only(dev) {
             uses.push(Use {

@@ -20,9 +20,12 @@ use crate::threads::Lock;
 
 use self::file::ReportFile;
 pub use object::{JsonObject, hex, json_list, json_string};
-pub use progress::{ASKING, FittedLine, Manner, PHASES, Pace, Progress, Step, window};
+pub use progress::{
+    ASKING, COLUMNS, FittedLine, Manner, PHASES, Pace, Progress, Step, is_typed_unseen, window,
+};
 
-/// Writes one line `floe: LINE` to stderr, with a single write where that takes it; failures are ignored, because there is nowhere to report them.
+/// Writes one line `floe: LINE` to stderr, with a single write where that takes it; failures are ignored, because there is nowhere to
+/// report them.
 pub fn line(line: impl fmt::Display) {
     lines(&clean(&format!("floe: {line}")));
 }

@@ -5,6 +5,8 @@
 use std::fmt::{self, Write};
 use std::time::{Duration, Instant};
 
+use rustix::termios::LocalModes;
+
 use super::{Bytes, JsonObject, harmless, millis};
 use crate::cli::{Common, ProgressWish};
 use crate::sys::stderr::write_if_ready;
@@ -50,8 +52,14 @@ impl Manner {
 pub const ASKING: Duration = Duration::from_secs(30);
 
 /// Columns of a line at most, and where nobody says how many there are (a serial console says 0).
-const COLUMNS: usize = 100;
+pub const COLUMNS: usize = 100;
 const FEW_COLUMNS: usize = 80;
+
+/// Whether the terminal does not show what is typed: somebody asks for a password.
+pub fn is_typed_unseen() -> bool {
+    let modes = rustix::termios::tcgetattr(rustix::stdio::stderr());
+    modes.is_ok_and(|modes| !modes.local_modes.contains(LocalModes::ECHO))
+}
 
 /// Lines and columns of the terminal: asked each time, because it may have another size by now.
 pub fn window() -> (usize, usize) {
@@ -200,7 +208,10 @@ impl FittedLine {
     /// `floe: SUBJECT: PHASE PERCENT, DONE of TOTAL, LEFT, RATE, ELAPSED`, or, where less than `columns` are too few for that, the
     /// same in short. Forty columns hold it for most phases, some without our name.
     pub fn new(step: &Step<'_>, pace: &Pace, columns: usize) -> Self {
-        let bare = if columns < 40 { "floe: " } else { "" };
+        let bare = match columns {
+            40..COLUMNS => "",
+            _ => "floe: ",
+        };
         let whole = [
             Self::long(step, pace),
             Self::short("floe: ", step, pace, ROOM),
@@ -339,14 +350,17 @@ impl Progress {
         }
     }
 
-    /// A terminal is left alone, as long as somebody else may be asking something there; but not for longer than [`ASKING`].
+    /// A terminal is left alone as long as somebody else may be asking something there; but for longer than [`ASKING`] only where what
+    /// is typed is not shown.
     pub fn hold(&mut self, is_held: bool) {
         self.is_held = is_held;
     }
 
     /// Whether it is.
     pub fn is_held(&self) -> bool {
-        self.is_held && self.manner == Manner::Terminal && self.start.elapsed() < ASKING
+        self.is_held
+            && self.manner == Manner::Terminal
+            && (self.start.elapsed() < ASKING || is_typed_unseen())
     }
 
     /// Whether [`Self::show`] would show something now.

@@ -25,7 +25,7 @@ pub(crate) struct Laid {
     /// How far its table is.
     pub phase: Arc<Phase>,
     /// A file that goes again unless anything is written to it.
-    made: Option<Made>,
+    pub made: Option<Made>,
     disk: NewDisk,
     table: PartitionTable,
     /// The beginning of the disk, as recorded.
@@ -101,7 +101,6 @@ impl Laid {
     /// or between them.
     pub(crate) fn wipe(&mut self, filled: Vec<Extent>) -> Result<()> {
         self.phase.set(Phase::WRITING);
-        self.made.take().into_iter().for_each(Made::keep);
         self.empty = without_entry(&self.table, |extent| filled.contains(extent));
         let wiped = self.disk.wipe().and_then(|()| self.disk.clear(filled));
         wiped.map_err(|fault| self.fail(fault))

@@ -82,13 +82,23 @@ impl PartFile {
         Self::create_at(Self::place(target)?)
     }
 
-    /// The same for a piece of a set: a link that has its name is not followed, but replaced.
+    /// The same for a piece of a set.
     fn create_piece(target: &Path) -> Result<Self> {
+        Self::create_at(Self::place_of_piece(target)?)
+    }
+
+    /// Refuses a piece that is there and must neither be replaced nor go, as one that is attached to a loop device.
+    pub fn check_piece(target: &Path) -> Result<()> {
+        Self::place_of_piece(target).map(drop)
+    }
+
+    /// A link that has the name of a piece is not followed, but replaced.
+    fn place_of_piece(target: &Path) -> Result<Place> {
         let is_link = std::fs::symlink_metadata(target).is_ok_and(|meta| meta.is_symlink());
-        Self::create_at(match is_link {
-            true => Place::itself(target)?,
-            false => Self::place(target)?,
-        })
+        match is_link {
+            true => Place::itself(target),
+            false => Self::place(target),
+        }
     }
 
     fn create_at(place: Place) -> Result<Self> {

@@ -15,6 +15,9 @@ use crate::threads::{Receiver, RecvTimeoutError};
 /// How often the lines of a terminal are drawn anew.
 const PAUSE: Duration = Duration::from_millis(200);
 
+/// Lines that wait at most.
+const MOST_WAITING: usize = 500;
+
 /// How long the threads may take to clean up after a signal.
 const PATIENCE: Duration = Duration::from_secs(6);
 
@@ -57,7 +60,8 @@ impl BoardRow {
     /// Whether its ssh may be asking something on the terminal.
     fn may_ask(&self) -> bool {
         let is_heard = |counts: &Counts| counts.far.lock().heard;
-        let is_early = |since: Instant| since.elapsed() < report::ASKING;
+        let is_early =
+            |since: Instant| since.elapsed() < report::ASKING || report::is_typed_unseen();
         self.working.is_some_and(is_early) && !self.counts.as_ref().is_some_and(is_heard)
     }
 
@@ -103,8 +107,9 @@ pub(super) struct Screen<'a> {
     start: Instant,
     drawn: usize,
     last: Instant,
-    /// Lines that wait until no ssh may be asking something.
-    kept: Vec<String>,
+    /// Lines that wait until no ssh may be asking something, at most [`MOST_WAITING`]; of the others only how many.
+    waiting: Vec<String>,
+    left_out: usize,
 }
 
 impl<'a> Screen<'a> {
@@ -116,7 +121,8 @@ impl<'a> Screen<'a> {
             start: Instant::now(),
             drawn: 0,
             last: Instant::now(),
-            kept: Vec::new(),
+            waiting: Vec::new(),
+            left_out: 0,
         }
     }
 
@@ -202,7 +208,10 @@ impl<'a> Screen<'a> {
         };
         let host = self.hosts.get(index);
         if let (Some(line), Some(host), false) = (earlier, host, silent) {
-            self.kept.push(format!("{}: {line}", host.shown));
+            match self.waiting.len() < MOST_WAITING {
+                true => self.waiting.push(format!("{}: {line}", host.shown)),
+                false => self.left_out = self.left_out.saturating_add(1),
+            }
         }
         self.tell();
     }
@@ -212,17 +221,22 @@ impl<'a> Screen<'a> {
         self.manner == Manner::Terminal && self.rows.iter().any(BoardRow::may_ask)
     }
 
-    /// Says what was kept back, once nothing is asked.
+    /// Says what waits, once nothing is asked.
     fn tell(&mut self) {
-        if !self.kept.is_empty() && !self.is_held() {
+        if !self.waiting.is_empty() && !self.is_held() {
             self.end();
         }
     }
 
-    /// Takes the drawn lines away, and says what was kept back.
+    /// Takes the drawn lines away, and says what waits.
     pub(super) fn end(&mut self) {
         self.erase();
-        self.kept.drain(..).for_each(report::line);
+        self.waiting.drain(..).for_each(report::line);
+        if let left_out @ 1.. = std::mem::take(&mut self.left_out) {
+            report::line(format_args!(
+                "{left_out} more lines of boards came while ssh was asking, and are not shown"
+            ));
+        }
     }
 
     /// A line for each board that works, and a sum: drawn anew on a terminal, now and then elsewhere.
@@ -240,7 +254,7 @@ impl<'a> Screen<'a> {
         self.last = Instant::now();
         let (lines, columns) = match is_terminal {
             true => report::window(),
-            false => (usize::MAX, 100),
+            false => (usize::MAX, report::COLUMNS),
         };
         let (mut done, mut drawn) = (0, 0);
         for (host, row) in self.hosts.iter().zip(&self.rows) {
@@ -343,6 +357,26 @@ mod tests {
         view.event(BoardEvent::Done(1, failed), true);
         let begun = view.begun();
         assert_eq!((begun.as_str(), view.cut(&begun).ended), ("cut", 2));
+    }
+
+    #[test]
+    fn a_silent_board_keeps_the_terminal_for_half_a_minute_and_what_others_say_waits_within_bounds()
+    {
+        let hosts = ["asks", "speaks"].map(|name| Host::parse(name).unwrap());
+        let mut view = Screen::new(&hosts, &Common::default());
+        view.manner = Manner::Terminal;
+        view.rows = vec![BoardRow::default(), row(1, 9, None)];
+        let since = |seconds| Instant::now().checked_sub(Duration::from_secs(seconds));
+        view.rows[0].working = since(29);
+        assert!(view.is_held());
+        for _ in 0..MOST_WAITING + 7 {
+            view.event(BoardEvent::Note(1, "said".to_owned()), false);
+        }
+        assert_eq!((view.waiting.len(), view.left_out), (MOST_WAITING, 7));
+        view.rows[0].working = since(31);
+        assert!(!view.is_held());
+        view.tell();
+        assert_eq!((view.waiting.len(), view.left_out), (0, 0));
     }
 
     #[test]

@@ -53,6 +53,7 @@ impl Outputs {
             (Some(path), Some(bytes)) => {
                 there = replace::check_pieces(path, options.coming(), options.overwrite)?;
                 for old in &there {
+                    PartFile::check_piece(old)?;
                     source::refuse_output(std::slice::from_ref(prepared), old)?;
                 }
                 // What does not pack takes a little more than it was.

@@ -391,7 +391,7 @@ fn facts(
         facts.parts = parts(system, around, source, table, depth);
         let mut refused = facts.parts.iter();
         let refused =
-            refused.find_map(|part| Some(format!("its {} {}", part.path, part.refused.as_ref()?)));
+            refused.find_map(|part| Some(part_refused(&part.path, part.refused.as_ref()?)));
         facts.refused = facts.refused.or(refused);
         facts.dump = Some(of_disk(&facts.parts, &gaps));
         // Nothing is believed of where its partitions lie.
@@ -402,6 +402,14 @@ fn facts(
     }
     facts.content = content;
     Ok(facts)
+}
+
+/// Why its disk is refused with a partition.
+fn part_refused(path: &str, why: &str) -> String {
+    match words::says_of_what(why) {
+        true => format!("its {path}: {why}"),
+        false => format!("its {path} {why}"),
+    }
 }
 
 /// Where it is mounted, and how still what is read of it just now is.

@@ -38,8 +38,12 @@ pub(super) fn maybe_str(object: &mut JsonObject, key: &str, value: Option<&str>)
 }
 
 /// Most reasons say what the source does (it ends too early); some speak of a part of it.
+pub(super) fn says_of_what(why: &str) -> bool {
+    ["its ", "the "].iter().any(|part| why.starts_with(part))
+}
+
 fn with_subject(why: &str) -> String {
-    match ["its ", "the "].iter().any(|part| why.starts_with(part)) {
+    match says_of_what(why) {
         true => why.to_owned(),
         false => format!("it {why}"),
     }

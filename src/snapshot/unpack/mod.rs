@@ -25,6 +25,7 @@ use crate::error::{Error, NOTHING_WRITTEN, Result};
 use crate::put::figures::{self, RestoreReport};
 use crate::put::grow;
 use crate::put::options::Options;
+use crate::put::phase::Phase;
 use crate::put::room::{self, Need};
 use crate::put::supervise::{SignalWatch, supervise};
 use crate::put::target::{self, Chosen};
@@ -95,9 +96,13 @@ pub(crate) fn run(
         return Err(would(options, &found, chosen, disk, &origin)?);
     }
     room_for(&chosen, &found, &origin)?;
-    let (mut errands, laid) = errands(options, chosen, (disk, places), &origin, &found, &progress)?;
+    let (mut errands, mut laid) =
+        errands(options, chosen, (disk, places), &origin, &found, &progress)?;
     let taken = |errand: &mut Errand| Some((errand.made.take()?, Arc::clone(&errand.shared)));
     let made: Vec<_> = errands.iter_mut().filter_map(taken).collect();
+    let of_disk = laid
+        .as_mut()
+        .and_then(|laid| Some((laid.made.take()?, Arc::clone(&laid.phase))));
     let states = states_of(&errands, laid.as_ref());
     let verify = options.verify;
     let name = subject.clone();
@@ -113,6 +118,11 @@ pub(crate) fn run(
     );
     for (made, shared) in made {
         made.settle(&shared.phase);
+    }
+    if let Some((made, phase)) = of_disk
+        && phase.get() != Phase::UNTOUCHED
+    {
+        made.keep();
     }
     let (done, notes) = done.map_err(|error| states.explain(error, options.common.quiet))?;
     finish(options, &subject, (&done, &notes), start)?;

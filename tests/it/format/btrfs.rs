@@ -529,9 +529,17 @@ fn a_device_that_is_being_replaced_is_refused_and_taken_again_when_that_is_over(
         });
         assert!(over, "the replacement ends");
         if was_refused {
-            let mut dump = common::floe().expect("required before");
-            dump.args(["dump", &dir, "-o"]).arg(&out);
-            common::run(&mut dump, Limit::secs(240)).expect_code(0);
+            // For an instant at the end the kernel shows neither device.
+            let mut run = None;
+            let taken = common::wait_until(std::time::Duration::from_secs(5), || {
+                let mut dump = common::floe().expect("required before");
+                dump.args(["dump", &dir, "-o"]).arg(&out);
+                let ended = common::run(&mut dump, Limit::secs(240));
+                let is_early = ended.stderr_text().contains("were not found in sysfs");
+                run = Some(ended);
+                !is_early
+            });
+            run.filter(|_| taken).expect("a run").expect_code(0);
         }
         fs.unmount();
         drop((fs, second));

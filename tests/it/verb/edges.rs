@@ -407,6 +407,29 @@ fn an_output_never_takes_the_name_of_a_file_that_is_attached_nor_of_a_device() {
         let out = Path::new(line[line.len() - 1]);
         assert!(out == made.image() || !out.exists(), "{run}");
     }
+    // A piece of an older set would go, whatever its number is.
+    let set = scratch.join("set");
+    fs::create_dir(&set).expect("folder");
+    let pieces = text(&set.join("a.gz"));
+    for number in ["001", "050"] {
+        fs::write(format!("{pieces}.{number}"), b"").expect("piece");
+    }
+    let attached = format!("{pieces}.050");
+    fs::copy(made.image(), &attached).expect("copy");
+    let device = common::LoopDevice::attach(Path::new(&attached), 512);
+    let run = floe(&[
+        "dump",
+        &mount,
+        "--split",
+        "1M",
+        "--overwrite",
+        "-o",
+        &pieces,
+    ]);
+    let words = run.expect_code(4).stderr_text();
+    assert!(words.contains("is attached to /dev/loop"), "{words}");
+    assert!(Path::new(&attached).exists());
+    drop(device);
     let run = common::shell(
         &format!(
             "{} dump {mount} -q -o /dev/stdout | cat",
