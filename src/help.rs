@@ -208,8 +208,8 @@ floe show [PATH]: what a device, a mounted filesystem, an image or a snapshot is
 
 Without PATH a table of every filesystem and disk here that could be imaged. Of a disk, or the image of one, its partitions. USED is
 what a dump would read. Only reads, and never freezes: of what is mounted that is an estimate. Of a packed image only the beginning is
-unpacked, and used is what its superblock says. Whether something is frozen the kernel tells nobody: 'a floe takes its image' says
-that its guardian is there.
+unpacked, and used is what its superblock says. 'frozen now' is found out by a child that asks for something that every kernel refuses
+once writing is allowed; where it is frozen, that child stays until the thaw.
 ---
 ";
 

@@ -354,6 +354,7 @@ pub(crate) fn run(options: Options) -> Result<()> {
     super::begin(&common, ("hosts", &names.join(" ")), &outputs)?;
     let (hosts, parallel) = (options.hosts.clone(), options.parallel);
     let (one, streams) = (hosts.len() == 1, options.work.stream().is_some());
+    let since = options.since.clone();
     let puller = Puller::new(options)?;
     let job = move |host: &Host, board: &Board| puller.run(host, board);
     let left = |_: Interruption<'_>| {
@@ -373,9 +374,10 @@ pub(crate) fn run(options: Options) -> Result<()> {
                 Bytes(arrived.size_bytes),
                 Bytes(arrived.stream_bytes),
                 outcome.host.shown,
-                match arrived.reused_bytes {
-                    0 => String::new(),
-                    bytes => format!(" ({} of it were here already)", Bytes(bytes)),
+                match (arrived.reused_bytes, since) {
+                    (0, Some(since)) => format!(" (nothing of {} was of use)", since.display()),
+                    (0, None) => String::new(),
+                    (bytes, _) => format!(" ({} of it were here already)", Bytes(bytes)),
                 },
                 Elapsed(start.elapsed())
             ));

@@ -6,6 +6,7 @@
 //!
 //! Never freezes or thaws anything itself, with one exception: when the guardian is dead or hangs, it takes over.
 
+pub(crate) mod asked;
 mod guard;
 mod launch;
 mod lock;

@@ -72,9 +72,7 @@ impl Options {
             common: Common::default(),
         }
     }
-}
 
-impl Options {
     /// The file that is written, or its first piece.
     fn first(&self) -> Option<PathBuf> {
         self.output.as_ref().map(|path| match self.split {

@@ -9,6 +9,7 @@ mod words;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::Read;
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -20,7 +21,7 @@ use crate::content::foreign;
 use crate::device::{Range, ReadAt, limited};
 use crate::error::{Error, Fault, Result};
 use crate::features;
-use crate::freeze::GUARDIAN;
+use crate::freeze::{GUARDIAN, asked};
 use crate::fs::{Coverage, Identity, Still};
 use crate::mounts::{DevId, Holding, Means, Roots, Source, System};
 use crate::ptable::{self, PartitionTable, Scheme};
@@ -177,7 +178,7 @@ impl Around {
     }
 }
 
-/// The filesystems that guardians hold open: a floe takes their images now. (Whether the kernel has one frozen, it tells nobody.)
+/// The filesystems that guardians hold open: a floe takes their images now.
 fn guarded(roots: &Roots) -> Vec<u64> {
     // What ends meanwhile is not there any more.
     let entries = |path: &Path| -> Vec<PathBuf> {
@@ -256,6 +257,8 @@ struct Facts {
     parts: Vec<Facts>,
     /// A floe takes its image now.
     guarded: bool,
+    /// Whether it is frozen now; `None` where that was not asked, or cannot be told.
+    frozen: Option<bool>,
     /// Of which source it is the standby.
     standby_of: Option<String>,
     /// Whether writes can be traced, and why not; where that matters.
@@ -419,6 +422,9 @@ fn held_by(facts: &mut Facts, around: &Around, holding: &Holding) -> Still {
             let points = mounted.mounts.iter().map(|mount| &mount.point);
             facts.mounted_at = points.map(|point| point.display().to_string()).collect();
             facts.guarded = around.guarded.contains(&mounted.mount.dev.raw());
+            if can_freeze(&mounted.mount.filesystem) {
+                facts.frozen = asked::is_frozen(mounted.fd.as_fd());
+            }
             Still::Glimpse
         }
         Holding::Stacked(above) => {

@@ -55,6 +55,7 @@ impl Facts {
         let size = |bytes: Option<u64>| bytes.map_or_else(|| "-".into(), |n| Bytes(n).to_string());
         let found = self.content.identity.as_ref();
         let mut notes: Vec<String> = Vec::new();
+        notes.extend((self.frozen == Some(true)).then(|| "frozen now".to_owned()));
         notes.extend(self.guarded.then(|| "a floe takes its image".to_owned()));
         let standby = self.standby_of.as_ref();
         notes.extend(standby.map(|source| format!("standby of {source}")));
@@ -139,6 +140,10 @@ impl Facts {
         if let Some(checked) = self.end_checked() {
             out.bool("end_checked", checked);
         }
+        match self.frozen {
+            Some(frozen) => out.bool("frozen", frozen),
+            None => out.null("frozen"),
+        };
         out.bool("floe_at_work", self.guarded);
         maybe_str(out, "standby_of", self.standby_of.as_deref());
         if let Some(untraced) = &self.trace {
@@ -190,9 +195,16 @@ impl Facts {
             sheet.row("payload", labels.payload.clone());
         }
         sheet.row("mounted at", self.mounted_at.join(", "));
-        if self.guarded {
-            sheet.row("now", "a floe takes its image".into());
-        }
+        let now = match (self.frozen, self.guarded) {
+            (Some(true), true) => "frozen, while a floe takes its image".to_owned(),
+            (Some(true), false) => format!(
+                "frozen, and no floe at work: writers wait until somebody thaws it (floe thaw {})",
+                self.mounted_at.first().map_or("PATH", String::as_str)
+            ),
+            (_, true) => "a floe takes its image".to_owned(),
+            (_, false) => String::new(),
+        };
+        sheet.row("now", now);
         let standby_of = self.standby_of.clone();
         sheet.row("standby of", standby_of.unwrap_or_default());
         match (&self.dump, &self.refused) {

@@ -181,6 +181,53 @@ fn a_mounted_filesystem_shows_where_and_an_estimate() {
     common::assert_not_frozen(mounted.dir(), "after show");
 }
 
+/// Processes of that name that wait in the kernel.
+fn waiting_named(name: &str) -> usize {
+    let processes = fs::read_dir("/proc").expect("/proc").flatten();
+    let stats = processes.filter_map(|entry| fs::read_to_string(entry.path().join("stat")).ok());
+    let begins = format!("({name}) D ");
+    stats.filter(|stat| stat.contains(&begins)).count()
+}
+
+#[test]
+fn what_somebody_has_frozen_is_shown_as_frozen_and_nothing_else_is() {
+    drop(require_floe!());
+    for kind in ["ext4", "xfs", "btrfs"] {
+        let mib = if kind == "xfs" { 300 } else { 128 };
+        let Ok(made) = LoopFs::make(Spec {
+            kind,
+            mib,
+            ..Spec::default()
+        }) else {
+            return common::skip(&format!("root and mkfs.{kind}"));
+        };
+        let folder = fs::File::open(made.dir()).expect("its root");
+        let python = |value: bool| if value { "True" } else { "False" };
+        for frozen in [false, true, false] {
+            if frozen {
+                floe::sys::ioctl::fifreeze(&folder).expect("to freeze it");
+            }
+            let found = std::panic::catch_unwind(|| {
+                let word = json(made.dir(), "frozen");
+                assert_eq!(word, python(frozen), "{kind}");
+                let line = "frozen, and no floe at work: writers wait";
+                assert_eq!(run_show(made.device()).contains(line), frozen, "{kind}");
+            });
+            if frozen {
+                floe::sys::ioctl::fithaw(&folder).expect("to thaw it");
+            }
+            if let Err(panic) = found {
+                std::panic::resume_unwind(panic);
+            }
+        }
+        // Their end is the thaw.
+        let quiet = common::wait_until(std::time::Duration::from_secs(5), || {
+            waiting_named("floe") == 0
+        });
+        assert!(quiet, "{kind}: a child is left");
+    }
+}
+
 #[test]
 fn used_is_one_number_in_show_dump_create_and_clone() {
     let mounted = require_some!(LoopFs::make(Spec::default()).ok(), "root and mkfs.ext4");
