@@ -91,7 +91,7 @@ impl Details {
 
 /// Entries of the table of faults, in memory that nothing touches before the first fault. Our tests read thousands of broken
 /// filesystems in one process.
-const ENTRIES: u32 = if cfg!(debug_assertions) {
+const ENTRIES: u32 = if cfg!(any(test, debug_assertions)) {
     1 << 17
 } else {
     1024

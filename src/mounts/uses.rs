@@ -262,7 +262,12 @@ impl System {
             // What is left out holds its own device, and its disk.
             let asked = |at: &DevId| match idle_devices.is_empty() {
                 true => *at == dev,
-                false => !idle_devices.contains(at) && roots.partitions_of(*at).is_empty(),
+                false => {
+                    let is_of_idle = |disk: DevId| idle_devices.contains(&disk);
+                    !is_of_idle(*at)
+                        && !roots.disk_of(*at).is_some_and(is_of_idle)
+                        && roots.partitions_of(*at).is_empty()
+                }
             };
             let held = parts.iter().filter(|at| asked(at) && self.is_held(**at));
             uses.extend(held.map(|at| Use {

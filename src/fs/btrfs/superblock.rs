@@ -156,10 +156,6 @@ impl Superblock {
         if !power(raw.nodesize) || raw.nodesize < raw.sectorsize {
             return Err(Fault::corrupt("node size"));
         }
-        if raw.log_root != 0 {
-            // Blocks of a log tree are in no extent item (kernel tree-log.c: they are only pinned at mount).
-            return Err(Fault::unsupported("a log that was not replayed"));
-        }
         if raw.dev_total_bytes < RESERVED_BYTES || raw.dev_bytes_used > raw.dev_total_bytes {
             return Err(Fault::corrupt("size in the superblock"));
         }

@@ -365,6 +365,42 @@ fn an_earlier_map_that_does_not_add_up_costs_another_walk_and_nothing_else() {
 }
 
 #[test]
+fn beside_a_leaf_that_is_younger_its_left_neighbour_is_read_too() {
+    let image = Sparse::new(256 << 20, &[MANY]);
+    let earlier = Earlier::new(256 << 20);
+    let learns = EarlierFindings::Learns(&earlier);
+    let (_, right) = image.outcome_knowing(learns);
+    let all_reads = image.reads();
+    let knows = EarlierFindings::Knows(&earlier, &right);
+    let mut reads = Vec::new();
+    let generation = crate::layout::le::<u64>(&image.blocks[&SUPER], 0x48).unwrap();
+    for age in 0..generation {
+        learns.believe_generation(generation - age);
+        let (verdict, map) = image.outcome_knowing(knows);
+        assert!(verdict.unwrap().doubt.is_none());
+        assert_eq!(differences(&map, &right), []);
+        reads.push(image.reads());
+    }
+    assert!(reads.is_sorted(), "{reads:?}");
+    assert_eq!(reads.last(), Some(&all_reads), "{reads:?}");
+    // Where the keys of a leaf go on over what its neighbour lost, the map has more than was counted.
+    assert!(reads[0] * 2 < all_reads, "{reads:?}");
+}
+
+#[test]
+fn a_log_that_a_freeze_commits_is_no_reason_to_look_at_nothing_before_it() {
+    let mut image = Sparse::new(256 << 20, &[MANY]);
+    image.patch(SUPER, 0x60, &0x10_0000u64.to_le_bytes());
+    image.assert_whole("not replayed");
+    let identity = probe(&image).unwrap().unwrap();
+    let mut map = UsedMap::new(256 << 20, BlockSize::from_bytes(BLOCK).unwrap()).unwrap();
+    let mut scratch = vec![0xa5; SCRATCH_BYTES];
+    let mut memory = Walk::new(&image, &mut scratch);
+    let verdict = walk(&identity, Still::Glimpse, &mut memory, &mut map).unwrap();
+    assert_eq!(verdict.coverage, Coverage::Used);
+}
+
+#[test]
 fn a_sound_image_makes_no_fault() {
     let image = Sparse::new(256 << 20, &[MANY]);
     let before = crate::error::MADE.get();

@@ -106,6 +106,8 @@ pub(super) struct Expected {
     pub first: Option<Key>,
     /// Its keys are below this one.
     pub limit: Key,
+    /// Generation of the next block of its parent; `None` where it is the last.
+    pub next_generation: Option<u64>,
 }
 
 /// Where the next step of a cursor leads.
@@ -147,7 +149,7 @@ impl TreeBlocks<'_> {
                 Err(fault) => first_fault = first_fault.or(Some(fault)),
             }
         }
-        Err(first_fault.unwrap_or(name(Fault::corrupt("address past its chunk"))))
+        Err(first_fault.unwrap_or_else(|| name(Fault::corrupt("address past its chunk"))))
     }
 
     /// The number of entries of a block that is what its parent says.
@@ -314,6 +316,7 @@ impl<'s> TreeCursor<'s> {
             root,
             first: None,
             limit: Key::LAST,
+            next_generation: None,
         };
         self.load(source, chunks, &expected)
     }
@@ -390,10 +393,10 @@ impl<'s> TreeCursor<'s> {
         let step = self.steps.get(usize::from(level))?;
         let block = self.block(level)?;
         let pointer = entry(block, level, step.next)?;
-        let limit = if step.next + 1 < step.count {
-            entry_key(block, level, step.next + 1)?
-        } else {
-            step.limit
+        let next = entry(block, level, step.next + 1).filter(|_| step.next + 1 < step.count);
+        let limit = match next {
+            Some(next) => Key::parse(next)?,
+            None => step.limit,
         };
         Some(Expected {
             root: Root {
@@ -403,6 +406,7 @@ impl<'s> TreeCursor<'s> {
             },
             first: Key::parse(pointer),
             limit,
+            next_generation: next.and_then(|next| le(next, 25)),
         })
     }
 
@@ -419,6 +423,10 @@ impl<'s> TreeCursor<'s> {
 
     /// Leaves out what [`Self::ahead`] named.
     pub(super) fn pass(&mut self) {
+        if let Some(below) = self.level.checked_sub(1) {
+            // What is loaded there belongs to another path.
+            *self.step(below) = UNREAD;
+        }
         let step = self.step(self.level);
         step.next = step.next.saturating_add(1);
     }

@@ -48,8 +48,8 @@ fn hold(subject: &str, dev: DevId) -> Result<()> {
     let shown = system.roots().shown(dev);
     match system.roots().hold(dev, Access::ReadHeld) {
         Ok(device) => held.push(device),
-        // Its mount holds it, and writes nothing.
-        Err(fault) if fault.is_errno(Errno::BUSY) && !system.mounts_on(dev).is_empty() => {}
+        // A mount holds it, or one of its partitions or of its disk, and writes nothing.
+        Err(fault) if fault.is_errno(Errno::BUSY) && is_mounted_around(&system, dev) => {}
         Err(fault) if fault.is_errno(Errno::BUSY) => {
             let device = shown.clone();
             let busy = Use {
@@ -61,6 +61,14 @@ fn hold(subject: &str, dev: DevId) -> Result<()> {
         Err(fault) => return Err(Error::fault(shown.display(), fault)),
     }
     Ok(())
+}
+
+/// Whether something is mounted of the device, its partitions or its disk.
+fn is_mounted_around(system: &System, dev: DevId) -> bool {
+    let roots = system.roots();
+    let parts = roots.partitions_of(dev).into_iter().map(|part| part.dev);
+    let mut around = parts.chain(roots.disk_of(dev)).chain([dev]);
+    around.any(|dev| !system.mounts_on(dev).is_empty())
 }
 
 /// What a device is in use for by somebody who may write to it.

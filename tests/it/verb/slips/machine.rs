@@ -270,7 +270,7 @@ fn what_others_write_to_is_no_image_and_what_is_idle_is_held_and_taken() {
     }
     let make = format!("mke2fs -q -F -t ext4 {first} && mke2fs -q -F -t ext4 {all}p2");
     sh(&scratch, &make).expect_code(0);
-    let _mounted = Mounted::new("ext4", first.as_ref(), "");
+    let mounted = Mounted::new("ext4", first.as_ref(), "");
     expect(
         &scratch,
         &[
@@ -278,4 +278,22 @@ fn what_others_write_to_is_no_image_and_what_is_idle_is_held_and_taken() {
             (&format!("$FLOE verify {all}p2"), 0, ""),
         ],
     );
+    drop(mounted);
+    // Beside a partition that nobody can write to, somebody may write to another.
+    require!(common::have("mksquashfs"), "mksquashfs");
+    let make = format!("mksquashfs e e.squashfs -quiet && cat e.squashfs > {first} && sync");
+    sh(&scratch, &make).expect_code(0);
+    let _mounted = Mounted::new("squashfs", first.as_ref(), "");
+    let verified = [format!("$FLOE verify {all}"), "$FLOE verify d".into()];
+    for line in &verified {
+        expect(&scratch, &[(line, 0, "")]);
+    }
+    let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::EXCL;
+    let second = format!("{all}p2");
+    let writer = rustix::fs::open(second.as_str(), flags, rustix::fs::Mode::empty());
+    let writer = writer.expect("nobody else has it");
+    for line in &verified {
+        expect(&scratch, &[(line, 4, &second)]);
+    }
+    drop(writer);
 }
