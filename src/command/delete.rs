@@ -66,7 +66,7 @@ pub(super) fn run(options: Options) -> Result<()> {
     let mut going: Vec<(PathBuf, u64)> = Vec::new();
     for name in &options.names {
         let path = kept::find(&folder, name)?.ok_or_else(|| kept::none(&folder, name))?;
-        let kept = Kept::look_in_store(path.clone());
+        let kept = Kept::look_in_store(path.clone()).ok_or_else(|| kept::none(&folder, name))?;
         let shown = path.display();
         if kept.is_being_made() {
             return Err(Error::refused(format_args!(

@@ -4,6 +4,7 @@
 //! confirms: the same entries in the same order with the same sizes, nothing more and nothing less.
 
 use std::fs::File;
+use std::io::Read;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -11,13 +12,13 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use crate::content;
-use crate::device::{Access, Device, DeviceKind, ReadAt};
+use crate::device::{Access, Device, DeviceKind, ReadAt, limited};
 use crate::error::{Error, Exit, Fault, FaultKind, Result};
 use crate::json;
 use crate::report::{Progress, Step};
 use crate::snapshot::store::{Class, open_kept};
 use crate::snapshot::{
-    CHECKSUMS, CHECKSUMS_SHA256, Checksum, Checksums, SNAPSHOT, Snapshot, check_sha256_line,
+    CHECKSUMS, CHECKSUMS_SHA256, Checksum, Checksums, Marks, SNAPSHOT, Snapshot, check_sha256_line,
     image_name,
 };
 use crate::stream::archive::TextEntry;
@@ -33,6 +34,9 @@ const MAX_DISK_BYTES: u64 = 64 << 20;
 
 /// A local header (APPNOTE 4.3.7) and the name of the first entry.
 const FIRST_BYTES: usize = 30 + SNAPSHOT.len();
+
+/// Most bytes up to the end of the first text: its header, name and extra field, and the longest text that is read.
+const MAX_TOLD_BYTES: usize = (128 << 10) + json::MAX_BYTES;
 
 /// How much of the beginning is looked at, in bytes: in it a newer floe says of itself that it is one.
 const HEAD_BYTES: usize = 64 << 10;
@@ -697,7 +701,42 @@ pub fn beginning(path: &Path, open: fn(&Path) -> Result<File>) -> Option<Snapsho
     )
 }
 
-/// The same of the beginning of one, once `head` holds all that it says there.
-pub(crate) fn told(head: &[u8]) -> Option<Snapshot> {
-    Snapshot::from_json(zip::first_text(head)?).ok()
+/// What the beginning of a snapshot says of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Told {
+    /// Not all of it is there.
+    NotYet,
+    /// As what it is to be kept.
+    Marks(Marks),
+    /// That a newer floe made it: what else it says is not known here.
+    Newer,
+    /// Nothing, however much follows: it is none, or damaged.
+    Nothing,
+}
+
+/// What the bytes from the first on say. Only the header is looked at until all of the text is there, and the text once.
+pub(crate) fn told(head: &[u8]) -> Told {
+    let Some(first) = head.get(..FIRST_BYTES) else {
+        return Told::NotYet;
+    };
+    let range = zip::first_range(head).filter(|_| first.ends_with(SNAPSHOT.as_bytes()));
+    match range {
+        Some(range) if range.end > MAX_TOLD_BYTES => Told::Nothing,
+        Some(range) if range.end > head.len() => Told::NotYet,
+        Some(_) => match zip::first_text(head).map(Snapshot::from_json) {
+            Some(Ok(snapshot)) => Told::Marks(snapshot.marks()),
+            Some(Err(fault)) if fault.exit() == Exit::Refused => Told::Newer,
+            _ => Told::Nothing,
+        },
+        None => Told::Nothing,
+    }
+}
+
+/// The same of a file, of which no more is read than that.
+pub(crate) fn told_by(path: &Path) -> Result<Told> {
+    let mut file = open_file(path)?;
+    let mut head = Vec::new();
+    let read = limited(&mut file, to_u64(MAX_TOLD_BYTES)).read_to_end(&mut head);
+    read.map_err(|error| Error::std(path.display(), "read", &error))?;
+    Ok(told(&head))
 }

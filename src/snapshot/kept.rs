@@ -7,6 +7,8 @@ use std::fs::{File, Metadata};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
+
 use crate::config;
 use crate::error::{Error, Exit, Result};
 use crate::features;
@@ -80,7 +82,7 @@ pub(crate) fn path_of(name: &OsStr) -> Result<OsString> {
     match find(&folder, name) {
         Ok(Some(path)) => Ok(path.into()),
         Ok(None) if name == "latest" => Err(none(&folder, name)),
-        Err(error) if name == "latest" => Err(error.with_exit(Exit::Refused)),
+        Err(error) if name == "latest" => Err(error),
         Ok(None) => foreign(&folder, name).map_or_else(|| Ok(name.to_owned()), Err),
         Err(_) => Ok(name.to_owned()),
     }
@@ -90,11 +92,26 @@ pub(crate) fn path_of(name: &OsStr) -> Result<OsString> {
 pub(crate) fn find(folder: &Path, name: &OsStr) -> Result<Option<PathBuf>> {
     if name == "latest" {
         let all = store::snapshots(folder)?;
-        let mut newest = all.into_iter().rev().map(|(_, path)| path);
-        // One that is to be kept may be it, too; one that was cut, or is of a newer floe, never is.
-        return Ok(newest.find(|path| Catalog::open_kept(path).is_ok()));
+        let newest = all.into_iter().rev().map(|(_, path)| path);
+        return first_complete(newest, |path| Catalog::open_kept(path).map(|_| ()));
     }
     Ok(called(store::kept(folder)?, name))
+}
+
+/// The first of these that is a snapshot. One that is to be kept may be it, too; one that was cut or is damaged, of a newer floe, or
+/// gone, never is. Of one that cannot be read nobody knows: an older one in its place would be taken for it.
+fn first_complete(
+    paths: impl Iterator<Item = PathBuf>,
+    read: impl Fn(&Path) -> Result<()>,
+) -> Result<Option<PathBuf>> {
+    for path in paths {
+        match read(&path) {
+            Ok(()) => return Ok(Some(path)),
+            Err(error) if matches!(error.exit(), Some(Exit::Corrupt | Exit::Refused)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(None)
 }
 
 /// Which of these has the name. In a store may lie what has a name of its own. One that has the whole name comes before one that has it
@@ -151,11 +168,15 @@ impl Kept {
         Self::judge(path, found, meta, archive::open_file)
     }
 
-    /// Looks at what has the name of a snapshot in a store, where no link is followed.
-    pub(crate) fn look_in_store(path: PathBuf) -> Self {
+    /// Looks at what has the name of a snapshot in a store, where no link is followed. `None`: nothing has it any more, as what is being
+    /// made is renamed once it is whole.
+    pub(crate) fn look_in_store(path: PathBuf) -> Option<Self> {
         let found = Catalog::open_kept(&path);
         let meta = std::fs::symlink_metadata(&path).ok();
-        Self::judge(path, found, meta, open_kept)
+        let kept = Self::judge(path, found, meta, open_kept);
+        // Asked last: whatever was found before may be of a name that went meanwhile.
+        let is_gone = rustix::fs::lstat(&kept.path).err() == Some(Errno::NOENT);
+        (!is_gone).then_some(kept)
     }
 
     fn judge(
@@ -230,9 +251,15 @@ impl Kept {
     /// Everything in the folder that is a snapshot or wants to be one, the oldest first: what has a number by it, as `latest` and
     /// `--keep` have it, and what has a name of its own between them by when it says it was made (last where it says nothing).
     pub(crate) fn all(folder: &Path) -> Result<Vec<Self>> {
+        Ok(Self::each(store::named(folder)?))
+    }
+
+    fn each(named: Vec<Stored>) -> Vec<Self> {
         let (mut numbered, mut found) = (Vec::new(), Vec::new());
-        for stored in store::named(folder)? {
-            let kept = Self::look_in_store(stored.path);
+        let there = named
+            .into_iter()
+            .filter_map(|stored| Self::look_in_store(stored.path));
+        for kept in there {
             match KeptName::of(&kept.path) {
                 Some(name) => numbered.push((name, kept)),
                 None => found.push((kept.time_s().unwrap_or(u64::MAX), None, kept)),
@@ -250,7 +277,7 @@ impl Kept {
         units::sort(&mut found, |(a_s, a, a_kept), (b_s, b, b_kept)| {
             (a_s, a, &a_kept.path) < (b_s, b, &b_kept.path)
         });
-        Ok(found.into_iter().map(|(_, _, kept)| kept).collect())
+        found.into_iter().map(|(_, _, kept)| kept).collect()
     }
 
     /// When it says it was made.
@@ -497,6 +524,7 @@ fn age(seconds: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Fault;
     use crate::snapshot::testing;
 
     /// A folder for a test, and the names of snapshots in it.
@@ -524,10 +552,68 @@ mod tests {
         std::fs::write(path(3), &marked[..marked.len() - 30]).unwrap();
         std::fs::write(path(4), testing::newer()).unwrap();
         std::os::unix::fs::symlink(path(1), path(5)).unwrap();
-        let name = Kept::look_in_store(path(3)).marks().name();
+        let name = Kept::look_in_store(path(3)).unwrap().marks().name();
         assert_eq!(name, "a factory snapshot");
-        assert_eq!(Kept::look_in_store(path(4)).state, Condition::Newer);
+        assert_eq!(
+            Kept::look_in_store(path(4)).unwrap().state,
+            Condition::Newer
+        );
         assert_eq!(latest(), Some(path(2)));
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn latest_passes_over_what_is_no_snapshot_and_not_over_what_cannot_be_read() {
+        let (folder, path) = store("unread");
+        let whole = testing::marked(Marks::default());
+        std::fs::write(path(1), &whole).unwrap();
+        // Wherever it was cut, that is no fault of the machine.
+        for length in 0..whole.len() {
+            std::fs::write(path(2), &whole[..length]).unwrap();
+            let latest = find(&folder, OsStr::new("latest")).unwrap();
+            assert_eq!(latest, Some(path(1)), "{length}");
+        }
+        std::fs::remove_dir_all(&folder).unwrap();
+        let latest = |fault: fn() -> Fault| {
+            first_complete([path(2), path(1)].into_iter(), |tried| {
+                match *tried == path(2) {
+                    true => Err(Error::fault(tried.display(), fault())),
+                    false => Ok(()),
+                }
+            })
+        };
+        for fault in [
+            || Fault::corrupt("x"),
+            || Fault::refused("is a link"),
+            || Fault::io("open", Errno::NOENT),
+        ] {
+            assert_eq!(latest(fault).unwrap(), Some(path(1)));
+        }
+        for fault in [
+            || Fault::io("read", Errno::IO),
+            || Fault::io("open", Errno::ACCESS),
+        ] {
+            let error = latest(fault).unwrap_err();
+            assert_eq!(error.exit(), Some(Exit::Failed));
+            assert!(error.to_string().contains("-0002.zip"), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_was_renamed_since_its_name_was_read_is_left_out() {
+        let (folder, path) = store("renamed");
+        std::fs::write(path(1), testing::marked(Marks::default())).unwrap();
+        let part = folder.join("h-19700101T000000Z-0002.zip.part");
+        std::fs::write(&part, testing::marked(Marks::default())).unwrap();
+        let named = || store::named(&folder).unwrap();
+        assert_eq!(Kept::each(named()).len(), 2);
+        let before = named();
+        std::fs::rename(&part, path(2)).unwrap();
+        let paths: Vec<PathBuf> = Kept::each(before).into_iter().map(|k| k.path).collect();
+        assert_eq!(paths, [path(1)]);
+        // A link to nothing is there.
+        std::os::unix::fs::symlink("nowhere", path(3)).unwrap();
+        assert_eq!(Kept::each(named()).len(), 3);
         std::fs::remove_dir_all(&folder).unwrap();
     }
 
@@ -551,7 +637,7 @@ mod tests {
             (path(5), "is a link"),
             (folder.join("folder.zip"), "is a folder"),
         ] {
-            let kept = Kept::look_in_store(name);
+            let kept = Kept::look_in_store(name).unwrap();
             assert_eq!(kept.state, Condition::Foreign);
             assert!(kept.reason.unwrap().starts_with(what));
         }

@@ -1,6 +1,6 @@
 //! What `-o` replaces without being told to: an image an image, a snapshot a snapshot, a Mender artifact an artifact. Anything else was
 //! hardly meant. A snapshot that is to be kept goes only for one that is to be kept as the same: a factory snapshot for a factory
-//! snapshot, a rescue snapshot for a rescue snapshot.
+//! snapshot, a rescue snapshot for a rescue snapshot. What a newer floe made may be one of them, and so does not go; nor may they for it.
 //!
 //! One rule for every verb that writes a file. Of which filesystem or entries it is, is not asked, scripts use one name for many; nor
 //! whether it is whole, as what was cut is what is best replaced.
@@ -11,9 +11,8 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Exit, Result};
-use crate::json;
-use crate::snapshot::kept::Kept;
-use crate::snapshot::{Marks, archive};
+use crate::snapshot::Marks;
+use crate::snapshot::archive::{self, Told};
 use crate::stream::deflate::FINAL_BLOCK;
 use crate::stream::gzip;
 use crate::stream::image::Format;
@@ -29,6 +28,8 @@ pub(crate) enum Coming {
     Image(Format),
     /// As what it is to be kept; `None`: what arrives will tell ([`Arriving`]).
     Snapshot(Option<Marks>),
+    /// A snapshot of which nothing is known but that a newer floe made it.
+    Newer,
     /// A Mender artifact.
     Artifact,
 }
@@ -39,6 +40,7 @@ impl Coming {
             Self::Image(Format::Raw) => "a raw image",
             Self::Image(_) => "an image packed with gzip",
             Self::Snapshot(_) => "a snapshot",
+            Self::Newer => "a snapshot of a newer floe",
             Self::Artifact => "a Mender artifact",
         }
     }
@@ -62,7 +64,8 @@ pub(crate) fn check(path: &Path, coming: Coming) -> Result<()> {
         // Zip archives of others (documents, programs) are not ours.
         (Format::Zip, _) if !begins_a_snapshot(path) => Some("is there and is no image".into()),
         (Format::Zip, Coming::Snapshot(None)) => None,
-        (Format::Zip, Coming::Snapshot(Some(marks))) => kept_from(path, marks),
+        (Format::Zip, Coming::Snapshot(Some(marks))) => kept_from(path, marks, marks.name()),
+        (Format::Zip, Coming::Newer) => kept_from(path, Marks::default(), coming.name()),
         (Format::Zip, _) => Some(instead("a snapshot", coming)),
         (Format::Mender, Coming::Artifact) => None,
         (Format::Mender, _) => Some(instead("a Mender artifact", coming)),
@@ -79,13 +82,18 @@ pub(crate) fn check(path: &Path, coming: Coming) -> Result<()> {
     }
 }
 
-/// Why the snapshot there is kept from one with these marks.
-fn kept_from(path: &Path, marks: Marks) -> Option<String> {
-    let there = Kept::look(path.to_owned()).marks();
-    (!marks.covers(there)).then(|| {
-        let (there, comes) = (there.name(), marks.name());
-        format!("is there and is {there}, which is kept: what comes is {comes}")
-    })
+/// Why the snapshot there is kept from what comes, which has these marks.
+fn kept_from(path: &Path, marks: Marks, comes: &str) -> Option<String> {
+    match archive::told_by(path) {
+        Ok(Told::Marks(there)) if !marks.covers(there) => Some(format!(
+            "is there and is {}, which is kept: what comes is {comes}",
+            there.name()
+        )),
+        Ok(Told::Newer) => Some(
+            "is there and is a snapshot of a newer floe, which may be one to be kept".to_owned(),
+        ),
+        _ => None,
+    }
 }
 
 /// A snapshot that comes from elsewhere for a file: what it may replace is judged by what it says of itself, once its beginning is there.
@@ -108,16 +116,18 @@ impl Arriving {
 
     /// Its next bytes.
     pub(crate) fn take(&mut self, bytes: &[u8]) -> Result<()> {
-        // A beginning that is longer is none.
-        if self.is_judged || self.first.len() > 2 * json::MAX_BYTES {
+        if self.is_judged {
             return Ok(());
         }
         self.first.extend_from_slice(bytes);
-        let Some(snapshot) = archive::told(&self.first) else {
-            return Ok(());
+        let coming = match archive::told(&self.first) {
+            Told::NotYet => return Ok(()),
+            Told::Marks(marks) => Coming::Snapshot(Some(marks)),
+            Told::Newer => Coming::Newer,
+            Told::Nothing => Coming::Snapshot(Some(Marks::default())),
         };
         (self.is_judged, self.first) = (true, Vec::new());
-        check(&self.path, Coming::Snapshot(Some(snapshot.marks())))
+        check(&self.path, coming)
     }
 
     /// All of it has come.
@@ -318,6 +328,107 @@ mod tests {
             arriving.take(b"PK").unwrap();
             assert_eq!(arriving.end().is_ok(), !there.any());
         }
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn what_a_newer_floe_made_neither_goes_nor_takes_the_place_of_what_is_kept() {
+        let folder = std::env::temp_dir().join(format!("floe-newer-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let path = folder.join("x.zip");
+        let newer = testing::newer();
+        let all = [(false, false), (true, false), (false, true), (true, true)];
+        let all = all.map(|(factory, rescue)| Marks { factory, rescue });
+        // Whatever comes, and also where it was cut behind what says it.
+        for length in [newer.len(), newer.len() - 200] {
+            std::fs::write(&path, &newer[..length]).unwrap();
+            let coming = all.map(|marks| Coming::Snapshot(Some(marks)));
+            for coming in coming.into_iter().chain([Coming::Newer]) {
+                let error = check(&path, coming).unwrap_err();
+                assert_eq!(error.exit(), Some(Exit::Refused));
+                let error = error.to_string();
+                for part in [
+                    "x.zip: is there and is a snapshot of a newer floe, which may be one to be kept",
+                    "; --overwrite replaces it",
+                ] {
+                    assert!(error.contains(part), "{error}");
+                }
+            }
+        }
+        check(&path, Coming::Snapshot(None)).unwrap();
+        for there in all {
+            std::fs::write(&path, testing::marked(there)).unwrap();
+            for size in [1, 100, 1 << 20] {
+                let mut arriving = Arriving::new(path.clone());
+                // Long before its end.
+                let mut pieces = newer[..newer.len() - 200].chunks(size);
+                let taken = pieces.try_for_each(|piece| arriving.take(piece));
+                assert!(arriving.is_judged);
+                assert_eq!(taken.is_ok(), !there.any(), "{there:?}");
+                if let Err(error) = taken {
+                    let error = error.to_string();
+                    let comes = "which is kept: what comes is a snapshot of a newer floe";
+                    assert!(error.contains(comes), "{error}");
+                }
+            }
+        }
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn a_beginning_that_says_nothing_is_held_no_longer_than_it_may() {
+        let folder = std::env::temp_dir().join(format!("floe-says-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let path = folder.join("x.zip");
+        let whole = testing::marked(Marks::default());
+        let changed = |at: usize, bytes: &[u8]| {
+            let mut broken = whole.clone();
+            broken[at..at + bytes.len()].copy_from_slice(bytes);
+            broken
+        };
+        // The fields are at the offsets of APPNOTE 4.3.7; each with the number of bytes after which it is clear.
+        let text =
+            43 + usize::try_from(u32::from_le_bytes(whole[22..26].try_into().unwrap())).unwrap();
+        for (what, bytes, clear) in [
+            ("no archive", vec![0; 4096], 43),
+            ("another name", changed(30, b"x"), 43),
+            ("another method", changed(8, &[8]), text),
+            ("another checksum", changed(14, b"abcd"), text),
+            ("broken text", changed(50, b"\0"), text),
+            ("too long", changed(22, &[0, 0, 0x20, 0]), 43),
+            ("streamed", changed(22, &[0xff; 4]), 43),
+        ] {
+            for marks in [
+                Marks::default(),
+                Marks {
+                    factory: true,
+                    rescue: false,
+                },
+            ] {
+                std::fs::write(&path, testing::marked(marks)).unwrap();
+                let mut arriving = Arriving::new(path.clone());
+                let (before, last) = bytes[..clear].split_at(clear - 1);
+                before
+                    .chunks(1)
+                    .for_each(|byte| arriving.take(byte).unwrap());
+                assert!(!arriving.is_judged, "{what}");
+                // It replaces what anything may replace.
+                assert_eq!(arriving.take(last).is_ok(), !marks.any(), "{what}");
+                assert!(arriving.is_judged && arriving.first.is_empty(), "{what}");
+                arriving.take(&bytes).unwrap();
+                assert!(arriving.first.is_empty(), "{what}");
+            }
+        }
+        // The longest text there may be is waited for, and looked at when it is there.
+        let mut long = changed(22, &0x10_0000u32.to_le_bytes());
+        long.resize(text + 0x20_0000, b' ');
+        let mut arriving = Arriving::new(folder.join("none.zip"));
+        let mut taken = 0;
+        for byte in long.chunks(1) {
+            arriving.take(byte).unwrap();
+            taken += usize::from(!arriving.is_judged);
+        }
+        assert_eq!(taken, 43 + 0x10_0000 - 1);
         std::fs::remove_dir_all(&folder).unwrap();
     }
 }

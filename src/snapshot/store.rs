@@ -60,7 +60,7 @@ impl KeptName {
         Some(Self {
             host: host.into(),
             time: time.into(),
-            sequence: cli::number(sequence)?,
+            sequence: followed(sequence)?,
         })
     }
 
@@ -78,6 +78,11 @@ impl KeptName {
     fn file(&self) -> String {
         format!("{}-{}-{:04}.zip", self.host, self.time, self.sequence)
     }
+}
+
+/// The number of a snapshot. One that no other can follow is none of ours: whoever has it would keep every later one from its own.
+fn followed(text: &str) -> Option<u64> {
+    cli::number(text).filter(|number| *number < u64::MAX)
 }
 
 /// The host's name with everything replaced that does not belong into a file name.
@@ -139,7 +144,7 @@ impl Store {
         for found in everything(folder)? {
             let of = unfinished(&found.file).and_then(KeptName::parse);
             // Whoever writes into the folder by a name of his own (-o FILE) has no lock of the folder, but one of the part file.
-            if of.is_some() && found.is_file && !is_written(&found.path, open_kept) {
+            if of.is_some() && found.is_file && !found.is_being_made() {
                 let _ = std::fs::remove_file(found.path);
             }
         }
@@ -219,7 +224,15 @@ pub(crate) fn next(folder: &Path, host: &str, unix_seconds: u64) -> Result<PathB
     };
     // What has the very name would be followed, or in the way: in a folder with more names than are looked at.
     for _ in 0..=MAX_FILES {
-        name.sequence = name.sequence.saturating_add(1);
+        let following = name.sequence.checked_add(1);
+        let Some(following) = following.filter(|number| *number < u64::MAX) else {
+            return Err(Error::refused(format_args!(
+                "{}: no number is left for a snapshot: {} is the highest that there is, in the name of one or in {LAST}; move what has it",
+                folder.display(),
+                name.sequence
+            )));
+        };
+        name.sequence = following;
         let path = folder.join(name.file());
         if rustix::fs::lstat(&path).is_err() {
             return Ok(path);
@@ -233,10 +246,13 @@ pub(crate) fn next(folder: &Path, host: &str, unix_seconds: u64) -> Result<PathB
 }
 
 /// The highest number that a snapshot in this folder has, or had when it was deleted: numbers say which is older, and so none comes
-/// again. Whatever has the name of one has its number: a link may lead to where a snapshot of this folder was moved.
+/// again. Whatever has the name of one has its number: a link may lead to where a snapshot of this folder was moved, and what is being
+/// made, by whoever, is to get its name.
 fn last(folder: &Path) -> Result<u64> {
     let all = named(folder)?;
-    let names = all.iter().filter_map(|found| KeptName::parse(&found.file));
+    let is_left = |found: &Stored| unfinished(&found.file).is_some() && !found.is_being_made();
+    let named = all.iter().filter(|found| !is_left(found));
+    let names = named.filter_map(|found| KeptName::of(&found.path));
     let highest = names.map(|name| name.sequence).max();
     Ok(highest.unwrap_or(0).max(deleted(folder)))
 }
@@ -244,9 +260,7 @@ fn last(folder: &Path) -> Result<u64> {
 /// What is noted of snapshots that were deleted.
 fn deleted(folder: &Path) -> u64 {
     let text = own(&folder.join(LAST), is_last).unwrap_or_default();
-    let number = cli::number(text.trim());
-    // One that no other can follow is none of ours.
-    number.filter(|number| *number < u64::MAX).unwrap_or(0)
+    followed(text.trim()).unwrap_or(0)
 }
 
 /// The oldest snapshots of `host`, without which `keep` that are good remain; whatever is to stay is never among them and does
@@ -319,6 +333,10 @@ impl Stored {
     fn is_named(&self) -> bool {
         let whole = unfinished(&self.file).unwrap_or(&self.file);
         whole.ends_with(".zip") || self.file.ends_with(partfile::LEFT)
+    }
+
+    fn is_being_made(&self) -> bool {
+        self.is_file && is_written(&self.path, open_kept)
     }
 }
 
@@ -471,6 +489,7 @@ mod tests {
             "h-19700101T000000Z-1.zip.part",
             "-19700101T000000Z-1.zip",
             "h-19700101T00000Z-1.zip",
+            "h-19700101T000000Z-18446744073709551615.zip",
         ] {
             assert_eq!(KeptName::parse(foreign), None, "{foreign}");
         }
@@ -549,6 +568,41 @@ mod tests {
         drop(store);
         assert!(check(&folder).is_ok());
         assert!(!folder.join(LOCK).exists());
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn a_number_that_none_can_follow_is_no_number_and_one_that_is_being_made_is() {
+        let folder = std::env::temp_dir().join(format!("floe-numbers-{}", std::process::id()));
+        let name = |number: u64| folder.join(format!("a-20260101T000000Z-{number:04}.zip"));
+        let following = || {
+            let path = next(&folder, "h", 0).unwrap();
+            KeptName::of(&path).unwrap().sequence
+        };
+        std::fs::create_dir_all(name(u64::MAX)).unwrap();
+        for number in 1..=3 {
+            assert_eq!(following(), number);
+            std::fs::write(next(&folder, "h", 0).unwrap(), b"x").unwrap();
+        }
+        // Somebody makes one by a name of his own, which it gets when it is whole.
+        let part = partfile::PartFile::create(&name(7)).unwrap();
+        assert!(!name(7).exists());
+        assert_eq!(following(), 8);
+        drop(part);
+        assert_eq!(following(), 4);
+        // Nobody makes what was left of one, or what is no file.
+        std::fs::write(folder.join("a-20260101T000000Z-0008.zip.part"), b"x").unwrap();
+        std::os::unix::fs::symlink("x", folder.join("a-20260101T000000Z-0009.zip.part")).unwrap();
+        assert_eq!(following(), 4);
+        // What cannot be followed is never given.
+        std::fs::write(name(u64::MAX - 2), b"x").unwrap();
+        assert_eq!(following(), u64::MAX - 1);
+        std::fs::write(name(u64::MAX - 1), b"x").unwrap();
+        let error = next(&folder, "h", 0).unwrap_err();
+        assert_eq!(error.exit(), Some(Exit::Refused));
+        let error = error.to_string();
+        let wanted = "no number is left for a snapshot: 18446744073709551614 is the highest";
+        assert!(error.contains(wanted), "{error}");
         std::fs::remove_dir_all(&folder).unwrap();
     }
 
