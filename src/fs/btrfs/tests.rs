@@ -353,6 +353,12 @@ fn an_earlier_map_that_does_not_add_up_costs_another_walk_and_nothing_else() {
     let image = Sparse::new(256 << 20, &[MANY]);
     let earlier = Earlier::new(256 << 20);
     let (_, right) = image.outcome_knowing(EarlierFindings::Learns(&earlier));
+    let all_reads = image.reads();
+    // A coarse one says too little about blocks: it is not asked at all.
+    let coarse = UsedMap::new(256 << 20, BlockSize::from_bytes(2 * BLOCK).unwrap()).unwrap();
+    let (_, map) = image.outcome_knowing(EarlierFindings::Knows(&earlier, &coarse));
+    assert_eq!(differences(&map, &right), []);
+    assert_eq!(image.reads(), all_reads);
     for is_all_used in [true, false] {
         let mut wrong = UsedMap::new(256 << 20, BlockSize::from_bytes(BLOCK).unwrap()).unwrap();
         if !is_all_used {
