@@ -91,11 +91,14 @@ pub(crate) fn are_ending() -> bool {
     TAKEN.load(Ordering::SeqCst) || are_waiting()
 }
 
-/// Nothing is frozen any more: a process that waits can be interrupted again.
+/// Nothing is frozen any more: a process that waits can be interrupted again. But a second signal (timeout(1) sends two) cuts off neither
+/// the last words of a run that ends by the first, nor the removal of its part file.
 impl Drop for Signals {
     fn drop(&mut self) {
         BLOCKED.store(false, Ordering::SeqCst);
-        process::unblock(&[process::SIGINT, process::SIGTERM, process::SIGHUP]);
+        if !TAKEN.load(Ordering::SeqCst) {
+            process::unblock(&[process::SIGINT, process::SIGTERM, process::SIGHUP]);
+        }
     }
 }
 

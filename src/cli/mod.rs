@@ -107,7 +107,10 @@ impl Args {
             self.last = found.name;
             self.value = match found.row.takes() {
                 Takes::Nothing => None,
-                Takes::Value => Some(self.parser.value().map_err(wrong)?),
+                Takes::Value => match self.parser.optional_value() {
+                    Some(attached) => Some(attached),
+                    None => Some(self.separate_value()?),
+                },
                 // A letter may stand among others: -qp.
                 Takes::Perhaps if typed.starts_with("--") => self.parser.optional_value(),
                 Takes::Perhaps => None,
@@ -162,6 +165,24 @@ impl Args {
         let (earlier, value) = (earlier.display(), value.display());
         let both = format!("is given twice, as '{earlier}' and as '{value}'");
         Err(self.wrong_value(&both))
+    }
+
+    /// A value that is an argument of its own. An option in its place says that it was forgotten; those of ssh are options.
+    fn separate_value(&mut self) -> Result<OsString> {
+        let value = self
+            .parser
+            .value()
+            .map_err(|e| usage(self.verb, format_args!("{e}")))?;
+        let is_option = value.to_str().is_some_and(|text| {
+            text.len() > 1 && text.starts_with('-') && table::find(self.verb, text).is_some()
+        });
+        if is_option && self.last != "--ssh-option" && self.verb != "mender" {
+            let (last, shown) = (self.last, value.display());
+            return Err(self.wrong_value(&format!(
+                "its value is missing: {shown} is an option (where it is meant: {last}={shown}, or ./{shown} as a file)"
+            )));
+        }
+        Ok(value)
     }
 
     fn common(&mut self, name: &str) -> Result<()> {
@@ -277,7 +298,7 @@ pub fn usage(verb: &str, what: fmt::Arguments<'_>) -> Error {
 
 /// `; did you mean X?`, where one of `words` is near to what was typed.
 pub fn meant(typed: &str, words: &mut dyn Iterator<Item = &'static str>) -> String {
-    match table::nearest(typed, words) {
+    match table::nearest(typed, words).filter(|_| typed.len() > 2) {
         Some(word) => format!(" (did you mean {word}?)"),
         None => String::new(),
     }

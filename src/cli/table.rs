@@ -83,7 +83,7 @@ clone >pull|--partition|lay the medium out anew (what it holds needs --overwrite
 clone >pull|--table HOW|gpt (default) or mbr
 clone >pull|--boot-size, --root-size, --config-size, --data-size, --swap-size SIZE|a bare number is megabytes. Defaults: boot as its source, config a tenth of the medium, data none, swap a third of the memory (none below 128 MB), root the rest. Data gets a filesystem by the system's mkfs
 clone >pull|--as-primary|the medium boots in place of this one: boot code, the area in front of the first partition, the identifiers of disk and partitions come along
-clone >pull|--factory|instead of the running system the factory snapshot that is kept (create --factory), and what the rescue snapshot holds, except /: pairs find their entry by the SOURCE it was made from. Not with --new-uuid
+clone >pull|--factory|instead of the running system the factory snapshot that is kept (create --factory), and what the rescue snapshot holds, except / (it wins over the factory snapshot, whichever is newer): pairs find their entry by the SOURCE it was made from. Not with --new-uuid
 #What is read:
 artifact|--entry NAME|which entry of a snapshot
 artifact verify|--any-content|take bytes that show no filesystem and no partition table

@@ -256,9 +256,10 @@ fn open(options: &Options, path: &OsStr) -> Result<Image> {
     let name = match (entry, names.as_slice()) {
         (Some(name), all) if all.contains(&name) => name,
         (None, [only]) => only,
-        _ => {
+        (wrong, _) => {
+            let wrong = wrong.map_or_else(String::new, |name| format!(", not of '{name}'"));
             return Err(Error::refused(format_args!(
-                "{}: is a snapshot of {}; name one with --entry",
+                "{}: is a snapshot of {}{wrong}; name one with --entry",
                 opened.subject,
                 names.join(", ")
             )));

@@ -69,7 +69,8 @@ pub(super) fn run(options: Options) -> Result<()> {
     if options.common.quiet {
         return Ok(());
     }
-    report::print(&words(&found, &ended, came_in_frames))
+    let is_judged = options.any != Any::Yes;
+    report::print(&words(&found, &ended, (came_in_frames, is_judged)))
 }
 
 /// Every entry of a snapshot, and the filesystem at the beginning of each image.
@@ -95,8 +96,12 @@ fn snapshot(opened: OpenedImage, options: &Options, start: std::time::Instant) -
         return Ok(());
     }
     let names: Vec<&str> = bundle.names().collect();
+    let live = match bundle.checksums.consistent.as_str() {
+        "live" => "; it was read live, and may not be consistent",
+        _ => "",
+    };
     report::print(&format!(
-        "{}: good snapshot of {}, {}: {}, {} packed\n",
+        "{}: good snapshot of {}, {}: {}, {} packed{live}\n",
         report::clean(&bundle.subject),
         report::clean(&bundle.snapshot.host),
         names.join(" "),
@@ -105,7 +110,7 @@ fn snapshot(opened: OpenedImage, options: &Options, start: std::time::Instant) -
     ))
 }
 
-fn words(found: &Image, ended: &Ended, came_in_frames: bool) -> String {
+fn words(found: &Image, ended: &Ended, (came_in_frames, is_judged): (bool, bool)) -> String {
     let format = found.reader.format();
     let sent = match came_in_frames {
         true => ", sent in frames",
@@ -132,6 +137,10 @@ fn words(found: &Image, ended: &Ended, came_in_frames: bool) -> String {
     text.push_str(&format!(", crc32 {:08x}", ended.crc32));
     match (format, found.content.is_empty()) {
         (_, true) => text.push_str("; nothing in it says how long it should be"),
+        (_, false) if !is_judged => match found.content.cut_off(ended.size_bytes) {
+            Some(cut) => text.push_str(&format!("; not whole ({cut}), and taken as it is")),
+            None => text.push_str("; what is in it was not judged"),
+        },
         (Format::Raw, false) if !came_in_frames => text.push_str(
             "; its length and what it begins with are right, a raw image has no checksum to compare",
         ),

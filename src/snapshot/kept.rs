@@ -374,6 +374,12 @@ impl Kept {
         )
     }
 
+    /// Whether what it holds was not held still.
+    fn is_live(&self) -> bool {
+        let sums = self.checksums.as_ref();
+        sums.is_some_and(|sums| sums.consistent == "live")
+    }
+
     /// Its line of the table: name, size, age, state, and what is in it or what is wrong with it.
     pub(crate) fn row(&self, now_s: u64) -> [String; 5] {
         let name = self.path.file_name().unwrap_or_default();
@@ -381,7 +387,13 @@ impl Kept {
         if let Some(snapshot) = &self.snapshot {
             let names: Vec<&str> = snapshot.images.iter().map(|i| i.name.as_str()).collect();
             what.push_str(&names.join(" "));
-            for (is, word) in [(snapshot.factory, "factory"), (snapshot.rescue, "rescue")] {
+            let marks = [
+                (snapshot.factory, "factory"),
+                (snapshot.rescue, "rescue"),
+                (snapshot.golden, "golden"),
+                (self.is_live(), "live"),
+            ];
+            for (is, word) in marks {
                 if is {
                     what.push_str(&format!(" ({word})"));
                 }

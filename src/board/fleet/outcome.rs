@@ -114,6 +114,7 @@ pub(crate) fn end(outcomes: &[BoardOutcome], quiet: bool, went: &str) -> Result<
     }
     match failed {
         0 => Ok(()),
+        all if all == outcomes.len() => Err(Error::failed(format_args!("all {all} boards failed"))),
         _ => Err(Error::failed(format_args!(
             "{failed} of {} boards failed; the others are complete",
             outcomes.len()

@@ -1,7 +1,7 @@
 //! No line for people holds up a signal: a stderr that nobody reads is full, and floe ends all the same.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
@@ -238,4 +238,33 @@ fn a_terminal_that_nobody_reads_holds_up_no_signal_while_a_target_is_written() {
         assert_ends_by_one_signal(child, &words.join(" "));
         drop(stdin);
     }
+}
+
+#[test]
+fn two_signals_at_once_cut_off_neither_the_last_words_nor_the_removal_of_the_part_file() {
+    let _ = require_floe!();
+    let made = require_some!(LoopFs::make(Spec::default()).ok(), "root and mkfs.ext4");
+    made.fill(40);
+    let scratch = Scratch::new();
+    let out = scratch.join("out.gz");
+    for after_ms in [5, 20, 40, 60, 80, 100, 120, 140, 160, 180] {
+        let mut floe = common::floe().expect("required before");
+        floe.arg("dump").arg(made.dir()).arg("-o").arg(&out);
+        floe.stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = floe.spawn().expect("floe");
+        std::thread::sleep(Duration::from_millis(after_ms));
+        common::signal(child.id(), "TERM");
+        std::thread::sleep(Duration::from_millis(1));
+        // It may have ended by the first one, and is not waited for yet.
+        common::signal(child.id(), "TERM");
+        let mut said = String::new();
+        let mut stderr = child.stderr.take().expect("piped");
+        stderr.read_to_string(&mut said).expect("stderr");
+        let status = common::wait_for(&mut child, Duration::from_secs(10)).expect("it ends");
+        assert!(!said.is_empty(), "silent after {after_ms} ms: {status}");
+        let left = fs::read_dir(scratch.path()).expect("folder").flatten();
+        let left: Vec<_> = left.map(|entry| entry.file_name()).collect();
+        assert!(left.iter().all(|name| name == "out.gz"), "{left:?}");
+    }
+    common::assert_not_frozen(made.dir(), "after the signals");
 }

@@ -296,3 +296,75 @@ fn what_another_program_packed_and_a_pipe_without_a_dash_are_named() {
         ],
     );
 }
+
+#[test]
+fn an_option_in_the_place_of_a_value_is_none() {
+    ready!("mke2fs");
+    let scratch = Scratch::new();
+    sh(&scratch, EXT4).expect_code(0);
+    expect(
+        &scratch,
+        &[
+            (
+                "$FLOE dump e -o --golden",
+                2,
+                "--output: its value is missing: --golden is an option",
+            ),
+            ("$FLOE dump e -o a.gz --report -q", 2, "or ./-q as a file"),
+            (
+                "$FLOE create a=e --comment --factory -o x.zip",
+                2,
+                "where it is meant: --comment=--factory",
+            ),
+            ("$FLOE pull board --kept -o k.zip", 2, "-o is an option"),
+            ("test $(ls | wc -l) = 2", 0, ""),
+            (
+                "$FLOE create a=e --comment=--factory -q -o x.zip && $FLOE show x.zip | grep -q -- --factory",
+                0,
+                "",
+            ),
+            ("$FLOE dump e -q -o ./--golden && test -s ./--golden", 0, ""),
+        ],
+    );
+}
+
+#[test]
+fn what_was_read_live_or_taken_as_it_is_says_so_wherever_it_is_named() {
+    ready!("mke2fs");
+    let scratch = Scratch::new();
+    sh(&scratch, EXT4).expect_code(0);
+    let device = LoopDevice::attach(&scratch.join("e"), 512);
+    let mounted = common::Mounted::new("ext4", device.path(), "");
+    let live = format!(
+        "mkdir store; $FLOE create -q a={} --live -o store/",
+        text(device.path())
+    );
+    sh(&scratch, &live).expect_code(0);
+    drop(mounted);
+    expect(
+        &scratch,
+        &[
+            ("$FLOE list store | grep -q 'a (live)'", 0, ""),
+            (
+                "$FLOE verify store/*.zip | grep -q 'may not be consistent'",
+                0,
+                "",
+            ),
+            (
+                "head -c 3M e > cut; $FLOE verify cut",
+                3,
+                "bring the whole file",
+            ),
+            (
+                "$FLOE verify cut --any-content | grep -q 'not whole (.*), and taken as it is'",
+                0,
+                "",
+            ),
+            (
+                "$FLOE verify e --any-content | grep -q 'was not judged'",
+                0,
+                "",
+            ),
+        ],
+    );
+}
