@@ -114,10 +114,13 @@ pub(crate) fn end(outcomes: &[BoardOutcome], quiet: bool, went: &str) -> Result<
     }
     match failed {
         0 => Ok(()),
-        all if all == outcomes.len() => Err(Error::failed(format_args!("all {all} boards failed"))),
         _ => Err(Error::failed(format_args!(
-            "{failed} of {} boards failed; the others are complete",
-            outcomes.len()
+            "{failed} of {} boards failed{}",
+            outcomes.len(),
+            match failed == outcomes.len() {
+                true => "",
+                false => "; the others are complete",
+            }
         ))),
     }
 }
