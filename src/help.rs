@@ -124,7 +124,7 @@ exist yet is made, and is sparse.
   ssh me@board floe dump / | floe restore - disk.img
 
 Before the first write everything is checked: the target is mounted nowhere, not swap, not held by md or dm, not read-only, large
-enough, and holds nothing. Free ranges are zeroed, so that no old data stays under them. The beginning of the target, with its
+enough, and holds nothing that floe knows. Free ranges are zeroed, so that no old data stays under them. The beginning of the target, with its
 superblock, is zeroed first and written last: an interrupted target looks empty, neither old nor new. What lies beyond the
 image's end on a larger device is left alone; only a backup partition table (GPT) moves to the end of the disk. A file becomes
 exactly the image.

@@ -135,6 +135,36 @@ const FOREIGN: &[(usize, &[u8], &str)] = &[
     ),
 ];
 
+/// What boards have on a partition, or on a whole device, beside filesystems: where its magic stands.
+const ON_DEVICES: &[(usize, &[u8], &str)] = &[
+    (0, b"\x27\x05\x19\x56", "a U-Boot image"),
+    (0, b"\xd0\x0d\xfe\xed", "a device tree or FIT image"),
+    (0, b"ANDROID!", "an Android boot image"),
+    (0, b"VNDRBOOT", "an Android vendor boot image"),
+    (0x24, b"\x18\x28\x6f\x01", "an ARM kernel (zImage)"),
+    (0x38, b"ARM\x64", "an arm64 kernel (Image)"),
+    (0x202, b"HdrS", "an x86 kernel (bzImage)"),
+    (0, b"\x1f\x8b\x08", "something compressed with gzip"),
+    (0, b"\xfd7zXZ\0", "something compressed with xz"),
+    (0, b"\x28\xb5\x2f\xfd", "something compressed with zstd"),
+    (0, b"PK\x03\x04", "a .zip"),
+    (257, b"ustar", "a tar archive"),
+    (0, b"07070", "a cpio archive"),
+    (0, b"UBI#", "UBI volumes"),
+    (0x8001, b"CD001", "an ISO 9660 filesystem"),
+];
+
+/// As far as the magic of any of these reaches.
+pub(crate) const ON_DEVICES_BYTES: usize = 0x8800;
+
+/// What stands at the beginning of a device that no filesystem and no table is seen on; `None` where that is not known.
+pub(crate) fn on_device(first: &[u8]) -> Option<&'static str> {
+    let is = |(at, magic, _): &&(usize, &[u8], &str)| {
+        first.get(*at..).is_some_and(|rest| rest.starts_with(magic))
+    };
+    ON_DEVICES.iter().find(is).map(|(_, _, what)| *what)
+}
+
 /// A tar archive from before POSIX has no magic: its first header is known by the sum of its bytes, its own digits counted as spaces.
 fn is_old_tar(first: &[u8]) -> bool {
     let Some(header) = first.get(..512) else {

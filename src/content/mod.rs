@@ -7,8 +7,8 @@
 mod foreign;
 mod format;
 
-pub(crate) use self::foreign::foreign;
 use self::foreign::packed_twice;
+pub(crate) use self::foreign::{ON_DEVICES_BYTES, foreign, on_device};
 pub(crate) use self::format::{FRAMES_MAGIC, GZIP_MAGIC};
 pub use self::format::{Format, LOOK_BYTES};
 use crate::device::ReadAt;

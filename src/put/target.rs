@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, FileType, FlockOperation, SeekFrom, Stat};
 use rustix::io::Errno;
 
-use crate::content::Content;
+use crate::content::{Content, ON_DEVICES_BYTES, on_device};
 use crate::device::{Access, Device, DeviceKind, ReadAt};
 use crate::error::{Error, Exit, Fault, FaultKind, NOTHING_WRITTEN, Result};
 use crate::fs::Kind;
@@ -170,7 +170,7 @@ impl Chosen {
             (Some(found), _) => format!("holds a filesystem ({name}, label {})", found.label),
             (None, Some(_)) => format!("holds a partition table ({name})"),
             (None, None) if has_data(device) => "is a file with something in it".into(),
-            (None, None) => return Ok(None),
+            (None, None) => return Ok(other_content(device).map(|what| format!("holds {what}"))),
         }))
     }
 
@@ -422,6 +422,13 @@ pub(crate) fn cannot(path: &Path, fault: Fault) -> Error {
         FaultKind::Corrupt => error.with_exit(Exit::Refused),
         _ => error,
     }
+}
+
+/// What is on a device that is no filesystem, but what boards start from.
+fn other_content(device: &Device) -> Option<&'static str> {
+    let mut first = vec![0; at_most(device.size_bytes(), ON_DEVICES_BYTES)];
+    device.read_at(0, &mut first).ok()?;
+    on_device(&first)
 }
 
 /// Whether a regular file holds anything but a hole.

@@ -668,3 +668,39 @@ fn what_a_raw_image_that_was_cut_in_a_pipe_leaves_is_said_with_what_repairs_it()
     let run = common::shell(&script, Limit::secs(60)).expect_code(3);
     assert!(run.stderr_text().contains("repairs it"), "{run}");
 }
+
+#[test]
+fn what_boards_start_from_is_not_written_over_without_a_word() {
+    require_mkfs!();
+    require!(common::is_root(), "root");
+    let scratch = Scratch::new();
+    let image = ext4_image(&scratch, 8);
+    let image = image.to_string_lossy().into_owned();
+    let device = common::LoopDevice::filled(&scratch, "target", 16, 7);
+    let target = device.path().to_string_lossy().into_owned();
+    for (at, magic, what) in [
+        (0, b"ANDROID!".as_slice(), "an Android boot image"),
+        (0, b"\x27\x05\x19\x56", "a U-Boot image"),
+        (0x38, b"ARM\x64", "an arm64 kernel (Image)"),
+        (0x8001, b"CD001", "an ISO 9660 filesystem"),
+    ] {
+        let noise = common::Random(9).bytes(1 << 20);
+        let file = fs::File::options()
+            .write(true)
+            .open(&target)
+            .expect("device");
+        file.write_all_at(&noise, 0).expect("noise");
+        file.write_all_at(magic, at).expect("magic");
+        drop(file);
+        for line in [
+            &["restore", &image, &target][..],
+            &["restore", &image, &target, "--dry-run"],
+        ] {
+            let text = common::expect_floe(line, 4).stderr_text();
+            let wanted = format!("holds {what}; --overwrite writes over it");
+            assert!(text.contains(&wanted), "{text}");
+        }
+    }
+    common::expect_floe(&["restore", &image, &target, "--overwrite"], 0);
+    assert_holds(device.path(), image.as_ref());
+}
