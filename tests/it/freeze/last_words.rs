@@ -247,14 +247,17 @@ fn two_signals_at_once_cut_off_neither_the_last_words_nor_the_removal_of_the_par
     made.fill(40);
     let scratch = Scratch::new();
     let out = scratch.join("out.gz");
-    for after_ms in [5, 20, 40, 60, 80, 100, 120, 140, 160, 180] {
+    let part = scratch.join("out.gz.part");
+    for after_ms in [0, 5, 20, 40, 60, 80, 100, 120, 140, 160] {
         let mut floe = common::floe().expect("required before");
         floe.arg("dump").arg(made.dir()).arg("-o").arg(&out);
         floe.stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = floe.spawn().expect("floe");
-        std::thread::sleep(Duration::from_millis(after_ms));
+        // An emulator is a while on its way to floe.
+        assert!(common::wait_until(Duration::from_secs(20), || part.exists()));
+        thread::sleep(Duration::from_millis(after_ms));
         common::signal(child.id(), "TERM");
-        std::thread::sleep(Duration::from_millis(1));
+        thread::sleep(Duration::from_millis(1));
         // It may have ended by the first one, and is not waited for yet.
         common::signal(child.id(), "TERM");
         let mut said = String::new();
