@@ -18,6 +18,8 @@ static FATAL: OnceLock<OwnedFd> = OnceLock::new();
 static BLOCKED: AtomicBool = AtomicBool::new(false);
 /// Whether one has been taken: the run is ending.
 static TAKEN: AtomicBool = AtomicBool::new(false);
+/// Whether one has been taken by who ends the run for it, and waits no more.
+static OBEYED: AtomicBool = AtomicBool::new(false);
 
 /// How often a writer looks whether another thread has taken a signal.
 const LOOK: Duration = Duration::from_millis(100);
@@ -72,6 +74,7 @@ impl Signals {
         let number = process::take_signal(self.fd);
         if number.is_some() {
             TAKEN.store(true, Ordering::SeqCst);
+            OBEYED.store(true, Ordering::SeqCst);
         }
         number
     }
@@ -92,11 +95,11 @@ pub(crate) fn are_ending() -> bool {
 }
 
 /// Nothing is frozen any more: a process that waits can be interrupted again. But a second signal (timeout(1) sends two) cuts off neither
-/// the last words of a run that ends by the first, nor the removal of its part file.
+/// the last words of a run that ends by the first, nor the removal of its part file. One that nobody has taken kills now.
 impl Drop for Signals {
     fn drop(&mut self) {
         BLOCKED.store(false, Ordering::SeqCst);
-        if !TAKEN.load(Ordering::SeqCst) {
+        if !OBEYED.load(Ordering::SeqCst) {
             process::unblock(&[process::SIGINT, process::SIGTERM, process::SIGHUP]);
         }
     }

@@ -159,10 +159,15 @@ pub(crate) const ON_DEVICES_BYTES: usize = 0x8800;
 
 /// What stands at the beginning of a device that no filesystem and no table is seen on; `None` where that is not known.
 pub(crate) fn on_device(first: &[u8]) -> Option<&'static str> {
+    by_magic(ON_DEVICES, first)
+}
+
+/// What a table says of the first bytes.
+fn by_magic(table: &[(usize, &[u8], &'static str)], first: &[u8]) -> Option<&'static str> {
     let is = |(at, magic, _): &&(usize, &[u8], &str)| {
         first.get(*at..).is_some_and(|rest| rest.starts_with(magic))
     };
-    ON_DEVICES.iter().find(is).map(|(_, _, what)| *what)
+    table.iter().find(is).map(|(_, _, what)| *what)
 }
 
 /// A tar archive from before POSIX has no magic: its first header is known by the sum of its bytes, its own digits counted as spaces.
@@ -211,10 +216,7 @@ const TEXTS: &[(&[u8], &str)] = &[
 
 /// What another program made of the first bytes, and what would help; `None` where that is not known.
 pub(crate) fn foreign(first: &[u8]) -> Option<&'static str> {
-    let magic = |(at, magic, _): &&(usize, &[u8], &str)| {
-        first.get(*at..).is_some_and(|rest| rest.starts_with(magic))
-    };
-    if let Some((_, _, what)) = FOREIGN.iter().find(magic) {
+    if let Some(what) = by_magic(FOREIGN, first) {
         return Some(what);
     }
     if is_old_tar(first) {
