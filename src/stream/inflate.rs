@@ -1,4 +1,4 @@
-//! Inflate (RFC 1951) in fixed memory: miniz_oxide's core over one 64 KiB window, allocated once.
+//! Inflate (RFC 1951) in fixed memory: the `inflate` crate's decoder over one window, allocated once.
 //!
 //! The window is the output: each step gives the bytes that were just written there, and they stay valid until the next step.
 //!
@@ -6,17 +6,13 @@
 //! zeros (see `zeros`). Where such a block begins, on a byte, between two blocks, is the only place where it is looked for; from
 //! there on zero bytes are counted instead of inflated. Any other byte, and any other encoder's block, goes the ordinary way.
 
-use miniz_oxide::inflate::TINFLStatus;
-use miniz_oxide::inflate::core::{DecompressorOxide, decompress, inflate_flags};
+use inflate::{Decoder, Stop, WINDOW_BYTES, Window};
 
 use super::input::{at_most, is_zero};
 use super::zeros;
 use crate::error::Fault;
 use crate::sys::memory::Pages;
 use crate::units::to_u64;
-
-/// Window in bytes: a power of two, twice the 32 KiB that matches may reach back, so that steps are not too small.
-const WINDOW_BYTES: usize = 64 * 1024;
 
 /// So many bytes of input a step should see where there are so many: the beginning of a zero run is recognised only whole.
 pub(crate) const LOOK_BYTES: usize = 64;
@@ -36,9 +32,8 @@ pub(crate) struct Inflated<'a> {
 
 /// One deflate stream being undone.
 pub(crate) struct Inflate {
-    core: Box<DecompressorOxide>,
+    decoder: Box<Decoder>,
     window: Pages,
-    position: usize,
     /// What a zero run begins with.
     head: heapless::Vec<u8, LOOK_BYTES>,
     run: ZeroRunState,
@@ -63,9 +58,8 @@ impl Inflate {
         let (bytes, count) = zeros::head();
         let head = bytes.get(..count).unwrap_or_default();
         Ok(Self {
-            core: Box::default(),
+            decoder: Box::default(),
             window: Pages::new(WINDOW_BYTES).map_err(|e| Fault::io("mmap", e))?,
-            position: 0,
             head: heapless::Vec::from_slice(head).unwrap_or_default(),
             run: ZeroRunState::Maybe,
         })
@@ -73,9 +67,7 @@ impl Inflate {
 
     /// Forgets the stream, ready for another.
     pub(crate) fn reset(&mut self) {
-        self.core.init();
-        self.window.fill(0);
-        self.position = 0;
+        self.decoder.reset();
         self.run = ZeroRunState::Maybe;
     }
 
@@ -108,17 +100,12 @@ impl Inflate {
         self.inflate(input)
     }
 
-    /// `count` zero bytes of a run. The decoder would come back to the state it is in, with so many more zeros in the window: after
-    /// a short run what stood there before can still be reached.
+    /// `count` zero bytes of a run. The decoder would come back to the state it is in, with so many more zeros in the window.
     fn skip(&mut self, count: usize) -> Inflated<'_> {
         let zeros = to_u64(count).saturating_mul(zeros::BYTES_A_ZERO);
-        let (old, new) = self.window.split_at_mut(self.position);
-        let length = at_most(zeros, WINDOW_BYTES);
-        let at_end = length.min(new.len());
-        new.iter_mut().take(at_end).for_each(|byte| *byte = 0);
-        let from_start = old.iter_mut().take(length - at_end);
-        from_start.for_each(|byte| *byte = 0);
-        self.position = (self.position + length) % WINDOW_BYTES;
+        if let Ok(window) = (&mut *self.window).try_into() {
+            self.decoder.pass_zeros(at_most(zeros, usize::MAX), window);
+        }
         Inflated {
             consumed: count,
             output: &[],
@@ -128,49 +115,29 @@ impl Inflate {
     }
 
     fn inflate(&mut self, input: &[u8]) -> Result<Inflated<'_>, Fault> {
-        let start = self.position;
-        let (status, consumed, produced) = decompress(
-            &mut self.core,
-            input,
-            &mut self.window,
-            start,
-            inflate_flags::TINFL_FLAG_HAS_MORE_INPUT
-                | inflate_flags::TINFL_FLAG_STOP_ON_BLOCK_BOUNDARY,
-        );
-        let mut moved = consumed > 0 || produced > 0;
-        match status {
-            TINFLStatus::Done => moved = true,
-            TINFLStatus::BlockBoundary => {
-                // A block takes at least ten bits, and less than a byte is held: this does not go on for ever.
-                moved = true;
-                let state = self.core.block_boundary_state();
-                let on_a_byte = state.is_some_and(|state| state.num_bits == 0);
-                self.run = if on_a_byte {
-                    ZeroRunState::Maybe
-                } else {
-                    ZeroRunState::No
+        let window: Result<&mut Window, _> = (&mut *self.window).try_into();
+        let Ok(window) = window else {
+            return Err(Fault::refused("size of the window"));
+        };
+        let ran = self.decoder.run(input, window);
+        match (ran.stop, self.run) {
+            (Stop::Corrupt, _) => return Err(Fault::corrupt("deflate data")),
+            // A block takes at least ten bits, and less than a byte is held: this does not go on for ever.
+            (Stop::Block { on_a_byte: true }, _) => self.run = ZeroRunState::Maybe,
+            (Stop::Block { .. }, _) => self.run = ZeroRunState::No,
+            (Stop::Input | Stop::Window, ZeroRunState::Head(left)) => {
+                self.run = match left.saturating_sub(ran.taken) {
+                    0 => ZeroRunState::Zeros,
+                    left => ZeroRunState::Head(left),
                 };
             }
-            TINFLStatus::NeedsMoreInput | TINFLStatus::HasMoreOutput => {
-                if let ZeroRunState::Head(left) = self.run {
-                    self.run = match left.saturating_sub(consumed) {
-                        0 => ZeroRunState::Zeros,
-                        left => ZeroRunState::Head(left),
-                    };
-                }
-            }
-            _ => moved = false,
+            (Stop::Input | Stop::Window | Stop::End, _) => {}
         }
-        if !moved {
-            return Err(Fault::corrupt("deflate data"));
-        }
-        let end = start.saturating_add(produced);
-        self.position = end % WINDOW_BYTES;
         Ok(Inflated {
-            consumed,
-            output: self.window.get(start..end).unwrap_or_default(),
+            consumed: ran.taken,
+            output: ran.output,
             zeros: 0,
-            ended: status == TINFLStatus::Done,
+            ended: ran.stop == Stop::End,
         })
     }
 }
