@@ -30,8 +30,8 @@ use crate::report::{self, Bytes, Elapsed, Manner, Progress};
 use crate::snapshot::MAX_IMAGES;
 use crate::snapshot::archive::{Bundle, Catalog};
 use crate::snapshot::framed::{self, EarlierFile};
-use crate::snapshot::kept;
 use crate::snapshot::sums::sums_of;
+use crate::snapshot::{entry, kept};
 use crate::stream::copy::{BUFFER_BYTES, Ended};
 use crate::stream::frames::send::{self, Talk};
 use crate::stream::frames::{Framed, StreamHeader};
@@ -196,8 +196,8 @@ fn check(file: &OsString, any: Any, common: &Common) -> Result<Good> {
     let opened = OpenedImage::open(file).map_err(nothing)?;
     let format = opened.format;
     if format == Format::Zip {
-        let mut bundle = Bundle::open(&opened.subject, opened.input).map_err(nothing)?;
-        bundle.read_all(&mut line).map_err(nothing)?;
+        let bundle = Bundle::open(&opened.subject, opened.input).map_err(nothing)?;
+        let bundle = entry::read_all(bundle, &opened.file, any, common).map_err(nothing)?;
         return Ok(Good {
             format,
             ended: None,

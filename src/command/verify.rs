@@ -8,7 +8,7 @@ use crate::features;
 use crate::put::supervise::SignalWatch;
 use crate::report::{self, Bytes, JsonObject, Progress, exact};
 use crate::snapshot::archive::Bundle;
-use crate::snapshot::{framed, kept};
+use crate::snapshot::{entry, framed, kept};
 use crate::stream::copy::Ended;
 use crate::stream::image::Format;
 use crate::stream::image::open::OpenedImage;
@@ -73,10 +73,10 @@ pub(super) fn run(options: Options) -> Result<()> {
     report::print(&words(&found, &ended, (came_in_frames, is_judged)))
 }
 
-/// Every entry of a snapshot, and the filesystem at the beginning of each image.
+/// Every entry of a snapshot, and whether each image is one.
 fn snapshot(opened: OpenedImage, options: &Options, start: std::time::Instant) -> Result<()> {
-    let mut bundle = Bundle::open(&opened.subject, opened.input)?;
-    bundle.read_all(&mut Progress::new(&options.common))?;
+    let bundle = Bundle::open(&opened.subject, opened.input)?;
+    let bundle = entry::read_all(bundle, &opened.file, options.any, &options.common)?;
     let total_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
     let (size_bytes, read_bytes) = (bundle.size_bytes(), bundle.input_bytes());
     let mut object = JsonObject::new();
@@ -100,8 +100,12 @@ fn snapshot(opened: OpenedImage, options: &Options, start: std::time::Instant) -
         "live" => "; it was read live, and may not be consistent",
         _ => "",
     };
+    let unjudged = match options.any {
+        Any::Yes => "; what is in it was not judged",
+        _ => "",
+    };
     report::print(&format!(
-        "{}: good snapshot of {}, {}: {}, {} packed{live}\n",
+        "{}: good snapshot of {}, {}: {}, {} packed{live}{unjudged}\n",
         report::clean(&bundle.subject),
         report::clean(&bundle.snapshot.host),
         names.join(" "),

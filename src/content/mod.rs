@@ -17,6 +17,9 @@ use crate::fs::{self, Identity, Kind};
 use crate::ptable::{self, Partition, PartitionTable, Scheme};
 use crate::units::{Extent, round_up, to_u64};
 
+/// The name of what shows nothing that is known.
+pub(crate) const UNKNOWN: &str = "unknown";
+
 /// How much of the beginning is looked at, in bytes: every first superblock and partition table floe knows lies in it.
 pub(crate) const HEAD_BYTES: usize = 1 << 20;
 
@@ -106,7 +109,7 @@ impl Content {
             (None, Some(table)) => table.scheme.name(),
             // Only a GPT can be announced and not be there.
             (None, None) if self.damaged.is_some() => "gpt",
-            (None, None) => "unknown",
+            (None, None) => UNKNOWN,
         }
     }
 
@@ -148,6 +151,11 @@ impl Content {
         let is_bare =
             |table: &PartitionTable| table.scheme == Scheme::Mbr && table.partitions.is_empty();
         self.identity.is_none() && self.damaged.is_none() && self.table.as_ref().is_none_or(is_bare)
+    }
+
+    /// Whether the rule needs no more than the beginning and the length.
+    pub(crate) fn is_told_by_head(&self) -> bool {
+        self.partitions().is_empty() && self.damaged.is_none() && !self.is_read_only()
     }
 
     fn is_read_only(&self) -> bool {

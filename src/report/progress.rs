@@ -380,6 +380,17 @@ impl Progress {
         }
     }
 
+    /// Shows how far an input is that is read before anything is done with it.
+    pub(crate) fn checking(&mut self, done_bytes: u64, total_bytes: u64) {
+        let step = Step {
+            phase: "checking",
+            subject: "",
+            done_bytes,
+            total_bytes,
+        };
+        self.show(false, step);
+    }
+
     /// Shows a step if it is time to. In the frozen window only a terminal is written to, and only when it takes the bytes at
     /// once, and no heap is used.
     pub fn show(&mut self, frozen: bool, step: Step<'_>) {

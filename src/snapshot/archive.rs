@@ -15,14 +15,13 @@ use crate::content;
 use crate::device::{Access, Device, DeviceKind, ReadAt, limited};
 use crate::error::{Error, Exit, Fault, FaultKind, Result};
 use crate::json;
-use crate::report::{Progress, Step};
+use crate::report::Progress;
 use crate::snapshot::store::{Class, open_kept};
 use crate::snapshot::{
     CHECKSUMS, CHECKSUMS_SHA256, Checksum, Checksums, Marks, SNAPSHOT, Snapshot, check_sha256_line,
     image_name,
 };
 use crate::stream::archive::TextEntry;
-use crate::stream::copy::BUFFER_BYTES;
 use crate::stream::image::whole::image_error;
 use crate::stream::input::{Input, Supply};
 use crate::stream::unzip::{Body, Directory, Unzip};
@@ -211,15 +210,7 @@ impl Catalog {
             let count = section
                 .supply(&mut buffer)
                 .map_err(|fault| entry_error(&self.subject, path, fault))?;
-            line.show(
-                false,
-                Step {
-                    phase: "checking",
-                    subject: "",
-                    done_bytes: total_bytes - section.left,
-                    total_bytes,
-                },
-            );
+            line.checking(total_bytes - section.left, total_bytes);
             hash.update(buffer.get(..count).unwrap_or_default());
         }
         if <[u8; 32]>::from(hash.finalize()) == checksum.sha256 {
@@ -439,6 +430,11 @@ impl Bundle {
         self.input.offset()
     }
 
+    /// Length of the input in bytes, where it is known.
+    pub(crate) fn input_length_bytes(&self) -> Option<u64> {
+        self.input.length_bytes()
+    }
+
     /// The NAMEs of the images.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.snapshot.images.iter().map(|image| image.name.as_str())
@@ -538,26 +534,6 @@ impl Bundle {
             self.settle()?;
         }
         Ok(count)
-    }
-
-    /// All of it, to the end, with every check.
-    pub fn read_all(&mut self, line: &mut Progress) -> Result<()> {
-        let mut buffer = vec![0; BUFFER_BYTES];
-        let total_bytes = self.input.length_bytes().unwrap_or(0);
-        while self.next()?.is_some() {
-            // Fewer bytes than asked for only at the entry's end.
-            while self.read(&mut buffer).map_err(|f| self.error(f))? == buffer.len() {
-                let step = Step {
-                    phase: "checking",
-                    subject: "",
-                    done_bytes: self.input_bytes(),
-                    total_bytes,
-                };
-                line.show(false, step);
-            }
-        }
-        line.clear();
-        Ok(())
     }
 
     /// Takes zeros of the current entry that come next: a multiple of `unit`, or 0.

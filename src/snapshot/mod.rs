@@ -2,6 +2,7 @@
 //! and its way back onto targets.
 
 pub mod archive;
+pub(crate) mod entry;
 pub(crate) mod framed;
 pub(crate) mod kept;
 pub(crate) mod machine;

@@ -3,7 +3,7 @@
 //!
 //! Runs before the freeze, so it may allocate and open. Decides nothing about used blocks: that is the survey's, in the window.
 
-use crate::content::{self, Judged};
+use crate::content::{self, Judged, UNKNOWN};
 use crate::device::{Device, ReadAt};
 use crate::error::{Error, Exit, Fault, FaultKind, NOTHING_WRITTEN, Result};
 use crate::fs::{self, Identity, Kind, Still};
@@ -174,7 +174,7 @@ pub(crate) fn prepare(system: &System, name: &std::ffi::OsStr, wishes: Wishes) -
     let mut prepared = Prepared {
         name,
         shown,
-        filesystem: "unknown",
+        filesystem: UNKNOWN,
         identity: None,
         still: Still::Unmounted,
         in_use: None,
@@ -452,7 +452,7 @@ fn fill(system: &System, source: Source, wishes: Wishes, prepared: &mut Prepared
             }
         }
     }
-    prepared.filesystem = identity.as_ref().map_or("unknown", |i| i.kind.name());
+    prepared.filesystem = identity.as_ref().map_or(UNKNOWN, |i| i.kind.name());
     let reading = reading(identity.clone(), wishes.whole);
     let mut behind = Vec::new();
     if let Some(opened) = prepared.devices.first() {

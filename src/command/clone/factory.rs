@@ -28,7 +28,7 @@ use crate::snapshot::archive::Catalog;
 use crate::snapshot::machine;
 use crate::snapshot::store;
 use crate::snapshot::unpack::{self, EntryTarget, Restored};
-use crate::snapshot::{ImageEntry, image_path};
+use crate::snapshot::{ImageEntry, entry, image_path};
 use crate::stream::image::open::OpenedImage;
 use crate::stream::image::whole::Any;
 use crate::units::Extent;
@@ -61,9 +61,15 @@ pub(super) fn run(options: &Options, pairs: &[Pair]) -> Result<()> {
         medium.print();
     }
     if options.dry_run {
-        let would = pairs.iter().map(|pair| {
+        let parts = kept
+            .iter()
+            .flat_map(|one| one.parts.iter().map(|part| (&one.path, part)));
+        let would = parts.map(|(path, (_, pair))| {
             let (source, target) = (pair.source.display(), pair.target.display());
-            format!("{target}: would be written with what is kept of {source}")
+            format!(
+                "{target}: would be written with {source} of {}",
+                path.display()
+            )
         });
         return Err(report::dry(&options.common, would));
     }
@@ -105,12 +111,17 @@ fn check(options: &Options, system: &System, kept: &[KeptSource]) -> Result<Opti
             check_targets(options, one, &mut held)?;
         }
     }
-    let mut line = report::Progress::new(&options.common);
+    let (common, nothing) = (&options.common, |error: Error| {
+        error.leaving(NOTHING_WRITTEN)
+    });
+    let mut line = report::Progress::new(common);
     for one in kept {
+        let file = store::open_kept(&one.path)?;
         for (image, _) in &one.parts {
             let path = image_path(&image.name);
             let checked = one.catalog.check_bytes(&path, &mut line);
-            checked.map_err(|error| error.leaving(NOTHING_WRITTEN))?;
+            checked.map_err(nothing)?;
+            entry::check(&one.catalog, &file, image, Any::No, common).map_err(nothing)?;
         }
     }
     Ok(medium)

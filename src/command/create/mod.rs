@@ -21,6 +21,7 @@ use crate::cli::{Args, Common, Item};
 use crate::command::{begin as begin_report, typed};
 use crate::config;
 use crate::config::pairs::split_pair;
+use crate::content::UNKNOWN;
 use crate::error::{Error, Fault, Result};
 use crate::fs::files::Emptying;
 use crate::mounts::System;
@@ -277,7 +278,7 @@ fn choose(options: &Options, system: &System, place: &Destination) -> Result<Vec
         .collect();
     let wishes = options.taking.wishes;
     let sources = options::prepare_all(system, &named, wishes, options.common.quiet)?;
-    for source in sources.iter().filter(|s| s.filesystem != "unknown") {
+    for source in sources.iter().filter(|s| s.filesystem != UNKNOWN) {
         if let Some(what) = &source.as_it_is {
             return Err(Error::refused(format_args!(
                 "{}: {what}; a snapshot of it would not be taken back: floe dump --whole copies it as it is",

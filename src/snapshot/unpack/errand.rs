@@ -16,15 +16,13 @@ use crate::snapshot::relaid::Laid;
 use crate::snapshot::unpack::EntryTarget;
 use crate::snapshot::unpack::disk::EmptyDisk;
 use crate::snapshot::unpack::origin::EntrySource;
-use crate::snapshot::{Snapshot, image_path};
+use crate::snapshot::{ImageEntry, Snapshot};
 use crate::stream::copy::CopyProgress;
 use crate::units::Extent;
 
 /// One entry and where it goes.
 pub(super) struct Errand {
-    pub name: String,
-    pub path: String,
-    pub size_bytes: u64,
+    pub image: ImageEntry,
     /// What messages call the target.
     pub shown: String,
     pub device: Device,
@@ -87,9 +85,7 @@ pub(super) fn errands(
         let phase = Phase::default();
         phase.note_made(made.is_some());
         errands.push(Errand {
-            name: image.name.clone(),
-            path: image_path(&image.name),
-            size_bytes: image.size_bytes,
+            image: image.clone(),
             shown: match range {
                 None => shown,
                 Some(_) if is_placed => shown,

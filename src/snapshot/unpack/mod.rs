@@ -16,7 +16,7 @@ use std::time::Instant;
 
 use self::disk::EmptyDisk;
 use self::errand::{Errand, errands};
-use self::origin::{EntrySource, check_bytes, content_of, origin};
+use self::origin::{EntrySource, check, origin};
 use self::states::states_of;
 use self::writer::unpack;
 use crate::config::pairs::split_pair;
@@ -74,17 +74,11 @@ pub(crate) fn run(
         None => None,
     };
     let chosen = choose(options, &pairs, &found, &file)?;
-    let input_length = check_bytes(
-        &origin,
-        &found,
-        &pairs,
-        disk.is_some(),
-        &mut report::Progress::new(&options.common),
-    )
-    .map_err(nothing)?;
-    if let EntrySource::File(catalog) = &origin {
-        for (name, target) in &chosen {
-            target.check_sectors(&content_of(catalog, name, &file)?)?;
+    let checked = check(&origin, options, (&found, &file), &pairs).map_err(nothing)?;
+    let input_length = checked.as_ref().map(|(bytes, _)| *bytes);
+    for (name, content) in checked.iter().flat_map(|(_, contents)| contents) {
+        for (_, target) in chosen.iter().filter(|(wanted, _)| wanted == name) {
+            target.check_sectors(content)?;
         }
     }
     if input_length.is_none() && !has_come && !options.common.quiet {
@@ -107,7 +101,8 @@ pub(crate) fn run(
     let verify = options.verify;
     let name = subject.clone();
     drop(watch);
-    let work = move || unpack(origin, errands, laid, verify, (&name, &file));
+    let any = options.any;
+    let work = move || unpack(origin, errands, laid, (verify, any), (&name, &file));
     let done = supervise(
         &options.common,
         &progress,

@@ -1,19 +1,17 @@
 //! Where the entries come from: a file, whose checksums are checked before the first write, or a pipe that is read once.
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::sync::Arc;
 
 use crate::content::Content;
 use crate::device::Device;
 use crate::error::{Error, Fault, Result};
+use crate::put::options::Options;
 use crate::report;
 use crate::snapshot::archive::{Bundle, Catalog};
-use crate::snapshot::{self, Checksums, Snapshot, image_path};
-use crate::stream::image::ImageReader;
+use crate::snapshot::{self, Checksums, Snapshot, entry};
 use crate::stream::image::open::OpenedImage;
-use crate::stream::image::probed::Image;
-use crate::stream::image::whole::Any;
-use crate::stream::input::{Input, Supply};
 use crate::threads::Lock;
 
 /// Where the entries come from.
@@ -61,41 +59,36 @@ impl EntrySource {
     }
 }
 
-/// Of a file: the checksums of what will be written; gives the bytes there are to read, `None` for a pipe.
-pub(super) fn check_bytes(
+/// Of a file: the checksums of what will be written, and whether its images are such, of which it gives what they begin with; and the
+/// bytes there are to read. `None` for a pipe.
+pub(super) fn check(
     origin: &EntrySource,
-    snapshot: &Snapshot,
+    options: &Options,
+    (snapshot, file): (&Snapshot, &File),
     pairs: &[(String, OsString)],
-    everything: bool,
-    line: &mut report::Progress,
-) -> Result<Option<u64>> {
+) -> Result<Option<(u64, Vec<(String, Content)>)>> {
     let EntrySource::File(catalog) = origin else {
         return Ok(None);
     };
-    let mut bytes = 0u64;
+    let mut line = report::Progress::new(&options.common);
+    let (mut bytes, mut contents) = (0u64, Vec::new());
     for path in snapshot.paths() {
         let Some(checksum) = catalog.checksums.find(&path) else {
             continue;
         };
         let name = snapshot::image_name(&path);
-        if everything || name.is_none_or(|name| pairs.iter().any(|(wanted, _)| wanted == name)) {
-            catalog.check_bytes(&path, line)?;
-            bytes = bytes.saturating_add(checksum.size_bytes);
+        let is_named = |name| pairs.iter().any(|(wanted, _)| wanted == name);
+        if options.disk.is_none() && !name.is_none_or(is_named) {
+            continue;
+        }
+        catalog.check_bytes(&path, &mut line)?;
+        bytes = bytes.saturating_add(checksum.size_bytes);
+        if let Some(image) = name.and_then(|name| snapshot.image(name)) {
+            let found = entry::check(catalog, file, image, options.any, &options.common)?;
+            contents.push((image.name.clone(), found.content));
         }
     }
-    Ok(Some(bytes))
-}
-
-/// What an entry of a file begins with.
-pub(super) fn content_of(catalog: &Catalog, name: &str, file: &std::fs::File) -> Result<Content> {
-    let path = image_path(name);
-    let subject = format!("{}: {path}", catalog.subject);
-    let fail = |fault| Error::fault(&subject, fault);
-    let reader = Input::source(catalog.reader(&path)?).and_then(ImageReader::raw);
-    let reader = reader.map_err(fail)?;
-    let file = file.try_clone();
-    let file = file.map_err(|e| Error::failed(format_args!("{subject}: dup: {e}")))?;
-    Ok(Image::head_of(subject.clone(), file, reader, Any::Yes)?.content)
+    Ok(Some((bytes, contents)))
 }
 
 /// Skips to an entry.
@@ -114,18 +107,5 @@ pub(super) fn advance(bundle: &Lock<Bundle>, path: &str) -> Result<()> {
                 ));
             }
         }
-    }
-}
-
-pub(super) struct PipeReader(pub Arc<Lock<Bundle>>);
-
-impl Supply for PipeReader {
-    fn supply(&mut self, out: &mut [u8]) -> std::result::Result<usize, Fault> {
-        self.0.lock().read(out)
-    }
-
-    fn take_zeros(&mut self, unit: u64) -> u64 {
-        let mut bundle = self.0.lock();
-        bundle.take_zeros(unit)
     }
 }

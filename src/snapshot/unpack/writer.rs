@@ -1,5 +1,6 @@
 //! The working thread: every entry onto its target, in the order of the archive; the beginnings last.
 
+use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -9,15 +10,14 @@ use crate::mounts::DevId;
 use crate::put::grow;
 use crate::put::job::{Filled, Job};
 use crate::put::target::{THE_IMAGE, check_sectors};
+use crate::snapshot::entry::{self, BundleReader};
 use crate::snapshot::image_path;
 use crate::snapshot::relaid::Laid;
 use crate::snapshot::unpack::Restored;
 use crate::snapshot::unpack::errand::Errand;
-use crate::snapshot::unpack::origin::{EntrySource, PipeReader, advance};
-use crate::stream::image::ImageReader;
-use crate::stream::image::probed::Image;
+use crate::snapshot::unpack::origin::{EntrySource, advance};
 use crate::stream::image::whole::Any;
-use crate::stream::input::{Input, Supply};
+use crate::stream::input::Supply;
 use crate::stream::target::Target;
 
 /// The working thread: every entry in the order of the archive.
@@ -25,8 +25,8 @@ pub(super) fn unpack(
     origin: EntrySource,
     errands: Vec<Errand>,
     mut laid: Option<Laid>,
-    verify: bool,
-    (subject, file): (&str, &std::fs::File),
+    how: (bool, Any),
+    from: (&str, &File),
 ) -> Result<(Vec<Restored>, Vec<String>)> {
     if let Some(laid) = &mut laid {
         laid.wipe(errands.iter().filter_map(|errand| errand.range).collect())?;
@@ -42,15 +42,15 @@ pub(super) fn unpack(
     let (mut filled, mut done) = (Vec::new(), Vec::new());
     for errand in errands {
         let reader: Box<dyn Supply> = match &origin {
-            EntrySource::File(catalog) => catalog.reader(&errand.path)?,
+            EntrySource::File(catalog) => catalog.reader(&image_path(&errand.image.name))?,
             EntrySource::Pipe(bundle) => {
-                advance(bundle, &errand.path)?;
-                Box::new(PipeReader(Arc::clone(bundle)))
+                advance(bundle, &image_path(&errand.image.name))?;
+                Box::new(BundleReader(Arc::clone(bundle)))
             }
         };
-        let name = errand.name.clone();
+        let name = errand.image.name.clone();
         let grow = errand.grow.clone();
-        let (filesystem, one) = one(errand, reader, verify, (subject, file))?;
+        let (filesystem, one) = one(errand, reader, how, from)?;
         filled.push((name, filesystem, one, grow));
         // What comes from a file was checked before the first write.
         if matches!(origin, EntrySource::File(_)) {
@@ -100,27 +100,12 @@ fn complete(
 fn one(
     errand: Errand,
     reader: Box<dyn Supply>,
-    verify: bool,
-    (subject, file): (&str, &std::fs::File),
+    (verify, any): (bool, Any),
+    (subject, file): (&str, &File),
 ) -> Result<(&'static str, Filled)> {
     let fail = |fault| Error::fault(&errand.shown, fault);
-    let subject = format!("{subject}: {}", errand.path);
-    let file = file
-        .try_clone()
-        .map_err(|e| Error::failed(format_args!("{subject}: dup: {e}")))?;
-    let input = Input::source(reader).map_err(fail)?;
-    let reader = ImageReader::raw(input).map_err(fail)?;
-    // That an entry is whole its checksums say; what is in it was for `create` to judge.
-    let image = Image::head_of(subject, file, reader, Any::Yes)?;
+    let image = entry::open(subject, file, reader, &errand.image, any)?;
     let (head, reader) = image.into_parts();
-    if errand.size_bytes < head.content.least_bytes() {
-        return Err(Error::corrupt(format_args!(
-            "{}: has {} bytes, but what is in it says {}",
-            head.subject,
-            errand.size_bytes,
-            head.content.least_bytes()
-        )));
-    }
     if errand.device.kind() == DeviceKind::Block {
         let sector_bytes = errand.device.sector_bytes();
         check_sectors(

@@ -11,7 +11,7 @@ use crate::cli::Common;
 use crate::content::{Content, Format, HEAD_BYTES, Head};
 use crate::error::{Error, Fault, FaultKind, Result};
 use crate::features;
-use crate::report::{Progress, Step};
+use crate::report::Progress;
 use crate::stream::artifact::{self, ArtifactLabels};
 use crate::stream::bmap;
 use crate::stream::copy::{BUFFER_BYTES, Ended};
@@ -136,12 +136,16 @@ impl Image {
 
     /// What can be said before the rest is read: whether it begins as an image does, and of a raw file whether it is long enough.
     pub(crate) fn check_head(&self) -> Result<()> {
+        self.check_head_of(self.reader.length_bytes())
+    }
+
+    /// The same of an image whose length is known otherwise.
+    pub(crate) fn check_head_of(&self, length: Option<u64>) -> Result<()> {
         if matches!(self.any, Any::Yes | Any::AsItIs) {
             return Ok(());
         }
         let word = self.content.judge_head(self.head());
         word.map_err(|what| not_an_image(&self.subject, &what))?;
-        let length = self.reader.length_bytes();
         let cut = length.and_then(|length| self.content.cut_off(length));
         cut.map_or(Ok(()), |what| Err(cut_off(&self.subject, self.any, &what)))?;
         check_partitions(&self.subject, self.reader.seen())
@@ -243,7 +247,6 @@ impl ImageHead {
 
 /// Reads all of an image, and so checks it; on as many CPUs as were asked for, where it can be.
 pub(crate) fn read_all(found: &mut Image, common: &Common, line: &mut Progress) -> Result<Ended> {
-    let fail = |fault| image_error(&found.subject, fault);
     let length = found.reader.input_length_bytes();
     let one_file = length.filter(|length| {
         found
@@ -256,36 +259,36 @@ pub(crate) fn read_all(found: &mut Image, common: &Common, line: &mut Progress) 
     });
     let in_lanes = one_file.and_then(|length_bytes| {
         lanes::read(&found.file, length_bytes, common.jobs, &mut |done_bytes| {
-            let step = Step {
-                phase: "checking",
-                subject: "",
-                done_bytes,
-                total_bytes: length_bytes,
-            };
-            line.show(false, step);
+            line.checking(done_bytes, length_bytes);
         })
     });
     if let Some(ended) = in_lanes {
         line.clear();
         return found.check_end(&ended);
     }
-    let mut buffer = Pages::new(BUFFER_BYTES).map_err(|e| fail(Fault::io("mmap", e)))?;
     let least_bytes = found.content.least_bytes();
-    // Each turn takes at least one granule of the input, or is the last.
-    while found.reader.next(&mut buffer).map_err(fail)? != ImageRun::End {
+    let ended = read_on(found, &mut |reader| {
         // Of a pipe the image says by itself how long it is at least.
         let (done_bytes, total_bytes) = match length {
-            Some(length) => (found.reader.input_bytes(), length),
-            None => (found.reader.offset(), least_bytes),
+            Some(length) => (reader.input_bytes(), length),
+            None => (reader.offset(), least_bytes),
         };
-        let step = Step {
-            phase: "checking",
-            subject: "",
-            done_bytes,
-            total_bytes,
-        };
-        line.show(false, step);
-    }
+        line.checking(done_bytes, total_bytes);
+    });
     line.clear();
+    ended
+}
+
+/// Reads what follows the head to the end, and judges it.
+pub(crate) fn read_on(
+    found: &mut Image,
+    step: &mut dyn FnMut(&ImageReader<'static>),
+) -> Result<Ended> {
+    let fail = |fault| image_error(&found.subject, fault);
+    let mut buffer = Pages::new(BUFFER_BYTES).map_err(|e| fail(Fault::io("mmap", e)))?;
+    // Each turn takes at least one granule of the input, or is the last.
+    while found.reader.next(&mut buffer).map_err(fail)? != ImageRun::End {
+        step(&found.reader);
+    }
     found.check_end(&Ended::of(&found.reader))
 }

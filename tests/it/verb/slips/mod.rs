@@ -1,5 +1,5 @@
 //! Variations of slips and of what a machine lacks, each refused or told of with the line that helps: sectors, damaged beginnings and
-//! tables, what lies in a store, arguments the wrong way round, limits, and a signal that comes first of all.
+//! tables, what lies in a snapshot or store, arguments the wrong way round, limits, and a signal that comes first of all.
 
 use std::process::Command;
 
@@ -38,5 +38,6 @@ macro_rules! ready {
 const EXT4: &str = "truncate -s 8M e && mke2fs -q -F -t ext4 e && gzip -k e";
 
 mod arguments;
+mod entries;
 mod images;
 mod machine;
