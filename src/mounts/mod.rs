@@ -8,6 +8,7 @@
 //! All of this runs before the freeze and may use the heap. Nothing here writes to a device, freezes or thaws.
 
 mod node;
+mod readers;
 mod refuse;
 mod resolve;
 mod stack;

@@ -36,7 +36,11 @@ fn hold(subject: &str, dev: DevId) -> Result<()> {
     if held.iter().any(|held| DevId::from_raw(held.rdev()) == dev) {
         return Ok(());
     }
-    let system = System::look()?;
+    let mut system = System::look()?;
+    if used(&system, dev).is_some() {
+        system.await_reader(dev);
+        system = System::look()?;
+    }
     if let Some(found) = used(&system, dev) {
         return Err(refused(subject, &found, &system, dev));
     }

@@ -299,3 +299,41 @@ fn a_disk_of_which_a_partition_may_be_written_is_no_image_and_one_that_is_idle_i
     }
     drop(writer);
 }
+
+#[test]
+fn a_device_that_another_floe_reads_is_waited_for() {
+    ready!("mke2fs");
+    let scratch = Scratch::new();
+    sh(&scratch, NOISE).expect_code(0);
+    let device = LoopDevice::attach(&scratch.join("n"), 512);
+    let path = text(device.path());
+    for (second, then) in [
+        (format!("dump -z none {path} -o two"), "cmp one two"),
+        (
+            format!("create -q a={path} -o s.zip"),
+            "$FLOE restore -q s.zip a=two && cmp one two",
+        ),
+        (format!("verify {path}"), "true"),
+        (format!("restore -q {path} two"), "cmp one two"),
+    ] {
+        let script = format!(
+            "rm -f one two; $FLOE dump -q -z none {path} --spool off --precopy off | (sleep 3; cat) > one & sleep 1
+            timeout 30 $FLOE {second} 2> said || exit; wait; {then} && grep -c 'another floe reads it' said"
+        );
+        let run = sh(&scratch, &script).expect_code(0);
+        assert!(run.stdout_text().ends_with("1\n"), "{second}: {run}");
+    }
+    // Whoever holds it otherwise is none that ends by itself.
+    let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::EXCL;
+    let held = rustix::fs::open(path.as_str(), flags, rustix::fs::Mode::empty());
+    let held = held.expect("nobody else has it");
+    expect(
+        &scratch,
+        &[(
+            &format!("$FLOE dump {path} -o x"),
+            4,
+            "is in use by another program",
+        )],
+    );
+    drop(held);
+}
