@@ -133,6 +133,12 @@ impl System {
         all
     }
 
+    /// Whether an md array lies on it, or on what lies on it.
+    pub(crate) fn is_below_md(&self, dev: DevId) -> bool {
+        let is_md = |at: &DevId| matches!(self.roots.layer(*at), DeviceLayer::Md(_));
+        self.risen(dev).iter().any(is_md)
+    }
+
     /// Everything that lies above without a filesystem in between: partitions, holders, loop devices over block devices.
     pub(super) fn risen(&self, dev: DevId) -> Vec<DevId> {
         let mut loops = Vec::new();

@@ -129,6 +129,25 @@ fn a_partition_knows_its_disk_and_a_disk_its_partitions() {
 }
 
 #[test]
+fn what_lies_below_an_array_is_known_through_what_is_between() {
+    let machine = mirror();
+    machine.block("virtual/dm-0", "3246:0", 900_000);
+    machine.file("sys/devices/virtual/dm-0/dm/uuid", "CRYPT-LUKS2-x\n");
+    machine.block("virtual/md1", "3245:1", 800_000);
+    machine.file("sys/devices/virtual/md1/md/level", "raid1\n");
+    machine.hold("virtual/dm-0", "pci/sda/sda1");
+    machine.hold("virtual/md1", "virtual/dm-0");
+    let system = machine.system();
+    // The partition of the container, the disk, a member.
+    for below in ["3240:1", "3246:0", "3240:0", "3240:18"] {
+        assert!(system.is_below_md(dev(below)), "{below}");
+    }
+    for other in ["3245:0", "3245:1"] {
+        assert!(!system.is_below_md(dev(other)), "{other}");
+    }
+}
+
+#[test]
 fn a_mirror_member_and_its_disk_are_in_use_in_the_contracts_words() {
     let machine = mirror();
     let system = machine.system();

@@ -84,6 +84,7 @@ fn gap(offset: u64, length_bytes: u64, still: Still) -> Segment {
         reading: Reading::Gap,
         swap: SwapContent::default(),
         behind: Vec::new(),
+        below_md: false,
     }
 }
 
@@ -151,6 +152,7 @@ fn partition_piece(
         reading,
         swap,
         behind,
+        below_md: node.is_some_and(|node| system.is_below_md(node.dev)),
     })
 }
 

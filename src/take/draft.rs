@@ -64,6 +64,7 @@ impl Draft {
                 let mut errand =
                     WalkErrand::new(self.parts, image, *identity, segment.still, segment.swap);
                 errand.behind = segment.behind;
+                errand.below_md = segment.below_md;
                 errand.owned = owned_map;
                 if early_map.is_some() {
                     errand.earlier = Earlier::new(segment.length_bytes);

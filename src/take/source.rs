@@ -59,6 +59,8 @@ pub(crate) struct Segment {
     pub swap: SwapContent,
     /// What lies behind the filesystem in it and is not zeros: used, whoever it belongs to.
     pub behind: Vec<Extent>,
+    /// An md array lies above it, which writes its superblocks when it likes.
+    pub below_md: bool,
 }
 
 /// The content of active swap files on one filesystem.
@@ -481,6 +483,7 @@ fn fill(system: &System, source: Source, wishes: Wishes, prepared: &mut Prepared
         reading,
         swap,
         behind,
+        below_md: dev.is_some_and(|dev| system.is_below_md(dev)),
     });
     prepared.identity = identity;
     Ok(())

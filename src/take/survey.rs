@@ -210,8 +210,10 @@ impl Surveyor {
         let frozen = errands
             .iter()
             .filter(|errand| errand.still == Still::Frozen && errand.swap.extents.is_empty())
-            // md writes its superblocks below a filesystem that is frozen, in members of its own and in those of LVM.
-            .filter(|errand| !matches!(errand.identity.kind, Kind::MdMember | Kind::Lvm));
+            // md writes its superblocks below a filesystem that is frozen, in members of its own, in those of LVM, and in whatever lies
+            // below it.
+            .filter(|errand| !matches!(errand.identity.kind, Kind::MdMember | Kind::Lvm))
+            .filter(|errand| !errand.below_md);
         for errand in frozen {
             let Some(part) = plan.parts().get(errand.part) else {
                 continue;

@@ -32,6 +32,8 @@ pub(crate) struct WalkErrand {
     pub swap: SwapContent,
     /// What lies behind the filesystem in its part and is not zeros.
     pub behind: Vec<Extent>,
+    /// As of its segment.
+    pub below_md: bool,
     /// Blocks that have an owner, where they are asked for.
     pub owned: Option<UsedMap>,
     /// What the walk found.
@@ -57,6 +59,7 @@ impl WalkErrand {
             still,
             swap,
             behind: Vec::new(),
+            below_md: false,
             owned: None,
             verdict: Verdict::USED,
             witness: Witness::default(),

@@ -1,6 +1,6 @@
 # What lies between a filesystem and its disk on real systems: a dm device, a LUKS container, an md mirror. Dumped by
 # mount point, restored to a plain disk; and the mirror refused as a target's member.
-# Arguments: dm luks md (default: all).
+# Arguments: dm luks md luksmd (default: all). The last: an array on a container writes its superblocks while the container is dumped.
 #: modules ext4 dm_mod dm_crypt raid1
 #: optional xts aes_generic aes_arm64 sha256_generic algif_skcipher cryptd ecb cbc essiv
 #: tools
@@ -11,7 +11,7 @@
 #: cpus 2
 #: timeout 500
 
-[ $# -gt 0 ] || set -- dm luks md
+[ $# -gt 0 ] || set -- dm luks md luksmd
 one=$(disk one) two=$(disk two) target=$(disk target)
 export DM_DISABLE_UDEV=1
 mkdir -p /source /target /run/cryptsetup /run/lock
@@ -50,6 +50,20 @@ for stack in "$@"; do
                 if [ $code = 4 ] && grep -q md0 /tmp/out; then ok "a mirror's member is refused as a target: $(cat /tmp/out)"; else not_ok "a mirror's member is refused as a target" "exit $code: $(cat /tmp/out)"; fi
                 mdadm --stop /dev/md0 >/dev/null 2>&1
             else not_ok md "$(tail -n 2 /tmp/made | tr '\n' ' ')"; fi;;
+        luksmd) if printf secret | cryptsetup luksFormat -q --type luks2 --pbkdf pbkdf2 --pbkdf-force-iterations 1000 "$one" - 2>/tmp/made &&
+                printf secret | cryptsetup open --key-file - "$one" vault 2>>/tmp/made && { dmsetup mknodes; true; } &&
+                mdadm --create /dev/md0 --run --metadata=1.2 --level=1 --raid-devices=2 --assume-clean /dev/mapper/vault "$two" >>/tmp/made 2>&1 &&
+                mkfs.ext4 -q -F /dev/md0 && mount -t ext4 /dev/md0 /source; then
+                # Once nothing is written the array is marked as clean, after this many seconds: in the window of one or the other.
+                echo 0.01 > /sys/block/md0/md/safe_mode_delay
+                failed=0
+                for round in 1 2 3 4 5; do
+                    head -c 1000000 /dev/urandom > /source/$round
+                    floe dump --quiet "$one" -o /tmp/one.gz >/tmp/out 2>&1 || { failed=$((failed + 1)); note "$(tail -n 1 /tmp/out)"; }
+                done
+                if [ $failed = 0 ]; then ok "a container below an array is dumped"; else not_ok "a container below an array is dumped" "$failed of 5 failed"; fi
+                umount /source; mdadm --stop /dev/md0 >/dev/null 2>&1; cryptsetup close vault
+            else skip luksmd "$(tail -n 2 /tmp/made | tr '\n' ' ')"; fi;;
     esac
 done
 true
