@@ -317,9 +317,20 @@ impl Fault {
 
     /// Whether a name was opened that is not there.
     fn is_missing(&self) -> bool {
+        use rustix::io::Errno;
         let details = self.details();
-        let missing = [rustix::io::Errno::NOENT, rustix::io::Errno::NOTDIR];
-        details.what == Some("open") && missing.iter().any(|errno| self.is_errno(*errno))
+        // A chain of links or a name too long leads nowhere; behind a node may be no device, and in that no medium.
+        let missing = [
+            Errno::NOENT,
+            Errno::NOTDIR,
+            Errno::LOOP,
+            Errno::NAMETOOLONG,
+            Errno::NXIO,
+            Errno::NODEV,
+            Errno::NOMEDIUM,
+        ];
+        matches!(details.what, Some("open" | "stat"))
+            && missing.iter().any(|errno| self.is_errno(*errno))
     }
 
     /// The doubt that a fault of the bytes is: what they say is not believed, and counts as used. A fault of the device is no doubt,

@@ -25,7 +25,7 @@ pull|--kept NAME|a snapshot that is kept in the board's store, or 'latest': DIR/
 pull|--artifact|with --dump: straight into a Mender artifact, DIR/HOST[_PORT].mender
 #Where to:
 dump|-o, --output FILE|write FILE.part, and rename it to FILE when it is complete ('-' or none: stdout)
-dump|--split SIZE|with -o FILE: pieces FILE.001, FILE.002 … of that size, as for FAT32 (4000M); restore and verify take FILE.001, and cat FILE.[0-9][0-9][0-9] puts them together
+dump|--split SIZE|with -o FILE: pieces FILE.001, FILE.002 … (200 at most) of that size, as for FAT32 (4000M); restore and verify take FILE.001, and cat FILE.[0-9][0-9][0-9] puts them together
 dump|--bmap FILE|with -o: a .bmap (2.0, SHA-256) for it too, read back from it; bmaptool copy takes both
 create|-o, --output WHERE|a folder: HOST-YYYYMMDDThhmmssZ-SEQ.zip in it (SEQ counts: boards have no clock), one floe at a time; a FILE; or - for stdout. Default: the folder of 'store = DIR' in /etc/floe.conf, otherwise stdout. Written as .part and renamed when it is complete
 artifact|-o, --output FILE|write FILE.part, and rename it to FILE when it is complete ('-' or none: stdout)
@@ -93,7 +93,7 @@ create clone|--whole|every block, free ones too
 dump create clone >pull|--require-map|refuse instead of reading everything when the used blocks cannot be told for certain
 dump create clone >pull|--live|do not freeze: what is read may not be consistent, and is called live
 dump create clone >pull|--golden|what makes one machine out of many comes out empty: machine-id, ssh and dropbear host keys, random seeds, DHCP leases, NetworkManager's and Mender's keys, cloud-init's instance, shell histories (ext2/3/4; floe show --identity lists them)
-dump create clone >pull|--empty PATH|this file, too; may be given several times, a name may hold *, and DIR/ is every file below
+dump create clone >pull|--empty PATH|this file, too; may be given several times, a name may hold * (and then need not be there), and DIR/ is every file below
 artifact|--golden|
 artifact|--empty PATH|
 #How long it may stay frozen:

@@ -4,6 +4,7 @@
 //! is removed, under the store's lock: what is being made never goes, and what says of itself that it is to stay not by accident.
 
 use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use crate::cli::{Args, Common, Item};
@@ -65,6 +66,13 @@ pub(super) fn run(options: Options) -> Result<()> {
     };
     let mut going: Vec<(PathBuf, u64)> = Vec::new();
     for name in &options.names {
+        if name.as_bytes().contains(&b'/') {
+            return Err(Error::refused(format_args!(
+                "{}: is a path; delete takes the names that floe list shows of {}, and other files are for rm",
+                name.display(),
+                folder.display()
+            )));
+        }
         let path = kept::find(&folder, name)?.ok_or_else(|| kept::none(&folder, name))?;
         let kept = Kept::look_in_store(path.clone()).ok_or_else(|| kept::none(&folder, name))?;
         let shown = path.display();
@@ -74,9 +82,9 @@ pub(super) fn run(options: Options) -> Result<()> {
             ))
             .leaving("nothing was deleted"));
         }
-        if kept.marks().any() && !options.force {
+        if let Some(why) = kept.stays().filter(|_| !options.force) {
             return Err(Error::refused(format_args!(
-                "{shown}: is marked as factory or rescue snapshot; --force deletes it all the same"
+                "{shown}: {why}; --force deletes it all the same"
             ))
             .leaving("nothing was deleted"));
         }

@@ -14,13 +14,12 @@ use crate::board::host::Host;
 use crate::board::reach::Reach;
 use crate::board::receive::Arrived;
 use crate::board::ssh::SessionPipes;
-use crate::cli::{self, Args, Common, Item};
-use crate::config;
+use crate::cli::{Args, Common, Item};
 use crate::device::limited;
-use crate::error::{Error, Result};
+use crate::error::{Error, Exit, Result};
 use crate::features;
 use crate::report::{self, JsonObject};
-use crate::snapshot::kept::Kept;
+use crate::snapshot::kept::{self, Kept};
 use crate::snapshot::machine;
 
 /// Longest list of a board, in bytes.
@@ -48,12 +47,6 @@ pub(super) fn parse(mut args: Args) -> Result<Options> {
             Item::Option(name) => return Err(args.unknown(name)),
         }
     }
-    if folder.is_none() && config::store()?.is_none() {
-        return Err(cli::usage(
-            "list",
-            format_args!("/etc/floe.conf names no store (store = DIR), and no DIR was given"),
-        ));
-    }
     Ok(Options {
         folder,
         json,
@@ -75,7 +68,8 @@ pub(super) fn run(options: Options) -> Result<()> {
             }
             None => PathBuf::from(folder),
         },
-        None => config::store()?.unwrap_or_default(),
+        None => kept::folder()
+            .map_err(|error| error.leaving("another folder is named as DIR, a board as HOST"))?,
     };
     let now_s = machine::now_s();
     let found = Kept::all(&folder)?;
@@ -112,6 +106,10 @@ fn host(name: &OsStr) -> Option<Host> {
 /// The store of a board, as floe lists it there.
 fn far(options: Options, host: Host) -> Result<()> {
     let common = options.common.clone();
+    let typed = options.folder.as_ref().and_then(|name| name.to_str());
+    let could_be = typed
+        .filter(|name| !name.contains(['@', ':']))
+        .map(str::to_owned);
     let (is_json, shown) = (options.json, host.shown.clone());
     let job = move |host: &Host, board: &fleet::Board| {
         let mut words: Vec<OsString> = vec!["list".into()];
@@ -126,8 +124,8 @@ fn far(options: Options, host: Host) -> Result<()> {
         let read = limited(&mut session, MAX_LIST).read_to_string(&mut text);
         let ended = session.end()?;
         ended.check(host).map_err(|error| match ended.code {
-            // It was given no DIR that could be wrong.
-            Some(2) => Error::usage(format_args!(
+            // It was given no DIR that could be wrong; older ones call that a bad command line.
+            Some(2 | 4) => Error::refused(format_args!(
                 "{error}; what is listed of a board is the store that its own /etc/floe.conf names, as in: store = /data/snapshots"
             )),
             _ => error,
@@ -140,7 +138,15 @@ fn far(options: Options, host: Host) -> Result<()> {
     };
     let left = |_: fleet::Interruption<'_>| "nothing was changed".into();
     for outcome in fleet::run_leaving(vec![host], 1, &common, &left, Arc::new(job))? {
-        let list = outcome.result?.path;
+        let list = outcome
+            .result
+            .map_err(|error| match (error.exit(), &could_be) {
+                (Some(Exit::Failed), Some(folder)) => {
+                    error.leaving(&format!("nor is there a folder {folder} here"))
+                }
+                _ => error,
+            })?;
+        let list = list.path;
         // Only JSON that is whole is handed on as such.
         let is_list = is_json && crate::json::parse(list.as_bytes()).is_ok();
         say(&shown, if is_list { list.trim() } else { "null" })?;

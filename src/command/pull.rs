@@ -310,7 +310,7 @@ fn place(options: &Options) -> Result<PullDestination> {
         .leaving("nothing was pulled"));
     }
     if path != Path::new("-") {
-        partfile::Place::find(path)?;
+        partfile::PartFile::check(path).map_err(|error| error.leaving("nothing was pulled"))?;
         if !options.overwrite {
             replace::check(path, coming(options))?;
         }

@@ -144,7 +144,7 @@ fn check_targets(args: &Args, targets: &[OsString]) -> Result<()> {
 /// A HOST in the place of the FILE, which then is none; or a TARGET in the place of the HOST.
 fn check_order(file: &OsString, host: &OsString, next: Option<&OsString>) -> Result<()> {
     let is_file = |word: &OsString| Path::new(word).is_file();
-    let is_kept = |word: &OsString| kept::path_of(word).map_or(true, |path| path != *word);
+    let is_kept = |word: &OsString| kept::path_of(word).is_ok_and(|path| path != *word);
     let (first, second) = (file.display(), host.display());
     if is_file(host) && !is_file(file) && !is_kept(file) {
         return Err(wrong(format_args!(

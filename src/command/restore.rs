@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use crate::cli::{Args, Item};
+use crate::cli::{self, Args, Item};
 use crate::config::pairs::split_pair;
 use crate::device::DeviceKind;
 use crate::error::{Error, Fault, NOTHING_WRITTEN, Result};
@@ -22,13 +22,13 @@ use crate::put::room::{self, Need};
 use crate::put::supervise::{CHECKING, SignalWatch, supervise};
 use crate::put::target::{Chosen, Overwrite};
 use crate::report::{self, JsonObject, Progress};
-use crate::snapshot::{MAX_IMAGES, Snapshot, framed, image_path, kept, unpack};
+use crate::snapshot::{MAX_IMAGES, Snapshot, archive, framed, image_path, kept, unpack};
 use crate::stream::frames::StreamHeader;
 use crate::stream::frames::known::KnownHere;
 use crate::stream::image::Format;
 use crate::stream::image::open::OpenedImage;
 use crate::stream::image::probed::Image;
-use crate::stream::image::whole::Any;
+use crate::stream::image::whole::{Any, image_is_empty};
 use crate::stream::target::Target;
 use crate::threads;
 use crate::units::to_u64;
@@ -71,10 +71,7 @@ pub(super) fn parse(mut args: Args) -> Result<Options> {
     }
     Ok(Options {
         targets: match (targets.len(), &disk, &image) {
-            (0, None, Some(target)) => {
-                let piped = format!("restore - {}", target.display());
-                return Err(args.missing_or_piped("the TARGET", &piped));
-            }
+            (0, None, Some(image)) => return Err(no_target(&args, image)),
             _ => targets,
         },
         image: image.ok_or_else(|| args.missing_or_piped("the IMAGE", "restore - TARGET"))?,
@@ -92,6 +89,27 @@ pub(super) fn parse(mut args: Args) -> Result<Options> {
         tells,
         common: args.common,
     })
+}
+
+/// What is missing where one name was given: of a snapshot the places of its entries; it may be a target, too, whose image comes
+/// through a pipe.
+fn no_target(args: &Args, image: &OsString) -> Error {
+    let path = kept::path_of(image).unwrap_or_default();
+    let found = archive::beginning(Path::new(&path), archive::open_file);
+    if let Some(snapshot) = found.filter(|_| features::SNAPSHOTS) {
+        let names: Vec<&str> = snapshot.images.iter().map(|i| i.name.as_str()).collect();
+        let first = names.first().copied().unwrap_or("NAME");
+        return cli::usage(
+            "restore",
+            format_args!(
+                "{} is a snapshot of {}: say where each goes, as in {first}=/dev/mmcblk0p3, or all with --disk DEV, an empty disk",
+                image.display(),
+                names.join(", ")
+            ),
+        );
+    }
+    let piped = format!("restore - {}", image.display());
+    args.missing_or_piped("the TARGET", &piped)
 }
 
 /// A device as IMAGE and an image file as TARGET are the wrong way round: writing would destroy the image.
@@ -149,7 +167,7 @@ pub(super) fn run(options: Options) -> Result<()> {
     let tell: Option<framed::Tell<'_>> = if options.tells { Some(&tell) } else { None };
     let common = &options.common;
     let proven = (!options.unchecked).then(|| threads::jobs(common.jobs));
-    let opened =
+    let mut opened =
         framed::open_known(&options.image, near, tell, common, proven).map_err(untouched)?;
     if features::SNAPSHOTS && opened.format == Format::Zip {
         if options.bmap.is_some() {
@@ -159,7 +177,7 @@ pub(super) fn run(options: Options) -> Result<()> {
         }
         return unpack::run(&options, opened, watch, Vec::new(), start).map(drop);
     }
-    let target = the_target(&options, &opened)?.clone();
+    let target = the_target(&options, &mut opened)?.clone();
     let image = Image::read(opened, options.any).map_err(untouched)?;
     let checked = Checked::new(&options, &target, image)?;
     if options.dry_run {
@@ -234,7 +252,11 @@ fn begin(options: &Options) -> Result<()> {
 }
 
 /// The one target of what is no snapshot.
-fn the_target<'o>(options: &'o Options, opened: &OpenedImage) -> Result<&'o OsString> {
+fn the_target<'o>(options: &'o Options, opened: &mut OpenedImage) -> Result<&'o OsString> {
+    // Whoever was to send a snapshot sent nothing: no fault of the command line.
+    if opened.input.peek(1).is_ok_and(<[u8]>::is_empty) {
+        return Err(image_is_empty(&opened.subject).leaving(NOTHING_WRITTEN));
+    }
     let [target] = options.targets.as_slice() else {
         return Err(no_snapshot(opened));
     };

@@ -84,7 +84,7 @@ pub(crate) fn check_at(
     };
     let (path, free_shown) = (path.display(), Bytes(free));
     if is_plain && need.least_bytes > free {
-        return Err(Error::failed(format_args!(
+        return Err(Error::refused(format_args!(
             "{path}: its filesystem has {free_shown} free, and {} at least will be written: make room there, or name another place",
             Bytes(need.least_bytes)
         ))

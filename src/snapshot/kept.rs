@@ -12,11 +12,12 @@ use rustix::io::Errno;
 use crate::config;
 use crate::error::{Error, Exit, Result};
 use crate::features;
+use crate::mounts::is_tag;
 use crate::report::{Bytes, JsonObject, clean, exact};
 use crate::snapshot::archive::{self, Catalog};
 use crate::snapshot::machine;
 use crate::snapshot::store::{self, KeptName, Stored, is_written, open_kept};
-use crate::snapshot::{Checksum, Checksums, ImageEntry, Marks, Snapshot, image_path};
+use crate::snapshot::{Checksum, Checksums, ImageEntry, Snapshot, image_path};
 use crate::stream::partfile;
 use crate::stream::unzip;
 use crate::take::options::used_words;
@@ -36,6 +37,8 @@ pub(crate) enum Condition {
     Newer,
     /// Its parts do not fit each other, or it is none.
     Damaged,
+    /// The machine does not give its bytes, so that nobody knows what it is.
+    Unreadable,
     /// A link, a folder, a pipe: no file, whatever it is called.
     Foreign,
 }
@@ -49,6 +52,7 @@ impl Condition {
             Self::Incomplete => "incomplete",
             Self::Newer => "newer format",
             Self::Damaged => "damaged",
+            Self::Unreadable => "unreadable",
             Self::Foreign => "no snapshot",
         }
     }
@@ -76,15 +80,23 @@ pub(crate) fn path_of(name: &OsStr) -> Result<OsString> {
         Err(error) if name != "latest" && error.exit() == Some(Exit::Refused) => None,
         folder => folder?,
     };
-    let Some(folder) = folder else {
-        return Ok(name.to_owned());
+    let folder = match folder {
+        None if name == "latest" => self::folder()?,
+        None => return Ok(name.to_owned()),
+        Some(folder) => folder,
     };
     match find(&folder, name) {
         Ok(Some(path)) => Ok(path.into()),
-        Ok(None) if name == "latest" => Err(none(&folder, name)),
         Err(error) if name == "latest" => Err(error),
-        Ok(None) => foreign(&folder, name).map_or_else(|| Ok(name.to_owned()), Err),
-        Err(_) => Ok(name.to_owned()),
+        Ok(None) if name == "latest" => Err(none(&folder, name)),
+        Ok(None) if !is_tag(name) => Err(foreign(&folder, name).unwrap_or_else(|| {
+            Error::refused(format_args!(
+                "{}: is no file here, and no snapshot of {}; floe list shows what there is",
+                name.display(),
+                folder.display()
+            ))
+        })),
+        _ => Ok(name.to_owned()),
     }
 }
 
@@ -145,7 +157,9 @@ fn foreign(folder: &Path, name: &OsStr) -> Option<Error> {
 /// The folder of kept snapshots, where nothing can be done without one.
 pub(crate) fn folder() -> Result<PathBuf> {
     config::store()?.ok_or_else(|| {
-        Error::refused("/etc/floe.conf: has no line 'store = DIR': no snapshots are kept here")
+        Error::refused(
+            "/etc/floe.conf: has no line 'store = DIR', which names the folder of the snapshots that are kept here",
+        )
     })
 }
 
@@ -196,6 +210,7 @@ impl Kept {
             // A pipe, a folder, a link to nothing.
             Err(_) if meta.is_none() => Condition::Foreign,
             Err(error) if error.exit() == Some(Exit::Refused) => Condition::Newer,
+            Err(error) if error.exit() == Some(Exit::Failed) => Condition::Unreadable,
             Err(_) if !part && open(&path).is_ok_and(|file| unzip::is_ended(&file)) => {
                 Condition::Damaged
             }
@@ -233,14 +248,6 @@ impl Kept {
             state,
             reason,
         }
-    }
-
-    /// As what it says of itself that it is to stay.
-    pub(crate) fn marks(&self) -> Marks {
-        self.snapshot
-            .as_ref()
-            .map(Snapshot::marks)
-            .unwrap_or_default()
     }
 
     /// Whether somebody writes it now.
@@ -288,14 +295,40 @@ impl Kept {
     /// What is wrong with it where not even its beginning is a snapshot's.
     pub(crate) fn unknown(&self) -> Option<Error> {
         let reason = self.reason.as_ref().filter(|_| self.snapshot.is_none())?;
-        let exit = match self.state {
-            Condition::Newer => Exit::Refused,
-            _ => Exit::Corrupt,
-        };
+        let path = self.path.display();
+        Some(Error::with(self.exit(), format_args!("{path}: {reason}")))
+    }
+
+    /// What is wrong with what is no snapshot, or not all of one, and is not being made either.
+    pub(crate) fn broken(&self) -> Option<Error> {
+        let reason = self.reason.as_ref().filter(|_| !self.is_being_made())?;
+        let (path, state) = (self.path.display(), self.state.name());
         Some(Error::with(
-            exit,
-            format_args!("{}: {reason}", self.path.display()),
+            self.exit(),
+            format_args!("{path}: {state}: {reason}"),
         ))
+    }
+
+    fn exit(&self) -> Exit {
+        match self.state {
+            Condition::Newer => Exit::Refused,
+            Condition::Unreadable => Exit::Failed,
+            _ => Exit::Corrupt,
+        }
+    }
+
+    /// Why it does not go without being told to.
+    pub(crate) fn stays(&self) -> Option<&'static str> {
+        match (&self.snapshot, self.state) {
+            (Some(snapshot), _) if snapshot.marks().any() => {
+                Some("is marked as factory or rescue snapshot")
+            }
+            (_, Condition::Newer) => {
+                Some("is a snapshot of a newer floe, which may be one to be kept")
+            }
+            (None, Condition::Unreadable) => Some("cannot be read, and may be one to be kept"),
+            _ => None,
+        }
     }
 
     fn age_s(&self, now_s: u64) -> Option<u64> {
@@ -537,7 +570,7 @@ fn age(seconds: u64) -> String {
 mod tests {
     use super::*;
     use crate::error::Fault;
-    use crate::snapshot::testing;
+    use crate::snapshot::{Marks, testing};
 
     /// A folder for a test, and the names of snapshots in it.
     fn store(name: &str) -> (PathBuf, impl Fn(u64) -> PathBuf) {
@@ -564,8 +597,10 @@ mod tests {
         std::fs::write(path(3), &marked[..marked.len() - 30]).unwrap();
         std::fs::write(path(4), testing::newer()).unwrap();
         std::os::unix::fs::symlink(path(1), path(5)).unwrap();
-        let name = Kept::look_in_store(path(3)).unwrap().marks().name();
-        assert_eq!(name, "a factory snapshot");
+        let stays = |number| Kept::look_in_store(path(number)).unwrap().stays();
+        assert!(stays(1).is_none());
+        assert!(stays(3).unwrap().contains("factory"));
+        assert!(stays(4).unwrap().contains("newer floe"));
         assert_eq!(
             Kept::look_in_store(path(4)).unwrap().state,
             Condition::Newer

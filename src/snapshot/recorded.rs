@@ -33,6 +33,11 @@ pub(crate) struct RecordedDisk {
 }
 
 impl RecordedDisk {
+    /// Whether it is no file.
+    pub(crate) fn is_device(&self) -> bool {
+        self.dev.is_some()
+    }
+
     /// Whether a device is a partition of this disk.
     pub(crate) fn holds(&self, system: &System, dev: Option<DevId>) -> bool {
         let disk = dev.and_then(|dev| system.roots().disk_of(dev));

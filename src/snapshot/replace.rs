@@ -57,20 +57,22 @@ pub(crate) fn check(path: &Path, coming: Coming) -> Result<()> {
     let opened = match OpenedImage::look(path.as_os_str()) {
         Ok(opened) => opened,
         Err(error) if no_image(&error) => return Err(refusal(path, "is there and is no image")),
-        // What cannot be read is for who writes to say.
-        Err(_) => return Ok(()),
+        Err(error) => return Err(unread(path, &error)),
     };
     let what = match (opened.format, coming) {
         // Zip archives of others (documents, programs) are not ours.
         (Format::Zip, _) if !begins_a_snapshot(path) => Some("is there and is no image".into()),
         (Format::Zip, Coming::Snapshot(None)) => None,
-        (Format::Zip, Coming::Snapshot(Some(marks))) => kept_from(path, marks, marks.name()),
-        (Format::Zip, Coming::Newer) => kept_from(path, Marks::default(), coming.name()),
+        (Format::Zip, Coming::Snapshot(Some(marks))) => kept_from(path, marks, marks.name())?,
+        (Format::Zip, Coming::Newer) => kept_from(path, Marks::default(), coming.name())?,
         (Format::Zip, _) => Some(instead("a snapshot", coming)),
         (Format::Mender, Coming::Artifact) => None,
         (Format::Mender, _) => Some(instead("a Mender artifact", coming)),
         (_, _) => match (Image::read(opened, Any::No), coming) {
             (Err(error), _) if no_image(&error) => Some("is there and is no image".into()),
+            (Err(error), _) if error.exit() == Some(Exit::Failed) => {
+                return Err(unread(path, &error));
+            }
             (Err(_), _) => None,
             (Ok(_), Coming::Image(_)) => None,
             (Ok(_), _) => Some(instead("an image", coming)),
@@ -83,17 +85,25 @@ pub(crate) fn check(path: &Path, coming: Coming) -> Result<()> {
 }
 
 /// Why the snapshot there is kept from what comes, which has these marks.
-fn kept_from(path: &Path, marks: Marks, comes: &str) -> Option<String> {
-    match archive::told_by(path) {
-        Ok(Told::Marks(there)) if !marks.covers(there) => Some(format!(
+fn kept_from(path: &Path, marks: Marks, comes: &str) -> Result<Option<String>> {
+    let told = archive::told_by(path).map_err(|error| unread(path, &error))?;
+    Ok(match told {
+        Told::Marks(there) if !marks.covers(there) => Some(format!(
             "is there and is {}, which is kept: what comes is {comes}",
             there.name()
         )),
-        Ok(Told::Newer) => Some(
+        Told::Newer => Some(
             "is there and is a snapshot of a newer floe, which may be one to be kept".to_owned(),
         ),
         _ => None,
-    }
+    })
+}
+
+/// Of what cannot be read nobody knows whether it is to be kept.
+fn unread(path: &Path, error: &Error) -> Error {
+    let (text, subject) = (error.to_string(), format!("{}: ", path.display()));
+    let why = text.strip_prefix(&subject).unwrap_or(&text);
+    refusal(path, &format!("is there and cannot be read ({why})"))
 }
 
 /// A snapshot that comes from elsewhere for a file: what it may replace is judged by what it says of itself, once its beginning is there.

@@ -107,7 +107,7 @@ impl Identities {
 }
 
 /// The filesystem's own root: mounted once more where nothing covers it, or as it is.
-fn root(system: &System, mounted: &Mounted) -> std::result::Result<OwnedFd, Fault> {
+pub(super) fn root(system: &System, mounted: &Mounted) -> std::result::Result<OwnedFd, Fault> {
     let mount = &mounted.mount;
     if let (Some(dev), false) = (mounted.devices.first(), mount.dev.is_anonymous())
         && let Ok(root) = system

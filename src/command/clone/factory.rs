@@ -233,27 +233,35 @@ fn find(pairs: &[Pair]) -> Result<Vec<KeptSource>> {
     })?;
     let all = store::snapshots(&folder)?;
     let newest = |is_rescue: bool| {
-        all.iter().rev().find_map(|(_, path)| {
-            let catalog = Catalog::open_kept(path).ok()?;
+        for (_, path) in all.iter().rev() {
+            let catalog = match Catalog::open_kept(path) {
+                Ok(catalog) => catalog,
+                // It may be the one, and an older one in its place would be taken for it.
+                Err(error) if error.exit() == Some(Exit::Failed) => return Err(error),
+                Err(_) => continue,
+            };
             let snapshot = &catalog.snapshot;
             let fits = match is_rescue {
                 true => snapshot.rescue,
                 false => snapshot.factory,
             };
-            fits.then(|| KeptSource {
-                path: path.clone(),
-                catalog,
-                parts: Vec::new(),
-            })
-        })
+            if fits {
+                return Ok(Some(KeptSource {
+                    path: path.clone(),
+                    catalog,
+                    parts: Vec::new(),
+                }));
+            }
+        }
+        Ok(None)
     };
-    let mut factory = newest(false).ok_or_else(|| {
+    let mut factory = newest(false)?.ok_or_else(|| {
         refused(&format!(
             "no complete factory snapshot is kept in {}; floe create --factory makes one",
             folder.display()
         ))
     })?;
-    let mut rescue = newest(true);
+    let mut rescue = newest(true)?;
     for pair in pairs {
         let made_from = |kept: &KeptSource| {
             let mut images = kept.catalog.snapshot.images.iter();

@@ -159,8 +159,18 @@ fn create(options: &Options, start: Instant) -> Result<CreateReport> {
     let system = System::look()?;
     let plan = plan(options, &system, &place)?;
     let snapshot = describe(&system, options, &plan.sources, plan.disk.as_ref());
-    if let Some(disk) = plan.disk.as_ref().filter(|_| !options.common.quiet) {
-        tell_missing(disk, &snapshot);
+    if let Some(disk) = &plan.disk {
+        // Of the image of a disk no source can be a partition.
+        let mut numbers = snapshot.images.iter().map(|image| image.partition_number);
+        if disk.is_device() && numbers.all(|number| number == 0) {
+            return Err(Error::refused(format_args!(
+                "{}: none of the sources is a partition of it, so that restore --disk would leave every partition empty; name the disk they are on, or leave out --disk",
+                disk.facts.device
+            )));
+        }
+        if !options.common.quiet {
+            tell_missing(disk, &snapshot);
+        }
     }
     if options.dry_run {
         return Err(would(options, &place, &snapshot, &plan.sources)?);
@@ -306,7 +316,7 @@ fn emptying(
     sources: &[Prepared],
     place: &Destination,
 ) -> Result<Emptying> {
-    let mut emptying = options.taking.wanted.emptying(sources)?;
+    let mut emptying = options.taking.wanted.emptying(system, sources)?;
     let own = match place {
         Destination::Folder(folder) => Some(folder),
         Destination::Stdout | Destination::File(_) => None,

@@ -14,7 +14,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use self::words::{maybe_str, rows};
-use crate::cli::{Args, Common, Item};
+use crate::cli::{self, Args, Common, Item};
 use crate::config::pairs;
 use crate::content::Content;
 use crate::content::foreign;
@@ -79,6 +79,14 @@ pub(super) fn run(options: Options) -> Result<()> {
     let Some(name) = &options.path else {
         return overview(&options);
     };
+    if name == "-" {
+        return Err(cli::usage(
+            "show",
+            format_args!(
+                "a pipe cannot be looked at and then be read; floe verify - reads all of it"
+            ),
+        ));
+    }
     let name = kept::path_of(name)?;
     let path = Path::new(&name);
     if features::GOLDEN && options.identity {
@@ -89,10 +97,12 @@ pub(super) fn run(options: Options) -> Result<()> {
         if let Some(error) = kept.unknown() {
             return Err(error);
         }
-        return tell(&options, &kept.report(), kept.show(false));
+        tell(&options, &kept.report(), kept.show(false))?;
+        return kept.broken().map_or(Ok(()), Err);
     }
     let facts = look(&name)?;
-    tell(&options, &facts.object(), facts.text())
+    tell(&options, &facts.object(), facts.text())?;
+    facts.no_image().map_or(Ok(()), Err)
 }
 
 /// The one answer: as a report, and to stdout as JSON or in words.
@@ -339,7 +349,7 @@ fn look(name: &OsStr) -> Result<Facts> {
         "image" if found.content.is_empty() => NO_IMAGE,
         kind => kind,
     };
-    if kind == "image" && found.content.is_empty() && partfile::first_of(path).is_some() {
+    if found.kind == NO_IMAGE && partfile::first_of(path).is_some() {
         // It says which piece to name.
         Image::look(name, Any::No)?;
     }
@@ -582,6 +592,19 @@ fn kind_of(path: &Path, source: &Source) -> &'static str {
 }
 
 impl Facts {
+    /// What a file is not, or not wholly: the answer of `show`, too, is one that a script can tell from an image.
+    fn no_image(&self) -> Option<Error> {
+        let why = match (self.kind, &self.error, self.foreign) {
+            (NO_IMAGE, _, Some(what)) => format!("is {what}"),
+            (NO_IMAGE, _, None) => {
+                "shows no filesystem and no partition table that is known".into()
+            }
+            ("image", Some(why), _) => why.clone(),
+            _ => return None,
+        };
+        Some(Error::corrupt(format_args!("{}: {why}", self.path)))
+    }
+
     /// Of the device or image; of a packed one what its head says.
     fn whole_bytes(&self) -> Option<u64> {
         let least = self.content.least_bytes();

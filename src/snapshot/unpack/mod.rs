@@ -75,8 +75,8 @@ pub(crate) fn run(
     };
     let chosen = choose(options, &pairs, &found, &file)?;
     let checked = check(&origin, options, (&found, &file), &pairs).map_err(nothing)?;
-    let input_length = checked.as_ref().map(|(bytes, _)| *bytes);
-    for (name, content) in checked.iter().flat_map(|(_, contents)| contents) {
+    let input_length = checked.as_ref().map(|checked| checked.bytes);
+    for (name, content) in checked.iter().flat_map(|checked| &checked.contents) {
         for (_, target) in chosen.iter().filter(|(wanted, _)| wanted == name) {
             target.check_sectors(content)?;
         }

@@ -59,14 +59,21 @@ impl EntrySource {
     }
 }
 
-/// Of a file: the checksums of what will be written, and whether its images are such, of which it gives what they begin with; and the
-/// bytes there are to read. `None` for a pipe.
+/// What was found good in a file before anything is written.
+pub(super) struct Checked {
+    /// The bytes there are to read.
+    pub bytes: u64,
+    /// What the images that will be written begin with, by their names.
+    pub contents: Vec<(String, Content)>,
+}
+
+/// Of a file: the checksums of what will be written, and whether its images are such. `None` for a pipe.
 pub(super) fn check(
     origin: &EntrySource,
     options: &Options,
     (snapshot, file): (&Snapshot, &File),
     pairs: &[(String, OsString)],
-) -> Result<Option<(u64, Vec<(String, Content)>)>> {
+) -> Result<Option<Checked>> {
     let EntrySource::File(catalog) = origin else {
         return Ok(None);
     };
@@ -88,7 +95,7 @@ pub(super) fn check(
             contents.push((image.name.clone(), found.content));
         }
     }
-    Ok(Some((bytes, contents)))
+    Ok(Some(Checked { bytes, contents }))
 }
 
 /// Skips to an entry.

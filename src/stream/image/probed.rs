@@ -17,7 +17,7 @@ use crate::stream::bmap;
 use crate::stream::copy::{BUFFER_BYTES, Ended};
 use crate::stream::image::open::OpenedImage;
 use crate::stream::image::whole::{
-    Any, check_end, check_partitions, cut_off, image_error, not_an_image,
+    Any, check_end, check_partitions, cut_off, image_error, image_is_empty, not_an_image,
 };
 use crate::stream::image::{ImageReader, ImageRun, lanes};
 use crate::stream::input::Input;
@@ -104,9 +104,7 @@ impl Image {
         let mut head = Pages::new(HEAD_BYTES).map_err(|e| fail(Fault::io("mmap", e)))?;
         let head_bytes = reader.head(&mut head).map_err(fail)?;
         if head_bytes == 0 {
-            return Err(Error::corrupt(format_args!(
-                "{subject}: the image is empty"
-            )));
+            return Err(image_is_empty(&subject));
         }
         let any = match (reader.is_as_it_is(), any) {
             (true, Any::No) => Any::AsItIs,

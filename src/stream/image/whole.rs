@@ -78,6 +78,11 @@ pub(super) fn not_an_image(subject: &str, what: &str) -> Error {
     Error::corrupt(format_args!("{subject}: {what}{help}"))
 }
 
+/// There is nothing at all.
+pub(crate) fn image_is_empty(subject: &str) -> Error {
+    Error::corrupt(format_args!("{subject}: the image is empty"))
+}
+
 /// What is an image, and not all of it.
 pub(super) fn cut_off(subject: &str, any: Any, what: &str) -> Error {
     let help = match (piece_of_another(subject), missing_piece(subject)) {

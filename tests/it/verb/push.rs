@@ -524,7 +524,7 @@ fn a_board_without_a_store_or_without_sudo_is_answered_with_what_helps() {
     };
     // As older ones say it.
     let list = "echo 'floe: list: the DIR to list is missing; see floe list --help' >&2; exit 2";
-    let text = run(list, &["list", "board"], 2).stderr_text();
+    let text = run(list, &["list", "board"], 4).stderr_text();
     assert!(text.contains("board: list: the DIR"), "{text}");
     assert!(text.contains("its own /etc/floe.conf names"), "{text}");
     let none = "echo 'sh: sudo: command not found' >&2; exit 127";

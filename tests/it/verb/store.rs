@@ -413,6 +413,9 @@ fn delete_removes_nothing_but_what_list_shows() {
                 "dir" | "dir.zip" => "is a folder, and no snapshot".into(),
                 "fifo" | "fifo.zip" => "is no regular file, and no snapshot".into(),
                 _ if name == linked => "is a link, and no snapshot".into(),
+                _ if name.contains('/') => {
+                    "is a path; delete takes the names that floe list shows".into()
+                }
                 _ => format!("has no snapshot '{name}'; floe list shows what there is"),
             };
             assert!(name.is_empty() || said.contains(&wanted), "{run}");

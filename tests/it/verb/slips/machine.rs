@@ -171,7 +171,7 @@ fn a_file_without_room_for_it_is_refused_before_and_gone_after() {
         "restore n.zip a=small/n",
     ] {
         for dry in ["", " --dry-run"] {
-            let run = sh(&scratch, &format!("$FLOE {line}{dry}")).expect_code(1);
+            let run = sh(&scratch, &format!("$FLOE {line}{dry}")).expect_code(4);
             let said = run.stderr_text();
             assert!(said.contains("its filesystem has 1"), "{run}");
             assert!(said.contains("nothing was written"), "{run}");
@@ -209,7 +209,7 @@ fn a_file_without_room_for_it_is_refused_before_and_gone_after() {
     let run = sh(&scratch, script).expect_code(0);
     assert!(run.stderr_text().contains("may not fit"), "{run}");
     let script = "head -c 2M /dev/zero > small/full; $FLOE create a=n -o small/ --dry-run";
-    let run = sh(&scratch, script).expect_code(1);
+    let run = sh(&scratch, script).expect_code(4);
     assert!(run.stderr_text().contains("has 0 bytes free"), "{run}");
 }
 

@@ -38,6 +38,8 @@ macro_rules! ready {
 const EXT4: &str = "truncate -s 8M e && mke2fs -q -F -t ext4 e && gzip -k e";
 
 mod arguments;
+mod codes;
 mod entries;
 mod images;
+mod kept;
 mod machine;

@@ -1,0 +1,182 @@
+//! What may be one to be kept, because nobody can tell, goes only where that is said; and slips that would leave something out of a
+//! snapshot, or in it.
+
+use super::{EXT4, expect, sh};
+use crate::common::{self, LoopDevice, Mounted, Scratch, text};
+use crate::disk::Disk;
+
+#[test]
+fn a_snapshot_that_cannot_be_read_is_not_retired_replaced_or_deleted_unasked() {
+    ready!("mke2fs", "mkfs.btrfs", "unshare");
+    require!(common::kernel_has("btrfs"), "btrfs");
+    let scratch = Scratch::new();
+    sh(
+        &scratch,
+        &format!("{EXT4}; truncate -s 200M b && mkfs.btrfs -q -m single -d single b"),
+    )
+    .expect_code(0);
+    let keep = |store: &str, more: &str| format!("$FLOE create -q a=e -o {store}/ {more}");
+    {
+        let mounted = Mounted::new("btrfs", &scratch.join("b"), "");
+        let store = text(mounted.dir());
+        sh(
+            &scratch,
+            &keep(&store, "--factory --comment THE_FACTORY_ONE"),
+        )
+        .expect_code(0);
+    }
+    // A wrong byte in its first block, which btrfs does not give.
+    let bytes = std::fs::read(scratch.join("b")).expect("btrfs");
+    let places = bytes
+        .windows(15)
+        .enumerate()
+        .filter(|(_, text)| *text == b"THE_FACTORY_ONE");
+    let places: Vec<String> = places.map(|(at, _)| at.to_string()).collect();
+    assert!(!places.is_empty(), "no text of the snapshot on the disk");
+    let script = format!(
+        "for at in {}; do printf X | dd of=b bs=1 seek=$at conv=notrunc status=none; done",
+        places.join(" ")
+    );
+    sh(&scratch, &script).expect_code(0);
+    let mounted = Mounted::new("btrfs", &scratch.join("b"), "");
+    let store = text(mounted.dir());
+    let name = common::names(mounted.dir()).remove(0);
+    let within = |line: &str| {
+        format!(
+            "unshare -m sh -c 'mount -t tmpfs tmpfs /etc && echo store = {store} > /etc/floe.conf && exec \"$@\"' sh $FLOE {line}"
+        )
+    };
+    let there = format!("test -e {store}/{name}");
+    expect(
+        &scratch,
+        &[
+            (&format!("! cat {store}/{name} > /dev/null 2>&1"), 0, ""),
+            (&format!("$FLOE list {store} | grep -q unreadable"), 0, ""),
+            (&keep(&store, "--keep 1"), 0, ""),
+            (&keep(&store, "--keep 1"), 0, ""),
+            (&there, 0, ""),
+            (&format!("test $(ls {store} | wc -l) = 2"), 0, ""),
+            (
+                &format!("$FLOE create -q a=e -o {store}/{name}"),
+                4,
+                "cannot be read",
+            ),
+            (
+                &format!("$FLOE dump -q e -o {store}/{name}"),
+                4,
+                "cannot be read",
+            ),
+            (
+                &within(&format!("delete {name}")),
+                4,
+                "cannot be read, and may be one to be kept; --force",
+            ),
+            (&within("clone --factory e=/dev/null"), 1, &name),
+            (
+                &format!("$FLOE show {store}/{name}"),
+                1,
+                "Input/output error",
+            ),
+            (&there, 0, ""),
+            (&within(&format!("delete -q --force {name}")), 0, ""),
+            (&format!("test ! -e {store}/{name}"), 0, ""),
+        ],
+    );
+}
+
+#[test]
+fn a_snapshot_of_a_newer_floe_is_deleted_only_where_that_is_said() {
+    ready!("mke2fs", "python3", "unshare");
+    let scratch = Scratch::new();
+    let make = "python3 -c '
+import zipfile
+old = zipfile.ZipFile(\"s.zip\"); new = zipfile.ZipFile(\"store/h-20260101T000000Z-0006.zip\", \"w\")
+for name in old.namelist():
+    new.writestr(name, old.read(name).replace(b\"\\\"format\\\":1\", b\"\\\"format\\\":2\") if name == \"snapshot.json\" else old.read(name))
+new.close()'";
+    sh(
+        &scratch,
+        &format!("{EXT4}; mkdir store; $FLOE create -q a=e -o s.zip; {make}"),
+    )
+    .expect_code(0);
+    let delete = |more: &str| {
+        let store = text(&scratch.join("store"));
+        format!(
+            "unshare -m sh -c 'mount -t tmpfs tmpfs /etc && echo store = {store} > /etc/floe.conf && exec \"$@\"' sh $FLOE delete -q h-20260101T000000Z-0006 {more}"
+        )
+    };
+    expect(
+        &scratch,
+        &[
+            (
+                &delete(""),
+                4,
+                "of a newer floe, which may be one to be kept; --force",
+            ),
+            ("ls store/*.zip", 0, ""),
+            (&delete("--force"), 0, ""),
+            ("! ls store/*.zip 2> /dev/null", 0, ""),
+        ],
+    );
+}
+
+#[test]
+fn a_disk_without_any_of_the_sources_and_a_file_to_empty_that_is_not_there_are_refused() {
+    ready!("mke2fs", "sfdisk", "partx", "debugfs");
+    let disk = require_ok!(Disk::make(
+        24,
+        "start=2048,size=16384\nstart=20480,size=16384\n",
+        512
+    ));
+    let (all, part) = (text(disk.device.path()), disk.part_text(1));
+    let scratch = &disk.scratch;
+    sh(
+        scratch,
+        &format!("{EXT4}; echo key > k; debugfs -w -R 'write k key' e; mke2fs -q -F {part}"),
+    )
+    .expect_code(0);
+    let mounted = LoopDevice::filled(scratch, "m", 16, 0);
+    common::mkfs_ext4(mounted.path());
+    let mounted = Mounted::new("ext4", mounted.path(), "");
+    let dir = text(mounted.dir());
+    sh(
+        scratch,
+        &format!("mkdir {dir}/own; echo key > {dir}/own/key; sync"),
+    )
+    .expect_code(0);
+    let none = "none of the sources is a partition of it";
+    let typo = "no regular file has that name";
+    for (line, code, words) in [
+        (format!("create a=e --disk {all} -o s"), 4, none),
+        (format!("create a=e --disk {all} -o s --dry-run"), 4, none),
+        (format!("create -q a={part} --disk {all} -o s"), 0, ""),
+        ("dump e --empty /kay -o s".into(), 4, typo),
+        ("create a=e --empty /kay -o s".into(), 4, typo),
+        (format!("clone e={part} --overwrite --empty /kay"), 4, typo),
+        ("dump -q e --empty /key -o s".into(), 0, ""),
+        ("dump e --empty /ka* -o s".into(), 0, "note: --empty /ka*"),
+        (format!("dump {dir} --empty /own/kay -o s"), 4, typo),
+        (
+            format!("dump {dir} --empty /own -o s"),
+            4,
+            "files are /own/",
+        ),
+        (format!("dump {dir} --empty /none/ -o s"), 4, typo),
+        (format!("dump -q {dir} --empty /own/ -o s"), 0, ""),
+        (format!("dump -q {dir} --empty /own/key -o s"), 0, ""),
+        (format!("dump -q {dir} --empty {dir}/own/key -o s"), 0, ""),
+        (
+            format!("create -q a={dir} b=e --empty /own/key --empty /key -o s"),
+            0,
+            "",
+        ),
+    ] {
+        let line = format!("rm -f s; $FLOE {line}");
+        if code == 0 {
+            sh(scratch, &line).expect_code(0);
+            continue;
+        }
+        expect(scratch, &[(&line, code, words)]);
+        assert!(!scratch.join("s").exists(), "{line}");
+    }
+}
