@@ -309,10 +309,9 @@ mod tests {
             (100_000, 200_000),
             (300 * 1024, size),
         ];
-        let mut used = used.into_iter().map(|(start, end): (u64, u64)| Extent {
-            offset: start.max(from),
-            length_bytes: end.saturating_sub(start.max(from)),
-        });
+        let mut used = used
+            .into_iter()
+            .map(|(start, end): (u64, u64)| Extent::between(start.max(from), end));
         used.find(|extent| extent.length_bytes > 0)
     }
 

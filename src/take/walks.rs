@@ -149,10 +149,7 @@ impl Eyes {
         Some(SegmentView {
             range: Range {
                 device: self.devices.get(part.device)?,
-                extent: Extent {
-                    offset: part.device_offset,
-                    length_bytes: part.length_bytes,
-                },
+                extent: Extent::at(part.device_offset, part.length_bytes),
             },
             counters: self.counters,
         })
@@ -404,10 +401,7 @@ fn fill_map(
         && end > 0
     {
         // The filesystem may be smaller than its partition: what lies behind it is free only where it is zeros.
-        map.set_free(Extent {
-            offset: end,
-            length_bytes: rest,
-        });
+        map.set_free(Extent::at(end, rest));
         if !errand.behind.is_empty() {
             let what = fs::behind(view, end)?.unwrap_or("data follows the filesystem");
             errand.verdict.doubt(Fault::unsupported(what));
