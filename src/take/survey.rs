@@ -397,9 +397,6 @@ mod tests {
             fn zeros(&mut self, _: u64) -> std::result::Result<(), Problem> {
                 Ok(())
             }
-            fn end_image(&mut self, _: usize) -> std::result::Result<(), Problem> {
-                Ok(())
-            }
             fn finish(&mut self) -> std::result::Result<(), Problem> {
                 Ok(())
             }

@@ -91,10 +91,11 @@ impl Shared {
         };
         self.cells.fill(&mut chain, encoded).ok_or_else(internal)?;
         Ok(StreamRecord::Data {
-            chain,
+            chain: Some(chain),
             raw_bytes: u32::try_from(chunk.len()).unwrap_or(0),
             crc32: crc::crc32(0, chunk),
             is_known: known.is_some(),
+            early: None,
         })
     }
 }

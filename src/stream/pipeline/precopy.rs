@@ -207,7 +207,6 @@ impl Core {
 }
 
 impl Shared {
-    /// The next span of a round.
     pub(super) fn take_round(&self, core: &mut Core) -> NextSpan {
         let ReadPass::Hold(hold) = &mut core.pass else {
             return NextSpan::Again;
@@ -302,10 +301,7 @@ impl Shared {
             Round::Again => has && early.is_marked(part, offset),
             Round::Last { traced: false } => true,
             Round::Last { traced: true } => {
-                let chunk = Extent {
-                    offset,
-                    length_bytes: CHUNK_BYTES,
-                };
+                let chunk = Extent::at(offset, CHUNK_BYTES);
                 let same = |before: &Plan| {
                     plan.uses_as(before, part, offset) && !plan.overlay().touches(part, chunk)
                 };

@@ -349,36 +349,33 @@ impl Shared {
             *core.early.hashes.get_mut(place).ok_or_else(internal)? = hash;
         }
         if let Some(out) = out {
-            let (chain, raw_bytes, crc32, is_known) = match record {
-                StreamRecord::Data {
-                    chain,
-                    raw_bytes,
-                    crc32,
-                    is_known,
-                } => (Some(chain), raw_bytes, crc32, is_known),
-                StreamRecord::Zeros(length) => {
-                    let raw_bytes = u32::try_from(length).unwrap_or(0);
-                    (None, raw_bytes, crc::zeros(length), false)
-                }
-                _ => return Err(internal()),
+            let mut record = match record {
+                StreamRecord::Zeros(length) => StreamRecord::Data {
+                    chain: None,
+                    raw_bytes: u32::try_from(length).unwrap_or(0),
+                    crc32: crc::zeros(length),
+                    is_known: false,
+                    early: None,
+                },
+                other => other,
             };
-            self.drop_kept(core.early.shelf.note(place, crc32));
-            *core.slot_of(out).ok_or_else(internal)? = StreamRecord::Early {
-                chunk: number,
-                chain,
-                raw_bytes,
-                crc32,
-                is_known,
+            let StreamRecord::Data { crc32, early, .. } = &mut record else {
+                return Err(internal());
             };
+            *early = Some(number);
+            self.drop_kept(core.early.shelf.note(place, *crc32));
+            *core.slot_of(out).ok_or_else(internal)? = record;
             return Ok(());
         }
         match record {
-            StreamRecord::Data { chain, crc32, .. } => {
-                core.early.shelf.put(place, chain, crc32).map_err(|chain| {
-                    self.cells.release(chain);
-                    internal()
-                })
-            }
+            StreamRecord::Data {
+                chain: Some(chain),
+                crc32,
+                ..
+            } => core.early.shelf.put(place, chain, crc32).map_err(|chain| {
+                self.cells.release(chain);
+                internal()
+            }),
             _ => {
                 self.drop_kept(core.early.shelf.mark(place));
                 Ok(())
@@ -418,10 +415,11 @@ impl Shared {
         match core.early.shelf.take(number) {
             Shelved::Chain(chain, crc32) => {
                 core.push(StreamRecord::Data {
-                    chain,
+                    chain: Some(chain),
                     raw_bytes: u32::try_from(raw_bytes).unwrap_or(0),
                     crc32,
                     is_known: false,
+                    early: None,
                 });
             }
             Shelved::Mark(crc32) if self.frames => {
