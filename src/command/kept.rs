@@ -18,6 +18,7 @@ use crate::snapshot::sums::{Sums, copy};
 use crate::units::to_u64;
 
 /// What was asked for.
+#[derive(Default)]
 pub(super) struct Options {
     words: Vec<OsString>,
     host: String,
@@ -29,14 +30,7 @@ pub(super) struct Options {
 
 /// Reads the command line.
 pub(super) fn parse(mut args: Args) -> Result<Options> {
-    let mut options = Options {
-        words: Vec::new(),
-        host: String::new(),
-        time_s: 0,
-        length_bytes: 0,
-        sha256: String::new(),
-        common: Common::default(),
-    };
+    let mut options = Options::default();
     while let Some(item) = args.next_item()? {
         match item {
             Item::Value(value) if options.words.len() < 2 => options.words.push(value),

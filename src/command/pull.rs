@@ -688,7 +688,6 @@ struct Attempt {
 enum How {
     /// The standard format.
     Plain,
-    /// Frames.
     Frames,
     /// Frames of what is not here already.
     Known,

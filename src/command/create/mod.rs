@@ -27,10 +27,8 @@ use crate::mounts::System;
 use crate::report::{self, Progress};
 use crate::signals::Signals;
 use crate::snapshot::archive::{self, Like};
-use crate::snapshot::recorded;
-use crate::snapshot::relaid;
 use crate::snapshot::replace::{self, Coming};
-use crate::snapshot::{self, Marks, Snapshot};
+use crate::snapshot::{self, Marks, Snapshot, recorded, relaid};
 use crate::stream::output::Output;
 use crate::take::capture::{Capture, CaptureFigures, Engine};
 use crate::take::emptied;
@@ -39,7 +37,7 @@ use crate::take::ready::ready;
 use crate::take::source::{self, Prepared};
 
 /// What was typed.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Options {
     pairs: Vec<(String, OsString)>,
     output: Option<PathBuf>,
@@ -58,20 +56,7 @@ pub(super) struct Options {
 
 /// Parses the arguments after `create`.
 pub(super) fn parse(mut args: Args) -> Result<Options> {
-    let mut options = Options {
-        pairs: Vec::new(),
-        output: None,
-        keep: None,
-        comment: String::new(),
-        factory: false,
-        rescue: false,
-        dry_run: false,
-        overwrite: false,
-        disk: None,
-        taking: Taking::default(),
-        streaming: Streaming::default(),
-        common: Common::default(),
-    };
+    let mut options = Options::default();
     while let Some(item) = args.next_item()? {
         match item {
             Item::Value(value) => add_pair(&mut options.pairs, &value)?,
