@@ -5,7 +5,7 @@
 
 use super::squashfs::free_behind;
 use super::{
-    Identity, Kind, Reader, Still, UsedMap, Verdict, Walk, read_array, text, uuid_text,
+    Identity, Kind, Reader, UsedMap, Verdict, Walk, WalkTask, read_array, text, uuid_text,
     witness_superblock,
 };
 use crate::crc::crc32c_raw;
@@ -99,12 +99,7 @@ fn probe(device: &dyn ReadAt) -> Result<Option<Identity>, Fault> {
     }))
 }
 
-fn walk(
-    _identity: &Identity,
-    _still: Still,
-    walk: &mut Walk<'_>,
-    map: &mut UsedMap,
-) -> Result<Verdict, Fault> {
+fn walk(_: WalkTask<'_>, walk: &mut Walk<'_>, map: &mut UsedMap) -> Result<Verdict, Fault> {
     let mut bytes = [0u8; 128];
     walk.read(SUPER_OFFSET, &mut bytes)?;
     let changed = || Fault::corrupt("superblock changed");
@@ -147,8 +142,8 @@ fn checksum_holds(walk: &mut Walk<'_>, sb: &Superblock, block: BlockSize) -> Res
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fs::Coverage;
     use crate::fs::testing::walked;
+    use crate::fs::{Coverage, Still};
 
     fn image(size: usize) -> Vec<u8> {
         let mut disk = vec![0u8; size];

@@ -7,7 +7,9 @@
 
 use heapless::String;
 
-use super::{Identity, Kind, Reader, Still, UsedMap, Verdict, Walk, read, read_array, text};
+use super::{
+    Identity, Kind, Reader, Still, UsedMap, Verdict, Walk, WalkTask, read, read_array, text,
+};
 use crate::device::ReadAt;
 use crate::error::Fault;
 use crate::features;
@@ -446,19 +448,14 @@ fn lacks_clean_bit(volume: &Volume, device: &dyn ReadAt) -> Result<bool, Fault> 
 /// What a slow card reads in half a minute.
 const LARGE_BYTES: u64 = 512 << 20;
 
-fn walk(
-    _identity: &Identity,
-    still: Still,
-    walk: &mut Walk<'_>,
-    map: &mut UsedMap,
-) -> Result<Verdict, Fault> {
+fn walk(task: WalkTask<'_>, walk: &mut Walk<'_>, map: &mut UsedMap) -> Result<Verdict, Fault> {
     let mut bytes = [0u8; 512];
     walk.read(0, &mut bytes)?;
     let volume = Volume::parse(&bytes).ok_or_else(|| Fault::corrupt("boot sector changed"))?;
     // Linux sets its mark when it mounts and clears it on unmount and on a remount to read-only, unless it was set before.
     // So a mark that is still there means that directories and table were never made to agree. Of what is mounted for writing it
     // means nothing yet: a large volume is worth the guess that it was clean, a small one is read whole before anything stops.
-    let guess = still == Still::Glimpse && volume.size_bytes > LARGE_BYTES;
+    let guess = task.still == Still::Glimpse && volume.size_bytes > LARGE_BYTES;
     let dirty = volume.dirty && !guess || lacks_clean_bit(&volume, walk.device())?;
     if dirty {
         return Err(Fault::corrupt(

@@ -312,6 +312,15 @@ impl<'a> Walk<'a> {
     }
 }
 
+/// Which filesystem is walked, and why it holds still.
+#[derive(Clone, Copy)]
+pub struct WalkTask<'a> {
+    /// As a probe gave it.
+    pub identity: &'a Identity,
+    /// What holds it.
+    pub still: Still,
+}
+
 /// One reader: a filesystem (or a few that share a format).
 pub struct Reader {
     /// The kinds it answers for.
@@ -325,7 +334,7 @@ pub struct Reader {
 }
 
 /// See [`walk`].
-pub type WalkFn = fn(&Identity, Still, &mut Walk<'_>, &mut UsedMap) -> Result<Verdict, Fault>;
+pub type WalkFn = fn(WalkTask<'_>, &mut Walk<'_>, &mut UsedMap) -> Result<Verdict, Fault>;
 /// See [`witness`].
 pub type WitnessFn = fn(&Identity, &mut Walk<'_>) -> Result<(), Fault>;
 
@@ -390,7 +399,7 @@ pub fn walk(
         )));
     }
     match reader_of(identity.kind).and_then(|reader| reader.walk) {
-        Some(function) => match function(identity, still, walk, map) {
+        Some(function) => match function(WalkTask { identity, still }, walk, map) {
             // What breaks its format, or is of none that is known, is read whole.
             Err(fault) if matches!(fault.kind(), FaultKind::Corrupt | FaultKind::Unsupported) => {
                 map.set_all_used();

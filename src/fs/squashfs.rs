@@ -4,7 +4,7 @@
 //! partition (a dm-verity tree, an OpenWrt overlay): where that is recognised, everything is read.
 
 use super::{
-    Identity, Kind, Reader, Still, UsedMap, Verdict, Walk, read_array, witness_superblock,
+    Identity, Kind, Reader, UsedMap, Verdict, Walk, WalkTask, read_array, witness_superblock,
 };
 use crate::device::ReadAt;
 use crate::error::Fault;
@@ -113,12 +113,7 @@ fn probe(device: &dyn ReadAt) -> Result<Option<Identity>, Fault> {
     }))
 }
 
-fn walk(
-    _identity: &Identity,
-    _still: Still,
-    walk: &mut Walk<'_>,
-    map: &mut UsedMap,
-) -> Result<Verdict, Fault> {
+fn walk(_: WalkTask<'_>, walk: &mut Walk<'_>, map: &mut UsedMap) -> Result<Verdict, Fault> {
     let mut bytes = [0u8; 96];
     walk.read(0, &mut bytes)?;
     let old = || Fault::unsupported("squashfs older than 4.0 or big-endian");
@@ -177,8 +172,8 @@ pub(super) fn tail(device: &dyn ReadAt, end: u64) -> Result<Option<&'static str>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fs::Coverage;
     use crate::fs::testing::walked;
+    use crate::fs::{Coverage, Still};
     use crate::units::to_usize;
 
     fn image(bytes_used: u64, size: usize) -> Vec<u8> {

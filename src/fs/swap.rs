@@ -4,7 +4,7 @@
 //! tells the page size. A suspended system's memory image is no swap: it is read whole, and said so.
 
 use super::{
-    Identity, Kind, Reader, Still, UsedMap, Verdict, Walk, read, read_array, text, uuid_text,
+    Identity, Kind, Reader, UsedMap, Verdict, Walk, WalkTask, read, read_array, text, uuid_text,
     witness_superblock,
 };
 use crate::device::ReadAt;
@@ -107,12 +107,7 @@ pub(super) fn change_uuid(
     write(HEADER_OFFSET + to_u64(Header::uuid), uuid)
 }
 
-fn walk(
-    _identity: &Identity,
-    _still: Still,
-    walk: &mut Walk<'_>,
-    map: &mut UsedMap,
-) -> Result<Verdict, Fault> {
+fn walk(_: WalkTask<'_>, walk: &mut Walk<'_>, map: &mut UsedMap) -> Result<Verdict, Fault> {
     let area = find(walk.device())?.ok_or_else(|| Fault::corrupt("swap header changed"))?;
     if area.suspended {
         return Err(Fault::unsupported(HIBERNATED));
@@ -125,8 +120,8 @@ fn walk(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fs::Coverage;
     use crate::fs::testing::walked;
+    use crate::fs::{Coverage, Still};
 
     fn area(page: usize, order: [u8; 4], magic: &[u8]) -> Vec<u8> {
         let mut disk = vec![0x77u8; 1 << 20];

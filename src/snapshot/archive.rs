@@ -213,12 +213,7 @@ impl Catalog {
                 .map_err(|fault| entry_error(&self.subject, path, fault))?;
             line.show(
                 false,
-                Step {
-                    phase: "checking",
-                    subject: "",
-                    done_bytes: total_bytes - section.left,
-                    total_bytes,
-                },
+                Step::new("checking", total_bytes - section.left, total_bytes),
             );
             hash.update(buffer.get(..count).unwrap_or_default());
         }
@@ -542,12 +537,7 @@ impl Bundle {
         while self.next()?.is_some() {
             // Fewer bytes than asked for only at the entry's end.
             while self.read(&mut buffer).map_err(|f| self.error(f))? == buffer.len() {
-                let step = Step {
-                    phase: "checking",
-                    subject: "",
-                    done_bytes: self.input_bytes(),
-                    total_bytes,
-                };
+                let step = Step::new("checking", self.input_bytes(), total_bytes);
                 line.show(false, step);
             }
         }

@@ -179,7 +179,7 @@ impl Outflow {
     pub(super) fn new() -> Result<Self, Fault> {
         Ok(Self {
             inflate: Inflate::new()?,
-            held: Vec::with_capacity(WINDOW_BYTES),
+            held: Vec::with_capacity(64 * 1024),
             held_start: 0,
             zeros: 0,
             crc32: 0,

@@ -245,7 +245,8 @@ pub(super) fn forget(plan: &mut Plan, errands: &mut [WalkErrand], emptying: &mut
 
 /// Walks every errand's filesystem and fills its map. In the frozen window: no heap.
 pub(super) fn survey(
-    (plan, early): (&mut Plan, Option<&Plan>),
+    plan: &mut Plan,
+    early: Option<&Plan>,
     errands: &mut [WalkErrand],
     emptying: &mut Emptying,
     eyes: &mut Eyes,

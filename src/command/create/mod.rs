@@ -228,7 +228,7 @@ fn take(
     let fd = rustix::io::fcntl_dupfd_cloexec(&sink.fd, 3);
     let fd = fd.map_err(|errno| Error::fault(&sink.shown, Fault::io("dup", errno)))?;
     let output = Output::new(fd, ready.counters, false);
-    let make = outlet(options, output, &sources, (snapshot, plan.disk), known);
+    let make = outlet(options, output, &sources, snapshot, plan.disk, known);
     let limit = streaming.wait_sink;
     let outlet = begin(make, &ready.signals, limit, &sink.shown)?;
     let engine = Engine {

@@ -31,7 +31,8 @@ pub(super) fn outlet(
     options: &Options,
     output: Output,
     sources: &[Prepared],
-    (snapshot, disk): (&Snapshot, Option<recorded::RecordedDisk>),
+    snapshot: &Snapshot,
+    disk: Option<recorded::RecordedDisk>,
     known: &SnapshotEnd,
 ) -> Make {
     let (images, front, time_s) = (paths(snapshot), front(snapshot, disk), snapshot.time_s);

@@ -19,7 +19,7 @@ mod tree;
 mod unwritten;
 
 use super::earlier::EarlierFindings;
-use super::{Identity, Kind, Reader, Still, UsedMap, Verdict, Walk};
+use super::{Identity, Kind, Reader, Still, UsedMap, Verdict, Walk, WalkTask};
 use crate::device::ReadAt;
 use crate::error::Fault;
 use crate::features;
@@ -88,19 +88,18 @@ fn witness(identity: &Identity, walk: &mut Walk<'_>) -> Result<(), Fault> {
 }
 
 /// Marks what extents own, with what an earlier walk found, and where that leaves a doubt, without.
-fn walk(
-    identity: &Identity,
-    still: Still,
-    walk: &mut Walk<'_>,
-    map: &mut UsedMap,
-) -> Result<Verdict, Fault> {
+fn walk(task: WalkTask<'_>, walk: &mut Walk<'_>, map: &mut UsedMap) -> Result<Verdict, Fault> {
     let known = walk.known();
-    let outcome = mark(identity, still, walk, map, known);
+    let outcome = mark(task.identity, task.still, walk, map, known);
     let is_clean = matches!(&outcome, Ok(verdict) if verdict.doubt.is_none());
     match known {
-        EarlierFindings::Knows(..) if !is_clean => {
-            mark(identity, still, walk, map, EarlierFindings::Nothing)
-        }
+        EarlierFindings::Knows(..) if !is_clean => mark(
+            task.identity,
+            task.still,
+            walk,
+            map,
+            EarlierFindings::Nothing,
+        ),
         _ => outcome,
     }
 }
@@ -146,7 +145,7 @@ fn mark(
         false => extent_root,
     };
     let mut unwritten = find(CHECKSUM_TREE)
-        .and_then(|root| Unwritten::new(&source, &chunks, (root_tree, root), (checksums, files)));
+        .and_then(|root| Unwritten::new(&source, &chunks, root_tree, root, checksums, files));
     let mut marking = Marking::new(source, chunks, map, known);
     if geometry.has_group_tree {
         marking.walk(&mut cursor, group_root, |_, _, _| Ok(()))?;

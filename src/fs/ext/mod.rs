@@ -40,7 +40,7 @@ use crate::device::ReadAt;
 use crate::error::Fault;
 use crate::fs::earlier::EarlierFindings;
 use crate::fs::{
-    Identity, Kind, Reader, Still, UsedMap, Verdict, Walk, read_array, text, uuid_text,
+    Identity, Kind, Reader, Still, UsedMap, Verdict, Walk, WalkTask, read_array, text, uuid_text,
 };
 use blocks::GroupTables;
 pub(super) use empty::{empty, look};
@@ -103,21 +103,16 @@ fn read_superblock(device: &dyn ReadAt) -> Result<(Raw, Geometry), Fault> {
     Geometry::new(&raw, &bytes).map(|geometry| (raw, geometry))
 }
 
-fn walk(
-    identity: &Identity,
-    still: Still,
-    walk: &mut Walk<'_>,
-    map: &mut UsedMap,
-) -> Result<Verdict, Fault> {
+fn walk(task: WalkTask<'_>, walk: &mut Walk<'_>, map: &mut UsedMap) -> Result<Verdict, Fault> {
     map.set_all_used();
-    if identity.kind == Kind::ExtJournal {
+    if task.identity.kind == Kind::ExtJournal {
         return Err(Fault::refused(
             "an external journal is not a filesystem of its own",
         ));
     }
     let device = walk.device();
     let (raw, mut geometry) = read_superblock(device)?;
-    if still == Still::Glimpse {
+    if task.still == Still::Glimpse {
         // While it is mounted the sum is out of date.
         geometry.free_blocks = None;
     }
@@ -127,9 +122,9 @@ fn walk(
         ));
     }
     let size = geometry.size_bytes();
-    let fits = size == identity.size_bytes
+    let fits = size == task.identity.size_bytes
         && size <= map.size_bytes()
-        && geometry.block.bytes() == identity.block_bytes;
+        && geometry.block.bytes() == task.identity.block_bytes;
     if !fits || size > device.size_bytes() {
         return Err(Fault::corrupt("size of the filesystem"));
     }
@@ -138,7 +133,7 @@ fn walk(
         return Err(Fault::refused("scratch memory"));
     };
     let journal = journal::find(&geometry, &mut buffers)?;
-    if let Some(doubt) = doubt_all(&raw, &geometry, still, &buffers, journal.as_ref())? {
+    if let Some(doubt) = doubt_all(&raw, &geometry, task.still, &buffers, journal.as_ref())? {
         return Ok(Verdict::whole(doubt));
     }
     if keeps_owned {

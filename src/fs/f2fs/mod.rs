@@ -24,7 +24,7 @@ use self::superblock::FEATURES_KNOWN;
 use crate::device::ReadAt;
 use crate::error::Fault;
 use crate::features;
-use crate::fs::{Identity, Kind, Reader, Still, Verdict, Walk, uuid_text};
+use crate::fs::{Identity, Kind, Reader, Verdict, Walk, WalkTask, uuid_text};
 use crate::layout::le;
 use crate::map::UsedMap;
 use crate::units::Extent;
@@ -87,14 +87,9 @@ fn label(name: &[u8; 1024]) -> heapless::String<256> {
     out
 }
 
-fn walk(
-    identity: &Identity,
-    still: Still,
-    walk: &mut Walk<'_>,
-    map: &mut UsedMap,
-) -> Result<Verdict, Fault> {
+fn walk(task: WalkTask<'_>, walk: &mut Walk<'_>, map: &mut UsedMap) -> Result<Verdict, Fault> {
     let device = walk.device();
-    if identity.devices > 1 {
+    if task.identity.devices > 1 {
         return Err(Fault::refused("an f2fs that spans several devices"));
     }
     let (_, layout) = superblock::read(device)?.ok_or_else(|| Fault::corrupt("superblock"))?;
@@ -108,7 +103,7 @@ fn walk(
     }
     let pack = newest_pack(device, &layout, walk.scratch)?;
     let pack = pack.ok_or_else(|| Fault::corrupt("both checkpoints"))?;
-    check_state(&pack.checkpoint, still)?;
+    check_state(&pack.checkpoint, task.still)?;
     mark(device, &layout, &pack, walk.scratch, map)
 }
 

@@ -4,11 +4,11 @@
 //! records of an offset (8 bytes, little endian) and 4096 bytes, for every block that is not zeros.
 
 use super::*;
-use crate::fs::Coverage;
 use crate::fs::f2fs::checkpoint::parse_checkpoint;
 use crate::fs::f2fs::sit::{SIT_ENTRY_BYTES, mark_segment};
 use crate::fs::f2fs::superblock::{Layout, MAGIC, checksum};
 use crate::fs::testing::{self, walked};
+use crate::fs::{Coverage, Still};
 use crate::units::BlockSize;
 
 const FIXTURE: &[u8] = include_bytes!("../../../tests/data/f2fs/small.deflate");

@@ -179,14 +179,15 @@ impl Group<'_> {
             return Err(Fault::corrupt("free-space trees and AGF disagree"));
         }
         // A second look at the first tree, now that the map is complete: its blocks must not be in it.
-        self.tree((FREE_BY_BLOCK, &agf), stack, &mut |block| {
+        self.tree(FREE_BY_BLOCK, &agf, stack, &mut |block| {
             self.expect_used(block.offset, map)
         })
     }
 
     fn tree(
         &self,
-        (shape, agf): (Shape, &Agf),
+        shape: Shape,
+        agf: &Agf,
         stack: &mut [u8],
         visit: &mut super::btree::Visit<'_>,
     ) -> Result<(), Fault> {
@@ -220,7 +221,7 @@ impl Group<'_> {
         let fault = || Fault::corrupt("free extent");
         let mut totals = TreeTotals::default();
         let mut end = self.geometry.header_blocks();
-        self.tree((FREE_BY_BLOCK, agf), stack, &mut |block| {
+        self.tree(FREE_BY_BLOCK, agf, stack, &mut |block| {
             for (start, count) in free_records(block) {
                 let extent = self
                     .geometry
@@ -246,7 +247,7 @@ impl Group<'_> {
     ) -> Result<TreeTotals, Fault> {
         let mut totals = TreeTotals::default();
         let mut previous = (0, 0);
-        self.tree((FREE_BY_SIZE, agf), stack, &mut |block| {
+        self.tree(FREE_BY_SIZE, agf, stack, &mut |block| {
             self.expect_used(block.offset, map)?;
             for (start, count) in free_records(block) {
                 if (count, start) <= previous {

@@ -28,7 +28,7 @@ use crate::device::ReadAt;
 use crate::error::Fault;
 use crate::features;
 use crate::fs::earlier::EarlierFindings;
-use crate::fs::{Identity, Kind, Reader, Still, Verdict, Walk, text, uuid_text};
+use crate::fs::{Identity, Kind, Reader, Still, Verdict, Walk, WalkTask, text, uuid_text};
 use crate::map::UsedMap;
 use crate::units::to_usize;
 
@@ -64,19 +64,14 @@ fn probe(device: &dyn ReadAt) -> Result<Option<Identity>, Fault> {
     }))
 }
 
-fn walk(
-    _: &Identity,
-    still: Still,
-    walk: &mut Walk<'_>,
-    map: &mut UsedMap,
-) -> Result<Verdict, Fault> {
+fn walk(task: WalkTask<'_>, walk: &mut Walk<'_>, map: &mut UsedMap) -> Result<Verdict, Fault> {
     let known = walk.known();
     let mut is_new = false;
-    let verdict = walk_knowing(still, walk, map, known, &mut is_new)?;
+    let verdict = walk_knowing(task.still, walk, map, known, &mut is_new)?;
     if is_new && matches!(known, EarlierFindings::Knows(..)) {
         // Some file that is left out may claim it.
         map.set_all_used();
-        return walk_knowing(still, walk, map, EarlierFindings::Nothing, &mut is_new);
+        return walk_knowing(task.still, walk, map, EarlierFindings::Nothing, &mut is_new);
     }
     Ok(verdict)
 }

@@ -106,7 +106,7 @@ pub(crate) fn run(
     let verify = options.verify;
     let name = subject.clone();
     drop(watch);
-    let work = move || unpack(origin, errands, laid, verify, (&name, &file));
+    let work = move || unpack(origin, errands, laid, verify, &name, &file);
     let done = supervise(
         &options.common,
         &progress,
@@ -124,7 +124,7 @@ pub(crate) fn run(
         made.keep();
     }
     let (done, notes) = done.map_err(|error| states.explain(error, options.common.quiet))?;
-    finish(options, &subject, (&done, &notes), start)?;
+    finish(options, &subject, &done, &notes, start)?;
     Ok(done)
 }
 
@@ -264,7 +264,8 @@ fn choose(
 fn finish(
     options: &Options,
     subject: &str,
-    (done, notes): (&[Restored], &[String]),
+    done: &[Restored],
+    notes: &[String],
     start: Instant,
 ) -> Result<()> {
     let took = start.elapsed();

@@ -26,7 +26,8 @@ pub(super) fn unpack(
     errands: Vec<Errand>,
     mut laid: Option<Laid>,
     verify: bool,
-    (subject, file): (&str, &std::fs::File),
+    subject: &str,
+    file: &std::fs::File,
 ) -> Result<(Vec<Restored>, Vec<String>)> {
     if let Some(laid) = &mut laid {
         laid.wipe(errands.iter().filter_map(|errand| errand.range).collect())?;
@@ -50,7 +51,7 @@ pub(super) fn unpack(
         };
         let name = errand.name.clone();
         let grow = errand.grow.clone();
-        let (filesystem, one) = one(errand, reader, verify, (subject, file))?;
+        let (filesystem, one) = one(errand, reader, verify, subject, file)?;
         filled.push((name, filesystem, one, grow));
         // What comes from a file was checked before the first write.
         if matches!(origin, EntrySource::File(_)) {
@@ -101,7 +102,8 @@ fn one(
     errand: Errand,
     reader: Box<dyn Supply>,
     verify: bool,
-    (subject, file): (&str, &std::fs::File),
+    subject: &str,
+    file: &std::fs::File,
 ) -> Result<(&'static str, Filled)> {
     let fail = |fault| Error::fault(&errand.shown, fault);
     let subject = format!("{subject}: {}", errand.path);

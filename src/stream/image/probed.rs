@@ -256,12 +256,7 @@ pub(crate) fn read_all(found: &mut Image, common: &Common, line: &mut Progress) 
     });
     let in_lanes = one_file.and_then(|length_bytes| {
         lanes::read(&found.file, length_bytes, common.jobs, &mut |done_bytes| {
-            let step = Step {
-                phase: "checking",
-                subject: "",
-                done_bytes,
-                total_bytes: length_bytes,
-            };
+            let step = Step::new("checking", done_bytes, length_bytes);
             line.show(false, step);
         })
     });
@@ -278,12 +273,7 @@ pub(crate) fn read_all(found: &mut Image, common: &Common, line: &mut Progress) 
             Some(length) => (found.reader.input_bytes(), length),
             None => (found.reader.offset(), least_bytes),
         };
-        let step = Step {
-            phase: "checking",
-            subject: "",
-            done_bytes,
-            total_bytes,
-        };
+        let step = Step::new("checking", done_bytes, total_bytes);
         line.show(false, step);
     }
     line.clear();

@@ -34,7 +34,7 @@ impl Shared {
             match result {
                 Ok(record) if goes != Goes::Out => {
                     let out = matches!(goes, Goes::Early { .. }).then_some(number);
-                    if let Err(problem) = self.keep(&mut core, (chunk, out), record, hash) {
+                    if let Err(problem) = self.keep(&mut core, chunk, out, record, hash) {
                         core.problem.get_or_insert(problem);
                     }
                     if core.round_is_over() {
