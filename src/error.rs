@@ -278,9 +278,10 @@ impl Fault {
 
     /// The same fault at another offset.
     #[must_use]
-    pub fn with_offset(self, offset: Option<u64>) -> Self {
-        let details = self.details();
-        Self::keep(self.kind(), Details { offset, ..details })
+    pub fn with_offset(self, offset: u64) -> Self {
+        let mut details = self.details();
+        details.offset = Some(offset);
+        Self::keep(self.kind(), details)
     }
 
     /// Adds the place: offset and length in bytes.

@@ -4,8 +4,8 @@
 
 pub mod golden;
 
-use crate::cli::table::{self, Owner, Row};
 use crate::features;
+use crate::options::{self, Owner, Row};
 
 /// One verb: name, arguments, what it does, and its help around the options.
 pub struct Verb {
@@ -366,7 +366,7 @@ const INDENT: usize = 24;
 /// The rows of a verb, each section under its heading.
 fn options(out: &mut String, verb: &str, owner: Owner) {
     let mut heading = None;
-    for row in table::rows() {
+    for row in options::rows() {
         if row.heading().is_some() {
             heading = row.heading();
         } else if row.owner_for(verb) == Some(owner)
@@ -398,7 +398,7 @@ fn typed(row: Row) -> String {
 fn handed_on(out: &mut String, verb: &str) {
     let mut column = 0;
     let mut seen: Vec<&str> = Vec::new();
-    for row in table::rows().filter(|row| row.owner_for(verb) == Some(Owner::HandedOn)) {
+    for row in options::rows().filter(|row| row.owner_for(verb) == Some(Owner::HandedOn)) {
         if row.names().any(|name| seen.contains(&name)) {
             continue;
         }
@@ -489,9 +489,44 @@ mod tests {
     fn every_option_stands_in_the_help_of_its_verb() {
         for name in VERBS.iter().map(|verb| verb.name).chain(["mender"]) {
             let text = verb(name);
-            for row in table::rows().filter(|row| row.owner_for(name).is_some()) {
+            for row in options::rows().filter(|row| row.owner_for(name).is_some()) {
                 for option in row.names().filter(|_| !row.help.is_empty()) {
                     assert!(text.contains(option), "{name}: no {option} in\n{text}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn rows_are_well_formed_and_an_option_is_one_thing_for_a_verb() {
+        let known = |word: &str| {
+            let word = word.strip_prefix('>').unwrap_or(word);
+            matches!(word, "*" | "mender" | "kept") || VERBS.iter().any(|verb| verb.name == word)
+        };
+        let mut seen: Vec<(String, &str)> = Vec::new();
+        let mut values: Vec<(&str, options::Takes)> = Vec::new();
+        for row in options::rows().filter(|row| row.heading().is_none()) {
+            assert!(
+                row.names().count() > 0 && row.verbs.split(' ').all(known),
+                "{row:?}"
+            );
+            assert!(!row.help.contains('|'), "{row:?}");
+            for name in row.names() {
+                assert!(name.starts_with('-') && !name.contains(' '), "{row:?}");
+                // What may stand before the verb must take a value whatever the verb; nobody types `kept`.
+                match values.iter().find(|(known, _)| *known == name) {
+                    Some((_, takes)) => {
+                        assert!(row.verbs == "kept" || *takes == row.takes(), "{name}")
+                    }
+                    None => values.push((name, row.takes())),
+                }
+                for verb in row.verbs.split(' ') {
+                    // What is handed on is the other verb's to explain, and Mender's -v is ours by another name.
+                    let again = verb.starts_with('>') || verb == "mender";
+                    let verb = verb.trim_start_matches('>').to_owned();
+                    let known = seen.contains(&(verb.clone(), name));
+                    assert!(again || !known, "{verb} {name}: twice");
+                    seen.push((verb, name));
                 }
             }
         }

@@ -84,7 +84,7 @@ pub fn parse(bytes: &[u8]) -> Result<Value, Fault> {
     }
     let text = core::str::from_utf8(bytes).map_err(|e| {
         let mut fault = Fault::corrupt("JSON is not UTF-8");
-        fault = fault.with_offset(Some(to_u64(e.valid_up_to())));
+        fault = fault.with_offset(to_u64(e.valid_up_to()));
         fault
     })?;
     let mut parser = Parser {
@@ -109,7 +109,7 @@ struct Parser<'a> {
 impl Parser<'_> {
     fn bad(&self, what: &'static str) -> Fault {
         let mut fault = Fault::corrupt(what);
-        fault = fault.with_offset(Some(to_u64(self.at)));
+        fault = fault.with_offset(to_u64(self.at));
         fault
     }
 

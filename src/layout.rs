@@ -13,6 +13,14 @@ pub(crate) trait Field: Sized {
     fn be(bytes: &[u8], offset: usize) -> Option<Self>;
 }
 
+/// An on-disk structure, for who reads it by its type.
+pub(crate) trait Structure: Sized {
+    /// Size on disk in bytes.
+    const BYTES: usize;
+    /// Its fields; `None` when the bytes are too few.
+    fn of(bytes: &[u8]) -> Option<Self>;
+}
+
 macro_rules! integer_field {
     ($($ty:ty),*) => {$(
         impl Field for $ty {
@@ -40,7 +48,7 @@ impl<const N: usize> Field for [u8; N] {
 
 /// Declares an on-disk structure: `layout! { le pub struct Name: SIZE { 0x00 field: u32, … } }` (`be` for big-endian).
 ///
-/// Gives the struct, `SIZE`, and `parse(&[u8]) -> Option<Self>`, which is `None` when fewer than `SIZE` bytes are there.
+/// Gives the struct, `SIZE`, `Name::field` as the offset of a field, and `parse(&[u8]) -> Option<Self>`, which is `None` when fewer than `SIZE` bytes are there.
 #[macro_export]
 macro_rules! layout {
     ($(#[$meta:meta])* $order:ident $vis:vis struct $name:ident: $size:literal {
@@ -48,7 +56,8 @@ macro_rules! layout {
     }) => {
         $(#[$meta])*
         #[derive(Clone, Copy, Debug)]
-        #[allow(missing_docs)]
+        // Of some fields only the place is used.
+        #[allow(dead_code, missing_docs)]
         $vis struct $name { $( $(#[$fmeta])* pub $field: $ty ),* }
 
         impl $name {
@@ -68,6 +77,19 @@ macro_rules! layout {
                 let () = Self::OFFSETS_ASCEND;
                 let bytes = bytes.get(..$size)?;
                 Some(Self { $( $field: <$ty as $crate::layout::Field>::$order(bytes, $offset)? ),* })
+            }
+        }
+
+        /// Where each field stands, in bytes.
+        #[allow(dead_code, missing_docs, non_upper_case_globals)]
+        impl $name {
+            $( $vis const $field: usize = $offset; )*
+        }
+
+        impl $crate::layout::Structure for $name {
+            const BYTES: usize = $size;
+            fn of(bytes: &[u8]) -> Option<Self> {
+                Self::parse(bytes)
             }
         }
     };
@@ -95,5 +117,6 @@ mod tests {
         let sample = Sample::parse(&[0x12, 0x34, 0, 0, 0, 0, 0, 5, 9]).unwrap();
         assert_eq!((sample.magic, sample.count), (0x1234, 5));
         assert!(Sample::parse(&[0; 7]).is_none());
+        assert_eq!(Sample::count, 4);
     }
 }

@@ -19,15 +19,14 @@
 //! | room | what it is |
 //! | --- | --- |
 //! | [`error`] | `Fault` (four bytes, no heap) and `Error` (a line, an exit code, the state that is left) |
-//! | [`units`], [`layout`], [`crc`], [`utc`] | offsets and extents; on-disk structures as tables; checksums; dates |
+//! | [`features`], [`units`], [`layout`], [`crc`], [`utc`] | what this executable was built with; offsets and extents; on-disk structures as tables; checksums; dates |
 //! | [`json`] | a small strict JSON reader |
 //! | [`map`] | one bit a block: the used map |
 //! | [`sys`] | the only place that may say `unsafe`: one file for each kernel or libc concept |
-//! | [`features`] | what this executable was built with |
 //! | [`threads`] | threads, queues and patience that are compiled once; a lock that is never poisoned |
 //! | [`device`] | `ReadAt`, `WriteAt`; `Device`, a block device with O_DIRECT or a file; `Range`, a part of one |
 //! | [`place`] | where a name for a file to come leads |
-//! | [`signals`], [`report`], [`help`], [`cli`] | what a person types and reads; signals that wait to be taken |
+//! | [`signals`], [`options`], [`help`], [`cli`], [`report`] | signals that wait; the one table of options, its help, its parsing; lines and reports |
 //! | [`overlay`] | what an image says instead of its source |
 //! | [`fs`], [`ptable`] | formats as bytes: probe, walk (used map), witness, growth, uuids; partition tables |
 //! | [`content`] | what stands in an image, and the one rule for what is one |
@@ -49,7 +48,7 @@
 //! `put/head.rs` (`Last`); a zip entry is named in `snapshot/metadata.rs` (`image_path`); a run that freezes is `take/capture/mod.rs`.
 //! What is read before the freeze, and whether it is believed, is `stream/pipeline/precopy.rs`; what travels between two floes,
 //! `stream/frames/mod.rs`; whether an image that was read is whole, `stream/image/whole.rs`.
-//! A new verb is a file in `command/`, two lines in `command/mod.rs`, its options in `cli/table.rs` and its text in `help.rs`; from
+//! A new verb is a file in `command/`, two lines in `command/mod.rs`, its options in `options.rs` and its text in `help.rs`; from
 //! these two come parsing, help, man page and completions.
 //!
 //! What is `pub` here is what the tests and the fuzzers look into; there is no other use of the library.
@@ -91,6 +90,7 @@ pub(crate) mod map;
 pub(crate) mod medium;
 pub(crate) mod mender;
 pub mod mounts;
+pub mod options;
 pub mod overlay;
 pub mod place;
 pub mod ptable;

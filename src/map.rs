@@ -157,10 +157,7 @@ impl UsedMap {
         let last = self.find(first, end_bit, true);
         let offset = (first << log2).max(from);
         let end = (last << log2).min(limit);
-        Some(Extent {
-            offset,
-            length_bytes: end - offset,
-        })
+        Some(Extent::between(offset, end))
     }
 
     /// Used bytes in all.
@@ -194,10 +191,7 @@ mod tests {
     use crate::units::to_u64;
 
     fn extent(offset: u64, length_bytes: u64) -> Extent {
-        Extent {
-            offset,
-            length_bytes,
-        }
+        Extent::at(offset, length_bytes)
     }
 
     #[test]

@@ -63,14 +63,9 @@ impl Overlay {
 
     /// The extents of `part` that differ, piece by piece.
     pub fn extents(&self, part: usize) -> impl Iterator<Item = Extent> {
-        let all = Extent {
-            offset: 0,
-            length_bytes: u64::MAX,
-        };
-        self.within(part, all).map(|piece| Extent {
-            offset: piece.number * to_u64(PIECE_BYTES),
-            length_bytes: to_u64(PIECE_BYTES),
-        })
+        let all = Extent::at(0, u64::MAX);
+        self.within(part, all)
+            .map(|piece| Extent::at(piece.number * to_u64(PIECE_BYTES), to_u64(PIECE_BYTES)))
     }
 
     /// Forgets every difference of `part`; its memory is not used again.
@@ -80,10 +75,7 @@ impl Overlay {
 
     /// Lays what differs over `buffer`, which was read from `offset` of `part`.
     pub fn apply(&self, part: usize, offset: u64, buffer: &mut [u8]) {
-        let extent = Extent {
-            offset,
-            length_bytes: to_u64(buffer.len()),
-        };
+        let extent = Extent::at(offset, to_u64(buffer.len()));
         for piece in self.within(part, extent) {
             let start = piece.number * to_u64(PIECE_BYTES);
             let bytes = self.bytes.get(piece.slot * PIECE_BYTES..);
@@ -128,10 +120,7 @@ impl<'o> OverlaidPart<'o> {
 
     /// Writes `bytes` at `offset` of the image.
     pub fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), Fault> {
-        let extent = Extent {
-            offset,
-            length_bytes: to_u64(bytes.len()),
-        };
+        let extent = Extent::at(offset, to_u64(bytes.len()));
         self.edit(extent, &mut |at, piece| {
             let from = bytes.get(to_usize(at)..).unwrap_or_default();
             piece
@@ -224,10 +213,7 @@ mod tests {
         overlay.apply(2, 0, &mut other);
         overlay.apply(4, 0, &mut other);
         assert_eq!(other, [7; 2000]);
-        let at = |offset| Extent {
-            offset,
-            length_bytes: 1,
-        };
+        let at = |offset| Extent::at(offset, 1);
         assert!(overlay.touches(3, at(0)) && !overlay.touches(3, at(2048)));
         assert!(!overlay.touches(1, at(0)));
     }

@@ -23,7 +23,6 @@ const PROC: i128 = 0x9fa0;
 /// Where a file was to be named.
 pub(crate) const A_FOLDER: &str = "is a folder; name a file in it";
 
-/// Whether it is of this kind.
 pub(crate) fn is(stat: &Stat, kind: FileType) -> bool {
     FileType::from_raw_mode(stat.st_mode) == kind
 }

@@ -300,7 +300,6 @@ impl<W: Send + 'static> Hand<W> {
         Ok(Self { send, receive })
     }
 
-    /// Hands it one.
     pub(crate) fn hand(&self, item: W) -> Result<(), Disconnected> {
         self.send.send(item)
     }

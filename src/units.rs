@@ -10,13 +10,23 @@ pub struct Extent {
 }
 
 impl Extent {
+    /// For who knows that its end does not overflow.
+    pub const fn at(offset: u64, length_bytes: u64) -> Self {
+        Self {
+            offset,
+            length_bytes,
+        }
+    }
+
+    /// From one offset up to another one; empty where that does not lie behind it.
+    pub const fn between(from: u64, to: u64) -> Self {
+        Self::at(from, to.saturating_sub(from))
+    }
+
     /// An extent whose end does not overflow.
     pub fn new(offset: u64, length_bytes: u64) -> Option<Self> {
         offset.checked_add(length_bytes)?;
-        Some(Self {
-            offset,
-            length_bytes,
-        })
+        Some(Self::at(offset, length_bytes))
     }
 
     /// `count` blocks from block `start`.

@@ -1,6 +1,8 @@
 //! Why a board's floe does not send or take what differs, as a value: then it is asked for less.
 //!
-//! A line for people is all that every floe says, older ones included. Its words are looked at here and nowhere else.
+//! It reads words, because there is nothing else: of a floe that fails on a board the host gets the exit code, and one line for people. 1
+//! and 4 do not tell a full disk or an unknown option from a refusal, and what is older, or was built small, says nothing more. The
+//! words are looked at here and nowhere else; those that this floe says come from where it says them, or a test holds them.
 
 use std::ffi::OsString;
 

@@ -16,17 +16,13 @@ use rustix::fs::FileType;
 
 use crate::cli::{Args, Common, Item};
 use crate::error::{Error, Fault, Result};
-use crate::mender::header::array;
-use crate::mender::header::{now, payload_name};
+use crate::mender::header::{array, now, payload_name};
 use crate::mender::writer::{ArtifactFigures, ArtifactWriter, Maker, What};
 use crate::put::supervise::supervise;
-use crate::report::{self, Bytes, Elapsed, JsonObject, exact, hex};
-use crate::report::{Told, millis, tell};
+use crate::report::{self, Bytes, Elapsed, JsonObject, Told, exact, hex, millis, tell};
 use crate::snapshot::archive::Catalog;
-use crate::snapshot::framed;
-use crate::snapshot::image_path;
-use crate::snapshot::kept;
 use crate::snapshot::replace::{self, Coming};
+use crate::snapshot::{framed, image_path, kept};
 use crate::stream::copy::{BUFFER_BYTES, CopyProgress, Ended, MEASURING, WRITING};
 use crate::stream::image::probed::Image;
 use crate::stream::image::whole::{self, Any};
@@ -38,7 +34,7 @@ use crate::sys::memory::Pages;
 use crate::units::{to_u64, to_usize};
 
 /// What was asked for.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Options {
     image: OsString,
     entry: Option<String>,
@@ -51,37 +47,29 @@ pub(super) struct Options {
 
 /// Reads the command line.
 pub(super) fn parse(mut args: Args) -> Result<Options> {
-    let (mut image, mut entry, mut output) = (None, None, None);
-    let mut what = What::default();
-    let mut any = Any::No;
-    let mut overwrite = false;
+    let mut options = Options::default();
+    let mut image = None;
     while let Some(item) = args.next_item()? {
         match item {
             Item::Value(value) if image.is_none() => image = Some(value),
             Item::Value(value) => return Err(args.surplus(&value)),
             Item::Option(name) => match name {
-                "--output" => output = Some(args.path()?),
-                "--any-content" => any = Any::Yes,
-                "--overwrite" => overwrite = true,
-                "--entry" => entry = Some(args.text()?),
+                "--output" => options.output = Some(args.path()?),
+                "--any-content" => options.any = Any::Yes,
+                "--overwrite" => options.overwrite = true,
+                "--entry" => options.entry = Some(args.text()?),
                 "--golden" | "--empty" => return Err(emptied_before(name)),
-                _ if what.option(name, &mut args)? => {}
+                _ if options.what.option(name, &mut args)? => {}
                 _ => return Err(args.unknown(name)),
             },
         }
     }
-    let image = image.ok_or_else(|| args.missing_or_piped("the IMAGE", "artifact -"))?;
-    what.labels.check(&args)?;
-    what.set_jobs(&args.common);
-    Ok(Options {
-        image,
-        entry,
-        output: output.filter(|path| path != Path::new("-")),
-        any,
-        overwrite,
-        what,
-        common: args.common,
-    })
+    options.image = image.ok_or_else(|| args.missing_or_piped("the IMAGE", "artifact -"))?;
+    options.what.labels.check(&args)?;
+    options.what.set_jobs(&args.common);
+    options.output.take_if(|path| path == Path::new("-"));
+    options.common = args.common;
+    Ok(options)
 }
 
 /// What is emptied is decided where a filesystem is read; here bytes pass by.

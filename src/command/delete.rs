@@ -18,6 +18,7 @@ use crate::stream::partfile::PartFile;
 const MAX_NAMES: usize = 4096;
 
 /// What was asked for.
+#[derive(Default)]
 pub(super) struct Options {
     names: Vec<OsString>,
     force: bool,
@@ -27,26 +28,21 @@ pub(super) struct Options {
 
 /// Reads the command line.
 pub(super) fn parse(mut args: Args) -> Result<Options> {
-    let mut names = Vec::new();
-    let (mut force, mut dry_run) = (false, false);
+    let mut options = Options::default();
     while let Some(item) = args.next_item()? {
         match item {
-            Item::Value(value) if names.len() < MAX_NAMES => names.push(value),
+            Item::Value(value) if options.names.len() < MAX_NAMES => options.names.push(value),
             Item::Value(value) => return Err(args.surplus(&value)),
-            Item::Option("--force") => force = true,
-            Item::Option("--dry-run") => dry_run = true,
+            Item::Option("--force") => options.force = true,
+            Item::Option("--dry-run") => options.dry_run = true,
             Item::Option(name) => return Err(args.unknown(name)),
         }
     }
-    if names.is_empty() {
+    if options.names.is_empty() {
         return Err(args.missing("the NAME of a snapshot"));
     }
-    Ok(Options {
-        names,
-        force,
-        dry_run,
-        common: args.common,
-    })
+    options.common = args.common;
+    Ok(options)
 }
 
 /// Runs the verb.

@@ -18,6 +18,7 @@ use crate::snapshot::sums::{Sums, copy};
 use crate::units::to_u64;
 
 /// What was asked for.
+#[derive(Default)]
 pub(super) struct Options {
     words: Vec<OsString>,
     host: String,
@@ -29,14 +30,7 @@ pub(super) struct Options {
 
 /// Reads the command line.
 pub(super) fn parse(mut args: Args) -> Result<Options> {
-    let mut options = Options {
-        words: Vec::new(),
-        host: String::new(),
-        time_s: 0,
-        length_bytes: 0,
-        sha256: String::new(),
-        common: Common::default(),
-    };
+    let mut options = Options::default();
     while let Some(item) = args.next_item()? {
         match item {
             Item::Value(value) if options.words.len() < 2 => options.words.push(value),
@@ -88,8 +82,8 @@ fn get(name: &str, common: &Common) -> Result<(PathBuf, Sums)> {
     let mut file = store::open_kept(&path)?;
     let total_bytes = file.metadata().map_or(0, |meta| meta.len());
     let mut stdout = std::io::stdout().lock();
-    let how = ("sending", total_bytes, common);
-    let sums = copy_showing(how, &mut file, &shown, &mut |bytes| {
+    let begin = Step::new("sending", 0, total_bytes);
+    let sums = copy_showing(begin, common, &mut file, &shown, &mut |bytes| {
         written(stdout.write_all(bytes))
     })?;
     written(stdout.flush())?;
@@ -98,21 +92,16 @@ fn get(name: &str, common: &Common) -> Result<(PathBuf, Sums)> {
 
 /// [`copy`], with a line on how far it is.
 fn copy_showing(
-    (phase, total_bytes, common): (&'static str, u64, &Common),
+    mut step: Step<'_>,
+    common: &Common,
     from: &mut dyn Read,
     shown: &str,
     to: &mut dyn FnMut(&[u8]) -> Result<()>,
 ) -> Result<Sums> {
-    let (mut progress, mut done_bytes) = (Progress::new(common), 0u64);
+    let mut progress = Progress::new(common);
     copy(from, shown, &mut |bytes| {
-        let step = Step {
-            phase,
-            subject: "",
-            done_bytes,
-            total_bytes,
-        };
         progress.show(false, step);
-        done_bytes = done_bytes.saturating_add(to_u64(bytes.len()));
+        step.done_bytes = step.done_bytes.saturating_add(to_u64(bytes.len()));
         to(bytes)
     })
 }
@@ -130,8 +119,11 @@ fn put(options: &Options) -> Result<(PathBuf, Sums)> {
     let path = store::next(&folder, &options.host, options.time_s)?;
     let mut file = ToFile::create(&path)?;
     let mut stdin = std::io::stdin().lock();
-    let how = ("writing", options.length_bytes, &options.common);
-    let sums = copy_showing(how, &mut stdin, "stdin", &mut |bytes| file.write(bytes))?;
+    let begin = Step::new("writing", 0, options.length_bytes);
+    let common = &options.common;
+    let sums = copy_showing(begin, common, &mut stdin, "stdin", &mut |bytes| {
+        file.write(bytes)
+    })?;
     if sums.length_bytes != options.length_bytes || sums.sha256 != options.sha256 {
         return Err(Error::corrupt(format_args!(
             "{}: {} bytes came of {}, or others than were sent",

@@ -26,6 +26,7 @@ use crate::snapshot::machine;
 const MAX_LIST: u64 = 16 << 20;
 
 /// What was asked for.
+#[derive(Default)]
 pub(super) struct Options {
     folder: Option<OsString>,
     json: bool,
@@ -35,24 +36,18 @@ pub(super) struct Options {
 
 /// Reads the command line.
 pub(super) fn parse(mut args: Args) -> Result<Options> {
-    let mut folder = None;
-    let mut json = false;
-    let mut reach = Reach::default();
+    let mut options = Options::default();
     while let Some(item) = args.next_item()? {
         match item {
-            Item::Value(value) if folder.is_none() => folder = Some(value),
+            Item::Value(value) if options.folder.is_none() => options.folder = Some(value),
             Item::Value(value) => return Err(args.surplus(&value)),
-            Item::Option("--json") => json = true,
-            Item::Option(name) if reach.option(&mut args, name)? => {}
+            Item::Option("--json") => options.json = true,
+            Item::Option(name) if options.reach.option(&mut args, name)? => {}
             Item::Option(name) => return Err(args.unknown(name)),
         }
     }
-    Ok(Options {
-        folder,
-        json,
-        reach,
-        common: args.common,
-    })
+    options.common = args.common;
+    Ok(options)
 }
 
 /// Runs the verb.

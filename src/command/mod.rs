@@ -128,7 +128,7 @@ fn unknown(verb: &OsStr) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::table::{self, Owner, Takes};
+    use crate::options::{self, Owner, Takes};
 
     /// What became of parsing `verb` with these words.
     fn parse(verb: &str, words: &[&str]) -> Result<()> {
@@ -157,7 +157,7 @@ mod tests {
     #[test]
     fn every_option_of_the_table_is_known_to_its_verb() {
         for verb in help::VERBS.iter().map(|verb| verb.name).chain(["kept"]) {
-            for row in table::rows().filter(|row| row.owner_for(verb) == Some(Owner::Here)) {
+            for row in options::rows().filter(|row| row.owner_for(verb) == Some(Owner::Here)) {
                 for name in row.names() {
                     let value = match row.takes() {
                         Takes::Value => &[name, "1"][..],

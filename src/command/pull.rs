@@ -16,7 +16,7 @@ use crate::board::reach::Reach;
 use crate::board::receive::{self, Arrived, Sink, Stream, ToFile, ToStdout};
 use crate::board::ssh::{Session, SessionPipes};
 use crate::board::unable::{FRAMES, KNOWN, PROGRESS, Unable, without_progress};
-use crate::cli::{self, Args, Common, Item, table};
+use crate::cli::{self, Args, Common, Item};
 use crate::error::{Error, Exit, Result};
 use crate::json;
 use crate::report::{self, Bytes, Elapsed, Manner};
@@ -209,7 +209,7 @@ impl Typed {
     fn check(&self, work: &BoardTask, args: &Args) -> Result<()> {
         let verb = work.verb();
         let mut handed_on = args.handed_names.iter();
-        if let Some(name) = handed_on.find(|name| table::find(verb, name).is_none()) {
+        if let Some(name) = handed_on.find(|name| crate::options::find(verb, name).is_none()) {
             return Err(wrong(format_args!("{name} is no option of floe {verb}")));
         }
         if let Some(pair) = self.pairs.first() {
@@ -688,7 +688,6 @@ struct Attempt {
 enum How {
     /// The standard format.
     Plain,
-    /// Frames.
     Frames,
     /// Frames of what is not here already.
     Known,

@@ -35,60 +35,41 @@ use crate::units::to_u64;
 
 /// Reads the command line.
 pub(super) fn parse(mut args: Args) -> Result<Options> {
-    let (mut image, mut targets) = (None, Vec::new());
-    let (mut force, mut disk) = (false, None);
-    let (mut any, mut unchecked) = (Any::No, false);
-    let mut overwrite = Overwrite::Refused;
-    let (mut verify, mut skip_free, mut grow, mut dry_run) = (false, false, false, false);
-    let mut bmap = None;
-    let (mut only_changes, mut tells) = (false, false);
+    let mut options = Options::default();
+    let mut image = None;
     while let Some(item) = args.next_item()? {
         match item {
             Item::Value(value) if image.is_none() => image = Some(value),
-            Item::Value(value) if targets.len() < MAX_IMAGES => targets.push(value),
+            Item::Value(value) if options.targets.len() < MAX_IMAGES => options.targets.push(value),
             Item::Value(value) => return Err(args.surplus(&value)),
             Item::Option(name) => match name {
-                "--overwrite" => overwrite = Overwrite::Allowed,
-                "--verify" => verify = true,
-                "--skip-free" => skip_free = true,
-                "--only-changes" => only_changes = true,
-                "--frames-known" => (only_changes, tells) = (true, true),
-                "--force" => force = true,
-                "--any-content" => any = Any::Yes,
-                "--no-check" => unchecked = true,
-                "--grow" => grow = true,
-                "--dry-run" => dry_run = true,
-                "--disk" => disk = Some(args.value()?),
-                "--bmap" => bmap = Some(args.path()?),
+                "--overwrite" => options.overwrite = Overwrite::Allowed,
+                "--verify" => options.verify = true,
+                "--skip-free" => options.skip_free = true,
+                "--only-changes" => options.only_changes = true,
+                "--frames-known" => (options.only_changes, options.tells) = (true, true),
+                "--force" => options.force = true,
+                "--any-content" => options.any = Any::Yes,
+                "--no-check" => options.unchecked = true,
+                "--grow" => options.grow = true,
+                "--dry-run" => options.dry_run = true,
+                "--disk" => options.disk = Some(args.value()?),
+                "--bmap" => options.bmap = Some(args.path()?),
                 _ => return Err(args.unknown(name)),
             },
         }
     }
-    if grow && disk.is_some() {
+    if options.grow && options.disk.is_some() {
         return Err(Error::usage(
             "restore: --grow and --disk do not go together: the recorded partitions have the recorded sizes",
         ));
     }
-    Ok(Options {
-        targets: match (targets.len(), &disk, &image) {
-            (0, None, Some(image)) => return Err(no_target(&args, image)),
-            _ => targets,
-        },
-        image: image.ok_or_else(|| args.missing_or_piped("the IMAGE", "restore - TARGET"))?,
-        any,
-        bmap,
-        unchecked,
-        force,
-        grow,
-        dry_run,
-        disk,
-        overwrite,
-        verify,
-        skip_free,
-        only_changes,
-        tells,
-        common: args.common,
-    })
+    if let (0, None, Some(image)) = (options.targets.len(), &options.disk, &image) {
+        return Err(no_target(&args, image));
+    }
+    options.image = image.ok_or_else(|| args.missing_or_piped("the IMAGE", "restore - TARGET"))?;
+    options.common = args.common;
+    Ok(options)
 }
 
 /// What is missing where one name was given: of a snapshot the places of its entries; it may be a target, too, whose image comes

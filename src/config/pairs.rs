@@ -4,8 +4,7 @@
 //! (`store = DIR`).
 
 use std::ffi::{OsStr, OsString};
-use std::io::ErrorKind;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 

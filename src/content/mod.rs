@@ -306,10 +306,7 @@ impl Seen {
         };
         // A damaged one is read whole.
         let found = fs::probe(&Head(&self.bytes)).ok()??;
-        let extent = Extent {
-            offset: self.offset,
-            length_bytes,
-        };
+        let extent = Extent::at(self.offset, length_bytes);
         too_large(&found, extent)
     }
 }

@@ -3,22 +3,23 @@
 //! Source: fs/erofs/erofs_fs.h. Doubt (a feature bit that is not known, a wrong checksum) reads everything; data on further
 //! devices is refused, because this device alone is no filesystem.
 
-use heapless::String;
-
 use super::squashfs::free_behind;
-use super::{Identity, Kind, Reader, Still, UsedMap, Verdict, Walk, read_array, text, uuid_text};
+use super::{
+    Identity, Kind, Reader, UsedMap, Verdict, Walk, WalkTask, read_array, text, uuid_text,
+    witness_superblock,
+};
 use crate::crc::crc32c_raw;
 use crate::device::ReadAt;
 use crate::error::Fault;
 use crate::layout;
-use crate::units::{BlockSize, Extent, to_u64};
+use crate::units::{BlockSize, to_u64};
 
 /// This reader's row.
 pub(super) const READER: Reader = Reader {
     kinds: &[Kind::Erofs],
     probe,
     walk: Some(walk),
-    witness,
+    witness: witness_superblock,
 };
 
 /// Where the superblock stands, in bytes.
@@ -86,49 +87,36 @@ fn probe(device: &dyn ReadAt) -> Result<Option<Identity>, Fault> {
         return Err(Fault::corrupt("EROFS that ends before its root directory").at(0x424, 4));
     }
     Ok(Some(Identity {
-        kind: Kind::Erofs,
         size_bytes,
         block_bytes: block.bytes(),
         max_sector_bytes: block.bytes(),
         used_bytes: Some(size_bytes).filter(|size| *size != 0),
         uuid: uuid_text(&sb.uuid),
         label: text(&sb.volume_name),
-        last_mounted: String::new(),
         last_written_s: Some(sb.build_time),
-        superblock: Extent {
-            offset: SUPER_OFFSET,
-            length_bytes: 512,
-        },
         devices: u32::from(sb.extra_devices) + 1,
+        ..Identity::new(Kind::Erofs, SUPER_OFFSET, 512)
     }))
 }
 
-fn walk(
-    _identity: &Identity,
-    _still: Still,
-    walk: &mut Walk<'_>,
-    map: &mut UsedMap,
-) -> Result<Verdict, Fault> {
+fn walk(_: WalkTask<'_>, walk: &mut Walk<'_>, map: &mut UsedMap) -> Result<Verdict, Fault> {
     let mut bytes = [0u8; 128];
     walk.read(SUPER_OFFSET, &mut bytes)?;
-    let Some((sb, block)) = Superblock::read(&bytes) else {
-        return Ok(Verdict::whole(Fault::corrupt("superblock changed")));
-    };
+    let changed = || Fault::corrupt("superblock changed");
+    let (sb, block) = Superblock::read(&bytes).ok_or_else(changed)?;
     if !sb.is_known() {
-        return Ok(Verdict::whole(Fault::unsupported(
-            "unknown EROFS feature bits",
-        )));
+        return Err(Fault::unsupported("unknown EROFS feature bits"));
     }
     if sb.extra_devices != 0 {
         return Err(Fault::refused("EROFS with data on further devices"));
     }
     if sb.feature_compat & COMPAT_CHECKSUM != 0 && !checksum_holds(walk, &sb, block)? {
-        return Ok(Verdict::whole(Fault::corrupt("superblock checksum")));
+        return Err(Fault::corrupt("superblock checksum"));
     }
     // Images of the first tools count no blocks; a filesystem ends behind its superblock at the least.
     let end = sb.size_bytes(block);
     if end < SUPER_OFFSET + to_u64(Superblock::SIZE) {
-        return Ok(Verdict::whole(Fault::corrupt("block count")));
+        return Err(Fault::corrupt("block count"));
     }
     free_behind(walk.device(), end, map)
 }
@@ -151,14 +139,11 @@ fn checksum_holds(walk: &mut Walk<'_>, sb: &Superblock, block: BlockSize) -> Res
     Ok(crc32c_raw(u32::MAX, buffer) == sb.checksum)
 }
 
-fn witness(identity: &Identity, walk: &mut Walk<'_>) -> Result<(), Fault> {
-    walk.witness_extent(identity.superblock)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fs::{Coverage, SCRATCH_BYTES};
+    use crate::fs::testing::walked;
+    use crate::fs::{Coverage, Still};
 
     fn image(size: usize) -> Vec<u8> {
         let mut disk = vec![0u8; size];
@@ -172,21 +157,14 @@ mod tests {
     }
 
     #[allow(clippy::ptr_arg)] // a slice is no `dyn ReadAt`
-    fn walked(disk: &Vec<u8>) -> (Result<Verdict, Fault>, u64) {
-        let identity = crate::fs::probe(disk).unwrap().unwrap();
-        let block = BlockSize::from_bytes(u64::from(identity.block_bytes)).unwrap();
-        let mut map = UsedMap::new(to_u64(disk.len()), block).unwrap();
-        let mut scratch = vec![0; SCRATCH_BYTES];
-        let mut work = Walk::new(disk, &mut scratch);
-        let verdict = walk(&identity, Still::ReadOnly, &mut work, &mut map);
-        (verdict, map.used_bytes())
+    fn coverage(disk: &Vec<u8>) -> (Coverage, u64) {
+        let (verdict, map) = walked(disk, Still::ReadOnly).unwrap();
+        (verdict.coverage, map.used_bytes())
     }
 
     #[test]
     fn the_block_count_bounds_what_is_used() {
-        let (verdict, used) = walked(&image(1 << 20));
-        assert_eq!(verdict.unwrap().coverage, Coverage::Used);
-        assert_eq!(used, 5 * 4096);
+        assert_eq!(coverage(&image(1 << 20)), (Coverage::Used, 5 * 4096));
     }
 
     #[test]
@@ -194,9 +172,7 @@ mod tests {
         for at in [1024 + 0x24, 1024 + 0x51, 1024 + 2000] {
             let mut disk = image(1 << 20);
             disk[at] ^= 1;
-            let (verdict, used) = walked(&disk);
-            assert_eq!(verdict.unwrap().coverage, Coverage::Whole, "{at:#x}");
-            assert_eq!(used, 1 << 20);
+            assert_eq!(coverage(&disk), (Coverage::Whole, 1 << 20), "{at:#x}");
         }
     }
 
@@ -213,7 +189,7 @@ mod tests {
     fn data_on_further_devices_is_refused() {
         let mut disk = image(1 << 20);
         disk[1024 + 0x56] = 1;
-        let fault = walked(&disk).0.unwrap_err();
+        let fault = walked(&disk, Still::ReadOnly).unwrap_err();
         assert_eq!(fault.kind(), crate::error::FaultKind::Refused);
     }
 }

@@ -7,7 +7,9 @@
 
 use heapless::String;
 
-use super::{Identity, Kind, Reader, Still, UsedMap, Verdict, Walk, read_array, text};
+use super::{
+    Identity, Kind, Reader, Still, UsedMap, Verdict, Walk, WalkTask, read, read_array, text,
+};
 use crate::device::ReadAt;
 use crate::error::Fault;
 use crate::features;
@@ -53,6 +55,8 @@ layout! {
         0x024 table_sectors32: u32,
         0x02c root_cluster: u32,
         0x030 info_sector: u16,
+        /// With the copy of this one (BPB_BkBootSec).
+        0x032 backup_sector: u16,
         0x1fe signature: u16,
     }
 }
@@ -75,7 +79,7 @@ impl BootSector {
 }
 
 layout! {
-    /// The extended part, at 0x24 on FAT12/16 and at 0x40 on FAT32.
+    /// The extended part.
     le struct Extended: 26 {
         /// Bit 0: mounted by Linux or not cleanly unmounted (FAT_STATE_DIRTY).
         0x01 state: u8,
@@ -84,6 +88,10 @@ layout! {
         0x03 serial: u32,
         0x07 label: [u8; 11],
     }
+}
+
+fn extended_place(is32: bool) -> usize {
+    if is32 { 0x40 } else { 0x24 }
 }
 
 layout! {
@@ -235,7 +243,7 @@ impl Volume {
         if clusters == 0 || (is32 && !(2..clusters + 2).contains(&boot.root_cluster)) {
             return None;
         }
-        let extended = Extended::parse(bytes.get(if is32 { 0x40 } else { 0x24 }..)?)?;
+        let extended = Extended::parse(bytes.get(extended_place(is32)..)?)?;
         Some(Self {
             width,
             sector_bytes,
@@ -316,25 +324,15 @@ fn probe(device: &dyn ReadAt) -> Result<Option<Identity>, Fault> {
         None => label_text(&volume.label),
     };
     Ok(Some(Identity {
-        kind: volume.width.kind(),
         size_bytes: volume.size_bytes,
         block_bytes: volume.unit_bytes(),
         max_sector_bytes: volume.sector_bytes,
         used_bytes: used_by_info(device, &volume)?,
         uuid,
         label,
-        last_mounted: String::new(),
-        last_written_s: None,
-        superblock: Extent {
-            offset: 0,
-            length_bytes: u64::from(volume.sector_bytes),
-        },
-        devices: 1,
+        ..Identity::new(volume.width.kind(), 0, volume.sector_bytes.into())
     }))
 }
-
-/// Where FAT32 keeps the number of the sector with the copy of its boot sector (BPB_BkBootSec).
-const BACKUP_SECTOR: usize = 0x32;
 
 /// See [`crate::fs::identity::change`].
 pub(super) fn change_serial(
@@ -349,9 +347,11 @@ pub(super) fn change_serial(
         return Err(Fault::refused("it has no serial number"));
     }
     let serial = uuid.first_chunk::<4>().ok_or_else(bad)?;
-    let (place, backup) = match volume.width {
-        Width::Bits32 => (0x43, le::<u16>(&bytes, BACKUP_SECTOR).ok_or_else(bad)?),
-        _ => (0x27, 0),
+    let is32 = volume.width == Width::Bits32;
+    let place = extended_place(is32) + Extended::serial;
+    let backup = match BootSector::parse(&bytes) {
+        Some(boot) if is32 => boot.backup_sector,
+        _ => 0,
     };
     let backup_offset = u64::from(backup) * u64::from(volume.sector_bytes);
     let inside = !matches!(backup, 0 | 0xffff) && backup_offset < volume.table.offset;
@@ -370,7 +370,7 @@ fn used_by_info(device: &dyn ReadAt, volume: &Volume) -> Result<Option<u64>, Fau
         return Ok(None);
     }
     let offset = u64::from(volume.info_sector) * u64::from(volume.sector_bytes);
-    let info = read_array::<512>(device, offset)?.and_then(|bytes| Info::parse(&bytes));
+    let info = read::<Info>(device, offset)?;
     Ok(info
         .filter(|info| info.lead == 0x4161_5252 && info.signature == 0x6141_7272)
         .filter(|info| info.free_clusters <= volume.clusters)
@@ -448,26 +448,19 @@ fn lacks_clean_bit(volume: &Volume, device: &dyn ReadAt) -> Result<bool, Fault> 
 /// What a slow card reads in half a minute.
 const LARGE_BYTES: u64 = 512 << 20;
 
-fn walk(
-    _identity: &Identity,
-    still: Still,
-    walk: &mut Walk<'_>,
-    map: &mut UsedMap,
-) -> Result<Verdict, Fault> {
+fn walk(task: WalkTask<'_>, walk: &mut Walk<'_>, map: &mut UsedMap) -> Result<Verdict, Fault> {
     let mut bytes = [0u8; 512];
     walk.read(0, &mut bytes)?;
-    let Some(volume) = Volume::parse(&bytes) else {
-        return Ok(Verdict::whole(Fault::corrupt("boot sector changed")));
-    };
+    let volume = Volume::parse(&bytes).ok_or_else(|| Fault::corrupt("boot sector changed"))?;
     // Linux sets its mark when it mounts and clears it on unmount and on a remount to read-only, unless it was set before.
     // So a mark that is still there means that directories and table were never made to agree. Of what is mounted for writing it
     // means nothing yet: a large volume is worth the guess that it was clean, a small one is read whole before anything stops.
-    let guess = still == Still::Glimpse && volume.size_bytes > LARGE_BYTES;
+    let guess = task.still == Still::Glimpse && volume.size_bytes > LARGE_BYTES;
     let dirty = volume.dirty && !guess || lacks_clean_bit(&volume, walk.device())?;
     if dirty {
-        return Ok(Verdict::whole(Fault::corrupt(
+        return Err(Fault::corrupt(
             "not cleanly unmounted (fsck.fat -a clears it)",
-        )));
+        ));
     }
     let mut verdict = Verdict::USED;
     let mut run = FreeRun::default();
@@ -564,11 +557,7 @@ fn mark_edges(volume: &Volume, map: &mut UsedMap) {
         map.set_used(root);
     }
     if let Some(data) = volume.clusters_at(2, volume.clusters) {
-        let length_bytes = map.size_bytes().saturating_sub(data.end());
-        map.set_free(Extent {
-            offset: data.end(),
-            length_bytes,
-        });
+        map.set_free(Extent::between(data.end(), map.size_bytes()));
     }
 }
 
@@ -580,10 +569,7 @@ fn witness(identity: &Identity, walk: &mut Walk<'_>) -> Result<(), Fault> {
     let Some(volume) = Volume::parse(&bytes) else {
         return walk.witness_extent(identity.superblock);
     };
-    walk.witness_extent(Extent {
-        offset: 0,
-        length_bytes: volume.data_offset,
-    })?;
+    walk.witness_extent(Extent::at(0, volume.data_offset))?;
     match volume.clusters_at(volume.root_cluster, 1) {
         Some(root) => walk.witness_extent(root),
         None => Ok(()),

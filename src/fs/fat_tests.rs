@@ -1,8 +1,7 @@
 //! Unit tests of the FAT reader on volumes built by hand; real ones are in tests/it.
 
 use super::*;
-use crate::fs::SCRATCH_BYTES;
-use crate::units::BlockSize;
+use crate::fs::testing::walked;
 
 /// A FAT16 volume: 1 reserved sector, 2 tables of 32 sectors, 512 root entries, clusters of one sector.
 fn fat16(clusters: u16) -> Vec<u8> {
@@ -33,17 +32,7 @@ fn set(disk: &mut [u8], copy: usize, cluster: usize, entry: u16) {
 }
 
 fn map_of(disk: &[u8]) -> (Verdict, UsedMap) {
-    map_while(&disk.to_vec(), Still::Unmounted)
-}
-
-fn map_while(device: &dyn ReadAt, still: Still) -> (Verdict, UsedMap) {
-    let identity = crate::fs::probe(device).unwrap().unwrap();
-    let block = BlockSize::from_bytes(u64::from(identity.block_bytes)).unwrap();
-    let mut map = UsedMap::new(device.size_bytes(), block).unwrap();
-    let mut scratch = vec![0xaa; SCRATCH_BYTES];
-    let mut work = Walk::new(device, &mut scratch);
-    let verdict = walk(&identity, still, &mut work, &mut map).unwrap();
-    (verdict, map)
+    walked(&disk.to_vec(), Still::Unmounted).unwrap()
 }
 
 /// A volume of a gigabyte, of which only the beginning is kept; the rest is zeros.
@@ -134,7 +123,7 @@ fn a_large_volume_that_is_mounted_is_taken_for_clean_until_it_is_read_only() {
     linux.0[0x25] = 1;
     let mut windows = Large::new();
     set(&mut windows.0, 0, 1, 0x7fff);
-    let used = |device, still| map_while(device, still).1.used_bytes();
+    let used = |device, still| walked(device, still).unwrap().1.used_bytes();
     assert!(used(&linux, Still::Glimpse) < 1 << 20);
     assert_eq!(used(&linux, Still::ReadOnly), 1 << 30);
     // Linux leaves this mark alone: it will be there then, too.
@@ -193,12 +182,7 @@ fn random_damage_to_the_metadata_never_panics() {
             disk[at] = seed.to_le_bytes()[3];
         }
         if probe(&disk).unwrap().is_some() {
-            let identity = probe(&disk).unwrap().unwrap();
-            let block = BlockSize::from_bytes(u64::from(identity.block_bytes)).unwrap();
-            let mut map = UsedMap::new(to_u64(disk.len()), block).unwrap();
-            let mut scratch = vec![0; SCRATCH_BYTES];
-            let mut work = Walk::new(&disk, &mut scratch);
-            let _ = walk(&identity, Still::Unmounted, &mut work, &mut map);
+            let _ = walked(&disk, Still::Unmounted);
         }
     }
 }

@@ -1,9 +1,9 @@
 //! How large a filesystem would be that fills its device: what its own ioctl to grow it is asked for.
 
 use super::btrfs::superblock::{COPIES, RawSuper};
-use super::ext::superblock::Raw;
+use super::ext::superblock::{OFFSET_BYTES, Raw};
 use super::xfs::superblock::DiskSuperblock;
-use super::{Identity, Kind};
+use super::{Identity, Kind, read};
 use crate::device::ReadAt;
 use crate::error::Fault;
 
@@ -27,20 +27,15 @@ pub(crate) enum Growth {
 pub(crate) fn of(device: &dyn ReadAt, identity: &Identity) -> Result<Option<Growth>, Fault> {
     let bad = || Fault::corrupt("superblock");
     let size = device.size_bytes();
-    let read = |offset| -> Result<[u8; 4096], Fault> {
-        let mut bytes = [0; 4096];
-        device.read_at(offset, &mut bytes)?;
-        Ok(bytes)
-    };
     match identity.kind {
         Kind::Btrfs => {
             let [first, ..] = COPIES;
-            let found = RawSuper::parse(&read(first)?).ok_or_else(bad)?;
+            let found = read::<RawSuper>(device, first)?.ok_or_else(bad)?;
             let room = size.saturating_sub(identity.size_bytes);
             Ok((room >= BTRFS_LEAST).then_some(Growth::Btrfs(found.dev_devid)))
         }
         Kind::Xfs => {
-            let found = DiskSuperblock::parse(&read(0)?).ok_or_else(bad)?;
+            let found = read::<DiskSuperblock>(device, 0)?.ok_or_else(bad)?;
             let blocks = size
                 .checked_div(u64::from(found.sb_blocksize))
                 .ok_or_else(bad)?;
@@ -56,7 +51,7 @@ pub(crate) fn of(device: &dyn ReadAt, identity: &Identity) -> Result<Option<Grow
             }))
         }
         _ => {
-            let found = Raw::parse(read(0)?.get(1024..).unwrap_or_default()).ok_or_else(bad)?;
+            let found = read::<Raw>(device, OFFSET_BYTES)?.ok_or_else(bad)?;
             let log = Some(found.s_log_block_size)
                 .filter(|log| *log <= 6)
                 .ok_or_else(bad)?;

@@ -16,16 +16,19 @@ mod f2fs;
 mod fat;
 mod squashfs;
 mod swap;
+#[cfg(test)]
+mod testing;
 mod whole;
 mod xfs;
 
 use heapless::String;
 
 use crate::device::ReadAt;
-use crate::error::Fault;
+use crate::error::{Fault, FaultKind};
 use crate::features;
+use crate::layout::Structure;
 pub use crate::map::UsedMap;
-use crate::units::{to_u64, to_usize};
+use crate::units::{Extent, to_u64, to_usize};
 use earlier::EarlierFindings;
 
 /// Memory a walk may use, in bytes: the largest block of any reader several times over.
@@ -109,9 +112,28 @@ pub struct Identity {
     /// Seconds since the epoch of the last write, if the superblock keeps that.
     pub last_written_s: Option<u64>,
     /// The extent whose first write makes a target recognisable: `restore` writes it last.
-    pub superblock: crate::units::Extent,
+    pub superblock: Extent,
     /// Number of devices the filesystem spans (btrfs), 1 elsewhere.
     pub devices: u32,
+}
+
+impl Identity {
+    /// Nothing but kind and superblock, and what holds for most; the probes fill in what their format keeps.
+    const fn new(kind: Kind, superblock_offset: u64, superblock_bytes: u64) -> Self {
+        Self {
+            kind,
+            size_bytes: 0,
+            block_bytes: 4096,
+            max_sector_bytes: 4096,
+            used_bytes: None,
+            uuid: String::new(),
+            label: String::new(),
+            last_mounted: String::new(),
+            last_written_s: None,
+            superblock: Extent::at(superblock_offset, superblock_bytes),
+            devices: 1,
+        }
+    }
 }
 
 /// Why the bytes below a walk hold still.
@@ -270,7 +292,7 @@ impl<'a> Walk<'a> {
     }
 
     /// Adds a whole extent to the witness, through the scratch memory.
-    pub fn witness_extent(&mut self, extent: crate::units::Extent) -> Result<(), Fault> {
+    pub fn witness_extent(&mut self, extent: Extent) -> Result<(), Fault> {
         let mut offset = extent.offset;
         while offset < extent.end() {
             let piece = (extent.end() - offset).min(to_u64(self.scratch.len()));
@@ -290,6 +312,15 @@ impl<'a> Walk<'a> {
     }
 }
 
+/// Which filesystem is walked, and why it holds still.
+#[derive(Clone, Copy)]
+pub struct WalkTask<'a> {
+    /// As a probe gave it.
+    pub identity: &'a Identity,
+    /// What holds it.
+    pub still: Still,
+}
+
 /// One reader: a filesystem (or a few that share a format).
 pub struct Reader {
     /// The kinds it answers for.
@@ -299,11 +330,13 @@ pub struct Reader {
     /// Fills the map; `None` for a format that is only recognised and then read whole.
     pub walk: Option<WalkFn>,
     /// Reads what any write changes through [`Walk::read_witnessed`] or [`Walk::witness_extent`].
-    pub witness: fn(&Identity, &mut Walk<'_>) -> Result<(), Fault>,
+    pub witness: WitnessFn,
 }
 
 /// See [`walk`].
-pub type WalkFn = fn(&Identity, Still, &mut Walk<'_>, &mut UsedMap) -> Result<Verdict, Fault>;
+pub type WalkFn = fn(WalkTask<'_>, &mut Walk<'_>, &mut UsedMap) -> Result<Verdict, Fault>;
+/// See [`witness`].
+pub type WitnessFn = fn(&Identity, &mut Walk<'_>) -> Result<(), Fault>;
 
 /// The readers, most telling magic first: what lies above (LUKS, LVM, md) before what may still stand below it.
 /// Formats without a checksum come after those that have one; FAT comes last: its boot sector has no magic, and other filesystems leave the first sector to boot loaders.
@@ -340,6 +373,11 @@ pub(crate) fn is_copy(device: &dyn ReadAt) -> Result<bool, Fault> {
     ext::is_copy(device)
 }
 
+/// A witness for a format in which no write leaves the superblock as it is.
+fn witness_superblock(identity: &Identity, walk: &mut Walk<'_>) -> Result<(), Fault> {
+    walk.witness_extent(identity.superblock)
+}
+
 fn reader_of(kind: Kind) -> Option<&'static Reader> {
     READERS.iter().find(|reader| reader.kinds.contains(&kind))
 }
@@ -361,7 +399,14 @@ pub fn walk(
         )));
     }
     match reader_of(identity.kind).and_then(|reader| reader.walk) {
-        Some(function) => function(identity, still, walk, map),
+        Some(function) => match function(WalkTask { identity, still }, walk, map) {
+            // What breaks its format, or is of none that is known, is read whole.
+            Err(fault) if matches!(fault.kind(), FaultKind::Corrupt | FaultKind::Unsupported) => {
+                map.set_all_used();
+                Ok(Verdict::whole(fault))
+            }
+            outcome => outcome,
+        },
         None => {
             let missed = features::without(identity.kind.name());
             let why = missed.unwrap_or("no used-block map for this format");
@@ -378,24 +423,35 @@ pub fn behind(device: &dyn ReadAt, end: u64) -> Result<Option<&'static str>, Fau
 /// Reads again what a write would have changed (superblock, journal superblock, map blocks) into the witness of `walk`.
 /// Called right after [`walk`] with a fresh [`Walk`], and again before the thaw; both must give the same [`Witness`].
 pub fn witness(identity: &Identity, walk: &mut Walk<'_>) -> Result<Witness, Fault> {
-    match reader_of(identity.kind) {
-        Some(reader) => (reader.witness)(identity, walk)?,
-        None => walk.witness_extent(identity.superblock)?,
-    }
+    let reader = reader_of(identity.kind);
+    reader.map_or(witness_superblock as WitnessFn, |reader| reader.witness)(identity, walk)?;
     Ok(walk.witness())
 }
 
-/// `N` bytes at `offset`; `None` past the end of the device, which a probe takes for "not mine".
-fn read_array<const N: usize>(device: &dyn ReadAt, offset: u64) -> Result<Option<[u8; N]>, Fault> {
+/// Fills `bytes` from `offset` on; false past the end of the device, which a probe takes for "not mine".
+fn fill(device: &dyn ReadAt, offset: u64, bytes: &mut [u8]) -> Result<bool, Fault> {
     let inside = offset
-        .checked_add(to_u64(N))
+        .checked_add(to_u64(bytes.len()))
         .is_some_and(|end| end <= device.size_bytes());
-    if !inside {
-        return Ok(None);
+    if inside {
+        device.read_at(offset, bytes)?;
     }
+    Ok(inside)
+}
+
+/// `N` bytes at `offset`; `None` past the end of the device.
+fn read_array<const N: usize>(device: &dyn ReadAt, offset: u64) -> Result<Option<[u8; N]>, Fault> {
     let mut bytes = [0; N];
-    device.read_at(offset, &mut bytes)?;
-    Ok(Some(bytes))
+    Ok(fill(device, offset, &mut bytes)?.then_some(bytes))
+}
+
+/// The structure at `offset`; `None` past the end of the device.
+fn read<T: Structure>(device: &dyn ReadAt, offset: u64) -> Result<Option<T>, Fault> {
+    const { assert!(T::BYTES <= 4096) };
+    let mut page = [0; 4096];
+    let bytes = page.get_mut(..T::BYTES).unwrap_or_default();
+    let inside = fill(device, offset, bytes)?;
+    Ok(T::of(bytes).filter(|_| inside))
 }
 
 /// Bytes from a disk as a label: up to the first NUL, control and non-UTF-8 bytes as `?`, cut to fit.

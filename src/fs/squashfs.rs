@@ -3,9 +3,9 @@
 //! Source: the format's structure in fs/squashfs/squashfs_fs.h. Behind a squashfs there may live something else in the same
 //! partition (a dm-verity tree, an OpenWrt overlay): where that is recognised, everything is read.
 
-use heapless::String;
-
-use super::{Identity, Kind, Reader, Still, UsedMap, Verdict, Walk, read_array};
+use super::{
+    Identity, Kind, Reader, UsedMap, Verdict, Walk, WalkTask, read_array, witness_superblock,
+};
 use crate::device::ReadAt;
 use crate::error::Fault;
 use crate::layout;
@@ -16,7 +16,7 @@ pub(super) const READER: Reader = Reader {
     kinds: &[Kind::Squashfs],
     probe,
     walk: Some(walk),
-    witness,
+    witness: witness_superblock,
 };
 
 layout! {
@@ -104,42 +104,21 @@ fn probe(device: &dyn ReadAt) -> Result<Option<Identity>, Fault> {
         return Err(Fault::corrupt("squashfs that ends before its own tables").at(0x28, 8));
     }
     Ok(Some(Identity {
-        kind: Kind::Squashfs,
         size_bytes: sb.map_or(0, |sb| sb.bytes_used),
         block_bytes: 1024,
-        // Read in whatever blocks the device has (sb_min_blocksize in fs/squashfs/super.c).
-        max_sector_bytes: 4096,
         used_bytes: sb.map(|sb| sb.bytes_used),
-        uuid: String::new(),
-        label: String::new(),
-        last_mounted: String::new(),
         last_written_s: sb.map(|sb| u64::from(sb.mkfs_time)),
-        superblock: Extent {
-            offset: 0,
-            length_bytes: 512,
-        },
-        devices: 1,
+        // Read in whatever blocks the device has (sb_min_blocksize in fs/squashfs/super.c).
+        ..Identity::new(Kind::Squashfs, 0, 512)
     }))
 }
 
-fn walk(
-    _identity: &Identity,
-    _still: Still,
-    walk: &mut Walk<'_>,
-    map: &mut UsedMap,
-) -> Result<Verdict, Fault> {
+fn walk(_: WalkTask<'_>, walk: &mut Walk<'_>, map: &mut UsedMap) -> Result<Verdict, Fault> {
     let mut bytes = [0u8; 96];
     walk.read(0, &mut bytes)?;
-    match parse(&bytes) {
-        Some(sb) => free_behind(walk.device(), sb.bytes_used, map),
-        None => Ok(Verdict::whole(Fault::unsupported(
-            "squashfs older than 4.0 or big-endian",
-        ))),
-    }
-}
-
-fn witness(identity: &Identity, walk: &mut Walk<'_>) -> Result<(), Fault> {
-    walk.witness_extent(identity.superblock)
+    let old = || Fault::unsupported("squashfs older than 4.0 or big-endian");
+    let sb = parse(&bytes).ok_or_else(old)?;
+    free_behind(walk.device(), sb.bytes_used, map)
 }
 
 /// Marks free what lies behind a read-only filesystem of `end` bytes, unless something known lives there.
@@ -149,13 +128,9 @@ pub(super) fn free_behind(
     map: &mut UsedMap,
 ) -> Result<Verdict, Fault> {
     if let Some(what) = tail(device, end)? {
-        return Ok(Verdict::whole(Fault::unsupported(what)));
+        return Err(Fault::unsupported(what));
     }
-    let length_bytes = map.size_bytes().saturating_sub(end);
-    map.set_free(Extent {
-        offset: end.min(map.size_bytes()),
-        length_bytes,
-    });
+    map.set_free(Extent::between(end, map.size_bytes()));
     Ok(Verdict::USED)
 }
 
@@ -197,8 +172,9 @@ pub(super) fn tail(device: &dyn ReadAt, end: u64) -> Result<Option<&'static str>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fs::{Coverage, SCRATCH_BYTES};
-    use crate::units::{BlockSize, to_u64, to_usize};
+    use crate::fs::testing::walked;
+    use crate::fs::{Coverage, Still};
+    use crate::units::to_usize;
 
     fn image(bytes_used: u64, size: usize) -> Vec<u8> {
         let mut disk = vec![0x11u8; size];
@@ -252,24 +228,12 @@ mod tests {
         }
     }
 
-    #[allow(clippy::ptr_arg)] // a slice is no `dyn ReadAt`
-    fn walked(disk: &Vec<u8>) -> (Verdict, UsedMap) {
-        let identity = crate::fs::probe(disk).unwrap().unwrap();
-        assert_eq!(identity.kind, Kind::Squashfs);
-        let block = BlockSize::from_bytes(u64::from(identity.block_bytes)).unwrap();
-        let mut map = UsedMap::new(to_u64(disk.len()), block).unwrap();
-        let mut scratch = vec![0; SCRATCH_BYTES];
-        let mut work = Walk::new(disk, &mut scratch);
-        let verdict = walk(&identity, Still::ReadOnly, &mut work, &mut map).unwrap();
-        (verdict, map)
-    }
-
     #[test]
     fn only_the_stated_length_is_used() {
-        let (verdict, map) = walked(&image(100_001, 1 << 20));
+        let (verdict, map) = walked(&image(100_001, 1 << 20), Still::ReadOnly).unwrap();
         assert_eq!(verdict.coverage, Coverage::Used);
         assert_eq!(map.used_bytes(), 98 * 1024);
-        let (_, map) = walked(&image(1 << 40, 1 << 20));
+        let (_, map) = walked(&image(1 << 40, 1 << 20), Still::ReadOnly).unwrap();
         assert_eq!(map.used_bytes(), 1 << 20);
     }
 
@@ -278,7 +242,7 @@ mod tests {
         let append = |at: usize, magic: &[u8]| {
             let mut disk = image(100_001, 1 << 20);
             disk[at..at + magic.len()].copy_from_slice(magic);
-            let (verdict, map) = walked(&disk);
+            let (verdict, map) = walked(&disk, Still::ReadOnly).unwrap();
             assert_eq!(verdict.coverage, Coverage::Whole, "{at}");
             assert_eq!(map.used_bytes(), 1 << 20);
         };
@@ -292,7 +256,7 @@ mod tests {
     fn older_versions_are_recognised_and_read_whole() {
         let mut disk = image(100_001, 1 << 18);
         disk[0x1c] = 3;
-        let (verdict, map) = walked(&disk);
+        let (verdict, map) = walked(&disk, Still::ReadOnly).unwrap();
         assert_eq!(verdict.coverage, Coverage::Whole);
         assert_eq!(to_usize(map.used_bytes()), disk.len());
         disk[0x1c] = 9;

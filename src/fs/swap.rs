@@ -3,20 +3,22 @@
 //! Source: union swap_header in include/linux/swap.h; the magic stands in the last ten bytes of the first page, so its place
 //! tells the page size. A suspended system's memory image is no swap: it is read whole, and said so.
 
-use heapless::String;
-
-use super::{Identity, Kind, Reader, Still, UsedMap, Verdict, Walk, read_array, text, uuid_text};
+use super::{
+    Identity, Kind, Reader, UsedMap, Verdict, Walk, WalkTask, read, read_array, text, uuid_text,
+    witness_superblock,
+};
 use crate::device::ReadAt;
 use crate::error::Fault;
 use crate::layout;
-use crate::units::Extent;
+use crate::units::{Extent, to_u64};
 
 /// This reader's row.
 pub(super) const READER: Reader = Reader {
     kinds: &[Kind::Swap],
     probe,
     walk: Some(walk),
-    witness,
+    // The header page: swapping itself changes nothing there, mkswap and hibernation do.
+    witness: witness_superblock,
 };
 
 /// Page sizes of the kernels that make swap areas, in bytes.
@@ -30,11 +32,13 @@ const SUSPENDED: [&[u8]; 5] = [
     &[0xed, 0xc3, 0x02, 0xe9, 0x98, 0x56, 0xe5, 0x0c],
 ];
 
-/// Where the uuid stands.
-const UUID_OFFSET: u64 = 1024 + 0x0c;
+const HIBERNATED: &str = "swap holds the memory of a suspended system";
+
+/// Where the header stands, behind the boot block.
+const HEADER_OFFSET: u64 = 1024;
 
 layout! {
-    /// The header behind the boot block, at 1024. Its maker's byte order holds for the two numbers.
+    /// The header. Its maker's byte order holds for the two numbers.
     le struct Header: 48 {
         0x00 version: u32,
         0x04 last_page: u32,
@@ -52,9 +56,8 @@ struct Area {
     label: [u8; 16],
 }
 
-fn read(device: &dyn ReadAt) -> Result<Option<Area>, Fault> {
-    let Some(header) = read_array::<48>(device, 1024)?.and_then(|bytes| Header::parse(&bytes))
-    else {
+fn find(device: &dyn ReadAt) -> Result<Option<Area>, Fault> {
+    let Some(header) = read::<Header>(device, HEADER_OFFSET)? else {
         return Ok(None);
     };
     for page_bytes in PAGES {
@@ -82,18 +85,12 @@ fn read(device: &dyn ReadAt) -> Result<Option<Area>, Fault> {
 }
 
 fn probe(device: &dyn ReadAt) -> Result<Option<Identity>, Fault> {
-    Ok(read(device)?.map(|area| Identity {
-        kind: Kind::Swap,
+    Ok(find(device)?.map(|area| Identity {
         size_bytes: area.pages * u64::from(area.page_bytes),
         block_bytes: area.page_bytes,
-        max_sector_bytes: 4096,
-        used_bytes: None,
         uuid: uuid_text(&area.uuid),
         label: text(&area.label),
-        last_mounted: String::new(),
-        last_written_s: None,
-        superblock: header_page(&area),
-        devices: 1,
+        ..Identity::new(Kind::Swap, 0, area.page_bytes.into())
     }))
 }
 
@@ -103,51 +100,28 @@ pub(super) fn change_uuid(
     uuid: &[u8; 16],
     write: &mut super::identity::Write<'_>,
 ) -> Result<(), Fault> {
-    let area = read(device)?.ok_or_else(|| Fault::corrupt("swap header"))?;
+    let area = find(device)?.ok_or_else(|| Fault::corrupt("swap header"))?;
     if area.suspended {
-        return Err(Fault::refused(
-            "swap holds the memory of a suspended system",
-        ));
+        return Err(Fault::refused(HIBERNATED));
     }
-    write(UUID_OFFSET, uuid)
+    write(HEADER_OFFSET + to_u64(Header::uuid), uuid)
 }
 
-fn header_page(area: &Area) -> Extent {
-    Extent {
-        offset: 0,
-        length_bytes: u64::from(area.page_bytes),
+fn walk(_: WalkTask<'_>, walk: &mut Walk<'_>, map: &mut UsedMap) -> Result<Verdict, Fault> {
+    let area = find(walk.device())?.ok_or_else(|| Fault::corrupt("swap header changed"))?;
+    if area.suspended {
+        return Err(Fault::unsupported(HIBERNATED));
     }
-}
-
-fn walk(
-    _identity: &Identity,
-    _still: Still,
-    walk: &mut Walk<'_>,
-    map: &mut UsedMap,
-) -> Result<Verdict, Fault> {
-    match read(walk.device())? {
-        None => Ok(Verdict::whole(Fault::corrupt("swap header changed"))),
-        Some(area) if area.suspended => Ok(Verdict::whole(Fault::unsupported(
-            "swap holds the memory of a suspended system",
-        ))),
-        Some(area) => {
-            map.set_all_free();
-            map.set_used(header_page(&area));
-            Ok(Verdict::USED)
-        }
-    }
-}
-
-/// The header page: swapping itself changes nothing there, mkswap and hibernation do.
-fn witness(identity: &Identity, walk: &mut Walk<'_>) -> Result<(), Fault> {
-    walk.witness_extent(identity.superblock)
+    map.set_all_free();
+    map.set_used(Extent::at(0, area.page_bytes.into()));
+    Ok(Verdict::USED)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fs::{Coverage, SCRATCH_BYTES};
-    use crate::units::{BlockSize, to_u64};
+    use crate::fs::testing::walked;
+    use crate::fs::{Coverage, Still};
 
     fn area(page: usize, order: [u8; 4], magic: &[u8]) -> Vec<u8> {
         let mut disk = vec![0x77u8; 1 << 20];
@@ -165,24 +139,18 @@ mod tests {
     }
 
     #[allow(clippy::ptr_arg)] // a slice is no `dyn ReadAt`
-    fn walked(disk: &Vec<u8>) -> (Verdict, u64) {
-        let identity = crate::fs::probe(disk).unwrap().unwrap();
-        assert_eq!((identity.kind, identity.size_bytes), (Kind::Swap, 1 << 20));
-        let block = BlockSize::from_bytes(u64::from(identity.block_bytes)).unwrap();
-        let mut map = UsedMap::new(to_u64(disk.len()), block).unwrap();
-        let mut scratch = vec![0; SCRATCH_BYTES];
-        let mut work = Walk::new(disk, &mut scratch);
-        let verdict = walk(&identity, Still::Unmounted, &mut work, &mut map).unwrap();
-        (verdict, map.used_bytes())
+    fn coverage(disk: &Vec<u8>) -> (Coverage, u64) {
+        let (verdict, map) = walked(disk, Still::Unmounted).unwrap();
+        (verdict.coverage, map.used_bytes())
     }
 
     #[test]
     fn the_first_page_alone_is_used_whatever_its_size_and_byte_order() {
         for page in [4096usize, 16_384, 65_536] {
             for order in [[1, 0, 0, 0], [0, 0, 0, 1]] {
-                let (verdict, used) = walked(&area(page, order, b"SWAPSPACE2"));
-                assert_eq!(verdict.coverage, Coverage::Used);
-                assert_eq!(used, to_u64(page));
+                let disk = area(page, order, b"SWAPSPACE2");
+                assert_eq!(probe(&disk).unwrap().unwrap().size_bytes, 1 << 20);
+                assert_eq!(coverage(&disk), (Coverage::Used, to_u64(page)));
             }
         }
     }
@@ -190,9 +158,8 @@ mod tests {
     #[test]
     fn the_memory_of_a_suspended_system_is_read_whole() {
         for magic in SUSPENDED {
-            let (verdict, used) = walked(&area(4096, [1, 0, 0, 0], magic));
-            assert_eq!(verdict.coverage, Coverage::Whole);
-            assert_eq!(used, 1 << 20);
+            let disk = area(4096, [1, 0, 0, 0], magic);
+            assert_eq!(coverage(&disk), (Coverage::Whole, 1 << 20));
         }
     }
 

@@ -9,11 +9,11 @@ use core::fmt::Write;
 
 use heapless::String;
 
-use super::{Identity, Kind, Reader, Walk, read_array, text, uuid_text};
+use super::{Identity, Kind, Reader, Walk, read, read_array, text, uuid_text};
 use crate::device::ReadAt;
 use crate::error::Fault;
 use crate::layout;
-use crate::units::{Extent, round_down, to_u64};
+use crate::units::{round_down, to_u64};
 
 const fn whole(
     kinds: &'static [Kind],
@@ -44,26 +44,6 @@ fn witness(identity: &Identity, walk: &mut Walk<'_>) -> Result<(), Fault> {
     }
 }
 
-/// An identity with nothing but kind and place; the probes fill in what their format keeps.
-fn found(kind: Kind, superblock: u64, length_bytes: u64) -> Identity {
-    Identity {
-        kind,
-        size_bytes: 0,
-        block_bytes: 4096,
-        max_sector_bytes: 4096,
-        used_bytes: None,
-        uuid: String::new(),
-        label: String::new(),
-        last_mounted: String::new(),
-        last_written_s: None,
-        superblock: Extent {
-            offset: superblock,
-            length_bytes,
-        },
-        devices: 1,
-    }
-}
-
 layout! {
     be struct LuksHeader: 208 {
         0x00 magic: [u8; 6],
@@ -74,12 +54,10 @@ layout! {
 }
 
 fn luks(device: &dyn ReadAt) -> Result<Option<Identity>, Fault> {
-    let bytes = read_array::<208>(device, 0)?;
-    let header = bytes
-        .and_then(|bytes| LuksHeader::parse(&bytes))
+    let header = read::<LuksHeader>(device, 0)?
         .filter(|h| h.magic == *b"LUKS\xba\xbe" && matches!(h.version, 1 | 2));
     Ok(header.map(|header| {
-        let mut identity = found(Kind::Luks, 0, 512);
+        let mut identity = Identity::new(Kind::Luks, 0, 512);
         identity.uuid = text(&header.uuid);
         if header.version == 2 {
             identity.label = text(&header.label2);
@@ -102,14 +80,12 @@ layout! {
 fn lvm(device: &dyn ReadAt) -> Result<Option<Identity>, Fault> {
     // The label may stand in any of the first four sectors; it names its own.
     for sector in 0..4u64 {
-        let bytes = read_array::<72>(device, sector * 512)?;
-        let label = bytes
-            .and_then(|bytes| LvmLabel::parse(&bytes))
+        let label = read::<LvmLabel>(device, sector * 512)?
             .filter(|l| l.id == *b"LABELONE" && l.kind == *b"LVM2 001" && l.sector == sector);
         let Some(label) = label else {
             continue;
         };
-        let mut identity = found(Kind::Lvm, sector * 512, 512);
+        let mut identity = Identity::new(Kind::Lvm, sector * 512, 512);
         if label.header_offset == 0x20 {
             identity.uuid = lvm_uuid(&label.uuid);
             identity.size_bytes = label.device_bytes;
@@ -168,12 +144,11 @@ fn md(device: &dyn ReadAt) -> Result<Option<Identity>, Fault> {
         .map(|place| round_down(place, 4096))
         .unwrap_or(u64::MAX);
     for place in [4096, 0, last] {
-        let bytes = read_array::<256>(device, place)?;
-        let sb = bytes.and_then(|bytes| Md1::parse(&bytes)).filter(|sb| {
+        let sb = read::<Md1>(device, place)?.filter(|sb| {
             sb.magic == MD_MAGIC && sb.major_version == 1 && sb.super_sector == place / 512
         });
         if let Some(sb) = sb {
-            let mut identity = found(Kind::MdMember, place, 4096);
+            let mut identity = Identity::new(Kind::MdMember, place, 4096);
             identity.uuid = uuid_text(&sb.set_uuid);
             identity.label = text(&sb.set_name);
             return Ok(Some(identity));
@@ -199,7 +174,7 @@ fn md_old(device: &dyn ReadAt) -> Result<Option<Identity>, Fault> {
         sb.magic == MD_MAGIC && sb.major_version == 0 && matches!(sb.minor_version, 90 | 91)
     });
     Ok(sb.map(|sb| {
-        let mut identity = found(Kind::MdMember, place, 4096);
+        let mut identity = Identity::new(Kind::MdMember, place, 4096);
         let words = [sb.uuid0, sb.uuid1, sb.uuid2, sb.uuid3];
         for (index, word) in words.iter().enumerate() {
             let colon = if index == 0 { "" } else { ":" };
@@ -221,13 +196,11 @@ layout! {
 }
 
 fn exfat(device: &dyn ReadAt) -> Result<Option<Identity>, Fault> {
-    let bytes = read_array::<512>(device, 0)?;
-    let boot = bytes
-        .and_then(|bytes| ExfatBoot::parse(&bytes))
+    let boot = read::<ExfatBoot>(device, 0)?
         .filter(|boot| boot.name == *b"EXFAT   " && boot.zeros == [0; 53])
         .filter(|boot| boot.signature == 0xaa55 && (9..=12).contains(&boot.sector_log));
     Ok(boot.map(|boot| {
-        let mut identity = found(Kind::Exfat, 0, 512);
+        let mut identity = Identity::new(Kind::Exfat, 0, 512);
         let sector = 1u64 << boot.sector_log;
         identity.size_bytes = boot.volume_sectors.saturating_mul(sector);
         identity.max_sector_bytes = 1 << boot.sector_log;
@@ -260,13 +233,11 @@ fn pxd_end(pxd: &[u8; 8]) -> u64 {
 }
 
 fn jfs(device: &dyn ReadAt) -> Result<Option<Identity>, Fault> {
-    let bytes = read_array::<184>(device, 0x8000)?;
-    let sb = bytes
-        .and_then(|bytes| JfsSuper::parse(&bytes))
+    let sb = read::<JfsSuper>(device, 0x8000)?
         .filter(|sb| sb.s_magic == *b"JFS1" && matches!(sb.s_version, 1 | 2))
         .filter(|sb| matches!(sb.s_bsize, 512 | 1024 | 2048 | 4096));
     Ok(sb.map(|sb| {
-        let mut identity = found(Kind::Jfs, 0x8000, 4096);
+        let mut identity = Identity::new(Kind::Jfs, 0x8000, 4096);
         // s_size leaves out fsck's workspace and the log, which lie behind it.
         let block = u64::from(sb.s_bsize);
         let behind = pxd_end(&sb.s_logpxd).max(pxd_end(&sb.s_fsckpxd));
@@ -294,9 +265,7 @@ layout! {
 fn reiserfs(device: &dyn ReadAt) -> Result<Option<Identity>, Fault> {
     // 3.6 and late 3.5 at 64 KiB, early 3.5 at 8 KiB.
     for place in [65_536, 8192] {
-        let bytes = read_array::<116>(device, place)?;
-        let sb = bytes
-            .and_then(|bytes| ReiserSuper::parse(&bytes))
+        let sb = read::<ReiserSuper>(device, place)?
             .filter(|sb| {
                 [b"ReIsErFs".as_slice(), b"ReIsEr2Fs", b"ReIsEr3Fs"]
                     .iter()
@@ -306,7 +275,7 @@ fn reiserfs(device: &dyn ReadAt) -> Result<Option<Identity>, Fault> {
         let Some(sb) = sb else {
             continue;
         };
-        let mut identity = found(Kind::Reiserfs, place, 512);
+        let mut identity = Identity::new(Kind::Reiserfs, place, 512);
         let block = u64::from(sb.s_blocksize);
         identity.size_bytes = u64::from(sb.s_block_count) * block;
         identity.block_bytes = u32::from(sb.s_blocksize);
@@ -338,13 +307,11 @@ layout! {
 }
 
 fn nilfs2(device: &dyn ReadAt) -> Result<Option<Identity>, Fault> {
-    let bytes = read_array::<256>(device, 1024)?;
-    let sb = bytes
-        .and_then(|bytes| NilfsSuper::parse(&bytes))
+    let sb = read::<NilfsSuper>(device, 1024)?
         .filter(|sb| sb.s_magic == 0x3434 && sb.s_log_block_size <= 6)
         .filter(|sb| (100..=1024).contains(&sb.s_bytes));
     Ok(sb.map(|sb| {
-        let mut identity = found(Kind::Nilfs2, 1024, to_u64(NilfsSuper::SIZE));
+        let mut identity = Identity::new(Kind::Nilfs2, 1024, to_u64(NilfsSuper::SIZE));
         identity.superblock.length_bytes = 1024;
         let block = 1024u32 << sb.s_log_block_size;
         identity.block_bytes = block;

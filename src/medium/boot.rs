@@ -7,9 +7,7 @@
 use crate::device::{Access, Device, Range, ReadAt};
 use crate::error::{Error, Fault, FaultKind, NOTHING_WRITTEN, Result};
 use crate::fs;
-use crate::medium::PlannedPartition;
-use crate::medium::RoleSource;
-use crate::medium::read;
+use crate::medium::{PlannedPartition, RoleSource, read};
 use crate::mounts::System;
 use crate::ptable::{ALIGN_BYTES, Guid, Partition, PartitionTable, Patch, Scheme, gpt};
 use crate::stream::target::Target;
@@ -148,10 +146,7 @@ impl Boot {
 
     fn add_area(&mut self, from: u64, to: u64) {
         if let Some(length_bytes) = to.checked_sub(from).filter(|length| *length > 0) {
-            self.area.push(Extent {
-                offset: from,
-                length_bytes,
-            });
+            self.area.push(Extent::at(from, length_bytes));
         }
     }
 

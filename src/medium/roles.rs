@@ -18,11 +18,9 @@ pub(crate) enum Role {
     Boot,
     /// `/`.
     Root,
-    /// Configuration.
     Config,
     /// Anything else.
     Data,
-    /// Swap.
     Swap,
 }
 

@@ -241,10 +241,10 @@ fn table_of(copy: &Half, sector_bytes: u32) -> PartitionTable {
         }
         table.partitions.push(Partition {
             number,
-            extent: Extent {
-                offset: entry.first_lba * sector,
-                length_bytes: (entry.last_lba - entry.first_lba + 1) * sector,
-            },
+            extent: Extent::at(
+                entry.first_lba * sector,
+                (entry.last_lba - entry.first_lba + 1) * sector,
+            ),
             kind: PartitionType::Guid(Guid(entry.kind)),
             uuid: text_of(Guid(entry.unique)),
             name: name_text(&entry.name),

@@ -149,10 +149,7 @@ impl LogicalChain<'_> {
     /// Adds the partition of `entry` that starts at sector `start`.
     fn add(&mut self, number: u32, start: u64, entry: &Entry) {
         // Sums and products of 32-bit numbers: 64 bits hold them.
-        let extent = Extent {
-            offset: start * self.sector,
-            length_bytes: u64::from(entry.count) * self.sector,
-        };
+        let extent = Extent::at(start * self.sector, u64::from(entry.count) * self.sector);
         if start == 0 {
             let fault = Fault::corrupt("partition over the table");
             self.table

@@ -159,17 +159,11 @@ pub fn gaps(mut extents: Vec<Extent>, size_bytes: u64) -> Vec<Extent> {
     units::sort(&mut extents, |a, b| a < b);
     let mut gaps = Vec::with_capacity(extents.len() + 1);
     let mut from = 0;
-    let end = Extent {
-        offset: size_bytes,
-        length_bytes: 0,
-    };
+    let end = Extent::at(size_bytes, 0);
     for extent in extents.iter().chain([&end]) {
         let start = extent.offset.min(size_bytes);
         if start > from {
-            gaps.push(Extent {
-                offset: from,
-                length_bytes: start - from,
-            });
+            gaps.push(Extent::between(from, start));
         }
         from = from.max(extent.end());
     }
@@ -353,10 +347,7 @@ pub fn allocate(
             Length::Rest => rest,
         };
         offset += front(index);
-        extents.push(Extent {
-            offset,
-            length_bytes,
-        });
+        extents.push(Extent::at(offset, length_bytes));
         offset += length_bytes;
     }
     Ok(extents)

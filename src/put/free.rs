@@ -40,10 +40,7 @@ impl LeftAlone {
         }
         let end = self.map.next_used(offset, extent.end());
         let end = end.map_or(extent.end(), |used| used.offset);
-        Some(Extent {
-            offset,
-            length_bytes: end - offset,
-        })
+        Some(Extent::between(offset, end))
     }
 }
 
@@ -59,10 +56,7 @@ impl ZeroPolicy for LeftAlone {
 fn inwards(extent: Extent, unit: u64) -> Option<Extent> {
     let start = round_up(extent.offset, unit)?;
     let end = round_down(extent.end(), unit);
-    (start < end).then(|| Extent {
-        offset: start,
-        length_bytes: end - start,
-    })
+    (start < end).then(|| Extent::between(start, end))
 }
 
 /// The target as it will read when everything is done: the head from memory, zeros where runs were left alone.
@@ -126,28 +120,19 @@ pub(crate) fn settle(
     let owned = owned_blocks(target, content, head, left).map_err(CopyFailure::Target)?;
     let size = target.device().size_bytes();
     let (mut from, mut untouched) = (0u64, 0u64);
-    while let Some(run) = left.first_in(Extent {
-        offset: from,
-        length_bytes: size.saturating_sub(from),
-    }) {
+    while let Some(run) = left.first_in(Extent::between(from, size)) {
         from = run.end();
         let mut rest = run;
         while !rest.is_empty() {
             let owned = next_owned(owned.as_ref(), rest);
-            let owned = owned.unwrap_or(Extent {
-                offset: rest.end(),
-                length_bytes: 0,
-            });
+            let owned = owned.unwrap_or(Extent::at(rest.end(), 0));
             untouched = untouched.saturating_add(owned.offset - rest.offset);
             zero_extent(target, owned, progress)?;
             // Whole granules that are zeros now can be compared when the target is read back.
             if let Some(whole) = inwards(owned, left.map.granule().bytes64()) {
                 left.map.set_used(whole);
             }
-            rest = Extent {
-                offset: owned.end(),
-                length_bytes: rest.end() - owned.end(),
-            };
+            rest = Extent::between(owned.end(), rest.end());
         }
     }
     Ok(untouched)
@@ -160,10 +145,7 @@ fn next_owned(owned: Option<&UsedMap>, extent: Extent) -> Option<Extent> {
     };
     let limit = extent.end().min(owned.size_bytes());
     let Some(used) = owned.next_used(extent.offset, limit) else {
-        return (limit < extent.end()).then(|| Extent {
-            offset: limit,
-            length_bytes: extent.end() - limit,
-        });
+        return (limit < extent.end()).then(|| Extent::between(limit, extent.end()));
     };
     // Devices take whole sectors; the neighbours are zeros in the image, too.
     let unit = crate::device::DIRECT_ALIGN;
@@ -171,10 +153,7 @@ fn next_owned(owned: Option<&UsedMap>, extent: Extent) -> Option<Extent> {
     let end = round_up(used.end(), unit)
         .unwrap_or(u64::MAX)
         .min(extent.end());
-    Some(Extent {
-        offset: start,
-        length_bytes: end - start,
-    })
+    Some(Extent::between(start, end))
 }
 
 /// The map of the filesystem's owned blocks; `None` where there is nothing to believe.

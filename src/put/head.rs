@@ -73,10 +73,7 @@ impl Last<'_> {
         let held = head.get(..length).unwrap_or_default();
         if self.verify && !is_there(held, target).map_err(fail)? {
             // What does not read as it was written must not be taken for a good one.
-            let whole = Extent {
-                offset: 0,
-                length_bytes: to_u64(length),
-            };
+            let whole = Extent::at(0, to_u64(length));
             let _ = copy::zero_extent(target, whole, self.progress);
             let _ = target.sync();
             return Err(differs(name, whole));

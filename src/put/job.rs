@@ -157,10 +157,7 @@ impl Job {
             // The last sector that was written is whole.
             let sector = u64::from(target.device().sector_bytes());
             let offset = round_up(ended.size_bytes, sector).unwrap_or(u64::MAX);
-            let behind = Extent {
-                offset,
-                length_bytes: target.size_bytes().saturating_sub(offset),
-            };
+            let behind = Extent::between(offset, target.size_bytes());
             copy::zero_extent(target, behind, &self.shared.progress)
                 .map_err(|failure| self.failure(failure))?;
         }
@@ -218,10 +215,7 @@ impl Job {
             .drop_cache()
             .map_err(|fault| self.target_error(fault))?;
         let start = to_u64(self.image.head_bytes);
-        let extent = Extent {
-            offset: start,
-            length_bytes: ended.size_bytes.saturating_sub(start),
-        };
+        let extent = Extent::between(start, ended.size_bytes);
         let mut found = Digest::new();
         let progress = &self.shared.progress;
         progress.begin(copy::READING_BACK, ended.size_bytes);

@@ -25,10 +25,10 @@ pub(crate) struct NewDisk {
 impl NewDisk {
     /// `first` is where the first new partition begins, in bytes. Writes nothing.
     pub(crate) fn new(device: Device, first: Option<u64>) -> Result<Self> {
-        let head = Extent {
-            offset: 0,
-            length_bytes: first.unwrap_or(0).max(HEAD_BYTES).min(device.size_bytes()),
-        };
+        let head = Extent::at(
+            0,
+            first.unwrap_or(0).max(HEAD_BYTES).min(device.size_bytes()),
+        );
         Ok(Self {
             old: [Some(head), old_tail(&device)],
             target: Target::new(device)?,

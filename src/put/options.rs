@@ -10,6 +10,7 @@ use crate::put::target::Overwrite;
 use crate::stream::image::whole::Any;
 
 /// What was asked for.
+#[derive(Default)]
 pub(crate) struct Options {
     pub(crate) image: std::ffi::OsString,
     /// One TARGET, or NAME=TARGET of a snapshot; what it is, the image says.

@@ -172,12 +172,11 @@ fn wait(
                         (&progress.done_bytes, total)
                     }
                 };
-                let step = Step {
-                    phase: report::PHASES.get(phase).unwrap_or(&""),
-                    subject: "",
-                    done_bytes: done.load(Ordering::Relaxed),
-                    total_bytes: total,
-                };
+                let step = Step::new(
+                    report::PHASES.get(phase).unwrap_or(&""),
+                    done.load(Ordering::Relaxed),
+                    total,
+                );
                 line.show(false, step);
             }
             Err(RecvTimeoutError::Disconnected) => return Err(died(name, state)),

@@ -25,11 +25,12 @@ use crate::units::{Extent, round_down};
 const GPT_SIGNATURE: &[u8; 8] = b"EFI PART";
 
 /// Whether a target that holds something may be written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Overwrite {
     /// `--overwrite` was given.
     Allowed,
     /// It was not.
+    #[default]
     Refused,
 }
 

@@ -103,6 +103,18 @@ pub struct Step<'a> {
     pub total_bytes: u64,
 }
 
+impl Step<'_> {
+    /// Of one thing. `total_bytes` 0: not known.
+    pub fn new(phase: &'static str, done_bytes: u64, total_bytes: u64) -> Self {
+        Self {
+            phase,
+            subject: "",
+            done_bytes,
+            total_bytes,
+        }
+    }
+}
+
 /// What follows from how long it has taken.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
@@ -382,13 +394,7 @@ impl Progress {
 
     /// Shows how far an input is that is read before anything is done with it.
     pub(crate) fn checking(&mut self, done_bytes: u64, total_bytes: u64) {
-        let step = Step {
-            phase: "checking",
-            subject: "",
-            done_bytes,
-            total_bytes,
-        };
-        self.show(false, step);
+        self.show(false, Step::new("checking", done_bytes, total_bytes));
     }
 
     /// Shows a step if it is time to. In the frozen window only a terminal is written to, and only when it takes the bytes at
@@ -475,12 +481,7 @@ mod tests {
 
     #[test]
     fn a_progress_line_fits_and_says_the_most_wanted_first() {
-        let step = Step {
-            phase: "copying",
-            subject: "",
-            done_bytes: 1_288_490_188,
-            total_bytes: 3 << 30,
-        };
+        let step = Step::new("copying", 1_288_490_188, 3 << 30);
         let (phase, all) = (Duration::from_secs(24), Duration::from_secs(3725));
         let pace = Pace::new(&step, phase, all);
         let line = |columns| FittedLine::new(&step, &pace, columns).text().to_owned();

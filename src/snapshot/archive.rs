@@ -296,9 +296,7 @@ impl Catalog {
 }
 
 fn corrupt(what: &'static str, offset: u64) -> Fault {
-    let mut fault = Fault::corrupt(what);
-    fault = fault.with_offset(Some(offset));
-    fault
+    Fault::corrupt(what).with_offset(offset)
 }
 
 fn read_text(device: &Arc<Device>, entry: &Entry) -> std::result::Result<Vec<u8>, Fault> {
@@ -348,13 +346,10 @@ struct EntryReader {
 impl Supply for EntryReader {
     fn supply(&mut self, buffer: &mut [u8]) -> std::result::Result<usize, Fault> {
         let place = self.entry.data_offset();
-        let moved = |mut fault: Fault| {
-            // What is wrong in the section is told by its place in the file.
-            if fault.kind() == FaultKind::Corrupt {
-                fault =
-                    fault.with_offset(fault.offset().map(|offset| offset.saturating_add(place)));
-            }
-            fault
+        // What is wrong in the section is told by its place in the file.
+        let moved = |fault: Fault| match (fault.kind(), fault.offset()) {
+            (FaultKind::Corrupt, Some(at)) => fault.with_offset(at.saturating_add(place)),
+            _ => fault,
         };
         let count = self.body.read(&mut self.input, buffer).map_err(moved)?;
         if count < buffer.len() {

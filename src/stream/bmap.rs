@@ -48,7 +48,8 @@ fn next_range(mapped: &NextMapped<'_>, from: u64) -> Option<BlockRange> {
 
 /// Hashes ranges of an image whose first bytes are `head`; `each` gets the digits of each. Gives the image's length.
 fn hash_ranges(
-    (head, reader): (&[u8], &mut ImageReader<'_>),
+    head: &[u8],
+    reader: &mut ImageReader<'_>,
     next: &mut dyn FnMut() -> Result<Option<BlockRange>, Fault>,
     each: &mut dyn FnMut(BlockRange, &str) -> Result<(), Fault>,
 ) -> Result<u64, Fault> {
@@ -152,7 +153,8 @@ pub(crate) fn write(
     put(" </BmapFileChecksum>\n    <BlockMap>\n")?;
     let mut from = 0;
     let length = hash_ranges(
-        (&[], reader),
+        &[],
+        reader,
         &mut || {
             let range = next_range(mapped, from);
             from = range.map_or(from, |(_, end)| end);
@@ -259,7 +261,8 @@ impl BmapText {
         let mut ranges = self.ranges();
         let wanted = std::cell::Cell::new("");
         let length = hash_ranges(
-            (head, reader),
+            head,
+            reader,
             &mut || {
                 let Some((range, sum)) = ranges.next().transpose()? else {
                     return Ok(None);
@@ -309,10 +312,9 @@ mod tests {
             (100_000, 200_000),
             (300 * 1024, size),
         ];
-        let mut used = used.into_iter().map(|(start, end): (u64, u64)| Extent {
-            offset: start.max(from),
-            length_bytes: end.saturating_sub(start.max(from)),
-        });
+        let mut used = used
+            .into_iter()
+            .map(|(start, end): (u64, u64)| Extent::between(start.max(from), end));
         used.find(|extent| extent.length_bytes > 0)
     }
 

@@ -75,7 +75,6 @@ impl CopyProgress {
 pub(crate) enum CopyFailure {
     /// The image: unreadable, or not what it should be.
     Image(Fault),
-    /// The target.
     Target(Fault),
 }
 
@@ -217,10 +216,7 @@ pub(crate) fn write(
                 if let Some(digest) = digest.as_deref_mut() {
                     digest.zeros(length_bytes);
                 }
-                let run = Extent {
-                    offset,
-                    length_bytes,
-                };
+                let run = Extent::at(offset, length_bytes);
                 zero(target, run, zero_runs.leave(run), progress)?;
             }
             Message::Ended(ended) => return Ok(ended),
@@ -245,15 +241,11 @@ pub(crate) fn zero(
     let Some(left) = leave else {
         return zero_extent(target, run, progress);
     };
-    let between = |from: u64, to: u64| Extent {
-        offset: from,
-        length_bytes: to.saturating_sub(from),
-    };
-    zero_extent(target, between(run.offset, left.offset), progress)?;
+    zero_extent(target, Extent::between(run.offset, left.offset), progress)?;
     target
         .skip(left.offset, left.length_bytes)
         .map_err(CopyFailure::Target)?;
-    zero_extent(target, between(left.end(), run.end()), progress)
+    zero_extent(target, Extent::between(left.end(), run.end()), progress)
 }
 
 /// Zeroes an extent in steps.
@@ -284,10 +276,7 @@ pub(crate) fn read_back(
     let mut offset = extent.offset;
     while offset < extent.end() {
         progress.stopped()?;
-        let rest = Extent {
-            offset,
-            length_bytes: extent.end() - offset,
-        };
+        let rest = Extent::between(offset, extent.end());
         let next = skipped(rest);
         if let Some(hole) = next.filter(|hole| hole.offset == offset) {
             digest.zeros(hole.length_bytes);

@@ -87,9 +87,8 @@ impl Digest {
 
     /// The first place where two streams of the same length differ; both must have got the same bytes to be equal.
     pub(crate) fn difference(&self, other: &Self) -> Option<Extent> {
-        let unit = |index: usize, length| Extent {
-            offset: to_u64(index).saturating_mul(self.unit_bytes),
-            length_bytes: length,
+        let unit = |index: usize, length| {
+            Extent::at(to_u64(index).saturating_mul(self.unit_bytes), length)
         };
         let mut pairs = self.sums.iter().zip(&other.sums);
         if let Some(index) = pairs.position(|(a, b)| a != b) {

@@ -6,8 +6,8 @@
 use crate::crc;
 use crate::error::{Cause, Fault};
 use crate::stream::gzip::{AS_IT_IS, HEADER};
-use crate::stream::inflate::{Inflate, LOOK_BYTES};
-use crate::stream::input::{Input, at_most};
+use crate::stream::inflate::{LOOK_BYTES, Outflow};
+use crate::stream::input::Input;
 use crate::units::to_u64;
 
 /// The two bytes every member begins with.
@@ -41,15 +41,9 @@ enum MemberState {
 
 /// A gzip stream being undone.
 pub struct Gunzip {
-    inflate: Inflate,
+    /// Of the member.
+    data: Outflow,
     state: MemberState,
-    member_crc: u32,
-    member_bytes: u64,
-    /// Bytes of the inflater's last step that were not handed out yet.
-    held: Vec<u8>,
-    held_start: usize,
-    /// Zeros that were not handed out yet; they come after `held`.
-    zeros: u64,
     as_it_is: bool,
     /// See [`Self::part`], and whether the data of the member ended in it.
     is_part: bool,
@@ -66,13 +60,8 @@ impl Gunzip {
     /// Ready for the first member. All memory is allocated here.
     pub fn new() -> Result<Self, Fault> {
         Ok(Self {
-            inflate: Inflate::new()?,
+            data: Outflow::new()?,
             state: MemberState::Header,
-            member_crc: 0,
-            member_bytes: 0,
-            held: Vec::with_capacity(64 * 1024),
-            held_start: 0,
-            zeros: 0,
             as_it_is: false,
             is_part: false,
             has_end: false,
@@ -129,17 +118,8 @@ impl Gunzip {
         let mut done = 0usize;
         while done < out.len() {
             let rest = out.get_mut(done..).unwrap_or_default();
-            let held = self.held.get(self.held_start..).unwrap_or_default();
-            if !held.is_empty() {
-                let count = give(held, rest);
-                self.held_start += count;
-                done += count;
-                continue;
-            }
-            if self.zeros > 0 {
-                let count = at_most(self.zeros, rest.len());
-                rest.get_mut(..count).unwrap_or_default().fill(0);
-                self.zeros -= to_u64(count);
+            let count = self.data.give(rest);
+            if count > 0 {
                 done += count;
                 continue;
             }
@@ -155,41 +135,22 @@ impl Gunzip {
 
     /// Takes the zeros that come next, where they are known to be many: a multiple of `unit`, or 0.
     pub fn take_zeros(&mut self, unit: u64) -> u64 {
-        if self.held_start < self.held.len() || unit == 0 {
-            return 0;
-        }
-        let count = self.zeros - self.zeros % unit;
-        self.zeros -= count;
-        count
+        self.data.take_zeros(unit)
     }
 
-    /// One step of the inflater: into `out` what fits, the rest is held.
+    /// One step: into `out` what fits.
     fn body(&mut self, input: &mut Input<'_>, out: &mut [u8]) -> Result<usize, Fault> {
         let offset = input.offset();
         let bytes = input.peek(LOOK_BYTES)?;
-        if bytes.is_empty() && self.is_part && self.inflate.is_between_blocks() {
+        if bytes.is_empty() && self.is_part && self.data.inflate.is_between_blocks() {
             self.state = MemberState::End;
             return Ok(0);
         }
         if bytes.is_empty() {
             return Err(ends_early(offset));
         }
-        let step = self
-            .inflate
-            .step(bytes)
-            .map_err(|fault| placed(fault, offset))?;
-        self.member_crc = crc::crc32(self.member_crc, step.output);
-        self.member_bytes = self.member_bytes.saturating_add(to_u64(step.output.len()));
-        if step.zeros > 0 {
-            self.zeros = step.zeros;
-            self.member_crc = crc::combine(self.member_crc, crc::zeros(step.zeros), step.zeros);
-            self.member_bytes = self.member_bytes.saturating_add(step.zeros);
-        }
-        let count = give(step.output, out);
-        self.held.clear();
-        self.held_start = 0;
-        self.held
-            .extend_from_slice(step.output.get(count..).unwrap_or_default());
+        let step = self.data.step(bytes, out);
+        let step = step.map_err(|fault| fault.with_offset(offset))?;
         if step.ended {
             self.has_end = true;
             self.state = match self.is_part {
@@ -198,7 +159,7 @@ impl Gunzip {
             };
         }
         input.consume(step.consumed);
-        Ok(count)
+        Ok(step.given)
     }
 
     /// Checks the trailer, then looks for another member, zero padding up to the end, or the end.
@@ -209,15 +170,15 @@ impl Gunzip {
             *byte = input.byte()?.ok_or_else(|| ends_early(offset))?;
         }
         let [a, b, c, d, e, f, g, h] = trailer;
-        if u32::from_le_bytes([a, b, c, d]) != self.member_crc {
-            return Err(placed(Fault::corrupt("gzip checksum is wrong"), offset));
+        if u32::from_le_bytes([a, b, c, d]) != self.data.crc32 {
+            return Err(Fault::corrupt("gzip checksum is wrong").with_offset(offset));
         }
         // The length is kept modulo 2^32.
-        if u64::from(u32::from_le_bytes([e, f, g, h])) != self.member_bytes & 0xffff_ffff {
-            return Err(placed(Fault::corrupt("gzip length is wrong"), offset));
+        if u64::from(u32::from_le_bytes([e, f, g, h])) != self.data.raw_bytes & 0xffff_ffff {
+            return Err(Fault::corrupt("gzip length is wrong").with_offset(offset));
         }
         if input.peek(2)?.starts_with(&MAGIC) {
-            self.before_bytes = self.before_bytes.saturating_add(self.member_bytes);
+            self.before_bytes = self.before_bytes.saturating_add(self.data.raw_bytes);
             if self.before_bytes >= self.members_from && self.members.len() < MEMBERS {
                 self.members.push((self.before_bytes, input.offset()));
             }
@@ -236,7 +197,7 @@ impl Gunzip {
                 let fault = Fault::corrupt(
                     "data after the end of the gzip stream (as OpenWrt puts behind its images); 'zcat FILE | floe restore - TARGET' takes what is in front of it; it begins",
                 );
-                return Err(placed(fault, offset));
+                return Err(fault.with_offset(offset));
             }
             let count = bytes.len();
             input.consume(count);
@@ -254,13 +215,13 @@ impl Gunzip {
         let [m0, m1, method, flags, ..] = fixed;
         self.begins_as_ours |= start == 0 && fixed == HEADER;
         if [m0, m1] != MAGIC {
-            return Err(placed(Fault::corrupt("gzip magic"), start));
+            return Err(Fault::corrupt("gzip magic").with_offset(start));
         }
         if method != METHOD_DEFLATE {
-            return Err(placed(Fault::corrupt("gzip compression method"), start));
+            return Err(Fault::corrupt("gzip compression method").with_offset(start));
         }
         if flags & FLAGS_RESERVED != 0 {
-            return Err(placed(Fault::corrupt("reserved gzip flags"), start));
+            return Err(Fault::corrupt("reserved gzip flags").with_offset(start));
         }
         if flags & FLAG_EXTRA != 0 {
             let length = u16::from_le_bytes(header.bytes()?);
@@ -282,15 +243,10 @@ impl Gunzip {
         if flags & FLAG_HEADER_CRC != 0 {
             let [low, high, ..] = header.crc.to_le_bytes();
             if header.bytes::<2>()? != [low, high] {
-                return Err(placed(
-                    Fault::corrupt("gzip header checksum is wrong"),
-                    start,
-                ));
+                return Err(Fault::corrupt("gzip header checksum is wrong").with_offset(start));
             }
         }
-        self.inflate.reset();
-        self.member_crc = 0;
-        self.member_bytes = 0;
+        self.data.reset();
         self.state = MemberState::Body;
         Ok(())
     }
@@ -319,27 +275,14 @@ impl GzipHeader<'_, '_> {
                 return Ok(());
             }
         }
-        Err(placed(Fault::corrupt("gzip name or comment"), self.start))
+        Err(Fault::corrupt("gzip name or comment").with_offset(self.start))
     }
 }
 
 fn ends_early(offset: u64) -> Fault {
-    let fault = Fault::corrupt("gzip stream ends early").because(Cause::EndsEarly);
-    placed(fault, offset)
-}
-
-fn placed(mut fault: Fault, offset: u64) -> Fault {
-    fault = fault.with_offset(Some(offset));
-    fault
-}
-
-/// Copies as much as fits and says how much that was.
-fn give(from: &[u8], to: &mut [u8]) -> usize {
-    let count = from.len().min(to.len());
-    if let (Some(to), Some(from)) = (to.get_mut(..count), from.get(..count)) {
-        to.copy_from_slice(from);
-    }
-    count
+    Fault::corrupt("gzip stream ends early")
+        .because(Cause::EndsEarly)
+        .with_offset(offset)
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use inflate::{Decoder, Stop, WINDOW_BYTES, Window};
 
 use super::input::{at_most, is_zero};
 use super::zeros;
+use crate::crc;
 use crate::error::Fault;
 use crate::sys::memory::Pages;
 use crate::units::to_u64;
@@ -148,6 +149,109 @@ fn leading_zeros(bytes: &[u8]) -> usize {
     let whole = blocks.take_while(|block| is_zero(block)).count() * 4096;
     let rest = bytes.get(whole..).unwrap_or_default();
     whole + rest.iter().take_while(|byte| **byte == 0).count()
+}
+
+/// What comes out of one stream after the other, as much at a time as there is room for.
+pub(super) struct Outflow {
+    pub inflate: Inflate,
+    /// Bytes of the last step that were not handed out yet.
+    held: Vec<u8>,
+    held_start: usize,
+    /// Zeros that were not handed out yet; they come after `held`.
+    zeros: u64,
+    /// CRC-32 and number of all bytes that came out of the stream.
+    pub crc32: u32,
+    pub raw_bytes: u64,
+}
+
+/// What a step of it did.
+pub(super) struct Poured {
+    /// Input bytes taken.
+    pub consumed: usize,
+    /// Bytes handed out.
+    pub given: usize,
+    /// See [`Inflated::ended`].
+    pub ended: bool,
+}
+
+impl Outflow {
+    /// Ready for a stream. All memory is allocated here.
+    pub(super) fn new() -> Result<Self, Fault> {
+        Ok(Self {
+            inflate: Inflate::new()?,
+            held: Vec::with_capacity(64 * 1024),
+            held_start: 0,
+            zeros: 0,
+            crc32: 0,
+            raw_bytes: 0,
+        })
+    }
+
+    /// Forgets the stream, ready for another.
+    pub(super) fn reset(&mut self) {
+        self.inflate.reset();
+        (self.crc32, self.raw_bytes) = (0, 0);
+    }
+
+    /// Whether all that came out was handed out.
+    pub(super) fn is_empty(&self) -> bool {
+        self.held_start == self.held.len() && self.zeros == 0
+    }
+
+    /// Hands out what waits; 0 where nothing does.
+    pub(super) fn give(&mut self, out: &mut [u8]) -> usize {
+        let held = self.held.get(self.held_start..).unwrap_or_default();
+        if !held.is_empty() {
+            let count = give(held, out);
+            self.held_start += count;
+            return count;
+        }
+        let count = at_most(self.zeros, out.len());
+        out.get_mut(..count).unwrap_or_default().fill(0);
+        self.zeros -= to_u64(count);
+        count
+    }
+
+    /// Takes the zeros that come next, where they are known to be many: a multiple of `unit`, or 0.
+    pub(super) fn take_zeros(&mut self, unit: u64) -> u64 {
+        if self.held_start < self.held.len() || unit == 0 {
+            return 0;
+        }
+        let count = self.zeros - self.zeros % unit;
+        self.zeros -= count;
+        count
+    }
+
+    /// One step, when nothing waits: into `out` what fits, the rest waits.
+    pub(super) fn step(&mut self, input: &[u8], out: &mut [u8]) -> Result<Poured, Fault> {
+        let step = self.inflate.step(input)?;
+        let raw_bytes = to_u64(step.output.len()).saturating_add(step.zeros);
+        self.raw_bytes = self.raw_bytes.saturating_add(raw_bytes);
+        self.crc32 = crc::crc32(self.crc32, step.output);
+        if step.zeros > 0 {
+            self.zeros = step.zeros;
+            self.crc32 = crc::combine(self.crc32, crc::zeros(step.zeros), step.zeros);
+        }
+        let given = give(step.output, out);
+        self.held.clear();
+        self.held_start = 0;
+        let rest = step.output.get(given..).unwrap_or_default();
+        self.held.extend_from_slice(rest);
+        Ok(Poured {
+            consumed: step.consumed,
+            given,
+            ended: step.ended,
+        })
+    }
+}
+
+/// Copies as much as fits and says how much that was.
+fn give(from: &[u8], to: &mut [u8]) -> usize {
+    let count = from.len().min(to.len());
+    if let (Some(to), Some(from)) = (to.get_mut(..count), from.get(..count)) {
+        to.copy_from_slice(from);
+    }
+    count
 }
 
 #[cfg(test)]

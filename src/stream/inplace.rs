@@ -202,7 +202,7 @@ impl InPlace {
         let mut piece = vec![0; to_usize(CHUNK_BYTES)];
         let mut at = 0u64;
         while at < self.size_bytes {
-            let fail = |errno| Fault::io("read back", errno).with_offset(Some(at));
+            let fail = |errno| Fault::io("read back", errno).with_offset(at);
             match pread(&self.fd, &mut piece, at) {
                 Ok(0) => return Err(fail(Errno::IO)),
                 Ok(count) => {
@@ -316,14 +316,8 @@ mod tests {
         assert!(is_zero(&first));
 
         let mut map = UsedMap::new(lengths[1], BlockSize::from_bytes(512).unwrap()).unwrap();
-        map.set_free(Extent {
-            offset: 2 * CHUNK_BYTES,
-            length_bytes: CHUNK_BYTES,
-        });
-        map.set_free(Extent {
-            offset: 4 * CHUNK_BYTES,
-            length_bytes: CHUNK_BYTES,
-        });
+        map.set_free(Extent::at(2 * CHUNK_BYTES, CHUNK_BYTES));
+        map.set_free(Extent::at(4 * CHUNK_BYTES, CHUNK_BYTES));
         let part = |length_bytes, content| Part {
             device: 0,
             device_offset: 0,

@@ -84,7 +84,7 @@ impl Output {
             Problem::ClosedPipe
         } else {
             let fault = Fault::io(what, errno);
-            Problem::Write(fault.with_offset(Some(self.written_bytes)))
+            Problem::Write(fault.with_offset(self.written_bytes))
         }
     }
 
@@ -289,10 +289,6 @@ impl Emit for GzipEmitter {
         write_deflated_zeros(&mut self.output, length_bytes)
     }
 
-    fn end_image(&mut self, _image: usize) -> Result<(), Problem> {
-        Ok(())
-    }
-
     fn finish(&mut self) -> Result<(), Problem> {
         self.output.write_all(&FINAL_BLOCK)?;
         let trailer = gzip::trailer(self.sum.crc32, self.sum.raw_bytes);
@@ -348,10 +344,6 @@ impl Emit for RawEmitter {
         } else {
             self.output.meter.taken(length_bytes);
         }
-        Ok(())
-    }
-
-    fn end_image(&mut self, _image: usize) -> Result<(), Problem> {
         Ok(())
     }
 

@@ -53,7 +53,6 @@ pub(crate) struct Chunk {
 }
 
 impl Chunk {
-    /// The packed bytes.
     pub(crate) fn packed(&self) -> &[u8] {
         self.packed.get(..self.packed_bytes).unwrap_or_default()
     }
@@ -138,7 +137,6 @@ impl Hands {
         }
     }
 
-    /// Takes it back.
     pub(crate) fn take_back(&mut self, chunk: Chunk) {
         self.spare.push(chunk);
     }

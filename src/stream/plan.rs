@@ -42,10 +42,7 @@ impl Part {
         let limit = limit.min(self.length_bytes);
         match &self.content {
             PartContent::Used(map) => map.next_used(from, limit),
-            PartContent::Whole => (from < limit).then(|| Extent {
-                offset: from,
-                length_bytes: limit - from,
-            }),
+            PartContent::Whole => (from < limit).then(|| Extent::between(from, limit)),
         }
     }
 
@@ -264,10 +261,7 @@ mod tests {
             (7 * CHUNK_BYTES + 4096, 2048),
             (8 * CHUNK_BYTES, 6 * CHUNK_BYTES),
         ] {
-            map.set_used(Extent {
-                offset,
-                length_bytes,
-            });
+            map.set_used(Extent::at(offset, length_bytes));
         }
         // What lies past the end of a map is free.
         let mut nothing = UsedMap::new(1, BlockSize::from_bytes(1024).unwrap()).unwrap();

@@ -145,10 +145,7 @@ impl Target {
         from: u64,
         wanted: Option<&[u8]>,
     ) -> (Extent, u64) {
-        let mut run = Extent {
-            offset: from,
-            length_bytes: 0,
-        };
+        let mut run = Extent::at(from, 0);
         let Some(compared) = &self.compared else {
             run.length_bytes = length_bytes.saturating_sub(from);
             return (run, length_bytes);
@@ -295,10 +292,10 @@ impl Target {
             count = extent.length_bytes;
         }
         self.zero(extent.offset, count)?;
-        Ok(Extent {
-            offset: extent.offset.saturating_add(count),
-            length_bytes: extent.length_bytes - count,
-        })
+        Ok(Extent::at(
+            extent.offset.saturating_add(count),
+            extent.length_bytes - count,
+        ))
     }
 
     fn zero(&mut self, offset: u64, length_bytes: u64) -> Result<(), Fault> {
@@ -479,10 +476,7 @@ mod tests {
         // BLKZEROOUT is ENOTTY on a file, as an old kernel refuses to punch a device: the next way takes over.
         for zeroing in [Zeroing::Punch, Zeroing::ZeroOut, Zeroing::Write] {
             let (mut target, file) = target(&format!("{zeroing:?}"), zeroing);
-            let rest = target.zero_step(Extent {
-                offset: 65_536,
-                length_bytes: 1 << 20,
-            });
+            let rest = target.zero_step(Extent::at(65_536, 1 << 20));
             assert!(rest.unwrap().is_empty());
             let mut bytes = vec![0; 3 << 20];
             file.read_exact_at(&mut bytes, 0).unwrap();
@@ -497,10 +491,7 @@ mod tests {
     #[test]
     fn a_hole_that_no_file_can_have_fails_at_once_and_one_of_a_range_before_anything_is_zeroed() {
         let (mut target, file) = target("exabytes", Zeroing::Punch);
-        let beyond = Extent {
-            offset: 3 << 20,
-            length_bytes: i64::MAX.unsigned_abs() - (3 << 20),
-        };
+        let beyond = Extent::at(3 << 20, i64::MAX.unsigned_abs() - (3 << 20));
         let steps = (0..4).try_fold(beyond, |rest, _| target.zero_step(rest));
         match steps {
             Err(fault) => assert!(fault.is_errno(Errno::FBIG) || fault.is_errno(Errno::INVAL)),
@@ -508,18 +499,8 @@ mod tests {
             Ok(rest) => assert!(rest.is_empty()),
         }
         let device = Device::from_fd(file.into(), false).unwrap();
-        let mut range = Target::within(
-            device,
-            Extent {
-                offset: 0,
-                length_bytes: 1 << 20,
-            },
-        )
-        .unwrap();
-        let all = Extent {
-            offset: 0,
-            length_bytes: 1 << 50,
-        };
+        let mut range = Target::within(device, Extent::at(0, 1 << 20)).unwrap();
+        let all = Extent::at(0, 1 << 50);
         assert!(range.zero_step(all).is_err());
         let mut byte = [0];
         range.device().read_at(0, &mut byte).unwrap();
@@ -534,10 +515,7 @@ mod tests {
         target.write(0, &mut buffer, 1000).unwrap();
         target.sync().unwrap();
         assert_eq!(file.metadata().unwrap().size(), 3 << 20);
-        let rest = target.zero_step(Extent {
-            offset: 3 << 20,
-            length_bytes: 5 << 30,
-        });
+        let rest = target.zero_step(Extent::at(3 << 20, 5 << 30));
         // One step past the end, however long it is.
         assert!(rest.unwrap().is_empty());
         target.skip(3 << 20, 5 << 30).unwrap();

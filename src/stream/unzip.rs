@@ -9,8 +9,8 @@
 
 use sha2::{Digest, Sha256};
 
-use super::inflate::{Inflate, LOOK_BYTES};
-use super::input::{Input, at_most};
+use super::inflate::{LOOK_BYTES, Outflow};
+use super::input::Input;
 use super::zip::{
     Central, Compression, EXTRA_ZIP64, End, End64, Entry, EntrySums, Local, Locator, MAX_DIRECTORY,
     MAX_ENTRIES, MAX_NAME, Record, WIDE, ZipWriter, check_name,
@@ -26,9 +26,7 @@ const OTHER_HEADER: &str = "local header is not as floe writes it: damaged, or a
 const OTHER_DIRECTORY: &str = "central directory is not as floe writes it: damaged, or another program packed the files again (restore and verify take only the .zip that floe made); it begins";
 
 fn corrupt(what: &'static str, offset: u64) -> Fault {
-    let mut fault = Fault::corrupt(what);
-    fault = fault.with_offset(Some(offset));
-    fault
+    Fault::corrupt(what).with_offset(offset)
 }
 
 fn ends_early(offset: u64) -> Fault {
@@ -53,12 +51,8 @@ pub struct Body {
     stored_bytes: Option<u64>,
     sums: EntrySums,
     ended: bool,
-    inflate: Option<Inflate>,
-    /// Bytes of the inflater's last step that were not handed out yet.
-    held: Vec<u8>,
-    held_start: usize,
-    /// Zeros that were not handed out yet; they come after `held`.
-    zeros: u64,
+    /// Where it is deflated.
+    data: Option<Outflow>,
     sha256: Option<Sha256>,
 }
 
@@ -71,14 +65,10 @@ impl Body {
             stored_bytes: known.map(|sums| sums.stored_bytes),
             sums: EntrySums::default(),
             ended: false,
-            inflate: if deflated {
-                Some(Inflate::new()?)
-            } else {
-                None
+            data: match deflated {
+                true => Some(Outflow::new()?),
+                false => None,
             },
-            held: Vec::with_capacity(if deflated { 64 * 1024 } else { 0 }),
-            held_start: 0,
-            zeros: 0,
             sha256: None,
         })
     }
@@ -115,15 +105,8 @@ impl Body {
             .ok_or_else(|| Fault::refused("an entry of unknown size"))?;
         let mut done = 0usize;
         while let Some(rest) = out.get_mut(done..).filter(|rest| !rest.is_empty()) {
-            let held = self.held.get(self.held_start..).unwrap_or_default();
-            if !held.is_empty() {
-                let count = give(held, rest);
-                self.held_start += count;
-                done += count;
-            } else if self.zeros > 0 {
-                let count = at_most(self.zeros, rest.len());
-                rest.get_mut(..count).unwrap_or_default().fill(0);
-                self.zeros -= to_u64(count);
+            let count = self.data.as_mut().map_or(0, |data| data.give(rest));
+            if count > 0 {
                 done += count;
             } else if self.ended {
                 break;
@@ -145,17 +128,12 @@ impl Body {
 
     /// Whether everything was read.
     pub fn is_done(&self) -> bool {
-        self.ended && self.held_start == self.held.len() && self.zeros == 0
+        self.ended && self.data.as_ref().is_none_or(Outflow::is_empty)
     }
 
     /// Takes the zeros that come next, where they are known to be many: a multiple of `unit`, or 0.
     pub fn take_zeros(&mut self, unit: u64) -> u64 {
-        if self.held_start < self.held.len() || unit == 0 {
-            return 0;
-        }
-        let count = self.zeros - self.zeros % unit;
-        self.zeros -= count;
-        count
+        self.data.as_mut().map_or(0, |data| data.take_zeros(unit))
     }
 
     fn copy(&mut self, input: &mut Input<'_>, out: &mut [u8]) -> Result<usize, Fault> {
@@ -178,7 +156,7 @@ impl Body {
         Ok(wanted)
     }
 
-    /// One step of the inflater: into `out` what fits, the rest is held.
+    /// One step: into `out` what fits.
     fn step(&mut self, input: &mut Input<'_>, out: &mut [u8]) -> Result<usize, Fault> {
         let offset = input.offset();
         let mut bytes = input.peek(LOOK_BYTES)?;
@@ -186,31 +164,18 @@ impl Body {
             let left = to_usize(stored.saturating_sub(self.sums.stored_bytes));
             bytes = bytes.get(..left).unwrap_or(bytes);
         }
-        let inflate = self.inflate.as_mut().filter(|_| !bytes.is_empty());
-        let inflate = inflate.ok_or_else(|| ends_early(offset))?;
-        let step = inflate.step(bytes).map_err(|mut fault| {
-            fault = fault.with_offset(Some(offset));
-            fault
-        })?;
-        let count = give(step.output, out);
-        self.held.clear();
-        self.held_start = 0;
-        self.held
-            .extend_from_slice(step.output.get(count..).unwrap_or_default());
-        self.sums.crc32 = crc::crc32(self.sums.crc32, step.output);
+        let data = self.data.as_mut().filter(|_| !bytes.is_empty());
+        let data = data.ok_or_else(|| ends_early(offset))?;
+        let step = data.step(bytes, out);
+        let step = step.map_err(|fault| fault.with_offset(offset))?;
+        (self.sums.crc32, self.sums.raw_bytes) = (data.crc32, data.raw_bytes);
         self.ended = step.ended;
-        let (consumed, raw) = (step.consumed, step.output.len());
-        if step.zeros > 0 {
-            self.zeros = step.zeros;
-            self.sums.crc32 = crc::combine(self.sums.crc32, crc::zeros(step.zeros), step.zeros);
-            self.sums.raw_bytes = self.sums.raw_bytes.saturating_add(step.zeros);
-        }
         if let Some(sha256) = &mut self.sha256 {
-            sha256.update(bytes.get(..consumed).unwrap_or_default());
+            sha256.update(bytes.get(..step.consumed).unwrap_or_default());
         }
-        input.consume(consumed);
-        self.count(consumed, raw);
-        Ok(count)
+        input.consume(step.consumed);
+        self.count(step.consumed, 0);
+        Ok(step.given)
     }
 
     fn count(&mut self, stored: usize, raw: usize) {
@@ -226,14 +191,6 @@ impl Body {
             Err(corrupt("checksum or sizes are wrong", entry.offset))
         }
     }
-}
-
-fn give(from: &[u8], to: &mut [u8]) -> usize {
-    let count = from.len().min(to.len());
-    if let (Some(to), Some(from)) = (to.get_mut(..count), from.get(..count)) {
-        to.copy_from_slice(from);
-    }
-    count
 }
 
 /// An archive read forwards, from a pipe or anything else.

@@ -61,10 +61,7 @@ pub(crate) fn add(fd: impl AsFd, number: u32, extent: Extent) -> Result<()> {
 
 /// Makes partition `number` disappear; `EBUSY` when it is in use, `ENXIO` when it is not there.
 pub(crate) fn delete(fd: impl AsFd, number: u32) -> Result<()> {
-    let nowhere = Extent {
-        offset: 0,
-        length_bytes: 0,
-    };
+    let nowhere = Extent::at(0, 0);
     blkpg(fd, DELETE, number, nowhere)
 }
 

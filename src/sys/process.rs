@@ -194,7 +194,6 @@ pub(super) fn last_errno() -> Errno {
 pub(crate) enum ForkSide {
     /// The parent, with the child's number.
     Parent(Pid),
-    /// The child.
     Child,
 }
 

@@ -230,7 +230,6 @@ impl Cells {
 /// What a [`Shelf`] holds at a place.
 #[derive(Debug)]
 pub(crate) enum Shelved {
-    /// Nothing.
     Nothing,
     /// Something is on its way there.
     Coming,

@@ -48,10 +48,7 @@ pub(crate) fn of_source(source: &Prepared) -> Result<u64, Fault> {
                 let mounted = mounted
                     .find(|one| is_all || one.mount.dev.raw() == opened.device.rdev())
                     .filter(|_| segment.still != Still::Unmounted);
-                let extent = Extent {
-                    offset: segment.offset,
-                    length_bytes,
-                };
+                let extent = Extent::at(segment.offset, length_bytes);
                 let behind = Behind::Found(&segment.behind);
                 look(
                     &opened.device,
@@ -140,10 +137,7 @@ pub(crate) fn walk(
         map.set_all_used();
     } else if let Some(length_bytes) = size.checked_sub(end).filter(|_| end > 0) {
         // As a dump does it: what lies behind the filesystem is free only where it is zeros.
-        map.set_free(Extent {
-            offset: end,
-            length_bytes,
-        });
+        map.set_free(Extent::at(end, length_bytes));
         match behind {
             Behind::Unknown => at_least = length_bytes > 0,
             Behind::Found([]) => {}

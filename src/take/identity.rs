@@ -25,7 +25,6 @@ pub(crate) struct Identities {
 }
 
 impl Identities {
-    /// Looks.
     pub(crate) fn look(name: &OsStr) -> Result<Self> {
         let system = System::look()?;
         let source = system.resolve(name)?;

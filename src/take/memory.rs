@@ -14,9 +14,10 @@ use crate::sys::memory::Pages;
 use crate::units::{round_down, to_usize};
 
 /// `--spool`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Spool {
     /// At most half of what is available.
+    #[default]
     Auto,
     /// Only the fixed minimum.
     Off,

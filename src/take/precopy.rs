@@ -196,7 +196,6 @@ impl TraceWatch {
             .set(tracer.map(|tracer| Traced { tracer, notices }));
     }
 
-    /// For the pipeline.
     pub(crate) fn precopy(&self) -> pipeline::Precopy {
         pipeline::Precopy {
             chunks: self.chunks,
@@ -214,7 +213,6 @@ impl TraceWatch {
         self.tries
     }
 
-    /// The trace.
     pub(crate) fn trace(&self) -> &Trace {
         &self.trace
     }

@@ -517,8 +517,8 @@ pub(crate) fn behind(
         return Ok(found);
     }
     if is_written {
-        let length_bytes = view.size_bytes().saturating_sub(end);
-        found.extend(Extent::new(end, length_bytes).filter(|rest| !rest.is_empty()));
+        let rest = Extent::between(end, view.size_bytes());
+        found.extend((!rest.is_empty()).then_some(rest));
         return Ok(found);
     }
     let mut buffer = vec![0; to_usize(LOOK_BYTES)];
@@ -532,10 +532,7 @@ pub(crate) fn behind(
         if !is_zero(part) {
             match found.last_mut() {
                 Some(last) if last.end() == offset => last.length_bytes += length_bytes,
-                _ => found.push(Extent {
-                    offset,
-                    length_bytes,
-                }),
+                _ => found.push(Extent::at(offset, length_bytes)),
             }
         }
         offset += length_bytes;

@@ -312,7 +312,7 @@ impl Surveyor {
         };
         self.tell_of_writes(&work.errands, self.is_complete_frozen());
         let (errands, emptying) = (&mut work.errands, &mut work.emptying);
-        let trouble = walks::survey((plan, work.early.as_ref()), errands, emptying, eyes);
+        let trouble = walks::survey(plan, work.early.as_ref(), errands, emptying, eyes);
         if trouble.is_none() {
             walks::forget(plan, errands, emptying);
         }
@@ -336,8 +336,9 @@ impl Surveyor {
         };
         work.traced = self.is_complete_frozen();
         self.tell_of_writes(&work.errands, work.traced);
-        let plans = (&mut plan, pipeline.early_plan());
-        let trouble = walks::survey(plans, &mut work.errands, &mut work.emptying, eyes);
+        let early = pipeline.early_plan();
+        let (errands, emptying) = (&mut work.errands, &mut work.emptying);
+        let trouble = walks::survey(&mut plan, early, errands, emptying, eyes);
         match (trouble, pipeline.has_early()) {
             (None, true) => pipeline.start_last(plan, work.traced),
             (None, false) => pipeline.start(plan),
@@ -397,9 +398,6 @@ mod tests {
                 Ok(())
             }
             fn zeros(&mut self, _: u64) -> std::result::Result<(), Problem> {
-                Ok(())
-            }
-            fn end_image(&mut self, _: usize) -> std::result::Result<(), Problem> {
                 Ok(())
             }
             fn finish(&mut self) -> std::result::Result<(), Problem> {

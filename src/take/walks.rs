@@ -152,10 +152,7 @@ impl Eyes {
         Some(SegmentView {
             range: Range {
                 device: self.devices.get(part.device)?,
-                extent: Extent {
-                    offset: part.device_offset,
-                    length_bytes: part.length_bytes,
-                },
+                extent: Extent::at(part.device_offset, part.length_bytes),
             },
             counters: self.counters,
         })
@@ -251,7 +248,8 @@ pub(super) fn forget(plan: &mut Plan, errands: &mut [WalkErrand], emptying: &mut
 
 /// Walks every errand's filesystem and fills its map. In the frozen window: no heap.
 pub(super) fn survey(
-    (plan, early): (&mut Plan, Option<&Plan>),
+    plan: &mut Plan,
+    early: Option<&Plan>,
     errands: &mut [WalkErrand],
     emptying: &mut Emptying,
     eyes: &mut Eyes,
@@ -407,10 +405,7 @@ fn fill_map(
         && end > 0
     {
         // The filesystem may be smaller than its partition: what lies behind it is free only where it is zeros.
-        map.set_free(Extent {
-            offset: end,
-            length_bytes: rest,
-        });
+        map.set_free(Extent::at(end, rest));
         if !errand.behind.is_empty() {
             let what = fs::behind(view, end)?.unwrap_or("data follows the filesystem");
             errand.verdict.doubt(Fault::unsupported(what));

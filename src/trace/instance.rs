@@ -129,7 +129,6 @@ impl Instance {
         self.open.as_mut().ok_or(Lost("it has ended"))
     }
 
-    /// What is open of it.
     pub(super) fn open(&mut self) -> Option<&mut OpenInstance> {
         self.open.as_mut()
     }

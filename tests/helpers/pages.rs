@@ -6,8 +6,8 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use floe::cli::table::{self, Owner, Row, Takes};
 use floe::help::{VERBS, Verb, golden};
+use floe::options::{self, Owner, Row, Takes};
 
 fn main() -> std::io::Result<()> {
     let Some(folder) = std::env::args_os().nth(1) else {
@@ -32,7 +32,7 @@ fn rows(verb: &str, wanted: &[Owner]) -> Vec<(Option<&'static str>, Row)> {
     let mut found = Vec::new();
     let mut heading = None;
     let mut seen: Vec<&str> = Vec::new();
-    for row in table::rows() {
+    for row in options::rows() {
         if row.heading().is_some() {
             heading = row.heading();
             continue;

@@ -48,12 +48,7 @@ impl BoardRow {
             (bytes, total) if bytes < total => ("sending", bytes, total),
             _ => ("sent, at work", bytes, total),
         };
-        let step = Step {
-            phase,
-            subject: "",
-            done_bytes,
-            total_bytes,
-        };
+        let step = Step::new(phase, done_bytes, total_bytes);
         Some((step, far.since.or(self.working)))
     }
 

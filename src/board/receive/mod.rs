@@ -25,11 +25,10 @@ use crate::snapshot::archive::Bundle;
 use crate::snapshot::framed::{Standard, may_not_fit};
 use crate::snapshot::image_path;
 use crate::stream::copy::BUFFER_BYTES;
-use crate::stream::frames;
 use crate::stream::frames::receive::HeldStream;
-use crate::stream::gunzip;
 use crate::stream::image::{ImageReader, ImageRun};
 use crate::stream::input::Input;
+use crate::stream::{frames, gunzip};
 use crate::sys::memory::Pages;
 
 pub(crate) use self::sink::{Sink, ToFile, ToStdout};

@@ -13,22 +13,15 @@ use crate::command::typed as words;
 use crate::config;
 use crate::config::pairs::Pair;
 use crate::error::{Error, Exit, NOTHING_WRITTEN, Result};
-use crate::medium::Medium;
-use crate::medium::Role;
-use crate::medium::RoleSource;
-use crate::medium::partitions_named;
+use crate::medium::{Medium, Role, RoleSource, partitions_named};
 use crate::mounts::{DevId, System};
-use crate::put::figures;
-use crate::put::grow;
-use crate::put::options;
 use crate::put::supervise::{CHECKING, SignalWatch};
 use crate::put::target::{Chosen, Overwrite};
+use crate::put::{figures, grow, options};
 use crate::report::{self, JsonObject};
 use crate::snapshot::archive::Catalog;
-use crate::snapshot::machine;
-use crate::snapshot::store;
 use crate::snapshot::unpack::{self, EntryTarget, Restored};
-use crate::snapshot::{ImageEntry, entry, image_path};
+use crate::snapshot::{ImageEntry, entry, image_path, machine, store};
 use crate::stream::image::open::OpenedImage;
 use crate::stream::image::whole::Any;
 use crate::units::Extent;
@@ -376,21 +369,15 @@ fn write(
         targets,
         overwrite: Overwrite::Allowed,
         verify: options.wants.verify,
-        dry_run: false,
-        tells: false,
         skip_free: options.wants.skip_free,
         only_changes: options.wants.only_changes,
-        any: Any::No,
-        unchecked: false,
-        bmap: None,
-        force: false,
         grow: options.after.grow && medium.is_none(),
-        disk: None,
         // One report tells of both snapshots.
         common: Common {
             report: None,
             ..options.common.clone()
         },
+        ..options::Options::default()
     };
     let opened = OpenedImage::open(&options.image)?;
     let done = unpack::run(&options, opened, watch, places, start)?;

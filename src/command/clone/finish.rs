@@ -143,10 +143,10 @@ impl Finish {
         Err(match self.targets.place_of(chunk) {
             Some((onto, offset)) => head::differs(
                 &onto.name,
-                Extent {
+                Extent::at(
                     offset,
-                    length_bytes: count.saturating_mul(crate::stream::plan::CHUNK_BYTES),
-                },
+                    count.saturating_mul(crate::stream::plan::CHUNK_BYTES),
+                ),
             ),
             None => Error::failed("floe: internal: difference without a place"),
         })
@@ -179,20 +179,14 @@ impl Finish {
         let left = onto.left.lock();
         let mut offset = run.offset;
         while offset < run.end() {
-            let rest = Extent {
-                offset,
-                length_bytes: run.end() - offset,
-            };
+            let rest = Extent::between(offset, run.end());
             let hole = left.as_ref().and_then(|left| left.first_in(rest));
             if let Some(hole) = hole.filter(|hole| hole.offset == offset) {
                 offset = hole.end();
                 continue;
             }
             let limit = hole.map_or(run.end(), |hole| hole.offset);
-            let piece = Extent {
-                offset,
-                length_bytes: (limit - offset).min(SPAN_BYTES),
-            };
+            let piece = Extent::at(offset, (limit - offset).min(SPAN_BYTES));
             if !is_zero(self.read(onto, piece, buffer)?) {
                 return Err(head::differs(&onto.name, piece));
             }
@@ -238,8 +232,5 @@ fn size(onto: &Onto) -> u64 {
 /// What of the target lies behind the image.
 fn behind(onto: &Onto) -> Extent {
     let target = forgive(onto.target.read());
-    Extent {
-        offset: onto.size_bytes,
-        length_bytes: target.size_bytes().saturating_sub(onto.size_bytes),
-    }
+    Extent::between(onto.size_bytes, target.size_bytes())
 }

@@ -28,19 +28,13 @@ use crate::command::{begin, typed as words};
 use crate::config::pairs::{self, Pair};
 use crate::error::{Error, NOTHING_WRITTEN, Result};
 use crate::fs::files::Emptying;
-use crate::medium;
-use crate::medium::Medium;
-use crate::medium::MediumOptions;
-use crate::medium::Role;
-use crate::medium::partitions_named;
+use crate::medium::{self, Medium, MediumOptions, Role, partitions_named};
 use crate::mounts::{DevId, System};
 use crate::put::figures::unchanged;
-use crate::put::grow;
 use crate::put::supervise::supervise;
 use crate::put::target::Overwrite;
-use crate::put::uuid;
-use crate::report::{self, Bytes, Elapsed, JsonObject, Progress};
-use crate::report::{Told, millis};
+use crate::put::{grow, uuid};
+use crate::report::{self, Bytes, Elapsed, JsonObject, Progress, Told, millis};
 use crate::stream::pipeline::{Encoding, Outlet, Settings};
 use crate::take::capture::{Capture, CaptureFigures, Engine};
 use crate::take::memory::Spool;
@@ -54,7 +48,7 @@ use crate::units::Extent;
 const WRITES: usize = 4;
 
 /// What was typed.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Options {
     pairs: Vec<Pair>,
     /// `--pairs`: where the pairs are read from; the configuration where neither is given.
@@ -83,23 +77,7 @@ struct After {
 
 /// Parses the arguments after `clone`.
 pub(super) fn parse(mut args: Args) -> Result<Options> {
-    let mut options = Options {
-        pairs: Vec::new(),
-        file: None,
-        overwrite: Overwrite::Refused,
-        wants: Wants {
-            verify: false,
-            skip_free: false,
-            only_changes: false,
-        },
-        dry_run: false,
-        medium: MediumOptions::default(),
-        after: After::default(),
-        factory: false,
-        spool: Spool::Auto,
-        taking: Taking::default(),
-        common: Common::default(),
-    };
+    let mut options = Options::default();
     while let Some(item) = args.next_item()? {
         match item {
             Item::Value(value) => pairs::add(&mut options.pairs, &value)?,
@@ -177,6 +155,7 @@ fn typed(options: &Options) -> Result<Vec<Pair>> {
 }
 
 /// What one pair became.
+#[derive(Default)]
 struct ClonedPair {
     source: String,
     device: String,
@@ -609,13 +588,8 @@ fn describe(sources: &[Prepared], targets: &[Standby]) -> Vec<ClonedPair> {
             device: source.shown.clone(),
             target: target.name.clone(),
             filesystem: source.filesystem,
-            map: "",
             size_bytes: source.size_bytes,
-            used_bytes: 0,
-            written_bytes: 0,
-            zeroed_bytes: 0,
-            skipped_bytes: 0,
-            unchanged_bytes: 0,
+            ..ClonedPair::default()
         })
         .collect()
 }

@@ -68,7 +68,7 @@ pub(super) struct Targets {
 }
 
 /// Whether what is written is remembered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Wants {
     /// `--verify`.
     pub verify: bool,
@@ -134,14 +134,7 @@ impl Targets {
                     part, length_bytes, ..
                 } => (length_bytes, Some(part)),
             };
-            visit(
-                cursor.image(),
-                Extent {
-                    offset,
-                    length_bytes,
-                },
-                part,
-            )?;
+            visit(cursor.image(), Extent::at(offset, length_bytes), part)?;
             offset = offset.saturating_add(length_bytes);
         }
         Ok(())

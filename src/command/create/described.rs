@@ -3,8 +3,7 @@
 use crate::command::create::Options;
 use crate::mounts::System;
 use crate::snapshot::machine::{self, Machine};
-use crate::snapshot::recorded;
-use crate::snapshot::{ImageEntry, Snapshot};
+use crate::snapshot::{ImageEntry, Snapshot, recorded};
 use crate::take::source::Prepared;
 
 pub(super) fn describe(

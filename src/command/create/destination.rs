@@ -14,9 +14,8 @@ use crate::snapshot::Snapshot;
 use crate::snapshot::archive::{self, Like};
 use crate::snapshot::store::{self, Store};
 use crate::stream::partfile::{PartFile, Place};
-use crate::take::glimpse;
-use crate::take::options;
 use crate::take::source::Prepared;
+use crate::take::{glimpse, options};
 
 /// Where the snapshot goes.
 pub(super) enum Destination {
@@ -58,7 +57,6 @@ pub(super) fn of(options: &Options) -> Result<Destination> {
     }
 }
 
-/// The open output.
 pub(super) struct OpenOutput {
     pub store: Option<Store>,
     pub part: Option<PartFile>,

@@ -28,10 +28,8 @@ use crate::mounts::System;
 use crate::report::{self, Progress};
 use crate::signals::Signals;
 use crate::snapshot::archive::{self, Like};
-use crate::snapshot::recorded;
-use crate::snapshot::relaid;
 use crate::snapshot::replace::{self, Coming};
-use crate::snapshot::{self, Marks, Snapshot};
+use crate::snapshot::{self, Marks, Snapshot, recorded, relaid};
 use crate::stream::output::Output;
 use crate::take::capture::{Capture, CaptureFigures, Engine};
 use crate::take::emptied;
@@ -40,7 +38,7 @@ use crate::take::ready::ready;
 use crate::take::source::{self, Prepared};
 
 /// What was typed.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Options {
     pairs: Vec<(String, OsString)>,
     output: Option<PathBuf>,
@@ -59,20 +57,7 @@ pub(super) struct Options {
 
 /// Parses the arguments after `create`.
 pub(super) fn parse(mut args: Args) -> Result<Options> {
-    let mut options = Options {
-        pairs: Vec::new(),
-        output: None,
-        keep: None,
-        comment: String::new(),
-        factory: false,
-        rescue: false,
-        dry_run: false,
-        overwrite: false,
-        disk: None,
-        taking: Taking::default(),
-        streaming: Streaming::default(),
-        common: Common::default(),
-    };
+    let mut options = Options::default();
     while let Some(item) = args.next_item()? {
         match item {
             Item::Value(value) => add_pair(&mut options.pairs, &value)?,
@@ -254,7 +239,7 @@ fn take(
     let fd = rustix::io::fcntl_dupfd_cloexec(&sink.fd, 3);
     let fd = fd.map_err(|errno| Error::fault(&sink.shown, Fault::io("dup", errno)))?;
     let output = Output::new(fd, ready.counters, false);
-    let make = outlet(options, output, &sources, (snapshot, plan.disk), known);
+    let make = outlet(options, output, &sources, snapshot, plan.disk, known);
     let limit = streaming.wait_sink;
     let outlet = begin(make, &ready.signals, limit, &sink.shown)?;
     let engine = Engine {

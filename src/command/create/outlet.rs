@@ -8,8 +8,7 @@ use crate::error::{Error, Fault, Result};
 use crate::features;
 use crate::signals::Signals;
 use crate::snapshot::framed::closing;
-use crate::snapshot::recorded;
-use crate::snapshot::{self, Checksum, Checksums, Snapshot};
+use crate::snapshot::{self, Checksum, Checksums, Snapshot, recorded};
 use crate::stream::archive::{LastEntries, TextEntry, Written, ZipEmitter};
 use crate::stream::frames::{self, send::FrameEmitter, send::ImageSum};
 use crate::stream::output::{Output, TotalsCell};
@@ -32,7 +31,8 @@ pub(super) fn outlet(
     options: &Options,
     output: Output,
     sources: &[Prepared],
-    (snapshot, disk): (&Snapshot, Option<recorded::RecordedDisk>),
+    snapshot: &Snapshot,
+    disk: Option<recorded::RecordedDisk>,
     known: &SnapshotEnd,
 ) -> Make {
     let (images, front, time_s) = (paths(snapshot), front(snapshot, disk), snapshot.time_s);

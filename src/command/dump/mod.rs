@@ -207,8 +207,8 @@ fn dump(options: &Options, start: Instant) -> Result<DumpReport> {
     let sink = match way.in_place {
         true => own_file(options, outputs.sink, &sources, &totals)?,
         false => {
-            let sink = (outputs.sink, outputs.more);
-            outlet(options, sink, &sources, &ready, &totals, &told)?
+            let Outputs { sink, more, .. } = outputs;
+            outlet(options, sink, more, &sources, &ready, &totals, &told)?
         }
     };
     let engine = Engine {
@@ -228,13 +228,13 @@ fn dump(options: &Options, start: Instant) -> Result<DumpReport> {
     if options.output.is_none() {
         capture.wait_sink(waiting.as_fd(), options.streaming.wait_sink)?;
     }
-    let walked = (capture.pipeline(), capture.surveyor());
+    let (pipeline, surveyor) = (capture.pipeline(), capture.surveyor());
     let figures = capture.run_telling(|figures| {
         *told.lock() = Some(figures);
     })?;
     finish(options, parts, bmap.as_ref())?;
     if let Some(part) = bmap {
-        write_bmap(options, part, facts.size_bytes, walked)?;
+        write_bmap(options, part, facts.size_bytes, pipeline, surveyor)?;
     }
     // Whoever asked for silence still wants to know what is not as it was asked for.
     figures.emptied.notes().iter().for_each(report::line);

@@ -16,16 +16,14 @@ use crate::put::supervise::supervise;
 use crate::report;
 use crate::signals::Signals;
 use crate::snapshot::replace;
-use crate::stream::bmap;
-use crate::stream::copy;
 use crate::stream::frames::{self, send::FrameEmitter};
-use crate::stream::gzip;
 use crate::stream::image::ImageReader;
 use crate::stream::image::open::OpenedImage;
 use crate::stream::inplace::InPlace;
 use crate::stream::output::{GzipEmitter, Output, RawEmitter, TotalsCell, leaves_holes};
 use crate::stream::partfile::{self, PartFile};
 use crate::stream::pipeline::{Emit, Outlet, Pipeline};
+use crate::stream::{bmap, copy, gzip};
 use crate::take::capture::CaptureFigures;
 use crate::take::counters::Counters;
 use crate::take::mapped::MappedRun;
@@ -104,7 +102,8 @@ pub(super) fn write_bmap(
     options: &Options,
     mut part: PartFile,
     size_bytes: u64,
-    (pipeline, surveyor): (&'static Pipeline, &'static Surveyor),
+    pipeline: &'static Pipeline,
+    surveyor: &'static Surveyor,
 ) -> Result<()> {
     const STATE: &str = "the image is complete, its .bmap is not";
     let Some(image) = options.first() else {
@@ -153,7 +152,8 @@ pub(super) fn own_file(
 /// The stream that was asked for, begun: the reader has taken its header.
 pub(super) fn outlet(
     options: &Options,
-    (sink, more): (OwnedFd, Vec<OwnedFd>),
+    sink: OwnedFd,
+    more: Vec<OwnedFd>,
     sources: &[Prepared],
     ready: &Ready,
     totals: &TotalsCell,
@@ -164,7 +164,7 @@ pub(super) fn outlet(
     let counters = ready.counters;
     if !features::FRAMES || !options.streaming.frames {
         let signals = &ready.signals;
-        let emit = emitter(options, (sink, more), counters, totals, signals, as_it_is)?;
+        let emit = emitter(options, sink, more, counters, totals, signals, as_it_is)?;
         return Ok(Outlet::Stream(emit));
     }
     wait_writable(&sink, options.streaming.wait_sink, &ready.signals)?;
@@ -222,7 +222,8 @@ pub(super) fn refuse_own_device(
 
 fn emitter(
     options: &Options,
-    (sink, more): (OwnedFd, Vec<OwnedFd>),
+    sink: OwnedFd,
+    more: Vec<OwnedFd>,
     counters: &'static Counters,
     totals: &TotalsCell,
     signals: &Signals,

@@ -3,8 +3,7 @@
 use std::time::Duration;
 
 use crate::fs::Coverage;
-use crate::report::Told;
-use crate::report::{self, Bytes, Elapsed, JsonObject, hex};
+use crate::report::{self, Bytes, Elapsed, JsonObject, Told, hex};
 use crate::stream::output::Totals;
 use crate::take::capture::CaptureFigures;
 use crate::take::options;

@@ -16,8 +16,7 @@ use std::path::{Path, PathBuf};
 use self::words::{maybe_str, rows};
 use crate::cli::{self, Args, Common, Item};
 use crate::config::pairs;
-use crate::content::Content;
-use crate::content::foreign;
+use crate::content::{Content, foreign};
 use crate::device::{Range, ReadAt, limited};
 use crate::error::{Error, Fault, Result};
 use crate::features;
@@ -40,6 +39,7 @@ use crate::trace;
 use crate::units::{Extent, to_u64, to_usize};
 
 /// What was asked for.
+#[derive(Default)]
 pub(super) struct Options {
     /// `None`: an overview.
     path: Option<OsString>,
@@ -50,26 +50,21 @@ pub(super) struct Options {
 
 /// Reads the command line.
 pub(super) fn parse(mut args: Args) -> Result<Options> {
-    let mut path = None;
-    let (mut json, mut identity) = (false, false);
+    let mut options = Options::default();
     while let Some(item) = args.next_item()? {
         match item {
-            Item::Value(value) if path.is_none() => path = Some(value),
+            Item::Value(value) if options.path.is_none() => options.path = Some(value),
             Item::Value(value) => return Err(args.surplus(&value)),
-            Item::Option("--json") => json = true,
-            Item::Option("--identity") => identity = true,
+            Item::Option("--json") => options.json = true,
+            Item::Option("--identity") => options.identity = true,
             Item::Option(name) => return Err(args.unknown(name)),
         }
     }
-    if identity && path.is_none() {
+    if options.identity && options.path.is_none() {
         return Err(args.missing("the PATH whose --identity is to be shown"));
     }
-    Ok(Options {
-        path,
-        json,
-        identity,
-        common: args.common,
-    })
+    options.common = args.common;
+    Ok(options)
 }
 
 /// Runs the verb.
@@ -455,10 +450,7 @@ fn would_read(
     depth: Depth,
 ) -> std::result::Result<Option<Glimpse>, Fault> {
     let device = &source.device;
-    let whole = Extent {
-        offset: 0,
-        length_bytes: device.size_bytes(),
-    };
+    let whole = Extent::at(0, device.size_bytes());
     let mounted = match &source.holding {
         Holding::Mounted(mounted) => Some(mounted),
         _ => None,

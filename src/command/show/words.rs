@@ -92,7 +92,6 @@ impl Facts {
         }
     }
 
-    /// As JSON.
     pub(super) fn object(&self) -> JsonObject {
         let found = self.content.identity.as_ref();
         let table = self.content.table.as_ref();

@@ -100,7 +100,8 @@ impl Floe {
 
 /// One for each filesystem; they wait for an order.
 fn start_workers(
-    (board, floe): (&'static SharedPage, &'static Floe),
+    board: &'static SharedPage,
+    floe: &'static Floe,
     slots: &'static [Slot],
     targets: &'static [FreezeTarget],
     wake: BorrowedFd<'static>,
@@ -204,7 +205,7 @@ impl Keeper {
             .slots
             .get(..targets.len())
             .ok_or(Errno::INVAL)?;
-        let workers = start_workers((charge.board, floe), slots, targets, wake.as_fd())?;
+        let workers = start_workers(charge.board, floe, slots, targets, wake.as_fd())?;
         if all_apart(workers.len()) {
             let ours = [signals.as_raw_fd(), wake.as_raw_fd()];
             keep.retain(|fd| !targets.iter().any(|target| target.fd.as_raw_fd() == *fd));

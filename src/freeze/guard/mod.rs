@@ -297,7 +297,6 @@ words!(
         None = 0,
         /// `syncfs` (of workers only).
         Sync = 1,
-        /// Freeze.
         Freeze = 2,
         /// Thaw, and be ready to freeze again (of the guardian only).
         Release = 3,
@@ -367,7 +366,6 @@ words!(
         Skipped = 6,
         /// The freeze failed.
         Failed = 7,
-        /// Thawed.
         Thawed = 8,
     }
 );
@@ -394,7 +392,6 @@ pub(crate) fn now_us() -> u64 {
     seconds.saturating_mul(1_000_000).saturating_add(micros)
 }
 
-/// A duration in microseconds.
 pub(crate) fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }

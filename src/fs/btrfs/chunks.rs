@@ -122,10 +122,7 @@ impl Chunk {
 
     /// All of it, as logical addresses.
     pub(super) fn extent(&self) -> Extent {
-        Extent {
-            offset: self.logical,
-            length_bytes: self.length_bytes,
-        }
+        Extent::at(self.logical, self.length_bytes)
     }
 
     /// Where the copies of a logical extent lie on the device; nothing when it is not wholly inside.

@@ -147,12 +147,9 @@ impl<'a, 's> Marking<'a, 's> {
     /// The map of the earlier walk, where it answers for all that this leaf's extents own. That map must have used whatever extents that
     /// were not looked up own: nothing but [`Self::free_again`] may free blocks of a btrfs.
     fn answer_for(&self, leaf: &Expected) -> Option<&'a UsedMap> {
-        let before = self
-            .known
-            .answers_for(self.leaf_place?, leaf.root.generation?)?;
         // Where the next leaf lost its first extents, the keys of this one seem to go on over them, though it was not touched.
-        let next = leaf.next_generation?;
-        self.known.answers_for(self.leaf_place?, next)?;
+        let newest = leaf.root.generation?.max(leaf.next_generation?);
+        let before = self.known.answers_for(self.leaf_place?, newest)?;
         // The references of an extent may go on in the next leaf; whose its blocks are is clear only where it begins.
         let begins_extent = |key: Key| matches!(key.kind, EXTENT_ITEM | METADATA_ITEM);
         let first = leaf.first.filter(|first| begins_extent(*first))?;

@@ -18,12 +18,10 @@ mod tests;
 mod tree;
 mod unwritten;
 
-use heapless::String;
-
 use super::earlier::EarlierFindings;
-use super::{Identity, Kind, Reader, Still, UsedMap, Verdict, Walk};
+use super::{Identity, Kind, Reader, Still, UsedMap, Verdict, Walk, WalkTask};
 use crate::device::ReadAt;
-use crate::error::{Fault, FaultKind};
+use crate::error::Fault;
 use crate::features;
 use crate::layout::le;
 use crate::units::{Extent, to_u64};
@@ -59,7 +57,7 @@ pub(super) const READER: Reader = Reader {
 };
 
 /// Recognises btrfs by its first superblock.
-pub(super) fn probe(device: &dyn ReadAt) -> Result<Option<Identity>, Fault> {
+fn probe(device: &dyn ReadAt) -> Result<Option<Identity>, Fault> {
     let Some(found) = Superblock::read(device)? else {
         return Ok(None);
     };
@@ -69,48 +67,18 @@ pub(super) fn probe(device: &dyn ReadAt) -> Result<Option<Identity>, Fault> {
     let sector = raw.sectorsize;
     let plausible = sector.is_power_of_two() && (512..=65_536).contains(&sector);
     Ok(Some(Identity {
-        kind: Kind::Btrfs,
         size_bytes: if sound { raw.dev_total_bytes } else { 0 },
         block_bytes: if plausible { sector } else { 4096 },
-        max_sector_bytes: 4096,
         used_bytes: Some(raw.bytes_used),
         uuid: super::uuid_text(&raw.fsid),
         label: super::text(&raw.label),
-        last_mounted: String::new(),
-        last_written_s: None,
-        superblock: Extent {
-            offset: COPIES[0],
-            length_bytes: to_u64(SUPER_BYTES),
-        },
         devices: u32::try_from(raw.num_devices).unwrap_or(u32::MAX),
+        ..Identity::new(Kind::Btrfs, COPIES[0], to_u64(SUPER_BYTES))
     }))
 }
 
-/// Marks what extents own.
-pub(super) fn walk(
-    identity: &Identity,
-    still: Still,
-    walk: &mut Walk<'_>,
-    map: &mut UsedMap,
-) -> Result<Verdict, Fault> {
-    let outcome = match still {
-        Still::Moving => Err(Fault::unsupported("the source is not held still")),
-        Still::Frozen | Still::Glimpse | Still::Unmounted | Still::ReadOnly => {
-            mark_knowing(identity, still, walk, map)
-        }
-    };
-    match outcome {
-        Ok(verdict) => Ok(verdict),
-        Err(fault) if matches!(fault.kind(), FaultKind::Io | FaultKind::Refused) => Err(fault),
-        Err(fault) => {
-            map.set_all_used();
-            Ok(Verdict::whole(fault))
-        }
-    }
-}
-
 /// Reads every copy of the superblock: each commit changes generation and root address in all of them.
-pub(super) fn witness(identity: &Identity, walk: &mut Walk<'_>) -> Result<(), Fault> {
+fn witness(identity: &Identity, walk: &mut Walk<'_>) -> Result<(), Fault> {
     let size_bytes = identity.size_bytes.min(walk.device().size_bytes());
     walk.witness_extent(identity.superblock)?;
     for copy in superblock::copies(size_bytes).skip(1) {
@@ -119,28 +87,26 @@ pub(super) fn witness(identity: &Identity, walk: &mut Walk<'_>) -> Result<(), Fa
     Ok(())
 }
 
-/// With what an earlier walk found, and where that leaves a doubt, without.
-fn mark_knowing(
-    identity: &Identity,
-    still: Still,
-    walk: &mut Walk<'_>,
-    map: &mut UsedMap,
-) -> Result<Verdict, Fault> {
+/// Marks what extents own, with what an earlier walk found, and where that leaves a doubt, without.
+fn walk(task: WalkTask<'_>, walk: &mut Walk<'_>, map: &mut UsedMap) -> Result<Verdict, Fault> {
     let known = walk.known();
-    let outcome = mark((identity, still), walk, map, known);
-    let is_clean = outcome
-        .as_ref()
-        .is_ok_and(|verdict| verdict.doubt.is_none());
+    let outcome = mark(task.identity, task.still, walk, map, known);
+    let is_clean = matches!(&outcome, Ok(verdict) if verdict.doubt.is_none());
     match known {
-        EarlierFindings::Knows(..) if !is_clean => {
-            mark((identity, still), walk, map, EarlierFindings::Nothing)
-        }
+        EarlierFindings::Knows(..) if !is_clean => mark(
+            task.identity,
+            task.still,
+            walk,
+            map,
+            EarlierFindings::Nothing,
+        ),
         _ => outcome,
     }
 }
 
 fn mark(
-    (identity, still): (&Identity, Still),
+    identity: &Identity,
+    still: Still,
     walk: &mut Walk<'_>,
     map: &mut UsedMap,
     known: EarlierFindings<'_>,
@@ -179,7 +145,7 @@ fn mark(
         false => extent_root,
     };
     let mut unwritten = find(CHECKSUM_TREE)
-        .and_then(|root| Unwritten::new(&source, &chunks, (root_tree, root), (checksums, files)));
+        .and_then(|root| Unwritten::new(&source, &chunks, root_tree, root, checksums, files));
     let mut marking = Marking::new(source, chunks, map, known);
     if geometry.has_group_tree {
         marking.walk(&mut cursor, group_root, |_, _, _| Ok(()))?;
@@ -197,9 +163,8 @@ fn mark(
         marking.expect_used(top)?;
     }
     let mut verdict = marking.verdict;
-    match unwritten {
-        Ok(_) => {}
-        Err(fault) => verdict.doubt(fault.doubted()?),
+    if let Err(fault) = unwritten {
+        verdict.doubt(fault.doubted()?);
     }
     keep_reserved(&geometry, map);
     if verdict.doubt.is_none() {
@@ -223,19 +188,13 @@ fn new_cursor<'s>(
 
 /// What is used without an extent: the start and the superblocks.
 fn reserved(geometry: &Geometry) -> impl Iterator<Item = Extent> {
-    let start = Extent {
-        offset: 0,
-        length_bytes: RESERVED_BYTES,
-    };
+    let start = Extent::at(0, RESERVED_BYTES);
     core::iter::once(start).chain(superblock::copies(geometry.device_bytes))
 }
 
 /// Marks that, and what a map larger than the filesystem covers.
 fn keep_reserved(geometry: &Geometry, map: &mut UsedMap) {
-    let rest = Extent {
-        offset: geometry.device_bytes,
-        length_bytes: map.size_bytes().saturating_sub(geometry.device_bytes),
-    };
+    let rest = Extent::between(geometry.device_bytes, map.size_bytes());
     map.set_used(rest);
     for extent in reserved(geometry) {
         map.set_used(extent);

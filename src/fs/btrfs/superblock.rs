@@ -5,6 +5,7 @@
 
 use crate::device::ReadAt;
 use crate::error::Fault;
+use crate::fs::read_array;
 use crate::layout;
 use crate::units::{BlockSize, Extent, to_u64, to_usize};
 
@@ -13,7 +14,6 @@ use super::checksum::ChecksumType;
 /// Where the copies lie, in bytes; those that do not fit the device do not exist.
 pub(in crate::fs) const COPIES: [u64; 3] = [64 << 10, 64 << 20, 256 << 30];
 
-/// Size of the superblock in bytes.
 pub(super) const SUPER_BYTES: usize = 4096;
 
 /// Start of the device that the allocator never hands out: boot loaders live there.
@@ -114,11 +114,9 @@ impl Superblock {
     }
 
     fn read_once(device: &dyn ReadAt) -> Result<Option<Self>, Fault> {
-        let mut bytes = [0; SUPER_BYTES];
-        if device.size_bytes() < COPIES[0] + to_u64(SUPER_BYTES) {
+        let Some(bytes) = read_array::<SUPER_BYTES>(device, COPIES[0])? else {
             return Ok(None);
-        }
-        device.read_at(COPIES[0], &mut bytes)?;
+        };
         Ok(RawSuper::parse(&bytes)
             .filter(|raw| raw.magic == MAGIC && raw.bytenr == COPIES[0])
             .map(|raw| Self { bytes, raw }))

@@ -8,8 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::*;
+use crate::error::FaultKind;
 use crate::fs::earlier::Earlier;
-use crate::fs::{Coverage, SCRATCH_BYTES};
+use crate::fs::testing::{blocks_of, walked};
+use crate::fs::{self, Coverage, SCRATCH_BYTES};
 use crate::units::{BlockSize, to_usize};
 
 const FIXTURE: &[u8] = include_bytes!("../../../tests/data/btrfs/mixed-dup.deflate");
@@ -56,16 +58,8 @@ impl Sparse {
     }
 
     fn new(size_bytes: u64, fixtures: &[&[u8]]) -> Self {
-        let mut blocks = BTreeMap::new();
-        for fixture in fixtures {
-            let bytes = miniz_oxide::inflate::decompress_to_vec(fixture).unwrap();
-            for record in bytes.chunks_exact(8 + 4096) {
-                let (offset, block) = record.split_first_chunk::<8>().unwrap();
-                blocks.insert(u64::from_le_bytes(*offset), block.to_vec());
-            }
-        }
         Self {
-            blocks,
+            blocks: fixtures.iter().copied().flat_map(blocks_of).collect(),
             size_bytes,
             reads: Arc::default(),
         }
@@ -114,7 +108,7 @@ impl Sparse {
         let mut scratch = vec![0xa5; SCRATCH_BYTES];
         self.reads.store(0, Ordering::Relaxed);
         let mut memory = Walk::new(self, &mut scratch).knowing(known);
-        let verdict = walk(&identity, Still::Unmounted, &mut memory, &mut map);
+        let verdict = fs::walk(&identity, Still::Unmounted, &mut memory, &mut map);
         (verdict, map)
     }
 
@@ -263,7 +257,7 @@ fn less_scratch_memory_than_promised_is_a_verdict_and_not_a_panic() {
         let mut map = UsedMap::new(identity.size_bytes, block).unwrap();
         let mut scratch = vec![0; length];
         let mut memory = Walk::new(&image, &mut scratch);
-        let verdict = walk(&identity, Still::Unmounted, &mut memory, &mut map).unwrap();
+        let verdict = fs::walk(&identity, Still::Unmounted, &mut memory, &mut map).unwrap();
         assert_eq!(verdict.coverage, Coverage::Whole);
     }
 }
@@ -398,11 +392,7 @@ fn a_log_that_a_freeze_commits_is_no_reason_to_look_at_nothing_before_it() {
     let mut image = Sparse::new(256 << 20, &[MANY]);
     image.patch(SUPER, 0x60, &0x10_0000u64.to_le_bytes());
     image.assert_whole("not replayed");
-    let identity = probe(&image).unwrap().unwrap();
-    let mut map = UsedMap::new(256 << 20, BlockSize::from_bytes(BLOCK).unwrap()).unwrap();
-    let mut scratch = vec![0xa5; SCRATCH_BYTES];
-    let mut memory = Walk::new(&image, &mut scratch);
-    let verdict = walk(&identity, Still::Glimpse, &mut memory, &mut map).unwrap();
+    let (verdict, _) = walked(&image, Still::Glimpse).unwrap();
     assert_eq!(verdict.coverage, Coverage::Used);
 }
 

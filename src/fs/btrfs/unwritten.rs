@@ -76,8 +76,10 @@ impl<'s> Unwritten<'s> {
     pub(super) fn new(
         source: &TreeBlocks,
         chunks: &ChunkMap,
-        (root_tree, checksum_root): (Root, Root),
-        (mut checksums, files): (TreeCursor<'s>, TreeCursor<'s>),
+        root_tree: Root,
+        checksum_root: Root,
+        mut checksums: TreeCursor<'s>,
+        files: TreeCursor<'s>,
     ) -> Result<Self, Fault> {
         checksums.start(source, chunks, checksum_root)?;
         let mut new = Self {

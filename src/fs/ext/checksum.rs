@@ -26,7 +26,7 @@ impl ChecksumScheme {
                 return Err(Fault::unsupported("checksum type"));
             }
             let covered = bytes
-                .get(..0x3fc)
+                .get(..Raw::s_checksum)
                 .ok_or_else(|| Fault::corrupt("superblock length"))?;
             if crc32c_raw(u32::MAX, covered) != raw.s_checksum {
                 return Err(Fault::corrupt("superblock checksum"));

@@ -144,7 +144,6 @@ impl Geometry {
         }
     }
 
-    /// The block of descriptors with this index.
     pub(super) fn descriptor_block(&self, index: u32) -> u64 {
         let super_block = u64::from(self.block.bytes() == 1024);
         if index < self.first_meta_bg {

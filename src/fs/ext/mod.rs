@@ -39,7 +39,9 @@ mod witness;
 use crate::device::ReadAt;
 use crate::error::Fault;
 use crate::fs::earlier::EarlierFindings;
-use crate::fs::{Identity, Kind, Reader, Still, UsedMap, Verdict, Walk, text, uuid_text};
+use crate::fs::{
+    Identity, Kind, Reader, Still, UsedMap, Verdict, Walk, WalkTask, read_array, text, uuid_text,
+};
 use blocks::GroupTables;
 pub(super) use empty::{empty, look};
 use inodes::Pass;
@@ -58,19 +60,14 @@ pub(super) const READER: Reader = Reader {
 
 /// Recognises by magic and bounds; a wrong checksum is still ext, and then read whole.
 fn probe(device: &dyn ReadAt) -> Result<Option<Identity>, Fault> {
-    let mut bytes = [0; Raw::SIZE];
-    if device.size_bytes() < OFFSET_BYTES + 1024 {
-        return Ok(None);
-    }
-    device.read_at(OFFSET_BYTES, &mut bytes)?;
-    Ok(Raw::recognise(&bytes).and_then(|raw| identity(&raw)))
+    let bytes = read_array::<{ Raw::SIZE }>(device, OFFSET_BYTES)?;
+    let raw = bytes.and_then(|bytes| Raw::recognise(&bytes));
+    Ok(raw.and_then(|raw| identity(&raw)))
 }
 
 /// Whether what [`probe`] finds is the copy that another group than the first one keeps.
 pub(super) fn is_copy(device: &dyn ReadAt) -> Result<bool, Fault> {
-    let mut bytes = [0; Raw::SIZE];
-    device.read_at(OFFSET_BYTES, &mut bytes)?;
-    Ok(Raw::recognise(&bytes).is_some_and(|raw| raw.s_block_group_nr != 0))
+    Ok(read_raw(device)?.is_some_and(|(raw, _)| raw.s_block_group_nr != 0))
 }
 
 fn identity(raw: &Raw) -> Option<Identity> {
@@ -92,34 +89,30 @@ fn identity(raw: &Raw) -> Option<Identity> {
     })
 }
 
-/// Reads the superblock as it is now.
-fn read_superblock(device: &dyn ReadAt) -> Result<(Raw, Geometry), Fault> {
+/// The superblock with its bytes; `None` for "not ext".
+fn read_raw(device: &dyn ReadAt) -> Result<Option<(Raw, [u8; Raw::SIZE])>, Fault> {
     let mut bytes = [0; Raw::SIZE];
     device.read_at(OFFSET_BYTES, &mut bytes)?;
-    let Some(raw) = Raw::recognise(&bytes) else {
-        return Err(Fault::corrupt("superblock").at(OFFSET_BYTES, 1024));
-    };
+    Ok(Raw::recognise(&bytes).map(|raw| (raw, bytes)))
+}
+
+/// Reads the superblock as it is now.
+fn read_superblock(device: &dyn ReadAt) -> Result<(Raw, Geometry), Fault> {
+    let missing = || Fault::corrupt("superblock").at(OFFSET_BYTES, 1024);
+    let (raw, bytes) = read_raw(device)?.ok_or_else(missing)?;
     Geometry::new(&raw, &bytes).map(|geometry| (raw, geometry))
 }
 
-fn walk(
-    identity: &Identity,
-    still: Still,
-    walk: &mut Walk<'_>,
-    map: &mut UsedMap,
-) -> Result<Verdict, Fault> {
+fn walk(task: WalkTask<'_>, walk: &mut Walk<'_>, map: &mut UsedMap) -> Result<Verdict, Fault> {
     map.set_all_used();
-    if identity.kind == Kind::ExtJournal {
+    if task.identity.kind == Kind::ExtJournal {
         return Err(Fault::refused(
             "an external journal is not a filesystem of its own",
         ));
     }
     let device = walk.device();
-    let (raw, mut geometry) = match read_superblock(device) {
-        Ok(found) => found,
-        Err(fault) => return Ok(Verdict::whole(fault.doubted()?)),
-    };
-    if still == Still::Glimpse {
+    let (raw, mut geometry) = read_superblock(device)?;
+    if task.still == Still::Glimpse {
         // While it is mounted the sum is out of date.
         geometry.free_blocks = None;
     }
@@ -129,21 +122,18 @@ fn walk(
         ));
     }
     let size = geometry.size_bytes();
-    let fits = size == identity.size_bytes
+    let fits = size == task.identity.size_bytes
         && size <= map.size_bytes()
-        && geometry.block.bytes() == identity.block_bytes;
+        && geometry.block.bytes() == task.identity.block_bytes;
     if !fits || size > device.size_bytes() {
-        return Ok(Verdict::whole(Fault::corrupt("size of the filesystem")));
+        return Err(Fault::corrupt("size of the filesystem"));
     }
     let (keeps_owned, known) = (walk.keeps_owned(), walk.known());
     let Some(mut buffers) = Buffers::split(device, walk.scratch) else {
         return Err(Fault::refused("scratch memory"));
     };
-    let journal = match journal::find(&geometry, &mut buffers) {
-        Ok(journal) => journal,
-        Err(fault) => return Ok(Verdict::whole(fault.doubted()?)),
-    };
-    if let Some(doubt) = doubt_all(&raw, &geometry, still, &buffers, journal.as_ref())? {
+    let journal = journal::find(&geometry, &mut buffers)?;
+    if let Some(doubt) = doubt_all(&raw, &geometry, task.still, &buffers, journal.as_ref())? {
         return Ok(Verdict::whole(doubt));
     }
     if keeps_owned {

@@ -9,7 +9,7 @@ use crate::fs::Kind;
 use crate::units::{BlockSize, Extent, to_usize};
 
 /// Where the primary superblock lies, and its length, in bytes.
-pub(super) const OFFSET_BYTES: u64 = 1024;
+pub(in crate::fs) const OFFSET_BYTES: u64 = 1024;
 /// `s_magic`.
 const MAGIC: u16 = 0xef53;
 
@@ -187,10 +187,7 @@ impl Raw {
     pub(super) fn extent(&self) -> Extent {
         let length_bytes = self.block().map_or(1024, BlockSize::bytes64);
         let offset = if length_bytes == 1024 { 1024 } else { 0 };
-        Extent {
-            offset,
-            length_bytes,
-        }
+        Extent::at(offset, length_bytes)
     }
 }
 

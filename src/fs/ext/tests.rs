@@ -6,8 +6,9 @@ use super::checksum::ChecksumScheme;
 use super::superblock::{Backups, Geometry, Raw};
 use super::*;
 use crate::crc::crc32c_raw;
-use crate::fs::{Coverage, SCRATCH_BYTES, Walk};
-use crate::units::{BlockSize, to_u64, to_usize};
+use crate::fs::Coverage;
+use crate::fs::testing::walked;
+use crate::units::{to_u64, to_usize};
 
 const BLOCK: usize = 1024;
 const GROUPS: usize = 3;
@@ -159,13 +160,9 @@ impl Sample {
     }
 
     fn walk(&self) -> (Verdict, Vec<bool>) {
-        let identity = probe(&self.bytes).unwrap().unwrap();
-        let mut map =
-            UsedMap::new(identity.size_bytes, BlockSize::from_bytes(1024).unwrap()).unwrap();
-        let mut scratch = vec![0xee; SCRATCH_BYTES];
-        let mut memory = Walk::new(&self.bytes, &mut scratch);
-        let verdict = walk(&identity, Still::Unmounted, &mut memory, &mut map).unwrap();
-        let used = (0..BLOCKS).map(|block| map.is_used(to_u64(block * BLOCK)));
+        let (verdict, map) = walked(&self.bytes, Still::Unmounted).unwrap();
+        let blocks = 0..self.bytes.len() / BLOCK;
+        let used = blocks.map(|block| map.is_used(to_u64(block * BLOCK)));
         (verdict, used.collect())
     }
 
@@ -345,13 +342,8 @@ fn a_filesystem_smaller_than_its_device_keeps_its_map() {
     let mut sample = Sample::new(true);
     sample.seal();
     let (alone, used) = sample.walk();
-    let identity = probe(&sample.bytes).unwrap().unwrap();
     sample.bytes.resize(sample.bytes.len() + 9 * BLOCK, 0x55);
-    let block = BlockSize::from_bytes(1024).unwrap();
-    let mut map = UsedMap::new(to_u64(sample.bytes.len()), block).unwrap();
-    let mut scratch = vec![0xee; SCRATCH_BYTES];
-    let mut memory = Walk::new(&sample.bytes, &mut scratch);
-    let verdict = walk(&identity, Still::Unmounted, &mut memory, &mut map).unwrap();
+    let (verdict, map) = walked(&sample.bytes, Still::Unmounted).unwrap();
     assert_eq!(verdict.coverage, alone.coverage, "{:?}", verdict.doubt);
     assert_eq!(verdict.coverage, Coverage::Used);
     for (block, used) in used.iter().enumerate() {

@@ -1,22 +1,18 @@
 //! A new uuid: the primary superblock and every backup of it. Refused where other checksums depend on the uuid.
 
+use super::read_raw;
 use super::superblock::{Geometry, OFFSET_BYTES, Raw, feature as f};
 use crate::crc::crc32c_raw;
 use crate::device::ReadAt;
 use crate::error::Fault;
 use crate::fs::identity::Write;
 
-/// Where `s_uuid` and `s_checksum` stand.
-const UUID: usize = 0x68;
-const CHECKSUM: usize = 0x3fc;
 /// `stable_inodes`: encryption keys are derived from the uuid.
 const COMPAT_STABLE_INODES: u32 = 0x800;
 
 /// Whether the journal holds what the filesystem's blocks do not (EXT4_FEATURE_INCOMPAT_RECOVER).
 pub(crate) fn needs_recovery(device: &dyn ReadAt) -> Result<bool, Fault> {
-    let mut bytes = [0u8; 1024];
-    device.read_at(OFFSET_BYTES, &mut bytes)?;
-    let raw = Raw::recognise(&bytes).ok_or_else(|| Fault::corrupt("superblock"))?;
+    let (raw, _) = read_raw(device)?.ok_or_else(|| Fault::corrupt("superblock"))?;
     Ok(raw.has_incompat(f::INCOMPAT_RECOVER))
 }
 
@@ -26,9 +22,7 @@ pub(crate) fn change_uuid(
     uuid: &[u8; 16],
     write: &mut Write<'_>,
 ) -> Result<(), Fault> {
-    let mut bytes = [0u8; 1024];
-    device.read_at(OFFSET_BYTES, &mut bytes)?;
-    let raw = Raw::recognise(&bytes).ok_or_else(|| Fault::corrupt("superblock"))?;
+    let (raw, mut bytes) = read_raw(device)?.ok_or_else(|| Fault::corrupt("superblock"))?;
     let geometry = Geometry::new(&raw, &bytes)?;
     let sums = raw.has_ro_compat(f::RO_COMPAT_METADATA_CSUM);
     if sums && !raw.has_incompat(f::INCOMPAT_CSUM_SEED) {
@@ -67,11 +61,11 @@ pub(crate) fn change_uuid(
 }
 
 fn put(bytes: &mut [u8; 1024], uuid: &[u8; 16], sums: bool) {
-    for (place, byte) in bytes.iter_mut().skip(UUID).zip(uuid) {
+    for (place, byte) in bytes.iter_mut().skip(Raw::s_uuid).zip(uuid) {
         *place = *byte;
     }
     if sums {
-        let (covered, field) = bytes.split_at_mut(CHECKSUM);
+        let (covered, field) = bytes.split_at_mut(Raw::s_checksum);
         field.copy_from_slice(&crc32c_raw(u32::MAX, covered).to_le_bytes());
     }
 }

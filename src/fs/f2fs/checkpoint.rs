@@ -103,8 +103,8 @@ pub(super) fn newest_pack(
     Ok(newest)
 }
 
-/// Why the checkpoint's state forbids a map.
-pub(super) fn doubt(checkpoint: &Checkpoint, still: Still) -> Result<Option<Fault>, Fault> {
+/// Whether the checkpoint's state allows a map.
+pub(super) fn check_state(checkpoint: &Checkpoint, still: Still) -> Result<(), Fault> {
     let flags = checkpoint.ckpt_flags;
     if flags & (CP_DISABLED | CP_DISABLED_QUICK) != 0 {
         return Err(Fault::refused(
@@ -112,17 +112,15 @@ pub(super) fn doubt(checkpoint: &Checkpoint, still: Still) -> Result<Option<Faul
         ));
     }
     if flags & (CP_ERROR | CP_NEEDS_FSCK) != 0 {
-        return Ok(Some(Fault::corrupt(
-            "the filesystem says it needs fsck.f2fs",
-        )));
+        return Err(Fault::corrupt("the filesystem says it needs fsck.f2fs"));
     }
     if flags & CP_RESIZING != 0 {
-        return Ok(Some(Fault::unsupported("a resize was interrupted")));
+        return Err(Fault::unsupported("a resize was interrupted"));
     }
     if !matches!(still, Still::Frozen | Still::Glimpse) && flags & CP_UNMOUNT == 0 {
-        return Ok(Some(Fault::corrupt(
+        return Err(Fault::corrupt(
             "not cleanly unmounted: mount the filesystem once to recover it",
-        )));
+        ));
     }
-    Ok(None)
+    Ok(())
 }

@@ -18,13 +18,13 @@ mod superblock;
 #[cfg(test)]
 mod tests;
 
-use self::checkpoint::{doubt, newest_pack};
+use self::checkpoint::{check_state, newest_pack};
 use self::sit::mark;
 use self::superblock::FEATURES_KNOWN;
 use crate::device::ReadAt;
 use crate::error::Fault;
 use crate::features;
-use crate::fs::{Identity, Kind, Reader, Still, Verdict, Walk, uuid_text};
+use crate::fs::{Identity, Kind, Reader, Verdict, Walk, WalkTask, uuid_text};
 use crate::layout::le;
 use crate::map::UsedMap;
 use crate::units::Extent;
@@ -59,21 +59,15 @@ fn probe(device: &dyn ReadAt) -> Result<Option<Identity>, Fault> {
         .chunks_exact(68)
         .filter(|device| device.first() != Some(&0));
     Ok(Some(Identity {
-        kind: Kind::F2fs,
         size_bytes: layout.size_bytes(),
         block_bytes: layout.block.bytes(),
         max_sector_bytes: layout.block.bytes(),
         used_bytes: used.map(|blocks| layout.offset(blocks)),
         uuid: uuid_text(&disk.uuid),
         label: label(&disk.volume_name),
-        last_mounted: heapless::String::new(),
-        last_written_s: None,
-        // Both copies: either makes it look valid.
-        superblock: Extent {
-            offset: 0,
-            length_bytes: 2 * layout.block.bytes64(),
-        },
         devices: u32::try_from(named.count()).unwrap_or(0).max(1),
+        // Both copies: either makes it look valid.
+        ..Identity::new(Kind::F2fs, 0, 2 * layout.block.bytes64())
     }))
 }
 
@@ -93,42 +87,24 @@ fn label(name: &[u8; 1024]) -> heapless::String<256> {
     out
 }
 
-fn walk(
-    identity: &Identity,
-    still: Still,
-    walk: &mut Walk<'_>,
-    map: &mut UsedMap,
-) -> Result<Verdict, Fault> {
+fn walk(task: WalkTask<'_>, walk: &mut Walk<'_>, map: &mut UsedMap) -> Result<Verdict, Fault> {
     let device = walk.device();
-    if identity.devices > 1 {
+    if task.identity.devices > 1 {
         return Err(Fault::refused("an f2fs that spans several devices"));
     }
-    let Some((_, layout)) = superblock::read(device)? else {
-        return Ok(Verdict::whole(Fault::corrupt("superblock")));
-    };
+    let (_, layout) = superblock::read(device)?.ok_or_else(|| Fault::corrupt("superblock"))?;
     let unknown = layout.feature & !FEATURES_KNOWN;
     if unknown != 0 {
-        let fault = Fault::unsupported("unknown f2fs feature").in_unit("bits", unknown.into());
-        return Ok(Verdict::whole(fault));
+        return Err(Fault::unsupported("unknown f2fs feature").in_unit("bits", unknown.into()));
     }
     let size = layout.size_bytes();
     if size > device.size_bytes() || size > map.size_bytes() {
-        return Ok(Verdict::whole(Fault::corrupt("filesystem size")));
+        return Err(Fault::corrupt("filesystem size"));
     }
-    let Some(pack) = newest_pack(device, &layout, walk.scratch)? else {
-        return Ok(Verdict::whole(Fault::corrupt("both checkpoints")));
-    };
-    if let Some(doubt) = doubt(&pack.checkpoint, still)? {
-        return Ok(Verdict::whole(doubt));
-    }
-    match mark(device, &layout, &pack, (&mut *walk.scratch, &mut *map)) {
-        Ok(verdict) => Ok(verdict),
-        Err(fault) => {
-            let doubt = fault.doubted()?;
-            map.set_all_used();
-            Ok(Verdict::whole(doubt))
-        }
-    }
+    let pack = newest_pack(device, &layout, walk.scratch)?;
+    let pack = pack.ok_or_else(|| Fault::corrupt("both checkpoints"))?;
+    check_state(&pack.checkpoint, task.still)?;
+    mark(device, &layout, &pack, walk.scratch, map)
 }
 
 fn witness(identity: &Identity, walk: &mut Walk<'_>) -> Result<(), Fault> {
@@ -140,10 +116,7 @@ fn witness(identity: &Identity, walk: &mut Walk<'_>) -> Result<(), Fault> {
     for start in layout.packs() {
         // The whole pack's head: checkpoint block, and the blocks its version bitmaps may continue in.
         let head = u64::from(layout.payload) + 1;
-        walk.witness_extent(Extent {
-            offset: layout.offset(start),
-            length_bytes: layout.offset(head),
-        })?;
+        walk.witness_extent(Extent::at(layout.offset(start), layout.offset(head)))?;
     }
     Ok(())
 }

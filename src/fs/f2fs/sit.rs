@@ -61,7 +61,8 @@ pub(super) fn mark(
     device: &dyn ReadAt,
     layout: &Layout,
     pack: &Pack,
-    (scratch, map): (&mut [u8], &mut UsedMap),
+    scratch: &mut [u8],
+    map: &mut UsedMap,
 ) -> Result<Verdict, Fault> {
     let memory = || Fault::refused("scratch memory");
     let (block, rest) = scratch
@@ -126,10 +127,7 @@ pub(super) fn mark_segment(
         let byte = bits.get(to_usize(u64::from(index / 8)));
         if byte.is_none_or(|byte| byte << (index % 8) & 0x80 != 0) {
             let end = segment.offset + u64::from(index) * length;
-            map.set_free(Extent {
-                offset: run,
-                length_bytes: end - run,
-            });
+            map.set_free(Extent::between(run, end));
             run = end + length;
         }
     }

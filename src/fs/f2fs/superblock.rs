@@ -155,10 +155,10 @@ impl Layout {
     /// A segment of the main area.
     pub(super) fn segment(&self, number: u32) -> Extent {
         let first = u64::from(self.main) + (u64::from(number) << SEGMENT_LOG2);
-        Extent {
-            offset: self.offset(first),
-            length_bytes: u64::from(SEGMENT_BLOCKS) << self.block.log2(),
-        }
+        Extent::at(
+            self.offset(first),
+            u64::from(SEGMENT_BLOCKS) << self.block.log2(),
+        )
     }
 
     /// Where the two packs begin.

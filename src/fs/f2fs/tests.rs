@@ -7,8 +7,9 @@ use super::*;
 use crate::fs::f2fs::checkpoint::parse_checkpoint;
 use crate::fs::f2fs::sit::{SIT_ENTRY_BYTES, mark_segment};
 use crate::fs::f2fs::superblock::{Layout, MAGIC, checksum};
-use crate::fs::{Coverage, SCRATCH_BYTES};
-use crate::units::{BlockSize, to_usize};
+use crate::fs::testing::{self, walked};
+use crate::fs::{Coverage, Still};
+use crate::units::BlockSize;
 
 const FIXTURE: &[u8] = include_bytes!("../../../tests/data/f2fs/small.deflate");
 const BLOCK: usize = 4096;
@@ -18,28 +19,7 @@ const PACK: usize = 512 * BLOCK;
 const USED: u64 = (4096 + 6 * 512 + 2) * 4096;
 
 fn image() -> Vec<u8> {
-    let records = miniz_oxide::inflate::decompress_to_vec(FIXTURE).unwrap();
-    let mut image = vec![0; 64 << 20];
-    for record in records.chunks_exact(8 + BLOCK) {
-        let (offset, bytes) = record.split_first_chunk::<8>().unwrap();
-        let offset = to_usize(u64::from_le_bytes(*offset));
-        image[offset..offset + BLOCK].copy_from_slice(bytes);
-    }
-    image
-}
-
-fn walked(image: &dyn ReadAt, still: Still) -> Result<(Verdict, UsedMap), Fault> {
-    let identity = probe(image)?.unwrap();
-    let block = BlockSize::from_bytes(identity.block_bytes.into()).unwrap();
-    let mut map = UsedMap::new(identity.size_bytes, block).unwrap();
-    let mut scratch = vec![0xee; SCRATCH_BYTES];
-    let verdict = walk(
-        &identity,
-        still,
-        &mut Walk::new(image, &mut scratch),
-        &mut map,
-    )?;
-    Ok((verdict, map))
+    testing::image(FIXTURE, 64 << 20)
 }
 
 /// Writes a number into both superblocks, and their checksums.

@@ -29,6 +29,7 @@ crate::layout! {
         0x34 agf_freeblks: u32,
         0x38 agf_longest: u32,
         0x40 agf_uuid: [u8; 16],
+        0xd8 agf_crc: u32,
     }
 }
 
@@ -42,6 +43,7 @@ crate::layout! {
         0x14 agi_root: u32,
         0x18 agi_level: u32,
         0x128 agi_uuid: [u8; 16],
+        0x138 agi_crc: u32,
     }
 }
 
@@ -51,15 +53,13 @@ crate::layout! {
         0x00 agfl_magicnum: u32,
         0x04 agfl_seqno: u32,
         0x08 agfl_uuid: [u8; 16],
+        0x20 agfl_crc: u32,
     }
 }
 
 const AGF_MAGIC: u32 = 0x5841_4746;
 const AGI_MAGIC: u32 = 0x5841_4749;
 const AGFL_MAGIC: u32 = 0x5841_464c;
-const AGF_CRC: usize = 0xd8;
-const AGI_CRC: usize = 0x138;
-const AGFL_CRC: usize = 0x20;
 
 /// Sectors of the headers, counted from the start of the group.
 const AGF_SECTOR: u32 = 1;
@@ -109,10 +109,7 @@ impl Group<'_> {
     /// The whole group in bytes.
     pub(super) fn extent(&self) -> Extent {
         let length = u64::from(self.geometry.ag_length(self.ag)) << self.geometry.block.log2();
-        Extent {
-            offset: self.geometry.offset(self.ag, 0),
-            length_bytes: length,
-        }
+        Extent::at(self.geometry.offset(self.ag, 0), length)
     }
 
     fn length(&self) -> u32 {
@@ -121,10 +118,10 @@ impl Group<'_> {
 
     /// The four sectors of the headers, superblock copy included.
     pub(super) fn header_extent(&self) -> Extent {
-        Extent {
-            offset: self.geometry.offset(self.ag, 0),
-            length_bytes: 4 * u64::from(self.geometry.sector_bytes),
-        }
+        Extent::at(
+            self.geometry.offset(self.ag, 0),
+            4 * u64::from(self.geometry.sector_bytes),
+        )
     }
 
     /// Reads header sector `number` into `buffer`.
@@ -151,7 +148,7 @@ impl Group<'_> {
                     && agf.agf_versionnum == 1
                     && agf.agf_seqno == self.ag
                     && agf.agf_length == self.length()
-                    && self.intact(sector, &agf.agf_uuid, AGF_CRC)
+                    && self.intact(sector, &agf.agf_uuid, Agf::agf_crc)
             })
             .ok_or_else(|| Fault::corrupt("AGF"))
     }
@@ -165,7 +162,7 @@ impl Group<'_> {
                     && agi.agi_versionnum == 1
                     && agi.agi_seqno == self.ag
                     && agi.agi_length == self.length()
-                    && self.intact(sector, &agi.agi_uuid, AGI_CRC)
+                    && self.intact(sector, &agi.agi_uuid, Agi::agi_crc)
             })
             .ok_or_else(|| Fault::corrupt("AGI"))
     }
@@ -182,14 +179,15 @@ impl Group<'_> {
             return Err(Fault::corrupt("free-space trees and AGF disagree"));
         }
         // A second look at the first tree, now that the map is complete: its blocks must not be in it.
-        self.tree((FREE_BY_BLOCK, &agf), stack, &mut |block| {
+        self.tree(FREE_BY_BLOCK, &agf, stack, &mut |block| {
             self.expect_used(block.offset, map)
         })
     }
 
     fn tree(
         &self,
-        (shape, agf): (Shape, &Agf),
+        shape: Shape,
+        agf: &Agf,
         stack: &mut [u8],
         visit: &mut super::btree::Visit<'_>,
     ) -> Result<(), Fault> {
@@ -223,7 +221,7 @@ impl Group<'_> {
         let fault = || Fault::corrupt("free extent");
         let mut totals = TreeTotals::default();
         let mut end = self.geometry.header_blocks();
-        self.tree((FREE_BY_BLOCK, agf), stack, &mut |block| {
+        self.tree(FREE_BY_BLOCK, agf, stack, &mut |block| {
             for (start, count) in free_records(block) {
                 let extent = self
                     .geometry
@@ -249,7 +247,7 @@ impl Group<'_> {
     ) -> Result<TreeTotals, Fault> {
         let mut totals = TreeTotals::default();
         let mut previous = (0, 0);
-        self.tree((FREE_BY_SIZE, agf), stack, &mut |block| {
+        self.tree(FREE_BY_SIZE, agf, stack, &mut |block| {
             self.expect_used(block.offset, map)?;
             for (start, count) in free_records(block) {
                 if (count, start) <= previous {
@@ -273,7 +271,7 @@ impl Group<'_> {
                 .filter(|agfl| {
                     agfl.agfl_magicnum == AGFL_MAGIC
                         && agfl.agfl_seqno == self.ag
-                        && self.intact(sector, &agfl.agfl_uuid, AGFL_CRC)
+                        && self.intact(sector, &agfl.agfl_uuid, Agfl::agfl_crc)
                 })
                 .ok_or_else(fault)?;
             Agfl::SIZE

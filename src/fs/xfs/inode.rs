@@ -30,6 +30,7 @@ crate::layout! {
 crate::layout! {
     /// What version 3 inodes add.
     be struct Dinode3: 176 {
+        0x64 di_crc: u32,
         0x78 di_flags2: u64,
         0x98 di_ino: u64,
         0xa0 di_uuid: [u8; 16],
@@ -37,7 +38,6 @@ crate::layout! {
 }
 
 const INODE_MAGIC: u16 = 0x494e;
-const INODE_CRC: usize = 0x64;
 const MODE_TYPE: u16 = 0xf000;
 const MODE_REGULAR: u16 = 0x8000;
 const FLAG_REALTIME: u16 = 1;
@@ -239,7 +239,7 @@ fn parse_fork<'i>(geometry: &Geometry, number: u64, inode: &'i [u8]) -> Option<F
         let intact = core.di_version == 3
             && more.di_ino == number
             && more.di_uuid == geometry.uuid
-            && checksum_holds(inode, INODE_CRC);
+            && checksum_holds(inode, Dinode3::di_crc);
         if !intact {
             return None;
         }

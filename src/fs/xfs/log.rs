@@ -11,29 +11,30 @@ use crate::units::{Extent, to_u64, to_usize};
 
 crate::layout! {
     /// `struct xlog_rec_header`, without its magic and the table of cycle words.
-    be struct RecordHeader: 324 {
+    be pub(super) struct RecordHeader: 324 {
         0x004 h_cycle: u32,
         0x008 h_version: u32,
         0x00c h_len: u32,
+        0x020 h_crc: u32,
         0x028 h_num_logops: u32,
         0x130 h_fs_uuid: [u8; 16],
         0x140 h_size: u32,
     }
 }
 
-const RECORD_MAGIC: u32 = 0xfeed_babe;
-const VERSION_2: u32 = 2;
+pub(super) const RECORD_MAGIC: u32 = 0xfeed_babe;
+pub(super) const VERSION_2: u32 = 2;
 /// Bytes of a record that one header block covers (`XLOG_HEADER_CYCLE_SIZE`).
-const HEADER_COVERS_BYTES: u32 = 32 * 1024;
+pub(super) const HEADER_COVERS_BYTES: u32 = 32 * 1024;
 /// Largest record (`XLOG_MAX_RECORD_BSIZE`).
-const RECORD_BYTES_MAX: u32 = 256 * 1024;
+pub(super) const RECORD_BYTES_MAX: u32 = 256 * 1024;
 /// `XLOG_UNMOUNT_TRANS`, a flag of an operation header (struct xlog_op_header, byte 9).
 const UNMOUNT_FLAG: u8 = 0x20;
 /// `XLOG_UNMOUNT_TYPE`, the payload of an unmount record.
 const UNMOUNT_MAGIC: u16 = 0x556e;
 
 /// The log counts in these ("basic blocks"), whatever the sector size.
-const BASIC_BYTES: u64 = 512;
+pub(super) const BASIC_BYTES: u64 = 512;
 /// Records that may be in flight at once cover no more than this (`XLOG_TOTAL_REC_SHIFT`: 8 of 256 KiB).
 const IN_FLIGHT_BLOCKS: u64 = 8 * 256 * 1024 / BASIC_BYTES;
 /// The last record with its headers begins at most this many basic blocks before the head.
@@ -78,10 +79,7 @@ impl<'a> Log<'a> {
     }
 
     fn extent(&self, block: u64, count: u64) -> Extent {
-        Extent {
-            offset: self.place.offset + block * BASIC_BYTES,
-            length_bytes: count * BASIC_BYTES,
-        }
+        Extent::at(self.place.offset + block * BASIC_BYTES, count * BASIC_BYTES)
     }
 
     fn cycle(&self, block: u64) -> Result<u32, Fault> {
@@ -268,10 +266,7 @@ mod tests {
     fn prove(bytes: &Vec<u8>) -> Result<(), Fault> {
         let log = Log {
             device: bytes,
-            place: Extent {
-                offset: 0,
-                length_bytes: to_u64(bytes.len()),
-            },
+            place: Extent::at(0, to_u64(bytes.len())),
             uuid: UUID,
         };
         log.prove_clean(&mut vec![0; super::super::STACK_BYTES * 2])

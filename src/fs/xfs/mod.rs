@@ -28,9 +28,9 @@ use crate::device::ReadAt;
 use crate::error::Fault;
 use crate::features;
 use crate::fs::earlier::EarlierFindings;
-use crate::fs::{Identity, Kind, Reader, Still, Verdict, Walk, text, uuid_text};
+use crate::fs::{Identity, Kind, Reader, Still, Verdict, Walk, WalkTask, text, uuid_text};
 use crate::map::UsedMap;
-use crate::units::{Extent, to_usize};
+use crate::units::to_usize;
 
 /// The reader's row in the table.
 pub(super) const READER: Reader = Reader {
@@ -54,36 +54,24 @@ fn probe(device: &dyn ReadAt) -> Result<Option<Identity>, Fault> {
     let (disk, geometry) = (&superblock.disk, &superblock.geometry);
     let used = geometry.blocks.checked_sub(disk.sb_fdblocks);
     Ok(Some(Identity {
-        kind: Kind::Xfs,
         size_bytes: geometry.size_bytes(),
         block_bytes: geometry.block.bytes(),
         max_sector_bytes: geometry.sector_bytes,
         used_bytes: used.map(|blocks| blocks << geometry.block.log2()),
         uuid: uuid_text(&disk.sb_uuid),
         label: text(&disk.sb_fname),
-        last_mounted: heapless::String::new(),
-        last_written_s: None,
-        superblock: Extent {
-            offset: 0,
-            length_bytes: geometry.sector_bytes.into(),
-        },
-        devices: 1,
+        ..Identity::new(Kind::Xfs, 0, geometry.sector_bytes.into())
     }))
 }
 
-fn walk(
-    _: &Identity,
-    still: Still,
-    walk: &mut Walk<'_>,
-    map: &mut UsedMap,
-) -> Result<Verdict, Fault> {
+fn walk(task: WalkTask<'_>, walk: &mut Walk<'_>, map: &mut UsedMap) -> Result<Verdict, Fault> {
     let known = walk.known();
     let mut is_new = false;
-    let verdict = walk_knowing(still, walk, map, (known, &mut is_new))?;
+    let verdict = walk_knowing(task.still, walk, map, known, &mut is_new)?;
     if is_new && matches!(known, EarlierFindings::Knows(..)) {
         // Some file that is left out may claim it.
         map.set_all_used();
-        return walk_knowing(still, walk, map, (EarlierFindings::Nothing, &mut is_new));
+        return walk_knowing(task.still, walk, map, EarlierFindings::Nothing, &mut is_new);
     }
     Ok(verdict)
 }
@@ -92,25 +80,22 @@ fn walk_knowing(
     still: Still,
     walk: &mut Walk<'_>,
     map: &mut UsedMap,
-    (known, is_new): (EarlierFindings<'_>, &mut bool),
+    known: EarlierFindings<'_>,
+    is_new: &mut bool,
 ) -> Result<Verdict, Fault> {
     let device = walk.device();
-    let Some(superblock) = superblock::read(device)? else {
-        return Ok(Verdict::whole(Fault::corrupt("superblock")));
-    };
+    let superblock = superblock::read(device)?.ok_or_else(|| Fault::corrupt("superblock"))?;
     refuse_other_devices(&superblock)?;
     let geometry = superblock.geometry;
     if let Some(doubt) = superblock.doubt {
-        return Ok(Verdict::whole(doubt));
+        return Err(doubt);
     }
     let size = geometry.size_bytes();
     if size > device.size_bytes() || size > map.size_bytes() {
-        return Ok(Verdict::whole(Fault::corrupt("filesystem size")));
+        return Err(Fault::corrupt("filesystem size"));
     }
-    if !matches!(still, Still::Frozen | Still::Glimpse)
-        && let Err(fault) = Log::new(device, &geometry).prove_clean(walk.scratch)
-    {
-        return fault.doubted().map(Verdict::whole);
+    if !matches!(still, Still::Frozen | Still::Glimpse) {
+        Log::new(device, &geometry).prove_clean(walk.scratch)?;
     }
     let mut verdict = Verdict::USED;
     let mut findings = Findings {

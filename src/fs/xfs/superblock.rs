@@ -6,6 +6,7 @@
 use crate::crc::crc32c_raw;
 use crate::device::ReadAt;
 use crate::error::Fault;
+use crate::fs;
 use crate::units::{BlockSize, Extent, to_usize};
 
 crate::layout! {
@@ -38,14 +39,13 @@ crate::layout! {
         0x0d4 sb_features_ro_compat: u32,
         0x0d8 sb_features_incompat: u32,
         0x0dc sb_features_log_incompat: u32,
+        0x0e0 sb_crc: u32,
         0x0f8 sb_meta_uuid: [u8; 16],
     }
 }
 
 /// "XFSB".
 pub(super) const MAGIC: u32 = 0x5846_5342;
-/// Where `sb_crc` stands.
-pub(super) const CRC_OFFSET: usize = 0xe0;
 
 const VERSION_MASK: u16 = 0x000f;
 const VERSION_SHARED: u16 = 0x0200;
@@ -59,7 +59,7 @@ const RO_COMPAT_KNOWN: u32 = 0xf;
 /// FTYPE, SPINODES, META_UUID, BIGTIME, NREXT64, EXCHRANGE, PARENT. NEEDSREPAIR is known and not trusted.
 const INCOMPAT_KNOWN: u32 = 0x01 | 0x02 | 0x04 | 0x08 | 0x20 | 0x40 | 0x80;
 const INCOMPAT_SPINODES: u32 = 0x02;
-const INCOMPAT_META_UUID: u32 = 0x04;
+pub(super) const INCOMPAT_META_UUID: u32 = 0x04;
 const INCOMPAT_NEEDSREPAIR: u32 = 0x10;
 /// Logged extended attributes and mapping exchanges: the log goes out as it is.
 const LOG_INCOMPAT_KNOWN: u32 = 0x3;
@@ -126,15 +126,8 @@ pub(super) fn checksum_holds(bytes: &[u8], crc_offset: usize) -> bool {
 
 /// Reads the superblock; `None` when there is none, or its shape is impossible.
 pub(super) fn read(device: &dyn ReadAt) -> Result<Option<Superblock>, Fault> {
-    let mut first = [0; 512];
-    if device.size_bytes() < 512 {
-        return Ok(None);
-    }
-    device.read_at(0, &mut first)?;
-    let Some(disk) = DiskSuperblock::parse(&first).filter(|disk| disk.sb_magicnum == MAGIC) else {
-        return Ok(None);
-    };
-    let Some(geometry) = geometry(&disk) else {
+    let disk = fs::read::<DiskSuperblock>(device, 0)?.filter(|disk| disk.sb_magicnum == MAGIC);
+    let Some((disk, geometry)) = disk.and_then(|disk| Some((disk, geometry(&disk)?))) else {
         return Ok(None);
     };
     let mut doubt = doubt(&disk, &geometry);
@@ -144,7 +137,7 @@ pub(super) fn read(device: &dyn ReadAt) -> Result<Option<Superblock>, Fault> {
         let intact = match sector.get_mut(..to_usize(length)) {
             Some(sector) if device.size_bytes() >= length => {
                 device.read_at(0, sector)?;
-                checksum_holds(sector, CRC_OFFSET)
+                checksum_holds(sector, DiskSuperblock::sb_crc)
             }
             _ => false,
         };

@@ -7,40 +7,16 @@
 
 use super::*;
 use crate::crc::crc32c;
-use crate::fs::{Coverage, SCRATCH_BYTES};
-use crate::units::{BlockSize, to_u64, to_usize};
+use crate::fs::Coverage;
+use crate::fs::testing::{image, walked};
+use crate::units::{to_u64, to_usize};
 
 const V5: &[u8] = include_bytes!("../../../tests/data/xfs/v5.deflate");
 const V4: &[u8] = include_bytes!("../../../tests/data/xfs/v4.deflate");
 const GROUP: usize = 16_384 * 1024;
 
-fn image(fixture: &[u8], size: usize) -> Vec<u8> {
-    let records = miniz_oxide::inflate::decompress_to_vec(fixture).unwrap();
-    let mut image = vec![0; size];
-    for record in records.chunks_exact(8 + 4096) {
-        let (offset, bytes) = record.split_first_chunk::<8>().unwrap();
-        let offset = to_usize(u64::from_le_bytes(*offset));
-        image[offset..offset + 4096].copy_from_slice(bytes);
-    }
-    image
-}
-
 fn v5() -> Vec<u8> {
     image(V5, 48 << 20)
-}
-
-fn walked(image: &dyn ReadAt, still: Still) -> Result<(Verdict, UsedMap), Fault> {
-    let identity = probe(image)?.unwrap();
-    let block = BlockSize::from_bytes(identity.block_bytes.into()).unwrap();
-    let mut map = UsedMap::new(identity.size_bytes, block).unwrap();
-    let mut scratch = vec![0xee; SCRATCH_BYTES];
-    let verdict = walk(
-        &identity,
-        still,
-        &mut Walk::new(image, &mut scratch),
-        &mut map,
-    )?;
-    Ok((verdict, map))
 }
 
 /// Writes a big-endian number at `at` in the structure at `start`, and its checksum, which lies at `crc`.

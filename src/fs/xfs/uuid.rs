@@ -1,7 +1,12 @@
 //! A new uuid through the meta_uuid feature: the superblock of every allocation group says the new one, and keeps the old one for
 //! the metadata, which goes on bearing it. The log's records name the filesystem, too: their headers and checksums are made anew.
 
-use super::superblock::{CRC_OFFSET, SECTOR_BYTES_MAX, Superblock, checksum_holds, read};
+use super::log::{
+    BASIC_BYTES, HEADER_COVERS_BYTES, Log, RECORD_BYTES_MAX, RECORD_MAGIC, RecordHeader, VERSION_2,
+};
+use super::superblock::{
+    DiskSuperblock as Disk, INCOMPAT_META_UUID, SECTOR_BYTES_MAX, Superblock, checksum_holds, read,
+};
 use crate::crc::crc32c_raw;
 use crate::device::ReadAt;
 use crate::error::Fault;
@@ -9,30 +14,10 @@ use crate::fs::identity::Write;
 use crate::layout::be;
 use crate::units::{Extent, to_usize};
 
-/// Where the fields stand.
-const UUID: usize = 0x20;
-const INCOMPAT: usize = 0xd8;
-const META_UUID: usize = 0xf8;
-/// `XFS_SB_FEAT_INCOMPAT_META_UUID`.
-const INCOMPAT_META_UUID: u32 = 0x04;
-
-/// The log counts in these.
-const BASIC: u64 = 512;
-const RECORD_MAGIC: u32 = 0xfeed_babe;
-/// Fields of `struct xlog_rec_header`: version, length of the data, checksum, uuid, size of the in-core buffer.
-const RECORD_VERSION: usize = 0x08;
-const RECORD_LENGTH: usize = 0x0c;
-const RECORD_CRC: usize = 0x20;
-const RECORD_UUID: usize = 0x130;
-const RECORD_SIZE: usize = 0x140;
 /// The header that the checksum covers: 328 bytes, 324 where 64-bit numbers are aligned to four bytes.
 const RECORD_HEADERS: [usize; 2] = [328, 324];
 /// `struct xlog_rec_ext_header`.
 const EXTENDED_BYTES: usize = 260;
-/// Data that one header block covers.
-const COVERS: u32 = 32 * 1024;
-/// Largest record.
-const RECORD_MAX: u32 = 256 * 1024;
 /// Read at a time.
 const PIECE_BLOCKS: u64 = 64;
 
@@ -61,7 +46,7 @@ pub(crate) fn change_uuid(
     // A log and a superblock of two names cannot be mounted: all of it must be fit to be changed before any of it is.
     superblocks(device, &found, uuid, &mut |_, _| Ok(()))?;
     let mut buffer = vec![0; crate::fs::SCRATCH_BYTES];
-    super::log::Log::new(device, &geometry).prove_clean(&mut buffer)?;
+    Log::new(device, &geometry).prove_clean(&mut buffer)?;
     let log = LogRewrite {
         device,
         place: geometry.log,
@@ -90,23 +75,23 @@ fn superblocks(
             .get_mut(..length)
             .ok_or_else(|| Fault::corrupt("sector size"))?;
         device.read_at(offset, bytes)?;
-        let same = bytes.get(UUID..UUID + 16) == Some(&found.disk.sb_uuid);
-        if !same || !checksum_holds(bytes, CRC_OFFSET) {
+        let same = bytes.get(Disk::sb_uuid..Disk::sb_uuid + 16) == Some(&found.disk.sb_uuid);
+        if !same || !checksum_holds(bytes, Disk::sb_crc) {
             return Err(Fault::corrupt("superblock of an allocation group").at(offset, 512));
         }
-        let features = be::<u32>(bytes, INCOMPAT).unwrap_or(0);
+        let features = be::<u32>(bytes, Disk::sb_features_incompat).unwrap_or(0);
         if features & INCOMPAT_META_UUID == 0 {
-            put(bytes, META_UUID, &found.disk.sb_uuid);
+            put(bytes, Disk::sb_meta_uuid, &found.disk.sb_uuid);
             put(
                 bytes,
-                INCOMPAT,
+                Disk::sb_features_incompat,
                 &(features | INCOMPAT_META_UUID).to_be_bytes(),
             );
         }
-        put(bytes, UUID, uuid);
-        put(bytes, CRC_OFFSET, &[0; 4]);
+        put(bytes, Disk::sb_uuid, uuid);
+        put(bytes, Disk::sb_crc, &[0; 4]);
         let crc = !crc32c_raw(u32::MAX, bytes);
-        put(bytes, CRC_OFFSET, &crc.to_le_bytes());
+        put(bytes, Disk::sb_crc, &crc.to_le_bytes());
         write(offset, bytes)?;
     }
     Ok(())
@@ -128,7 +113,7 @@ struct LogRewrite<'a> {
 
 impl LogRewrite<'_> {
     fn blocks(&self) -> u64 {
-        self.place.length_bytes / BASIC
+        self.place.length_bytes / BASIC_BYTES
     }
 
     /// Goes through every basic block: records of earlier rounds stand in it as well, and recovery may look at any of them.
@@ -138,12 +123,13 @@ impl LogRewrite<'_> {
         while block < self.blocks() {
             let count = (self.blocks() - block).min(PIECE_BLOCKS);
             let bytes = piece
-                .get_mut(..to_usize(count * BASIC))
+                .get_mut(..to_usize(count * BASIC_BYTES))
                 .ok_or_else(|| Fault::refused("scratch memory"))?;
             self.device.read_at(self.offset(block), bytes)?;
-            for (number, header) in (block..).zip(bytes.chunks_exact(to_usize(BASIC))) {
+            for (number, header) in (block..).zip(bytes.chunks_exact(to_usize(BASIC_BYTES))) {
                 let ours = be::<u32>(header, 0) == Some(RECORD_MAGIC)
-                    && header.get(RECORD_UUID..RECORD_UUID + 16) == Some(&self.old);
+                    && header.get(RecordHeader::h_fs_uuid..RecordHeader::h_fs_uuid + 16)
+                        == Some(&self.old);
                 if let Some(header) = header.first_chunk::<512>().filter(|_| ours) {
                     self.change_record(number, *header, write)?;
                 }
@@ -156,7 +142,7 @@ impl LogRewrite<'_> {
     /// Offset of a basic block, counted on beyond the end: the log is a ring.
     fn offset(&self, block: u64) -> u64 {
         let blocks = self.blocks().max(1);
-        self.place.offset + block % blocks * BASIC
+        self.place.offset + block % blocks * BASIC_BYTES
     }
 
     fn change_record(
@@ -165,8 +151,8 @@ impl LogRewrite<'_> {
         mut header: [u8; 512],
         write: &mut Write<'_>,
     ) -> Result<(), Fault> {
-        let stored = crate::layout::le::<u32>(&header, RECORD_CRC).unwrap_or(0);
-        put(&mut header, RECORD_CRC, &[0; 4]);
+        let stored = crate::layout::le::<u32>(&header, RecordHeader::h_crc).unwrap_or(0);
+        put(&mut header, RecordHeader::h_crc, &[0; 4]);
         let mut covered = None;
         if stored != 0 {
             for length in RECORD_HEADERS {
@@ -180,10 +166,10 @@ impl LogRewrite<'_> {
                 return Ok(());
             }
         }
-        put(&mut header, RECORD_UUID, &self.new);
+        put(&mut header, RecordHeader::h_fs_uuid, &self.new);
         if let Some(length) = covered {
             let crc = self.checksum(block, &header, length)?.unwrap_or(0);
-            put(&mut header, RECORD_CRC, &crc.to_le_bytes());
+            put(&mut header, RecordHeader::h_crc, &crc.to_le_bytes());
         }
         write(self.offset(block), &header)
     }
@@ -196,17 +182,17 @@ impl LogRewrite<'_> {
         covered: usize,
     ) -> Result<Option<u32>, Fault> {
         let word = |at| be::<u32>(header, at).unwrap_or(0);
-        let (length, size) = (word(RECORD_LENGTH), word(RECORD_SIZE));
-        if length > RECORD_MAX || size > RECORD_MAX {
+        let (length, size) = (word(RecordHeader::h_len), word(RecordHeader::h_size));
+        if length > RECORD_BYTES_MAX || size > RECORD_BYTES_MAX {
             return Ok(None);
         }
-        let is_long = word(RECORD_VERSION) & 2 != 0;
-        let header_blocks = match is_long && size > COVERS {
-            true => u64::from(size.div_ceil(COVERS)),
+        let is_long = word(RecordHeader::h_version) & VERSION_2 != 0;
+        let header_blocks = match is_long && size > HEADER_COVERS_BYTES {
+            true => u64::from(size.div_ceil(HEADER_COVERS_BYTES)),
             false => 1,
         };
         let extended = match is_long {
-            true => u64::from(length.div_ceil(COVERS)),
+            true => u64::from(length.div_ceil(HEADER_COVERS_BYTES)),
             false => 1,
         };
         let mut crc = crc32c_raw(u32::MAX, header.get(..covered).unwrap_or_default());

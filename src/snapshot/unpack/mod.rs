@@ -29,8 +29,7 @@ use crate::put::phase::Phase;
 use crate::put::room::{self, Need};
 use crate::put::supervise::{SignalWatch, supervise};
 use crate::put::target::{self, Chosen};
-use crate::report::JsonObject;
-use crate::report::{self, Bytes, Elapsed};
+use crate::report::{self, Bytes, Elapsed, JsonObject};
 use crate::snapshot::machine::Machine;
 use crate::snapshot::{Snapshot, image_path};
 use crate::stream::copy::CopyProgress;
@@ -120,7 +119,7 @@ pub(crate) fn run(
         made.keep();
     }
     let (done, notes) = done.map_err(|error| states.explain(error, options.common.quiet))?;
-    finish(options, &subject, (&done, &notes), start)?;
+    finish(options, &subject, &done, &notes, start)?;
     Ok(done)
 }
 
@@ -260,7 +259,8 @@ fn choose(
 fn finish(
     options: &Options,
     subject: &str,
-    (done, notes): (&[Restored], &[String]),
+    done: &[Restored],
+    notes: &[String],
     start: Instant,
 ) -> Result<()> {
     let took = start.elapsed();

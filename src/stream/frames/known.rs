@@ -24,12 +24,11 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::SeekFrom;
 
-use super::packed::{FoundChunk, Packed, Pieces};
+use super::packed::{FoundChunk, Packed, Pieces, unpack};
 use super::receive::{HeldChunk, UNIT_BYTES, no_room};
 use super::{ChunkLayout, MAX_PACKED, number};
 use crate::crc;
 use crate::error::Fault;
-use crate::stream::deflate::FINAL_BLOCK;
 use crate::stream::image::{ImageReader, ImageRun};
 use crate::stream::inflate::Inflate;
 use crate::stream::input::at_most;
@@ -97,9 +96,8 @@ const BLOCK_BYTES: usize = 4096;
 impl Index {
     /// The one of this number of those that lie in the file.
     pub(super) fn new(file: &File, number: u64, chunks: u64) -> Result<Self, Fault> {
-        let file = file.try_clone();
         Ok(Self {
-            file: file.map_err(|error| Fault::short("dup").with_errno(error.raw_os_error()))?,
+            file: again(file)?,
             base: Self::length(chunks).saturating_mul(number),
             block: [0; BLOCK_BYTES],
             at: u64::MAX,
@@ -366,6 +364,12 @@ impl ImageChunks {
     }
 }
 
+/// The same file once more.
+pub(super) fn again(file: &File) -> Result<File, Fault> {
+    let again = file.try_clone();
+    again.map_err(|error| Fault::short("dup").with_errno(error.raw_os_error()))
+}
+
 pub(super) fn pages(length: usize) -> Result<Pages, Fault> {
     Pages::new(length).map_err(|errno| Fault::io("allocate", errno))
 }
@@ -392,7 +396,7 @@ impl Old {
             remains,
             first: FIRST,
             inflate: Inflate::new()?,
-            packed: pages(MAX_PACKED + FINAL_BLOCK.len())?,
+            packed: pages(MAX_PACKED)?,
             earlier,
             reader: None,
             image: usize::MAX,
@@ -410,16 +414,14 @@ impl Old {
         let entry = remains.entry(number);
         let length = to_usize(u64::from(entry.packed));
         let (Some(packed), Some(chunk)) = (
-            self.packed.get_mut(..length + FINAL_BLOCK.len()),
+            self.packed.get_mut(..length),
             self.chunk.get_mut(..raw_bytes),
         ) else {
             return false;
         };
-        let (body, end) = packed.split_at_mut(length);
-        end.copy_from_slice(&FINAL_BLOCK);
         length > 0
-            && remains.file.read_exact_at(body, entry.offset()).is_ok()
-            && inflate(&mut self.inflate, packed, chunk).is_some()
+            && remains.file.read_exact_at(packed, entry.offset()).is_ok()
+            && unpack(&mut self.inflate, packed, chunk) == Some(raw_bytes)
             && crc::crc32(0, chunk) == entry.crc32
     }
 
@@ -613,25 +615,6 @@ impl Old {
         }
         Some(())
     }
-}
-
-/// All of a chunk.
-fn inflate(inflate: &mut Inflate, packed: &[u8], chunk: &mut [u8]) -> Option<()> {
-    inflate.reset();
-    let (mut taken, mut given) = (0, 0);
-    while given < chunk.len() {
-        let rest = packed.get(taken..).filter(|rest| !rest.is_empty())?;
-        let step = inflate.step(rest).ok()?;
-        taken += step.consumed;
-        let end = given + step.output.len();
-        chunk.get_mut(given..end)?.copy_from_slice(step.output);
-        given = end + to_usize(step.zeros);
-        chunk.get_mut(end..given)?.fill(0);
-        if step.ended {
-            break;
-        }
-    }
-    (given == chunk.len()).then_some(())
 }
 
 /// The thread that says what is here.

@@ -18,8 +18,7 @@ use crate::crc::{self, Shift};
 use crate::error::Fault;
 use crate::stream::gunzip::Gunzip;
 use crate::stream::input::{Input, at_most, is_zero};
-use crate::sys::memory::Pages;
-use crate::sys::memory::ZEROS;
+use crate::sys::memory::{Pages, ZEROS};
 use crate::units::{to_u64, to_usize};
 
 /// Unit of zero runs in bytes: data and zero runs begin at multiples of it.

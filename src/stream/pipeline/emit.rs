@@ -1,7 +1,8 @@
 //! The emitter: records in order, into the output stream; its end only after [`super::Pipeline::permit`].
 
+use std::sync::atomic::Ordering;
+
 use super::{Emit, Encoded, Problem, Shared, StreamRecord};
-use crate::sys::spool::{Cells, Chain};
 
 impl Shared {
     pub(super) fn emitter(&self, emit: &mut dyn Emit) {
@@ -28,30 +29,23 @@ impl Shared {
                     raw_bytes,
                     crc32,
                     is_known,
+                    early,
                 } => {
-                    let held = Some((&self.cells, &chain));
-                    let mut chunk = encoded(held, raw_bytes, crc32, None);
-                    chunk.is_known = is_known;
-                    emit.data(&chunk)?;
-                    self.cells.release(chain);
                     let raw_bytes = u64::from(raw_bytes);
-                    self.emitted
-                        .fetch_add(raw_bytes, std::sync::atomic::Ordering::Relaxed);
-                    self.can_read.notify_all();
-                }
-                StreamRecord::Early {
-                    chunk,
-                    chain,
-                    raw_bytes,
-                    crc32,
-                    is_known,
-                } => {
-                    let held = chain.as_ref().map(|chain| (&self.cells, chain));
-                    let mut chunk = encoded(held, raw_bytes, crc32, Some(chunk));
-                    chunk.is_known = is_known;
-                    emit.data(&chunk)?;
+                    emit.data(&Encoded {
+                        held: chain.as_ref().map(|chain| (&self.cells, chain)),
+                        bytes: &[],
+                        raw_bytes,
+                        crc32,
+                        chunk: early.unwrap_or(0),
+                        is_early: early.is_some(),
+                        is_known,
+                    })?;
                     if let Some(chain) = chain {
                         self.cells.release(chain);
+                    }
+                    if early.is_none() {
+                        self.emitted.fetch_add(raw_bytes, Ordering::Relaxed);
                     }
                     self.can_read.notify_all();
                 }
@@ -105,22 +99,5 @@ impl Shared {
             }
             core = self.wait(&self.can_emit, core);
         }
-    }
-}
-
-fn encoded<'a>(
-    held: Option<(&'a Cells, &'a Chain)>,
-    raw_bytes: u32,
-    crc32: u32,
-    early: Option<u64>,
-) -> Encoded<'a> {
-    Encoded {
-        held,
-        bytes: &[],
-        raw_bytes: u64::from(raw_bytes),
-        crc32,
-        chunk: early.unwrap_or(0),
-        is_early: early.is_some(),
-        is_known: false,
     }
 }

@@ -34,7 +34,7 @@ impl Shared {
             match result {
                 Ok(record) if goes != Goes::Out => {
                     let out = matches!(goes, Goes::Early { .. }).then_some(number);
-                    if let Err(problem) = self.keep(&mut core, (chunk, out), record, hash) {
+                    if let Err(problem) = self.keep(&mut core, chunk, out, record, hash) {
                         core.problem.get_or_insert(problem);
                     }
                     if core.round_is_over() {
@@ -91,10 +91,11 @@ impl Shared {
         };
         self.cells.fill(&mut chain, encoded).ok_or_else(internal)?;
         Ok(StreamRecord::Data {
-            chain,
+            chain: Some(chain),
             raw_bytes: u32::try_from(chunk.len()).unwrap_or(0),
             crc32: crc::crc32(0, chunk),
             is_known: known.is_some(),
+            early: None,
         })
     }
 }

@@ -153,7 +153,9 @@ pub trait Emit: Send {
         )))
     }
     /// An image is complete.
-    fn end_image(&mut self, image: usize) -> Result<(), Problem>;
+    fn end_image(&mut self, _image: usize) -> Result<(), Problem> {
+        Ok(())
+    }
     /// Everything was thawed and is consistent: end the stream, flush, fsync.
     fn finish(&mut self) -> Result<(), Problem>;
 }
@@ -203,18 +205,13 @@ enum StreamRecord {
     Empty,
     Pending,
     Data {
-        chain: Chain,
-        raw_bytes: u32,
-        crc32: u32,
-        is_known: bool,
-    },
-    /// Of a round whose chunks go out at once: the number of the chunk, what it is (nothing: zeros).
-    Early {
-        chunk: u64,
+        /// None: zeros that go out early.
         chain: Option<Chain>,
         raw_bytes: u32,
         crc32: u32,
         is_known: bool,
+        /// Of a round whose chunks go out at once: the number of the chunk.
+        early: Option<u64>,
     },
     /// A chunk that went out early.
     Held {
@@ -304,7 +301,6 @@ struct Shared {
     /// Bytes of the images, packed or not, that the sink has taken.
     emitted: AtomicU64,
     started: BegunThreads,
-    /// Of the hashes.
     key: keyed::HashKey,
     /// The sink of a copy.
     places: Option<&'static dyn Placing>,

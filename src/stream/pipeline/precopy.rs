@@ -207,7 +207,6 @@ impl Core {
 }
 
 impl Shared {
-    /// The next span of a round.
     pub(super) fn take_round(&self, core: &mut Core) -> NextSpan {
         let ReadPass::Hold(hold) = &mut core.pass else {
             return NextSpan::Again;
@@ -240,7 +239,7 @@ impl Shared {
         let end = offset + length_bytes;
         let next = |at: u64| at.saturating_add(CHUNK_BYTES).min(end);
         let mut start = offset;
-        while start < end && !self.wants(core, plan, round, (part, start)) {
+        while start < end && !self.wants(core, plan, round, part, start) {
             start = next(start);
         }
         if start == end {
@@ -254,7 +253,7 @@ impl Shared {
         let compared = round == (Round::Last { traced: false }) && has(core, start);
         let mut stop = next(start);
         while stop < end
-            && self.wants(core, plan, round, (part, stop))
+            && self.wants(core, plan, round, part, stop)
             && (round != Round::Last { traced: false } || has(core, stop) == compared)
         {
             stop = next(stop);
@@ -265,7 +264,7 @@ impl Shared {
             round,
             compared,
         };
-        let (turn, from) = self.take_for_shelf(core, held, (part, start), length);
+        let (turn, from) = self.take_for_shelf(core, held, part, start, length);
         let from = from.max(start);
         if let ReadPass::Hold(hold) = &mut core.pass
             && from < end
@@ -294,7 +293,7 @@ impl Shared {
     }
 
     /// Whether a round takes this chunk.
-    fn wants(&self, core: &Core, plan: &Plan, round: Round, (part, offset): (usize, u64)) -> bool {
+    fn wants(&self, core: &Core, plan: &Plan, round: Round, part: usize, offset: u64) -> bool {
         let early = &core.early;
         let has = early.shelf.has(to_usize(plan.chunk_at(part, offset)));
         match round {
@@ -302,10 +301,7 @@ impl Shared {
             Round::Again => has && early.is_marked(part, offset),
             Round::Last { traced: false } => true,
             Round::Last { traced: true } => {
-                let chunk = Extent {
-                    offset,
-                    length_bytes: CHUNK_BYTES,
-                };
+                let chunk = Extent::at(offset, CHUNK_BYTES);
                 let same = |before: &Plan| {
                     plan.uses_as(before, part, offset) && !plan.overlay().touches(part, chunk)
                 };

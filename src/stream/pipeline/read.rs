@@ -89,7 +89,7 @@ impl Shared {
                     part,
                     offset,
                     length_bytes,
-                } => match self.take_data(&mut core, plan, (part, offset), length_bytes) {
+                } => match self.take_data(&mut core, plan, part, offset, length_bytes) {
                     NextSpan::Take(taken) => return Some(taken),
                     NextSpan::Again => {
                         self.can_emit.notify_all();
@@ -112,7 +112,8 @@ impl Shared {
         &self,
         core: &mut Core,
         plan: &Plan,
-        (part, offset): (usize, u64),
+        part: usize,
+        offset: u64,
         length_bytes: u64,
     ) -> NextSpan {
         let rest = |done: u64| {
@@ -122,7 +123,7 @@ impl Shared {
                 length_bytes: length_bytes - done,
             })
         };
-        match self.look_on_shelf(core, plan, (part, offset), length_bytes) {
+        match self.look_on_shelf(core, plan, part, offset, length_bytes) {
             None => NextSpan::Wait,
             Some(FromShelf::Served(done)) => {
                 core.held = rest(done);

@@ -93,7 +93,8 @@ impl Shared {
         &self,
         core: &mut Core,
         held: ForShelf,
-        (part, offset): (usize, u64),
+        part: usize,
+        offset: u64,
         length: usize,
     ) -> (NextSpan, u64) {
         let stop = offset + to_u64(length);
@@ -124,14 +125,14 @@ impl Shared {
             if !core.is_quiet(0) {
                 return (NextSpan::Wait, offset);
             }
-            self.do_without_room(core, held.round, (part, offset), chunks);
+            self.do_without_room(core, held.round, part, offset, chunks);
             return (NextSpan::Again, stop);
         }
         let Some(slot) = core.slots_free.pop() else {
             return (NextSpan::Wait, offset);
         };
         core.known.put(slot, known);
-        self.begin_read(core, held, (part, offset), length);
+        self.begin_read(core, held, part, offset, length);
         let first = core.tail;
         if goes_out {
             for _ in 0..chunks {
@@ -151,13 +152,7 @@ impl Shared {
     }
 
     /// Notes that a run of chunks is read from now on: what the shelf has of them is on its way, and their marks are cleared.
-    fn begin_read(
-        &self,
-        core: &mut Core,
-        held: ForShelf,
-        (part, offset): (usize, u64),
-        length: usize,
-    ) {
+    fn begin_read(&self, core: &mut Core, held: ForShelf, part: usize, offset: u64, length: usize) {
         let chunks = length.div_ceil(CHUNK_LENGTH);
         // Cleared before they are read: whatever is written from now on marks them again.
         core.early.clear_marks(part, offset, chunks);
@@ -197,7 +192,8 @@ impl Shared {
         &self,
         core: &mut Core,
         round: Round,
-        (part, offset): (usize, u64),
+        part: usize,
+        offset: u64,
         chunks: usize,
     ) {
         match round {
@@ -339,7 +335,8 @@ impl Shared {
     pub(super) fn keep(
         &self,
         core: &mut Core,
-        (number, out): (u64, Option<u64>),
+        number: u64,
+        out: Option<u64>,
         record: StreamRecord,
         hash: Option<u64>,
     ) -> Result<(), Problem> {
@@ -349,36 +346,33 @@ impl Shared {
             *core.early.hashes.get_mut(place).ok_or_else(internal)? = hash;
         }
         if let Some(out) = out {
-            let (chain, raw_bytes, crc32, is_known) = match record {
-                StreamRecord::Data {
-                    chain,
-                    raw_bytes,
-                    crc32,
-                    is_known,
-                } => (Some(chain), raw_bytes, crc32, is_known),
-                StreamRecord::Zeros(length) => {
-                    let raw_bytes = u32::try_from(length).unwrap_or(0);
-                    (None, raw_bytes, crc::zeros(length), false)
-                }
-                _ => return Err(internal()),
+            let mut record = match record {
+                StreamRecord::Zeros(length) => StreamRecord::Data {
+                    chain: None,
+                    raw_bytes: u32::try_from(length).unwrap_or(0),
+                    crc32: crc::zeros(length),
+                    is_known: false,
+                    early: None,
+                },
+                other => other,
             };
-            self.drop_kept(core.early.shelf.note(place, crc32));
-            *core.slot_of(out).ok_or_else(internal)? = StreamRecord::Early {
-                chunk: number,
-                chain,
-                raw_bytes,
-                crc32,
-                is_known,
+            let StreamRecord::Data { crc32, early, .. } = &mut record else {
+                return Err(internal());
             };
+            *early = Some(number);
+            self.drop_kept(core.early.shelf.note(place, *crc32));
+            *core.slot_of(out).ok_or_else(internal)? = record;
             return Ok(());
         }
         match record {
-            StreamRecord::Data { chain, crc32, .. } => {
-                core.early.shelf.put(place, chain, crc32).map_err(|chain| {
-                    self.cells.release(chain);
-                    internal()
-                })
-            }
+            StreamRecord::Data {
+                chain: Some(chain),
+                crc32,
+                ..
+            } => core.early.shelf.put(place, chain, crc32).map_err(|chain| {
+                self.cells.release(chain);
+                internal()
+            }),
             _ => {
                 self.drop_kept(core.early.shelf.mark(place));
                 Ok(())
@@ -400,7 +394,8 @@ impl Shared {
         &self,
         core: &mut Core,
         plan: &Plan,
-        (part, offset): (usize, u64),
+        part: usize,
+        offset: u64,
         length: u64,
     ) -> Option<FromShelf> {
         let number = to_usize(plan.chunk_at(part, offset));
@@ -418,10 +413,11 @@ impl Shared {
         match core.early.shelf.take(number) {
             Shelved::Chain(chain, crc32) => {
                 core.push(StreamRecord::Data {
-                    chain,
+                    chain: Some(chain),
                     raw_bytes: u32::try_from(raw_bytes).unwrap_or(0),
                     crc32,
                     is_known: false,
+                    early: None,
                 });
             }
             Shelved::Mark(crc32) if self.frames => {

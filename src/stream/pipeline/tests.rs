@@ -52,10 +52,7 @@ fn source(seed: &mut u64, blocks: u64) -> (std::path::PathBuf, UsedMap, Vec<u8>)
     for _ in 0..12 {
         let start = random(seed) % blocks;
         let length_bytes = random(seed) % 900 * block;
-        map.set_free(Extent {
-            offset: start * block,
-            length_bytes,
-        });
+        map.set_free(Extent::at(start * block, length_bytes));
     }
     let mut expected = vec![0; data.len()];
     let mut from = 0;

@@ -224,10 +224,7 @@ impl Capture {
                 }
                 Some(_) => {}
             }
-            let step = report::Step {
-                phase: "waiting for the reader",
-                ..report::Step::default()
-            };
+            let step = report::Step::new("waiting for the reader", 0, 0);
             self.progress.show(false, step);
             let mut fds = [PollFd::from_borrowed_fd(self.signals.fd(), PollFlags::IN)];
             let _ = poll(&mut fds, Some(&timespec(Duration::from_millis(20))));
@@ -249,10 +246,7 @@ impl Capture {
         if self.guardian.is_some() {
             // For scripts, which see nothing while it lasts.
             self.progress.turn();
-            let step = report::Step {
-                phase: "frozen",
-                ..report::Step::default()
-            };
+            let step = report::Step::new("frozen", 0, 0);
             self.progress.show(false, step);
             self.progress.turn();
         }
@@ -506,12 +500,7 @@ impl Capture {
             _ if self.copies => ("writing", self.counters.taken_bytes(), used),
             _ => ("sending", self.pipeline.emitted_bytes(), used),
         };
-        let step = report::Step {
-            phase,
-            subject: "",
-            done_bytes,
-            total_bytes,
-        };
+        let step = report::Step::new(phase, done_bytes, total_bytes);
         self.progress.show(is_frozen, step);
     }
 }

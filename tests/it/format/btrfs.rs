@@ -153,16 +153,24 @@ fn forget() {
         .output();
 }
 
+fn spec<'a>(mib: u64, mkfs: &'a [&'a str]) -> Spec<'a> {
+    Spec {
+        kind: "btrfs",
+        mib,
+        mkfs,
+        ..Spec::default()
+    }
+}
+
+fn make(mib: u64, mkfs: &[&str]) -> Result<LoopFs, String> {
+    LoopFs::make(spec(mib, mkfs))
+}
+
 /// Makes, fills, freezes, maps, rebuilds, compares.
 #[track_caller]
 fn round_trip(spec: Spec<'_>, node_bytes: u64, files: u32) {
-    match LoopFs::make(Spec {
-        kind: "btrfs",
-        ..spec
-    }) {
-        Ok(fs) => prove_round_trip(&fs, node_bytes, files),
-        Err(missing) => common::skip(&missing),
-    }
+    let fs = require_ok!(LoopFs::make(spec));
+    prove_round_trip(&fs, node_bytes, files);
 }
 
 /// The same with a feature that btrfs-progs older than 6.7 do not make: `FLOE_BTRFS_PROGS` (a list like `PATH`) is
@@ -177,11 +185,7 @@ fn round_trip_newer(feature: &str) {
     });
     let missing = format!("a mkfs.btrfs with {feature} in PATH or FLOE_BTRFS_PROGS");
     let mkfs = require_some!(newer, &missing);
-    let mut fs = require_ok!(LoopFs::make(Spec {
-        kind: "btrfs",
-        mib: 300,
-        ..Spec::default()
-    }));
+    let mut fs = require_ok!(make(300, &[]));
     unmount(&fs);
     common::output(
         &text(&mkfs),
@@ -206,12 +210,7 @@ fn prove_round_trip(fs: &LoopFs, node_bytes: u64, files: u32) {
     common::thaw(fs.dir());
     drop((writer, device));
     unmount(fs);
-    assert_eq!(
-        mapped.verdict.coverage,
-        Coverage::Used,
-        "{:?}",
-        mapped.verdict
-    );
+    maps::assert_used(mapped.verdict, "map");
     let reference = reference_blocks(&full, node_bytes);
     let missing: Vec<_> = reference
         .iter()
@@ -236,22 +235,15 @@ fn prove_round_trip(fs: &LoopFs, node_bytes: u64, files: u32) {
 
 #[test]
 fn default_metadata_dup_is_mapped_in_both_copies_and_restores() {
-    let spec = Spec {
-        mib: 300,
-        mkfs: &["-d", "single", "-m", "dup"],
-        ..Spec::default()
-    };
-    round_trip(spec, 16384, 400);
+    round_trip(spec(300, &["-d", "single", "-m", "dup"]), 16384, 400);
 }
 
 #[test]
 fn single_metadata_and_compression_restore() {
     let spec = Spec {
-        mib: 300,
-        mkfs: &["-m", "single", "-d", "single"],
         options: "compress-force=zstd",
         sector_size: 4096,
-        ..Spec::default()
+        ..spec(300, &["-m", "single", "-d", "single"])
     };
     round_trip(spec, 16384, 400);
 }
@@ -259,92 +251,65 @@ fn single_metadata_and_compression_restore() {
 #[test]
 fn duplicated_data_restores_in_both_copies() {
     let spec = Spec {
-        mib: 400,
-        mkfs: &["-m", "dup", "-d", "dup"],
         options: "compress=lzo",
-        ..Spec::default()
+        ..spec(400, &["-m", "dup", "-d", "dup"])
     };
     round_trip(spec, 16384, 300);
 }
 
 #[test]
 fn mixed_block_groups_with_4k_nodes_restore() {
-    let spec = Spec {
-        mib: 200,
-        mkfs: &["--mixed", "-n", "4096"],
-        ..Spec::default()
-    };
-    round_trip(spec, 4096, 300);
+    round_trip(spec(200, &["--mixed", "-n", "4096"]), 4096, 300);
 }
 
 #[test]
 fn mixed_block_groups_in_dup_restore() {
-    let spec = Spec {
-        mib: 300,
-        mkfs: &["--mixed", "-d", "dup", "-m", "dup"],
-        ..Spec::default()
-    };
-    round_trip(spec, 4096, 200);
+    round_trip(spec(300, &["--mixed", "-d", "dup", "-m", "dup"]), 4096, 200);
 }
 
 #[test]
 fn nodes_of_64k_with_xxhash_restore() {
-    let spec = Spec {
-        mib: 400,
-        mkfs: &["-n", "65536", "--csum", "xxhash"],
-        ..Spec::default()
-    };
-    round_trip(spec, 65536, 300);
+    round_trip(spec(400, &["-n", "65536", "--csum", "xxhash"]), 65536, 300);
 }
 
 #[test]
 fn nodes_of_4k_with_sha256_and_quota_restore() {
-    let spec = Spec {
-        mib: 300,
-        mkfs: &["-n", "4096", "--csum", "sha256", "-R", "quota"],
-        ..Spec::default()
-    };
-    round_trip(spec, 4096, 300);
+    round_trip(
+        spec(300, &["-n", "4096", "--csum", "sha256", "-R", "quota"]),
+        4096,
+        300,
+    );
 }
 
 #[test]
 fn blake2_without_no_holes_and_free_space_tree_restores() {
     let spec = Spec {
-        mib: 300,
-        mkfs: &[
-            "-n",
-            "32768",
-            "--csum",
-            "blake2",
-            "-O",
-            "^no-holes",
-            "-R",
-            "^free-space-tree",
-        ],
         options: "space_cache=v1",
-        ..Spec::default()
+        ..spec(
+            300,
+            &[
+                "-n",
+                "32768",
+                "--csum",
+                "blake2",
+                "-O",
+                "^no-holes",
+                "-R",
+                "^free-space-tree",
+            ],
+        )
     };
     round_trip(spec, 32768, 300);
 }
 
 #[test]
 fn fat_extent_items_of_old_filesystems_restore() {
-    let spec = Spec {
-        mib: 300,
-        mkfs: &["-O", "^skinny-metadata,^extref"],
-        ..Spec::default()
-    };
-    round_trip(spec, 16384, 300);
+    round_trip(spec(300, &["-O", "^skinny-metadata,^extref"]), 16384, 300);
 }
 
 #[test]
 fn raid0_of_one_device_is_a_line_and_restores() {
-    let spec = Spec {
-        mib: 300,
-        mkfs: &["-d", "raid0", "-m", "single"],
-        ..Spec::default()
-    };
-    round_trip(spec, 16384, 200);
+    round_trip(spec(300, &["-d", "raid0", "-m", "single"]), 16384, 200);
 }
 
 #[test]
@@ -359,22 +324,12 @@ fn simple_quotas_with_their_owner_references_restore() {
 
 #[test]
 fn a_sparse_filesystem_of_6_gib_restores() {
-    let spec = Spec {
-        mib: 6000,
-        ..Spec::default()
-    };
-    round_trip(spec, 16384, 500);
+    round_trip(spec(6000, &[]), 16384, 500);
 }
 
 #[test]
 fn a_filesystem_with_its_metadata_uuid_changed_is_mapped() {
-    let Ok(mut fs) = LoopFs::make(Spec {
-        kind: "btrfs",
-        mib: 200,
-        ..Spec::default()
-    }) else {
-        return common::skip("root and mkfs.btrfs");
-    };
+    let mut fs = require_ok!(make(200, &[]));
     fs.fill(100);
     unmount(&fs);
     common::output("btrfstune", &["-m", &fs.device().to_string_lossy()]);
@@ -383,25 +338,14 @@ fn a_filesystem_with_its_metadata_uuid_changed_is_mapped() {
     unmount(&fs);
     let device = Device::open(fs.device(), Access::Read).expect("device");
     let mapped = map_of(&device, Still::Unmounted);
-    assert_eq!(
-        mapped.verdict.coverage,
-        Coverage::Used,
-        "{:?}",
-        mapped.verdict
-    );
+    maps::assert_used(mapped.verdict, "map");
     let blocks = reference_blocks(fs.image(), 16384);
     assert!(blocks.iter().all(|block| mapped.map.is_used(block * 4096)));
 }
 
 #[test]
 fn unwritten_extents_are_free_and_their_written_parts_are_not() {
-    let Ok(fs) = LoopFs::make(Spec {
-        kind: "btrfs",
-        mib: 400,
-        ..Spec::default()
-    }) else {
-        return common::skip("root and mkfs.btrfs");
-    };
+    let fs = require_ok!(make(400, &[]));
     let dir = fs.dir().to_string_lossy().into_owned();
     // The secret is written, deleted, and lies below what is then allocated but not written.
     let script = format!(
@@ -429,12 +373,7 @@ fn unwritten_extents_are_free_and_their_written_parts_are_not() {
     common::thaw(fs.dir());
     drop(device);
     unmount(&fs);
-    assert_eq!(
-        mapped.verdict.coverage,
-        Coverage::Used,
-        "{:?}",
-        mapped.verdict
-    );
+    maps::assert_used(mapped.verdict, "map");
     let secret = Command::new("grep")
         .args(["-aq", "floe-secret-below"])
         .arg(&copy)
@@ -456,13 +395,7 @@ fn unwritten_extents_are_free_and_their_written_parts_are_not() {
 
 #[test]
 fn one_device_of_two_is_refused_by_name() {
-    let Ok(fs) = LoopFs::make(Spec {
-        kind: "btrfs",
-        mib: 200,
-        ..Spec::default()
-    }) else {
-        return common::skip("root and mkfs.btrfs");
-    };
+    let fs = require_ok!(make(200, &[]));
     let second = fs.scratch().join("second");
     common::sparse(&second, 200 << 20);
     let second = common::LoopDevice::attach(&second, 512);
@@ -492,13 +425,7 @@ fn a_device_that_is_being_replaced_is_refused_and_taken_again_when_that_is_over(
     drop(require_floe!());
     // A replacement may be over before it is looked at: tried a few times, with more to copy.
     for attempt in 1..=4u32 {
-        let Ok(mut fs) = LoopFs::make(Spec {
-            kind: "btrfs",
-            mib: 1200,
-            ..Spec::default()
-        }) else {
-            return common::skip("root and mkfs.btrfs");
-        };
+        let mut fs = require_ok!(make(1200, &[]));
         for number in 0..attempt {
             let noise = Random(number.into()).bytes(200 << 20);
             std::fs::write(fs.dir().join(number.to_string()), noise).expect("write");
@@ -553,13 +480,7 @@ fn a_device_that_is_being_replaced_is_refused_and_taken_again_when_that_is_over(
 
 #[test]
 fn a_log_that_was_not_replayed_means_everything_is_read() {
-    let Ok(fs) = LoopFs::make(Spec {
-        kind: "btrfs",
-        mib: 200,
-        ..Spec::default()
-    }) else {
-        return common::skip("root and mkfs.btrfs");
-    };
+    let fs = require_ok!(make(200, &[]));
     std::fs::write(fs.dir().join("first"), b"first").expect("write");
     common::output("sync", &["-f", &fs.dir().to_string_lossy()]);
     let synced = "dd if=/dev/urandom of=logged bs=4k count=3 conv=fsync status=none";
@@ -576,13 +497,7 @@ fn a_log_that_was_not_replayed_means_everything_is_read() {
 
 #[test]
 fn a_write_between_two_witnesses_is_seen() {
-    let Ok(fs) = LoopFs::make(Spec {
-        kind: "btrfs",
-        mib: 200,
-        ..Spec::default()
-    }) else {
-        return common::skip("root and mkfs.btrfs");
-    };
+    let fs = require_ok!(make(200, &[]));
     let device = Device::open(fs.device(), Access::Read).expect("device");
     let identity = fs::probe(&device).expect("readable").expect("recognised");
     let mut scratch = vec![0; fs::SCRATCH_BYTES];
@@ -600,14 +515,7 @@ fn a_write_between_two_witnesses_is_seen() {
 
 #[test]
 fn bad_first_copies_of_duplicated_tree_blocks_are_read_from_the_second() {
-    let Ok(fs) = LoopFs::make(Spec {
-        kind: "btrfs",
-        mib: 200,
-        mkfs: &["-m", "dup"],
-        ..Spec::default()
-    }) else {
-        return common::skip("root and mkfs.btrfs");
-    };
+    let fs = require_ok!(make(200, &["-m", "dup"]));
     fs.fill(60);
     unmount(&fs);
     let mut image = std::fs::read(fs.image()).expect("image");
@@ -623,12 +531,7 @@ fn bad_first_copies_of_duplicated_tree_blocks_are_read_from_the_second() {
     }
     assert!(seen.len() > 10);
     let again = map_of(&image, Still::Unmounted);
-    assert_eq!(
-        again.verdict.coverage,
-        Coverage::Used,
-        "{:?}",
-        again.verdict
-    );
+    maps::assert_used(again.verdict, "map");
     assert_eq!(
         maps::used_extents(&again.map),
         maps::used_extents(&good.map)
@@ -638,19 +541,12 @@ fn bad_first_copies_of_duplicated_tree_blocks_are_read_from_the_second() {
 /// Flips bytes in every used block of a small image in turn: nothing may panic, and nothing used may come out free.
 #[test]
 fn flipped_bytes_only_ever_make_more_blocks_used() {
-    let Ok(fs) = LoopFs::make(Spec {
-        kind: "btrfs",
-        mib: 64,
-        mkfs: &["--mixed", "-n", "4096"],
-        ..Spec::default()
-    }) else {
-        return common::skip("root and mkfs.btrfs");
-    };
+    let fs = require_ok!(make(64, &["--mixed", "-n", "4096"]));
     fs.fill(60);
     unmount(&fs);
     let mut image = std::fs::read(fs.image()).expect("image");
     let base = map_of(&image, Still::Unmounted);
-    assert_eq!(base.verdict.coverage, Coverage::Used);
+    maps::assert_used(base.verdict, "map");
     // Tree blocks carry the fsid at 0x20, as the superblock does.
     let fsid: Vec<u8> = image[0x10020..0x10030].to_vec();
     let trees: Vec<usize> = (0..image.len() / 4096)

@@ -252,7 +252,7 @@ fn check(variant: Variant<'_>) {
     drop(writer);
     drop(open_files);
     assert_eq!(seen.verdict.doubt, None);
-    assert_eq!(seen.verdict.coverage, Coverage::Used);
+    maps::assert_used(seen.verdict, "map");
     let blocks = seen.identity.size_bytes / u64::from(seen.identity.block_bytes);
     compare(&seen, &reference(&whole, usize::try_from(blocks).unwrap()));
     check_image(&image, &files, variant.kind);

@@ -139,12 +139,7 @@ fn prove(mib: usize, mkfs: &[&str], files: u32) {
     let image = make(&scratch, mib, mkfs, files);
     for still in [Still::Unmounted, Still::ReadOnly, Still::Frozen] {
         let Walked { verdict, map, .. } = maps::walk(&image, still);
-        assert_eq!(
-            verdict.coverage,
-            Coverage::Used,
-            "{what}: {:?}",
-            verdict.doubt
-        );
+        maps::assert_used(verdict, &what);
         assert_map_is_right(&map, &reference(&scratch, &image), &what);
     }
     let Walked { map, .. } = maps::walk(&image, Still::Unmounted);
@@ -268,12 +263,7 @@ fn without_an_unmount_mark_only_our_own_freeze_is_believed() {
         Coverage::Whole
     );
     let frozen = maps::walk(&image, Still::Frozen);
-    assert_eq!(
-        frozen.verdict.coverage,
-        Coverage::Used,
-        "{:?}",
-        frozen.verdict.doubt
-    );
+    maps::assert_used(frozen.verdict, "map");
     assert_map_is_right(&frozen.map, &reference(&scratch, &image), "fast boot");
 
     change_flags(&image, |flags| flags | 0x10);
@@ -300,12 +290,7 @@ fn a_broken_newest_checkpoint_or_first_superblock_falls_back_to_the_other() {
         .expect("image");
     file.write_all_at(&[0; 64], 1024).expect("write");
     let walked = maps::walk(&image, Still::Unmounted);
-    assert_eq!(
-        walked.verdict.coverage,
-        Coverage::Used,
-        "{:?}",
-        walked.verdict.doubt
-    );
+    maps::assert_used(walked.verdict, "map");
     assert_map_is_right(&walked.map, &expected, "second superblock");
     let before = maps::witness(&image);
     for pack in 0..2 {

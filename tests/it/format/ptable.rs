@@ -146,10 +146,7 @@ fn new_partitions(scheme: Scheme, count: u8) -> Vec<NewPartition<'static>> {
     (1..=count)
         .zip(names)
         .map(|(number, name)| NewPartition {
-            extent: floe::units::Extent {
-                offset: 0,
-                length_bytes: 0,
-            },
+            extent: floe::units::Extent::at(0, 0),
             kind: match scheme {
                 Scheme::Gpt => PartitionType::Guid(Guid::LINUX),
                 Scheme::Mbr => PartitionType::Byte(0x83),

@@ -224,7 +224,7 @@ fn squashfs_is_used_up_to_its_stated_length() {
         ));
         let (a, b) = (scratch.join("a"), scratch.join("b"));
         let mapped = rebuild(&a, &b);
-        assert_eq!(mapped.verdict.coverage, Coverage::Used);
+        maps::assert_used(mapped.verdict, "map");
         assert_eq!(mapped.identity.kind.name(), blkid(&a, "TYPE"));
         let used = mapped.map.used_bytes();
         let stated = mapped.identity.size_bytes;
@@ -274,7 +274,7 @@ fn swap_areas_of_every_page_size_keep_their_header_page_only() {
         ));
         let (a, b) = (scratch.join("a"), scratch.join("b"));
         let mapped = rebuild(&a, &b);
-        assert_eq!(mapped.verdict.coverage, Coverage::Used);
+        maps::assert_used(mapped.verdict, "map");
         assert_eq!(mapped.map.used_bytes(), page);
         assert_eq!(mapped.identity.size_bytes, 16 << 20);
         assert_same_as_blkid(&a, &mapped.identity);

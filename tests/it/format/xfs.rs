@@ -234,12 +234,7 @@ fn prove(spec: Spec<'static>, pieces: u32) {
     maps::rebuild(made.image(), &map, &rebuilt);
     copy(made.image(), &full);
     common::thaw(made.dir());
-    assert_eq!(
-        verdict.coverage,
-        Coverage::Used,
-        "{what}: {:?}",
-        verdict.doubt
-    );
+    maps::assert_used(verdict, &what);
     assert_map_is_right(&map, &reference_free(&full), &unwritten, &what);
     assert!(
         maps::count_marks(&full, SECRET) > 0,
@@ -254,12 +249,7 @@ fn prove(spec: Spec<'static>, pieces: u32) {
 
     made.unmount();
     let Walked { verdict, map, .. } = maps::walk(made.device(), Still::Unmounted);
-    assert_eq!(
-        verdict.coverage,
-        Coverage::Used,
-        "{what}: {:?}",
-        verdict.doubt
-    );
+    maps::assert_used(verdict, &what);
     assert_map_is_right(&map, &reference_free(made.image()), &unwritten, &what);
     maps::rebuild(made.image(), &map, &rebuilt);
     common::fsck("xfs", &rebuilt);
@@ -317,11 +307,7 @@ fn a_nearly_full_xfs_comes_out_whole() {
     sync(made.dir());
     let before = common::tree(made.dir());
     let rebuilt = made.scratch().join("rebuilt");
-    common::freeze(made.dir());
-    let Walked { verdict, map, .. } = maps::walk(made.device(), Still::Frozen);
-    maps::rebuild(made.image(), &map, &rebuilt);
-    common::thaw(made.dir());
-    assert_eq!(verdict.coverage, Coverage::Used, "{:?}", verdict.doubt);
+    maps::assert_used(maps::frozen(&made, &rebuilt).verdict, "frozen");
     assert_image_is_good(&rebuilt, &before, 512);
 }
 
@@ -338,7 +324,7 @@ fn an_xfs_of_200_gib_with_a_coarse_map_comes_out_whole() {
     copy(made.image(), &full);
     common::thaw(made.dir());
     assert!(map.is_coarse());
-    assert_eq!(verdict.coverage, Coverage::Used, "{:?}", verdict.doubt);
+    maps::assert_used(verdict, "map");
     assert_map_is_right(
         &map,
         &reference_free(&full),
@@ -373,7 +359,7 @@ fn frozen_under_writers_with_open_deleted_files_it_comes_out_as_it_was() {
         drop(writers);
         common::thaw(made.dir());
         assert_eq!(first, second);
-        assert_eq!(verdict.coverage, Coverage::Used, "{:?}", verdict.doubt);
+        maps::assert_used(verdict, "map");
         assert_image_is_good(&rebuilt, &frozen, 512);
     }
     drop(open);
@@ -402,11 +388,7 @@ fn reflinked_files_keep_their_shared_blocks() {
     sync(made.dir());
     let before = common::tree(made.dir());
     let rebuilt = made.scratch().join("rebuilt");
-    common::freeze(made.dir());
-    let Walked { verdict, map, .. } = maps::walk(made.device(), Still::Frozen);
-    maps::rebuild(made.image(), &map, &rebuilt);
-    common::thaw(made.dir());
-    assert_eq!(verdict.coverage, Coverage::Used, "{:?}", verdict.doubt);
+    maps::assert_used(maps::frozen(&made, &rebuilt).verdict, "frozen");
     assert_image_is_good(&rebuilt, &before, 512);
 }
 
@@ -462,12 +444,7 @@ fn a_log_that_wrapped_is_found_clean_after_unmount_and_dirty_before() {
         );
         made.unmount();
         let clean = maps::walk(made.image(), Still::Unmounted).verdict;
-        assert_eq!(
-            clean.coverage,
-            Coverage::Used,
-            "round {round}: {:?}",
-            clean.doubt
-        );
+        maps::assert_used(clean, format_args!("round {round}"));
         made.mount();
     }
     let log = common::shell(
@@ -558,12 +535,7 @@ fn version_4_images_with_512_byte_blocks_give_the_right_map() {
         ];
         common::output("mkfs.xfs", &args);
         let Walked { verdict, map, .. } = maps::walk(&image, Still::Unmounted);
-        assert_eq!(
-            verdict.coverage,
-            Coverage::Used,
-            "{block}: {:?}",
-            verdict.doubt
-        );
+        maps::assert_used(verdict, block);
         assert_map_is_right(&map, &reference_free(&image), &[], block);
         let rebuilt = scratch.join("rebuilt");
         maps::rebuild(&image, &map, &rebuilt);

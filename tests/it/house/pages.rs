@@ -44,7 +44,7 @@ fn man_pages_and_completions_have_every_verb_and_option_and_are_well_formed() {
         );
         assert!(bash.contains(&format!("\n        {}) all=", verb.name)));
         assert!(zsh.contains(&format!("'{}:", verb.name)));
-        for row in floe::cli::table::rows() {
+        for row in floe::options::rows() {
             if row.owner_for(verb.name).is_none() || row.help.is_empty() {
                 continue;
             }

@@ -2,36 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-/// The modules from the bottom to the top: one may use those before it, never those after it (`src/lib.rs`).
-const LAYERS: &[&[&str]] = &[
-    &["error"],
-    &["features"],
-    &["units", "layout", "crc", "utc"],
-    &["json"],
-    &["map"],
-    &["sys"],
-    &["threads"],
-    &["device"],
-    &["place"],
-    &["signals", "report", "help", "cli"],
-    &["overlay"],
-    &["fs", "ptable"],
-    &["content"],
-    &["golden"],
-    &["mounts"],
-    &["trace"],
-    &["stream"],
-    &["freeze"],
-    &["take"],
-    &["put"],
-    &["config"],
-    &["snapshot"],
-    &["mender"],
-    &["medium"],
-    &["board"],
-    &["command"],
-];
-
 /// Which verb uses another, and why.
 const VERBS: &[(&str, &str)] = &[
     // Mender's names for dump.
@@ -88,8 +58,13 @@ fn module(path: &Path) -> String {
     first.to_str().unwrap().trim_end_matches(".rs").to_owned()
 }
 
-fn layer(module: &str) -> Option<usize> {
-    LAYERS.iter().position(|names| names.contains(&module))
+/// The rooms in the order of `src/lib.rs`: one may use those before it, never those after it.
+fn rooms() -> Vec<String> {
+    let plan = std::fs::read_to_string(root().join("src/lib.rs")).unwrap();
+    let rows = plan.lines().filter(|line| line.starts_with("//! | [`"));
+    rows.flat_map(|row| row.split('|').nth(1).unwrap().split('`').skip(1).step_by(2))
+        .map(str::to_owned)
+        .collect()
 }
 
 /// What a file names of the crate: the room and, in `command`, the verb. `super::` is followed up the tree.
@@ -163,7 +138,8 @@ fn verbs() -> Vec<String> {
 #[test]
 fn modules_use_only_those_below_them() {
     let mut wrong = Vec::new();
-    let verbs = verbs();
+    let (rooms, verbs) = (rooms(), verbs());
+    let layer = |room: &str| rooms.iter().position(|known| known == room);
     for path in sources("src").iter().filter(|path| !is_test_file(path)) {
         let from = module(path);
         let Some(own) = layer(&from) else {
@@ -330,7 +306,7 @@ fn readme_names_every_verb_and_exit_code_and_the_version() {
             .filter(|word| word.starts_with("--"))
         {
             let option = option.trim_end_matches([',', '.']);
-            let known = option == "--" || floe::cli::table::find(verb.name, option).is_some();
+            let known = option == "--" || floe::options::find(verb.name, option).is_some();
             assert!(known, "README, docs: floe {} has no {option}", verb.name);
         }
     }

@@ -6,11 +6,11 @@ use std::path::Path;
 
 use floe::device::{Access, Device, ReadAt};
 use floe::error::Fault;
-use floe::fs::{self, Identity, SCRATCH_BYTES, Still, UsedMap, Verdict, Walk, Witness};
+use floe::fs::{self, Coverage, Identity, SCRATCH_BYTES, Still, UsedMap, Verdict, Walk, Witness};
 use floe::units::{BlockSize, Extent};
 use rustix::fs::SeekFrom;
 
-use crate::common;
+use crate::common::{self, LoopFs};
 
 /// Whether this run tests the library as it is linked in here, and the tool is there: under a runner for another
 /// architecture these tests would only repeat themselves.
@@ -23,6 +23,23 @@ pub struct Walked {
     pub identity: Identity,
     pub verdict: Verdict,
     pub map: UsedMap,
+}
+
+/// All of it was proven.
+#[track_caller]
+pub fn assert_used(verdict: Verdict, what: impl std::fmt::Display) {
+    let Verdict { coverage, doubt } = verdict;
+    assert_eq!(coverage, Coverage::Used, "{what}: {doubt:?}");
+}
+
+/// Of something frozen, which then is thawed: walked, and rebuilt from what is used.
+#[track_caller]
+pub fn frozen(made: &LoopFs, rebuilt: &Path) -> Walked {
+    common::freeze(made.dir());
+    let walked = walk(made.device(), Still::Frozen);
+    rebuild(made.image(), &walked.map, rebuilt);
+    common::thaw(made.dir());
+    walked
 }
 
 /// Probes and walks.

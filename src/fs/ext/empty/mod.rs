@@ -263,10 +263,7 @@ impl Editor<'_, '_> {
         };
         let log2 = geometry.cluster_log2;
         let (first, last) = (start >> log2, end.div_ceil(1 << log2));
-        let bits = Extent {
-            offset: open.bitmap.offset + first / 8,
-            length_bytes: last.div_ceil(8) - first / 8,
-        };
+        let bits = Extent::at(open.bitmap.offset + first / 8, last.div_ceil(8) - first / 8);
         let mut cleared = 0;
         self.layer.edit(bits, &mut |at, piece| {
             for (index, byte) in (at + first / 8..).zip(piece) {

@@ -34,14 +34,11 @@ impl Received {
         let border = |lane: u64| chunks.saturating_mul(lane) / lanes;
         let mut results = Vec::new();
         for number in 0..lanes {
-            let file = self.hold.file.try_clone();
-            let file =
-                file.map_err(|error| Fault::short("dup").with_errno(error.raw_os_error()))?;
             let mut lane = Lane {
                 chunks: border(number)..border(number + 1),
                 layout: self.layout.clone(),
                 index: Index::new(&self.hold.index, 0, chunks)?,
-                file,
+                file: known::again(&self.hold.file)?,
                 buffer: known::pages(MAX_PACKED)?,
                 proof: Proof::new()?,
             };

@@ -148,8 +148,10 @@ pub struct Begun {
 
 /// Takes what stands in front of the frames.
 pub fn begin(input: &mut Input<'_>) -> Result<Begun, Fault> {
-    let mut control = Control::default();
-    let header = header(input, &mut control)?;
+    let control = Control::default();
+    let mut frames = Frames { input, control };
+    let header = frames.header()?;
+    let control = frames.control;
     Ok(Begun { header, control })
 }
 
@@ -162,12 +164,8 @@ pub fn receive(input: &mut Input<'_>, hold: HeldStream) -> Result<Received, Faul
 /// Takes all frames from `input`, up to the end frame, behind which there must be nothing. What is held stays where they break off
 /// and that has a name; where they are wrong it does not.
 pub fn take(input: &mut Input<'_>, begun: Begun, mut hold: HeldStream) -> Result<Received, Fault> {
-    let Begun {
-        header,
-        mut control,
-    } = begun;
+    let Begun { header, control } = begun;
     let layout = ChunkLayout::new(&header.images)?;
-    let memory = |errno| Fault::io("allocate", errno);
     let length = match &hold.left {
         Some(_) => hold.file.metadata().map_or(0, |meta| meta.len()),
         None => 0,
@@ -179,7 +177,7 @@ pub fn take(input: &mut Input<'_>, begun: Begun, mut hold: HeldStream) -> Result
         index: index(0)?,
         hashes: index(1)?,
         remains: index(2)?,
-        buffer: Pages::new(MAX_PACKED).map_err(memory)?,
+        buffer: known::pages(MAX_PACKED)?,
         reused_bytes: 0,
         end: round_up(length, UNIT_BYTES).unwrap_or(u64::MAX),
         dead_bytes: 0,
@@ -195,7 +193,8 @@ pub fn take(input: &mut Input<'_>, begun: Begun, mut hold: HeldStream) -> Result
         Some(known) => Some(received.tell(known)?),
         None => None,
     };
-    let result = received.frames(input, &mut control, telling.is_some());
+    let mut frames = Frames { input, control };
+    let result = received.frames(&mut frames, telling.is_some());
     received.old = telling.and_then(Telling::end);
     if let Err(fault) = result {
         // What is wrong goes on; what has come to its end was cut; and what cannot be held here is right all the same.
@@ -206,80 +205,82 @@ pub fn take(input: &mut Input<'_>, begun: Begun, mut hold: HeldStream) -> Result
     Ok(received)
 }
 
-fn incomplete() -> Fault {
-    Fault::corrupt("the frames end before their end frame: incomplete")
+/// What comes, and the checksum of all of it but packed bytes.
+struct Frames<'f, 'i> {
+    input: &'f mut Input<'i>,
+    control: Control,
 }
 
-/// All of `out`.
-fn read(input: &mut Input<'_>, out: &mut [u8]) -> Result<(), Fault> {
-    match input.read(out)? == out.len() {
-        true => Ok(()),
-        false => Err(incomplete().with_offset(Some(input.offset()))),
+impl Frames<'_, '_> {
+    /// All of `out`.
+    fn read(&mut self, out: &mut [u8]) -> Result<(), Fault> {
+        match self.input.read(out)? == out.len() {
+            true => Ok(()),
+            false => Err(
+                Fault::corrupt("the frames end before their end frame: incomplete")
+                    .with_offset(self.input.offset()),
+            ),
+        }
     }
-}
 
-/// A number of `N` bytes.
-fn read_number<const N: usize>(input: &mut Input<'_>, control: &mut Control) -> Result<u64, Fault> {
-    let mut bytes = [0; N];
-    read(input, &mut bytes)?;
-    control.add(&bytes);
-    Ok(number(&bytes))
-}
+    /// A number of `N` bytes.
+    fn number<const N: usize>(&mut self) -> Result<u64, Fault> {
+        let mut bytes = [0; N];
+        self.read(&mut bytes)?;
+        self.control.add(&bytes);
+        Ok(number(&bytes))
+    }
 
-/// So many bytes, in steps: what is announced need not come.
-fn read_bytes(
-    input: &mut Input<'_>,
-    control: &mut Control,
-    length: usize,
-) -> Result<Vec<u8>, Fault> {
-    const STEP: usize = 64 * 1024;
-    let mut bytes = Vec::new();
-    while bytes.len() < length {
-        let from = bytes.len();
-        bytes.resize(length.min(from + STEP), 0);
-        let piece = bytes.get_mut(from..).unwrap_or_default();
-        read(input, piece)?;
-        control.add(piece);
+    fn word(&mut self) -> Result<u32, Fault> {
+        Ok(u32::try_from(self.number::<4>()?).unwrap_or(u32::MAX))
     }
-    Ok(bytes)
-}
 
-fn read_u32(input: &mut Input<'_>, control: &mut Control) -> Result<u32, Fault> {
-    let number = read_number::<4>(input, control)?;
-    Ok(u32::try_from(number).unwrap_or(u32::MAX))
-}
+    /// So many bytes, in steps: what is announced need not come.
+    fn bytes(&mut self, length: usize) -> Result<Vec<u8>, Fault> {
+        const STEP: usize = 64 * 1024;
+        let mut bytes = Vec::new();
+        while bytes.len() < length {
+            let from = bytes.len();
+            bytes.resize(length.min(from + STEP), 0);
+            let piece = bytes.get_mut(from..).unwrap_or_default();
+            self.read(piece)?;
+            self.control.add(piece);
+        }
+        Ok(bytes)
+    }
 
-/// What follows is the checksum of all that came before it.
-fn check(input: &mut Input<'_>, control: &mut Control) -> Result<(), Fault> {
-    let sum = control.0;
-    match read_u32(input, control)? == sum {
-        true => Ok(()),
-        false => Err(Fault::corrupt("checksum of the frames").with_offset(Some(input.offset()))),
+    /// What follows is the checksum of all that came before it.
+    fn check(&mut self) -> Result<(), Fault> {
+        let sum = self.control.0;
+        match self.word()? == sum {
+            true => Ok(()),
+            false => Err(Fault::corrupt("checksum of the frames").with_offset(self.input.offset())),
+        }
     }
-}
 
-fn header(input: &mut Input<'_>, control: &mut Control) -> Result<StreamHeader, Fault> {
-    let mut lead = [0; LEAD_BYTES];
-    read(input, &mut lead)?;
-    control.add(&lead);
-    let (magic, rest) = lead.split_at(MAGIC.len());
-    let (version, length) = rest.split_at(2);
-    if magic != MAGIC {
-        return Err(Fault::corrupt("not frames"));
+    fn header(&mut self) -> Result<StreamHeader, Fault> {
+        let mut lead = [0; LEAD_BYTES];
+        self.read(&mut lead)?;
+        self.control.add(&lead);
+        let (magic, rest) = lead.split_at(MAGIC.len());
+        let (version, length) = rest.split_at(2);
+        if magic != MAGIC {
+            return Err(Fault::corrupt("not frames"));
+        }
+        if number(version) != u64::from(VERSION) {
+            return Err(Fault::unsupported(
+                "frames of a version that this floe does not know: use the same floe at both ends, or leave --frames out",
+            )
+            .in_unit("version", number(version)));
+        }
+        let length = to_usize(number(length));
+        if length > MAX_HEADER {
+            return Err(Fault::corrupt("header of the frames"));
+        }
+        let bytes = self.bytes(length)?;
+        self.check()?;
+        StreamHeader::parse(&bytes)
     }
-    if number(version) != u64::from(VERSION) {
-        return Err(Fault::unsupported(
-            "frames of a version that this floe does not know: use the same floe at both ends, or leave --frames out",
-        )
-        .in_unit("version", number(version)));
-    }
-    let length = to_usize(number(length));
-    if length > MAX_HEADER {
-        return Err(Fault::corrupt("header of the frames"));
-    }
-    let bytes = read_bytes(input, control, length)?;
-    check(input, control)?;
-    StreamHeader::parse(&bytes)
 }
 
 /// How far the order is.
@@ -298,27 +299,20 @@ impl Received {
     fn tell(&self, known: KnownHere) -> Result<Telling, Fault> {
         let images = self.header.images.iter();
         let paths = images.map(|image| image.path.clone()).collect();
-        let file = self.hold.file.try_clone();
-        let file = file.map_err(|error| Fault::short("dup").with_errno(error.raw_os_error()))?;
+        let file = known::again(&self.hold.file)?;
         let chunks = self.layout.chunks();
         let index = Index::new(&self.hold.index, 2, chunks)?;
         let remains = (self.end > 0).then(|| Remains::new(file, index, chunks, self.end));
-        let list = self.hold.index.try_clone();
         let packing = Packing {
             level: self.hold.level,
             jobs: self.hold.jobs,
-            list: list.map_err(|error| Fault::short("dup").with_errno(error.raw_os_error()))?,
+            list: known::again(&self.hold.index)?,
         };
         let old = Old::new(paths, self.layout.clone(), known.earlier, remains, packing)?;
         Telling::start(old, known.stdin)
     }
 
-    fn frames(
-        &mut self,
-        input: &mut Input<'_>,
-        control: &mut Control,
-        is_told: bool,
-    ) -> Result<(), Fault> {
+    fn frames(&mut self, frames: &mut Frames<'_, '_>, is_told: bool) -> Result<(), Fault> {
         let mut order = Order {
             next: 0,
             image: 0,
@@ -327,71 +321,62 @@ impl Received {
         };
         // Each turn takes at least a byte of the input.
         loop {
-            let offset = input.offset();
-            let at = |fault: Fault| match fault.offset() {
-                None => fault.with_offset(Some(offset)),
-                Some(_) => fault,
-            };
-            match u8::try_from(read_number::<1>(input, control)?).unwrap_or(0) {
-                EARLY => {
-                    let chunk = u64::from(read_u32(input, control)?);
-                    if chunk < order.next {
-                        return Err(at(Fault::corrupt("a chunk that comes behind its place")));
-                    }
-                    self.chunk(input, control, chunk).map_err(at)?;
-                }
-                KNOWN if is_told => {
-                    let chunk = u64::from(read_u32(input, control)?);
-                    if chunk < order.next {
-                        return Err(at(Fault::corrupt("a chunk that comes behind its place")));
-                    }
-                    self.known(input, control, chunk).map_err(at)?;
-                }
-                KNOWN_HERE if is_told => {
-                    self.known(input, control, order.next).map_err(at)?;
-                    let raw_bytes = self.layout.raw_bytes(order.next).unwrap_or(0);
-                    self.run(&mut order, raw_bytes, true).map_err(at)?;
-                }
-                HERE => {
-                    self.chunk(input, control, order.next).map_err(at)?;
-                    let raw_bytes = self.layout.raw_bytes(order.next).unwrap_or(0);
-                    self.run(&mut order, raw_bytes, true).map_err(at)?;
-                }
-                HELD => {
-                    let length = read_number::<8>(input, control)?;
-                    self.run(&mut order, length, true).map_err(at)?;
-                }
-                ZEROS => {
-                    let length = read_number::<8>(input, control)?;
-                    self.run(&mut order, length, false).map_err(at)?;
-                }
-                IMAGE => {
-                    let crc32 = read_u32(input, control)?;
-                    self.end_image(&mut order, crc32).map_err(at)?;
-                }
-                END => return self.end(input, control, &order),
-                _ => return Err(at(Fault::corrupt("kind of a frame"))),
+            let offset = frames.input.offset();
+            let kind = u8::try_from(frames.number::<1>()?).unwrap_or(0);
+            if kind == END {
+                return self.end(frames, &order);
             }
+            // Only who was told what is here says that something is.
+            let is_kind = is_told || !matches!(kind, KNOWN | KNOWN_HERE);
+            self.frame(kind, is_kind, frames, &mut order)
+                .map_err(|fault| fault.with_offset(fault.offset().unwrap_or(offset)))?;
         }
     }
 
-    fn end(
+    fn frame(
         &mut self,
-        input: &mut Input<'_>,
-        control: &mut Control,
-        order: &Order,
+        kind: u8,
+        is_kind: bool,
+        frames: &mut Frames<'_, '_>,
+        order: &mut Order,
     ) -> Result<(), Fault> {
-        let raw_bytes = read_number::<8>(input, control)?;
-        let length = to_usize(u64::from(read_u32(input, control)?));
+        match kind {
+            EARLY | KNOWN if is_kind => {
+                let chunk = u64::from(frames.word()?);
+                if chunk < order.next {
+                    return Err(Fault::corrupt("a chunk that comes behind its place"));
+                }
+                self.chunk(kind == KNOWN, frames, chunk)
+            }
+            HERE | KNOWN_HERE if is_kind => {
+                self.chunk(kind == KNOWN_HERE, frames, order.next)?;
+                let raw_bytes = self.layout.raw_bytes(order.next).unwrap_or(0);
+                self.run(order, raw_bytes, true)
+            }
+            HELD | ZEROS => {
+                let length = frames.number::<8>()?;
+                self.run(order, length, kind == HELD)
+            }
+            IMAGE => {
+                let crc32 = frames.word()?;
+                self.end_image(order, crc32)
+            }
+            _ => Err(Fault::corrupt("kind of a frame")),
+        }
+    }
+
+    fn end(&mut self, frames: &mut Frames<'_, '_>, order: &Order) -> Result<(), Fault> {
+        let raw_bytes = frames.number::<8>()?;
+        let length = to_usize(u64::from(frames.word()?));
         if length > MAX_REPORT {
             return Err(Fault::corrupt("report in the end frame"));
         }
-        self.report = read_bytes(input, control, length)?;
-        check(input, control)?;
+        self.report = frames.bytes(length)?;
+        frames.check()?;
         if order.image != self.header.images.len() || raw_bytes != order.raw_bytes {
             return Err(Fault::corrupt("an end frame before the end of the images"));
         }
-        match input.byte()? {
+        match frames.input.byte()? {
             None => Ok(()),
             Some(_) => Err(Fault::corrupt("bytes behind the end frame")),
         }
@@ -441,55 +426,39 @@ impl Received {
         Ok((before.times + 1, raw_bytes))
     }
 
-    /// A chunk that is here already: from its checksum on.
-    fn known(
-        &mut self,
-        input: &mut Input<'_>,
-        control: &mut Control,
-        chunk: u64,
-    ) -> Result<(), Fault> {
-        let crc32 = read_u32(input, control)?;
-        let mut hash = Hash::default();
-        read(input, &mut hash)?;
-        let (times, _) = self.replace(chunk)?;
-        self.hashes.set_bytes(chunk, &hash)?;
-        let entry = HeldChunk {
-            place: 0,
-            packed: IS_KNOWN,
-            crc32,
-            times,
-        };
-        self.index.set(chunk, entry)
-    }
-
-    /// A chunk that comes: from its checksum on.
+    /// A chunk that comes, or is here already: from its checksum on.
     fn chunk(
         &mut self,
-        input: &mut Input<'_>,
-        control: &mut Control,
+        is_known: bool,
+        frames: &mut Frames<'_, '_>,
         chunk: u64,
     ) -> Result<(), Fault> {
-        let crc32 = read_u32(input, control)?;
-        let packed = read_u32(input, control)?;
-        let length = to_usize(u64::from(packed));
+        let mut entry = HeldChunk {
+            crc32: frames.word()?,
+            packed: IS_KNOWN,
+            ..HeldChunk::default()
+        };
+        if is_known {
+            let mut hash = Hash::default();
+            frames.read(&mut hash)?;
+            (entry.times, _) = self.replace(chunk)?;
+            self.hashes.set_bytes(chunk, &hash)?;
+            return self.index.set(chunk, entry);
+        }
+        entry.packed = frames.word()?;
+        let length = to_usize(u64::from(entry.packed));
         if length > MAX_PACKED {
             return Err(Fault::corrupt("length of a chunk"));
         }
         let (times, raw_bytes) = self.replace(chunk)?;
+        entry.times = times;
         // What an interrupted run left of it is out of date.
         let remains = self.remains.entry(chunk)?;
         self.give_back(remains)?;
-        let mut entry = HeldChunk {
-            crc32,
-            packed,
-            place: 0,
-            times,
-        };
         if length == 0 {
             entry.crc32 = crc::zeros(raw_bytes);
         } else {
-            let place = self.buffer.get_mut(..length).unwrap_or_default();
-            read(input, place)?;
+            frames.read(self.buffer.get_mut(..length).unwrap_or_default())?;
             entry.place = self.hold(chunk, entry)?;
         }
         self.index.set(chunk, entry)

@@ -1,10 +1,8 @@
 //! The command line: what every verb shares. Each verb parses its own options in its file under `command/` with these helpers; which
-//! there are, and what follows them, [`table`] says.
+//! there are, and what follows them, [`options`] says.
 //!
 //! Parsing validates what was typed and touches nothing; anything that needs the system comes later. A wrong line is
 //! [`Error::usage`] (exit 2).
-
-pub mod table;
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -14,8 +12,7 @@ use std::time::Duration;
 use crate::error::{Error, Result};
 use crate::features;
 use crate::help;
-
-use self::table::{Owner, Takes};
+use crate::options::{self, Owner, Takes};
 
 /// The options every verb takes.
 #[derive(Clone, Debug, Default)]
@@ -101,7 +98,7 @@ impl Args {
                 Some(lexopt::Arg::Short(letter)) => format!("-{letter}"),
                 Some(lexopt::Arg::Long(name)) => format!("--{name}"),
             };
-            let Some(found) = table::find(self.verb, &typed) else {
+            let Some(found) = options::find(self.verb, &typed) else {
                 return Err(self.unknown(&typed));
             };
             self.last = found.name;
@@ -140,7 +137,7 @@ impl Args {
         let (mut words, mut found) = (self.handed_on.iter(), None);
         for handed in &self.handed_names {
             words.next();
-            let row = table::find(self.verb, handed).map(|option| option.row);
+            let row = options::find(self.verb, handed).map(|option| option.row);
             let value = match row.map(|row| row.takes()) {
                 Some(Takes::Value) => words.next(),
                 _ => None,
@@ -174,7 +171,7 @@ impl Args {
             .value()
             .map_err(|e| usage(self.verb, format_args!("{e}")))?;
         let is_option = value.to_str().is_some_and(|text| {
-            text.len() > 1 && text.starts_with('-') && table::find(self.verb, text).is_some()
+            text.len() > 1 && text.starts_with('-') && options::find(self.verb, text).is_some()
         });
         if is_option && self.last != "--ssh-option" && self.verb != "mender" {
             let (last, shown) = (self.last, value.display());
@@ -256,8 +253,8 @@ impl Args {
 
     /// The error for an option the verb does not know.
     pub fn unknown(&self, name: &str) -> Error {
-        let rows =
-            table::rows().filter(|row| row.owner_for(self.verb).is_some() && !row.help.is_empty());
+        let rows = options::rows()
+            .filter(|row| row.owner_for(self.verb).is_some() && !row.help.is_empty());
         let meant = meant(name, &mut rows.flat_map(|row| row.names()));
         usage(self.verb, format_args!("unknown option {name}{meant}"))
     }
@@ -298,7 +295,7 @@ pub fn usage(verb: &str, what: fmt::Arguments<'_>) -> Error {
 
 /// `; did you mean X?`, where one of `words` is near to what was typed.
 pub fn meant(typed: &str, words: &mut dyn Iterator<Item = &'static str>) -> String {
-    match table::nearest(typed, words).filter(|_| typed.len() > 2) {
+    match options::nearest(typed, words).filter(|_| typed.len() > 2) {
         Some(word) => format!(" (did you mean {word}?)"),
         None => String::new(),
     }
@@ -311,7 +308,9 @@ pub fn take_verb(arguments: &mut Vec<OsString>) -> Option<OsString> {
         let text = arguments.get(at)?.to_str().unwrap_or_default();
         match text {
             "--" => return None,
-            option if option.starts_with('-') => at += 1 + usize::from(table::is_followed(option)),
+            option if option.starts_with('-') => {
+                at += 1 + usize::from(options::is_followed(option))
+            }
             _ => return Some(arguments.remove(at)),
         }
     }
