@@ -57,26 +57,38 @@ pub(crate) struct Last<'a> {
 }
 
 impl Last<'_> {
-    /// Writes it, its superblock at the very end; gives notes.
-    pub(crate) fn write(self, target: &mut Target) -> Result<Vec<String>> {
-        let Self {
-            name, head, length, ..
-        } = self;
-        let fail = |fault| Error::fault(name, fault);
+    /// Writes it, its superblock at the very end; gives notes. Where that fails the target shows nothing again: a disk may keep what
+    /// it says it did not write.
+    pub(crate) fn write(mut self, target: &mut Target) -> Result<Vec<String>> {
         self.phase.set(Phase::LAST);
+        self.put(target).inspect_err(|_| {
+            let whole = self.whole();
+            let taken_back = copy::zero_extent(target, whole, self.progress).is_ok()
+                && target.sync().is_ok()
+                && target.drop_cache().is_ok();
+            self.phase.set(match taken_back {
+                true => Phase::WRITING,
+                false => Phase::LOST,
+            });
+        })
+    }
+
+    fn whole(&self) -> Extent {
+        Extent::at(0, to_u64(self.length))
+    }
+
+    fn put(&mut self, target: &mut Target) -> Result<Vec<String>> {
+        let (name, length) = (self.name, self.length);
+        let fail = |fault| Error::fault(name, fault);
         let table = self.content.table.as_ref();
-        let held = head.get_mut(..length).unwrap_or_default();
+        let held = self.head.get_mut(..length).unwrap_or_default();
         let moved = move_backup_table(held, table, target).map_err(fail)?;
         let mut notes = Vec::from_iter(moved);
         let last = last_bytes(self.content, length);
-        write(head, length, last, target).map_err(fail)?;
-        let held = head.get(..length).unwrap_or_default();
+        write(self.head, length, last, target).map_err(fail)?;
+        let held = self.head.get(..length).unwrap_or_default();
         if self.verify && !is_there(held, target).map_err(fail)? {
-            // What does not read as it was written must not be taken for a good one.
-            let whole = Extent::at(0, to_u64(length));
-            let _ = copy::zero_extent(target, whole, self.progress);
-            let _ = target.sync();
-            return Err(differs(name, whole));
+            return Err(differs(name, self.whole()));
         }
         target.drop_cache().map_err(fail)?;
         self.phase.set(Phase::COMPLETE);

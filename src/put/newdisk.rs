@@ -78,11 +78,20 @@ impl NewDisk {
         Ok(())
     }
 
-    /// Writes a table, given in order: all the rest is on the disk before what goes to its very beginning.
+    /// Writes a table, given in order: all the rest is on the disk before what goes to its very beginning. Where that fails the disk
+    /// shows no table again: it may keep what it says it did not write.
     pub(crate) fn write_table<'b>(
-        &self,
+        &mut self,
         patches: impl Iterator<Item = (u64, &'b [u8])>,
     ) -> Result<()> {
+        let done = self.put(patches);
+        if done.is_err() {
+            let _ = self.wipe();
+        }
+        done
+    }
+
+    fn put<'b>(&self, patches: impl Iterator<Item = (u64, &'b [u8])>) -> Result<()> {
         let device = self.device();
         let sync = || fsync(device.as_fd()).map_err(|errno| Fault::io("fsync", errno));
         sync()?;

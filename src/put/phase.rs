@@ -32,6 +32,8 @@ impl Phase {
     pub(crate) const WRITING: u8 = 1;
     pub(crate) const LAST: u8 = 2;
     pub(crate) const COMPLETE: u8 = 3;
+    /// The last write failed, and so did taking it back.
+    pub(crate) const LOST: u8 = 4;
 
     pub(crate) fn set(&self, phase: u8) {
         self.at.store(phase, Ordering::SeqCst);
@@ -72,7 +74,7 @@ impl Phase {
     pub(crate) fn state(&self) -> &'static str {
         match self.get() {
             Self::UNTOUCHED => "nothing was written",
-            Self::WRITING | Self::LAST if self.goes_again() => {
+            Self::WRITING | Self::LAST | Self::LOST if self.goes_again() => {
                 "the target is not usable: the file that was made for it is gone again"
             }
             Self::WRITING if self.is_full.load(Ordering::SeqCst) => {
@@ -81,6 +83,9 @@ impl Phase {
             Self::WRITING => "the target is not usable: its beginning is zeroed",
             Self::LAST => {
                 "the target is not usable: it is written up to its very end, and not beyond"
+            }
+            Self::LOST => {
+                "the target is not usable, but may look valid: its last write failed, and could not be taken back"
             }
             _ => "the target is complete",
         }

@@ -1,15 +1,14 @@
 //! The file of `--report`.
 
 use std::fs::File;
-use std::io::Write;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
 use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
 
-use super::{JsonObject, stderr};
+use super::{JsonObject, give, stderr};
 use crate::error::{Error, Fault, Result};
 use crate::place::{A_FOLDER, Place, is};
 use crate::threads::patiently;
@@ -43,13 +42,14 @@ impl ReportFile {
     pub(super) fn write(&mut self, object: &JsonObject) -> Result<()> {
         let text = format!("{}\n", object.finish());
         let result = match &mut self.file {
-            Some(file) => file
-                .write_all(text.as_bytes())
-                .and_then(|()| match file.sync_all() {
+            Some(file) => {
+                let write = &mut |rest: &[u8]| rustix::io::write(&*file, rest);
+                give(text.as_bytes(), file.as_fd(), write).and_then(|()| match file.sync_all() {
                     // What has nothing to flush (a pipe, a terminal) says EINVAL (fsync(2)).
                     Err(error) if error.kind() == std::io::ErrorKind::InvalidInput => Ok(()),
                     done => done,
-                }),
+                })
+            }
             None => stderr(text.as_bytes()),
         };
         result.map_err(|e| {
@@ -107,9 +107,6 @@ fn create(path: &Path, name: &str) -> Result<File> {
         }
         rustix::fs::ftruncate(&file, 0).map_err(fail)?;
     }
-    let flags = rustix::fs::fcntl_getfl(&file).map_err(fail)?;
-    let flags = flags.difference(OFlags::NONBLOCK);
-    rustix::fs::fcntl_setfl(&file, flags).map_err(fail)?;
     Ok(file)
 }
 

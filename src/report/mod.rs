@@ -1,7 +1,7 @@
 //! What a person or a script reads: lines on stderr, progress, the last line of a run, the JSON report.
 //!
 //! Never panics on a closed or full stderr, and never writes to it while a filesystem is frozen (callers hold lines back), except
-//! progress to a terminal, which is dropped rather than waited for. And no reader of stderr holds up a signal: see [`stderr`].
+//! progress to a terminal, which is dropped rather than waited for. And no reader of stderr or of a report holds up a signal: see `give`.
 
 mod file;
 mod object;
@@ -9,6 +9,7 @@ mod progress;
 
 use std::fmt::{self, Write as _};
 use std::io::Write;
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -39,16 +40,25 @@ pub fn lines(text: &str) {
     let _ = stderr(text.as_bytes());
 }
 
-/// Writes to stderr. It waits for a reader that is slow, but not when a fatal signal has come, or comes: then what nobody takes is
-/// not written. Everything but progress that is written to stderr goes through here.
+/// Writes to stderr. Everything but progress that is written to stderr goes through here.
 pub fn stderr(text: &[u8]) -> std::io::Result<()> {
     let to = rustix::stdio::stderr();
+    give(text, to, &mut crate::sys::stderr::write)
+}
+
+/// Gives all of a text to somebody who reads `to`, by writes that do not wait. It waits for a reader that is slow, but not when a
+/// fatal signal has come, or comes: then what nobody takes is not written.
+fn give(
+    text: &[u8],
+    to: BorrowedFd<'_>,
+    write: &mut dyn FnMut(&[u8]) -> rustix::io::Result<usize>,
+) -> std::io::Result<()> {
     let (mut rest, mut refused) = (text, 0u32);
     while !rest.is_empty() {
         if !crate::signals::can_write(to) {
             return Err(std::io::ErrorKind::Interrupted.into());
         }
-        match crate::sys::stderr::write(rest) {
+        match write(rest) {
             Ok(count) => (rest, refused) = (rest.get(count..).unwrap_or_default(), 0),
             Err(Errno::INTR) => {}
             // A terminal that has some room, and too little.

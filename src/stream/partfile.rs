@@ -216,7 +216,10 @@ impl PartFile {
             .map_err(|errno| Error::fault(&shown, Fault::io("rename", errno)))?;
         self.done = true;
         let flushed = rustix::fs::fsync(folder);
-        flushed.map_err(|errno| Error::fault(shown, Fault::io("fsync of its folder", errno)))
+        flushed.map_err(|errno| {
+            Error::fault(shown, Fault::io("fsync of its folder", errno))
+                .leaving("it is whole, but a power cut may take its name")
+        })
     }
 }
 
@@ -437,8 +440,14 @@ fn is_named(place: &Place, name: &OsStr, file: &File) -> bool {
 
 impl Drop for PartFile {
     fn drop(&mut self) {
-        if !self.done && self.is_there() {
-            let _ = rustix::fs::unlinkat(&self.place.folder, &self.part, AtFlags::empty());
+        if self.done || !self.is_there() {
+            return;
+        }
+        let gone = rustix::fs::unlinkat(&self.place.folder, &self.part, AtFlags::empty());
+        if let Err(errno) = gone {
+            let part = self.place.path.with_file_name(&self.part);
+            let fault = Fault::io("remove", errno);
+            crate::report::line(Error::fault(part.display(), fault));
         }
     }
 }

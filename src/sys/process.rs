@@ -1,6 +1,6 @@
 //! Processes and signals: what rustix leaves to libc. Fork, signal masks, signalfd, descriptors across exec, dying by a signal.
 
-use core::ffi::c_int;
+use core::ffi::{c_int, c_uint};
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,7 +9,7 @@ use rustix::io::{Errno, FdFlags, Result};
 use rustix::process::Pid;
 
 // Declarations of libc (POSIX signal(3p), raise(3p), fork(3p), _exit(3p), close(3p), pthread_sigmask(3p), sigaddset(3p);
-// signalfd(2)); std links it on every target of floe.
+// siginterrupt(3p); signalfd(2), ualarm(3)); std links it on every target of floe.
 unsafe extern "C" {
     fn signal(number: c_int, handler: usize) -> usize;
     fn raise(number: c_int) -> c_int;
@@ -21,6 +21,8 @@ unsafe extern "C" {
     fn sigfillset(set: *mut SignalSet) -> c_int;
     fn sigaddset(set: *mut SignalSet, number: c_int) -> c_int;
     fn signalfd(fd: c_int, set: *const SignalSet, flags: c_int) -> c_int;
+    fn siginterrupt(number: c_int, flag: c_int) -> c_int;
+    fn ualarm(first_us: c_uint, each_us: c_uint) -> c_uint;
 }
 
 /// `sigset_t`: 128 bytes in glibc and musl on every architecture.
@@ -48,6 +50,8 @@ pub(crate) const SIGINT: i32 = 2;
 pub(crate) const SIGUSR2: i32 = 12;
 /// SIGPIPE.
 pub(crate) const SIGPIPE: i32 = 13;
+/// SIGALRM.
+pub(crate) const SIGALRM: i32 = 14;
 /// SIGTERM.
 pub(crate) const SIGTERM: i32 = 15;
 /// SIGCHLD.
@@ -134,6 +138,31 @@ extern "C" fn say_and_die(number: c_int) {
     // Nobody who does not read it may hold up the end.
     super::stderr::write_if_ready(LAST_WORDS.get().map_or(&[][..], Vec::as_slice));
     exit_now(die_by(number))
+}
+
+/// After what time an alarm comes, in microseconds, and comes again.
+const ALARM_US: c_uint = 20_000;
+
+/// Has SIGALRM do nothing but end what waits in [`before_alarm`]. To be called before the first thread is started.
+pub(crate) fn expect_alarm() {
+    extern "C" fn nothing(_: c_int) {}
+    let handler: extern "C" fn(c_int) = nothing;
+    block(&[SIGALRM]);
+    // SAFETY: the handler does nothing.
+    unsafe { signal(SIGALRM, handler as usize) };
+    // SAFETY: changes a flag of the handler.
+    unsafe { siginterrupt(SIGALRM, 1) };
+}
+
+/// Makes a call that must not wait for long: then it gives `INTR`. The alarm stays wound up, because other threads may be in here;
+/// outside nobody hears it.
+pub(crate) fn before_alarm<T>(call: impl FnOnce() -> T) -> T {
+    // SAFETY: touches no memory of ours.
+    unsafe { ualarm(ALARM_US, ALARM_US) };
+    unblock(&[SIGALRM]);
+    let answer = call();
+    block(&[SIGALRM]);
+    answer
 }
 
 /// Blocks these signals in this thread and in all that it starts.

@@ -117,7 +117,7 @@ fn prepare(streams: [Option<BorrowedFd<'_>>; 3], ties: &Ties) -> Result<()> {
     // A program expects to die of a pipe that nobody reads.
     process::restore_default(process::SIGPIPE);
     match ties {
-        Ties::Loose => {}
+        Ties::Loose => process::unblock(&[process::SIGALRM]),
         Ties::Close => {
             process::unblock_all();
             rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;

@@ -1,14 +1,15 @@
 //! Standard error, written to without ever waiting in a write.
 //!
 //! poll(2) says of a pipe that it takes PIPE_BUF bytes (pipe(7)), but of a terminal only that it takes something: a longer write
-//! waits for its reader, with our signals blocked (drivers/tty/n_tty.c, `n_tty_write`). So a terminal is opened once more, without
-//! waiting; the description behind standard error itself is shared with others, and stays as it is.
+//! waits for its reader, with our signals blocked (drivers/tty/n_tty.c, `n_tty_write`). And somebody else who has it, too, may be
+//! faster. So a terminal or a pipe is opened once more, without waiting; the description behind standard error itself is shared with
+//! others, and stays as it is. Where it cannot be opened, an alarm ends a write that waits.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::OnceLock;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::{Errno, Result};
 
 /// What is written at once: as much as a pipe takes without waiting when it takes anything.
@@ -16,11 +17,11 @@ const PIECE_BYTES: usize = 4096;
 
 /// What standard error is.
 enum StderrKind {
-    /// A pipe, a file, a socket.
-    Plain,
-    /// A terminal, opened by ourselves.
-    Terminal(OwnedFd),
-    /// A terminal that we may not open.
+    /// Nothing that has a reader.
+    File,
+    /// A terminal or a pipe, opened by ourselves.
+    Own(OwnedFd),
+    /// One that we may not open, or a socket.
     Foreign,
 }
 
@@ -30,40 +31,53 @@ static KIND: OnceLock<StderrKind> = OnceLock::new();
 pub(crate) fn prepare() {
     KIND.get_or_init(|| {
         let stderr = rustix::stdio::stderr();
-        if !rustix::termios::isatty(stderr) {
-            return StderrKind::Plain;
+        let is_terminal = rustix::termios::isatty(stderr);
+        let stat = rustix::fs::fstat(stderr);
+        let kind = stat.map(|stat| FileType::from_raw_mode(stat.st_mode));
+        if !is_terminal && !matches!(kind, Ok(FileType::Fifo | FileType::Socket)) {
+            return StderrKind::File;
         }
         let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let open = |path| rustix::fs::open(path, flags, Mode::empty());
         // Behind su it belongs to somebody else; but then it mostly is our controlling terminal.
-        let is_controlling = || rustix::termios::tcgetsid(stderr).is_ok();
-        match open("/proc/self/fd/2") {
-            Ok(own) => StderrKind::Terminal(own),
-            Err(_) if is_controlling() => {
-                open("/dev/tty").map_or(StderrKind::Foreign, StderrKind::Terminal)
-            }
-            Err(_) => StderrKind::Foreign,
-        }
+        let is_controlling = || is_terminal && rustix::termios::tcgetsid(stderr).is_ok();
+        let own = open("/proc/self/fd/2").or_else(|errno| match is_controlling() {
+            true => open("/dev/tty"),
+            false => Err(errno),
+        });
+        own.map_or_else(
+            |_| {
+                super::process::expect_alarm();
+                StderrKind::Foreign
+            },
+            StderrKind::Own,
+        )
     });
 }
 
 /// The descriptor that [`prepare`] opened.
 pub(crate) fn own() -> Option<RawFd> {
     match KIND.get() {
-        Some(StderrKind::Terminal(own)) => Some(own.as_raw_fd()),
+        Some(StderrKind::Own(own)) => Some(own.as_raw_fd()),
         _ => None,
     }
 }
 
-/// One write of a first part, for who was told by poll(2) that something is taken. A terminal may take nothing all the same
-/// (`AGAIN`). No heap.
+/// One write of a first part, for who was told by poll(2) that something is taken. Nothing may be taken all the same (`AGAIN`). No
+/// heap.
 pub(crate) fn write(bytes: &[u8]) -> Result<usize> {
-    let (to, most): (BorrowedFd<'_>, _) = match KIND.get() {
-        Some(StderrKind::Terminal(own)) => (own.as_fd(), PIECE_BYTES),
-        Some(StderrKind::Foreign) => (rustix::stdio::stderr(), 1),
-        Some(StderrKind::Plain) | None => (rustix::stdio::stderr(), PIECE_BYTES),
-    };
-    rustix::io::write(to, bytes.get(..most).unwrap_or(bytes))
+    let piece = bytes.get(..PIECE_BYTES).unwrap_or(bytes);
+    let stderr = rustix::stdio::stderr();
+    match KIND.get() {
+        Some(StderrKind::Own(own)) => rustix::io::write(own, piece),
+        Some(StderrKind::Foreign) => {
+            match super::process::before_alarm(|| rustix::io::write(stderr, piece)) {
+                Err(Errno::INTR) => Err(Errno::AGAIN),
+                done => done,
+            }
+        }
+        Some(StderrKind::File) | None => rustix::io::write(stderr, piece),
+    }
 }
 
 /// Writes as much as is taken at once. No heap, and nothing that a handler of signals may not do.

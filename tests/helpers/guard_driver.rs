@@ -5,7 +5,7 @@
 //! `deaf` (neither check nor progress, signals ignored), `second` (hold for a second), `stuck` (hold,
 //! with a thread that writes to the first directory and so hangs in state D), `once`, `loop` (once again and
 //! again), `readonly` (hold, by a read-only remount), `again` (three times, with a pause longer than the stall time in between; then
-//! hold), `threads` (hold, started while other threads run). `FLOE_LEFTOVER` names a directory that the guardian is to remove. Lines on stdout: `ready PID`, `frozen`, `thawed MS`. Exit codes as floe's.
+//! hold), `threads` (hold, started while other threads run); `overheard` freezes nothing, says a line, and takes no signal. `FLOE_LEFTOVER` names a directory that the guardian is to remove. Lines on stdout: `ready PID`, `frozen`, `thawed MS`. Exit codes as floe's.
 
 use std::ffi::CString;
 use std::io::Write;
@@ -35,6 +35,10 @@ fn run(arguments: &[String]) -> Result<()> {
         max_freeze: milliseconds(max)?,
     };
     let signals = Signals::block()?;
+    if what == "overheard" {
+        floe::report::line("a line");
+        return Ok(());
+    }
     loop {
         once(what, limits, dirs, &signals)?;
         if what != "loop" {

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
@@ -16,6 +16,8 @@ use crate::common::{self, LoopFs, Scratch, Spec};
 
 /// About what an unread terminal still takes, in bytes: it says that it takes something, and not all of a long line.
 const ROOM: usize = 100;
+/// Somebody else.
+const NOBODY: u32 = 65_534;
 /// In front of a name, for a line that does not fit.
 fn long() -> String {
     "./".repeat(150)
@@ -238,6 +240,78 @@ fn a_terminal_that_nobody_reads_holds_up_no_signal_while_a_target_is_written() {
         assert_ends_by_one_signal(child, &words.join(" "));
         drop(stdin);
     }
+}
+
+#[test]
+fn a_terminal_that_we_may_not_open_holds_up_no_signal() {
+    let _ = require_floe!();
+    let scratch = Scratch::new();
+    fs::set_permissions(scratch.path(), fs::Permissions::from_mode(0o777)).expect("mode");
+    let image = scratch.join("e");
+    common::sparse(&image, 16 << 20);
+    common::output("mke2fs", &["-q", "-F", &image.to_string_lossy()]);
+    let start = fs::read(&image).expect("read");
+    for words in [&["restore", "-"][..], &["restore", "--quiet", "-"]] {
+        // Of root, and the controlling terminal of nobody.
+        let (_master, stderr) = unread_terminal();
+        let mut floe = require_floe!();
+        let mut child = floe
+            .args(words)
+            .arg(long() + "target")
+            .current_dir(scratch.path())
+            .uid(NOBODY)
+            .gid(NOBODY)
+            .stdin(Stdio::piped())
+            .stderr(stderr.try_clone().expect("stderr"))
+            .spawn()
+            .expect("floe");
+        let mut stdin = child.stdin.take().expect("piped");
+        stdin.write_all(&start[..1 << 20]).expect("write");
+        thread::sleep(Duration::from_millis(1200));
+        assert_ends_by_one_signal(child, &words.join(" "));
+        drop(stdin);
+    }
+}
+
+#[test]
+fn a_report_that_nobody_reads_holds_up_no_signal() {
+    let mut floe = require_floe!();
+    let source = require_some!(LoopFs::make(Spec::default()).ok(), "root and mkfs.ext4");
+    let scratch = Scratch::new();
+    let report = scratch.join("report");
+    common::output("mkfifo", &[&report.to_string_lossy()]);
+    let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NONBLOCK;
+    let fifo = rustix::fs::open(&report, flags, rustix::fs::Mode::empty()).expect("fifo");
+    let mut fifo = File::from(fifo);
+    for size in [4096, 1] {
+        while fifo.write(&vec![b'.'; size]).is_ok() {}
+    }
+    // The freeze waits for this write.
+    let held = HeldWrite::start(source.dir());
+    let child = floe
+        .args(["dump", "--quiet", "--report"])
+        .arg(&report)
+        .arg(source.dir())
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("floe");
+    thread::sleep(Duration::from_millis(700));
+    assert_ends_by_one_signal(child, "dump");
+    drop(held);
+    common::assert_not_frozen(source.dir(), "after the signal");
+}
+
+#[test]
+fn a_signal_that_a_line_gave_way_to_and_nobody_took_kills_at_the_end() {
+    let driver = require_driver!();
+    let (_reader, stderr) = full_pipe();
+    let child = Command::new(driver)
+        .args(["overheard", "1", "1"])
+        .stderr(stderr)
+        .spawn()
+        .expect("guard_driver");
+    thread::sleep(Duration::from_millis(700));
+    assert_ends_by_one_signal(child, "overheard");
 }
 
 #[test]
