@@ -60,7 +60,7 @@ run() {
 }
 # failed NAME WORD: it did, by exit code 1 and with this word.
 failed() {
-    case "$code $line" in "1 floe: "*"$2"*": "*) ok "$1: $line";; *) not_ok "$1" "exit $code, wanted 1 and '$2': $line";; esac
+    case "$code $line" in "1 floe: "*"$2"*) ok "$1: $line";; *) not_ok "$1" "exit $code, wanted 1 and '$2': $line";; esac
 }
 thawed() { # NAME MS
     if write_ends_within /source "${2:-2000}"; then ok "$1: thawed"; else not_ok "$1: thawed" "a write takes longer than ${2:-2000} ms"; floe thaw /source; fi
