@@ -42,8 +42,8 @@ pub const HISTORY_BYTES: usize = 1 << 15;
 /// The window.
 pub type Window = [u8; WINDOW_BYTES];
 
-/// Longest match (RFC 1951, 3.2.5), and what its copy may write behind it.
-const ROOM: usize = 258 + fast::STEP;
+/// Two literals, the longest match behind them (RFC 1951, 3.2.5), and what its copy may write behind that.
+const ROOM: usize = 2 + 258 + fast::STEP;
 
 /// Symbols of literals and lengths, of distances, of code lengths (RFC 1951, 3.2.5 to 3.2.7); the first two rounded up.
 const LITERALS: usize = 288;
