@@ -111,9 +111,14 @@ impl EmptyOptions {
         for path in exact {
             if !sources.iter().any(|source| names(system, source, path)) {
                 let path = shown(path);
-                return Err(Error::refused(format_args!(
-                    "--empty {path}: no regular file has that name; a folder's files are {path}/, and with a * in its name it need not be there"
-                )));
+                return Err(Error::refused(match path.strip_suffix('/') {
+                    Some(folder) => {
+                        format!("--empty {path}: there is no regular file below {folder}")
+                    }
+                    None => format!(
+                        "--empty {path}: no regular file has that name; a folder's files are {path}/, and with a * in its name it need not be there"
+                    ),
+                }));
             }
         }
         let mut patterns = self.paths.clone();

@@ -161,7 +161,11 @@ fn a_disk_without_any_of_the_sources_and_a_file_to_empty_that_is_not_there_are_r
             4,
             "files are /own/",
         ),
-        (format!("dump {dir} --empty /none/ -o s"), 4, typo),
+        (
+            format!("dump {dir} --empty /none/ -o s"),
+            4,
+            "--empty /none/: there is no regular file below /none;",
+        ),
         (format!("dump -q {dir} --empty /own/ -o s"), 0, ""),
         (format!("dump -q {dir} --empty /own/key -o s"), 0, ""),
         (format!("dump -q {dir} --empty {dir}/own/key -o s"), 0, ""),
