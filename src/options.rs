@@ -115,7 +115,7 @@ thaw|--all|everything that is mounted from a block device, in every mount namesp
 show|--json|one JSON object with stable keys
 show|--identity|instead: the files that make it one machine and not another, with fingerprints, of a mount, or of an ext filesystem on a device or in an image that is not packed; what --golden empties
 list|--json|one JSON array with stable keys
-delete|--force|factory and rescue snapshots, too
+delete|--force|factory and rescue snapshots, too, and what may be one: that of a newer floe, or one that cannot be read
 restore clone create delete >push|--dry-run|check everything, say what would be done, and touch nothing
 mender|--source, --fs-path PATH|what to dump: file, directory or device (default: /)
 mender|-C, --compression HOW|none (default) or gzip
