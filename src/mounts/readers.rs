@@ -1,7 +1,7 @@
 //! Another floe that reads a device: it lets nobody else have it, so that nobody mounts it meanwhile. Who only wants to read it, too,
 //! has its turn then.
 
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -11,21 +11,46 @@ use crate::report;
 /// How long its end is waited for: about what the largest card takes.
 const PATIENCE: Duration = Duration::from_secs(3600);
 const PAUSE: Duration = Duration::from_millis(100);
+/// Most that wait for one device.
+const MOST_WAITING: u32 = 64;
 
 impl System {
+    /// Tries again what another floe that reads the device keeps busy, once that is done.
+    pub(crate) fn after_readers<T>(
+        &self,
+        dev: impl Fn() -> Option<DevId>,
+        is_busy: impl Fn(&T) -> bool,
+        mut attempt: impl FnMut() -> T,
+    ) -> T {
+        let (mut answer, mut waited) = (attempt(), true);
+        for _ in 0..MOST_WAITING {
+            let Some(dev) = Some(&answer)
+                .filter(|it| waited && is_busy(it))
+                .and_then(|_| dev())
+            else {
+                break;
+            };
+            // Who waited, too, may be faster. One that is seen no more may have held it a moment ago.
+            waited = self.await_reader(dev);
+            answer = attempt();
+        }
+        answer
+    }
+
     /// Waits until no other floe reads the device, its disk or its partitions; false where none did, or where that takes too long.
-    pub(crate) fn await_reader(&self, dev: DevId) -> bool {
+    fn await_reader(&self, dev: DevId) -> bool {
         let roots = self.roots();
         let parts = roots.partitions_of(dev).into_iter().map(|part| part.dev);
         let mut devices: Vec<DevId> = parts.chain(roots.disk_of(dev)).collect();
         devices.push(dev);
         let (start, mut told) = (Instant::now(), false);
-        while let Some(pid) = reader(&roots.proc, &devices) {
+        let before = before(&roots.proc);
+        while let Some(pid) = reader(&roots.proc, &devices, before) {
             if start.elapsed() > PATIENCE {
                 return false;
             }
             if !told {
-                report::line(format_args!(
+                report::note(format_args!(
                     "{}: another floe reads it (process {pid}); waiting until that is done",
                     roots.shown(dev).display()
                 ));
@@ -37,8 +62,21 @@ impl System {
     }
 }
 
-/// The process of another floe that has one of these devices open, and only to read.
-fn reader(proc: &Path, devices: &[DevId]) -> Option<u32> {
+/// Who is waited for, by its number. Two that have a device each and want the other's would wait for each other; so who has one open
+/// waits for lower numbers only, and no circle closes.
+fn before(proc: &Path) -> u32 {
+    let is_device = |file: &PathBuf| {
+        let meta = std::fs::metadata(file);
+        meta.is_ok_and(|meta| meta.file_type().is_block_device())
+    };
+    match entries(&proc.join("self/fd")).iter().any(is_device) {
+        true => std::process::id(),
+        false => u32::MAX,
+    }
+}
+
+/// The process of another floe below this number that has one of these devices open, and only to read.
+fn reader(proc: &Path, devices: &[DevId], before: u32) -> Option<u32> {
     let own = std::fs::metadata(proc.join("self/exe")).ok()?;
     let is_floe = |process: &Path| {
         let exe = std::fs::metadata(process.join("exe"));
@@ -47,7 +85,7 @@ fn reader(proc: &Path, devices: &[DevId]) -> Option<u32> {
     };
     let pids = entries(proc).into_iter().filter_map(|process| {
         let pid: u32 = process.file_name()?.to_str()?.parse().ok()?;
-        (pid != std::process::id() && is_floe(&process)).then_some((pid, process))
+        (pid != std::process::id() && pid < before && is_floe(&process)).then_some((pid, process))
     });
     pids.into_iter()
         .find(|(_, process)| only_reads(process, devices))

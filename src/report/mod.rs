@@ -31,6 +31,16 @@ pub fn line(line: impl fmt::Display) {
     lines(&clean(&format!("floe: {line}")));
 }
 
+/// Whether nothing but errors is wanted, where no options come along.
+static QUIET: AtomicBool = AtomicBool::new(false);
+
+/// The same of what is no error, unless that is not wanted.
+pub fn note(text: impl fmt::Display) {
+    if !QUIET.load(Ordering::Relaxed) {
+        line(text);
+    }
+}
+
 /// Writes lines that end with the text (a table) to stderr, cleaned.
 pub fn lines(text: &str) {
     let mut text = clean_lines(text);
@@ -286,6 +296,7 @@ static REPORT: Lock<Option<(ReportFile, &'static str, String)>> = Lock::new(None
 
 /// Opens the report that was asked for. `key` and `about` say in the report of a run that failed what was to be done.
 pub fn begin(common: &Common, key: &'static str, about: &str) -> Result<()> {
+    QUIET.store(common.quiet, Ordering::Relaxed);
     if let Some(path) = &common.report {
         *REPORT.lock() = Some((ReportFile::open(path)?, key, about.to_owned()));
     }

@@ -151,9 +151,6 @@ pub(crate) fn consistent(still: Still) -> &'static str {
     }
 }
 
-/// Most that wait for one device.
-const MOST_WAITING: u32 = 64;
-
 /// Finds `name`, decides how it is held still, and recognises what is on it.
 pub(crate) fn prepare(system: &System, name: &std::ffi::OsStr, wishes: Wishes) -> Result<Prepared> {
     let means = match (wishes.fs_path, wishes.whole) {
@@ -161,18 +158,11 @@ pub(crate) fn prepare(system: &System, name: &std::ffi::OsStr, wishes: Wishes) -
         (false, true) => Means::Bytes,
         (false, false) => Means::Source,
     };
-    let mut resolved = system.resolve_as(name, means);
-    let mut waited = true;
-    for _ in 0..MOST_WAITING {
-        let named = || system.target(name).ok()?.dev;
-        let Some(dev) = named().filter(|_| resolved.is_err() && waited) else {
-            break;
-        };
-        // What another floe reads is free once that is done; who waited, too, may be faster. One that is seen no more may have held it a
-        // moment ago.
-        waited = system.await_reader(dev);
-        resolved = system.resolve_as(name, means);
-    }
+    let resolved = system.after_readers(
+        || system.target(name).ok()?.dev,
+        Result::is_err,
+        || system.resolve_as(name, means),
+    );
     let source = resolved.map_err(|error| match error.exit() {
         Some(Exit::Failed) => error.leaving("nothing was frozen"),
         _ => error,

@@ -36,12 +36,19 @@ fn hold(subject: &str, dev: DevId) -> Result<()> {
     if held.iter().any(|held| DevId::from_raw(held.rdev()) == dev) {
         return Ok(());
     }
-    let mut system = System::look()?;
-    if used(&system, dev).is_some() {
-        system.await_reader(dev);
-        system = System::look()?;
-    }
-    if let Some(found) = used(&system, dev) {
+    let (system, found) = System::look()?.after_readers(
+        || Some(dev),
+        |looked: &Result<(System, Option<Use>)>| {
+            let found = looked.as_ref().ok().and_then(|(_, found)| found.as_ref());
+            found.is_some_and(|found| matches!(found.why, Why::Busy))
+        },
+        || {
+            let system = System::look()?;
+            let found = used(&system, dev);
+            Ok((system, found))
+        },
+    )?;
+    if let Some(found) = found {
         return Err(refused(subject, &found, &system, dev));
     }
     if let Some((below, _)) = system.loop_file(dev) {

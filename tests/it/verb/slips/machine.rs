@@ -300,28 +300,56 @@ fn a_disk_of_which_a_partition_may_be_written_is_no_image_and_one_that_is_idle_i
     drop(writer);
 }
 
+/// A dump of `path` that has begun, in the background, and goes on when there is a file `go`; it comes into `one`.
+fn reading(path: &str) -> String {
+    format!(
+        "rm -f go one two said p; mkfifo p; $FLOE dump -q -z none {path} --spool off --precopy off > p & reading=$!
+        {{ dd bs=1 count=1 2> /dev/null; until [ -e go ]; do sleep 0.1; done; cat; }} < p > one &
+        until [ -s one ]; do sleep 0.1; done"
+    )
+}
+
+/// Waits until one that waits has said so.
+const TOLD: &str = "until grep -q 'another floe reads it' said; do sleep 0.1; done";
+
 #[test]
 fn a_device_that_another_floe_reads_is_waited_for() {
-    ready!("mke2fs");
+    ready!("mke2fs", "mkfifo");
     let scratch = Scratch::new();
     sh(&scratch, NOISE).expect_code(0);
     let device = LoopDevice::attach(&scratch.join("n"), 512);
     let path = text(device.path());
+    let reading = reading(&path);
     for (second, then) in [
         (format!("dump -z none {path} -o two"), "cmp one two"),
         (
-            format!("create -q a={path} -o s.zip"),
+            format!("create a={path} -o s.zip"),
             "$FLOE restore -q s.zip a=two && cmp one two",
         ),
         (format!("verify {path}"), "true"),
-        (format!("restore -q {path} two"), "cmp one two"),
+        (format!("restore {path} two"), "cmp one two"),
     ] {
         let script = format!(
-            "rm -f one two; $FLOE dump -q -z none {path} --spool off --precopy off | (sleep 3; cat) > one & sleep 1
-            timeout 30 $FLOE {second} 2> said || exit; wait; {then} && grep -c 'another floe reads it' said"
+            "{reading}; $FLOE {second} 2> said & {TOLD}; touch go; wait $! || exit; wait; {then}"
         );
-        let run = sh(&scratch, &script).expect_code(0);
-        assert!(run.stdout_text().ends_with("1\n"), "{second}: {run}");
+        sh(&scratch, &script).expect_code(0);
+    }
+    // Several that wait have the device open while they do, and do not wait for each other. Nothing but errors is nothing.
+    let script = format!(
+        "{reading}; for it in 1 2 3; do $FLOE verify -q {path} 2>> said & all=\"$all $!\"; done; sleep 1; touch go
+        for it in $all; do wait $it || exit; done; cat said"
+    );
+    let run = sh(&scratch, &script).expect_code(0);
+    assert_eq!(run.stdout_text(), "", "{run}");
+    // A signal ends the wait.
+    for second in ["dump -o two", "create -o two", "verify", "restore two"] {
+        let (verb, output) = second.split_once(' ').unwrap_or((second, ""));
+        let source = format!("{}{path}", if verb == "create" { "a=" } else { "" });
+        let script = format!(
+            "{reading}; $FLOE {verb} --report r {source} {output} 2> said & {TOLD}; kill -TERM $!; wait $!; echo $?; touch go; wait; ls two*"
+        );
+        let run = sh(&scratch, &script);
+        assert_eq!(run.stdout_text(), "143\n", "{second}: {run}");
     }
     // Whoever holds it otherwise is none that ends by itself.
     let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::EXCL;
@@ -336,4 +364,26 @@ fn a_device_that_another_floe_reads_is_waited_for() {
         )],
     );
     drop(held);
+}
+
+#[test]
+fn two_that_have_a_device_each_and_want_the_others_do_not_wait_for_each_other() {
+    ready!("mke2fs", "mkfifo");
+    let scratch = Scratch::new();
+    sh(&scratch, &format!("{NOISE}; cp n m")).expect_code(0);
+    let [one, other] = ["n", "m"].map(|name| LoopDevice::attach(&scratch.join(name), 512));
+    let (one, other) = (text(one.path()), text(other.path()));
+    // The first one has a device and waits for another; stopped, it misses that this one is free, and the second one takes it.
+    let script = format!(
+        "{}; $FLOE create a={one} b={other} -o s.zip 2> said & first=$!; {TOLD}; kill -STOP $first; touch go; wait $reading
+        mv said earlier; $FLOE create b={other} a={one} -o t.zip 2> said & second=$!; {TOLD}
+        kill -CONT $first; wait $first; echo $?; wait $second; echo $?; cat earlier",
+        reading(&other)
+    );
+    let run = sh(&scratch, &script);
+    assert!(run.stdout_text().starts_with("4\n0\n"), "{run}");
+    assert!(
+        run.stdout_text().contains("is in use by another program"),
+        "{run}"
+    );
 }
