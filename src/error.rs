@@ -295,6 +295,16 @@ impl Fault {
         Self::keep(self.kind(), details)
     }
 
+    /// Adds a length.
+    #[cold]
+    #[inline(never)]
+    #[must_use]
+    pub fn with_length(self, length_bytes: u64) -> Self {
+        let mut details = self.details();
+        details.length_bytes = Some(length_bytes);
+        Self::keep(self.kind(), details)
+    }
+
     /// Adds the numbered thing it happened in.
     #[cold]
     #[inline(never)]

@@ -477,6 +477,21 @@ impl Session {
         Ok(())
     }
 
+    /// Reads stdout to its end, or to ssh's: to a client whose stdout is closed early sshd may send no more of stderr.
+    pub(crate) fn hear_out(&mut self) {
+        let mut rest = [0; 4096];
+        while self.stdout.is_some() && matches!(self.child.try_wait(), Ok(None)) {
+            let count = match (self.wait(For::Stdout), &mut self.stdout) {
+                (Ok(true), Some(stdout)) => stdout.read(&mut rest),
+                (Ok(_), _) => continue,
+                (Err(_), _) => return,
+            };
+            if !count.is_ok_and(|count| count > 0) {
+                return;
+            }
+        }
+    }
+
     /// Waits for ssh's end; what is left on stdout is not looked at.
     pub(crate) fn end(mut self) -> Result<CommandEnd> {
         self.stdin = None;

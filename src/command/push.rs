@@ -499,6 +499,7 @@ fn push(
     board.bytes.store(length, Ordering::Relaxed);
     session.close_stdin();
     session.works_alone();
+    session.hear_out();
     let ended = session.end()?;
     ended.check(host)?;
     let bad = |what: &str| Error::failed(format_args!("{}: {what}", host.shown));

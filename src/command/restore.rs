@@ -282,8 +282,9 @@ impl Checked {
     /// Every check of the target, then the image to its end.
     fn new(options: &Options, target: &OsString, image: Image) -> Result<Self> {
         let chosen = Chosen::find(target, &image.file)?;
-        let known = image.reader.length_bytes().unwrap_or(0);
-        let size_bytes = known.max(image.content.least_bytes());
+        let known = image.reader.length_bytes().or(image.come_bytes);
+        let least_bytes = image.content.least_bytes();
+        let mut size_bytes = known.map_or(least_bytes, |known| known.max(least_bytes));
         chosen.check_size(size_bytes.max(to_u64(image.head().len())))?;
         chosen.check_content(options.overwrite)?;
         let content = &image.content;
@@ -303,6 +304,11 @@ impl Checked {
                 .check_beforehand(&options.common, &mut line)
                 .map_err(untouched)?,
         };
+        // An image may be longer than what is in it says.
+        if let Some(ended) = &read {
+            size_bytes = size_bytes.max(ended.size_bytes);
+            chosen.check_size(size_bytes)?;
+        }
         let need = match (&read, image.reader.format()) {
             (Some(ended), _) => Need::counted(ended.data_bytes),
             (None, Format::Gzip) => {
@@ -312,7 +318,11 @@ impl Checked {
             (None, _) => Need::packed(0, size_bytes),
         };
         let doubt = room::check(&chosen, need)?;
-        if !options.unchecked && read.is_none() && !image.has_come && !options.common.quiet {
+        if !options.unchecked
+            && read.is_none()
+            && image.come_bytes.is_none()
+            && !options.common.quiet
+        {
             let why = match image.reader.input_length_bytes() {
                 Some(_) => "is a device, and is not read twice",
                 None => "cannot be read twice",

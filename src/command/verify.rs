@@ -51,7 +51,7 @@ pub(super) fn run(options: Options) -> Result<()> {
     if features::SNAPSHOTS && opened.format == Format::Zip {
         return snapshot(opened, &options, start);
     }
-    let came_in_frames = opened.has_come;
+    let came_in_frames = opened.come_bytes.is_some();
     let mut found = Image::read(opened, options.any)?;
     let ended = probed::read_all(&mut found, &options.common, &mut line)?;
     drop(watch);

@@ -116,6 +116,7 @@ pub(crate) fn open_known(
     if let (Some(note), false) = (may_not_fit(&begun.header, &held), common.quiet) {
         report::line(note);
     }
+    let come_bytes = bytes_of(&begun.header);
     let received = receive::take(&mut opened.input, begun, held).map_err(fail)?;
     if let Some(jobs) = proven {
         received.check(jobs).map_err(fail)?;
@@ -131,8 +132,14 @@ pub(crate) fn open_known(
         subject: opened.subject,
         file,
         format,
-        has_come: true,
+        come_bytes: Some(come_bytes),
     })
+}
+
+/// Length of all images that frames bring, in bytes.
+fn bytes_of(header: &StreamHeader) -> u64 {
+    let parts = header.images.iter().flat_map(|image| &image.parts);
+    parts.fold(0, |sum, part| sum.saturating_add(*part))
 }
 
 /// That what comes may be too much for where it is held: said when it begins to come, before anything is frozen for it. What is here
@@ -141,8 +148,7 @@ pub(crate) fn may_not_fit(header: &StreamHeader, hold: &HeldStream) -> Option<St
     if hold.known.is_some() {
         return None;
     }
-    let parts = header.images.iter().flat_map(|image| &image.parts);
-    let size = parts.fold(0u64, |sum, part| sum.saturating_add(*part));
+    let size = bytes_of(header);
     let stat = rustix::fs::fstatvfs(&hold.file).ok()?;
     let free = stat.f_bavail.saturating_mul(stat.f_frsize);
     let path = format!("/proc/self/fd/{}", hold.file.as_raw_fd());

@@ -238,7 +238,7 @@ impl Target {
         let is_fixed = self.is_block() || self.is_range();
         end.filter(|end| !is_fixed || *end <= self.old_bytes)
             .ok_or_else(|| {
-                Fault::refused("image is larger than the target").at(offset, length_bytes)
+                Fault::refused("image is larger than the target").with_length(self.old_bytes)
             })
     }
 

@@ -63,7 +63,7 @@ pub(crate) fn run(
     let nothing = |error: Error| error.leaving(NOTHING_WRITTEN);
     let file = opened.file.try_clone();
     let file = file.map_err(|e| Error::failed(format_args!("{}: dup: {e}", opened.subject)))?;
-    let has_come = opened.has_come;
+    let has_come = opened.come_bytes.is_some();
     let origin = origin(opened).map_err(nothing)?;
     let (subject, found) = origin.subject_and_snapshot();
     let pairs = pairs(options, &subject, &found)?;

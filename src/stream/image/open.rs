@@ -34,8 +34,8 @@ pub(crate) struct OpenedImage {
     pub input: Input<'static>,
     /// How it is packed; [`Format::Zip`] is a snapshot.
     pub format: Format,
-    /// All of it has come, and was found complete, before any of it is used: frames.
-    pub has_come: bool,
+    /// Of frames, all of which have come and were found complete before any of it is used: length of what they bring, in bytes.
+    pub come_bytes: Option<u64>,
 }
 
 impl OpenedImage {
@@ -74,7 +74,7 @@ impl OpenedImage {
             file,
             input,
             format,
-            has_come: false,
+            come_bytes: None,
         })
     }
 }

@@ -38,7 +38,7 @@ pub(crate) struct Image {
     /// What the artifact says of itself, where it is one.
     pub artifact: Option<ArtifactLabels>,
     /// As in [`OpenedImage`].
-    pub has_come: bool,
+    pub come_bytes: Option<u64>,
     any: Any,
 }
 
@@ -55,7 +55,7 @@ impl Image {
             file,
             input,
             format,
-            has_come,
+            come_bytes,
         } = opened;
         let fail = |fault| image_error(&subject, fault);
         let (reader, artifact) = match format {
@@ -88,7 +88,7 @@ impl Image {
         image.check_head()?;
         Ok(Self {
             artifact,
-            has_come,
+            come_bytes,
             ..image
         })
     }
@@ -127,7 +127,7 @@ impl Image {
             content,
             file,
             artifact: None,
-            has_come: false,
+            come_bytes: None,
             any,
         })
     }

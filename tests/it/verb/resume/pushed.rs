@@ -87,6 +87,26 @@ fn a_push_sends_only_what_the_target_does_not_hold() {
     assert!(is_right() && bench.number("reused_bytes") == 0);
 }
 
+/// An ssh whose stdout is closed early may lose what the board says at its end: so it is read to its end.
+#[test]
+fn an_ssh_that_has_more_on_stdout_at_the_end_does_not_lose_the_boards_report() {
+    let bench = require_bench!();
+    let (source, _) = bench.image();
+    let image = bench.join("image.gz");
+    let mut floe = require_floe!();
+    floe.arg("dump").arg(&source).arg("-o").arg(&image);
+    common::run(&mut floe, Limit::secs(60)).expect_code(0);
+    let said = bench.join("said");
+    bench.board(&format!(
+        "sh -c \"$line\" 2> '{0}'; code=$?; sleep 1; printf more && cat '{0}' >&2; exit $code",
+        said.display()
+    ));
+    let target = bench.join("target");
+    let changes = [target.to_str().expect("text"), "--only-changes"];
+    bench.push(&image, &changes).expect_code(0);
+    assert!(bench.number("sent_bytes") > 0);
+}
+
 #[test]
 fn a_push_of_a_snapshot_sends_of_each_entry_only_what_its_target_does_not_hold() {
     let bench = require_bench!();

@@ -99,3 +99,43 @@ fn what_shows_nothing_known_goes_into_a_snapshot_and_back() {
         expect(&scratch, &[(line, 0, "")]);
     }
 }
+
+/// A filesystem may be smaller than what it lies on: then only the end of a packed image tells how long it is.
+#[test]
+fn an_image_longer_than_its_filesystem_says_costs_no_smaller_target() {
+    ready!("mke2fs");
+    let scratch = Scratch::new();
+    let script = "truncate -s 16M e; mke2fs -q -F e; truncate -s 24M e
+        $FLOE dump -q e -o i.gz; $FLOE dump -q e --frames | cat > i.frames
+        $FLOE artifact -q i.gz -n a -t b -o i.mender; gzip -dc i.gz > i.raw; $FLOE create -q a=e -o i.zip
+        truncate -s 20M old; mke2fs -q -F -L precious old; cp old before";
+    sh(&scratch, script).expect_code(0);
+    let device = LoopDevice::attach(&scratch.join("old"), 512);
+    let device = text(device.path());
+    for line in [
+        "$FLOE restore i.gz D --overwrite",
+        "$FLOE restore i.gz D --overwrite --dry-run",
+        "$FLOE restore i.gz D --overwrite --only-changes",
+        "$FLOE restore - D --overwrite < i.gz",
+        "$FLOE restore i.raw D --overwrite",
+        "$FLOE restore i.mender D --overwrite",
+        "$FLOE restore i.frames D --overwrite",
+        "cat i.frames | $FLOE restore - D --overwrite",
+        "$FLOE restore i.zip a=D --overwrite",
+    ] {
+        let line = line.replace('D', &device);
+        let run = sh(&scratch, &line).expect_code(4);
+        let said = run.stderr_text();
+        let is_told = said.contains("is too small") && said.contains("25165824 bytes");
+        assert!(
+            is_told && said.contains("nothing was written") || line.contains("dry-run") && is_told,
+            "{line}: {run}"
+        );
+        sh(&scratch, "sync; cmp old before").expect_code(0);
+    }
+    // What comes through a pipe is known at its end alone.
+    let line = format!("cat i.gz | $FLOE restore - {device} --overwrite");
+    let run = sh(&scratch, &line).expect_code(1);
+    let said = "image is larger than the target of 20971520 bytes; the target is not usable";
+    assert!(run.stderr_text().contains(said), "{run}");
+}
