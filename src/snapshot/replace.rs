@@ -99,11 +99,11 @@ fn kept_from(path: &Path, marks: Marks, comes: &str) -> Result<Option<String>> {
     })
 }
 
-/// Of what cannot be read nobody knows whether it is to be kept.
+/// Of what cannot be read nobody knows whether it is to be kept; why may as well be a limit of ours as the disk.
 fn unread(path: &Path, error: &Error) -> Error {
     let (text, subject) = (error.to_string(), format!("{}: ", path.display()));
     let why = text.strip_prefix(&subject).unwrap_or(&text);
-    refusal(path, &format!("is there and cannot be read ({why})"))
+    refusal(path, &format!("is there and cannot be read ({why})")).with_exit(Exit::Failed)
 }
 
 /// A snapshot that comes from elsewhere for a file: what it may replace is judged by what it says of itself, once its beginning is there.

@@ -58,12 +58,12 @@ fn a_snapshot_that_cannot_be_read_is_not_retired_replaced_or_deleted_unasked() {
             (&format!("test $(ls {store} | wc -l) = 2"), 0, ""),
             (
                 &format!("$FLOE create -q a=e -o {store}/{name}"),
-                4,
+                1,
                 "cannot be read",
             ),
             (
                 &format!("$FLOE dump -q e -o {store}/{name}"),
-                4,
+                1,
                 "cannot be read",
             ),
             (
@@ -75,7 +75,8 @@ fn a_snapshot_that_cannot_be_read_is_not_retired_replaced_or_deleted_unasked() {
             (
                 &format!("$FLOE show {store}/{name}"),
                 1,
-                "Input/output error",
+                // In the words of whichever C library.
+                "zip: read: I",
             ),
             (&there, 0, ""),
             (&within(&format!("delete -q --force {name}")), 0, ""),
