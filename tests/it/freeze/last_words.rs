@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use rustix::pty::OpenptFlags;
 
-use super::guard::HeldWrite;
+use super::guard::{HeldWrite, command};
 use crate::common::{self, LoopFs, Scratch, Spec};
 
 /// About what an unread terminal still takes, in bytes: it says that it takes something, and not all of a long line.
@@ -305,8 +305,7 @@ fn a_report_that_nobody_reads_holds_up_no_signal() {
 fn a_signal_that_a_line_gave_way_to_and_nobody_took_kills_at_the_end() {
     let driver = require_driver!();
     let (_reader, stderr) = full_pipe();
-    let child = Command::new(driver)
-        .args(["overheard", "1", "1"])
+    let child = command(&driver, "overheard", "1", "1", &[])
         .stderr(stderr)
         .spawn()
         .expect("guard_driver");
