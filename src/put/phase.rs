@@ -59,10 +59,14 @@ impl Phase {
         self.is_image_cut.store(true, Ordering::SeqCst);
     }
 
+    /// Whether a target in this phase is neither as it was nor complete.
+    pub(crate) fn is_begun(phase: u8) -> bool {
+        !matches!(phase, Self::UNTOUCHED | Self::COMPLETE)
+    }
+
     /// Whether the target is left in the middle, for want of a whole image.
     pub(crate) fn needs_image(&self) -> bool {
-        let is_begun = matches!(self.get(), Self::WRITING | Self::LAST);
-        is_begun && self.is_image_cut.load(Ordering::SeqCst) && !self.goes_again()
+        Self::is_begun(self.get()) && self.is_image_cut.load(Ordering::SeqCst) && !self.goes_again()
     }
 
     /// Whether nothing of it will be left.
@@ -74,7 +78,7 @@ impl Phase {
     pub(crate) fn state(&self) -> &'static str {
         match self.get() {
             Self::UNTOUCHED => "nothing was written",
-            Self::WRITING | Self::LAST | Self::LOST if self.goes_again() => {
+            phase if Self::is_begun(phase) && self.goes_again() => {
                 "the target is not usable: the file that was made for it is gone again"
             }
             Self::WRITING if self.is_full.load(Ordering::SeqCst) => {
@@ -85,7 +89,7 @@ impl Phase {
                 "the target is not usable: it is written up to its very end, and not beyond"
             }
             Self::LOST => {
-                "the target is not usable, but may look valid: its last write failed, and could not be taken back"
+                "the target is not usable, but may look valid: its last write failed, and could not be taken back; write it anew before anything uses it"
             }
             _ => "the target is complete",
         }
@@ -94,7 +98,7 @@ impl Phase {
     /// The state an interruption leaves it in, and what helps ([`again`]).
     pub(crate) fn interrupted(&self, again: &str) -> String {
         match self.get() {
-            Self::WRITING | Self::LAST if !self.goes_again() => {
+            phase if Self::is_begun(phase) && !self.goes_again() => {
                 format!("{}; {again}", self.state())
             }
             _ => self.state().to_owned(),

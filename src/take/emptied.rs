@@ -8,18 +8,15 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 
-use super::identity;
 use super::source::{Prepared, Reading, Wishes};
 use crate::cli::Args;
-use crate::device::Range;
 use crate::error::{Error, NOTHING_WRITTEN, Result};
 use crate::features;
-use crate::fs::files::{Emptying, FoundFile, Pattern, can_empty};
-use crate::fs::{self, Kind, SCRATCH_BYTES, Walk};
-use crate::golden::{self, Tree};
+use crate::fs::Kind;
+use crate::fs::files::{Emptying, Pattern, can_empty};
+use crate::golden;
 use crate::mounts::{DevId, System};
 use crate::report::{JsonObject, json_list};
-use crate::units::Extent;
 
 /// Most `--empty` of one run.
 const MAX_PATTERNS: usize = 256;
@@ -82,7 +79,7 @@ impl EmptyOptions {
     }
 
     /// What is to be done for these sources; refused where it cannot be done for each filesystem that may hold such files.
-    pub(crate) fn emptying(&self, system: &System, sources: &[Prepared]) -> Result<Emptying> {
+    pub(crate) fn emptying(&self, sources: &[Prepared]) -> Result<Emptying> {
         if !features::GOLDEN || !self.any() {
             return Ok(Emptying::default());
         }
@@ -103,24 +100,6 @@ impl EmptyOptions {
         if let (false, Some(source)) = (any, sources.first()) {
             return Err(refused(source, source.filesystem));
         }
-        // What is written out is there, or it was mistyped, and what was to be emptied would be in the image. What a * may name need not be.
-        let exact = self
-            .paths
-            .iter()
-            .filter(|path| !path.bytes().contains(&b'*'));
-        for path in exact {
-            if !sources.iter().any(|source| names(system, source, path)) {
-                let path = shown(path);
-                return Err(Error::refused(match path.strip_suffix('/') {
-                    Some(folder) => {
-                        format!("--empty {path}: there is no regular file below {folder}")
-                    }
-                    None => format!(
-                        "--empty {path}: no regular file has that name; a folder's files are {path}/, and with a * in its name it need not be there"
-                    ),
-                }));
-            }
-        }
         let mut patterns = self.paths.clone();
         let told = patterns.len();
         if self.golden {
@@ -128,56 +107,6 @@ impl EmptyOptions {
         }
         Ok(Emptying::new(patterns, told))
     }
-}
-
-/// Whether `pattern` names a file on the source, as far as that can be told before it is frozen.
-fn names(system: &System, source: &Prepared, pattern: &Pattern) -> bool {
-    let mut found = false;
-    for mounted in &source.mounted {
-        let mut each = |_: FoundFile<'_>| found = true;
-        let tree = identity::root(system, mounted).and_then(|root| Tree::new(root, &mut each));
-        let Ok(mut tree) = tree else { return true };
-        tree.look(pattern.bytes());
-        if let Some(rest) = pattern.below(mounted.mount.point.as_os_str().as_bytes()) {
-            tree.look(rest);
-        }
-    }
-    let mut scratch = vec![0; SCRATCH_BYTES];
-    for segment in &source.segments {
-        let (Reading::Map(identity) | Reading::Whole(Some(identity))) = &segment.reading else {
-            continue;
-        };
-        let Some(opened) = source.devices.get(segment.device) else {
-            continue;
-        };
-        // What is mounted was looked at by its files.
-        let dev = DevId::from_raw(opened.device.rdev());
-        let is_mounted = source
-            .mounted
-            .iter()
-            .any(|mounted| mounted.devices.contains(&dev));
-        if is_mounted || !can_empty(identity.kind) {
-            continue;
-        }
-        let range = Range {
-            device: &opened.device,
-            extent: Extent {
-                offset: segment.offset,
-                length_bytes: segment.length_bytes,
-            },
-        };
-        let mounted = identity.last_mounted.as_bytes();
-        for way in [Some(pattern.bytes()), pattern.below(mounted)]
-            .into_iter()
-            .flatten()
-        {
-            let mut walk = Walk::new(&range, &mut scratch);
-            let looked = fs::files::look(identity, &mut walk, way, &mut |_| found = true);
-            // What cannot be told now is found out once it is frozen.
-            found |= looked.is_err();
-        }
-    }
-    found
 }
 
 fn kind(reading: &Reading) -> Option<Kind> {

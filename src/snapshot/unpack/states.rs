@@ -49,8 +49,7 @@ impl States {
         let targets = targets.map(|(shown, shared)| (shown, shared.phase.get()));
         let disk = self.disk.iter().map(|(shown, phase)| (shown, phase.get()));
         let all: Vec<(&String, u8)> = targets.chain(disk).collect();
-        let is_begun = |(_, phase): &(_, u8)| matches!(*phase, Phase::WRITING | Phase::LAST);
-        if !all.iter().any(is_begun) {
+        if !all.iter().any(|(_, phase)| Phase::is_begun(*phase)) {
             return self.text();
         }
         let holds = |(shown, phase): &(&String, u8)| match *phase {

@@ -84,7 +84,7 @@ fn a_mount_point_or_folder_with_a_line_of_its_own_makes_no_second_line() {
                 &at,
                 "--golden",
                 "--empty",
-                "/x*\ny\x1b[1m",
+                "/x\ny\x1b[1m",
                 "-o",
                 &out,
             ],
