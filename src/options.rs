@@ -93,7 +93,7 @@ create clone|--whole|every block, free ones too
 dump create clone >pull|--require-map|refuse instead of reading everything when the used blocks cannot be told for certain
 dump create clone >pull|--live|do not freeze: what is read may not be consistent, and is called live
 dump create clone >pull|--golden|what makes one machine out of many comes out empty: machine-id, ssh and dropbear host keys, random seeds, DHCP leases, NetworkManager's and Mender's keys, cloud-init's instance, shell histories (ext2/3/4; floe show --identity lists them)
-dump create clone >pull|--empty PATH|this file, too; may be given several times, a name may hold * (and then need not be there), and DIR/ is every file below
+dump create clone >pull|--empty PATH|this file, too; may be given several times, a name may hold *, and DIR/ is every file below
 artifact|--golden|
 artifact|--empty PATH|
 #How long it may stay frozen:

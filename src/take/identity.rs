@@ -106,7 +106,7 @@ impl Identities {
 }
 
 /// The filesystem's own root: mounted once more where nothing covers it, or as it is.
-pub(super) fn root(system: &System, mounted: &Mounted) -> std::result::Result<OwnedFd, Fault> {
+fn root(system: &System, mounted: &Mounted) -> std::result::Result<OwnedFd, Fault> {
     let mount = &mounted.mount;
     if let (Some(dev), false) = (mounted.devices.first(), mount.dev.is_anonymous())
         && let Ok(root) = system

@@ -326,7 +326,7 @@ fn clone(options: &Options, start: Instant) -> Result<CloneReport> {
         .map(|source| (source.to_str().unwrap_or("source"), source))
         .collect();
     let mut sources = prepare_all(&system, &names, options.taking.wishes, quiet)?;
-    let emptying = options.taking.wanted.emptying(&system, &sources)?;
+    let emptying = options.taking.wanted.emptying(&sources)?;
     let (targets, medium) = targets(&system, options, &typed, &mut sources)?;
     let copies = copies(options.after, &sources, &targets)?;
     if let Some(medium) = medium.as_ref().filter(|_| !quiet) {

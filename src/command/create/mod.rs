@@ -301,7 +301,7 @@ fn emptying(
     sources: &[Prepared],
     place: &Destination,
 ) -> Result<Emptying> {
-    let mut emptying = options.taking.wanted.emptying(system, sources)?;
+    let mut emptying = options.taking.wanted.emptying(sources)?;
     let own = match place {
         Destination::Folder(folder) => Some(folder),
         Destination::Stdout | Destination::File(_) => None,

@@ -292,7 +292,7 @@ fn choose(options: &Options, system: &System) -> Result<(Prepared, Emptying)> {
         prepared.notes.iter().for_each(report::line);
     }
     let wanted = &options.taking.wanted;
-    let emptying = wanted.emptying(system, std::slice::from_ref(&prepared))?;
+    let emptying = wanted.emptying(std::slice::from_ref(&prepared))?;
     if let (Some(what), true, false) = (&prepared.twofold, options.raw, options.taking.wishes.whole)
     {
         return Err(Error::refused(format_args!(

@@ -189,7 +189,7 @@ fn a_wrong_value_names_the_verb_and_two_outputs_are_one_too_many() {
             ("$FLOE dump e --level 2 --level 1 -o a -q", 0, ""),
             ("$FLOE dump e -o a --output=a -q", 0, ""),
             (
-                "$FLOE dump e -o g --empty '/x*' --empty '/y*' -q 2> /dev/null",
+                "$FLOE dump e -o g --empty /x --empty /y -q 2> /dev/null",
                 0,
                 "",
             ),
