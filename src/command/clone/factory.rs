@@ -230,7 +230,11 @@ fn find(pairs: &[Pair]) -> Result<Vec<KeptSource>> {
             let catalog = match Catalog::open_kept(path) {
                 Ok(catalog) => catalog,
                 // It may be the one, and an older one in its place would be taken for it.
-                Err(error) if error.exit() == Some(Exit::Failed) => return Err(error),
+                Err(error) if error.exit() == Some(Exit::Failed) => {
+                    return Err(error.leaving(
+                        "nothing was written; it may be the one to take: where it is not, floe delete --force NAME takes it away",
+                    ));
+                }
                 Err(_) => continue,
             };
             let snapshot = &catalog.snapshot;

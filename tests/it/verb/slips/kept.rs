@@ -71,7 +71,11 @@ fn a_snapshot_that_cannot_be_read_is_not_retired_replaced_or_deleted_unasked() {
                 4,
                 "cannot be read, and may be one to be kept; --force",
             ),
-            (&within("clone --factory e=/dev/null"), 1, &name),
+            (
+                &within("clone --factory e=/dev/null"),
+                1,
+                "floe delete --force NAME",
+            ),
             (
                 &format!("$FLOE show {store}/{name}"),
                 1,
