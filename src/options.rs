@@ -74,6 +74,7 @@ clone|--overwrite|a target of the command line may hold a filesystem or a partit
 restore clone >push >pull|--verify|read everything back from the medium and compare it, before the superblock is written
 restore clone >push >pull|--only-changes|read the target first, and leave alone what it holds already, zeros included: spares flash where little has changed
 restore|--frames-known|
+restore|--length X|
 restore clone >push >pull|--grow|afterwards grow the filesystem (ext2/3/4, XFS, btrfs) to the end of its partition
 restore clone >push >pull|--skip-free|do not zero ranges that nothing owns: fast on slow cards, but what was there before (deleted files, old secrets) stays on the medium, and --verify does not look at it
 clone >pull|--new-uuid|afterwards give the copies uuids of their own, where that is a matter of the superblock: ext4 without metadata_csum or with metadata_csum_seed, XFS, FAT, swap; others are refused
@@ -330,8 +331,8 @@ mod tests {
                 let ours = row.owner_for("restore") == Some(Owner::Here);
                 let pushed = find("push", name).is_some_and(|found| found.owner == Owner::HandedOn);
                 assert!(
-                    // The first push asks for by itself; the second is a file beside the image, which push checks anyway.
-                    !ours || pushed || ["--frames-known", "--bmap"].contains(&name),
+                    // The first two push asks for by itself; the third is a file beside the image, which push checks anyway.
+                    !ours || pushed || ["--frames-known", "--length", "--bmap"].contains(&name),
                     "{name} of restore: push does not hand it on"
                 );
             }

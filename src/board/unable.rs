@@ -5,6 +5,7 @@
 //! words are looked at here and nowhere else; those that this floe says come from where it says them, or a test holds them.
 
 use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
 
 use crate::error::{Error, Exit};
 use crate::stream::frames::known::CHANGED;
@@ -21,9 +22,13 @@ const HELD: &str = "write of what waits for the end of the stream";
 /// Has the board say how far it is.
 pub(crate) const PROGRESS: &str = "--progress=json";
 
-/// The words for a board, without asking for that.
-pub(crate) fn without_progress(words: &[OsString]) -> Vec<OsString> {
-    let words = words.iter().filter(|word| *word != PROGRESS);
+/// Tells the board how long an image is whose end it has not seen.
+pub(crate) const LENGTH: &str = "--length=";
+
+/// The words for a board, without asking for what begins so.
+pub(crate) fn words_without(option: &str, words: &[OsString]) -> Vec<OsString> {
+    let is_it = |word: &OsString| word.as_bytes().starts_with(option.as_bytes());
+    let words = words.iter().filter(|word| !is_it(word));
     words.cloned().collect()
 }
 
@@ -33,6 +38,7 @@ pub(crate) fn is_too_old(said: &str) -> bool {
         "unknown option --frames",
         "--frames-known",
         "--progress takes no value",
+        "unknown option --length",
         "built without frames",
     ];
     words.iter().any(|words| said.contains(words))
@@ -50,6 +56,8 @@ pub(crate) enum Unable {
     Older,
     /// An older floe does not take `--progress=json`. The same.
     Mute,
+    /// An older floe does not take `--length`. The same.
+    Lengthless,
     /// What was there is not what was said of it.
     Changed,
     /// There is no room for what has to wait.
@@ -65,6 +73,8 @@ impl Unable {
             Some(Self::Older)
         } else if is_older && text.contains("--progress") {
             Some(Self::Mute)
+        } else if is_older && text.contains("unknown option --length") {
+            Some(Self::Lengthless)
         } else if text.contains(CHANGED) {
             Some(Self::Changed)
         } else if text.contains(HELD) || text.contains(NO_FILE) {
@@ -94,6 +104,8 @@ mod tests {
         assert_eq!(Unable::of(&unknown), Some(Unable::Older));
         let mute = Error::usage("dump: --progress takes no value");
         assert_eq!(Unable::of(&mute), Some(Unable::Mute));
+        let lengthless = Error::usage("restore: unknown option --length");
+        assert_eq!(Unable::of(&lengthless), Some(Unable::Lengthless));
         assert_eq!(Unable::of(&Error::refused("target: is mounted")), None);
         assert_eq!(Unable::of(&Error::failed("ssh --frames: lost")), None);
     }

@@ -15,7 +15,7 @@ use crate::board::host::Host;
 use crate::board::reach::Reach;
 use crate::board::receive::{self, Arrived, Sink, Stream, ToFile, ToStdout};
 use crate::board::ssh::{Session, SessionPipes};
-use crate::board::unable::{FRAMES, KNOWN, PROGRESS, Unable, without_progress};
+use crate::board::unable::{FRAMES, KNOWN, PROGRESS, Unable, words_without};
 use crate::cli::{self, Args, Common, Item};
 use crate::error::{Error, Exit, Result};
 use crate::json;
@@ -486,7 +486,7 @@ impl Puller {
                 talk(host, session)
             };
             let arrived = run(words).or_else(|error| match Unable::of(&error) {
-                Some(Unable::Mute) => run(&without_progress(words)),
+                Some(Unable::Mute) => run(&words_without(PROGRESS, words)),
                 _ => Err(error),
             })?;
             receive::check_report(host, &arrived.report, self.expected)?;
@@ -552,7 +552,7 @@ impl Puller {
         let words = match shows {
             true => words,
             false => {
-                quieter = without_progress(words);
+                quieter = words_without(PROGRESS, words);
                 &quieter
             }
         };

@@ -19,7 +19,7 @@ use crate::board::host::Host;
 use crate::board::reach::Reach;
 use crate::board::receive::Arrived;
 use crate::board::ssh::{Session, SessionPipes};
-use crate::board::unable::{KNOWN, PROGRESS, Unable, without_progress};
+use crate::board::unable::{KNOWN, LENGTH, PROGRESS, Unable, words_without};
 use crate::cli::{self, Args, Common, Item};
 use crate::config::pairs::split_pair;
 use crate::error::{Error, Result};
@@ -175,6 +175,8 @@ struct Good {
     format: Format,
     /// Of an image.
     ended: Option<Ended>,
+    /// Its length, where its beginning says less: a filesystem smaller than what it lies on.
+    length_bytes: Option<u64>,
     /// It says that it is a copy of something as it is.
     as_it_is: bool,
     /// Of a snapshot: whose it is, and when it was made.
@@ -200,6 +202,7 @@ fn check(file: &OsString, any: Any, common: &Common) -> Result<Good> {
         return Ok(Good {
             format,
             ended: None,
+            length_bytes: None,
             as_it_is: false,
             made: (bundle.snapshot.host.clone(), bundle.snapshot.time_s),
         });
@@ -212,8 +215,10 @@ fn check(file: &OsString, any: Any, common: &Common) -> Result<Good> {
         ))));
     }
     let ended = probed::read_all(&mut found, common, &mut line).map_err(nothing)?;
+    let is_longer = ended.size_bytes > found.content.least_bytes();
     Ok(Good {
         format,
+        length_bytes: is_longer.then_some(ended.size_bytes),
         ended: Some(ended),
         as_it_is: found.reader.is_as_it_is(),
         made: (String::new(), 0),
@@ -249,6 +254,10 @@ fn words(options: &Options, good: &Good) -> Result<Vec<OsString>> {
         words.push("-q".into());
     }
     words.extend(progress);
+    words.extend(
+        good.length_bytes
+            .map(|bytes| format!("{LENGTH}{bytes}").into()),
+    );
     words.extend_from_slice(&options.handed_on);
     words.extend(["--", "-"].map(OsString::from));
     words.extend_from_slice(&options.targets);
@@ -288,7 +297,11 @@ pub(super) fn run(options: Options) -> Result<()> {
             let result = push(host, board, &options, &good, &words, differing);
             match result.as_ref().err().and_then(Unable::of) {
                 Some(Unable::Mute) if words.contains(&PROGRESS.into()) => {
-                    words = without_progress(&words);
+                    words = words_without(PROGRESS, &words);
+                }
+                // What it says at its end is all that such a one knows of the length.
+                Some(Unable::Lengthless) if words.len() > words_without(LENGTH, &words).len() => {
+                    words = words_without(LENGTH, &words);
                 }
                 // It is too old for that, has no room, or does not hold what it said: everything is sent.
                 Some(_) if differing.is_some() => differing = None,

@@ -55,6 +55,7 @@ pub(super) fn parse(mut args: Args) -> Result<Options> {
                 "--dry-run" => options.dry_run = true,
                 "--disk" => options.disk = Some(args.value()?),
                 "--bmap" => options.bmap = Some(args.path()?),
+                "--length" => options.length_bytes = Some(args.parsed(cli::number, "a number")?),
                 _ => return Err(args.unknown(name)),
             },
         }
@@ -283,6 +284,7 @@ impl Checked {
     fn new(options: &Options, target: &OsString, image: Image) -> Result<Self> {
         let chosen = Chosen::find(target, &image.file)?;
         let known = image.reader.length_bytes().or(image.come_bytes);
+        let known = known.or(options.length_bytes);
         let least_bytes = image.content.least_bytes();
         let mut size_bytes = known.map_or(least_bytes, |known| known.max(least_bytes));
         chosen.check_size(size_bytes.max(to_u64(image.head().len())))?;

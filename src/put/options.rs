@@ -27,6 +27,8 @@ pub(crate) struct Options {
     pub(crate) bmap: Option<std::path::PathBuf>,
     /// `--no-check`: an image in a file is not read to its end beforehand.
     pub(crate) unchecked: bool,
+    /// `--length`: of an image whose end is not there yet, what `push` found it to be.
+    pub(crate) length_bytes: Option<u64>,
     /// `--force`: a snapshot of another architecture or board.
     pub(crate) force: bool,
     /// `--dry-run`: nothing is written.

@@ -107,6 +107,46 @@ fn an_ssh_that_has_more_on_stdout_at_the_end_does_not_lose_the_boards_report() {
     assert!(bench.number("sent_bytes") > 0);
 }
 
+/// A filesystem may be smaller than what it lies on; the board sees only the beginning of what comes.
+#[test]
+fn a_target_too_small_for_an_image_that_begins_smaller_is_refused_by_the_board() {
+    let bench = require_bench!();
+    require!(common::is_root(), "root");
+    let raw = bench.join("raw");
+    common::sparse(&raw, 12 << 20);
+    common::output("mke2fs", &["-q", "-F", &raw.to_string_lossy()]);
+    let file = fs::File::options().write(true).open(&raw);
+    file.and_then(|file| file.set_len(24 << 20))
+        .expect("longer");
+    let image = bench.join("image.gz");
+    let mut floe = require_floe!();
+    floe.arg("dump").arg(&raw).arg("-o").arg(&image);
+    common::run(&mut floe, Limit::secs(60)).expect_code(0);
+    let small = LoopDevice::filled(&bench.scratch, "small", 16, 0x5a);
+    let node = small.path().display().to_string();
+    let before = fs::read(small.path()).expect("device");
+    for file in [&image, &raw] {
+        let run = bench.push(file, &[&node]).expect_code(4);
+        assert!(run.stderr_text().contains("is too small"), "{run}");
+        assert!(fs::read(small.path()).expect("device") == before);
+    }
+    // An older floe there learns it at the end.
+    bench.board(
+        "case $line in *--length*) echo 'floe: restore: unknown option --length; see floe restore --help' >&2; exit 2;; esac\nexec sh -c \"$line\"",
+    );
+    let run = bench.push(&image, &[&node]).expect_code(1);
+    let said = run.stderr_text();
+    assert!(
+        said.contains("larger than the target") && !said.contains("--length"),
+        "{run}"
+    );
+    let target = bench.join("target");
+    bench
+        .push(&image, &[target.to_str().expect("text")])
+        .expect_code(0);
+    assert_eq!(fs::metadata(&target).expect("target").len(), 24 << 20);
+}
+
 #[test]
 fn a_push_of_a_snapshot_sends_of_each_entry_only_what_its_target_does_not_hold() {
     let bench = require_bench!();
