@@ -29,9 +29,9 @@ dump|--split SIZE|with -o FILE: pieces FILE.001, FILE.002 … (200 at most) of t
 dump|--bmap FILE|with -o: a .bmap (2.0, SHA-256) for it too, read back from it; bmaptool copy takes both
 create|-o, --output WHERE|a folder: HOST-YYYYMMDDThhmmssZ-SEQ.zip in it (SEQ counts: boards have no clock), one floe at a time; a FILE; or - for stdout. Default: the folder of 'store = DIR' in /etc/floe.conf, otherwise stdout. Written as .part and renamed when it is complete
 artifact|-o, --output FILE|write FILE.part, and rename it to FILE when it is complete ('-' or none: stdout)
-dump artifact|--overwrite|FILE may be there and be anything, not only an older one of what comes
-create|--overwrite|with -o FILE: it may be there and be anything, not only an older snapshot
-pull|--overwrite|a file of that name may be there and be anything, not only an older one of what comes; with --clone, as clone's
+dump artifact|--overwrite|FILE may be there and be anything; an older one of its kind, whatever it was made of, is replaced without this
+create|--overwrite|with -o FILE: it may be there and be anything; an older snapshot, whatever it is of, is replaced without this
+pull|--overwrite|a file of that name may be there and be anything; an older one of its kind, whatever it was made of, is replaced without this; with --clone, as clone's
 pull|-o, --output DIR|a folder (default: this one); with one board a FILE, or - for stdout
 pull|--since FILE|take from this earlier image or snapshot what has not changed, instead of from the one that is replaced (one board)
 pull|--fresh|send everything: look neither at an earlier file nor at what an interrupted pull left (FILE.resume)
