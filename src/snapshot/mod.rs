@@ -10,6 +10,7 @@ mod metadata;
 pub(crate) mod recorded;
 pub(crate) mod relaid;
 pub(crate) mod replace;
+pub(crate) mod retire;
 pub(crate) mod store;
 pub(crate) mod sums;
 #[cfg(test)]

@@ -290,7 +290,7 @@ pub(crate) fn retiring(
 
 /// What a kept snapshot is to [`retiring`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Class {
+pub(crate) enum Class {
     /// A factory or rescue snapshot: never removed.
     Kept,
     /// No file, and so not made by floe, whatever it is called: never removed.

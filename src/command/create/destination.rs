@@ -11,7 +11,7 @@ use crate::error::{Error, Fault, Result};
 use crate::put::room::{self, Need};
 use crate::report::{self, Bytes};
 use crate::snapshot::Snapshot;
-use crate::snapshot::archive::{self, Like};
+use crate::snapshot::retire::{self, Like};
 use crate::snapshot::store::{self, Store};
 use crate::stream::partfile::{PartFile, Place};
 use crate::take::source::Prepared;
@@ -121,7 +121,7 @@ pub(super) fn would(
                     snapshot,
                     consistent: options::weakest(sources),
                 };
-                let class = |path: &Path| archive::class(path, &like);
+                let class = |path: &Path| retire::class(path, &like);
                 let others = keep - usize::from(!(options.factory || options.rescue));
                 retiring = store::retiring(folder, &snapshot.host, others, class)?;
             }

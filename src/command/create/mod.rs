@@ -27,8 +27,8 @@ use crate::fs::files::Emptying;
 use crate::mounts::System;
 use crate::report::{self, Progress};
 use crate::signals::Signals;
-use crate::snapshot::archive::{self, Like};
 use crate::snapshot::replace::{self, Coming};
+use crate::snapshot::retire::{self, Like};
 use crate::snapshot::{self, Marks, Snapshot, recorded, relaid};
 use crate::stream::output::Output;
 use crate::take::capture::{Capture, CaptureFigures, Engine};
@@ -178,7 +178,7 @@ fn create(options: &Options, start: Instant) -> Result<CreateReport> {
     };
     let retired = match (&sink.store, options.keep) {
         (Some(store), Some(keep)) => {
-            let class = |path: &Path| archive::class(path, &like);
+            let class = |path: &Path| retire::class(path, &like);
             store.retire(&snapshot.host, keep, class)?
         }
         _ => Vec::new(),

@@ -1,0 +1,77 @@
+//! What a snapshot says of itself at its beginning, whatever became of the rest.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use super::{Bundle, FIRST_BYTES};
+use crate::device::{Access, Device, DeviceKind, limited};
+use crate::error::{Error, Exit, Fault, Result};
+use crate::json;
+use crate::snapshot::{Marks, SNAPSHOT, Snapshot};
+use crate::stream::input::Input;
+use crate::stream::zip;
+use crate::units::to_u64;
+
+/// Most bytes up to the end of the first text: its header, name and extra field, and the longest text that is read.
+const MAX_TOLD_BYTES: usize = (128 << 10) + json::MAX_BYTES;
+
+/// Opens what the user named: only a regular file, and without waiting for anybody.
+pub fn open_file(path: &Path) -> Result<File> {
+    let fail = |fault| Error::fault(path.display(), fault);
+    let device = Device::open(path, Access::Read).map_err(fail)?;
+    match device.kind() {
+        DeviceKind::File => device.duplicate().map_err(fail),
+        DeviceKind::Block => Err(fail(Fault::refused("is a device, not a file"))),
+    }
+}
+
+/// What a snapshot says about itself, even when the rest of it is broken; opened by [`open_file`] or [`open_kept`].
+pub fn beginning(path: &Path, open: fn(&Path) -> Result<File>) -> Option<Snapshot> {
+    let input = Input::file(open(path).ok()?, None).ok()?;
+    Some(
+        Bundle::open(&path.display().to_string(), input)
+            .ok()?
+            .snapshot,
+    )
+}
+
+/// What the beginning of a snapshot says of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Told {
+    /// Not all of it is there.
+    NotYet,
+    /// As what it is to be kept.
+    Marks(Marks),
+    /// That a newer floe made it: what else it says is not known here.
+    Newer,
+    /// Nothing, however much follows: it is none, or damaged.
+    Nothing,
+}
+
+/// What the bytes from the first on say. Only the header is looked at until all of the text is there, and the text once.
+pub(crate) fn told(head: &[u8]) -> Told {
+    let Some(first) = head.get(..FIRST_BYTES) else {
+        return Told::NotYet;
+    };
+    let range = zip::first_range(head).filter(|_| first.ends_with(SNAPSHOT.as_bytes()));
+    match range {
+        Some(range) if range.end > MAX_TOLD_BYTES => Told::Nothing,
+        Some(range) if range.end > head.len() => Told::NotYet,
+        Some(_) => match zip::first_text(head).map(Snapshot::from_json) {
+            Some(Ok(snapshot)) => Told::Marks(snapshot.marks()),
+            Some(Err(fault)) if fault.exit() == Exit::Refused => Told::Newer,
+            _ => Told::Nothing,
+        },
+        None => Told::Nothing,
+    }
+}
+
+/// The same of a file, of which no more is read than that.
+pub(crate) fn told_by(path: &Path) -> Result<Told> {
+    let mut file = open_file(path)?;
+    let mut head = Vec::new();
+    let read = limited(&mut file, to_u64(MAX_TOLD_BYTES)).read_to_end(&mut head);
+    read.map_err(|error| Error::std(path.display(), "read", &error))?;
+    Ok(told(&head))
+}
