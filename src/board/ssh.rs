@@ -35,6 +35,8 @@ pub(crate) const PAUSE: Timespec = Timespec {
 const STEP: Duration = Duration::from_millis(5);
 /// How long ssh may take to end after SIGTERM before it is killed.
 const GRACE: Duration = Duration::from_secs(2);
+/// Most of a stdout that nobody wants any more that is read all the same, in bytes: the end of a report fits.
+const MOST_UNHEARD: usize = 1 << 20;
 /// Longest line of the board's stderr, in bytes: the report of 64 entries fits.
 const MAX_LINE: usize = 64 * 1024;
 /// Most lines for the program that are kept.
@@ -477,17 +479,21 @@ impl Session {
         Ok(())
     }
 
-    /// Reads stdout to its end, or to ssh's: to a client whose stdout is closed early sshd may send no more of stderr.
+    /// Reads stdout to its end, or to ssh's, within bounds: to a client whose stdout is closed early sshd may send no more of stderr.
     pub(crate) fn hear_out(&mut self) {
-        let mut rest = [0; 4096];
-        while self.stdout.is_some() && matches!(self.child.try_wait(), Ok(None)) {
+        let (mut rest, mut heard) = ([0; 4096], 0);
+        while self.stdout.is_some()
+            && heard < MOST_UNHEARD
+            && matches!(self.child.try_wait(), Ok(None))
+        {
             let count = match (self.wait(For::Stdout), &mut self.stdout) {
                 (Ok(true), Some(stdout)) => stdout.read(&mut rest),
                 (Ok(_), _) => continue,
                 (Err(_), _) => return,
             };
-            if !count.is_ok_and(|count| count > 0) {
-                return;
+            match count {
+                Ok(count) if count > 0 => heard = heard.saturating_add(count),
+                _ => return,
             }
         }
     }

@@ -17,7 +17,7 @@ use crate::put::figures::{figures, last_line};
 use crate::put::grow;
 use crate::put::job::{Job, RunState};
 use crate::put::options::{Options, left_alone};
-use crate::put::phase::again;
+use crate::put::phase::{Phase, again};
 use crate::put::room::{self, Need};
 use crate::put::supervise::{CHECKING, SignalWatch, supervise};
 use crate::put::target::{Chosen, Overwrite};
@@ -391,9 +391,9 @@ impl Checked {
         };
         let name = job.name.clone();
         let state = || {
-            shared
-                .phase
-                .interrupted(again(options.overwrite, || is_file))
+            let phase = &shared.phase;
+            let holds = || is_file || Phase::shows(phase.get());
+            phase.interrupted(again(options.overwrite, holds))
         };
         let work = move || {
             let target = Target::new(device).map_err(|fault| job.target_error(fault))?;

@@ -15,11 +15,16 @@ type Result<T> = std::result::Result<T, Fault>;
 /// Zeroed at the beginning at least, in bytes: tables and superblocks that lie behind the new table.
 const HEAD_BYTES: u64 = 1 << 20;
 
+/// What is left where a table was begun and could not be taken back.
+pub(crate) const LOST_TABLE: &str = "the partition table may look valid and is not: its last write failed, and could not be taken back; the disk is not usable";
+
 /// The disk, held for us alone.
 pub(crate) struct NewDisk {
     target: Target,
     /// The beginning, to the first new partition, and an old table at the end.
     old: [Option<Extent>; 2],
+    /// The last write failed, and so did taking it back.
+    is_lost: bool,
 }
 
 impl NewDisk {
@@ -31,6 +36,7 @@ impl NewDisk {
         );
         Ok(Self {
             old: [Some(head), old_tail(&device)],
+            is_lost: false,
             target: Target::new(device)?,
         })
     }
@@ -86,9 +92,14 @@ impl NewDisk {
     ) -> Result<()> {
         let done = self.put(patches);
         if done.is_err() {
-            let _ = self.wipe();
+            self.is_lost = self.wipe().is_err();
         }
         done
+    }
+
+    /// Whether it may show a table that is not to be believed.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.is_lost
     }
 
     fn put<'b>(&self, patches: impl Iterator<Item = (u64, &'b [u8])>) -> Result<()> {

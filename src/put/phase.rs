@@ -64,6 +64,11 @@ impl Phase {
         !matches!(phase, Self::UNTOUCHED | Self::COMPLETE)
     }
 
+    /// Whether one in this phase holds something that looks whole, which the same command would refuse to write over.
+    pub(crate) fn shows(phase: u8) -> bool {
+        matches!(phase, Self::COMPLETE | Self::LOST)
+    }
+
     /// Whether the target is left in the middle, for want of a whole image.
     pub(crate) fn needs_image(&self) -> bool {
         Self::is_begun(self.get()) && self.is_image_cut.load(Ordering::SeqCst) && !self.goes_again()

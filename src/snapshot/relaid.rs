@@ -108,7 +108,12 @@ impl Laid {
 
     /// Writes boot area and table, the first sector at the very end; gives notes.
     pub(crate) fn finish(mut self) -> Result<Vec<String>> {
-        self.write().map_err(|fault| self.fail(fault))?;
+        if let Err(fault) = self.write() {
+            if self.disk.is_lost() {
+                self.phase.set(Phase::LOST);
+            }
+            return Err(self.fail(fault));
+        }
         self.phase.set(Phase::COMPLETE);
         let device = self.disk.device();
         let mut notes = Vec::new();

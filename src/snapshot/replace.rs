@@ -243,12 +243,12 @@ fn no_piece(name: &Path) -> Error {
 
 /// Whether what looks like a set is one: an older image of the kind that comes, which ends in its last piece and not before.
 fn check_set(first: &Path, there: &[PathBuf], lengths: &[u64], coming: Coming) -> Result<bool> {
-    let Ok(opened) = OpenedImage::look(first.as_os_str()) else {
-        return Ok(false);
+    let no_image = |error: Error| match error.exit() {
+        Some(Exit::Failed) => unread(first, &error),
+        _ => refusal(first, "is there and is no image"),
     };
-    let Ok(image) = Image::read(opened, Any::No) else {
-        return Err(refusal(first, "is there and is no image"));
-    };
+    let opened = OpenedImage::look(first.as_os_str()).map_err(no_image)?;
+    let image = Image::read(opened, Any::No).map_err(no_image)?;
     let Coming::Image(format) = coming else {
         return Ok(false);
     };
@@ -275,11 +275,11 @@ fn check_set(first: &Path, there: &[PathBuf], lengths: &[u64], coming: Coming) -
         let read = File::open(name).and_then(|mut file| file.read_exact(&mut magic));
         read.is_ok() && gzip::HEADER.starts_with(&magic)
     };
-    Ok(!there.iter().skip(1).any(begins) && ends_packed(there, lengths))
+    Ok(!there.iter().skip(1).any(begins) && ends_packed(there, lengths)?)
 }
 
 /// Whether files, one behind the other, end as our gzip does: with an empty last block before checksum and length.
-fn ends_packed(there: &[PathBuf], lengths: &[u64]) -> bool {
+fn ends_packed(there: &[PathBuf], lengths: &[u64]) -> Result<bool> {
     let wanted = FINAL_BLOCK.len().saturating_add(8);
     let mut tail: Vec<u8> = Vec::new();
     for (name, length) in there.iter().zip(lengths).rev() {
@@ -287,13 +287,11 @@ fn ends_packed(there: &[PathBuf], lengths: &[u64]) -> bool {
         let count = missing.min(*length);
         let mut bytes = vec![0; crate::units::to_usize(count)];
         let read = File::open(name).and_then(|file| file.read_exact_at(&mut bytes, length - count));
-        if read.is_err() {
-            return false;
-        }
+        read.map_err(|error| unread(name, &Error::failed(error)))?;
         bytes.append(&mut tail);
         tail = bytes;
     }
-    tail.len() == wanted && tail.starts_with(&FINAL_BLOCK)
+    Ok(tail.len() == wanted && tail.starts_with(&FINAL_BLOCK))
 }
 
 #[cfg(test)]

@@ -573,7 +573,7 @@ fn write(
 
 /// After the first write a refusal is 1, never 4, and every message says what state the targets are in.
 fn left(error: Error, copy: &Targets) -> Error {
-    match copy.is_begun() {
+    match copy.is_touched() {
         true => error.begun(&copy.state()),
         false => error.leaving(NOTHING_WRITTEN),
     }

@@ -201,17 +201,17 @@ impl Targets {
 
     /// The state an interruption leaves them in, and what helps.
     pub(super) fn interrupted(&self, overwrite: Overwrite) -> String {
-        let is_complete = |onto: &Onto| onto.phase.get() == Phase::COMPLETE;
-        let again = again(overwrite, || self.onto.iter().any(is_complete));
+        let shows = |onto: &Onto| Phase::shows(onto.phase.get());
+        let again = again(overwrite, || self.onto.iter().any(shows));
         match self.onto.as_slice() {
             [only] => only.phase.interrupted(again),
-            _ if self.is_begun() => format!("{}; {again}", self.state()),
+            _ if self.is_touched() => format!("{}; {again}", self.state()),
             _ => self.state(),
         }
     }
 
     /// Whether anything has been written to any target.
-    pub(super) fn is_begun(&self) -> bool {
+    pub(super) fn is_touched(&self) -> bool {
         let mut all = self.onto.iter();
         all.any(|onto| onto.phase.get() != Phase::UNTOUCHED)
     }

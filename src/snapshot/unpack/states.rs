@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::error::Error;
 use crate::put::job::RunState;
+use crate::put::newdisk::LOST_TABLE;
 use crate::put::phase::{Phase, again};
 use crate::put::target::Overwrite;
 use crate::report;
@@ -36,6 +37,7 @@ impl States {
             all.push(match phase.get() {
                 Phase::UNTOUCHED => format!("{shown}: not touched"),
                 Phase::COMPLETE => format!("{shown}: its partition table is complete"),
+                Phase::LOST => format!("{shown}: {LOST_TABLE}"),
                 _ => format!("{shown}: has no partition table yet, and is not usable"),
             });
         }
@@ -54,8 +56,7 @@ impl States {
         }
         let holds = |(shown, phase): &(&String, u8)| match *phase {
             Phase::UNTOUCHED => false,
-            Phase::COMPLETE => true,
-            _ => std::path::Path::new(shown).is_file(),
+            phase => Phase::shows(phase) || std::path::Path::new(shown).is_file(),
         };
         let again = again(overwrite, || all.iter().any(holds));
         format!("{}; {again}", self.text())

@@ -3,6 +3,7 @@
 //! A device that is in use is refused, since what is read of it would be of many moments; one that is not is held O_EXCL. Of a file it
 //! is asked whether a loop device that is in use writes to it. Everything by number, never by name.
 
+use std::ffi::OsStr;
 use std::fs::File;
 
 use rustix::fs::{FileType, Stat};
@@ -16,6 +17,17 @@ use crate::threads::Lock;
 /// The devices that images lie on. They are held until the end: what lies on one may be opened again.
 static HELD: Lock<Vec<Device>> = Lock::new(Vec::new());
 
+/// The same of a device that is not open yet: who has one open waits only for some of the others that read it
+/// ([`System::after_readers`]).
+pub(super) fn hold_named(path: &OsStr) -> Result<()> {
+    match rustix::fs::stat(path) {
+        Ok(stat) if path != "-" && FileType::from_raw_mode(stat.st_mode).is_block_device() => {
+            hold(&path.display().to_string(), DevId::from_raw(stat.st_rdev))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Refuses what others may write to while it is read, and holds a device.
 pub(super) fn hold_still(subject: &str, file: &File) -> Result<()> {
     let fail = |errno| Error::fault(subject, Fault::io("stat", errno));
@@ -24,7 +36,7 @@ pub(super) fn hold_still(subject: &str, file: &File) -> Result<()> {
         FileType::BlockDevice => hold(subject, DevId::from_raw(stat.st_rdev)),
         // Without /proc and /sys nobody can be asked.
         FileType::RegularFile => match System::look() {
-            Ok(system) => check_file(&system, subject, &stat, None),
+            Ok(system) => check_file(&system, subject, &stat),
             Err(_) => Ok(()),
         },
         _ => Ok(()),
@@ -51,11 +63,6 @@ fn hold(subject: &str, dev: DevId) -> Result<()> {
     if let Some(found) = found {
         return Err(refused(subject, &found, &system, dev));
     }
-    if let Some((below, _)) = system.loop_file(dev) {
-        let stat = rustix::fs::fstat(&below);
-        let stat = stat.map_err(|errno| Error::fault(subject, Fault::io("stat", errno)))?;
-        check_file(&system, subject, &stat, Some(dev))?;
-    }
     let shown = system.roots().shown(dev);
     match system.roots().hold(dev, Access::ReadHeld) {
         Ok(device) => held.push(device),
@@ -69,7 +76,7 @@ fn hold(subject: &str, dev: DevId) -> Result<()> {
             };
             return Err(refused(subject, &busy, &system, dev));
         }
-        Err(fault) => return Err(Error::fault(shown.display(), fault)),
+        Err(fault) => return Err(Error::fault(subject, fault)),
     }
     Ok(())
 }
@@ -88,10 +95,10 @@ fn used(system: &System, dev: DevId) -> Option<Use> {
     uses.find(|found| !matches!(found.why, Why::ReadOnly | Why::RunningRoot))
 }
 
-/// A file that a loop device shows, other than `own`.
-fn check_file(system: &System, subject: &str, stat: &Stat, own: Option<DevId>) -> Result<()> {
+/// A file that a loop device shows.
+fn check_file(system: &System, subject: &str, stat: &Stat) -> Result<()> {
     for by in system.loops_over(stat) {
-        if Some(by) == own || system.roots().device_read_only(by) {
+        if system.roots().device_read_only(by) {
             continue;
         }
         if let Some(found) = used(system, by) {
@@ -102,8 +109,12 @@ fn check_file(system: &System, subject: &str, stat: &Stat, own: Option<DevId>) -
 }
 
 fn refused(subject: &str, found: &Use, system: &System, dev: DevId) -> Error {
+    let used = match &found.why {
+        Why::Beside(other) => other.device.clone(),
+        _ => system.roots().shown(dev),
+    };
     Error::refused(format_args!(
         "{subject}: may change while it is read ({found}); make an image of what is in use first, as in: floe dump {} -o FILE",
-        system.roots().shown(dev).display()
+        used.display()
     ))
 }

@@ -42,6 +42,7 @@ impl OpenedImage {
     /// Opens what is to be read to its end, and looks at its first bytes: what others may write to meanwhile is refused, and a device
     /// is held.
     pub(crate) fn open(path: &OsStr) -> Result<Self> {
+        held::hold_named(path)?;
         let (subject, file) = open(path)?;
         held::hold_still(&subject, &file)?;
         Self::of(subject, file)
