@@ -16,13 +16,13 @@ use std::path::{Path, PathBuf};
 use self::boot::Boot;
 pub(crate) use self::choose::partitions_named;
 pub(crate) use self::roles::{MediumOptions, Role};
-use crate::device::{Access, Device, ReadAt, WriteAt};
+use crate::device::{Device, ReadAt, WriteAt};
 use crate::error::{Error, Exit, Fault, NOTHING_WRITTEN, Result};
 use crate::mounts::{DevId, Roots, System};
 use crate::ptable::{Guid, NewPartition, NewTable, PartitionType, Patch, Scheme};
-use crate::put::newdisk::NewDisk;
+use crate::put::newdisk::{LOST_TABLE, NewDisk};
 use crate::put::rescan;
-use crate::put::target::{Chosen, Overwrite, cannot};
+use crate::put::target::{self, Chosen, Overwrite};
 use crate::put::uuid::random_guid;
 use crate::report::{self, Bytes};
 use crate::stream::partfile;
@@ -83,8 +83,7 @@ impl Medium {
         let (path, dev) = choose::disk(system, wanted, &from)?;
         let shown = path.display().to_string();
         let fail = |fault| Error::fault(&shown, fault).leaving(NOTHING_WRITTEN);
-        let device = system.roots().hold(dev, Access::WriteHeld);
-        let device = device.map_err(|fault| cannot(&path, fault))?;
+        let device = target::hold(system, dev, &path)?;
         let chosen = Chosen::Existing(path.clone(), device);
         chosen.check_content(overwrite)?;
         let (path, device) = chosen.into_device()?;
@@ -182,11 +181,15 @@ impl Medium {
     /// Writes swap, boot area and table, has the kernel show the partitions, and makes the data filesystem; gives notes.
     pub(crate) fn finish(mut self) -> Result<Vec<String>> {
         let shown = self.path.display().to_string();
-        let not_yet = "the partition table was not written: the medium is not usable";
-        self.write().map_err(|fault| {
+        let written = self.write();
+        written.map_err(|fault| {
+            let state = match self.disk.is_lost() {
+                true => LOST_TABLE,
+                false => "the partition table was not written: the medium is not usable",
+            };
             Error::fault(&shown, fault)
                 .with_exit(Exit::Failed)
-                .leaving(not_yet)
+                .leaving(state)
         })?;
         let note = rescan::refresh(self.disk.device());
         let too = match self.boot.is_some() {

@@ -15,6 +15,7 @@ mod stack;
 mod sysfs;
 mod table;
 mod tags;
+mod twins;
 mod uses;
 
 use std::fmt;

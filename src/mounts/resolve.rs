@@ -199,7 +199,8 @@ impl System {
         if means != Means::Bytes && !tags::is_image(&device).map_err(fault)? {
             return Ok(None);
         }
-        for dev in self.loops_over(stat) {
+        let over = |dev| [dev].into_iter().chain(self.risen(dev));
+        for dev in self.loops_over(stat).into_iter().flat_map(over) {
             let busy = self.roots.hold(dev, Access::ReadHeld);
             if busy.is_err_and(|fault| fault.is_errno(Errno::BUSY)) {
                 return Err(Error::refused(format_args!(

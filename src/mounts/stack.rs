@@ -176,7 +176,7 @@ impl System {
 
     /// The kernel's own numbers for the file below a loop device; where it cannot be asked (a test's sysfs), those of the file
     /// that the path in sysfs names now.
-    fn loop_info(&self, dev: DevId) -> Option<LoopInfo> {
+    pub(super) fn loop_info(&self, dev: DevId) -> Option<LoopInfo> {
         if self.roots.sys == Path::new("/sys") {
             let asked = self.roots.open_device(dev, Access::Read).ok()?;
             return loop_info(asked.as_fd()).ok();

@@ -56,6 +56,8 @@ pub enum Why {
     ReadOnly,
     /// Somebody holds it exclusively, and no table says who.
     Busy,
+    /// Another device that shows the same bytes is in use.
+    Beside(Box<Use>),
 }
 
 impl Use {
@@ -72,8 +74,13 @@ pub fn is_mirror(level: &str) -> bool {
 
 impl fmt::Display for Use {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ", self.device.display())?;
-        match &self.why {
+        write!(f, "{} {}", self.device.display(), self.why)
+    }
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
             Why::RunningRoot => f.write_str("holds the running root; choose another target"),
             Why::Member { holder, layer } => write_member(f, holder, layer),
             Why::Mounted { point, pid: None } => {
@@ -95,6 +102,11 @@ impl fmt::Display for Use {
             }
             Why::ReadOnly => f.write_str("is read-only; blockdev --setrw it, or unlock the card"),
             Why::Busy => f.write_str("is in use by another program; close that first"),
+            Why::Beside(other) => {
+                let device = other.device.display();
+                write!(f, "shows the same bytes as {device}, which ")?;
+                other.why.fmt(f)
+            }
         }
     }
 }
@@ -211,15 +223,16 @@ impl System {
 
     /// What a block device is in use for, its partitions and its disk included; the most telling reason first.
     pub fn uses(&self, dev: DevId) -> Vec<Use> {
-        self.uses_but(dev, &|_| false)
+        self.uses_by(dev, false)
     }
 
     /// The same without mounts of filesystems that nobody writes to.
     pub(crate) fn writers(&self, dev: DevId) -> Vec<Use> {
-        self.uses_but(dev, &Mount::is_never_written)
+        self.uses_by(dev, true)
     }
 
-    fn uses_but(&self, dev: DevId, is_left_out: &dyn Fn(&Mount) -> bool) -> Vec<Use> {
+    fn uses_by(&self, dev: DevId, writers_only: bool) -> Vec<Use> {
+        let is_left_out = |mount: &Mount| writers_only && mount.is_never_written();
         let mut idle_devices = Vec::new();
         let roots = &self.roots;
         let mut parts = vec![dev];
@@ -258,6 +271,7 @@ impl System {
         };
         let (mut uses, others): (Vec<Use>, Vec<Use>) = uses.into_iter().partition(mirror);
         uses.extend(others);
+        uses.extend(self.uses_beside(dev, writers_only));
         if uses.is_empty() {
             // What is left out holds its own device, and its disk.
             let asked = |at: &DevId| match idle_devices.is_empty() {
@@ -285,7 +299,12 @@ impl System {
     }
 
     /// What one device is in use for.
-    fn reasons(&self, at: DevId, mounts: Vec<(Mount, Option<u32>)>, is_swap: bool) -> Vec<Why> {
+    pub(super) fn reasons(
+        &self,
+        at: DevId,
+        mounts: Vec<(Mount, Option<u32>)>,
+        is_swap: bool,
+    ) -> Vec<Why> {
         let roots = &self.roots;
         let members = roots.holders(at).into_iter().map(|holder| Why::Member {
             holder: roots.kernel_name(holder),
@@ -356,7 +375,7 @@ impl System {
     }
 
     /// Whether the kernel says that somebody holds the device.
-    fn is_held(&self, dev: DevId) -> bool {
+    pub(super) fn is_held(&self, dev: DevId) -> bool {
         let opened = self.roots.hold(dev, Access::ReadHeld);
         opened.is_err_and(|fault| fault.is_errno(Errno::BUSY))
     }

@@ -61,14 +61,14 @@ impl Chosen {
             return Err(Error::refused(found).leaving(NOTHING_WRITTEN));
         }
         let device = match named.dev {
-            Some(dev) => system.roots().hold(dev, Access::WriteHeld),
+            Some(dev) => hold(&system, dev, shown)?,
             None => {
                 let opened = Place::find(shown)?.open_existing();
                 let opened = opened.map_err(|errno| Fault::io("open", errno));
-                opened.and_then(|fd| Device::from_fd(fd, false))
+                let device = opened.and_then(|fd| Device::from_fd(fd, false));
+                device.map_err(|fault| cannot(shown, fault))?
             }
         };
-        let device = device.map_err(|fault| cannot(shown, fault))?;
         lock(shown, &device)?;
         Ok(Self::Existing(named.shown, device))
     }
@@ -193,7 +193,14 @@ impl Chosen {
             .map_err(|errno| Fault::io("create", errno))
             .and_then(|fd| Device::from_fd(fd, false))
             .map_err(|fault| {
-                Error::fault(place.path().display(), fault).leaving(NOTHING_WRITTEN)
+                let path = place.path().display();
+                let error = match fault.is_errno(Errno::EXIST) {
+                    true => Error::refused(format_args!(
+                        "{path}: another process made it a moment ago; wait until it is done"
+                    )),
+                    false => Error::fault(path, fault),
+                };
+                error.leaving(NOTHING_WRITTEN)
             })?;
         lock(place.path(), &device)?;
         let path = place.path().to_owned();
@@ -288,6 +295,17 @@ pub(crate) fn check_distinct<'a>(targets: impl Iterator<Item = &'a OsStr>) -> Re
         seen.push((own, target));
     }
     Ok(())
+}
+
+/// Holds a device that is to be written. Others may have its bytes through another device: asked once it is held, so that of two
+/// that begin at the same time one at least sees the other.
+pub(crate) fn hold(system: &System, dev: DevId, shown: &Path) -> Result<Device> {
+    let device = system.roots().hold(dev, Access::WriteHeld);
+    let device = device.map_err(|fault| cannot(shown, fault))?;
+    match system.uses_beside(dev, false).first() {
+        Some(found) => Err(Error::refused(found).leaving(NOTHING_WRITTEN)),
+        None => Ok(device),
+    }
 }
 
 /// Two writers of one file would leave what is neither's. A device is held with O_EXCL instead. Where a filesystem has no locks,

@@ -7,7 +7,7 @@ use crate::content::{self, Judged, UNKNOWN};
 use crate::device::{Device, ReadAt};
 use crate::error::{Error, Exit, Fault, FaultKind, NOTHING_WRITTEN, Result};
 use crate::fs::{self, Identity, Kind, Still};
-use crate::mounts::{DevId, Holding, Means, Mounted, Source, Stacked, System};
+use crate::mounts::{DevId, Holding, Means, Mounted, Source, Stacked, System, Use};
 use crate::ptable;
 use crate::stream::input::is_zero;
 use crate::sys::fiemap;
@@ -169,6 +169,12 @@ pub(crate) fn prepare(system: &System, name: &std::ffi::OsStr, wishes: Wishes) -
     })?;
     let name = source.name.to_string_lossy().into_owned();
     let shown = source.shown.display().to_string();
+    let beside = beside(system, &source).filter(|_| !wishes.live);
+    if let Some(found) = beside {
+        return Err(Error::refused(format_args!(
+            "{found}, or name that instead"
+        )));
+    }
     let moving = source.moving.clone();
     let notes = part_of_more(&source, wishes).into_iter().collect();
     if let (Some(why), false) = (&moving, wishes.live) {
@@ -546,6 +552,12 @@ pub(crate) fn refusal(
         Err(_) => None,
         Ok(()) => judged.twofold.filter(|_| is_file),
     })
+}
+
+/// What writes to the source's bytes through another device, which neither the freezing nor the holding of this one stops.
+pub(crate) fn beside(system: &System, source: &Source) -> Option<Use> {
+    let mut uses = system.uses_beside(source.dev?, true).into_iter();
+    uses.next()
 }
 
 /// Whether a loop device lies on one of these.

@@ -5,12 +5,12 @@ use std::path::Path;
 
 use crate::config::pairs::Pair;
 use crate::content::Content;
-use crate::device::{Access, Device, ReadAt};
+use crate::device::{Device, ReadAt};
 use crate::error::{Error, NOTHING_WRITTEN, Result};
 use crate::medium::{Medium, Role};
 use crate::mounts::{DevId, DeviceLayer, Named, System, Why, is_mirror};
 use crate::ptable;
-use crate::put::target::{self, Chosen, Overwrite, cannot, old_tail};
+use crate::put::target::{self, Chosen, Overwrite, old_tail};
 use crate::take::source::Prepared;
 use crate::units::Extent;
 
@@ -167,8 +167,7 @@ fn open(
     source: &mut Prepared,
     overwrite: Overwrite,
 ) -> Result<Standby> {
-    let device = system.roots().hold(dev, Access::WriteHeld);
-    let device = device.map_err(|fault| cannot(&target.shown, fault))?;
+    let device = target::hold(system, dev, &target.shown)?;
     cut_to_filesystem(source, device.size_bytes());
     check_sectors(&target, &device, source)?;
     let name = target.shown.display().to_string();

@@ -270,6 +270,8 @@ struct Facts {
     trace: Option<Option<String>>,
     /// Why a dump would be refused.
     refused: Option<String>,
+    /// The same, where no option helps: who writes to it through another device.
+    beside: Option<String>,
     /// Why nothing more is known.
     error: Option<String>,
 }
@@ -393,6 +395,7 @@ fn facts(
     if facts.error.is_some() {
         facts.refused = None;
     }
+    facts.beside = source::beside(system, &source).map(|found| found.why.to_string());
     if let Some(table) = &content.table {
         let size_bytes = device.size_bytes();
         let gaps = table.gaps(size_bytes);

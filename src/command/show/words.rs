@@ -50,6 +50,10 @@ fn with_subject(why: &str) -> String {
 }
 
 impl Facts {
+    fn refused(&self) -> Option<&str> {
+        self.beside.as_deref().or(self.refused.as_deref())
+    }
+
     /// Its line of a table.
     fn row(&self) -> [String; 8] {
         let size = |bytes: Option<u64>| bytes.map_or_else(|| "-".into(), |n| Bytes(n).to_string());
@@ -61,7 +65,7 @@ impl Facts {
         notes.extend(standby.map(|source| format!("standby of {source}")));
         let doubt = self.table_doubt();
         notes.extend(doubt.map(|doubt| format!("its table is damaged: {doubt}")));
-        let refused = self.refused.as_ref();
+        let refused = self.refused();
         notes.extend(refused.map(|why| format!("a dump would be refused: {}", with_subject(why))));
         if self.dump.as_ref().is_some_and(|dump| dump.at_least) {
             notes.push("uses at least that: what follows the filesystem was not looked at".into());
@@ -126,7 +130,7 @@ impl Facts {
         let behind = dump.and_then(|dump| dump.behind);
         maybe_str(out, "doubt", doubt.or(behind));
         out.bool("at_least", dump.is_some_and(|dump| dump.at_least));
-        maybe_str(out, "refused", self.refused.as_deref());
+        maybe_str(out, "refused", self.refused());
         let wrong = self.table_doubt().map(|doubt| doubt.to_string());
         maybe_str(out, "partition_table_doubt", wrong.as_deref());
         let artifact = self.artifact.as_ref();
@@ -206,13 +210,14 @@ impl Facts {
         sheet.row("now", now);
         let standby_of = self.standby_of.clone();
         sheet.row("standby of", standby_of.unwrap_or_default());
-        match (&self.dump, &self.refused) {
+        let help = match self.beside {
+            Some(_) => "",
+            None => "; --whole copies it as it is",
+        };
+        match (&self.dump, self.refused()) {
             (_, Some(why)) => sheet.row(
                 "a dump",
-                format!(
-                    "would be refused: {}; --whole copies it as it is",
-                    with_subject(why)
-                ),
+                format!("would be refused: {}{help}", with_subject(why)),
             ),
             (Some(dump), None) => sheet.row("a dump reads", dump_words(dump)),
             (None, None) => sheet.row("used", bytes(self.used_bytes)),

@@ -43,3 +43,4 @@ mod entries;
 mod images;
 mod kept;
 mod machine;
+mod twins;
