@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::FileType;
 
 use crate::cli::{Args, Common, Item};
-use crate::error::{Error, Fault, Result};
+use crate::error::{Error, Fault, NOTHING_WRITTEN, Result};
 use crate::mender::header::{array, now, payload_name};
 use crate::mender::writer::{ArtifactFigures, ArtifactWriter, Maker, What};
 use crate::put::supervise::supervise;
@@ -95,13 +95,7 @@ fn make(options: &Options, start: Instant) -> Result<ArtifactReport> {
         None => "stdout".into(),
     };
     if options.output.is_none() {
-        report::check_stdout()?;
-    }
-    let is_terminal = rustix::termios::isatty(rustix::stdio::stdout());
-    if options.output.is_none() && is_terminal {
-        return Err(Error::refused(
-            "stdout: is a terminal; redirect it, or give -o FILE",
-        ));
+        report::check_data("-o FILE", NOTHING_WRITTEN)?;
     }
     let scripts = options.what.labels.read_scripts()?.into();
     let path = kept::path_of(&options.image)?;

@@ -74,7 +74,7 @@ pub(super) fn run(options: Options) -> Result<()> {
 
 /// The name of one as `floe list` prints it, or `latest`.
 fn get(name: &str, common: &Common) -> Result<(PathBuf, Sums)> {
-    report::check_stdout()?;
+    report::check_data("-o FILE", "nothing was sent")?;
     let (folder, name) = (kept::folder()?, OsStr::new(name));
     let path = kept::find(&folder, name)?
         .ok_or_else(|| kept::none(&folder, name).leaving("nothing was sent"))?;

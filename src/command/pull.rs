@@ -316,14 +316,8 @@ fn place(options: &Options) -> Result<PullDestination> {
         }
         return Ok(PullDestination::File(path.clone()));
     }
-    report::check_stdout()?;
-    match rustix::termios::isatty(rustix::stdio::stdout()) {
-        true => Err(Error::refused(
-            "stdout: is a terminal; redirect it or pipe it, or give -o DIR or -o FILE",
-        )
-        .leaving("nothing was pulled")),
-        false => Ok(PullDestination::Stdout),
-    }
+    report::check_data("-o DIR or -o FILE", "nothing was pulled")?;
+    Ok(PullDestination::Stdout)
 }
 
 /// The files that will be written, as far as the words tell.

@@ -1,7 +1,7 @@
 //! The file of `--report`.
 
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
@@ -36,6 +36,19 @@ impl ReportFile {
             Some(create(path, &name)?)
         };
         Ok(Self { file, name })
+    }
+
+    /// As it was named.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where it is written.
+    pub(super) fn descriptor(&self) -> BorrowedFd<'_> {
+        match &self.file {
+            Some(file) => file.as_fd(),
+            None => rustix::stdio::stderr(),
+        }
     }
 
     /// Writes the object and a newline, and sees to it that they arrive: what could not be reported is a failed run.

@@ -13,10 +13,12 @@ use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use rustix::fs::FileType;
 use rustix::io::Errno;
 
 use crate::cli::Common;
-use crate::error::{Ending, Error, Exit, NOTHING_WRITTEN, Result};
+use crate::error::{Ending, Error, Exit, Fault, NOTHING_WRITTEN, Result};
+use crate::place::is;
 use crate::threads::Lock;
 
 use self::file::ReportFile;
@@ -52,8 +54,18 @@ pub fn lines(text: &str) {
 
 /// Writes to stderr. Everything but progress that is written to stderr goes through here.
 pub fn stderr(text: &[u8]) -> std::io::Result<()> {
+    if IN_DATA.load(Ordering::Relaxed) {
+        return Ok(());
+    }
     let to = rustix::stdio::stderr();
     give(text, to, &mut crate::sys::stderr::write)
+}
+
+/// Progress: dropped rather than waited for.
+fn progress_line(text: &[u8]) {
+    if !IN_DATA.load(Ordering::Relaxed) {
+        crate::sys::stderr::write_if_ready(text);
+    }
 }
 
 /// Gives all of a text to somebody who reads `to`, by writes that do not wait. It waits for a reader that is slow, but not when a
@@ -119,11 +131,46 @@ fn clean_lines(text: &str) -> String {
 }
 
 /// An error where the program was started without a standard output: what is written there would be lost without a word.
-pub fn check_stdout() -> Result<()> {
+fn check_stdout() -> Result<()> {
     match crate::sys::start::has_stdout() {
         true => Ok(()),
         false => Err(Error::failed("stdout: is closed").leaving("nothing was done")),
     }
+}
+
+/// Data goes to standard output, and standard error is the same file, pipe or socket: what is said while it flows would be in the data.
+static IN_DATA: AtomicBool = AtomicBool::new(false);
+
+/// An error where data cannot go to stdout: it is closed, a terminal (`instead` says what would help), or where the report goes. `state`
+/// is what is left. Where stderr leads to the same, nothing is said from here on but what ends the run.
+pub fn check_data(instead: &str, state: &'static str) -> Result<()> {
+    check_stdout()?;
+    let stdout = rustix::stdio::stdout();
+    if rustix::termios::isatty(stdout) {
+        return Err(Error::refused(format_args!(
+            "stdout: is a terminal; redirect it or pipe it, or give {instead}"
+        ))
+        .leaving(state));
+    }
+    let stat = rustix::fs::fstat(stdout);
+    let stat = stat.map_err(|errno| Error::fault("stdout", Fault::io("stat", errno)))?;
+    // What is written to /dev/null is in nobody's way.
+    let is_same = |other: BorrowedFd<'_>| {
+        let other = rustix::fs::fstat(other);
+        !is(&stat, FileType::CharacterDevice)
+            && other.is_ok_and(|other| (other.st_dev, other.st_ino) == (stat.st_dev, stat.st_ino))
+    };
+    if let Some((report, ..)) = &*REPORT.lock()
+        && is_same(report.descriptor())
+    {
+        return Err(Error::refused(format_args!(
+            "{}: the report would be in the data, which goes there; name another file with --report",
+            report.name()
+        ))
+        .leaving(state));
+    }
+    IN_DATA.store(is_same(rustix::stdio::stderr()), Ordering::Relaxed);
+    Ok(())
 }
 
 /// Writes to stdout (help and listings), cleaned: a closed pipe is silent, any other failure is exit 1.
@@ -149,6 +196,7 @@ static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 /// The one line of a run that a signal ends: what it was about, where that is not clear, and what state it leaves.
 pub fn interrupted(subject: &str, state: &str) {
     INTERRUPTED.store(true, Ordering::Relaxed);
+    IN_DATA.store(false, Ordering::Relaxed);
     line(format_args!("{}interrupted; {state}", in_front(subject)));
 }
 
@@ -172,6 +220,7 @@ pub fn until_begun(subject: &str) {
 pub fn end(error: Error) -> u8 {
     match error.ending() {
         Ending::Message { exit, .. } => {
+            IN_DATA.store(false, Ordering::Relaxed);
             line(&error);
             exit.code()
         }

@@ -9,7 +9,6 @@ use rustix::termios::LocalModes;
 
 use super::{Bytes, JsonObject, harmless, millis};
 use crate::cli::{Common, ProgressWish};
-use crate::sys::stderr::write_if_ready;
 
 /// How progress is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -419,7 +418,7 @@ impl Progress {
         }
         let pace = Pace::new(&step, self.phase.1.elapsed(), self.start.elapsed());
         if self.manner == Manner::Json {
-            write_if_ready(pace.json(&step).as_bytes());
+            super::progress_line(pace.json(&step).as_bytes());
             return;
         }
         let is_terminal = self.manner == Manner::Terminal;
@@ -438,7 +437,7 @@ impl Progress {
                 let _ = row.text.push('\n');
             }
         }
-        write_if_ready(row.text.as_bytes());
+        super::progress_line(row.text.as_bytes());
     }
 
     /// Clears the terminal's line, before another line is written.
@@ -450,7 +449,7 @@ impl Progress {
                 row.letter(' ');
             }
             let _ = row.text.push('\r');
-            write_if_ready(row.text.as_bytes());
+            super::progress_line(row.text.as_bytes());
             self.width = 0;
         }
     }

@@ -157,9 +157,16 @@ fn foreign(folder: &Path, name: &OsStr) -> Option<Error> {
 /// The folder of kept snapshots, where nothing can be done without one.
 pub(crate) fn folder() -> Result<PathBuf> {
     config::store()?.ok_or_else(|| {
-        Error::refused(
-            "/etc/floe.conf: has no line 'store = DIR', which names the folder of the snapshots that are kept here",
-        )
+        let is_there = Path::new(config::CONFIG).exists();
+        Error::refused(format_args!(
+            "{}: {} 'store = DIR', which names the folder of the snapshots that are kept here",
+            config::CONFIG,
+            if is_there {
+                "has no line"
+            } else {
+                "is not there, and so has no line"
+            }
+        ))
     })
 }
 

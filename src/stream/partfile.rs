@@ -336,6 +336,13 @@ fn open(place: &Place, part: &OsStr, owned: bool) -> Result<Option<File>> {
                 last = errno;
                 continue;
             }
+            Err(Errno::NAMETOOLONG) => {
+                return Err(Error::refused(format_args!(
+                    "{}: the name is too long for the .part behind it, under which the file is written; take a shorter one",
+                    place.path.display()
+                ))
+                .leaving(NOTHING_WRITTEN));
+            }
             Err(errno) => return Err(fail("create", errno).leaving(NOTHING_WRITTEN)),
         };
         let stat = rustix::fs::fstat(&file).map_err(|errno| fail("stat", errno))?;

@@ -52,9 +52,13 @@ impl Draft {
             let owned_map = if wishes.owned { new_map() } else { None };
             let is_gap = matches!(segment.reading, Reading::Gap);
             if wishes.require_map && map.is_none() && !is_gap {
+                let (name, shown) = (&prepared.name, &prepared.shown);
+                let place = match name == shown {
+                    true => String::new(),
+                    false => format!("{shown}: "),
+                };
                 return Err(Error::refused(format_args!(
-                    "{}: {}: no used-block map for what is on it",
-                    prepared.name, prepared.shown
+                    "{name}: {place}no used-block map for what is on it"
                 )));
             }
             if matches!(segment.reading, Reading::Whole(None)) {

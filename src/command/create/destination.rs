@@ -1,6 +1,5 @@
 //! Where a snapshot goes, and its output while it is open; what would stand there, for `--dry-run`.
 
-use std::io::IsTerminal;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -39,13 +38,9 @@ pub(super) fn of(options: &Options) -> Result<Destination> {
         },
     };
     if matches!(place, Destination::Stdout) {
-        report::check_stdout()?;
+        report::check_data("-o DIR or -o FILE", "nothing was frozen")?;
     }
     match &place {
-        Destination::Stdout if std::io::stdout().is_terminal() => Err(Error::refused(
-            "stdout: is a terminal; redirect it or pipe it, or give -o DIR or -o FILE",
-        )
-        .leaving("nothing was frozen")),
         Destination::Folder(folder) if !folder.is_dir() => Err(Error::refused(format_args!(
             "{}: is not a folder",
             folder.display()

@@ -9,14 +9,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use self::outputs::{
-    Outputs, check_stdout, finish, outlet, own_file, refuse_own_device, write_bmap,
-};
+use self::outputs::{Outputs, finish, outlet, own_file, refuse_own_device, write_bmap};
 use self::summary::{DumpReport, SourceFacts};
 use crate::cli::{self, Args, Common, Item};
 use crate::error::{Error, Fault, Result};
 use crate::fs::files::Emptying;
 use crate::mounts::System;
+use crate::place::Place;
 use crate::report::{self, Progress};
 use crate::signals::Signals;
 use crate::snapshot::replace::{self, Coming};
@@ -162,12 +161,23 @@ fn piece(text: &str) -> Option<u64> {
     cli::size(text).filter(|bytes| *bytes >= 1 << 20)
 }
 
+/// Whether two names of files to come lead to one.
+fn is_one_file(one: &Path, other: &Path) -> bool {
+    let place = |path| Place::find(path).map(|place| place.identity());
+    matches!((place(one), place(other)), (Ok(one), Ok(other)) if one == other)
+}
+
 /// Runs the verb.
 pub(crate) fn run(options: Options) -> Result<()> {
     let start = Instant::now();
     let first = options.first();
     let outputs = [&first, &options.bmap].into_iter().flatten();
     let outputs: Vec<&Path> = outputs.map(PathBuf::as_path).collect();
+    if let [image, bmap] = outputs[..]
+        && is_one_file(image, bmap)
+    {
+        return Err(Error::usage("dump: -o and --bmap name the same file"));
+    }
     let about = ("source", &options.source.display() as _);
     super::begin(&options.common, about, &outputs)?;
     report::until_begun(&options.source.display().to_string());
@@ -178,7 +188,7 @@ pub(crate) fn run(options: Options) -> Result<()> {
 
 fn dump(options: &Options, start: Instant) -> Result<DumpReport> {
     if options.output.is_none() {
-        check_stdout()?;
+        report::check_data("-o FILE", "nothing was frozen")?;
     }
     let quiet = options.common.quiet;
     let system = System::look()?;
@@ -300,13 +310,6 @@ fn choose(options: &Options, system: &System) -> Result<(Prepared, Emptying)> {
             prepared.name
         )));
     }
-    let odd = prepared.as_it_is.as_ref().or(prepared.twofold.as_ref());
-    if let (Some(what), true, false) = (odd, options.raw, quiet) {
-        report::line(format_args!(
-            "{}: {what}; restore and verify take its raw image with --any-content",
-            prepared.name
-        ));
-    }
     if let Some(path) = &options.first() {
         source::refuse_output(std::slice::from_ref(&prepared), path)?;
         if options.split.is_none() && !options.overwrite {
@@ -322,6 +325,13 @@ fn choose(options: &Options, system: &System) -> Result<(Prepared, Emptying)> {
             ))
             .leaving("nothing was frozen"));
         }
+    }
+    let odd = prepared.as_it_is.as_ref().or(prepared.twofold.as_ref());
+    if let (Some(what), true, false) = (odd, options.raw, quiet) {
+        report::line(format_args!(
+            "{}: {what}; restore and verify take its raw image with --any-content",
+            prepared.name
+        ));
     }
     Ok((prepared, emptying))
 }

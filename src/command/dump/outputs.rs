@@ -13,7 +13,6 @@ use crate::error::{Error, Fault, Result};
 use crate::features;
 use crate::mounts::{DevId, System};
 use crate::put::supervise::supervise;
-use crate::report;
 use crate::signals::Signals;
 use crate::snapshot::replace;
 use crate::stream::frames::{self, send::FrameEmitter};
@@ -176,21 +175,6 @@ pub(super) fn outlet(
         Ok(emit) => Ok(Outlet::Frames(Box::new(emit))),
         Err(problem) => Err(options::early(&options.shown_output(), problem)),
     }
-}
-
-/// stdout is data: a terminal is refused.
-pub(super) fn check_stdout() -> Result<()> {
-    report::check_stdout()?;
-    let stdout = rustix::stdio::stdout();
-    if rustix::termios::isatty(stdout) {
-        return Err(Error::refused(
-            "stdout: is a terminal; redirect it or pipe it, or give -o FILE",
-        )
-        .leaving("nothing was frozen"));
-    }
-    rustix::fs::fstat(stdout)
-        .map(drop)
-        .map_err(|errno| Error::fault("stdout", Fault::io("stat", errno)))
 }
 
 /// The stream must not go to what it is read from: the device itself, or the file behind a loop device.

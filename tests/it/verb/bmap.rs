@@ -50,6 +50,21 @@ fn bmaptool_writes_the_image_over_whatever_was_there() {
 }
 
 #[test]
+fn image_and_bmap_are_two_files() {
+    require_mkfs!();
+    let scratch = Scratch::new();
+    let folder = scratch.path();
+    make(folder);
+    fs::create_dir(folder.join("folder1")).unwrap();
+    for bmap in ["a.img", "folder1/../a.img"] {
+        let words = format!("dump source -z none -o a.img --bmap {bmap}");
+        let error = floe(folder, &words, 2).stderr_text();
+        assert_eq!(error, "floe: dump: -o and --bmap name the same file\n");
+        assert!(!folder.join("a.img").exists());
+    }
+}
+
+#[test]
 fn an_image_is_checked_against_its_bmap_before_the_first_write() {
     require_mkfs!();
     let scratch = Scratch::new();

@@ -387,3 +387,58 @@ fn two_that_have_a_device_each_and_want_the_others_do_not_wait_for_each_other() 
         "{run}"
     );
 }
+
+/// A report into the data, or what is said while they flow, would make of an image something else.
+#[test]
+fn what_a_person_or_a_script_reads_never_gets_into_the_data() {
+    ready!("mke2fs");
+    let scratch = Scratch::new();
+    sh(&scratch, EXT4).expect_code(0);
+    let verbs = [
+        ("dump e", "verify"),
+        ("create a=e -o -", "verify"),
+        ("artifact e.gz -n a -t b", "verify"),
+    ];
+    for (verb, check) in verbs {
+        // By whatever name, into a file and into a pipe.
+        for report in [
+            "/dev/stdout",
+            "/dev/fd/1",
+            "/proc/self/fd/1",
+            "out",
+            "./out",
+        ] {
+            let script = format!("rm -f out; $FLOE {verb} --report {report} > out");
+            let said = "the report would be in the data, which goes there";
+            expect(&scratch, &[(&script, 4, said)]);
+        }
+        let pipe = format!(
+            "{{ $FLOE {verb} --report /dev/stdout; echo $? > code; }} | cat > out; exit $(cat code)"
+        );
+        expect(&scratch, &[(&pipe, 4, "the report would be in the data")]);
+        let both = format!("rm -f out; $FLOE {verb} --report - > out 2>&1");
+        assert_eq!(sh(&scratch, &both).code, Some(4), "{verb}");
+        // Without a report all that is said is left out: appended, from the beginning, through a pipe, with progress.
+        for script in [
+            format!("rm -f out; $FLOE {verb} > out 2>&1"),
+            format!("rm -f out; $FLOE {verb} -p >> out 2>&1"),
+            format!("$FLOE {verb} --progress=json 2>&1 | cat > out"),
+        ] {
+            sh(&scratch, &format!("{script} && $FLOE {check} -q out")).expect_code(0);
+        }
+        // What fails still says so, and where data go elsewhere everything is said as ever.
+        let fails = format!(
+            "$FLOE {} 2>&1",
+            verb.replace("e.gz", "nope")
+                .replace("=e", "=nope")
+                .replace("dump e", "dump nope")
+        );
+        assert!(
+            sh(&scratch, &fails).stdout_text().starts_with("floe: "),
+            "{verb}"
+        );
+        let apart =
+            format!("$FLOE {verb} 2>said >out; grep -q ^floe: said && $FLOE {check} -q out");
+        sh(&scratch, &apart).expect_code(0);
+    }
+}
