@@ -2,7 +2,6 @@
 # running and written to, onto another disk that is laid out anew as the primary. It is switched off, its disk is taken out, and the
 # machine starts from the other one alone: boot code, identifiers, files, and the moment at which both filesystems stand.
 #: archs x86_64 aarch64 armv7
-#: select x86_64
 #: modules ext4 vfat nls_ascii nls_cp437 nls_iso8859_1
 #: tools
 #: disk original 208M

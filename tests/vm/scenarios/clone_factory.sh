@@ -1,7 +1,6 @@
 # `clone --factory`: the kept factory snapshot and the rescue configuration go onto a new medium, not what runs; without a factory
 # snapshot nothing is touched.
 #: archs x86_64 aarch64 armv7
-#: select x86_64
 #: modules ext4
 #: tools
 #: disk root 64M mkfs.ext4 -q -F

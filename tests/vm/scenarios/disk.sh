@@ -1,6 +1,5 @@
 # A whole disk with GPT, a FAT boot partition, an ext4 root and swap, both mounted and the root being written to, is
 # dumped as one image onto a larger disk: table, boot gap and files come along, and the backup GPT moves to the end.
-#: select armv7
 #: modules ext4 vfat nls_ascii nls_cp437 nls_iso8859_1
 #: tools
 #: disk source 192M

@@ -1,6 +1,6 @@
 # FAT cannot freeze: it is remounted read-only for the read, and back exactly as it was, also when floe is killed.
 # Arguments: number of kills at random moments (default 6).
-#: select aarch64
+#: select armv7
 #: modules vfat nls_ascii nls_cp437 nls_iso8859_1 nls_utf8
 #: disk source 128M mkfs.vfat -F 32
 #: disk target 128M

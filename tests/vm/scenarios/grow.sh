@@ -1,5 +1,4 @@
 # `restore --grow` of ext4 (which needs a capability that containers lack), XFS and btrfs: as large as the device, and clean.
-#: select x86_64
 #: modules ext4 xfs btrfs
 #: tools
 #: disk source 300M

@@ -2,7 +2,7 @@
 # Arguments: number of kills at random moments (default 200), and of times that each command is given (default 20). On x86_64 50 and
 # 5 are enough: there the machine that tests gives each command itself (tests/it/freeze/kill_matrix.rs), and its emulation is the slowest.
 #: archs x86_64 aarch64 aarch64-16k armv7
-#: select aarch64 armv7
+#: select armv7
 #: selected 12 1
 #: modules ext4
 #: disk data 96M mkfs.ext4 -q -F

@@ -1,7 +1,6 @@
 # Clones onto what must not be written: members of a real md mirror and the mirror itself, what a dm device holds, and a source by
 # another name through dm. The refusal of a mirror is worded exactly as promised. Then clones that work: from the mirror to a plain
 # disk, from a dm device, and from FAT, which is remounted read-only meanwhile.
-#: select x86_64
 #: modules ext4 dm_mod raid1 vfat nls_ascii nls_cp437 nls_iso8859_1 nls_utf8
 #: tools
 #: disk one 64M

@@ -1,5 +1,5 @@
 # The watchdog on a real kernel: a reader that stalls, floe stopped, and both: thawed after --stall, exit 1, no gzip trailer.
-#: select aarch64
+#: select armv7
 #: archs aarch64 armv7 x86_64
 #: modules ext4
 #: disk data 96M mkfs.ext4 -q -F
