@@ -190,7 +190,7 @@ fn one_kind_of_trouble_is_one_code_in_every_verb() {
     let within = |prefix: &str, verbs: &[&str], what: &str, words: &str| {
         for verb in verbs {
             let line = verb.replace("LOOP", &text(target.path()));
-            let line = line.replace("I=", &format!("{what}=")).replace('I', what);
+            let line = line.replace('I', what);
             let run = sh(&scratch, &format!("rm -f new; {prefix} ./floe {line}"));
             let said = run.stderr_text();
             if run.code != Some(1) || !said.contains(words) || said.lines().count() != 1 {
