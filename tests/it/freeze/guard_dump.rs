@@ -276,7 +276,8 @@ fn a_second_dump_of_the_same_filesystem_is_refused_and_the_first_ends_well() {
         stderr.read_to_string(&mut said).expect("stderr");
         let words = match status.code() {
             Some(4) => "another floe",
-            _ => "interrupted; nothing was frozen",
+            // On a slow machine before the first look at who else is there.
+            _ => "interrupted",
         };
         assert!(said.contains(words), "{status}: {said}");
         assert!(status.code() == Some(4) || status.signal() == Some(15));

@@ -3,8 +3,6 @@
 # the one made without it, and the image of the torture passes its checker and holds every quiet file.
 # Arguments: how often (default: 3 times, 2 where all is emulated), and filesystems (default: all of them).
 #: archs x86_64 aarch64 aarch64-16k armv7
-#: select armv7
-#: selected 2 ext4
 #: modules ext4
 #: optional f2fs jfs crc32c_generic
 #: tools
