@@ -145,6 +145,9 @@ fn words(found: &Image, ended: &Ended, (came_in_frames, is_judged): (bool, bool)
             Some(cut) => text.push_str(&format!("; not whole ({cut}), and taken as it is")),
             None => text.push_str("; what is in it was not judged"),
         },
+        (_, false) if found.content.damaged.is_some() => text.push_str(
+            "; its first partition table is damaged, and was not judged by the copy at its end",
+        ),
         (Format::Raw, false) if !came_in_frames => text.push_str(
             "; its length and what it begins with are right, a raw image has no checksum to compare",
         ),

@@ -424,8 +424,38 @@ pub fn relocate(
 pub fn lay(disk: &dyn ReadAt, sector_bytes: u32, disk_bytes: u64) -> Result<Vec<Patch>, Fault> {
     let sector = super::sector_of(sector_bytes, disk_bytes)?;
     let primary = read_copy(disk, sector, 1)?;
-    let header = &primary.header;
-    let old_end = header.alternate_lba;
+    let old_end = primary.header.alternate_lba;
+    let array_lba = primary.header.array_lba;
+    laid(&primary, [old_end, array_lba], disk, [sector, disk_bytes])
+}
+
+/// The patches of [`lay`] for a disk of `disk_bytes` whose first `old_bytes` come from one whose first header is damaged: from the copy
+/// at their end. `boot` holds the boot sector. An error where that copy is damaged, too.
+pub(crate) fn rebuild(
+    disk: &dyn ReadAt,
+    boot: &dyn ReadAt,
+    sector_bytes: u32,
+    [old_bytes, disk_bytes]: [u64; 2],
+) -> Result<Vec<Patch>, Fault> {
+    let sector = super::sector_of(sector_bytes, disk_bytes)?;
+    let old_end = (old_bytes / sector).saturating_sub(1);
+    let backup = read_copy(disk, sector, old_end)?;
+    // Where the first copy has it, of which nobody knows more.
+    let array_bytes = u64::from(backup.header.entries) * ENTRY_BYTES;
+    if 2 + array_bytes.div_ceil(sector) > backup.header.first_usable_lba {
+        return Err(Fault::unsupported("place of the partition table"));
+    }
+    laid(&backup, [old_end, 2], boot, [sector, disk_bytes])
+}
+
+/// The patches that lay one copy's table onto a disk of `disk_bytes`; the old one's last sector is `old_end`.
+fn laid(
+    copy: &Half,
+    [old_end, array_lba]: [u64; 2],
+    boot: &dyn ReadAt,
+    [sector, disk_bytes]: [u64; 2],
+) -> Result<Vec<Patch>, Fault> {
+    let header = &copy.header;
     let disk_lbas = disk_bytes / sector;
     let frame = GptHeaders {
         sector,
@@ -433,14 +463,14 @@ pub fn lay(disk: &dyn ReadAt, sector_bytes: u32, disk_bytes: u64) -> Result<Vec<
         first_usable_lba: header.first_usable_lba,
         disk_guid: header.disk_guid,
         entries: header.entries,
-        model: primary.sector.clone(),
+        model: copy.sector.clone(),
     };
     if old_end >= disk_lbas || frame.last_usable_lba() < header.last_usable_lba {
         return Err(Fault::refused(
             "the disk is smaller than its partition table states",
         ));
     }
-    let mut patches = frame.patches(&primary.array, header.array_lba);
+    let mut patches = frame.patches(&copy.array, array_lba);
     // The old header must not be taken for one; unless the new copy already stands there.
     let new_backup = disk_lbas - 1 - frame.array_lbas();
     if old_end < new_backup && old_end > frame.first_usable_lba {
@@ -452,12 +482,12 @@ pub fn lay(disk: &dyn ReadAt, sector_bytes: u32, disk_bytes: u64) -> Result<Vec<
             },
         );
     }
-    let mut boot = vec![0; to_usize(sector)];
-    disk.read_at(0, &mut boot)?;
-    mbr::grow_protective(&mut boot, disk_lbas);
+    let mut first = vec![0; to_usize(sector)];
+    boot.read_at(0, &mut first)?;
+    mbr::grow_protective(&mut first, disk_lbas);
     patches.push(Patch {
         offset: 0,
-        bytes: boot,
+        bytes: first,
     });
     debug_assert!(
         patches

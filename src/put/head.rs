@@ -3,7 +3,7 @@
 
 use crate::content::{Content, HEAD_BYTES, Head};
 use crate::device::{DIRECT_ALIGN, Device, DeviceKind, ReadAt, WriteAt};
-use crate::error::{Error, Fault, Result};
+use crate::error::{Error, Fault, FaultKind, Result};
 use crate::ptable::{self, PartitionTable, Patch, Scheme};
 use crate::put::phase::Phase;
 use crate::put::rescan;
@@ -48,6 +48,8 @@ pub(crate) struct Last<'a> {
     pub length: usize,
     /// What it shows.
     pub content: &'a Content,
+    /// Length of the image.
+    pub image_bytes: u64,
     /// How far the target is.
     pub phase: &'a Phase,
     /// Whether it is read back.
@@ -82,7 +84,8 @@ impl Last<'_> {
         let fail = |fault| Error::fault(name, fault);
         let table = self.content.table.as_ref();
         let held = self.head.get_mut(..length).unwrap_or_default();
-        let moved = move_backup_table(held, table, target).map_err(fail)?;
+        let moved = fit_table(held, self.content, self.image_bytes, target).map_err(fail)?;
+        let is_disk = table.is_some() || moved.is_some();
         let mut notes = Vec::from_iter(moved);
         let last = last_bytes(self.content, length);
         write(self.head, length, last, target).map_err(fail)?;
@@ -93,7 +96,7 @@ impl Last<'_> {
         target.drop_cache().map_err(fail)?;
         self.phase.set(Phase::COMPLETE);
         let device = target.device();
-        if table.is_some() && device.kind() == DeviceKind::Block && !target.is_range() {
+        if is_disk && device.kind() == DeviceKind::Block && !target.is_range() {
             notes.extend(rescan::refresh(device));
         }
         Ok(notes)
@@ -140,27 +143,45 @@ pub(crate) fn differs(name: &str, place: Extent) -> Error {
     ))
 }
 
-/// On a disk larger than the image's, the backup GPT goes to the disk's end and the head says so.
-fn move_backup_table(
+/// On a disk larger than the image's, the backup GPT goes to the disk's end and the head says so. Where the image's first copy is damaged
+/// both come from the one at its end, which nobody would look for in the middle of the disk.
+fn fit_table(
     head: &mut [u8],
-    table: Option<&PartitionTable>,
+    content: &Content,
+    image_bytes: u64,
     target: &Target,
 ) -> std::result::Result<Option<String>, Fault> {
-    let Some(table) = table.filter(|table| table.scheme == Scheme::Gpt) else {
-        return Ok(None);
-    };
     let device = target.device();
+    let disk_bytes = device.size_bytes();
     if device.kind() != DeviceKind::Block || target.is_range() {
         return Ok(None);
     }
-    let patches = ptable::gpt::relocate(&Head(head), table.sector_bytes, device.size_bytes())?;
+    let gpt = |table: &&PartitionTable| table.scheme == Scheme::Gpt;
+    let (patches, done) = match content.table.as_ref().filter(gpt) {
+        Some(table) => (
+            ptable::gpt::relocate(&Head(head), table.sector_bytes, disk_bytes)?,
+            "the backup partition table was moved to the end of the larger disk",
+        ),
+        None if content.damaged.is_some() && image_bytes < disk_bytes => {
+            let sizes = [image_bytes, disk_bytes];
+            let rebuilt = ptable::gpt::rebuild(device, &Head(head), device.sector_bytes(), sizes);
+            let patches = match rebuilt {
+                Err(fault) if fault.kind() == FaultKind::Io => return Err(fault),
+                // No copy is good: the target has what the image has.
+                rebuilt => rebuilt.unwrap_or_default(),
+            };
+            (
+                patches,
+                "the image's first partition table is damaged: both copies were written anew from the one at its end",
+            )
+        }
+        None => return Ok(None),
+    };
     if patches.is_empty() {
         return Ok(None);
     }
     put_patches(&patches, head, device)?;
-    Ok(Some(
-        "the backup partition table was moved to the end of the larger disk".into(),
-    ))
+    Ok(Some(done.into()))
 }
 
 /// Pieces of a table: into the head what lies in it, onto the device what lies behind it.

@@ -65,6 +65,7 @@ impl Filled {
             head: &mut job.image.head,
             length: job.image.head_bytes,
             content: &job.image.content,
+            image_bytes: self.ended.size_bytes,
             phase: &job.shared.phase,
             verify: job.verify,
             progress: &job.shared.progress,

@@ -334,6 +334,11 @@ impl Kept {
                 Some("is a snapshot of a newer floe, which may be one to be kept")
             }
             (None, Condition::Unreadable) => Some("cannot be read, and may be one to be kept"),
+            (None, Condition::Damaged | Condition::Incomplete)
+                if archive::begins_so(&self.path) =>
+            {
+                Some("is damaged where it says what it is, and may be one to be kept")
+            }
             _ => None,
         }
     }

@@ -61,7 +61,7 @@ pub(crate) fn check(path: &Path, coming: Coming) -> Result<()> {
     };
     let what = match (opened.format, coming) {
         // Zip archives of others (documents, programs) are not ours.
-        (Format::Zip, _) if !begins_a_snapshot(path) => Some("is there and is no image".into()),
+        (Format::Zip, _) if !archive::begins_so(path) => Some("is there and is no image".into()),
         (Format::Zip, Coming::Snapshot(None)) => None,
         (Format::Zip, Coming::Snapshot(Some(marks))) => kept_from(path, marks, marks.name())?,
         (Format::Zip, Coming::Newer) => kept_from(path, Marks::default(), coming.name())?,
@@ -95,7 +95,10 @@ fn kept_from(path: &Path, marks: Marks, comes: &str) -> Result<Option<String>> {
         Told::Newer => Some(
             "is there and is a snapshot of a newer floe, which may be one to be kept".to_owned(),
         ),
-        _ => None,
+        Told::NotYet | Told::Nothing => {
+            Some("is there and is a damaged snapshot, which may be one to be kept".to_owned())
+        }
+        Told::Marks(_) => None,
     })
 }
 
@@ -157,13 +160,6 @@ fn refusal(path: &Path, what: &str) -> Error {
     let path = path.display();
     Error::refused(format_args!("{path}: {what}; --overwrite replaces it"))
         .leaving("nothing was written")
-}
-
-/// Whether the first file of a zip archive is a snapshot's: its name stands behind a local header of 30 bytes (APPNOTE 4.3.7).
-fn begins_a_snapshot(path: &Path) -> bool {
-    let mut head = [0; 43];
-    let read = File::open(path).and_then(|mut file| file.read_exact(&mut head));
-    read.is_ok() && head.ends_with(b"snapshot.json")
 }
 
 /// A file of its own must not be taken for the first of pieces that lie there.

@@ -47,12 +47,10 @@ pub(crate) fn class(path: &Path, like: &Like) -> Class {
         Ok(_) => Class::Good,
         // What a newer floe made is not ours to judge, and so not to remove.
         Err(error) if error.exit() == Some(Exit::Refused) => Class::Kept,
-        // Whatever says of itself that it is to be kept is kept, broken or not.
-        Err(error) => match beginning(path, open_kept) {
-            Some(snapshot) if stays(&snapshot, None) => Class::Kept,
-            // Of what cannot be read nobody knows.
-            None if error.exit() == Some(Exit::Failed) => Class::Kept,
-            _ => Class::Broken,
+        // Whatever says of itself that it is to be kept is kept, broken or not. Of what says nothing nobody knows.
+        Err(_) => match beginning(path, open_kept) {
+            Some(snapshot) if !stays(&snapshot, None) => Class::Broken,
+            _ => Class::Kept,
         },
     }
 }

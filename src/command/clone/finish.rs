@@ -203,6 +203,7 @@ impl Finish {
         let last = Last {
             name: &onto.name,
             content: &content(onto, head.get(..length).unwrap_or_default())?,
+            image_bytes: onto.size_bytes,
             head: &mut head,
             length,
             phase: &onto.phase,

@@ -26,6 +26,13 @@ pub fn open_file(path: &Path) -> Result<File> {
     }
 }
 
+/// Whether the first file of a zip archive is a snapshot's: its name stands behind a local header of 30 bytes (APPNOTE 4.3.7).
+pub(crate) fn begins_so(path: &Path) -> bool {
+    let mut head = [0; FIRST_BYTES];
+    let read = File::open(path).and_then(|mut file| file.read_exact(&mut head));
+    read.is_ok() && head.ends_with(SNAPSHOT.as_bytes())
+}
+
 /// What a snapshot says about itself, even when the rest of it is broken; opened by [`open_file`] or [`open_kept`].
 pub fn beginning(path: &Path, open: fn(&Path) -> Result<File>) -> Option<Snapshot> {
     let input = Input::file(open(path).ok()?, None).ok()?;

@@ -7,7 +7,7 @@ mod beginning;
 mod bundle;
 mod catalog;
 
-pub(crate) use self::beginning::{Told, told, told_by};
+pub(crate) use self::beginning::{Told, begins_so, told, told_by};
 pub use self::beginning::{beginning, open_file};
 pub use self::bundle::Bundle;
 pub use self::catalog::Catalog;

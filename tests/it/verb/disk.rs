@@ -297,3 +297,64 @@ fn a_snapshot_says_which_partitions_it_lacks_and_takes_no_damaged_table() {
         assert!(!zip.exists());
     }
 }
+
+/// A disk whose first table is damaged is known by the copy at its end. On a larger disk that copy would stand in the middle, where
+/// nobody looks for it.
+#[test]
+fn a_disk_whose_first_table_is_damaged_has_both_on_a_larger_one() {
+    drop(require_floe!());
+    require!(
+        common::runner().is_none(),
+        "no runner: floe is started by others"
+    );
+    require!(
+        common::have("sgdisk") && common::have("sfdisk"),
+        "sgdisk and sfdisk"
+    );
+    let scratch = common::Scratch::new();
+    let floe = common::floe_shell_words().expect("floe");
+    let sh = |script: &str| {
+        let script = format!("cd {} && {script}", scratch.path().display());
+        common::shell(&script, Limit::secs(120))
+    };
+    // The header, or the entries; with all else of the disk as it was.
+    for place in ["seek=1 count=1", "seek=2 count=1"] {
+        let make = format!(
+            "truncate -s 32M disk && printf 'label: gpt\nstart=2048,size=16384,name=boot\n' | sfdisk -q disk && mkfs.ext4 -q -F -E offset=1048576 disk 8M
+            dd if=/dev/zero of=disk bs=512 {place} conv=notrunc status=none; {floe} dump -q disk -o disk.gz"
+        );
+        sh(&make).expect_code(0);
+        let source = LoopDevice::attach(&scratch.join("disk"), 512);
+        for way in [
+            "FLOE restore disk.gz TARGET --verify",
+            "FLOE restore disk TARGET",
+            "cat disk.gz | FLOE restore - TARGET",
+            "FLOE dump -q --frames disk | FLOE restore - TARGET",
+            "FLOE clone SOURCE=TARGET --verify",
+        ] {
+            let target = LoopDevice::filled(&scratch, "target", 48, 0);
+            let way = way.replace("TARGET", &common::text(target.path()));
+            let way = way.replace("SOURCE", &common::text(source.path()));
+            let run = sh(&way.replace("FLOE", &floe)).expect_code(0);
+            let said = "both copies were written anew from the one at its end";
+            assert!(run.stderr_text().contains(said), "{way}: {run}");
+            let check = "sgdisk -v target && sfdisk -d target && dd if=target of=part bs=1M skip=1 count=8 status=none && e2fsck -fn part";
+            let found = sh(check).expect_code(0).stdout_text();
+            assert!(found.contains("No problems found"), "{way}: {found}");
+            assert!(found.contains("name=\"boot\""), "{way}: {found}");
+            let show = sh(&format!("{floe} show {}", target.path().display()));
+            assert!(!show.stdout_text().contains("damaged"), "{way}: {show}");
+        }
+        // As it is onto a disk of its size, and without a good copy.
+        let target = LoopDevice::filled(&scratch, "target", 32, 0);
+        let onto = format!("{floe} restore -q disk.gz {}", target.path().display());
+        sh(&format!("{onto} && cmp disk target")).expect_code(0);
+        let larger = LoopDevice::filled(&scratch, "larger", 48, 0);
+        let onto = format!(
+            "dd if=/dev/zero of=disk bs=1M seek=31 count=1 conv=notrunc status=none; {floe} restore disk {} --any-content",
+            larger.path().display()
+        );
+        let run = sh(&onto);
+        assert!(!run.stderr_text().contains("written anew"), "{run}");
+    }
+}

@@ -5,6 +5,52 @@ use super::{EXT4, expect, sh};
 use crate::common::{self, Mounted, Scratch, text};
 use crate::disk::Disk;
 
+/// One wrong bit where it says what it is; the images in it may be good, and it may be the only one.
+#[test]
+fn a_snapshot_that_is_damaged_where_it_says_what_it_is_stays_unless_told_to_go() {
+    ready!("mke2fs", "python3", "unshare");
+    let scratch = Scratch::new();
+    let script = format!(
+        "{EXT4}; mkdir s; $FLOE create -q a=e -o s/ --factory; n=$(ls s | grep zip); cp s/$n s/own.zip
+        for f in s/$n s/own.zip; do python3 -c 'import sys
+data = bytearray(open(sys.argv[1], \"rb\").read()); at = data.index(b\"\\\"host\\\"\"); data[at + 9] ^= 1; open(sys.argv[1], \"wb\").write(data)' $f; done
+        cp s/own.zip cut.zip; truncate -s 300 cut.zip; : > s/${{n%0001.zip}}0002.zip"
+    );
+    sh(&scratch, &script).expect_code(0);
+    let names = common::names(&scratch.join("s"));
+    let name = names.iter().find(|name| name.ends_with("0001.zip"));
+    let name = name.expect("the factory snapshot");
+    let within = format!(
+        "unshare -m sh -c 'mount -t tmpfs tmpfs /etc && echo store = {}/s > /etc/floe.conf && exec \"$@\"' sh $FLOE",
+        text(scratch.path())
+    );
+    let damaged = "is there and is a damaged snapshot, which may be one to be kept; --overwrite";
+    let force = "is damaged where it says what it is, and may be one to be kept; --force";
+    let keep = "$FLOE create -q a=e -o s/ --keep 1";
+    expect(
+        &scratch,
+        &[
+            (keep, 0, ""),
+            (keep, 0, ""),
+            // Both damaged ones, the empty one, the one of another name, and one that is new.
+            (
+                &format!("test -e s/{name} && test $(ls s | grep -c zip) = 4"),
+                0,
+                "",
+            ),
+            ("$FLOE create a=e -o s/own.zip", 4, damaged),
+            ("$FLOE create a=e -o cut.zip", 4, damaged),
+            (&format!("{within} delete {name}"), 4, force),
+            (&format!("{within} delete -q {name} --force"), 0, ""),
+            (
+                "$FLOE create -q a=e -o s/own.zip --overwrite && $FLOE create -q a=e -o s/own.zip",
+                0,
+                "",
+            ),
+        ],
+    );
+}
+
 #[test]
 fn a_snapshot_that_cannot_be_read_is_not_retired_replaced_or_deleted_unasked() {
     ready!("mke2fs", "mkfs.btrfs", "unshare");
