@@ -55,8 +55,9 @@ pub struct Args {
     verb: &'static str,
     last: &'static str,
     value: Option<OsString>,
-    /// The first `--output`.
+    /// The first `--output`, and `--report`.
     output: Option<OsString>,
+    report: Option<OsString>,
     /// The common options seen so far.
     pub common: Common,
     /// Options for the verb that runs on the board, with their values.
@@ -76,6 +77,7 @@ impl Args {
             last: "",
             value: None,
             output: None,
+            report: None,
             common: Common::default(),
             handed_on: Vec::new(),
             handed_names: Vec::new(),
@@ -152,10 +154,15 @@ impl Args {
     /// Of two outputs the first would be missing without a word. (Of other options the last one counts, as everywhere, and as Mender's
     /// own client has it with all.)
     fn refuse_second(&mut self) -> Result<()> {
-        let (Some(value), "--output") = (&self.value, self.last) else {
+        let slot = match self.last {
+            "--output" => &mut self.output,
+            "--report" => &mut self.report,
+            _ => return Ok(()),
+        };
+        let Some(value) = &self.value else {
             return Ok(());
         };
-        let earlier = self.output.get_or_insert_with(|| value.clone());
+        let earlier = slot.get_or_insert_with(|| value.clone());
         if earlier == value || self.verb == "mender" {
             return Ok(());
         }

@@ -190,14 +190,18 @@ pub fn print(text: &str) -> Result<()> {
     }
 }
 
-/// Whether the line of a signal has been said.
-static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+/// What was said of a signal.
+static INTERRUPTED: Lock<Option<String>> = Lock::new(None);
+
+/// The state where nobody knows of any.
+const NOTHING_LEFT: &str = "nothing is frozen, and there is no image";
 
 /// The one line of a run that a signal ends: what it was about, where that is not clear, and what state it leaves.
 pub fn interrupted(subject: &str, state: &str) {
-    INTERRUPTED.store(true, Ordering::Relaxed);
     IN_DATA.store(false, Ordering::Relaxed);
-    line(format_args!("{}interrupted; {state}", in_front(subject)));
+    let said = format!("{}interrupted; {state}", in_front(subject));
+    line(&said);
+    *INTERRUPTED.lock() = Some(said);
 }
 
 /// What a line is about, where that is not clear.
@@ -232,8 +236,9 @@ pub fn end(error: Error) -> u8 {
         },
         Ending::Signal(number) => {
             // Who knows what is left has said so.
-            if !INTERRUPTED.load(Ordering::Relaxed) {
-                interrupted("", "nothing is frozen, and there is no image");
+            let is_said = INTERRUPTED.lock().is_some();
+            if !is_said {
+                interrupted("", NOTHING_LEFT);
             }
             crate::sys::process::die_by(*number)
         }
@@ -370,6 +375,11 @@ pub fn write_end(result: &Result<()>) {
     }
     match error.ending() {
         Ending::Answer(_) => object.bool("dry_run", true),
+        Ending::Signal(_) => {
+            let said = INTERRUPTED.lock().clone();
+            let said = said.unwrap_or_else(|| format!("interrupted; {NOTHING_LEFT}"));
+            object.str("error", &format!("{error}: {said}"))
+        }
         _ => object.str("error", &error.to_string()),
     };
     let _ = file.write(&object);

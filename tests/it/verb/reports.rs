@@ -214,6 +214,25 @@ fn a_signal_before_the_freeze_is_told_in_one_line() {
 }
 
 #[test]
+fn the_report_of_a_run_that_a_signal_ends_says_what_it_left() {
+    let (_scratch, image, _) = require_image!();
+    let report = common::Scratch::new();
+    let report = report.join("report");
+    let mut floe = require_floe!();
+    floe.args(["dump", &image, "--report"]).arg(&report);
+    let (stdout, stderr) = (Stdio::piped(), Stdio::null());
+    let mut child = floe.stdout(stdout).stderr(stderr).spawn().expect("floe");
+    // It waits for who reads one byte and no more.
+    let begun = child.stdout.as_mut().expect("piped");
+    begun.read_exact(&mut [0]).expect("the first byte");
+    common::signal(child.id(), "TERM");
+    common::wait_for(&mut child, Duration::from_secs(20)).expect("it ends");
+    let text = std::fs::read_to_string(&report).expect("a report");
+    let said = "\"error\":\"signal 15: interrupted; nothing is frozen, and there is no image\"";
+    assert!(text.contains(said), "{text}");
+}
+
+#[test]
 fn a_signal_before_the_first_write_is_told_in_one_line_and_leaves_the_target_as_it_was() {
     let (_scratch, target, _) = require_image!();
     let before = std::fs::read(&target).expect("target");
