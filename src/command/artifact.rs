@@ -334,7 +334,7 @@ fn copy_twice(
     let nowhere = File::options()
         .write(true)
         .open("/dev/null")
-        .map_err(|error| Error::failed(format_args!("/dev/null: open: {error}")))?;
+        .map_err(|error| Error::std("/dev/null", "open", &error))?;
     let measure = ArtifactWriter::begin(
         Arc::clone(&maker),
         nowhere.into(),

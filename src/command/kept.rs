@@ -109,7 +109,7 @@ fn copy_showing(
 fn written(result: std::io::Result<()>) -> Result<()> {
     result.map_err(|e| match e.kind() {
         std::io::ErrorKind::BrokenPipe => Error::silent(Exit::Failed),
-        _ => Error::failed(format_args!("stdout: write: {e}")),
+        _ => Error::std("stdout", "write", &e),
     })
 }
 

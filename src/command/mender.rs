@@ -122,10 +122,7 @@ fn check_data(source: &OsStr, data: Option<&Path>) -> Result<()> {
             return Ok(());
         }
         Err(error) => {
-            return Err(
-                Error::failed(format_args!("{}: stat: {error}", folder.display()))
-                    .leaving("nothing was frozen"),
-            );
+            return Err(Error::std(folder.display(), "stat", &error).leaving("nothing was frozen"));
         }
     };
     // What cannot be looked at here is the dump's to judge.

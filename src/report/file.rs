@@ -66,7 +66,7 @@ impl ReportFile {
             None => stderr(text.as_bytes()),
         };
         result.map_err(|e| {
-            Error::failed(format_args!("{}: write of the report: {e}", self.name))
+            Error::std(&self.name, "write of the report", &e)
                 .leaving("what was to be reported is done")
         })
     }

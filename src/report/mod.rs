@@ -186,7 +186,7 @@ pub fn print(text: &str) -> Result<()> {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {
             Err(Error::silent(Exit::Failed))
         }
-        Err(error) => Err(Error::failed(format_args!("stdout: write: {error}"))),
+        Err(error) => Err(Error::std("stdout", "write", &error)),
     }
 }
 

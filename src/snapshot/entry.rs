@@ -35,7 +35,7 @@ pub(crate) fn open(
     // Other checksums say that it is one, as of a payload.
     let reader = ImageReader::payload(input).map_err(fail)?;
     let file = file.try_clone();
-    let file = file.map_err(|e| Error::failed(format_args!("{subject}: dup: {e}")))?;
+    let file = file.map_err(|e| Error::std(subject, "dup", &e))?;
     let image = Image::head_of(format!("{subject}: {path}"), file, reader, any)?;
     image.check_head_of(Some(entry.size_bytes))?;
     Ok(image)

@@ -125,8 +125,7 @@ pub(crate) fn open_known(
     let standard = Standard::start(received).map_err(fail)?;
     // For comparing it with targets; what the frames came from is read.
     let file = standard.pipe.try_clone();
-    let file =
-        file.map_err(|error| Error::failed(format_args!("{}: dup: {error}", opened.subject)))?;
+    let file = file.map_err(|error| Error::std(&opened.subject, "dup", &error))?;
     Ok(OpenedImage {
         input: Input::reader(standard).map_err(fail)?,
         subject: opened.subject,

@@ -135,7 +135,7 @@ impl Store {
         let text = format!("{} {}\n", std::process::id(), boot_id());
         held.set_len(0)
             .and_then(|()| held.write_all(text.as_bytes()))
-            .map_err(|e| Error::failed(format_args!("{}: write: {e}", lock.display())))?;
+            .map_err(|e| Error::std(lock.display(), "write", &e))?;
         let store = Self {
             folder: folder.to_owned(),
             lock,
@@ -199,8 +199,7 @@ impl Store {
     ) -> Result<Vec<PathBuf>> {
         let gone = retiring(&self.folder, host, keep, class)?;
         for path in &gone {
-            std::fs::remove_file(path)
-                .map_err(|e| Error::failed(format_args!("{}: remove: {e}", path.display())))?;
+            std::fs::remove_file(path).map_err(|e| Error::std(path.display(), "remove", &e))?;
         }
         Ok(gone)
     }

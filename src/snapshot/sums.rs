@@ -31,7 +31,7 @@ pub(crate) fn copy(
         let count = match from.read(&mut buffer) {
             Ok(count) => count,
             Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
-            Err(e) => return Err(Error::failed(format_args!("{shown}: read: {e}"))),
+            Err(e) => return Err(Error::std(shown, "read", &e)),
         };
         let bytes = buffer.get(..count).unwrap_or_default();
         if bytes.is_empty() {

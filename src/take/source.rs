@@ -612,7 +612,7 @@ pub(super) fn swap_files_on(
         let name = std::os::unix::ffi::OsStrExt::as_bytes(file.path.as_os_str());
         swap.names.push(name.to_vec());
         let open = std::fs::File::open(&file.path)
-            .map_err(|e| Error::failed(format_args!("{}: open: {e}", file.path.display())))?;
+            .map_err(|e| Error::std(file.path.display(), "open", &e))?;
         let extents = fiemap::extents(&open)
             .map_err(|errno| Error::fault(file.path.display(), Fault::io("FIEMAP", errno)))?;
         for mapped in extents {

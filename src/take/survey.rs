@@ -147,7 +147,7 @@ impl Surveyor {
                 surveyor.run(pipeline, &mut eyes);
             }),
         )
-        .map_err(|e| Error::failed(format_args!("floe: start a thread: {e}")))?;
+        .map_err(|e| Error::fault("floe", Fault::io("start a thread", e)))?;
         surveyor.started.wait_for(1);
         Ok(surveyor)
     }

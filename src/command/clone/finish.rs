@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::command::clone::targets::{ChunkSums, Onto, Targets};
 use crate::content::{Content, Head};
-use crate::error::{Error, Result};
+use crate::error::{Error, Fault, Result};
 use crate::put::free;
 use crate::put::head::{self, Last};
 use crate::stream::copy::{self as writing, CopyFailure, CopyProgress, ZeroPolicy};
@@ -113,7 +113,7 @@ impl Finish {
     fn compare(&self, sums: &ChunkSums) -> Result<()> {
         let found = sums.empty();
         let buffer = Pages::new(to_usize(SPAN_BYTES));
-        let mut buffer = buffer.map_err(|e| Error::failed(format_args!("floe: mmap: {e}")))?;
+        let mut buffer = buffer.map_err(|e| Error::fault("floe", Fault::io("mmap", e)))?;
         for onto in &self.targets.onto {
             let target = forgive(onto.target.read());
             target

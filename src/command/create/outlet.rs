@@ -150,7 +150,7 @@ pub(super) fn begin(make: Make, signals: &Signals, limit: Duration, shown: &str)
             let _ = send.send(make());
         }),
     )
-    .map_err(|e| Error::failed(format_args!("floe: start a thread: {e}")))?;
+    .map_err(|e| Error::fault("floe", Fault::io("start a thread", e)))?;
     let start = Instant::now();
     loop {
         if let Some(number) = signals.take() {

@@ -62,7 +62,7 @@ pub(crate) fn run(
 ) -> Result<Vec<Restored>> {
     let nothing = |error: Error| error.leaving(NOTHING_WRITTEN);
     let file = opened.file.try_clone();
-    let file = file.map_err(|e| Error::failed(format_args!("{}: dup: {e}", opened.subject)))?;
+    let file = file.map_err(|e| Error::std(&opened.subject, "dup", &e))?;
     let has_come = opened.come_bytes.is_some();
     let origin = origin(opened).map_err(nothing)?;
     let (subject, found) = origin.subject_and_snapshot();

@@ -58,7 +58,7 @@ impl OpenedImage {
         let fail = |fault| image_error(&subject, fault);
         let other = file
             .try_clone()
-            .map_err(|error| Error::failed(format_args!("{subject}: dup: {error}")))?;
+            .map_err(|error| Error::std(&subject, "dup", &error))?;
         let mut length = length_of(&file);
         let more = pieces(&subject, &file)?;
         for piece in &more {
@@ -145,7 +145,7 @@ fn pieces(subject: &str, first: &File) -> Result<Vec<File>> {
             }
             Err(error) => {
                 let name = name.display();
-                return Err(Error::failed(format_args!("{name}: open: {error}")));
+                return Err(Error::std(name, "open", &error));
             }
         }
     }
