@@ -88,7 +88,7 @@ impl Last<'_> {
         let is_disk = table.is_some() || moved.is_some();
         let mut notes = Vec::from_iter(moved);
         let last = last_bytes(self.content, length);
-        write(self.head, length, last, target).map_err(fail)?;
+        write(self.head, length, last, target, self.phase).map_err(fail)?;
         let held = self.head.get(..length).unwrap_or_default();
         if self.verify && !is_there(held, target).map_err(fail)? {
             return Err(differs(name, self.whole()));
@@ -109,12 +109,14 @@ fn write(
     length: usize,
     last: usize,
     target: &mut Target,
+    phase: &Phase,
 ) -> std::result::Result<(), Fault> {
     let (first, rest) = head
         .split_at_mut_checked(last)
         .ok_or_else(|| Fault::refused("length of the head"))?;
     target.write(to_u64(last), rest, length.saturating_sub(last))?;
     target.sync()?;
+    phase.set(Phase::SHOWING);
     target.write(0, first, last.min(length))?;
     target.sync()
 }

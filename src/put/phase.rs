@@ -34,6 +34,8 @@ impl Phase {
     pub(crate) const COMPLETE: u8 = 3;
     /// The last write failed, and so did taking it back.
     pub(crate) const LOST: u8 = 4;
+    /// The last write is on its way: whether the target shows something is not known.
+    pub(crate) const SHOWING: u8 = 5;
 
     pub(crate) fn set(&self, phase: u8) {
         self.at.store(phase, Ordering::SeqCst);
@@ -64,9 +66,9 @@ impl Phase {
         !matches!(phase, Self::UNTOUCHED | Self::COMPLETE)
     }
 
-    /// Whether one in this phase holds something that looks whole, which the same command would refuse to write over.
+    /// Whether one in this phase may hold something that looks whole, which the same command would refuse to write over.
     pub(crate) fn shows(phase: u8) -> bool {
-        matches!(phase, Self::COMPLETE | Self::LOST)
+        matches!(phase, Self::COMPLETE | Self::LOST | Self::SHOWING)
     }
 
     /// Whether the target is left in the middle, for want of a whole image.
@@ -93,6 +95,9 @@ impl Phase {
             Self::LAST => {
                 "the target is not usable: it is written up to its very end, and not beyond"
             }
+            Self::SHOWING => {
+                "the target is not usable, but may look valid: its last write was not confirmed"
+            }
             Self::LOST => {
                 "the target is not usable, but may look valid: its last write failed, and could not be taken back; write it anew before anything uses it"
             }
@@ -107,6 +112,30 @@ impl Phase {
                 format!("{}; {again}", self.state())
             }
             _ => self.state().to_owned(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_show_after_an_interruption_is_said_and_wants_overwrite() {
+        let phase = Phase::default();
+        let interrupted = |at| {
+            phase.set(at);
+            let holds = || Phase::shows(phase.get());
+            phase.interrupted(again(Overwrite::Refused, holds))
+        };
+        let before = interrupted(Phase::LAST);
+        assert!(!before.contains("may look valid"), "{before}");
+        assert!(before.ends_with(AGAIN), "{before}");
+        for at in [Phase::SHOWING, Phase::LOST] {
+            assert!(Phase::is_begun(at));
+            let then = interrupted(at);
+            assert!(then.contains("may look valid"), "{then}");
+            assert!(then.ends_with("with --overwrite repairs it"), "{then}");
         }
     }
 }
