@@ -220,12 +220,32 @@ pub fn until_begun(subject: &str) {
     ));
 }
 
+/// The line of a failure has been said.
+static SAID: AtomicBool = AtomicBool::new(false);
+
+fn say(error: &Error) {
+    if !SAID.swap(true, Ordering::Relaxed) {
+        IN_DATA.store(false, Ordering::Relaxed);
+        line(error);
+    }
+}
+
+/// Says at once how a run failed, before anything is tidied up: that may hang where the run did. A refusal waits for its state.
+pub fn said(error: Error) -> Error {
+    if let Ending::Message {
+        exit: Exit::Failed, ..
+    } = error.ending()
+    {
+        say(&error);
+    }
+    error
+}
+
 /// Says how a run ended and gives its exit code.
 pub fn end(error: Error) -> u8 {
     match error.ending() {
         Ending::Message { exit, .. } => {
-            IN_DATA.store(false, Ordering::Relaxed);
-            line(&error);
+            say(&error);
             exit.code()
         }
         Ending::Silent(exit) => exit.code(),

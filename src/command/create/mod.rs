@@ -164,7 +164,8 @@ fn create(options: &Options, start: Instant) -> Result<CreateReport> {
     let _signals = Signals::block()?;
     let sink = OpenOutput::open(&place, &snapshot.host, snapshot.time_s)?;
     let known = SnapshotEnd::default();
-    let figures = take(options, &system, plan, &snapshot, &sink, &known)?;
+    let figures = take(options, &system, plan, &snapshot, &sink, &known);
+    let figures = figures.map_err(report::said)?;
     if let Some(part) = sink.part {
         part.finish()?;
     }

@@ -241,7 +241,8 @@ fn dump(options: &Options, start: Instant) -> Result<DumpReport> {
     let (pipeline, surveyor) = (capture.pipeline(), capture.surveyor());
     let figures = capture.run_telling(|figures| {
         *told.lock() = Some(figures);
-    })?;
+    });
+    let figures = figures.map_err(report::said)?;
     finish(options, parts, bmap.as_ref())?;
     if let Some(part) = bmap {
         write_bmap(options, part, facts.size_bytes, pipeline, surveyor)?;
