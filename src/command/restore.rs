@@ -386,6 +386,7 @@ impl Checked {
             only_changes: options.only_changes,
             left,
             fills: options.grow,
+            is_part: false,
             image: head,
             shared: Arc::clone(&shared),
         };

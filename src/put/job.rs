@@ -40,6 +40,8 @@ pub(crate) struct Job {
     /// What lies behind the image becomes part of a filesystem, or of a disk that is laid anew: zeros.
     pub(crate) fills: bool,
     pub(crate) image: ImageHead,
+    /// It goes to a partition of a disk that is laid anew, which has no name yet.
+    pub(crate) is_part: bool,
     pub(crate) shared: Arc<RunState>,
 }
 
@@ -116,6 +118,9 @@ impl Job {
         let phase = &self.shared.phase;
         let state = phase.state();
         match (written, phase.needs_image()) {
+            (true, true) if self.is_part => error.begun(&format!(
+                "{state}; the same command with a whole snapshot repairs it"
+            )),
             (true, true) => error.begun(&format!(
                 "{state}; a whole image, restored to {} again (a file: with --overwrite), repairs it",
                 self.name

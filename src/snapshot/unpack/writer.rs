@@ -127,6 +127,7 @@ fn one(
         only_changes: errand.only_changes,
         left: errand.left,
         fills: errand.range.is_some() || errand.grow.is_some(),
+        is_part: errand.range.is_some(),
         image: head,
         shared: errand.shared,
     };

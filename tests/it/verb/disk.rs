@@ -358,3 +358,41 @@ fn a_disk_whose_first_table_is_damaged_has_both_on_a_larger_one() {
         assert!(!run.stderr_text().contains("written anew"), "{run}");
     }
 }
+
+/// A partition of a disk that is laid anew has no name that a command could take.
+#[test]
+fn a_cut_snapshot_for_a_new_disk_says_what_repairs_the_disk() {
+    drop(require_floe!());
+    require!(
+        common::runner().is_none(),
+        "no runner: floe is started by others"
+    );
+    let disk = disk!(64, "label: gpt\nstart=1MiB, size=16MiB\nsize=16MiB\n", 512);
+    let scratch = common::Scratch::new();
+    let floe = common::floe_shell_words().expect("floe");
+    let target = LoopDevice::filled(&scratch, "target", 64, 0);
+    let (one, two, onto) = (
+        disk.part_text(1),
+        disk.part_text(2),
+        common::text(target.path()),
+    );
+    let script = format!(
+        "cd {} && mkdir d && head -c 6M /dev/urandom > d/noise && mkfs.ext4 -q -F {one} && mkfs.ext4 -q -F -d d {two} &&
+        {floe} create -q --disk {} a={one} b={two} -o s.zip && head -c 3000000 s.zip > cut.zip",
+        scratch.path().display(),
+        disk.device.path().display()
+    );
+    common::shell(&script, Limit::secs(60)).expect_code(0);
+    let script = format!(
+        "cat {} | {floe} restore - --disk {onto} --overwrite",
+        scratch.join("cut.zip").display()
+    );
+    let said = common::shell(&script, Limit::secs(60))
+        .expect_code(3)
+        .stderr_text();
+    assert!(
+        said.contains("the same command with a whole snapshot repairs it"),
+        "{said}"
+    );
+    assert!(!said.contains("partition 2 again"), "{said}");
+}
