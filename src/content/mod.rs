@@ -35,6 +35,8 @@ pub(crate) struct Content {
     pub table: Option<PartitionTable>,
     /// Why the partition table that is announced cannot be read; with no filesystem there instead.
     pub damaged: Option<Fault>,
+    /// An image is at least so long in bytes, although nothing says how long the whole is ([`fs::least`]); 0 where nothing does.
+    pub header_says: u64,
 }
 
 /// Why bytes behind the beginning of an image are looked at.
@@ -88,12 +90,20 @@ impl Content {
             });
         }
         let identity = fs::probe(bytes)?;
+        let mut header_says = identity
+            .as_ref()
+            .map_or(0, |found| fs::least::of(bytes, found));
+        // One of the two is left from what was there before, and who knows which.
+        if let Some(table) = table.as_ref().filter(|table| !table.partitions.is_empty()) {
+            header_says = header_says.min(table.end_bytes);
+        }
         let table = table.filter(|_| identity.is_none());
         let damaged = damaged.filter(|_| identity.is_none());
         Ok(Self {
             identity,
             table,
             damaged,
+            header_says,
         })
     }
 
@@ -113,7 +123,7 @@ impl Content {
         }
     }
 
-    /// How long an image of it is at least, in bytes.
+    /// How long it is, as far as that is stated, in bytes: an image is at least so long.
     pub(crate) fn least_bytes(&self) -> u64 {
         let filesystem = self.identity.as_ref().map_or(0, |found| found.size_bytes);
         let table = self.table.as_ref().map_or(0, |table| table.end_bytes);
@@ -247,8 +257,9 @@ impl Content {
 
     /// What is wrong with `size_bytes` of it where they are too few.
     pub(crate) fn cut_off(&self, size_bytes: u64) -> Option<String> {
-        let least = self.least_bytes();
-        let what = match self.identity {
+        let least = self.least_bytes().max(self.header_says);
+        let what = match self.identity.as_ref().map(|found| found.kind) {
+            Some(Kind::Luks) => "header",
             Some(_) => "superblock",
             None => "partition table",
         };

@@ -8,6 +8,7 @@ pub mod earlier;
 pub mod files;
 pub(crate) mod growth;
 pub mod identity;
+pub(crate) mod least;
 
 mod btrfs;
 mod erofs;

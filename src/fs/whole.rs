@@ -45,7 +45,7 @@ fn witness(identity: &Identity, walk: &mut Walk<'_>) -> Result<(), Fault> {
 }
 
 layout! {
-    be struct LuksHeader: 208 {
+    be pub(super) struct LuksHeader: 208 {
         0x00 magic: [u8; 6],
         0x06 version: u16,
         0x18 label2: [u8; 48],
@@ -112,14 +112,16 @@ fn lvm_uuid(letters: &[u8; 32]) -> String<40> {
     out
 }
 
-const MD_MAGIC: u32 = 0xa92b_4efc;
+pub(super) const MD_MAGIC: u32 = 0xa92b_4efc;
 
 layout! {
-    le struct Md1: 256 {
+    le pub(super) struct Md1: 256 {
         0x00 magic: u32,
         0x04 major_version: u32,
         0x10 set_uuid: [u8; 16],
         0x20 set_name: [u8; 32],
+        0x80 data_offset: u64,
+        0x88 data_size: u64,
         0x90 super_sector: u64,
     }
 }

@@ -47,6 +47,97 @@ fn a_device_that_shows_nothing_known_is_copied_as_it_is_and_comes_back() {
     }
 }
 
+/// A member of an md array (metadata 1.2), and LUKS of both versions as cryptsetup lays them out; how long each is at least.
+fn containers() -> [(&'static str, Vec<u8>, usize); 3] {
+    let of = |parts: &[(usize, &[u8])]| {
+        let mut bytes = noise(20 << 20);
+        bytes[..64 << 10].fill(0);
+        for (at, part) in parts {
+            bytes[*at..at + part.len()].copy_from_slice(part);
+        }
+        bytes
+    };
+    let member = of(&[
+        (4096, &0xa92b_4efcu32.to_le_bytes()),
+        (4100, &1u32.to_le_bytes()),
+        (4096 + 0x80, &2048u64.to_le_bytes()),
+        (4096 + 0x88, &30_000u64.to_le_bytes()),
+        (4096 + 0x90, &8u64.to_le_bytes()),
+    ]);
+    let luks1 = of(&[(0, b"LUKS\xba\xbe\0\x01"), (0x68, &4096u32.to_be_bytes())]);
+    let json = br#"{"config":{"json_size":"12288","keyslots_size":"16744448"}}"#;
+    let luks2 = of(&[
+        (0, b"LUKS\xba\xbe\0\x02"),
+        (8, &16_384u64.to_be_bytes()),
+        (4096, json),
+    ]);
+    [
+        ("md-member", member, 32_048 * 512),
+        ("luks", luks1, 2 << 20),
+        ("luks", luks2, 16 << 20),
+    ]
+}
+
+#[test]
+fn a_container_that_was_cut_before_the_end_it_states_is_no_image_and_a_longer_one_is() {
+    require!(common::floe().is_some(), "FLOE_BIN");
+    let scratch = Scratch::new();
+    let (image, out) = (scratch.join("x.img"), scratch.join("out"));
+    for (kind, bytes, least) in containers() {
+        for length in [bytes.len(), least] {
+            fs::write(&image, &bytes[..length]).expect("write");
+            let run = run_floe(&["verify", &text(&image)]).expect_code(0);
+            assert!(run.stdout_text().contains(kind), "{run}");
+            run_floe(&["restore", &text(&image), &text(&out)]).expect_code(0);
+            assert!(fs::read(&out).expect("read") == bytes[..length]);
+            fs::remove_file(&out).expect("remove");
+            assert!(agree(&scratch, &image), "{kind} {length}");
+        }
+        for length in [least - 1, 1_500_000] {
+            fs::write(&image, &bytes[..length]).expect("write");
+            for words in [
+                &["verify", &text(&image)][..],
+                &["restore", &text(&image), &text(&out)],
+                &[
+                    "artifact",
+                    &text(&image),
+                    "-n",
+                    "a",
+                    "-t",
+                    "b",
+                    "-o",
+                    &text(&out),
+                ],
+            ] {
+                let run = run_floe(words).expect_code(3);
+                let line = run.stderr_text();
+                assert!(
+                    line.contains(&format!("says {least}: it was cut off")),
+                    "{run}"
+                );
+                assert!(!out.exists());
+            }
+            assert!(!agree(&scratch, &image), "{kind} {length}");
+        }
+    }
+}
+
+#[test]
+fn a_member_s_superblock_that_an_older_table_contradicts_asks_for_no_more_than_the_table() {
+    require!(common::have("sfdisk"), "sfdisk");
+    require!(common::floe().is_some(), "FLOE_BIN");
+    let scratch = Scratch::new();
+    let image = disk(&scratch, "disk", "dos");
+    let [(_, member, _), ..] = containers();
+    let mut superblock = member[4096..8192].to_vec();
+    superblock[0x88..0x90].copy_from_slice(&1_000_000u64.to_le_bytes());
+    write_at(&image, &superblock, 4096);
+    run_floe(&["verify", &text(&image)]).expect_code(0);
+    let file = File::options().write(true).open(&image).expect("open");
+    file.set_len(24 * MIB).expect("cut");
+    run_floe(&["verify", &text(&image)]).expect_code(3);
+}
+
 #[test]
 fn a_rauc_bundle_is_named_although_it_is_a_squashfs() {
     require!(common::have("mksquashfs"), "mksquashfs");
