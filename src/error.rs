@@ -54,6 +54,8 @@ pub enum Cause {
     Other,
     /// The input ends before it should.
     EndsEarly,
+    /// Something else follows where the input should end.
+    Behind,
     /// There is no room for what has to be held.
     NoRoom,
 }

@@ -197,7 +197,7 @@ impl Gunzip {
                 let fault = Fault::corrupt(
                     "data after the end of the gzip stream (as OpenWrt puts behind its images); 'zcat FILE | floe restore - TARGET' takes what is in front of it; it begins",
                 );
-                return Err(fault.with_offset(offset));
+                return Err(fault.because(Cause::Behind).with_offset(offset));
             }
             let count = bytes.len();
             input.consume(count);
@@ -217,11 +217,17 @@ impl Gunzip {
         if [m0, m1] != MAGIC {
             return Err(Fault::corrupt("gzip magic").with_offset(start));
         }
+        // What is in front of it was whole.
+        let cause = match start {
+            0 => Cause::Other,
+            _ => Cause::Behind,
+        };
+        let bad = |what| Err(Fault::corrupt(what).because(cause).with_offset(start));
         if method != METHOD_DEFLATE {
-            return Err(Fault::corrupt("gzip compression method").with_offset(start));
+            return bad("gzip compression method");
         }
         if flags & FLAGS_RESERVED != 0 {
-            return Err(Fault::corrupt("reserved gzip flags").with_offset(start));
+            return bad("reserved gzip flags");
         }
         if flags & FLAG_EXTRA != 0 {
             let length = u16::from_le_bytes(header.bytes()?);

@@ -128,6 +128,21 @@ fn pieces(subject: &str, first: &File) -> Result<Vec<File>> {
     let piece = |number| partfile::piece(Path::new(stem), number);
     for number in 2..=partfile::MOST_PIECES {
         let name = piece(number);
+        // Before it is opened: a pipe would wait, and a folder opens as well.
+        let kind = std::fs::metadata(&name).map(|meta| meta.file_type());
+        if let Ok(kind) = kind
+            && !kind.is_file()
+        {
+            let what = if kind.is_dir() {
+                "a folder"
+            } else {
+                "no regular file"
+            };
+            return Err(Error::refused(format_args!(
+                "{}: is {what}, and has the name of a piece of {subject}; move it",
+                name.display()
+            )));
+        }
         match File::open(&name) {
             Ok(file) => more.push(file),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {

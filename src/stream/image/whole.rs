@@ -1,6 +1,6 @@
 //! Whether an image that was read is one, and whole: the rule of [`content`](crate::content), and the lines where it says no.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::content::{Content, Seen, SeenAt};
 use crate::error::{Cause, Error, Exit, Fault, FaultKind, Result};
@@ -36,9 +36,9 @@ pub(super) fn check_end(
     }
     // Appended with >> to an older one: what came back would be the older one.
     let mut seen = ended.seen.iter();
-    let second = seen.find_map(|seen| content.second(ended.size_bytes, seen));
-    if let Some(what) = second {
-        return Err(not_an_image(subject, &what));
+    let second = seen.find_map(|seen| Some((content.second(ended.size_bytes, seen)?, seen)));
+    if let Some((what, seen)) = second {
+        return Err(appended(subject, &what, seen, &ended.seen));
     }
     let word = content.judge(head, ended.size_bytes, &ended.tail);
     let cut = content.cut_off(ended.size_bytes);
@@ -62,14 +62,29 @@ fn check_alone(subject: &str, ended: &Ended) -> Result<()> {
     let is_more = |seen: &Seen| matches!(seen.place, SeenAt::Member(_)) && !seen.bytes.is_empty();
     match ended.seen.iter().find(|seen| is_more(seen)) {
         None => Ok(()),
-        Some(seen) => Err(not_an_image(
+        Some(seen) => Err(appended(
             subject,
             &format!(
                 "holds something else behind the copy that ends at byte {}: was it appended with >>?",
                 seen.offset
             ),
+            seen,
+            &ended.seen,
         )),
     }
+}
+
+/// What follows the image came with >>, or as a file that has the name of a piece.
+fn appended(subject: &str, what: &str, second: &Seen, all: &[Seen]) -> Error {
+    let place_of = |seen: &Seen| match seen.place {
+        SeenAt::Member(place) => Some(place),
+        _ => (!seen.is_packed).then_some(seen.offset),
+    };
+    let same = all.iter().filter(|seen| seen.offset == second.offset);
+    let piece = same
+        .filter_map(place_of)
+        .find_map(|begin| surplus_piece(subject, begin));
+    piece.unwrap_or_else(|| not_an_image(subject, what))
 }
 
 pub(super) fn not_an_image(subject: &str, what: &str) -> Error {
@@ -106,6 +121,48 @@ fn piece_of_another(subject: &str) -> Option<String> {
     ))
 }
 
+/// Of pieces of `--split` whose image ends where one of them begins: that this one is none.
+fn surplus_piece(subject: &str, offset: u64) -> Option<Error> {
+    let (piece, begin) = piece_at(subject, offset)?;
+    let piece = piece.display();
+    (begin == offset).then(|| {
+        Error::corrupt(format_args!(
+            "{piece}: has the name of a piece of {subject}, and is none: the image ends before it; move it"
+        ))
+    })
+}
+
+/// Of several pieces the one in which that byte of the image lies, and where it begins.
+fn piece_at(subject: &str, offset: u64) -> Option<(PathBuf, u64)> {
+    let stem = Path::new(subject.strip_suffix(".001")?);
+    let mut begin = 0u64;
+    for number in 1..=partfile::MOST_PIECES {
+        let piece = partfile::piece(stem, number);
+        let length = std::fs::metadata(&piece).ok()?.len();
+        let end = begin.checked_add(length)?;
+        if offset < end {
+            let is_one_of_many = number > 1 || partfile::piece(stem, 2).exists();
+            return is_one_of_many.then_some((piece, begin));
+        }
+        begin = end;
+    }
+    None
+}
+
+/// What stands behind the gzip stream in pieces of `--split`.
+fn behind_pieces(subject: &str, fault: Fault) -> Option<Error> {
+    let offset = fault.offset().filter(|_| fault.is(Cause::Behind))?;
+    let (piece, begin) = piece_at(subject, offset)?;
+    let stem = subject.strip_suffix(".001")?;
+    surplus_piece(subject, offset).or_else(|| {
+        Some(Error::corrupt(format_args!(
+            "{subject}: data after the end of the gzip stream, from byte {} of {} on; 'cat {stem}.[0-9][0-9][0-9] | zcat | floe restore - TARGET' takes what is in front of it",
+            offset - begin,
+            piece.display()
+        )))
+    })
+}
+
 /// Of pieces of `--split` that end early: the one that would come next.
 fn missing_piece(subject: &str) -> String {
     let stem = subject.strip_suffix(".001").unwrap_or_default();
@@ -119,6 +176,9 @@ fn missing_piece(subject: &str) -> String {
 
 /// The line for a fault of the image itself: what is not ours to read is exit 3, like what is corrupt.
 pub(crate) fn image_error(subject: &str, fault: Fault) -> Error {
+    if let Some(error) = behind_pieces(subject, fault) {
+        return error;
+    }
     let missing = match fault.is(Cause::EndsEarly) {
         true => missing_piece(subject),
         false => String::new(),

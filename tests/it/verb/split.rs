@@ -244,3 +244,59 @@ fn what_bears_the_name_of_a_later_piece_is_replaced_only_where_it_is_one() {
     assert_eq!(names(&out).len(), 8);
     expect_floe(&["verify", &first], 0);
 }
+
+#[test]
+fn what_has_the_name_of_a_piece_and_is_none_is_named_and_to_be_moved() {
+    require_mkfs!();
+    let scratch = Scratch::new();
+    let from = noisy(&scratch, 8, 3);
+    let image = scratch.join("x.gz").to_string_lossy().into_owned();
+    expect_floe(&["dump", &from, "-o", &image, "--split", "1M"], 0);
+    let first = format!("{image}.001");
+    let count = (1..9)
+        .take_while(|number| Path::new(&format!("{image}.{number:03}")).exists())
+        .count();
+    assert!(count > 1, "{count}");
+    let next = format!("{image}.{:03}", count + 1);
+    let target = scratch.join("target").to_string_lossy().into_owned();
+    let told = |code: i32| {
+        for words in [&["verify", &first][..], &["restore", &first, &target]] {
+            let run = expect_floe(words, code);
+            let text = run.stderr_text();
+            assert!(text.starts_with(&format!("floe: {next}: ")), "{run}");
+            assert!(
+                text.contains("move it") && text.lines().count() == 1,
+                "{run}"
+            );
+            assert!(!Path::new(&target).exists());
+        }
+    };
+    let other = scratch.join("other.gz").to_string_lossy().into_owned();
+    expect_floe(&["dump", &from, "-o", &other], 0);
+    for foreign in [
+        b"notes".to_vec(),
+        b"\x1f\x8b\x07notes of somebody".to_vec(),
+        fs::read(&other).expect("other"),
+    ] {
+        fs::write(&next, foreign).expect("foreign");
+        told(3);
+    }
+    fs::remove_file(&next).expect("foreign");
+    fs::create_dir(&next).expect("folder");
+    told(4);
+    fs::remove_dir(&next).expect("folder");
+    expect_floe(&["verify", &first], 0);
+    // Behind the image in its own last piece: only what takes all of them helps.
+    let last = format!("{image}.{count:03}");
+    let mut bytes = fs::read(&last).expect("last");
+    let end = bytes.len();
+    bytes.extend(b"FWx0");
+    fs::write(&last, bytes).expect("last");
+    let text = expect_floe(&["verify", &first], 3).stderr_text();
+    for word in [
+        &format!("from byte {end} of {last} on"),
+        "[0-9] | zcat | floe",
+    ] {
+        assert!(text.contains(word), "{text}");
+    }
+}
