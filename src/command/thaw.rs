@@ -16,9 +16,10 @@ use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::cli::{Args, Common, Item};
-use crate::device::Access;
+use crate::device::{Access, Device};
 use crate::error::{Error, Fault, Result};
-use crate::mounts::{DevId, Mount, Roots, System};
+use crate::fs::Kind;
+use crate::mounts::{DevId, Mount, Roots, System, hold_named, mount_once_more};
 use crate::report::{self, JsonObject};
 use crate::sys::ioctl::fithaw;
 use crate::units::to_u64;
@@ -157,8 +158,8 @@ fn one(name: &OsStr) -> Result<Option<Held>> {
             let dev = DevId::from_raw(stat.st_rdev);
             match System::look() {
                 Ok(system) => device(&system, dev, path),
-                // Without /proc nothing shows the mounts, and the superblock is found by mounting it once more.
-                Err(_) => unmounted(&Roots::default(), dev, path),
+                // Nothing shows the mounts then, and the superblock is found by mounting it once more.
+                Err(_) => unseen(dev, path),
             }
         }
         FileType::Directory | FileType::RegularFile => {
@@ -192,18 +193,98 @@ fn device(system: &System, dev: DevId, shown: &Path) -> Result<Option<Held>> {
 
 /// A device without a mount that is busy nevertheless holds a superblock that was unmounted while frozen, or something else.
 fn unmounted(roots: &Roots, dev: DevId, shown: &Path) -> Result<Option<Held>> {
-    match roots.hold(dev, Access::ReadHeld) {
-        Ok(_) => return Ok(None),
+    let ways = Ways {
+        hold: &|| roots.hold(dev, Access::ReadHeld),
+        look: &|| roots.open_device(dev, Access::Read),
+        enter: &|kind, read_only| roots.enter(dev, kind, read_only),
+    };
+    match entered(&ways, shown)? {
+        Entered::Idle => Ok(None),
+        Entered::Superblock(fd) => {
+            let name = format!("{} (not mounted)", shown.display());
+            Ok(Some(Held { name, fd }))
+        }
+        Entered::Nothing => Err(Error::refused(format_args!(
+            "{}: is in use, but not by a filesystem",
+            shown.display()
+        ))
+        .leaving("nothing was thawed")),
+    }
+}
+
+/// A device where /proc or /sys is missing: mounted or not, nobody knows.
+fn unseen(dev: DevId, node: &Path) -> Result<Option<Held>> {
+    let missing = match (
+        Path::new("/proc/self/mountinfo").exists(),
+        Path::new("/sys/dev/block").exists(),
+    ) {
+        (false, false) => "without /proc and /sys, which are not mounted here,",
+        (false, true) => "without /proc, which is not mounted here,",
+        _ => "without /sys, which is not mounted here,",
+    };
+    let ways = Ways {
+        hold: &|| hold_named(node),
+        look: &|| Device::open(node, Access::Read),
+        enter: &|kind, read_only| mount_once_more(node, kind, read_only),
+    };
+    let found = match entered(&ways, node)? {
+        // The name may have come to mean another device meanwhile.
+        Entered::Superblock(_) if !is_still(node, dev) => Entered::Nothing,
+        found => found,
+    };
+    match found {
+        Entered::Idle => Ok(None),
+        Entered::Superblock(fd) => {
+            let name = node.display().to_string();
+            Ok(Some(Held { name, fd }))
+        }
+        Entered::Nothing => Err(Error::failed(format_args!(
+            "{}: {missing} no filesystem is found on it; if one was frozen, it still is; name its mount point, or a file on it, as in: floe thaw /MOUNT/POINT",
+            node.display()
+        ))),
+    }
+}
+
+/// Whether the node is that of the device.
+fn is_still(node: &Path, dev: DevId) -> bool {
+    rustix::fs::stat(node).is_ok_and(|stat| DevId::from_raw(stat.st_rdev) == dev)
+}
+
+/// How a device is reached.
+struct Ways<'a> {
+    hold: &'a dyn Fn() -> std::result::Result<Device, Fault>,
+    look: &'a dyn Fn() -> std::result::Result<Device, Fault>,
+    enter: &'a dyn Fn(&str, bool) -> std::result::Result<OwnedFd, Fault>,
+}
+
+/// What was found on it.
+enum Entered {
+    /// Nobody uses it, so nothing on it can be frozen.
+    Idle,
+    /// A filesystem.
+    Superblock(OwnedFd),
+    /// It is in use for something else.
+    Nothing,
+}
+
+/// Takes the superblock that the kernel has of a busy device.
+fn entered(ways: &Ways<'_>, shown: &Path) -> Result<Entered> {
+    match (ways.hold)() {
+        Ok(_) => return Ok(Entered::Idle),
         Err(fault) if fault.is_errno(Errno::BUSY) => {}
         Err(fault) => return Err(Error::fault(shown.display(), fault)),
     }
     let mut kinds: Vec<String> = Vec::new();
-    if let Ok(device) = roots.open_device(dev, Access::Read)
+    if let Ok(device) = (ways.look)()
         && let Ok(Some(identity)) = crate::fs::probe(&device)
     {
         kinds.push(identity.kind.name().into());
+        // Mounted by the driver of ext4, as a rule, under its own name or theirs.
+        if matches!(identity.kind, Kind::Ext2 | Kind::Ext3) {
+            kinds.push(Kind::Ext4.name().into());
+        }
     }
-    // ext2 and ext3 may have been mounted by the ext4 driver under another name, and anything may lie on the device.
+    // And anything may lie on the device.
     let known = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
     kinds.extend(
         known
@@ -214,17 +295,12 @@ fn unmounted(roots: &Roots, dev: DevId, shown: &Path) -> Result<Option<Held>> {
     for kind in kinds {
         for read_only in [false, true] {
             // Taking the superblock that is there; another type, or another mode, is EBUSY.
-            if let Ok(fd) = roots.enter(dev, &kind, read_only) {
-                let name = format!("{} (not mounted)", shown.display());
-                return Ok(Some(Held { name, fd }));
+            if let Ok(fd) = (ways.enter)(&kind, read_only) {
+                return Ok(Entered::Superblock(fd));
             }
         }
     }
-    Err(Error::refused(format_args!(
-        "{}: is in use, but not by a filesystem",
-        shown.display()
-    ))
-    .leaving("nothing was thawed"))
+    Ok(Entered::Nothing)
 }
 
 /// One place for each filesystem on a block device that anybody has mounted, and for those left frozen without a mount.

@@ -23,7 +23,7 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use crate::error::{ErrnoText, Error, NOTHING_WRITTEN, Result};
-pub use node::{mount_kernel, private_file};
+pub use node::{hold_named, mount_kernel, mount_once_more, private_file};
 pub use resolve::{Holding, Means, Mounted, Source, Stacked};
 pub use sysfs::{DeviceLayer, KernelPartition, Media};
 pub use table::{Mount, MountTable};

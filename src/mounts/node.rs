@@ -62,14 +62,7 @@ impl Roots {
     /// Opens it O_EXCL, as `access` must say. Who only looks (udev's blkid, `losetup`, `floe thaw --all`) holds a device for
     /// some milliseconds: busy is believed only after a while. Only for a device of which no table says who has it.
     pub fn hold(&self, dev: DevId, access: Access) -> Result<Device, Fault> {
-        let is_busy = |tried: &Result<_, Fault>| {
-            tried
-                .as_ref()
-                .is_err_and(|fault| fault.is_errno(Errno::BUSY))
-        };
-        patiently(HOLD_AGAIN, HOLD_PAUSE, is_busy, || {
-            self.open_device(dev, access)
-        })
+        held(&|| self.open_device(dev, access))
     }
 
     /// A descriptor on the filesystem of this type that the kernel still keeps for the device, mounted or not: mounted once
@@ -108,6 +101,20 @@ impl Roots {
             None => private_node(dev, open),
         }
     }
+}
+
+/// The same by a node that was named, where neither /proc nor /sys leads to one.
+pub fn hold_named(node: &Path) -> Result<Device, Fault> {
+    held(&|| Device::open(node, Access::ReadHeld))
+}
+
+fn held(open: &dyn Fn() -> Result<Device, Fault>) -> Result<Device, Fault> {
+    let is_busy = |tried: &Result<_, Fault>| {
+        tried
+            .as_ref()
+            .is_err_and(|fault| fault.is_errno(Errno::BUSY))
+    };
+    patiently(HOLD_AGAIN, HOLD_PAUSE, is_busy, open)
 }
 
 /// Whether a path is the node of this block device.
@@ -192,11 +199,7 @@ struct Ways {
 
 /// Mounts a device that is mounted already once more, in a place nobody sees, and gives a descriptor on it: the kernel then
 /// takes the same superblock, so nothing is read or written. The way in where every mount point is covered or out of reach.
-pub(super) fn mount_once_more(
-    device: &Path,
-    filesystem: &str,
-    read_only: bool,
-) -> Result<OwnedFd, Fault> {
+pub fn mount_once_more(device: &Path, filesystem: &str, read_only: bool) -> Result<OwnedFd, Fault> {
     let ways = Ways {
         read_only,
         flag: None,

@@ -4,7 +4,9 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use crate::common::{self, Limit, LoopFs, Spec};
+use floe::device::{Access, Device};
+
+use crate::common::{self, Limit, LoopDevice, LoopFs, Scratch, Spec};
 
 fn ext4() -> Option<LoopFs> {
     LoopFs::make(Spec {
@@ -115,4 +117,58 @@ fn all_thaws_each_mounted_filesystem_and_names_only_the_frozen_ones() {
     assert_eq!(lines, expected, "{run}");
     common::assert_not_frozen(one.dir(), "after floe thaw --all");
     common::assert_not_frozen(two.dir(), "after floe thaw --all");
+}
+
+#[test]
+fn a_device_is_thawed_without_proc_and_sys_and_only_what_is_known_is_said_of_it() {
+    let floe = require_floe!();
+    let fs = require_some!(ext4(), "root and mkfs.ext4");
+    let device = fs.device().to_string_lossy().into_owned();
+    let within = |hidden: &[&str], path: &Path| {
+        let covers = hidden
+            .iter()
+            .map(|dir| format!("mount -t tmpfs none {dir} && "));
+        let script = format!("{}exec \"$@\"", covers.collect::<String>());
+        let mut shell = Command::new("unshare");
+        shell.args(["-m", "sh", "-c", &script, "sh"]);
+        shell.arg(floe.get_program()).args(floe.get_args());
+        common::run(shell.arg("thaw").arg(path), Limit::secs(40))
+    };
+    for hidden in [&["/proc", "/sys"][..], &["/proc"], &["/sys"]] {
+        common::freeze(fs.dir());
+        let run = within(hidden, fs.device()).expect_code(0);
+        assert_eq!(
+            run.stdout_text(),
+            format!("thawed {device}\n"),
+            "{hidden:?}"
+        );
+        common::assert_not_frozen(fs.dir(), "after floe thaw");
+        within(hidden, fs.device()).expect_code(0);
+    }
+    common::freeze(fs.dir());
+    within(&["/proc", "/sys"], fs.dir()).expect_code(0);
+    common::assert_not_frozen(fs.dir(), "after floe thaw");
+    // What cannot be reached so: the way out is named, and what it is left as.
+    let scratch = Scratch::new();
+    let other = LoopDevice::filled(&scratch, "other", 8, 0);
+    let held = common::patiently(|| Device::open(other.path(), Access::ReadHeld)).expect("held");
+    for (hidden, missing) in [
+        (&["/proc", "/sys"][..], "without /proc and /sys, which"),
+        (&["/proc"], "without /proc, which"),
+        (&["/sys"], "without /sys, which"),
+    ] {
+        let run = within(hidden, other.path()).expect_code(1);
+        let line = run.stderr_text();
+        for word in [missing, "it still is", "floe thaw /MOUNT/POINT"] {
+            assert!(line.contains(word), "{run}");
+        }
+        assert!(line.lines().count() == 1, "{run}");
+    }
+    drop(held);
+    assert!(
+        within(&["/proc", "/sys"], other.path())
+            .expect_code(0)
+            .stdout
+            .is_empty()
+    );
 }
