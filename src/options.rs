@@ -109,7 +109,7 @@ pull push list|--ssh-option ARG|one argument for ssh, as in --ssh-option -i --ss
 pull push list|--sudo|run floe there by 'sudo -n': without a password
 pull push list|--floe PATH|where it is there (default: floe)
 pull push list|--send|it is not there: bring it along, run it, leave nothing behind
-push|--stall TIME|give up when no byte has come or gone for this long (default 5m, and 1h while the board works and has nothing to say)
+push|--stall TIME|give up when no byte that was asked for has come or gone for this long (default 5m, and 1h while the board works and has nothing to say)
 pull push list|--binaries DIR|where floe-x86_64, floe-aarch64 and floe-armv7 are (default: beside this floe)
 #Options:
 thaw|--all|everything that is mounted from a block device, in every mount namespace, and what was unmounted while frozen

@@ -76,6 +76,8 @@ pub(crate) struct Heard {
     pub reports: Vec<String>,
     /// The last line that was no report.
     pub last: String,
+    /// The last line behind the reports that is not floe's.
+    pub behind: String,
 }
 
 /// Lets so many lines a second through.

@@ -4,7 +4,8 @@
 //! same wait, line by line, so that neither end can block the other. Host keys, passwords and the configuration are ssh's
 //! business. Nothing here ever passes through a shell of this machine, and what passes through the board's login shell was
 //! quoted by [`quote`]. Everything that comes from a board is bounded: the lines of its stderr, their length, how many of them
-//! are kept in a second, and the time in which no byte comes or goes.
+//! are kept in a second, and the time in which no byte comes or goes that was asked for: what else it writes does not put off
+//! the end.
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
@@ -23,6 +24,7 @@ use crate::board::heard::{Heard, LineLimit, Listener};
 use crate::board::host::Host;
 use crate::board::unable::is_too_old;
 use crate::error::{Error, Exit, Result};
+use crate::json;
 use crate::report::{Elapsed, clean};
 use crate::sys::spawn::{self, Child, Command, Ties};
 
@@ -45,6 +47,10 @@ const MAX_KEPT: usize = 16;
 const MAX_EARLY: usize = 64;
 /// Longest line for people, in characters.
 const MAX_SHOWN: usize = 400;
+/// Most lines that nobody asked for, since the last sign of life: who writes more floods us.
+const MAX_NOISE: u64 = 256;
+/// So many times may what ssh and the login say put off the end before floe there is heard: host keys, passphrases, passwords.
+const MAX_ASKED: u32 = 4;
 /// What a line begins with that is meant for us and for nobody's eyes.
 pub(crate) const MARK: &str = "floe-send: ";
 /// ssh's own exit code when the connection failed.
@@ -85,6 +91,8 @@ pub(crate) struct SessionPipes {
     pub input: bool,
     /// Its stdout is data; otherwise it is lines, like stderr.
     pub stream: bool,
+    /// What is on its way, as messages name it.
+    pub carries: &'static str,
     /// Whether ssh shall compress; `None` leaves it to its configuration.
     pub compress: Option<bool>,
     /// What only an older floe says is not for people: it is answered by another try.
@@ -193,6 +201,16 @@ impl Ssh {
             limit: pipes.patience.stall,
             silent: Duration::ZERO,
             silent_before: Duration::ZERO,
+            idle: Duration::ZERO,
+            noise: Noise::default(),
+            misheard_bytes: 0,
+            waits_for: For::Stderr,
+            moved: false,
+            carries: pipes.carries,
+            lines_on: match pipes.stream {
+                true => "stderr",
+                false => "stdout or stderr",
+            },
         })
     }
 }
@@ -263,6 +281,27 @@ pub(crate) struct Session {
     silent: Duration,
     /// The same before what is being heard.
     silent_before: Duration,
+    /// How long since the last sign of life: a byte or a line that floe asked for.
+    idle: Duration,
+    /// What came since then.
+    noise: Noise,
+    /// Of stdout, what no floe writes.
+    misheard_bytes: usize,
+    /// What was waited for last.
+    waits_for: For,
+    /// Whether a byte of what it carries came or went.
+    moved: bool,
+    carries: &'static str,
+    /// Where its lines come from.
+    lines_on: &'static str,
+}
+
+/// Lines that are no sign of life.
+#[derive(Default)]
+struct Noise {
+    lines: u64,
+    /// Of these, floe's own for people: they are one as long as they are few.
+    said: u64,
 }
 
 /// What a wait is for, besides stderr.
@@ -282,6 +321,7 @@ impl Session {
         if self.stalled().is_some() {
             return Err(std::io::ErrorKind::TimedOut.into());
         }
+        self.waits_for = wanted;
         let start = Instant::now();
         let mut fds = Vec::with_capacity(2);
         let other = match wanted {
@@ -299,28 +339,95 @@ impl Session {
         let stderr_is_open = self.stderr.is_some();
         let heard = stderr_is_open && is_ready(fds.first());
         let ready = is_ready(fds.get(usize::from(stderr_is_open)));
-        self.silent = self.silent.saturating_add(start.elapsed());
+        let waited = start.elapsed();
+        self.silent = self.silent.saturating_add(waited);
+        self.idle = self.idle.saturating_add(waited);
         if heard {
+            // To hear a flood takes longer than to wait for it.
+            let start = Instant::now();
             self.hear();
+            self.idle = self.idle.saturating_add(start.elapsed());
         }
         Ok(ready)
     }
 
-    /// Why nothing more is waited for, once it has been silent for too long.
+    /// A byte or a line came or went that was asked for.
+    fn lives(&mut self) {
+        self.silent = Duration::ZERO;
+        self.idle = Duration::ZERO;
+        self.noise = Noise::default();
+    }
+
+    /// Of stdout came what no floe writes.
+    pub(crate) fn mishears(&mut self, bytes: usize) {
+        self.misheard_bytes = self.misheard_bytes.saturating_add(bytes);
+    }
+
+    /// How long it may be without a sign of life, whatever else it says.
+    fn longest(&self) -> Duration {
+        match (self.heard, self.noise.lines > MAX_NOISE) {
+            (true, _) => self.limit,
+            // Nobody who asks for a password, nor a floe at work.
+            (false, true) => self.patience.stall,
+            (false, false) => self.limit.saturating_mul(MAX_ASKED),
+        }
+    }
+
+    /// Why nothing more is waited for, once it has been silent for too long, or has only said what nobody asked for.
     pub(crate) fn stalled(&self) -> Option<Error> {
+        let is_silent = self.silent > self.limit;
+        if !is_silent && self.idle <= self.longest() {
+            return None;
+        }
+        // Who only says now and then that he is where he was is silent.
+        let is_noisy = self.noise.lines > 0 && self.silent < self.idle / 2;
+        if is_noisy || self.misheard_bytes > 0 {
+            return Some(self.noisy(is_noisy));
+        }
         let why = match self.heard {
             true => "",
             false => {
                 "; floe there was not heard at all: ssh may have waited for an answer, to a password or a host key: log in once with ssh alone, or set up a key (ssh-copy-id)"
             }
         };
-        (self.silent > self.limit).then(|| {
-            Error::failed(format_args!(
-                "{}: nothing came and nothing was taken for {}; given up{why} (--stall TIME gives it longer)",
-                self.shown,
-                Elapsed(self.limit)
-            ))
-        })
+        Some(Error::failed(format_args!(
+            "{}: nothing came and nothing was taken for {}; given up{why} (--stall TIME gives it longer)",
+            self.shown,
+            Elapsed(self.limit)
+        )))
+    }
+
+    /// What came instead of what was waited for.
+    fn noisy(&self, has_lines: bool) -> Error {
+        let wrote = match has_lines {
+            true => format!("{} lines to {}", self.noise.lines, self.lines_on),
+            false => format!(
+                "{} bytes or more to stdout that no floe writes",
+                self.misheard_bytes
+            ),
+        };
+        let carries = match self.carries {
+            "" => "stream",
+            carries => carries,
+        };
+        let missing = match self.waits_for {
+            For::Stdout => format!("no byte of the {carries}"),
+            For::Stdin => format!("took no byte of the {carries}"),
+            For::Stderr if self.carries.is_empty() => "no word of floe's".into(),
+            For::Stderr if self.moved => "did not end".into(),
+            For::Stderr => format!("no byte of the {carries}"),
+        };
+        let why = match self.heard {
+            true => "",
+            false => {
+                "; floe there was not heard at all: see what the login there runs, with ssh alone"
+            }
+        };
+        Error::failed(format_args!(
+            "{}: wrote {wrote} and {missing} for {}; given up{why} (--stall TIME gives it longer)",
+            self.shown,
+            Elapsed(self.idle)
+        ))
     }
 
     /// From now on it is the board that is at work, and no ssh that asks.
@@ -355,6 +462,10 @@ impl Session {
                 self.part.push(*byte);
             }
         }
+        // A long report on a slow line.
+        if count > 0 && self.noise.lines < MAX_NOISE && is_of_floe(&self.part) {
+            self.idle = Duration::ZERO;
+        }
         if count == 0 {
             self.stderr = None;
             if !self.part.is_empty() {
@@ -366,30 +477,46 @@ impl Session {
     fn line(&mut self) {
         let part = std::mem::take(&mut self.part);
         let text = String::from_utf8_lossy(&part);
-        // What else comes may be ssh's: a banner, or that the password was wrong.
-        let begins = ["{\"", "floe: ", MARK];
-        if begins.iter().any(|begin| text.starts_with(begin)) {
+        if is_of_floe(&part) {
             self.hears();
         }
+        self.noise.lines = self.noise.lines.saturating_add(1);
         let text = text.trim_end_matches('\r');
         if let Some(mark) = text.strip_prefix(MARK) {
             // Nobody waits for more than a few: a board that floods us fills no memory.
             if self.marks.len() < MAX_KEPT {
+                self.lives();
                 self.marks.push_back(clean(mark));
             }
         } else if text.starts_with("{\"phase\":") {
             // Who only says that he is where he was has said nothing.
-            if !self.listener.far.lock().take(text) {
-                self.silent = self.silent_before;
+            let is_further = self.listener.far.lock().take(text);
+            match is_further {
+                true => self.lives(),
+                false => self.silent = self.silent_before,
             }
         } else if text.starts_with("{\"") && text.ends_with('}') {
             if self.told.reports.len() < MAX_KEPT {
+                self.lives();
+                self.told.behind.clear();
                 self.told.reports.push(text.to_owned());
             }
         } else if !text.is_empty() {
             let end = text.char_indices().nth(MAX_SHOWN).map(|(end, _)| end);
             let text = clean(text.get(..end.unwrap_or(text.len())).unwrap_or_default());
-            let said = text.strip_prefix("floe: ").unwrap_or(&text);
+            let said = match text.strip_prefix("floe: ") {
+                Some(said) => {
+                    self.noise.said = self.noise.said.saturating_add(1);
+                    if self.noise.said <= MAX_NOISE {
+                        self.idle = Duration::ZERO;
+                    }
+                    said
+                }
+                None => {
+                    self.told.behind.clone_from(&text);
+                    &text
+                }
+            };
             let said = match &self.called {
                 Some((stream, name)) => renamed(said, stream, name),
                 None => said.to_owned(),
@@ -425,7 +552,9 @@ impl Session {
 
     /// From now on the board works, and need not say anything for long.
     pub(crate) fn works_alone(&mut self) {
-        self.limit = self.patience.finish;
+        if self.stalled().is_none() {
+            self.limit = self.patience.finish;
+        }
     }
 
     /// The next line for the program (see [`MARK`]); an error when the command ends without one.
@@ -517,6 +646,7 @@ impl Session {
                 Ok(None) if self.stderr.is_none() => {
                     std::thread::sleep(STEP);
                     self.silent = self.silent.saturating_add(STEP);
+                    self.idle = self.idle.saturating_add(STEP);
                 }
                 Ok(None) => {
                     if let Err(e) = self.wait(For::Stderr) {
@@ -534,6 +664,14 @@ impl Session {
             }
         }
     }
+}
+
+/// Whether a line is floe's own. What else comes may be ssh's: a banner, or that the password was wrong.
+fn is_of_floe(line: &[u8]) -> bool {
+    let begins = ["{\"", "floe: ", MARK];
+    begins
+        .iter()
+        .any(|begin| line.starts_with(begin.as_bytes()))
 }
 
 /// A line in which every word `stream` is `name`.
@@ -558,9 +696,10 @@ fn stopped() -> std::io::Error {
 impl Read for Session {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         while !self.wait(For::Stdout)? {}
-        self.silent = Duration::ZERO;
+        self.lives();
         let count = self.stdout.as_mut().map_or(Ok(0), |it| it.read(buffer))?;
         if count > 0 {
+            self.moved = true;
             self.hears();
         }
         Ok(count)
@@ -579,9 +718,10 @@ impl Write for Session {
                 Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}
                 result => {
                     let count = result?;
-                    self.silent = Duration::ZERO;
-                    self.pipe_bytes = self.pipe_bytes.saturating_add(count);
                     let room = rustix::pipe::fcntl_getpipe_size(&*stdin);
+                    self.lives();
+                    self.moved = true;
+                    self.pipe_bytes = self.pipe_bytes.saturating_add(count);
                     if room.is_ok_and(|room| self.pipe_bytes > room) {
                         self.hears();
                     }
@@ -630,6 +770,38 @@ impl CommandEnd {
     /// Whether the line broke, and not the command.
     pub(crate) fn is_cut(&self) -> bool {
         matches!(self.code, None | Some(SSH_FAILED))
+    }
+
+    /// Whether floe there reported that it did what it was asked for.
+    fn is_done(&self) -> bool {
+        let [report] = self.told.reports.as_slice() else {
+            return false;
+        };
+        json::parse(report.as_bytes()).is_ok_and(|report| report.get("error").is_none())
+    }
+
+    /// Of a floe that was done: ssh ended otherwise, and so it is not believed.
+    fn unconfirmed(&self, host: &Host) -> Error {
+        let how = match self.code {
+            Some(code) => format!("ended with exit {code}"),
+            None => "was killed".into(),
+        };
+        let behind = match self.told.behind.as_str() {
+            "" => String::new(),
+            said => format!(": {said}"),
+        };
+        Error::failed(format_args!(
+            "{}: floe there said that it was done, but ssh, or what it ran, {how}{behind}",
+            host.shown
+        ))
+    }
+
+    /// The same as [`Self::check`]. `done`: what is left where only the exit code says that something went wrong.
+    pub(crate) fn check_leaving(&self, host: &Host, done: &str) -> Result<()> {
+        match self.code != Some(0) && self.is_done() {
+            true => Err(self.unconfirmed(host).leaving(done)),
+            false => self.check(host),
+        }
     }
 
     /// An error unless the exit code was 0, with the board's own last words and what helps.

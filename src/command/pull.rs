@@ -552,6 +552,10 @@ impl Puller {
         };
         let pipes = SessionPipes {
             stream: true,
+            carries: match stream {
+                Stream::Image => "image",
+                Stream::Snapshot => "snapshot",
+            },
             compress: Some(false),
             input: *asked,
             hush: hold.is_some() || shows,
@@ -643,7 +647,10 @@ fn talk(host: &Host, mut session: Session) -> Result<Arrived> {
         session.works_alone();
     }
     let ended = session.end()?;
-    ended.check(host)?;
+    ended.check_leaving(
+        host,
+        "its targets are written as it says, but unconfirmed: floe show TARGET there tells, and the same pull again writes them",
+    )?;
     // An exit code of 0 alone may be that of something else: a forced command, a wrapper.
     let report = ended.told.reports.last().cloned().unwrap_or_default();
     let parsed = json::parse(report.as_bytes()).map_err(|_| {

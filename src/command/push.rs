@@ -344,19 +344,42 @@ fn interrupted(options: &Options, dry: bool) -> String {
     if options.store {
         return "the store on HOST keeps only what came whole (floe list HOST); the same push again sends it".into();
     }
-    let target = match options.targets.as_slice() {
+    let (target, overwrite) = (target(options), overwrite(options));
+    format!(
+        "the target on HOST may not be usable: floe show {target} there tells; the same push again repairs it{overwrite}"
+    )
+}
+
+/// The target, as messages name it.
+fn target(options: &Options) -> String {
+    match options.targets.as_slice() {
         [target] => split_pair(target).filter(|_| !is_tag(target)).map_or_else(
             || target.display().to_string(),
             |(_, target)| target.display().to_string(),
         ),
         _ => "TARGET".into(),
-    };
-    let overwrite = match options.handed_on.iter().any(|word| word == "--overwrite") {
+    }
+}
+
+/// What the same push needs besides, where it is asked for again.
+fn overwrite(options: &Options) -> &'static str {
+    match options.handed_on.iter().any(|word| word == "--overwrite") {
         true => "",
         false => " (with --overwrite where it says that a target holds something now)",
-    };
+    }
+}
+
+/// What is left on a board whose floe was done, where ssh ended badly.
+fn unconfirmed(options: &Options) -> String {
+    if options.handed_on.iter().any(|word| word == "--dry-run") {
+        return "nothing was written; the same command again asks it anew".into();
+    }
+    if options.store {
+        return "the snapshot is kept there as it says, but unconfirmed: floe verify NAME there checks it; the same push again sends it anew".into();
+    }
+    let (target, overwrite) = (target(options), overwrite(options));
     format!(
-        "the target on HOST may not be usable: floe show {target} there tells; the same push again repairs it{overwrite}"
+        "the target is written as it says, but unconfirmed: floe verify {target} there checks it; the same push again writes it anew{overwrite}"
     )
 }
 
@@ -423,6 +446,7 @@ impl Delivery<'_> {
             let (number, hash) = record.split_first_chunk::<4>()?;
             let number = u64::from(u32::from_le_bytes(*number));
             if number < self.behind {
+                self.session.mishears(count);
                 return None;
             }
             self.behind = number + 1;
@@ -482,6 +506,10 @@ fn push(
     let pipes = SessionPipes {
         input: true,
         stream: differing.is_some(),
+        carries: match good.format {
+            Format::Zip => "snapshot",
+            _ => "image",
+        },
         compress: Some(good.format == Format::Raw && differing.is_none()),
         hush: true,
         ..SessionPipes::default()
@@ -514,7 +542,7 @@ fn push(
     session.works_alone();
     session.hear_out();
     let ended = session.end()?;
-    ended.check(host)?;
+    ended.check_leaving(host, &unconfirmed(options))?;
     let bad = |what: &str| Error::failed(format_args!("{}: {what}", host.shown));
     let [text] = ended.told.reports.as_slice() else {
         return Err(bad("the report of floe there is missing, or came twice"));

@@ -52,6 +52,9 @@ impl Stream {
     }
 }
 
+/// What is left of a stream that came whole, when ssh ended badly.
+const NOTHING_KEPT: &str = "nothing was kept; the same command again pulls it anew";
+
 /// A stream that has arrived and was checked.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Arrived {
@@ -125,7 +128,13 @@ fn take_frames(
         return Err(received.err().unwrap_or_else(|| lost(host)));
     }
     let ended = session.end()?;
-    if let (Err(error), is_cut) = (ended.check(host), ended.is_cut()) {
+    let is_cut = ended.is_cut();
+    let done = match held {
+        // The next pull goes on from there, and says so.
+        Some(_) if is_cut => "",
+        _ => NOTHING_KEPT,
+    };
+    if let Err(error) = ended.check_leaving(host, done) {
         // All of it came; yet what ended badly there is not what the next pull goes on from.
         if let (Ok(received), false) = (&received, is_cut) {
             received.forget();
@@ -188,7 +197,7 @@ pub(crate) fn receive(
         (Some(came), _) => came,
         (None, From::Board(session)) => {
             let ended = session.end()?;
-            ended.check(host)?;
+            ended.check_leaving(host, NOTHING_KEPT)?;
             Came {
                 ended,
                 length_bytes: tee.length_bytes,

@@ -184,3 +184,138 @@ fn a_board_that_trickles_is_not_given_up() {
     let run = common::run(pull.env("PATH", path), Limit::secs(60)).expect_code(1);
     assert!(run.stderr_text().contains("still here 8"), "{run}");
 }
+
+/// What floe says of a board that it gives up.
+#[track_caller]
+fn given_up(scratch: &Scratch, script: &str, words: &[&str]) -> String {
+    let mut floe = floe(words);
+    floe.args(["--stall", "300ms"]);
+    floe.env("PATH", board(scratch, script));
+    let start = Instant::now();
+    let run = common::run(&mut floe, Limit::secs(60)).expect_code(1);
+    let took = start.elapsed();
+    assert!(took < Duration::from_secs(20), "{script}: {took:?} {run}");
+    assert!(run.stderr_text().contains("given up"), "{script}: {run}");
+    run.stderr_text()
+}
+
+#[test]
+fn a_board_that_floods_is_given_up_after_the_time_of_stall() {
+    require_mkfs!();
+    let scratch = Scratch::new();
+    let good = text(&image(&scratch, "good", 8, &[]));
+    let out = text(&scratch.join("out"));
+    let pull = ["pull", "b", "-o", &out];
+    for flood in [
+        "exec yes xyz >&2",
+        "exec yes 'floe: a line' >&2",
+        "exec yes '{\"a\":1}' >&2",
+        "exec yes '{\"phase\":\"copying\",\"done_bytes\":1}' >&2",
+    ] {
+        let said = given_up(&scratch, flood, &pull);
+        let seen = said.contains(" lines to stderr and no byte of the image for ");
+        assert!(seen, "{flood}: {said}");
+    }
+    let push = ["push", &good, "b", "/dev/x"];
+    let said = given_up(&scratch, "exec cat /dev/zero", &push);
+    let seen = " lines to stdout or stderr and took no byte of the image for ";
+    assert!(said.contains(seen), "{said}");
+    // More than a pipe takes.
+    let folder = scratch.join("folder");
+    fs::create_dir(&folder).expect("folder");
+    fs::write(folder.join("noise"), common::Random(3).bytes(1 << 20)).expect("noise");
+    let noisy = text(&image(&scratch, "noisy", 8, &["-d", &text(&folder)]));
+    let push = ["push", "--only-changes", &noisy, "b", "/dev/x"];
+    let said = given_up(&scratch, "exec cat /dev/zero", &push);
+    assert!(said.contains("to stdout that no floe writes"), "{said}");
+}
+
+#[test]
+fn what_a_login_says_puts_off_the_end_and_chatter_does_not() {
+    drop(require_floe!());
+    let scratch = Scratch::new();
+    let out = text(&scratch.join("out"));
+    let pull = ["pull", "b", "-o", &out];
+    // The limit is 1.3 s: passwords that are wrong may take longer.
+    let script = "for i in 1 2 3 4; do echo Permission denied >&2; sleep 0.6; done; echo floe: here >&2; exec sleep 60";
+    let said = given_up(&scratch, script, &pull);
+    assert!(said.contains("floe: b: here"), "{said}");
+    assert!(
+        said.contains("nothing came and nothing was taken"),
+        "{said}"
+    );
+    let script = "echo floe: here >&2; while sleep 0.1; do echo xyz >&2; done";
+    let said = given_up(&scratch, script, &pull);
+    assert!(said.contains("no byte of the image for"), "{said}");
+}
+
+#[test]
+fn who_was_done_and_ended_badly_is_not_quoted_as_the_reason() {
+    require_mkfs!();
+    require!(common::runner().is_none(), "no runner: a shell starts floe");
+    let scratch = Scratch::new();
+    let good = text(&image(&scratch, "good", 8, &[]));
+    let (out, report) = (scratch.join("out"), scratch.join("report"));
+    let target = scratch.join("target");
+    let there = common::floe_path().expect("required before");
+    let there = there.to_string_lossy();
+    for (end, code) in [
+        (
+            "echo wrapper: no more >&2; exit 1",
+            "exit 1: wrapper: no more",
+        ),
+        ("exit 4", "exit 4"),
+        ("exit 137", "exit 137"),
+        ("exit 255", "exit 255"),
+    ] {
+        let words = "while [ \"$1\" != -- ]; do shift; done; shift 2; sh -c \"$*\" || exit";
+        let path = board(&scratch, &format!("{words}; {end}"));
+        let run_of = |words: &[&str]| {
+            let mut floe = floe(words);
+            floe.args(["--floe", &there, "--report"]).arg(&report);
+            let run = common::run(floe.env("PATH", &path), Limit::secs(60)).expect_code(1);
+            let said = run.stderr_text();
+            let last = said.lines().last().unwrap_or_default().to_owned();
+            let done = "b: floe there said that it was done, but ssh, or what it ran, ended with ";
+            assert!(last.contains(&format!("{done}{code}; ")), "{last}");
+            let written = fs::read_to_string(&report).expect("report");
+            assert!(
+                written.contains(last.trim_start_matches("floe: ")),
+                "{last}: {written}"
+            );
+            last
+        };
+        for how in ["auto", "off"] {
+            let pulled = run_of(&[
+                "pull",
+                "b",
+                "--dump",
+                &good,
+                "--precopy",
+                how,
+                "-o",
+                &text(&out),
+            ]);
+            // What came over a line that was cut may be gone on from.
+            let is_kept = how == "auto" && end == "exit 255";
+            let state = if is_kept {
+                "what came is kept in "
+            } else {
+                "nothing was kept; "
+            };
+            assert!(
+                pulled.contains(state) && pulled.contains("the same command"),
+                "{pulled}"
+            );
+            assert!(!out.exists());
+        }
+        let _ = fs::remove_file(&target);
+        common::sparse(&target, 8 << 20);
+        let pushed = run_of(&["push", &good, "b", &text(&target)]);
+        assert!(
+            pushed.contains("written as it says, but unconfirmed"),
+            "{pushed}"
+        );
+        assert!(pushed.contains("floe verify"), "{pushed}");
+    }
+}
