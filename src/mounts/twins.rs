@@ -1,6 +1,8 @@
 //! Devices that show the same bytes: two loop devices over one file, a loop device over a disk and a partition of that disk. The kernel
 //! opens, mounts and writes each as if there were no other.
 
+use crate::device::Access;
+use crate::fs;
 use crate::mounts::sysfs::closure;
 use crate::mounts::uses::Why;
 use crate::mounts::{DevId, Mount, System, Use};
@@ -60,6 +62,9 @@ impl System {
             }
             let mounts = self.mounts_on(twin);
             let is_mounted = !mounts.is_empty();
+            if is_mounted && self.ends_before(twin, dev) {
+                continue;
+            }
             let is_idle = |mount: &Mount| writers_only && mount.is_never_written();
             let mounts = mounts.into_iter().filter(|(mount, _)| !is_idle(mount));
             let is_swap = self.swap_devices().contains(&twin);
@@ -84,6 +89,20 @@ impl System {
             }));
         }
         uses
+    }
+
+    /// Whether the filesystem on one device ends in front of the bytes of the other, as OpenWrt's squashfs does in front of the overlay's
+    /// loop device.
+    fn ends_before(&self, mounted: DevId, dev: DevId) -> bool {
+        let device = self.roots.open_device(mounted, Access::Read).ok();
+        let found = device.and_then(|device| fs::probe(&device).ok()?);
+        let (mounted, own) = (self.spans(mounted, DEPTH), self.spans(dev, DEPTH));
+        match (found, mounted.as_slice(), own.as_slice()) {
+            (Some(found), [mounted], [own]) => {
+                mounted.from.saturating_add(found.size_bytes) <= own.from
+            }
+            _ => false,
+        }
     }
 
     /// The other devices that show bytes of this one: not its disk, its partitions, what it is built of, nor what is built on it.

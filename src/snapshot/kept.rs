@@ -170,6 +170,17 @@ pub(crate) fn folder() -> Result<PathBuf> {
     })
 }
 
+/// Whether an interrupted pull left it for the next one.
+fn is_left(path: &Path) -> bool {
+    let ending = partfile::LEFT.strip_prefix('.');
+    path.extension().and_then(OsStr::to_str) == ending
+}
+
+/// Whether it is being made, or a run that died left it.
+fn is_part(path: &Path) -> bool {
+    path.extension().is_some_and(|end| end == "part")
+}
+
 /// A snapshot in a file, whole or not.
 pub(crate) struct Kept {
     path: PathBuf,
@@ -208,9 +219,8 @@ impl Kept {
     ) -> Self {
         let meta = meta.filter(Metadata::is_file);
         let size_bytes = meta.as_ref().map_or(0, Metadata::len);
-        let ends_in = |what: &str| path.extension().is_some_and(|end| end == what);
-        let left = partfile::LEFT.strip_prefix('.').is_some_and(ends_in);
-        let part = left || ends_in("part");
+        let left = is_left(&path);
+        let part = left || is_part(&path);
         let state = match &found {
             _ if part && is_written(&path, open) => Condition::BeingMade,
             Ok(_) if !part => Condition::Complete,
@@ -335,7 +345,9 @@ impl Kept {
             }
             (None, Condition::Unreadable) => Some("cannot be read, and may be one to be kept"),
             (None, Condition::Damaged | Condition::Incomplete)
-                if archive::begins_so(&self.path) =>
+                if !is_left(&self.path)
+                    && !is_part(&self.path)
+                    && archive::begins_so(&self.path) =>
             {
                 Some("is damaged where it says what it is, and may be one to be kept")
             }

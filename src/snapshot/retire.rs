@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::error::Exit;
 use crate::snapshot::Snapshot;
-use crate::snapshot::archive::{Catalog, beginning};
+use crate::snapshot::archive::{Catalog, beginning, begins_so};
 use crate::snapshot::store::{Class, open_kept};
 
 /// The snapshot for which old ones retire. One of other entries or sources is no older state of it; nor is a consistent one of what
@@ -47,10 +47,12 @@ pub(crate) fn class(path: &Path, like: &Like) -> Class {
         Ok(_) => Class::Good,
         // What a newer floe made is not ours to judge, and so not to remove.
         Err(error) if error.exit() == Some(Exit::Refused) => Class::Kept,
-        // Whatever says of itself that it is to be kept is kept, broken or not. Of what says nothing nobody knows.
-        Err(_) => match beginning(path, open_kept) {
-            Some(snapshot) if !stays(&snapshot, None) => Class::Broken,
-            _ => Class::Kept,
+        // Whatever says of itself that it is to be kept is kept, broken or not. Of what cannot be read, or is damaged where it says what
+        // it is, nobody knows.
+        Err(error) => match beginning(path, open_kept) {
+            Some(snapshot) if stays(&snapshot, None) => Class::Kept,
+            None if error.exit() == Some(Exit::Failed) || begins_so(path) => Class::Kept,
+            _ => Class::Broken,
         },
     }
 }

@@ -95,6 +95,12 @@ fn a_part_of_a_file_is_another_matter_than_its_neighbour() {
     expect(&scratch, &[(&onto_all, 4, &shows), (&onto_two, 0, "")]);
     drop(held);
     expect(&scratch, &[(&onto_all, 0, "")]);
+    // A filesystem that ends in front of them is in nobody's way, though its device shows them: an overlay behind its squashfs.
+    let held = Mounted::new("ext4", whole.as_ref(), "");
+    let onto_one = format!("$FLOE restore e.gz {one} --overwrite");
+    let shows = format!("{one} shows the same bytes as {whole}, which is mounted on");
+    expect(&scratch, &[(&onto_two, 0, ""), (&onto_one, 4, &shows)]);
+    drop(held);
 }
 
 #[test]
