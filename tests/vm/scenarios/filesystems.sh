@@ -3,7 +3,7 @@
 # Arguments: filesystems (default: all of them). What CI's own kernel has is tried there by the integration tests.
 #: archs x86_64 aarch64 aarch64-16k armv7
 #: select armv7
-#: selected f2fs jfs exfat
+#: selected f2fs exfat
 #: modules ext4
 #: optional xfs btrfs f2fs jfs reiserfs vfat nls_ascii nls_cp437 nls_iso8859_1 nls_utf8 exfat nilfs2 squashfs erofs crc32c_generic
 #: tools
