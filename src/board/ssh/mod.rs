@@ -7,6 +7,8 @@
 //! are kept in a second, and the time in which no byte comes or goes that was asked for: what else it writes does not put off
 //! the end.
 
+mod silence;
+
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -20,12 +22,13 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::OFlags;
 use rustix::process::{Signal, WaitStatus};
 
+use self::silence::{MAX_NOISE, Noise};
 use crate::board::heard::{Heard, LineLimit, Listener};
 use crate::board::host::Host;
 use crate::board::unable::is_too_old;
 use crate::error::{Error, Exit, Result};
 use crate::json;
-use crate::report::{Elapsed, clean};
+use crate::report::clean;
 use crate::sys::spawn::{self, Child, Command, Ties};
 
 /// How long a wait lasts before the order to stop is looked at again.
@@ -47,10 +50,6 @@ const MAX_KEPT: usize = 16;
 const MAX_EARLY: usize = 64;
 /// Longest line for people, in characters.
 const MAX_SHOWN: usize = 400;
-/// Most lines that nobody asked for, since the last sign of life: who writes more floods us.
-const MAX_NOISE: u64 = 256;
-/// So many times may what ssh and the login say put off the end before floe there is heard: host keys, passphrases, passwords.
-const MAX_ASKED: u32 = 4;
 /// What a line begins with that is meant for us and for nobody's eyes.
 pub(crate) const MARK: &str = "floe-send: ";
 /// ssh's own exit code when the connection failed.
@@ -296,14 +295,6 @@ pub(crate) struct Session {
     lines_on: &'static str,
 }
 
-/// Lines that are no sign of life.
-#[derive(Default)]
-struct Noise {
-    lines: u64,
-    /// Of these, floe's own for people: they are one as long as they are few.
-    said: u64,
-}
-
 /// What a wait is for, besides stderr.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum For {
@@ -349,85 +340,6 @@ impl Session {
             self.idle = self.idle.saturating_add(start.elapsed());
         }
         Ok(ready)
-    }
-
-    /// A byte or a line came or went that was asked for.
-    fn lives(&mut self) {
-        self.silent = Duration::ZERO;
-        self.idle = Duration::ZERO;
-        self.noise = Noise::default();
-    }
-
-    /// Of stdout came what no floe writes.
-    pub(crate) fn mishears(&mut self, bytes: usize) {
-        self.misheard_bytes = self.misheard_bytes.saturating_add(bytes);
-    }
-
-    /// How long it may be without a sign of life, whatever else it says.
-    fn longest(&self) -> Duration {
-        match (self.heard, self.noise.lines > MAX_NOISE) {
-            (true, _) => self.limit,
-            // Nobody who asks for a password, nor a floe at work.
-            (false, true) => self.patience.stall,
-            (false, false) => self.limit.saturating_mul(MAX_ASKED),
-        }
-    }
-
-    /// Why nothing more is waited for, once it has been silent for too long, or has only said what nobody asked for.
-    pub(crate) fn stalled(&self) -> Option<Error> {
-        let is_silent = self.silent > self.limit;
-        if !is_silent && self.idle <= self.longest() {
-            return None;
-        }
-        // Who only says now and then that he is where he was is silent.
-        let is_noisy = self.noise.lines > 0 && self.silent < self.idle / 2;
-        if is_noisy || self.misheard_bytes > 0 {
-            return Some(self.noisy(is_noisy));
-        }
-        let why = match self.heard {
-            true => "",
-            false => {
-                "; floe there was not heard at all: ssh may have waited for an answer, to a password or a host key: log in once with ssh alone, or set up a key (ssh-copy-id)"
-            }
-        };
-        Some(Error::failed(format_args!(
-            "{}: nothing came and nothing was taken for {}; given up{why} (--stall TIME gives it longer)",
-            self.shown,
-            Elapsed(self.limit)
-        )))
-    }
-
-    /// What came instead of what was waited for.
-    fn noisy(&self, has_lines: bool) -> Error {
-        let wrote = match has_lines {
-            true => format!("{} lines to {}", self.noise.lines, self.lines_on),
-            false => format!(
-                "{} bytes or more to stdout that no floe writes",
-                self.misheard_bytes
-            ),
-        };
-        let carries = match self.carries {
-            "" => "stream",
-            carries => carries,
-        };
-        let missing = match self.waits_for {
-            For::Stdout => format!("no byte of the {carries}"),
-            For::Stdin => format!("took no byte of the {carries}"),
-            For::Stderr if self.carries.is_empty() => "no word of floe's".into(),
-            For::Stderr if self.moved => "did not end".into(),
-            For::Stderr => format!("no byte of the {carries}"),
-        };
-        let why = match self.heard {
-            true => "",
-            false => {
-                "; floe there was not heard at all: see what the login there runs, with ssh alone"
-            }
-        };
-        Error::failed(format_args!(
-            "{}: wrote {wrote} and {missing} for {}; given up{why} (--stall TIME gives it longer)",
-            self.shown,
-            Elapsed(self.idle)
-        ))
     }
 
     /// From now on it is the board that is at work, and no ssh that asks.
@@ -629,6 +541,8 @@ impl Session {
 
     /// Waits for ssh's end; what is left on stdout is not looked at.
     pub(crate) fn end(mut self) -> Result<CommandEnd> {
+        // Who is given up may die of it that nobody reads any more.
+        let given_up = self.stalled();
         self.stdin = None;
         self.stdout = None;
         loop {
@@ -636,8 +550,12 @@ impl Session {
                 Ok(Some(status)) => {
                     self.drain();
                     self.tell_left_out();
+                    let code = WaitStatus::exit_status(status);
+                    if let (Some(error), true) = (given_up, code != Some(0)) {
+                        return Err(error);
+                    }
                     return Ok(CommandEnd {
-                        code: WaitStatus::exit_status(status),
+                        code,
                         by: self.by,
                         told: std::mem::take(&mut self.told),
                     });
