@@ -2,14 +2,19 @@
 //!
 //! A copy on write in memory: whoever edits reads through it and writes into it, and the readers of the stream lay it over what they
 //! read. The source is never written. All memory is allocated by [`Overlay::new`]; when it is full, an edit is refused, and nothing
-//! here allocates afterwards. The parts of all images share one overlay.
+//! here allocates afterwards. The parts of all images share one overlay. What only turns to zeros needs no bytes of its own.
 
 use crate::device::ReadAt;
 use crate::error::Fault;
-use crate::units::{Extent, to_u64, to_usize};
+use crate::units::{self, Extent, to_u64, to_usize};
 
 /// Bytes of one piece: the smallest block of the filesystems that are edited.
 pub const PIECE_BYTES: usize = 1024;
+
+/// The least that is blanked: the smallest inode of ext. Eight of them are a piece.
+const BLANK_BYTES: u64 = 128;
+/// So many pieces may have blanks for each one that has bytes of its own.
+const BLANKS: usize = 64;
 
 #[derive(Clone, Copy, Debug)]
 struct Piece {
@@ -20,6 +25,16 @@ struct Piece {
     slot: usize,
 }
 
+/// What of a piece is zeros.
+#[derive(Clone, Copy, Debug)]
+struct Blanks {
+    part: usize,
+    /// Which piece of the part.
+    number: u64,
+    /// A bit for each eighth of it.
+    eighths: u8,
+}
+
 /// Pieces of parts with bytes of their own.
 #[derive(Debug, Default)]
 pub struct Overlay {
@@ -28,6 +43,8 @@ pub struct Overlay {
     bytes: Vec<u8>,
     /// Slots that were given out.
     slots: usize,
+    /// In order of part and number.
+    blanks: Vec<Blanks>,
 }
 
 impl Overlay {
@@ -37,6 +54,7 @@ impl Overlay {
             pieces: Vec::with_capacity(limit),
             bytes: vec![0; limit.saturating_mul(PIECE_BYTES)],
             slots: 0,
+            blanks: Vec::with_capacity(limit.saturating_mul(BLANKS)),
         }
     }
 
@@ -45,6 +63,17 @@ impl Overlay {
         let number = offset / to_u64(PIECE_BYTES);
         let before = |piece: &Piece| (piece.part, piece.number) < (part, number);
         self.pieces.partition_point(before)
+    }
+
+    /// The pieces of `part` in `extent` that have blanks.
+    fn blanks_within(&self, part: usize, extent: Extent) -> impl Iterator<Item = &Blanks> {
+        let unit = to_u64(PIECE_BYTES);
+        let first = (part, extent.offset / unit);
+        let before = |blanks: &Blanks| (blanks.part, blanks.number) < first;
+        let rest = self.blanks.get(self.blanks.partition_point(before)..);
+        let here =
+            move |blanks: &&Blanks| blanks.part == part && blanks.number * unit < extent.end();
+        rest.unwrap_or_default().iter().take_while(here)
     }
 
     /// The pieces of `part` that reach into `extent`.
@@ -58,10 +87,11 @@ impl Overlay {
 
     /// Whether anything of `extent` differs.
     pub fn touches(&self, part: usize, extent: Extent) -> bool {
-        self.within(part, extent).next().is_some()
+        let mut blanks = self.blanks_within(part, extent);
+        self.within(part, extent).next().is_some() || blanks.next().is_some()
     }
 
-    /// The extents of `part` that differ, piece by piece.
+    /// The extents of `part` that have bytes of their own, piece by piece.
     pub fn extents(&self, part: usize) -> impl Iterator<Item = Extent> {
         let all = Extent::at(0, u64::MAX);
         self.within(part, all)
@@ -71,6 +101,7 @@ impl Overlay {
     /// Forgets every difference of `part`; its memory is not used again.
     pub fn forget(&mut self, part: usize) {
         self.pieces.retain(|piece| piece.part != part);
+        self.blanks.retain(|blanks| blanks.part != part);
     }
 
     /// Lays what differs over `buffer`, which was read from `offset` of `part`.
@@ -84,6 +115,16 @@ impl Overlay {
             let to = buffer.get_mut(to_usize(start.saturating_sub(offset))..);
             for (to, from) in to.into_iter().flatten().zip(own.into_iter().flatten()) {
                 *to = *from;
+            }
+        }
+        for blanks in self.blanks_within(part, extent) {
+            let start = blanks.number * to_u64(PIECE_BYTES);
+            for eighth in (0..8u64).filter(|bit| blanks.eighths >> bit & 1 != 0) {
+                let from = start + eighth * BLANK_BYTES;
+                let end = (from + BLANK_BYTES).saturating_sub(offset);
+                let from = to_usize(from.saturating_sub(offset)).min(buffer.len());
+                let to = buffer.get_mut(from..to_usize(end).min(buffer.len()));
+                to.unwrap_or_default().fill(0);
             }
         }
     }
@@ -156,6 +197,38 @@ impl<'o> OverlaidPart<'o> {
         Ok(())
     }
 
+    /// Has all of `extent` be zeros, which begins and ends with an eighth of a piece. It shows after [`Self::settle`].
+    pub fn blank(&mut self, extent: Extent) -> Result<(), Fault> {
+        let mut offset = extent.offset / BLANK_BYTES * BLANK_BYTES;
+        while offset < extent.end() {
+            let (part, number) = (self.part, offset / to_u64(PIECE_BYTES));
+            let eighth = 1 << (offset / BLANK_BYTES % 8);
+            let blanks = &mut self.overlay.blanks;
+            let last = blanks.last_mut();
+            if let Some(last) = last.filter(|last| (last.part, last.number) == (part, number)) {
+                last.eighths |= eighth;
+            } else if blanks.len() < blanks.capacity() {
+                blanks.push(Blanks {
+                    part,
+                    number,
+                    eighths: eighth,
+                });
+            } else {
+                return Err(full());
+            }
+            offset += BLANK_BYTES;
+        }
+        Ok(())
+    }
+
+    /// Puts what was blanked in order.
+    pub fn settle(&mut self) {
+        let key = |blanks: &Blanks| (blanks.part, blanks.number);
+        if !self.overlay.blanks.is_sorted_by_key(key) {
+            units::sort(&mut self.overlay.blanks, |a, b| key(a) < key(b));
+        }
+    }
+
     /// The slot of the piece at `start`, filled from the source when it is new.
     fn slot(&mut self, start: u64) -> Result<usize, Fault> {
         let overlay = &mut *self.overlay;
@@ -170,7 +243,6 @@ impl<'o> OverlaidPart<'o> {
         let length = to_usize(length).min(PIECE_BYTES);
         let place = slot * PIECE_BYTES;
         let bytes = overlay.bytes.get_mut(place..place + length);
-        let full = || Fault::refused("more to change in the image than there is memory for");
         if overlay.pieces.len() == overlay.pieces.capacity() {
             return Err(full());
         }
@@ -181,10 +253,14 @@ impl<'o> OverlaidPart<'o> {
         Ok(slot)
     }
 
-    /// The extents that differ so far.
+    /// The extents that have bytes of their own so far.
     pub fn extents(&self) -> impl Iterator<Item = Extent> {
         self.overlay.extents(self.part)
     }
+}
+
+fn full() -> Fault {
+    Fault::refused("more to change in the image than there is memory for")
 }
 
 #[cfg(test)]
@@ -227,5 +303,42 @@ mod tests {
         assert_eq!(layer.write(4096, &[3]).unwrap_err().exit().code(), 4);
         layer.write(1, &[4]).unwrap();
         assert_eq!(overlay.extents(0).count(), 2);
+    }
+
+    #[test]
+    fn what_is_blanked_is_zeros_in_any_order_and_nothing_beside_it() {
+        let source = vec![7; 8192];
+        let mut overlay = Overlay::new(1);
+        let mut layer = OverlaidPart::new(&source, &mut overlay, 2);
+        layer.write(4096, &[9]).unwrap();
+        for (offset, length) in [(4352, 256), (1920, 256), (4608, 128), (0, 128)] {
+            layer.blank(Extent::at(offset, length)).unwrap();
+        }
+        layer.settle();
+        let mut model = source.clone();
+        model[4096] = 9;
+        for range in [4352..4736, 1920..2176, 0..128] {
+            model[range].fill(0);
+        }
+        for (offset, length) in [
+            (0usize, 8192usize),
+            (2000, 100),
+            (100, 60),
+            (4400, 3792),
+            (5000, 9),
+        ] {
+            let mut buffer = source[offset..offset + length].to_vec();
+            overlay.apply(2, to_u64(offset), &mut buffer);
+            assert_eq!(buffer, model[offset..offset + length], "{offset}");
+        }
+        assert!(
+            overlay.touches(2, Extent::at(2048, 1)) && !overlay.touches(2, Extent::at(3072, 1))
+        );
+        assert!(!overlay.touches(1, Extent::at(0, 8192)));
+        let mut layer = OverlaidPart::new(&source, &mut overlay, 3);
+        let full = (0..u64::MAX).find_map(|piece| layer.blank(Extent::at(piece * 2048, 128)).err());
+        assert_eq!(full.unwrap().exit().code(), 4);
+        overlay.forget(2);
+        assert!(!overlay.touches(2, Extent::at(0, 8192)));
     }
 }

@@ -92,6 +92,8 @@ pub struct Emptying {
     /// So many of them, from the first, are missed when they name nothing.
     told: usize,
     insists: bool,
+    /// What deleted files left in their inodes is to be zeros, too.
+    pub clears_deleted: bool,
     /// What came of it.
     pub log: EmptiedLog,
 }

@@ -105,7 +105,9 @@ impl EmptyOptions {
         if self.golden {
             patterns.extend(golden::patterns());
         }
-        Ok(Emptying::new(patterns, told))
+        let mut emptying = Emptying::new(patterns, told);
+        emptying.clears_deleted = self.golden;
+        Ok(emptying)
     }
 }
 

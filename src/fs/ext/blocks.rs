@@ -11,15 +11,6 @@ use crate::error::Fault;
 use crate::fs::{UsedMap, Verdict};
 use crate::units::{self, to_usize};
 
-/// Which part of the inode tables counts as metadata.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum GroupTables {
-    /// All of it.
-    Whole,
-    /// Not what descriptors say was never used.
-    Touched,
-}
-
 /// Marks free what the bitmaps prove free. The map comes in with everything used.
 pub(super) fn apply_bitmaps(
     geometry: &Geometry,
@@ -100,7 +91,7 @@ pub(super) fn ahead_end(geometry: &Geometry, offset: u64) -> u64 {
 /// far as they lie in it (fs/ext4/balloc.c, where the kernel makes such a bitmap on first use).
 fn unwritten_runs(geometry: &Geometry, descriptor: &Descriptor, group: u32) -> [(u64, u64); 4] {
     let own = geometry.group_blocks(group);
-    let [a, b, c] = descriptor.own_metadata(geometry, geometry.inodes_per_group);
+    let [a, b, c] = descriptor.own_metadata(geometry);
     [geometry.base_metadata(group), a, b, c].map(|run| {
         let start = run.start.clamp(own.start, own.start + own.count) - own.start;
         let end = (run.start + run.count).clamp(own.start, own.start + own.count) - own.start;
@@ -149,7 +140,6 @@ pub(super) fn mark_metadata(
     geometry: &Geometry,
     buffers: &mut Buffers<'_>,
     map: &mut UsedMap,
-    tables: GroupTables,
     verdict: &mut Verdict,
 ) -> Result<(), Fault> {
     for group in 0..geometry.groups {
@@ -164,11 +154,7 @@ pub(super) fn mark_metadata(
         let Some(descriptor) = Fault::believed(descriptor)? else {
             continue;
         };
-        let inodes = match tables {
-            GroupTables::Whole => geometry.inodes_per_group,
-            GroupTables::Touched => descriptor.inodes_in_table(),
-        };
-        for run in descriptor.own_metadata(geometry, inodes) {
+        for run in descriptor.own_metadata(geometry) {
             if !claim(geometry, map, run) {
                 let fault = Fault::corrupt("group metadata marked free");
                 verdict.doubt(fault.in_unit("group", unit));

@@ -277,20 +277,18 @@ impl Descriptor {
         } else {
             (own.start, own.start + own.count)
         };
-        self.own_metadata(geometry, geometry.inodes_per_group)
-            .iter()
-            .all(|run| {
-                run.start >= first
-                    && run.start > geometry.first_data_block
-                    && run
-                        .start
-                        .checked_add(run.count)
-                        .is_some_and(|run_end| run_end <= end)
-            })
+        self.own_metadata(geometry).iter().all(|run| {
+            run.start >= first
+                && run.start > geometry.first_data_block
+                && run
+                    .start
+                    .checked_add(run.count)
+                    .is_some_and(|run_end| run_end <= end)
+        })
     }
 
-    /// Both bitmaps and the part of the inode table that holds the first `inodes` inodes.
-    pub(super) fn own_metadata(&self, geometry: &Geometry, inodes: u32) -> [Blocks; 3] {
+    /// Both bitmaps and the inode table.
+    pub(super) fn own_metadata(&self, geometry: &Geometry) -> [Blocks; 3] {
         [
             Blocks {
                 start: self.block_bitmap,
@@ -302,17 +300,8 @@ impl Descriptor {
             },
             Blocks {
                 start: self.inode_table,
-                count: geometry.table_blocks_of(inodes),
+                count: geometry.table_blocks(),
             },
         ]
-    }
-
-    /// The inodes of the table that may hold something.
-    pub(super) fn inodes_in_table(&self) -> u32 {
-        if self.inode_uninit {
-            0
-        } else {
-            self.inodes_touched
-        }
     }
 }

@@ -140,6 +140,11 @@ impl Inode {
         })
     }
 
+    /// Whether names lead to what these bytes are the inode of: `i_links_count`, which a deleted file has lost.
+    pub(super) fn has_names(bytes: &[u8]) -> bool {
+        le::<u16>(bytes, 0x1a).is_some_and(|links| links != 0)
+    }
+
     /// Whether it can own blocks at all: a file, folder or link.
     pub(super) fn owns_blocks(&self) -> bool {
         matches!(

@@ -1,9 +1,12 @@
 //! All inodes in use: unwritten extents become free, and everything else that a file owns is checked to be used.
 //!
 //! A file's block that the map calls free is a doubt and becomes used: a bitmap that lies about files is caught here also on
-//! filesystems without checksums. Inodes that were deleted are not read; those open without a name are like any other.
+//! filesystems without checksums. Files that are open without a name are like any other.
+//!
+//! A block of the table in which no inode is in use holds nothing but what deleted files left: their attributes, and with inline_data
+//! what was in them. It becomes free once each of its inodes was seen to have no name left.
 
-use super::bitmap::{ones, zeros};
+use super::bitmap::zeros;
 use super::blocks::{ahead_end, is_used};
 use super::groups::{Blocks, Descriptor};
 use super::inode::Inode;
@@ -24,7 +27,7 @@ const RESIZE: u32 = 7;
 /// What a pass does besides checking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Pass {
-    /// Frees unwritten extents and tables that were never used.
+    /// Frees unwritten extents.
     Free,
     /// Only checks, and marks used what belongs to a file.
     Claim,
@@ -70,8 +73,6 @@ pub(super) fn pass(
         if descriptor.inode_uninit {
             if descriptor.free_inodes != geometry.inodes_per_group {
                 found.doubt(unit(Fault::corrupt("free count of an unwritten table")));
-            } else if pass == Pass::Free {
-                free_table(geometry, &descriptor, map);
             }
             continue;
         }
@@ -82,9 +83,6 @@ pub(super) fn pass(
                 continue;
             }
         };
-        if pass == Pass::Free {
-            free_table(geometry, &descriptor, map);
-        }
         let mut scan = Scan {
             geometry,
             device: buffers.device,
@@ -101,7 +99,7 @@ pub(super) fn pass(
 }
 
 /// The inode bitmap, after its checks.
-fn inode_bits<'b>(
+pub(super) fn inode_bits<'b>(
     geometry: &Geometry,
     window: &'b mut ReadWindow<'_>,
     descriptor: &Descriptor,
@@ -129,13 +127,44 @@ fn inode_bits<'b>(
     Ok(bits)
 }
 
-/// Frees the whole blocks of the inode table that were never used.
-fn free_table(geometry: &Geometry, descriptor: &Descriptor, map: &mut UsedMap) {
-    let kept = geometry.table_blocks_of(descriptor.inodes_in_table());
-    let rest = geometry.table_blocks().saturating_sub(kept);
-    if let Some(extent) = geometry.extent(descriptor.inode_table.saturating_add(kept), rest) {
-        map.set_free(extent);
+/// Frees the blocks of the inode tables in which no inode is in use. For after a [`pass`] without a doubt, and after everybody's
+/// metadata was found to be used.
+pub(super) fn free_tables(
+    geometry: &Geometry,
+    buffers: &mut Buffers<'_>,
+    map: &mut UsedMap,
+) -> Result<(), Fault> {
+    for group in 0..geometry.groups {
+        let descriptor = geometry.descriptor(&mut buffers.descriptors, group)?;
+        let mut free = |first: u64, count: u64| {
+            let run = geometry.extent(descriptor.inode_table.saturating_add(first), count);
+            run.into_iter().for_each(|extent| map.set_free(extent));
+        };
+        if descriptor.inode_uninit {
+            free(0, geometry.table_blocks());
+            continue;
+        }
+        let bits = inode_bits(geometry, &mut buffers.inode_bitmaps, &descriptor)?;
+        for block in 0..geometry.table_blocks() {
+            if !is_block_used(geometry, bits, block) {
+                free(block, 1);
+            }
+        }
     }
+    Ok(())
+}
+
+/// Whether an inode of that block of a group's table is in use.
+pub(super) fn is_block_used(geometry: &Geometry, bits: &[u8], block: u64) -> bool {
+    let first = block * geometry.inodes_per_block();
+    let mut inodes = first..first + geometry.inodes_per_block();
+    inodes.any(|index| is_set(bits, index))
+}
+
+/// Whether the inode with that index in its group is in use.
+pub(super) fn is_set(bits: &[u8], index: u64) -> bool {
+    let byte = bits.get(to_usize(index / 8));
+    byte.is_some_and(|byte| byte >> (index % 8) & 1 != 0)
 }
 
 struct Scan<'s> {
@@ -164,9 +193,15 @@ impl Scan<'_> {
         let inode_bytes = u64::from(geometry.inode_bytes);
         let touched = u64::from(descriptor.inodes_touched);
         let first = u64::from(group) * u64::from(geometry.inodes_per_group) + 1;
-        for index in ones(bits, touched) {
+        let mut has_used = true;
+        for index in 0..touched {
+            if index % geometry.inodes_per_block() == 0 {
+                has_used = is_block_used(geometry, bits, index / geometry.inodes_per_block());
+            }
             let offset = table.offset + index * inode_bytes;
-            if !self.known.must_read(offset) {
+            let is_used = is_set(bits, index);
+            let is_asked = is_used || !has_used && self.pass == Pass::Free;
+            if !is_asked || !self.known.must_read(offset) {
                 continue;
             }
             let bytes = window.get(Request {
@@ -175,6 +210,13 @@ impl Scan<'_> {
                 ahead_end: table.offset + touched * inode_bytes,
             })?;
             let number = u32::try_from(first + index).unwrap_or(u32::MAX);
+            if !is_used {
+                if Inode::has_names(bytes) {
+                    let fault = Fault::corrupt("a file is marked free");
+                    self.found.doubt(fault.in_unit("inode", number.into()));
+                }
+                continue;
+            }
             let Some(inode) = Inode::parse(geometry, number, bytes) else {
                 continue;
             };

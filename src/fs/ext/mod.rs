@@ -2,8 +2,8 @@
 //!
 //! The walk goes from what is cheap to disprove to what is worth freeing: superblock, state and journal say whether anything is
 //! believed at all; each group's bitmap is applied after its cross-checks; everybody's metadata must then be marked used; last,
-//! blocks are freed that bitmaps call used and nobody would read: the empty journal, inode tables that were never written,
-//! unwritten extents. The first doubt in that last step takes all of it back. One file per on-disk concept:
+//! blocks are freed that bitmaps call used and nobody would read: the empty journal, unwritten extents, inode tables without an inode
+//! in use. The first doubt in that last step takes all of it back. One file per on-disk concept:
 //!
 //! | file | concept |
 //! | --- | --- |
@@ -42,7 +42,6 @@ use crate::fs::earlier::EarlierFindings;
 use crate::fs::{
     Identity, Kind, Reader, Still, UsedMap, Verdict, Walk, WalkTask, read_array, text, uuid_text,
 };
-use blocks::GroupTables;
 pub(super) use empty::{empty, look};
 use inodes::Pass;
 use journal::Journal;
@@ -221,10 +220,10 @@ fn believe_bitmaps(
     verdict: &mut Verdict,
 ) -> Result<(), Fault> {
     blocks::apply_bitmaps(geometry, buffers, map, verdict)?;
-    blocks::mark_metadata(geometry, buffers, map, GroupTables::Whole, verdict)
+    blocks::mark_metadata(geometry, buffers, map, verdict)
 }
 
-/// Frees journal, unused tables and unwritten extents; a doubt means that the map must be made anew.
+/// Frees journal, unwritten extents and tables without an inode in use; a doubt means that the map must be made anew.
 fn free_what_holds_nothing(
     geometry: &Geometry,
     buffers: &mut Buffers<'_>,
@@ -237,7 +236,7 @@ fn free_what_holds_nothing(
     }
     let mut found = inodes::pass(geometry, buffers, map, Pass::Free, known)?;
     let mut verdict = Verdict::USED;
-    blocks::mark_metadata(geometry, buffers, map, GroupTables::Touched, &mut verdict)?;
+    blocks::mark_metadata(geometry, buffers, map, &mut verdict)?;
     // An unwritten extent that overlaps a file seen before it shows only now.
     if found.doubt.is_none() && verdict.doubt.is_none() && found.unwritten_blocks > 0 {
         let known = if found.is_new {
@@ -249,6 +248,7 @@ fn free_what_holds_nothing(
     }
     let doubt = found.doubt.or(verdict.doubt);
     if doubt.is_none() {
+        inodes::free_tables(geometry, buffers, map)?;
         known.believe();
     }
     Ok(doubt)

@@ -383,12 +383,13 @@ impl Geometry {
 
     /// Blocks of one group's inode table.
     pub(super) fn table_blocks(&self) -> u64 {
-        self.table_blocks_of(self.inodes_per_group)
+        let bytes = u64::from(self.inodes_per_group) * u64::from(self.inode_bytes);
+        bytes.div_ceil(self.block.bytes64())
     }
 
-    /// Blocks that hold the first `inodes` inodes of a table.
-    pub(super) fn table_blocks_of(&self, inodes: u32) -> u64 {
-        (u64::from(inodes) * u64::from(self.inode_bytes)).div_ceil(self.block.bytes64())
+    /// Inodes in a block of their table.
+    pub(super) fn inodes_per_block(&self) -> u64 {
+        (self.block.bytes64() / u64::from(self.inode_bytes)).max(1)
     }
 
     /// `count` blocks from `start` as bytes; `None` unless all of them exist.

@@ -425,3 +425,83 @@ fn docs_and_help_show_the_golden_list() {
         }
     }
 }
+
+/// Deletes most of 800 files whose attribute says [`MARK`], and whose content does where that lies in the inode, too: of the first
+/// 200 some stay, and lie between the deleted ones.
+fn leave_inodes_behind(made: &LoopFs, is_inline: bool) {
+    let folder = made.dir().join("many");
+    fs::create_dir(&folder).expect("folder");
+    let content = if is_inline {
+        MARK.repeat(4)
+    } else {
+        "content".into()
+    };
+    let sync = || common::output("sync", &["-f", &text(made.dir())]);
+    let file = |number: u32| folder.join(number.to_string());
+    let flags = rustix::fs::XattrFlags::CREATE;
+    for number in 0..800 {
+        fs::write(file(number), &content).expect("write");
+        rustix::fs::setxattr(file(number), "user.of", MARK.as_bytes(), flags).expect("attribute");
+    }
+    sync();
+    for number in 0..800 {
+        if number < 200 && number % 7 == 0 {
+            fs::write(file(number), "kept").expect("write");
+            rustix::fs::setxattr(
+                file(number),
+                "user.of",
+                b"kept",
+                rustix::fs::XattrFlags::REPLACE,
+            )
+            .expect("attribute");
+        } else {
+            fs::remove_file(file(number)).expect("delete");
+        }
+    }
+    sync();
+}
+
+#[test]
+fn nothing_that_deleted_files_left_in_their_inodes_is_in_a_golden_image_and_little_in_another() {
+    drop(require_floe!());
+    let kinds: [&[&str]; 4] = [
+        &[],
+        &["-O", "inline_data", "-I", "512"],
+        &["-b", "1024", "-O", "^metadata_csum,^64bit"],
+        &["-t", "ext3"],
+    ];
+    for mkfs in kinds {
+        let made = made!(Spec {
+            mkfs,
+            ..Spec::default()
+        });
+        leave_inodes_behind(&made, mkfs.contains(&"inline_data"));
+        let (plain, golden) = (made.scratch().join("plain"), made.scratch().join("golden"));
+        let dump = |image: &Path, options: &[&str]| {
+            let (source, image) = (text(made.dir()), text(image));
+            let mut args = vec!["dump", &source, "-z", "none", "-o", &image, "--require-map"];
+            args.extend(options);
+            expect_floe(&args, 0);
+        };
+        dump(&plain, &[]);
+        dump(&golden, &["--golden"]);
+        let count = |image: &Path| {
+            let bytes = fs::read(image).expect("image");
+            bytes
+                .windows(MARK.len())
+                .filter(|bytes| *bytes == MARK.as_bytes())
+                .count()
+        };
+        let device = count(made.image());
+        assert!(device > 700, "{mkfs:?}: {device}");
+        // Those between files that stay, and at most one block of them at each end.
+        let left = count(&plain);
+        assert!(left < 250, "{mkfs:?}: {left} of {device}");
+        assert_eq!(count(&golden), 0, "{mkfs:?}");
+        for image in [&plain, &golden] {
+            common::output("e2fsck", &["-fn", &text(image)]);
+            let mounted = Mounted::new("ext4", image, "ro");
+            common::assert_same_tree(&common::tree(made.dir()), &common::tree(mounted.dir()));
+        }
+    }
+}

@@ -11,9 +11,11 @@
 //! | --- | --- |
 //! | `names` | from a pattern to files |
 //! | `attributes` | inline data |
+//! | `deleted` | what deleted files left in their inodes |
 //! | `quota` | what an owner uses |
 
 mod attributes;
+mod deleted;
 mod names;
 mod quota;
 
@@ -108,7 +110,10 @@ pub(crate) fn empty(
         }
     }
     log.freed_bytes = log.freed_bytes.saturating_add(editor.seal()?);
-    Ok(())
+    match emptying.clears_deleted {
+        true => deleted::blank(&geometry, &mut buffers, layer),
+        false => Ok(()),
+    }
 }
 
 /// Reads the files that `pattern` names.
