@@ -109,9 +109,10 @@ impl Laid {
     /// Writes boot area and table, the first sector at the very end; gives notes.
     pub(crate) fn finish(mut self) -> Result<Vec<String>> {
         if let Err(fault) = self.write() {
-            if self.disk.is_lost() {
-                self.phase.set(Phase::LOST);
-            }
+            self.phase.set(match self.disk.is_lost() {
+                true => Phase::LOST,
+                false => Phase::WRITING,
+            });
             return Err(self.fail(fault));
         }
         self.phase.set(Phase::COMPLETE);
@@ -148,6 +149,7 @@ impl Laid {
             (to_u64(sector), rest),
             (0, first),
         ];
+        self.phase.set(Phase::SHOWING);
         self.disk.write_table(patches.into_iter())
     }
 }

@@ -38,6 +38,9 @@ impl States {
                 Phase::UNTOUCHED => format!("{shown}: not touched"),
                 Phase::COMPLETE => format!("{shown}: its partition table is complete"),
                 Phase::LOST => format!("{shown}: {LOST_TABLE}"),
+                Phase::SHOWING => {
+                    format!("{shown}: its partition table may look valid, but is not usable: its last write was not confirmed")
+                }
                 _ => format!("{shown}: has no partition table yet, and is not usable"),
             });
         }
@@ -75,5 +78,26 @@ impl States {
             report::line(self.text());
         }
         if touched { error.begun("") } else { error }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_whose_last_write_is_on_its_way_is_said_to_look_valid() {
+        let phase = Arc::new(Phase::default());
+        let states = States {
+            targets: Vec::new(),
+            disk: Some(("/dev/sdx".into(), Arc::clone(&phase))),
+        };
+        phase.set(Phase::WRITING);
+        let before = states.interrupted(Overwrite::Refused);
+        assert!(before.starts_with("/dev/sdx: has no partition table yet"));
+        phase.set(Phase::SHOWING);
+        let then = states.interrupted(Overwrite::Refused);
+        assert!(then.contains("table may look valid"), "{then}");
+        assert!(then.ends_with("with --overwrite repairs it"), "{then}");
     }
 }
