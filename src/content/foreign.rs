@@ -122,6 +122,21 @@ const FOREIGN: &[(usize, &[u8], &str)] = &[
         b"\xd0\x0d\xfe\xed",
         "a device tree or FIT image, not the image of a filesystem or disk",
     ),
+    (
+        0,
+        b"UBI#",
+        "a UBI image, which is for raw flash: ubiformat writes it",
+    ),
+    (
+        0,
+        b"\x31\x18\x10\x06",
+        "a UBIFS image, which is for a volume on raw flash: ubiupdatevol writes it",
+    ),
+    (
+        0,
+        b"\x85\x19\x03\x20",
+        "a JFFS2 image, which is for raw flash: flashcp writes it",
+    ),
     (0, b"Salted__", "encrypted by openssl: decrypt it first"),
     (
         0,
