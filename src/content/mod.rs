@@ -11,7 +11,7 @@ use self::foreign::packed_twice;
 pub(crate) use self::foreign::{ON_DEVICES_BYTES, foreign, on_device};
 pub(crate) use self::format::{FRAMES_MAGIC, GZIP_MAGIC};
 pub use self::format::{Format, LOOK_BYTES};
-use crate::device::ReadAt;
+use crate::device::{Range, ReadAt};
 use crate::error::{Fault, FaultKind};
 use crate::fs::{self, Identity, Kind};
 use crate::ptable::{self, Partition, PartitionTable, Scheme};
@@ -21,7 +21,7 @@ use crate::units::{Extent, round_up, to_u64};
 pub(crate) const UNKNOWN: &str = "unknown";
 
 /// How much of the beginning is looked at, in bytes: every first superblock and partition table floe knows lies in it.
-pub(crate) const HEAD_BYTES: usize = 1 << 20;
+pub(crate) const HEAD_BYTES: usize = (1 << 20) + (128 << 10);
 
 /// How much of the end is looked at, in bytes: a backup GPT's header, the signature of a RAUC bundle.
 pub(crate) const TAIL_BYTES: usize = 8 * 1024;
@@ -75,7 +75,7 @@ impl Content {
     /// Recognises; a table counts only where no filesystem stands, except GPT, which no filesystem looks like. A filesystem
     /// outweighs what is left of a table.
     pub(crate) fn probe(bytes: &dyn ReadAt) -> Result<Self, Fault> {
-        let (table, damaged) = match ptable::read_image(bytes) {
+        let (table, damaged) = match table_of(bytes) {
             Ok(table) => (table, None),
             Err(fault) if fault.kind() == FaultKind::Io => return Err(fault),
             Err(fault) => (None, Some(fault)),
@@ -294,6 +294,28 @@ impl Content {
         }
         Ok(())
     }
+}
+
+/// The table of an image, whose sector size nobody states. A GPT stands where its sectors put it; an MBR counts in 512 bytes unless
+/// something known begins at more of its partitions when it counts in 4096.
+pub(crate) fn table_of(image: &dyn ReadAt) -> Result<Option<PartitionTable>, Fault> {
+    let table = ptable::read_image(image)?;
+    let Some(small) = table.as_ref().filter(|table| table.scheme == Scheme::Mbr) else {
+        return Ok(table);
+    };
+    let is_known = |part: &&Partition| {
+        let range = Range {
+            device: image,
+            extent: part.extent,
+        };
+        fs::probe(&range).is_ok_and(|found| found.is_some())
+    };
+    let known = |table: &PartitionTable| table.partitions.iter().filter(is_known).count();
+    let large = ptable::read(image, 4096)?;
+    let is_large = large
+        .as_ref()
+        .is_some_and(|large| known(large) > known(small));
+    Ok(if is_large { large } else { table })
 }
 
 /// A filesystem that says more than its partition has is not one that comes back: says so.

@@ -392,7 +392,10 @@ fn divide(
     let table = match &source.holding {
         // A mounted filesystem is one, whatever an old partition table in its first sector says.
         Holding::Mounted(_) => None,
-        _ => match ptable::read(&source.device, source.device.sector_bytes()) {
+        holding => match match holding {
+            Holding::ImageFile => content::table_of(&source.device),
+            _ => ptable::read(&source.device, source.device.sector_bytes()),
+        } {
             // Where nothing else is there, it is read whole; whether anybody would take that back is not judged here.
             Err(wrong) if wrong.kind() != FaultKind::Io => {
                 if identity.is_none() {

@@ -396,3 +396,48 @@ fn a_cut_snapshot_for_a_new_disk_says_what_repairs_the_disk() {
     );
     assert!(!said.contains("partition 2 again"), "{said}");
 }
+
+#[test]
+fn an_mbr_that_counts_in_sectors_of_4096_bytes_comes_back_there_and_nowhere_else() {
+    let script = "label: dos\nstart=1MiB, size=16MiB\nsize=40MiB\n";
+    let disk = disk!(64, script, 4096);
+    for number in [1, 2] {
+        common::output(
+            "mke2fs",
+            &["-q", "-F", "-t", "ext4", &disk.part_text(number)],
+        );
+    }
+    let files = Mounted::new("ext4", &disk.part(2), "rw");
+    common::fill(files.dir(), 40);
+    common::output("sync", &["-f", &common::text(files.dir())]);
+    let packed = disk.scratch.join("card.img.gz");
+    let raw = disk.scratch.join("card.img");
+    for (image, format) in [(&packed, "gzip"), (&raw, "none")] {
+        let device = common::text(disk.device.path());
+        let image = common::text(image);
+        common::expect_floe(&["dump", &device, "-z", format, "-o", &image], 0);
+        common::expect_floe(&["verify", &image], 0);
+        for (sector, code) in [(4096, 0), (512, 4)] {
+            let file = disk.scratch.join("target");
+            common::sparse(&file, 64 << 20);
+            let target = LoopDevice::attach(&file, sector);
+            let run = common::expect_floe(&["restore", &image, &common::text(target.path())], code);
+            drop(target);
+            if code == 0 {
+                let part = check_image(&file, 17, 40, disk.scratch.path());
+                let copy = Mounted::new("ext4", &part, "ro");
+                common::assert_same_tree(&common::tree(files.dir()), &common::tree(copy.dir()));
+            } else {
+                assert!(run.stderr_text().contains("counts in 4096"), "{run}");
+            }
+        }
+    }
+    // Long enough for sectors of 512 bytes.
+    fs::OpenOptions::new()
+        .write(true)
+        .open(&raw)
+        .and_then(|file| file.set_len(40 << 20))
+        .expect("cut");
+    let cut = common::expect_floe(&["verify", &common::text(&raw)], 3);
+    assert!(cut.stderr_text().contains("it was cut off"), "{cut}");
+}
