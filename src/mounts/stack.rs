@@ -113,24 +113,34 @@ impl System {
 
     /// The loop devices whose backing file is this one (by device and inode number).
     pub fn loops_over(&self, file: &Stat) -> Vec<DevId> {
-        let same = |info: &LoopInfo| {
+        let same = |info: LoopInfo| {
             DevId::from_raw(info.file_dev) == DevId::from_raw(file.st_dev)
                 && info.file_inode == file.st_ino
                 && info.file_rdev == 0
         };
-        self.loops(same)
+        let mut all = self.loops();
+        all.retain(|dev| self.loop_info(*dev).is_some_and(same));
+        all
     }
 
     /// The loop devices over a block device.
     pub fn loops_over_device(&self, dev: DevId) -> Vec<DevId> {
-        self.loops(|info| info.file_rdev != 0 && DevId::from_raw(info.file_rdev) == dev)
+        let mut all = self.loops();
+        all.retain(|at| self.loop_below(*at) == Some(dev));
+        all
     }
 
-    fn loops(&self, wanted: impl Fn(&LoopInfo) -> bool) -> Vec<DevId> {
+    /// All loop devices with something below them.
+    pub(super) fn loops(&self) -> Vec<DevId> {
         let mut all = self.roots.devices();
         all.retain(|dev| self.is_loop(*dev));
-        all.retain(|dev| self.loop_info(*dev).is_some_and(|info| wanted(&info)));
         all
+    }
+
+    /// The block device below a loop device.
+    pub(super) fn loop_below(&self, dev: DevId) -> Option<DevId> {
+        let info = self.loop_info(dev).filter(|info| info.file_rdev != 0)?;
+        Some(DevId::from_raw(info.file_rdev))
     }
 
     /// Whether an md array lies on it, or on what lies on it.
@@ -141,30 +151,14 @@ impl System {
 
     /// Everything that lies above without a filesystem in between: partitions, holders, loop devices over block devices.
     pub(super) fn risen(&self, dev: DevId) -> Vec<DevId> {
-        let mut loops = Vec::new();
-        for at in self
-            .roots
-            .devices()
-            .into_iter()
-            .filter(|at| self.is_loop(*at))
-        {
-            let lower = self.loop_info(at).filter(|info| info.file_rdev != 0);
-            loops.extend(lower.map(|info| (at, DevId::from_raw(info.file_rdev))));
-        }
+        let loops = self.loops().into_iter();
+        let loops: Vec<_> = loops.map(|at| (at, self.loop_below(at))).collect();
         closure(dev, |at| {
             let mut above: Vec<DevId> = self.roots.holders(at);
-            above.extend(
-                self.roots
-                    .partitions_of(at)
-                    .into_iter()
-                    .map(|part| part.dev),
-            );
-            above.extend(
-                loops
-                    .iter()
-                    .filter(|(_, lower)| *lower == at)
-                    .map(|(upper, _)| *upper),
-            );
+            let partitions = self.roots.partitions_of(at).into_iter();
+            above.extend(partitions.map(|part| part.dev));
+            let over = loops.iter().filter(|(_, lower)| *lower == Some(at));
+            above.extend(over.map(|(upper, _)| *upper));
             above
         })
     }

@@ -108,11 +108,9 @@ impl System {
     /// The other devices that show bytes of this one: not its disk, its partitions, what it is built of, nor what is built on it.
     fn twins(&self, dev: DevId) -> Vec<DevId> {
         let roots = &self.roots;
-        let mut loops = roots.devices();
-        loops.retain(|at| self.is_loop(*at));
         let parts = |at: DevId| roots.partitions_of(at).into_iter().map(|part| part.dev);
         let mut candidates = Vec::new();
-        for at in loops {
+        for at in self.loops() {
             let below = self.loop_below(at);
             let around = below.into_iter().flat_map(|below| {
                 let disk = roots.disk_of(below);
@@ -143,12 +141,6 @@ impl System {
         };
         candidates.retain(is_twin);
         candidates
-    }
-
-    /// The block device below a loop device.
-    fn loop_below(&self, dev: DevId) -> Option<DevId> {
-        let info = self.loop_info(dev).filter(|info| info.file_rdev != 0)?;
-        Some(DevId::from_raw(info.file_rdev))
     }
 
     /// Where the bytes of a device lie. What array or volume manager puts where is not asked: all of a member may be its.
