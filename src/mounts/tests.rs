@@ -256,6 +256,36 @@ fn volumes_are_told_apart_by_their_maker() {
 }
 
 #[test]
+fn a_loop_device_over_one_volume_is_in_the_way_of_no_other_volume() {
+    let machine = Machine::new(&format!(
+        "{MEMORY_ROOT}2 1 3248:0 / /vm rw - ext4 /dev/loop0 rw\n"
+    ));
+    machine.block("pci/sda", "3240:0", 2_000_000);
+    machine.partition("pci/sda/sda1", "3240:1", 1, 2048, 1_000_000);
+    let [one, other] = [0, 1].map(|minor| {
+        let path = format!("virtual/dm-{minor}");
+        let dev = machine.block(&path, &format!("3247:{minor}"), 1000);
+        machine.hold(&path, "pci/sda/sda1");
+        dev
+    });
+    let node = machine.top.join("dev/dm-0");
+    let (kind, mode) = (rustix::fs::FileType::BlockDevice, rustix::fs::Mode::RUSR);
+    if let Err(errno) = rustix::fs::mknodat(rustix::fs::CWD, &node, kind, mode, one.raw()) {
+        eprintln!("skipped: needs mknod: {errno}");
+        return;
+    }
+    machine.block("virtual/loop0", "3248:0", 1000);
+    let file = format!("{}\n", node.display());
+    machine.file("sys/devices/virtual/loop0/loop/backing_file", &file);
+    let system = machine.system();
+    let texts: Vec<String> = system.uses(one).iter().map(Use::to_string).collect();
+    assert!(texts[0].contains("loop0"), "{texts:?}");
+    assert_eq!(system.uses(other), []);
+    // The volume's disk has the bytes of both.
+    assert!(system.uses_beside(dev("3240:0"), false).is_empty());
+}
+
+#[test]
 fn a_cached_lvm_volume_moves() {
     let machine = Machine::new(MEMORY_ROOT);
     for (minor, name) in [

@@ -10,12 +10,12 @@ use crate::mounts::{DevId, Mount, System, Use};
 /// Loop devices on loop devices that are followed.
 const DEPTH: u32 = 16;
 
-/// What bytes lie on in the end.
+/// What bytes lie on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ground {
     /// A file, by the device and inode number of stat.
     File(u64, u64),
-    /// A device that lies on no other.
+    /// A device that lies on no other, or whose bytes an array or a volume manager puts elsewhere.
     Device(DevId),
 }
 
@@ -41,14 +41,29 @@ impl Span {
     }
 }
 
-/// The part of a device that begins at `start` and has `length`, by the spans of all of it. Where those are several, nobody knows which
-/// byte lies where.
-fn part(mut spans: Vec<Span>, start: u64, length: u64) -> Vec<Span> {
-    if let [span] = spans.as_mut_slice() {
+/// Where bytes lie, from the lowest ground up. What array or volume manager puts where is not asked: each is a ground of its own, on all of
+/// its member.
+type Place = Vec<Span>;
+
+/// Whether two share bytes: as far down as both are known to lie on the same. Of two volumes of one group neither has the other's.
+fn share(one: &Place, other: &Place) -> bool {
+    one.iter().zip(other).all(|(a, b)| a.overlaps(b))
+}
+
+/// The part of a device that begins at `start` and has `length`, by the places of all of it.
+fn part(mut places: Vec<Place>, start: u64, length: u64) -> Vec<Place> {
+    for span in places.iter_mut().filter_map(|place| place.last_mut()) {
         span.from = span.from.saturating_add(start).min(span.end);
         span.end = span.from.saturating_add(length).min(span.end);
     }
-    spans
+    places
+}
+
+/// A device that an array or a volume manager makes of these.
+fn made(dev: DevId, mut members: Vec<Place>) -> Vec<Place> {
+    let own = Span::whole(Ground::Device(dev));
+    members.iter_mut().for_each(|place| place.push(own));
+    members
 }
 
 impl System {
@@ -96,10 +111,12 @@ impl System {
     fn ends_before(&self, mounted: DevId, dev: DevId) -> bool {
         let device = self.roots.open_device(mounted, Access::Read).ok();
         let found = device.and_then(|device| fs::probe(&device).ok()?);
-        let (mounted, own) = (self.spans(mounted, DEPTH), self.spans(dev, DEPTH));
+        let (mounted, own) = (self.places(mounted, DEPTH), self.places(dev, DEPTH));
         match (found, mounted.as_slice(), own.as_slice()) {
-            (Some(found), [mounted], [own]) => {
-                mounted.from.saturating_add(found.size_bytes) <= own.from
+            (Some(found), [mounted], [own]) if mounted.len() == own.len() => {
+                let (mounted, own) = (mounted.last(), own.last());
+                let end = mounted.map(|span| span.from.saturating_add(found.size_bytes));
+                end <= own.map(|span| span.from)
             }
             _ => false,
         }
@@ -131,21 +148,17 @@ impl System {
         let mut family = closure(dev, down);
         family.extend(self.risen(dev));
         family.push(dev);
-        let own = self.spans(dev, DEPTH);
-        let is_twin = |at: &DevId| {
-            let spans = self.spans(*at, DEPTH);
-            let shared = spans
-                .iter()
-                .any(|span| own.iter().any(|o| o.overlaps(span)));
-            shared && !family.contains(at)
-        };
+        let own = self.places(dev, DEPTH);
+        let shares = |place: &Place| own.iter().any(|own| share(own, place));
+        let is_twin =
+            |at: &DevId| !family.contains(at) && self.places(*at, DEPTH).iter().any(shares);
         candidates.retain(is_twin);
         candidates
     }
 
-    /// Where the bytes of a device lie. What array or volume manager puts where is not asked: all of a member may be its.
-    fn spans(&self, dev: DevId, depth: u32) -> Vec<Span> {
-        let own = || vec![Span::whole(Ground::Device(dev))];
+    /// Where the bytes of a device lie; of an array in several places.
+    fn places(&self, dev: DevId, depth: u32) -> Vec<Place> {
+        let own = || vec![vec![Span::whole(Ground::Device(dev))]];
         let Some(depth) = depth.checked_sub(1) else {
             return own();
         };
@@ -155,12 +168,15 @@ impl System {
             let mut parts = roots.partitions_of(disk).into_iter();
             let start = parts.find(|part| part.dev == dev);
             let start = start.map_or(0, |part| part.start_bytes);
-            return part(self.spans(disk, depth), start, length);
+            return part(self.places(disk, depth), start, length);
         }
         if let Some(info) = self.is_loop(dev).then(|| self.loop_info(dev)).flatten() {
             let below = match info.file_rdev {
-                0 => vec![Span::whole(Ground::File(info.file_dev, info.file_inode))],
-                below => self.spans(DevId::from_raw(below), depth),
+                0 => vec![vec![Span::whole(Ground::File(
+                    info.file_dev,
+                    info.file_inode,
+                ))]],
+                below => self.places(DevId::from_raw(below), depth),
             };
             return part(below, info.offset, length);
         }
@@ -168,7 +184,10 @@ impl System {
             [] => own(),
             members => {
                 let members = members.iter();
-                members.flat_map(|at| self.spans(*at, depth)).collect()
+                made(
+                    dev,
+                    members.flat_map(|at| self.places(*at, depth)).collect(),
+                )
             }
         }
     }
@@ -178,21 +197,41 @@ impl System {
 mod tests {
     use super::*;
 
+    fn file(inode: u64) -> Vec<Place> {
+        vec![vec![Span::whole(Ground::File(1, inode))]]
+    }
+
+    fn shared(one: &[Place], other: &[Place]) -> bool {
+        one.iter().any(|a| other.iter().any(|b| share(a, b)))
+    }
+
     #[test]
     fn a_part_lies_within_its_whole_and_touches_no_neighbour() {
-        let file = |inode| vec![Span::whole(Ground::File(1, inode))];
         let whole = part(file(5), 0, 1000);
-        let [first, second] = [0, 400].map(|start| part(whole.clone(), start, 400)[0]);
-        assert!(first.overlaps(&whole[0]) && whole[0].overlaps(&second));
-        assert!(!first.overlaps(&second));
+        let [first, second] = [0, 400].map(|start| part(whole.clone(), start, 400));
+        assert!(shared(&first, &whole) && shared(&whole, &second));
+        assert!(!shared(&first, &second));
         // A loop device at an offset in the second one, and one that ends where it begins.
-        let inner = part(vec![second], 100, 5000)[0];
-        assert_eq!((inner.from, inner.end), (500, 800));
-        assert!(!part(file(5), 0, 500)[0].overlaps(&inner));
-        assert!(part(file(5), 0, 501)[0].overlaps(&inner));
-        assert!(!part(file(6), 0, 1000)[0].overlaps(&inner));
-        // Of an array any part may be anywhere on its members.
-        let array = [file(5), file(6)].concat();
-        assert_eq!(part(array.clone(), 100, 10), array);
+        let inner = part(second, 100, 5000);
+        assert_eq!((inner[0][0].from, inner[0][0].end), (500, 800));
+        assert!(!shared(&part(file(5), 0, 500), &inner));
+        assert!(shared(&part(file(5), 0, 501), &inner));
+        assert!(!shared(&part(file(6), 0, 1000), &inner));
+    }
+
+    #[test]
+    fn volumes_lie_anywhere_on_their_members_and_not_on_each_other() {
+        let members = [part(file(5), 100, 10), file(6)].concat();
+        let [one, other] = [1, 2].map(|minor| made(DevId::new(254, minor), members.clone()));
+        for member in [file(5), file(6), part(file(5), 109, 1)] {
+            assert!(shared(&one, &member) && shared(&member, &part(other.clone(), 7, 1)));
+        }
+        assert!(!shared(&one, &part(file(5), 110, 10)));
+        assert!(!shared(&one, &other));
+        // Two parts of one, and a volume on one of them.
+        let [begin, end] = [0, 50].map(|start| part(one.clone(), start, 50));
+        assert!(shared(&one, &begin) && !shared(&begin, &end));
+        let inner = made(DevId::new(254, 3), end);
+        assert!(shared(&inner, &one) && !shared(&inner, &begin) && !shared(&inner, &other));
     }
 }
