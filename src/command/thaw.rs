@@ -159,7 +159,7 @@ fn one(name: &OsStr) -> Result<Option<Held>> {
             match System::look() {
                 Ok(system) => device(&system, dev, path),
                 // Nothing shows the mounts then, and the superblock is found by mounting it once more.
-                Err(_) => unseen(dev, path),
+                Err(error) => unseen(dev, path, error),
             }
         }
         FileType::Directory | FileType::RegularFile => {
@@ -212,16 +212,8 @@ fn unmounted(roots: &Roots, dev: DevId, shown: &Path) -> Result<Option<Held>> {
     }
 }
 
-/// A device where /proc or /sys is missing: mounted or not, nobody knows.
-fn unseen(dev: DevId, node: &Path) -> Result<Option<Held>> {
-    let missing = match (
-        Path::new("/proc/self/mountinfo").exists(),
-        Path::new("/sys/dev/block").exists(),
-    ) {
-        (false, false) => "without /proc and /sys, which are not mounted here,",
-        (false, true) => "without /proc, which is not mounted here,",
-        _ => "without /sys, which is not mounted here,",
-    };
+/// A device where the machine cannot be looked at, as /proc or /sys is missing: mounted or not, nobody knows.
+fn unseen(dev: DevId, node: &Path, why: Error) -> Result<Option<Held>> {
     let ways = Ways {
         hold: &|| hold_named(node),
         look: &|| Device::open(node, Access::Read),
@@ -238,10 +230,21 @@ fn unseen(dev: DevId, node: &Path) -> Result<Option<Held>> {
             let name = node.display().to_string();
             Ok(Some(Held { name, fd }))
         }
-        Entered::Nothing => Err(Error::failed(format_args!(
-            "{}: {missing} no filesystem is found on it; if one was frozen, it still is; name its mount point, or a file on it, as in: floe thaw /MOUNT/POINT",
-            node.display()
-        ))),
+        Entered::Nothing => {
+            let missing = match (
+                Path::new("/proc/self/mountinfo").exists(),
+                Path::new("/sys/dev/block").exists(),
+            ) {
+                (false, false) => "without /proc and /sys, which are not mounted here,",
+                (false, true) => "without /proc, which is not mounted here,",
+                (true, false) => "without /sys, which is not mounted here,",
+                (true, true) => return Err(why),
+            };
+            Err(Error::failed(format_args!(
+                "{}: {missing} no filesystem is found on it; if one was frozen, it still is; name its mount point, or a file on it, as in: floe thaw /MOUNT/POINT",
+                node.display()
+            )))
+        }
     }
 }
 

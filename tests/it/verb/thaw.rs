@@ -172,3 +172,24 @@ fn a_device_is_thawed_without_proc_and_sys_and_only_what_is_known_is_said_of_it(
             .is_empty()
     );
 }
+
+#[test]
+fn a_device_is_thawed_where_few_files_may_be_open_and_it_is_said_where_that_is_not_enough() {
+    let floe = require_floe!();
+    let fs = require_some!(ext4(), "root and mkfs.ext4");
+    let within = |path: &Path| {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "ulimit -n 20; exec \"$@\"", "sh"]);
+        shell.arg(floe.get_program()).args(floe.get_args());
+        common::run(shell.arg("thaw").arg(path), Limit::secs(40))
+    };
+    common::freeze(fs.dir());
+    within(fs.device()).expect_code(0);
+    common::assert_not_frozen(fs.dir(), "after floe thaw");
+    let scratch = Scratch::new();
+    let other = LoopDevice::filled(&scratch, "other", 8, 0);
+    let held = common::patiently(|| Device::open(other.path(), Access::ReadHeld)).expect("held");
+    let run = within(other.path()).expect_code(1);
+    assert!(run.stderr_text().contains("ulimit -n"), "{run}");
+    drop(held);
+}
