@@ -185,9 +185,9 @@ fn is_part(path: &Path) -> bool {
 pub(crate) struct Kept {
     path: PathBuf,
     size_bytes: u64,
-    snapshot: Option<Snapshot>,
-    checksums: Option<Checksums>,
-    state: Condition,
+    pub(super) snapshot: Option<Snapshot>,
+    pub(super) checksums: Option<Checksums>,
+    pub(super) state: Condition,
     /// Why it is not complete.
     reason: Option<String>,
 }

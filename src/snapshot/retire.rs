@@ -2,10 +2,9 @@
 
 use std::path::Path;
 
-use crate::error::Exit;
 use crate::snapshot::Snapshot;
-use crate::snapshot::archive::{Catalog, beginning, begins_so};
-use crate::snapshot::store::{Class, open_kept};
+use crate::snapshot::kept::{Condition, Kept};
+use crate::snapshot::store::Class;
 
 /// The snapshot for which old ones retire. One of other entries or sources is no older state of it; nor is a consistent one of what
 /// was read moving, or a whole one of what was emptied.
@@ -36,23 +35,15 @@ impl Like<'_> {
 
 /// What a kept snapshot is when old ones retire; contents are not read. Only what is `like` the new one is counted and may go.
 pub(crate) fn class(path: &Path, like: &Like) -> Class {
-    let stays = |snapshot: &Snapshot, consistent: Option<&str>| {
-        snapshot.marks().any() || !like.is_like(snapshot, consistent)
+    let kept = Kept::look_in_store(path.to_owned());
+    let Some(kept) = kept.filter(|kept| kept.stays().is_none()) else {
+        return Class::Kept;
     };
-    if !std::fs::symlink_metadata(path).is_ok_and(|meta| meta.is_file()) {
-        return Class::Foreign;
-    }
-    match Catalog::open_kept(path) {
-        Ok(found) if stays(&found.snapshot, Some(&found.checksums.consistent)) => Class::Kept,
-        Ok(_) => Class::Good,
-        // What a newer floe made is not ours to judge, and so not to remove.
-        Err(error) if error.exit() == Some(Exit::Refused) => Class::Kept,
-        // Whatever says of itself that it is to be kept is kept, broken or not. Of what cannot be read, or is damaged where it says what
-        // it is, nobody knows.
-        Err(error) => match beginning(path, open_kept) {
-            Some(snapshot) if stays(&snapshot, None) => Class::Kept,
-            None if error.exit() == Some(Exit::Failed) || begins_so(path) => Class::Kept,
-            _ => Class::Broken,
-        },
+    let consistent = kept.checksums.as_ref().map(|sums| sums.consistent.as_str());
+    match (&kept.snapshot, kept.state) {
+        (_, Condition::Foreign) => Class::Kept,
+        (Some(found), _) if !like.is_like(found, consistent) => Class::Kept,
+        (_, Condition::Complete) => Class::Good,
+        _ => Class::Broken,
     }
 }

@@ -278,7 +278,7 @@ pub(crate) fn retiring(
             continue;
         }
         match class(&path) {
-            Class::Kept | Class::Foreign => {}
+            Class::Kept => {}
             Class::Good if left > 0 => left -= 1,
             Class::Broken if left > 0 => {}
             Class::Good | Class::Broken => gone.push(path),
@@ -290,10 +290,8 @@ pub(crate) fn retiring(
 /// What a kept snapshot is to [`retiring`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Class {
-    /// A factory or rescue snapshot: never removed.
+    /// Never removed.
     Kept,
-    /// No file, and so not made by floe, whatever it is called: never removed.
-    Foreign,
     /// Counts.
     Good,
     /// Does not count; removed when it is older than those that stay.
