@@ -32,7 +32,7 @@ pub(super) fn words(program: &OsStr) -> Option<&'static [&'static str]> {
 pub(super) fn run(words: &'static [&'static str], arguments: Vec<OsString>) -> Result<()> {
     parse(words, arguments)
         .and_then(|asked| {
-            check_data(&asked.options.source, asked.data.as_deref())?;
+            check_folder(&asked.options.source, asked.data.as_deref())?;
             dump::run(asked.options)
         })
         .map_err(|error| error.with_exit(Exit::Failed))
@@ -114,7 +114,7 @@ fn compression(text: &str) -> Result<bool> {
 
 /// Mender's data must not lie on what is dumped, as its client demands too: the image would hold the keys that are the device's
 /// identity. Without `--data` a folder that is not there is nobody's data.
-fn check_data(source: &OsStr, data: Option<&Path>) -> Result<()> {
+fn check_folder(source: &OsStr, data: Option<&Path>) -> Result<()> {
     let folder = data.unwrap_or(Path::new(DATA));
     let there = match std::fs::metadata(folder) {
         Ok(there) => there,

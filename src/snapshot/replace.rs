@@ -3,7 +3,7 @@
 //! snapshot, a rescue snapshot for a rescue snapshot. What a newer floe made may be one of them, and so does not go; nor may they for it.
 //!
 //! One rule for every verb that writes a file. Of which filesystem or entries it is, is not asked, scripts use one name for many; nor
-//! whether it is whole, as what was cut is what is best replaced.
+//! whether it is whole, as what was cut is what is best replaced, as long as it still says what it is.
 
 use std::fs::File;
 use std::io::Read;
@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Exit, Result};
 use crate::snapshot::Marks;
-use crate::snapshot::archive::{self, Told};
+use crate::snapshot::archive::{self, Claim};
 use crate::stream::deflate::FINAL_BLOCK;
 use crate::stream::gzip;
 use crate::stream::image::Format;
@@ -86,19 +86,19 @@ pub(crate) fn check(path: &Path, coming: Coming) -> Result<()> {
 
 /// Why the snapshot there is kept from what comes, which has these marks.
 fn kept_from(path: &Path, marks: Marks, comes: &str) -> Result<Option<String>> {
-    let told = archive::told_by(path).map_err(|error| unread(path, &error))?;
-    Ok(match told {
-        Told::Marks(there) if !marks.covers(there) => Some(format!(
+    let claim = archive::claim_of(path).map_err(|error| unread(path, &error))?;
+    Ok(match claim {
+        Claim::Marks(there) if !marks.covers(there) => Some(format!(
             "is there and is {}, which is kept: what comes is {comes}",
             there.name()
         )),
-        Told::Newer => Some(
+        Claim::Newer => Some(
             "is there and is a snapshot of a newer floe, which may be one to be kept".to_owned(),
         ),
-        Told::NotYet | Told::Nothing => {
+        Claim::NotYet | Claim::Nothing => {
             Some("is there and is a damaged snapshot, which may be one to be kept".to_owned())
         }
-        Told::Marks(_) => None,
+        Claim::Marks(_) => None,
     })
 }
 
@@ -133,11 +133,11 @@ impl Arriving {
             return Ok(());
         }
         self.first.extend_from_slice(bytes);
-        let coming = match archive::told(&self.first) {
-            Told::NotYet => return Ok(()),
-            Told::Marks(marks) => Coming::Snapshot(Some(marks)),
-            Told::Newer => Coming::Newer,
-            Told::Nothing => Coming::Snapshot(Some(Marks::default())),
+        let coming = match archive::claim(&self.first) {
+            Claim::NotYet => return Ok(()),
+            Claim::Marks(marks) => Coming::Snapshot(Some(marks)),
+            Claim::Newer => Coming::Newer,
+            Claim::Nothing => Coming::Snapshot(Some(Marks::default())),
         };
         (self.is_judged, self.first) = (true, Vec::new());
         check(&self.path, coming)

@@ -7,7 +7,7 @@ mod beginning;
 mod bundle;
 mod catalog;
 
-pub(crate) use self::beginning::{Told, begins_so, told, told_by};
+pub(crate) use self::beginning::{Claim, begins_so, claim, claim_of};
 pub use self::beginning::{beginning, open_file};
 pub use self::bundle::Bundle;
 pub use self::catalog::Catalog;
