@@ -21,7 +21,7 @@ use std::path::Path;
 
 use crate::cli::{self, Args, Common, Item};
 use crate::error::{Error, NOTHING_WRITTEN, Result};
-use crate::stream::partfile::Place;
+use crate::place::Place;
 use crate::{features, help, report};
 
 /// Runs the command line: the program's name (which may be one that Mender's tools look for), the verb and its arguments.
@@ -78,15 +78,9 @@ fn begin(
     (key, about): (&'static str, &dyn fmt::Display),
     outputs: &[&Path],
 ) -> Result<()> {
-    let place = |path: &Path| Place::find(path).map(|place| place.identity()).ok();
-    if let Some(report) = common
-        .report
-        .as_deref()
-        .filter(|path| *path != Path::new("-"))
-        && let Some(own) = place(report)
-        && outputs
-            .iter()
-            .any(|output| place(output).as_ref() == Some(&own))
+    let report = common.report.as_deref();
+    if let Some(report) = report.filter(|path| *path != Path::new("-"))
+        && outputs.iter().any(|output| is_one_file(report, output))
     {
         return Err(Error::refused(format_args!(
             "{}: is what is to be written, and the report would replace it; name another file with --report",
@@ -95,6 +89,12 @@ fn begin(
         .leaving(NOTHING_WRITTEN));
     }
     report::begin(common, key, &about.to_string())
+}
+
+/// Whether two names of files to come lead to one.
+fn is_one_file(one: &Path, other: &Path) -> bool {
+    let place = |path| Place::find(path).map(|place| place.identity());
+    matches!((place(one), place(other)), (Ok(one), Ok(other)) if one == other)
 }
 
 /// Several arguments as they were typed.

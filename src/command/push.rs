@@ -53,6 +53,13 @@ pub(super) struct Options {
     common: Common,
 }
 
+impl Options {
+    /// Whether the board is asked for this, too.
+    fn asks(&self, word: &str) -> bool {
+        self.handed_on.iter().any(|asked| asked == word)
+    }
+}
+
 /// Reads the command line.
 pub(super) fn parse(mut args: Args) -> Result<Options> {
     // In front of `--`, and behind it.
@@ -271,20 +278,20 @@ pub(super) fn run(options: Options) -> Result<()> {
     super::begin(&common, ("path", &options.file.display()), &[])?;
     let file = kept::path_of(&options.file).map_err(|error| error.leaving("nothing was sent"))?;
     let options = Options { file, ..options };
-    let any = match options.handed_on.iter().any(|word| word == "--any-content") {
+    let any = match options.asks("--any-content") {
         true => Any::Yes,
         false => Any::No,
     };
     let good = check(&options.file, any, &common)?;
     let words = words(&options, &good)?;
-    let dry = options.handed_on.iter().any(|word| word == "--dry-run");
+    let dry = options.asks("--dry-run");
     let (hosts, shown) = (options.hosts.clone(), options.file.display().to_string());
     let (one, parallel) = (hosts.len() == 1, options.parallel);
     let differing = match dry {
         true => None,
         false => differing(&options, &good)?,
     };
-    let words_left = interrupted(&options, dry);
+    let words_left = interrupted(&options);
     let left = |cut: Interruption<'_>| match (cut.begun, cut.ended) {
         ("", 0) => "nothing was sent".into(),
         ("", _) => "nothing was sent but to boards that had ended".into(),
@@ -337,8 +344,8 @@ pub(super) fn run(options: Options) -> Result<()> {
 
 /// What an interruption leaves on the boards that it came to, which are HOST. Who refused says so only when asked again: so what
 /// helps asks for nothing that might write over something else.
-fn interrupted(options: &Options, dry: bool) -> String {
-    if dry {
+fn interrupted(options: &Options) -> String {
+    if options.asks("--dry-run") {
         return "HOST was being asked; nothing was written".into();
     }
     if options.store {
@@ -363,7 +370,7 @@ fn target(options: &Options) -> String {
 
 /// What the same push needs besides, where it is asked for again.
 fn overwrite(options: &Options) -> &'static str {
-    match options.handed_on.iter().any(|word| word == "--overwrite") {
+    match options.asks("--overwrite") {
         true => "",
         false => " (with --overwrite where it says that a target holds something now)",
     }
@@ -371,7 +378,7 @@ fn overwrite(options: &Options) -> &'static str {
 
 /// What is left on a board whose floe was done, where ssh ended badly.
 fn unconfirmed(options: &Options) -> String {
-    if options.handed_on.iter().any(|word| word == "--dry-run") {
+    if options.asks("--dry-run") {
         return "nothing was written; the same command again asks it anew".into();
     }
     if options.store {
@@ -392,8 +399,7 @@ struct Differing {
 /// Where that is wanted, and can be: what a table is still to make has no target that could be read.
 fn differing(options: &Options, good: &Good) -> Result<Option<Differing>> {
     let is_pair = |target: &OsString| !is_tag(target) && split_pair(target).is_some();
-    let is_given = |name: &str| options.handed_on.iter().any(|word| word == name);
-    if !is_given("--only-changes") || is_given("--disk") {
+    if !options.asks("--only-changes") || options.asks("--disk") {
         return Ok(None);
     }
     let (header, report) = match (good.format, &good.ended, options.targets.as_slice()) {

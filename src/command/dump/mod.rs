@@ -15,7 +15,6 @@ use crate::cli::{self, Args, Common, Item};
 use crate::error::{Error, Fault, Result};
 use crate::fs::files::Emptying;
 use crate::mounts::System;
-use crate::place::Place;
 use crate::report::{self, Progress};
 use crate::signals::Signals;
 use crate::snapshot::replace::{self, Coming};
@@ -161,12 +160,6 @@ fn piece(text: &str) -> Option<u64> {
     cli::size(text).filter(|bytes| *bytes >= 1 << 20)
 }
 
-/// Whether two names of files to come lead to one.
-fn is_one_file(one: &Path, other: &Path) -> bool {
-    let place = |path| Place::find(path).map(|place| place.identity());
-    matches!((place(one), place(other)), (Ok(one), Ok(other)) if one == other)
-}
-
 /// Runs the verb.
 pub(crate) fn run(options: Options) -> Result<()> {
     let start = Instant::now();
@@ -174,7 +167,7 @@ pub(crate) fn run(options: Options) -> Result<()> {
     let outputs = [&first, &options.bmap].into_iter().flatten();
     let outputs: Vec<&Path> = outputs.map(PathBuf::as_path).collect();
     if let [image, bmap] = outputs[..]
-        && is_one_file(image, bmap)
+        && super::is_one_file(image, bmap)
     {
         return Err(Error::usage("dump: -o and --bmap name the same file"));
     }
