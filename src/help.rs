@@ -184,8 +184,8 @@ written.
 const LIST: &str = "\
 floe list [DIR | HOST]: the snapshots in a folder, or in the store of a board over ssh, the oldest first
 
-Prints name, size, age, state and entries. The state is complete, being made, incomplete (it was cut short), newer format, damaged or
-no snapshot (a link, a folder, a pipe), with the reason. Images are not read: floe verify checks their bytes. Of kept snapshots the
+Prints name, size, age, state and entries. The state is complete, being made, incomplete (it was cut short), newer format, damaged,
+unreadable or no snapshot (a link, a folder, a pipe), with the reason. Images are not read: floe verify checks their bytes. Of kept snapshots the
 number at the end of the name says which is newer, as for 'latest' (the newest that is complete) and --keep; of others it is the time
 in them. Without DIR it is 'store = DIR' of /etc/floe.conf. What is no path that is there, and has no slash, is a HOST as floe pull
 takes it.
@@ -262,8 +262,8 @@ Of a file that is replaced the board sends only what has changed, and where a pu
 FILE.resume. What is taken from there is proven by hashes; the new file is that of a fresh pull.
 
 ssh is told to notice a dead connection within 30 s; the board thaws by itself.
---stall holds here, too: a board from which no byte comes for so long (default 5m,
-and 1h while it works and has nothing to say) is given up.
+--stall holds here, too: a board from which no byte that was asked for comes for so long (default 5m, and 1h while it works and has
+nothing to say) is given up.
 
 Exit: 0 all complete and checked; 1 at least one board failed or refused, the files of the others are complete; 2 wrong command line; 4
 refused, no board was asked.

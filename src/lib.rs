@@ -45,11 +45,12 @@
 //! | [`command`] | parse, order of steps, figures: one verb a file or folder, and no verb uses another |
 //!
 //! Where to look: a used map becomes chunks in `stream/plan.rs` (`Cursor`); the superblock is held back, and written last, in
-//! `put/head.rs` (`Last`); a zip entry is named in `snapshot/metadata.rs` (`image_path`); a run that freezes is `take/capture/mod.rs`.
+//! `put/head.rs` (`Last`); a zip entry is named in `snapshot/metadata.rs` (`image_path`); a run that freezes is `take/capture/mod.rs`,
+//! and the guardian is started in `freeze/launch.rs`. What a board says is bounded in `board/ssh/mod.rs` (its constants) and `board/heard.rs`.
 //! What is read before the freeze, and whether it is believed, is `stream/pipeline/precopy.rs`; what travels between two floes,
 //! `stream/frames/mod.rs`; whether an image that was read is whole, `stream/image/whole.rs`.
-//! A new verb is a file in `command/`, two lines in `command/mod.rs`, its options in `options.rs` and its text in `help.rs`; from
-//! these two come parsing, help, man page and completions.
+//! A new verb is a file in `command/`, its lines in `command/mod.rs` (and in the test there), its options in `options.rs` and its text in
+//! `help.rs`; from these two come parsing, help, man page and completions.
 //!
 //! What is `pub` here is what the tests and the fuzzers look into; there is no other use of the library.
 //!

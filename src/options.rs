@@ -87,7 +87,7 @@ clone >pull|--as-primary|the medium boots in place of this one: boot code, the a
 clone >pull|--factory|instead of the running system the factory snapshot that is kept (create --factory), and what the rescue snapshot holds, except / (it wins over the factory snapshot, whichever is newer): pairs find their entry by the SOURCE it was made from. Not with --new-uuid
 #What is read:
 artifact|--entry NAME|which entry of a snapshot
-artifact verify|--any-content|take bytes that show no filesystem and no partition table
+artifact verify|--any-content|take bytes that show no image, or one that is not whole, as they are
 dump|--fs-path PATH|the filesystem that this file or folder lies on, as SOURCE
 dump >pull|--whole|every block, free ones too; also a disk whose table or filesystem is damaged, and a file that is neither an image nor packed
 create clone|--whole|every block, free ones too
@@ -116,7 +116,7 @@ thaw|--all|everything that is mounted from a block device, in every mount namesp
 show|--json|one JSON object with stable keys
 show|--identity|instead: the files that make it one machine and not another, with fingerprints, of a mount, or of an ext filesystem on a device or in an image that is not packed; what --golden empties
 list|--json|one JSON array with stable keys
-delete|--force|factory and rescue snapshots, too, and what may be one: that of a newer floe, or one that cannot be read
+delete|--force|factory and rescue snapshots, too, and what may be one: that of a newer floe, or one that cannot be read or is damaged where it says what it is
 restore clone create delete >push|--dry-run|check everything, say what would be done, and touch nothing
 mender|--source, --fs-path PATH|what to dump: file, directory or device (default: /)
 mender|-C, --compression HOW|none (default) or gzip
