@@ -505,6 +505,15 @@ impl Error {
         message(fault.exit(), &format_args!("{subject}: {fault}"))
     }
 
+    /// The same of what is wrong with an input: what is not ours to read is exit 3, like what is corrupt.
+    pub(crate) fn input(subject: impl fmt::Display, fault: Fault) -> Self {
+        let error = Self::fault(subject, fault);
+        match fault.kind() {
+            FaultKind::Unsupported => error.with_exit(Exit::Corrupt),
+            _ => error,
+        }
+    }
+
     /// The same of an error of std, so that what is missing is the same everywhere.
     #[cold]
     #[inline(never)]

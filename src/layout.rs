@@ -105,6 +105,13 @@ pub(crate) fn be<T: Field>(bytes: &[u8], offset: usize) -> Option<T> {
     T::be(bytes, offset)
 }
 
+/// Puts the bytes of a field at `offset`; nothing where they go past the end.
+pub(crate) fn put(bytes: &mut [u8], offset: usize, field: &[u8]) {
+    if let Some(place) = bytes.get_mut(offset..offset.saturating_add(field.len())) {
+        place.copy_from_slice(field);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     layout! {

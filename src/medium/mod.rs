@@ -532,9 +532,7 @@ fn swap_header(length_bytes: u64) -> std::result::Result<Vec<u8>, Fault> {
         (page - 10, b"SWAPSPACE2"),
     ];
     for (at, field) in fields {
-        if let Some(place) = bytes.get_mut(at..at + field.len()) {
-            place.copy_from_slice(field);
-        }
+        crate::layout::put(&mut bytes, at, field);
     }
     Ok(bytes)
 }

@@ -318,11 +318,7 @@ impl GptHeaders {
     fn header(&self, [my_lba, alternate_lba, array_lba]: [u64; 3], array_crc: u32) -> Vec<u8> {
         let mut bytes = self.model.clone();
         let length = crate::layout::le::<u32>(&bytes, 0x0c).unwrap_or(HEADER_BYTES);
-        let mut put = |at: usize, field: &[u8]| {
-            if let Some(place) = bytes.get_mut(at..at + field.len()) {
-                place.copy_from_slice(field);
-            }
-        };
+        let mut put = |at, field: &[u8]| crate::layout::put(&mut bytes, at, field);
         put(0x10, &[0; 4]);
         put(0x18, &my_lba.to_le_bytes());
         put(0x20, &alternate_lba.to_le_bytes());
@@ -336,9 +332,7 @@ impl GptHeaders {
             0,
             bytes.get(..to_usize(u64::from(length))).unwrap_or_default(),
         );
-        if let Some(place) = bytes.get_mut(0x10..0x14) {
-            place.copy_from_slice(&crc.to_le_bytes());
-        }
+        crate::layout::put(&mut bytes, 0x10, &crc.to_le_bytes());
         bytes
     }
 }
@@ -353,9 +347,7 @@ fn blank_header(sector: u64) -> Vec<u8> {
         (0x54, &128u32.to_le_bytes()),
     ];
     for (at, field) in fields {
-        if let Some(place) = bytes.get_mut(at..at + field.len()) {
-            place.copy_from_slice(field);
-        }
+        crate::layout::put(&mut bytes, at, field);
     }
     bytes
 }

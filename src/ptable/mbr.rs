@@ -248,19 +248,14 @@ fn put(bytes: &mut [u8], index: usize, entry: NewEntry) -> Result<(), Fault> {
     field[5..8].copy_from_slice(&NO_CHS);
     field[8..12].copy_from_slice(&start.to_le_bytes());
     field[12..].copy_from_slice(&count.to_le_bytes());
-    let at = ENTRIES + index * ENTRY_BYTES;
-    if let Some(place) = bytes.get_mut(at..at + ENTRY_BYTES) {
-        place.copy_from_slice(&field);
-    }
+    layout::put(bytes, ENTRIES + index * ENTRY_BYTES, &field);
     Ok(())
 }
 
 /// A sector with nothing but the signature.
 fn signed(sector: u64) -> Vec<u8> {
     let mut bytes = vec![0; to_usize(sector)];
-    if let Some(place) = bytes.get_mut(0x1fe..0x200) {
-        place.copy_from_slice(&[0x55, 0xaa]);
-    }
+    layout::put(&mut bytes, 0x1fe, &[0x55, 0xaa]);
     bytes
 }
 
@@ -284,9 +279,8 @@ pub(super) fn build(table: &NewTable<'_>) -> Result<Vec<Patch>, Fault> {
     let sector = u64::from(table.sector_bytes);
     let count = table.partitions.len();
     let mut first = signed(sector);
-    if let Some(place) = first.get_mut(DISK_ID..DISK_ID + 4) {
-        place.copy_from_slice(table.disk_id.0.get(..4).unwrap_or_default());
-    }
+    let disk_id = table.disk_id.0.get(..4).unwrap_or_default();
+    layout::put(&mut first, DISK_ID, disk_id);
     let primaries = if count > 4 { 3 } else { count };
     for index in 0..primaries {
         let entry = new_entry(table, index).ok_or_else(|| Fault::refused("partition type"))?;

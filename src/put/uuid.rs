@@ -80,9 +80,7 @@ fn write(device: &Device, offset: u64, bytes: &[u8]) -> std::result::Result<(), 
         round_up(to_u64(end), sector).ok_or_else(|| Fault::refused("length of a write"))?;
     let mut whole = vec![0; to_usize(length)];
     device.read_at(start, &mut whole)?;
-    if let Some(place) = whole.get_mut(inside..end) {
-        place.copy_from_slice(bytes);
-    }
+    crate::layout::put(&mut whole, inside, bytes);
     device.write_at(start, &whole)
 }
 

@@ -235,12 +235,9 @@ pub(crate) fn frames_report(consistent: &str, figures: &CaptureFigures) -> Strin
         .collect();
     let used: Vec<String> = outcomes.map(|one| one.used_bytes.to_string()).collect();
     let mut object = JsonObject::new();
+    object.str("consistent", consistent);
+    figures.window(&mut object);
     object
-        .str("consistent", consistent)
-        .u64("frozen_ms", figures.frozen_ms)
-        .str("precopy", figures.precopy)
-        .u64("early_bytes", figures.rounds.early_bytes)
-        .u64("again_bytes", figures.rounds.again_bytes)
         .raw("maps", &json_list(&maps))
         .raw("used", &format!("[{}]", used.join(",")));
     object.finish()

@@ -286,11 +286,9 @@ impl Told for CloneReport {
             .u64("read_bytes", self.figures.read_bytes)
             .u64("written_bytes", self.sum(|one| one.written_bytes))
             .u64("unchanged_bytes", self.sum(|one| one.unchanged_bytes))
-            .u64("zeroed_bytes", self.sum(|one| one.zeroed_bytes))
-            .u64("frozen_ms", self.figures.frozen_ms)
-            .str("precopy", self.figures.precopy)
-            .u64("early_bytes", self.figures.rounds.early_bytes)
-            .u64("again_bytes", self.figures.rounds.again_bytes)
+            .u64("zeroed_bytes", self.sum(|one| one.zeroed_bytes));
+        self.figures.window(&mut object);
+        object
             .u64("total_ms", millis(self.total))
             .str("consistent", self.consistent)
             .bool("skipped_free", self.wants.skip_free)

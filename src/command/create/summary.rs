@@ -67,11 +67,9 @@ impl Told for CreateReport {
             .u64("size_bytes", self.sum(|image| image.size_bytes))
             .u64("used_bytes", self.used_bytes())
             .u64("read_bytes", self.figures.read_bytes)
-            .u64("written_bytes", self.written_bytes)
-            .u64("frozen_ms", self.figures.frozen_ms)
-            .str("precopy", self.figures.precopy)
-            .u64("early_bytes", self.figures.rounds.early_bytes)
-            .u64("again_bytes", self.figures.rounds.again_bytes)
+            .u64("written_bytes", self.written_bytes);
+        self.figures.window(&mut object);
+        object
             .u64("total_ms", report::millis(self.total))
             .str("consistent", &self.checksums.consistent);
         self.figures.emptied.json(&mut object);

@@ -65,11 +65,9 @@ impl Told for DumpReport {
             .u64("size_bytes", self.facts.size_bytes)
             .u64("used_bytes", self.used_bytes())
             .u64("read_bytes", self.figures.read_bytes)
-            .u64("written_bytes", self.totals.written_bytes)
-            .u64("frozen_ms", self.figures.frozen_ms)
-            .str("precopy", self.figures.precopy)
-            .u64("early_bytes", self.figures.rounds.early_bytes)
-            .u64("again_bytes", self.figures.rounds.again_bytes)
+            .u64("written_bytes", self.totals.written_bytes);
+        self.figures.window(&mut object);
+        object
             .u64("total_ms", report::millis(self.total))
             .str("crc32", &format!("{:08x}", self.totals.crc32));
         match self.totals.sha256 {

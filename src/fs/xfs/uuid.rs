@@ -11,7 +11,7 @@ use crate::crc::crc32c_raw;
 use crate::device::ReadAt;
 use crate::error::Fault;
 use crate::fs::identity::Write;
-use crate::layout::be;
+use crate::layout::{be, put};
 use crate::units::{Extent, to_usize};
 
 /// The header that the checksum covers: 328 bytes, 324 where 64-bit numbers are aligned to four bytes.
@@ -95,12 +95,6 @@ fn superblocks(
         write(offset, bytes)?;
     }
     Ok(())
-}
-
-fn put(bytes: &mut [u8], at: usize, field: &[u8]) {
-    if let Some(place) = bytes.get_mut(at..at + field.len()) {
-        place.copy_from_slice(field);
-    }
 }
 
 /// The log, whose records are changed one by one.

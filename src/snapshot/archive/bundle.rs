@@ -168,10 +168,7 @@ impl Bundle {
         if self.ahead {
             return Ok(0);
         }
-        let body = self
-            .unzip
-            .body()
-            .ok_or_else(|| Fault::corrupt("entry without data"))?;
+        let body = body(&mut self.unzip)?;
         let count = body.read(&mut self.input, out)?;
         if count < out.len() {
             self.settle()?;
@@ -189,10 +186,7 @@ impl Bundle {
 
     /// Behind the last byte of an entry: its checksums, and the beginning of what follows.
     fn settle(&mut self) -> std::result::Result<(), Fault> {
-        let body = self
-            .unzip
-            .body()
-            .ok_or_else(|| Fault::corrupt("entry without data"))?;
+        let body = body(&mut self.unzip)?;
         let found = (body.sums(), body.sha256().unwrap_or_default());
         let more = self.unzip.next(&mut self.input)?.is_some();
         self.found.push(found);
@@ -208,10 +202,7 @@ impl Bundle {
         if size > to_u64(json::MAX_BYTES) {
             return Err(Fault::corrupt("size of a text of the snapshot"));
         }
-        let body = self
-            .unzip
-            .body()
-            .ok_or_else(|| Fault::corrupt("entry without data"))?;
+        let body = body(&mut self.unzip)?;
         Body::expect(body, size);
         body.hash();
         let mut bytes = vec![0; to_usize(size)];
@@ -250,4 +241,11 @@ impl Bundle {
         self.checksums = checksums;
         Ok(())
     }
+}
+
+/// The data of the entry that was just begun.
+fn body(unzip: &mut Unzip) -> std::result::Result<&mut Body, Fault> {
+    unzip
+        .body()
+        .ok_or_else(|| Fault::corrupt("entry without data"))
 }

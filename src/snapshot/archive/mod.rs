@@ -12,7 +12,7 @@ pub use self::beginning::{beginning, open_file};
 pub use self::bundle::Bundle;
 pub use self::catalog::Catalog;
 use crate::content;
-use crate::error::{Error, Exit, Fault, FaultKind, Result};
+use crate::error::{Error, Exit, Fault, Result};
 use crate::json;
 use crate::snapshot::{Checksum, SNAPSHOT, Snapshot};
 use crate::stream::zip::{self, EntrySums};
@@ -60,11 +60,7 @@ fn not_ours(subject: &str) -> Error {
 
 /// The line for a fault in an entry of a snapshot.
 pub fn entry_error(subject: &str, path: &str, fault: Fault) -> Error {
-    let error = Error::fault(format_args!("{subject}: {path}"), fault);
-    match fault.kind() {
-        FaultKind::Unsupported => error.with_exit(Exit::Corrupt),
-        _ => error,
-    }
+    Error::input(format_args!("{subject}: {path}"), fault)
 }
 
 /// Whether `checksums.json` says of an entry what was found.

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::content::{Content, Seen, SeenAt};
-use crate::error::{Cause, Error, Exit, Fault, FaultKind, Result};
+use crate::error::{Cause, Error, Fault, Result};
 use crate::stream::copy::Ended;
 use crate::stream::partfile;
 
@@ -179,13 +179,11 @@ pub(crate) fn image_error(subject: &str, fault: Fault) -> Error {
     if let Some(error) = behind_pieces(subject, fault) {
         return error;
     }
-    let missing = match fault.is(Cause::EndsEarly) {
-        true => missing_piece(subject),
-        false => String::new(),
-    };
-    let error = Error::with(fault.exit(), format_args!("{subject}: {fault}{missing}"));
-    match fault.kind() {
-        FaultKind::Unsupported => error.with_exit(Exit::Corrupt),
-        _ => error,
+    match fault.is(Cause::EndsEarly) {
+        true => {
+            let missing = missing_piece(subject);
+            Error::with(fault.exit(), format_args!("{subject}: {fault}{missing}"))
+        }
+        false => Error::input(subject, fault),
     }
 }

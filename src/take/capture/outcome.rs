@@ -5,6 +5,7 @@ use rustix::io::Errno;
 use super::Capture;
 use crate::error::{Error, Exit, Fault, NOTHING_WRITTEN};
 use crate::fs::Coverage;
+use crate::report::JsonObject;
 use crate::stream::pipeline::{Placing, Problem, Rounds};
 use crate::stream::plan::{Part, Plan};
 use crate::take::emptied::Emptied;
@@ -37,6 +38,17 @@ pub(crate) struct CaptureFigures {
     pub precopy: &'static str,
     /// What pre-copy read before the freeze and under it.
     pub rounds: Rounds,
+}
+
+impl CaptureFigures {
+    /// How long writers waited, and what made that short, as every report has it.
+    pub(crate) fn window(&self, object: &mut JsonObject) {
+        object
+            .u64("frozen_ms", self.frozen_ms)
+            .str("precopy", self.precopy)
+            .u64("early_bytes", self.rounds.early_bytes)
+            .u64("again_bytes", self.rounds.again_bytes);
+    }
 }
 
 impl Capture {
