@@ -544,17 +544,7 @@ pub(crate) fn entries(snapshot: &Snapshot, checksums: Option<&Checksums>) -> Str
     let mut list = String::from("[");
     for (index, image) in snapshot.images.iter().enumerate() {
         let mut object = JsonObject::new();
-        for (key, text) in [
-            ("name", &image.name),
-            ("source", &image.source),
-            ("device", &image.device),
-            ("filesystem", &image.filesystem),
-            ("uuid", &image.uuid),
-            ("label", &image.label),
-            ("partition_type", &image.partition_type),
-            ("partition_label", &image.partition_label),
-            ("partition_uuid", &image.partition_uuid),
-        ] {
+        for (key, text) in image.texts() {
             object.str(key, text);
         }
         let sums = sums(checksums, image);

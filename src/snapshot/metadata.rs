@@ -247,9 +247,9 @@ impl Snapshot {
 }
 
 impl ImageEntry {
-    fn to_json(&self) -> String {
-        let mut object = JsonObject::new();
-        for (key, text) in [
+    /// Its texts, by their keys.
+    pub(crate) fn texts(&self) -> [(&'static str, &String); 9] {
+        [
             ("name", &self.name),
             ("source", &self.source),
             ("device", &self.device),
@@ -259,7 +259,12 @@ impl ImageEntry {
             ("partition_type", &self.partition_type),
             ("partition_label", &self.partition_label),
             ("partition_uuid", &self.partition_uuid),
-        ] {
+        ]
+    }
+
+    fn to_json(&self) -> String {
+        let mut object = JsonObject::new();
+        for (key, text) in self.texts() {
             object.str(key, cut(text));
         }
         object.u64("partition_number", self.partition_number);
