@@ -51,8 +51,10 @@ impl Session {
         if !is_silent && self.idle <= self.longest() {
             return None;
         }
-        // Who only says now and then that he is where he was is silent.
-        let is_noisy = self.noise.lines > 0 && self.silent < self.idle / 2;
+        // Who only says now and then that he is where he was is silent: floe does so once a second.
+        let may_say = MAX_NOISE.saturating_add(self.idle.as_secs().saturating_mul(2));
+        let has_flooded = self.noise.lines > may_say;
+        let is_noisy = has_flooded || self.noise.lines > 0 && self.silent < self.idle / 2;
         if is_noisy || self.misheard_bytes > 0 {
             return Some(self.noisy(is_noisy));
         }
