@@ -78,6 +78,12 @@ impl Signals {
         }
         number
     }
+
+    /// An error where one has arrived: thaw, then return it.
+    pub(crate) fn check(&self) -> Result<()> {
+        self.take()
+            .map_or(Ok(()), |number| Err(Error::signal(number)))
+    }
 }
 
 /// Whether a fatal signal waits to be taken: who is patient is so no longer.

@@ -83,11 +83,8 @@ impl Recipe {
 
     /// A sink for the image of the board whose files are called `stem`.
     pub(crate) fn sink(&self, path: &Path, stem: &str) -> Result<Box<dyn Sink>> {
-        let mut part = PartFile::create(path)?;
+        let (part, fd) = PartFile::begin(path)?;
         let shown = path.display().to_string();
-        let fd = part
-            .take_fd()
-            .ok_or_else(|| Error::failed(format_args!("{shown}: not open")))?;
         let maker = Maker {
             what: self.what.clone(),
             scripts: Arc::clone(&self.scripts),

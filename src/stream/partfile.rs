@@ -187,6 +187,14 @@ impl PartFile {
         })
     }
 
+    /// Creates it, and gives the file that is written.
+    pub(crate) fn begin(target: &Path) -> Result<(Self, OwnedFd)> {
+        let mut part = Self::create(target)?;
+        let closed = || Error::failed(format_args!("{}: not open", target.display()));
+        let fd = part.take_fd().ok_or_else(closed)?;
+        Ok((part, fd))
+    }
+
     /// The file that is being written, once.
     pub fn take_fd(&mut self) -> Option<OwnedFd> {
         self.file.take().map(OwnedFd::from)

@@ -45,10 +45,7 @@ pub(crate) struct ToFile {
 impl ToFile {
     /// Creates the part file, for its owner only: images hold keys and passwords.
     pub(crate) fn create(path: &Path) -> Result<Self> {
-        let mut part = PartFile::create(path)?;
-        let fd = part
-            .take_fd()
-            .ok_or_else(|| Error::failed(format_args!("{}: not open", path.display())))?;
+        let (part, fd) = PartFile::begin(path)?;
         Ok(Self {
             part,
             file: fd.into(),

@@ -79,10 +79,7 @@ impl OpenOutput {
                 (Some(store), path)
             }
         };
-        let mut part = PartFile::create(&path)?;
-        let fd = part
-            .take_fd()
-            .ok_or_else(|| Error::failed(format_args!("{}: not open", path.display())))?;
+        let (part, fd) = PartFile::begin(&path)?;
         Ok(Self {
             store,
             part: Some(part),

@@ -153,9 +153,7 @@ pub(super) fn begin(make: Make, signals: &Signals, limit: Duration, shown: &str)
     .map_err(|e| Error::fault("floe", Fault::io("start a thread", e)))?;
     let start = Instant::now();
     loop {
-        if let Some(number) = signals.take() {
-            return Err(Error::signal(number));
-        }
+        signals.check()?;
         match receive.recv_timeout(Duration::from_millis(50)) {
             Ok(Ok(emitter)) => return Ok(emitter),
             Ok(Err(problem)) => return Err(options::early(shown, problem)),

@@ -261,9 +261,7 @@ fn wait_writable(sink: &OwnedFd, limit: Duration, signals: &Signals) -> Result<(
         tv_nsec: i64::from(limit.subsec_nanos()),
     };
     let ready = rustix::event::poll(&mut fds, Some(&limit_spec));
-    if let Some(number) = signals.take() {
-        return Err(Error::signal(number));
-    }
+    signals.check()?;
     match ready {
         Ok(0) => Err(Error::refused(format_args!(
             "stdout: takes no byte within {} s; give it longer with --wait-sink",

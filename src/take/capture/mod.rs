@@ -205,9 +205,7 @@ impl Capture {
         // An ssh that reads it may ask for a password first.
         self.progress.hold(self.is_pipe);
         loop {
-            if let Some(number) = self.signals.take() {
-                return Err(Error::signal(number));
-            }
+            self.signals.check()?;
             if let Some(problem) = self.pipeline.state().problem {
                 return Err(self.problem(problem));
             }
@@ -347,9 +345,7 @@ impl Capture {
     /// Until a round is over; signals and problems end the wait. Whether there was no room for all of it.
     fn await_round(&mut self) -> Result<bool> {
         loop {
-            if let Some(number) = self.signals.take() {
-                return Err(Error::signal(number));
-            }
+            self.signals.check()?;
             let state = self.pipeline.state();
             if let Some(problem) = state.problem {
                 return Err(self.problem(problem));
@@ -380,9 +376,7 @@ impl Capture {
         let mut alone: Option<Instant> = None;
         self.surveyor.order(Stage::Survey);
         loop {
-            if let Some(number) = self.signals.take() {
-                return Err(Error::signal(number));
-            }
+            self.signals.check()?;
             if let Some(frozen) = frozen.as_mut() {
                 frozen.check()?;
             }
@@ -559,9 +553,7 @@ fn walk(
 ) -> Result<Option<Trouble>> {
     surveyor.order(stage);
     loop {
-        if let Some(number) = signals.take() {
-            return Err(Error::signal(number));
-        }
+        signals.check()?;
         if let Some(frozen) = frozen.as_mut() {
             frozen.check()?;
         }
