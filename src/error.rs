@@ -611,7 +611,7 @@ impl Error {
             if *exit == Exit::Refused {
                 *exit = Exit::Failed;
             }
-            if !what.is_empty() {
+            if !what.is_empty() || state == NOTHING_WRITTEN {
                 what.clone_into(state);
             }
         }
@@ -680,6 +680,8 @@ mod tests {
         assert_eq!(error.to_string(), "a: is mounted; nothing was written");
         let error = error.begun("a has no image");
         assert_eq!(error.to_string(), "a: is mounted; a has no image");
+        let of_the_second = Error::refused("b: is mounted").leaving(NOTHING_WRITTEN);
+        assert_eq!(of_the_second.begun("").to_string(), "b: is mounted");
         assert!(matches!(
             error.ending(),
             Ending::Message {

@@ -4,6 +4,7 @@
 //! A pair finds its entry by the SOURCE that it was made from. Both snapshots, every checksum and every target are checked before
 //! the first write; nothing is frozen.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -89,34 +90,38 @@ fn check(options: &Options, system: &System, kept: &[KeptSource]) -> Result<Opti
         let shown = one.path.display().to_string();
         unpack::check_machine(&shown, &one.catalog.snapshot, &here)?;
     }
-    let mut medium = None;
-    if options.medium.partition {
-        let sources = sources(system, kept)?;
-        let found = Medium::plan(system, &options.medium, &sources, options.overwrite)?;
-        if options.after.grow {
-            found.check_nodes()?;
+    let medium = match options.medium.partition {
+        true => {
+            let sources = sources(system, kept)?;
+            let found = Medium::plan(system, &options.medium, &sources, options.overwrite)?;
+            if options.after.grow {
+                found.check_nodes()?;
+            }
+            Some(found)
         }
-        medium = Some(found);
-    } else {
-        // All are held until the last is checked: the two snapshots must not go to the same place.
-        let mut held = Vec::new();
-        for one in kept {
-            check_targets(options, one, &mut held)?;
-        }
+        false => None,
+    };
+    // All are held until the last is checked: the two snapshots must not go to the same place.
+    let mut held = Vec::new();
+    for one in kept {
+        check_targets(options, one, medium.as_ref(), &mut held)?;
     }
     let (common, nothing) = (&options.common, |error: Error| {
         error.leaving(NOTHING_WRITTEN)
     });
     let mut line = report::Progress::new(common);
+    let mut targets = held.iter();
     for one in kept {
         let file = store::open_kept(&one.path)?;
-        for (image, _) in &one.parts {
+        for ((image, _), target) in one.parts.iter().zip(&mut targets) {
             let path = image_path(&image.name);
             let checked = one.catalog.check_bytes(&path, &mut line);
             checked.map_err(nothing)?;
-            entry::check(&one.catalog, &file, image, Any::No, common).map_err(nothing)?;
+            let found = entry::check(&one.catalog, &file, image, Any::No, common);
+            target.check_sectors(&found.map_err(nothing)?.content)?;
         }
     }
+    drop(held);
     Ok(medium)
 }
 
@@ -144,7 +149,11 @@ fn write_all<'k>(
     let (mut archived, mut grown) = (Vec::new(), Vec::new());
     for one in kept {
         // After the first write a refusal is 1, never 4.
-        let error = |error: Error| if begun { error.begun("") } else { error };
+        let error = |error: Error| match (begun, &medium) {
+            (true, Some(_)) => error.begun("").leaving(NO_TABLE),
+            (true, None) => error.begun(""),
+            (false, _) => error,
+        };
         let state = match (&medium, begun) {
             (Some(_), _) => NO_TABLE,
             (None, true) => {
@@ -304,23 +313,21 @@ fn sources(system: &System, kept: &[KeptSource]) -> Result<Vec<RoleSource>> {
     Ok(found)
 }
 
-fn check_targets(options: &Options, kept: &KeptSource, held: &mut Vec<Chosen>) -> Result<()> {
+fn check_targets(
+    options: &Options,
+    kept: &KeptSource,
+    medium: Option<&Medium>,
+    held: &mut Vec<Chosen>,
+) -> Result<()> {
     let file = store::open_kept(&kept.path)?;
     for (image, pair) in &kept.parts {
-        let chosen = Chosen::find(&pair.target, &file)?;
-        let same = |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-        let own = same(chosen.named().0);
-        if held.iter().any(|other| same(other.named().0) == own) {
-            return Err(Error::refused(format_args!(
-                "{}: is the target of two pairs",
-                own.display()
-            )));
-        }
-        chosen.check_size(image.size_bytes)?;
-        chosen.check_content(match pair.declared {
-            true => Overwrite::Allowed,
-            false => options.overwrite,
-        })?;
+        let chosen = match medium {
+            Some(medium) => {
+                let (disk, _, shown) = medium.place(Role::parse(&pair.target)?)?;
+                Chosen::Existing(shown.into(), disk)
+            }
+            None => target(options, image, pair, &file, held)?,
+        };
         if options.after.grow {
             let (shown, dev) = chosen.named();
             grow::check(shown, dev, &image.filesystem, &image.uuid)?;
@@ -328,6 +335,31 @@ fn check_targets(options: &Options, kept: &KeptSource, held: &mut Vec<Chosen>) -
         held.push(chosen);
     }
     Ok(())
+}
+
+/// The target of a pair that is no role of a new medium.
+fn target(
+    options: &Options,
+    image: &ImageEntry,
+    pair: &Pair,
+    file: &File,
+    held: &[Chosen],
+) -> Result<Chosen> {
+    let chosen = Chosen::find(&pair.target, file)?;
+    let same = |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let own = same(chosen.named().0);
+    if held.iter().any(|other| same(other.named().0) == own) {
+        return Err(Error::refused(format_args!(
+            "{}: is the target of two pairs",
+            own.display()
+        )));
+    }
+    chosen.check_size(image.size_bytes)?;
+    chosen.check_content(match pair.declared {
+        true => Overwrite::Allowed,
+        false => options.overwrite,
+    })?;
+    Ok(chosen)
 }
 
 /// Writes what comes from one snapshot.

@@ -600,6 +600,69 @@ fn a_whole_disk_goes_onto_a_larger_one_with_its_backup_table_at_the_end() {
     common::assert_same_tree(&files, &common::tree(mounted.dir()));
 }
 
+/// floe, with an /etc of its own, and the store in it.
+fn with_store(floe: &Command, store: &Path) -> Command {
+    let words = "mount -t tmpfs tmpfs /etc && echo \"store = $0\" > /etc/floe.conf && exec \"$@\"";
+    let mut run = Command::new("unshare");
+    run.args(["-m", "--propagation", "slave", "sh", "-c", words])
+        .arg(store);
+    run.arg(floe.get_program()).args(floe.get_args()); // the runner, where there is one, comes first
+    run
+}
+
+#[test]
+fn a_medium_for_which_the_factory_snapshot_was_not_made_is_left_as_it_is() {
+    drop(require_floe!());
+    let spec = || Spec {
+        mkfs: &["-b", "1024"],
+        ..Spec::default()
+    };
+    let [Ok(one), Ok(two)] = [LoopFs::make(spec()), LoopFs::make(spec())] else {
+        return common::skip("a loop device");
+    };
+    let scratch = Scratch::new();
+    let store = scratch.join("store");
+    fs::create_dir(&store).expect("store");
+    for (source, class) in [(&one, "--factory"), (&two, "--rescue")] {
+        let mut floe = require_floe!();
+        floe.arg("create")
+            .arg(format!("fs={}", source.dir().display()))
+            .args([class, "-o"])
+            .arg(&store);
+        common::run(&mut floe, Limit::secs(60)).expect_code(0);
+    }
+    let [whole, small, large] = ["whole", "small", "large"].map(|name| scratch.join(name));
+    for file in [&whole, &small, &large] {
+        fs::write(file, vec![0xa5; 200 << 20]).expect("medium");
+    }
+    let whole = (LoopDevice::attach(&whole, 4096), whole);
+    let small = (LoopDevice::attach(&small, 512), small);
+    let large = (LoopDevice::attach(&large, 4096), large);
+    let medium = whole.0.path().to_string_lossy();
+    let pairs = |first: &Path, second: &Path| [pair(one.dir(), first), pair(two.dir(), second)];
+    let lay = &["--partition", "--swap-size", "0", "--media", &*medium][..];
+    for (more, pairs) in [
+        (lay, pairs("root".as_ref(), "config".as_ref())),
+        // The second one only: the first must not have been written by then.
+        (&[], pairs(small.0.path(), large.0.path())),
+    ] {
+        let mut run = with_store(&require_floe!(), &store);
+        run.args(["clone", "--factory"]).args(more).args(pairs);
+        let run = common::run(&mut run, Limit::secs(60)).expect_code(4);
+        let said = run.stderr_text();
+        assert!(
+            said.contains("no kernel would mount it there; make")
+                && said.contains("; nothing was written"),
+            "{run}"
+        );
+    }
+    for (_, file) in [whole, small, large] {
+        let bytes = fs::read(&file).expect("medium");
+        let old = bytes.iter().all(|byte| *byte == 0xa5);
+        assert!(old, "{} was written", file.display());
+    }
+}
+
 #[test]
 fn a_medium_that_gets_the_factory_snapshot_keeps_nothing_of_what_it_held() {
     drop(require_floe!());
@@ -616,12 +679,8 @@ fn a_medium_that_gets_the_factory_snapshot_keeps_nothing_of_what_it_held() {
     let file = scratch.join("medium");
     fs::write(&file, vec![0xa5; 64 << 20]).expect("medium");
     let medium = LoopDevice::attach_with(&file, &["-P"]);
-    let words = "mount -t tmpfs tmpfs /etc && echo \"store = $0\" > /etc/floe.conf && exec \"$@\"";
-    let mut run = Command::new("unshare");
-    run.args(["-m", "--propagation", "slave", "sh", "-c", words])
-        .arg(&store);
     let floe = require_floe!();
-    run.arg(floe.get_program()).args(floe.get_args());
+    let mut run = with_store(&floe, &store);
     run.args(["clone", "--factory", "--partition", "--overwrite"])
         .args(["--swap-size", "0", "--media"])
         .arg(medium.path())
@@ -654,14 +713,9 @@ fn the_factory_and_the_rescue_snapshot_never_go_to_the_same_target() {
     let before = common::hash_file(&file);
     let name = target.path().file_name().expect("name").to_string_lossy();
     let other = PathBuf::from(format!("/dev/./{name}"));
-    // An /etc of its own, with the store in it.
-    let words = "mount -t tmpfs tmpfs /etc && echo \"store = $0\" > /etc/floe.conf && exec \"$@\"";
     let floe = require_floe!();
     let clone = |more: &[&str], code: i32| {
-        let mut run = Command::new("unshare");
-        run.args(["-m", "--propagation", "slave", "sh", "-c", words])
-            .arg(&store);
-        run.arg(floe.get_program()).args(floe.get_args()); // the runner, where there is one, comes first
+        let mut run = with_store(&floe, &store);
         run.args(["clone", "--factory"])
             .arg(pair(one.dir(), target.path()))
             .args(more);
