@@ -150,7 +150,8 @@ const FOREIGN: &[(usize, &[u8], &str)] = &[
     ),
 ];
 
-/// What boards have on a partition, or on a whole device, beside filesystems: where its magic stands.
+/// What devices hold beside the filesystems that floe knows: what boards start from, and filesystems, volumes and tables of others
+/// (the offsets as in util-linux, libblkid/src). Where its magic stands; those of two bytes, which chance writes too, are left out.
 const ON_DEVICES: &[(usize, &[u8], &str)] = &[
     (0, b"\x27\x05\x19\x56", "a U-Boot image"),
     (0, b"\xd0\x0d\xfe\xed", "a device tree or FIT image"),
@@ -167,10 +168,48 @@ const ON_DEVICES: &[(usize, &[u8], &str)] = &[
     (0, b"07070", "a cpio archive"),
     (0, b"UBI#", "UBI volumes"),
     (0x8001, b"CD001", "an ISO 9660 filesystem"),
+    (0x8001, b"BEA01", "a UDF filesystem"),
+    (3, b"NTFS    ", "an NTFS filesystem"),
+    (3, b"ReFS\0\0\0\0", "a ReFS filesystem"),
+    (3, b"-FVE-FS-", "a BitLocker volume"),
+    (0x400, b"H+\0\x04", "an HFS+ filesystem"),
+    (0x400, b"HX\0\x05", "an HFS+ filesystem"),
+    (0x20, b"NXSB", "an APFS container"),
+    // The first pair of a label: its name has 7 bytes, "version" (zfs: vdev_label.c, nvpair).
+    (0x4014, b"\0\0\0\x07version\0", "a member of a ZFS pool"),
+    (
+        0x1018,
+        b"\xc6\x85\x73\xf6\x66\xce\x90\xa9\xd9\x6a\x60\xcf\x80\x3d\xf7\xef",
+        "a bcachefs filesystem",
+    ),
+    (
+        0x1018,
+        b"\xc6\x85\x73\xf6\x4e\x1a\x45\xca\x82\x65\xf5\x7f\x48\xba\x6d\x81",
+        "a bcache device",
+    ),
+    (0x2000, b"OCFSV2", "an OCFS2 filesystem"),
+    (0x10000, b"\x01\x16\x19\x70\0\0\0\x01", "a GFS2 filesystem"),
+    (0x255c, b"\x54\x19\x01\0", "a UFS filesystem"),
+    (0x1055c, b"\x19\x01\x54\x19", "a UFS filesystem"),
+    (0, b"\x45\x3d\xcd\x28", "a cramfs filesystem"),
+    (0, b"-rom1fs-", "a romfs filesystem"),
+    (0, b"\x31\x18\x10\x06", "a UBIFS filesystem"),
+    (
+        0x4000,
+        b"SKUL\xba\xbe",
+        "the second header of a LUKS volume",
+    ),
+    (0, b"verity\0\0", "the hashes of dm-verity"),
+    (0, b"integrt\0", "a dm-integrity volume"),
+    (0, b"dmvdo001", "a VDO volume"),
+    (0, b"AVB0", "the metadata of Android Verified Boot"),
+    (0x1000, b"gDla", "Android's dynamic partitions"),
+    (0x200, b"\x57\x45\x56\x82", "a BSD disklabel"),
+    (0x200, b"PM\0\0", "an Apple partition map"),
 ];
 
 /// As far as the magic of any of these reaches.
-pub(crate) const ON_DEVICES_BYTES: usize = 0x8800;
+pub(crate) const ON_DEVICES_BYTES: usize = 0x10800;
 
 /// What stands at the beginning of a device that no filesystem and no table is seen on; `None` where that is not known.
 pub(crate) fn on_device(first: &[u8]) -> Option<&'static str> {
@@ -258,6 +297,19 @@ pub(crate) fn foreign(first: &[u8]) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_devices_hold_is_named_by_a_magic_that_is_read_and_is_no_chance() {
+        for (at, magic, what) in ON_DEVICES {
+            assert!(
+                magic.len() >= 3 && at + magic.len() <= ON_DEVICES_BYTES,
+                "{what}"
+            );
+            let mut bytes = vec![0; ON_DEVICES_BYTES];
+            bytes[*at..at + magic.len()].copy_from_slice(magic);
+            assert_eq!(on_device(&bytes), Some(*what));
+        }
+    }
 
     #[test]
     fn what_other_programs_make_is_named_with_what_to_do() {

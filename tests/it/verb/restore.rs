@@ -670,7 +670,7 @@ fn what_a_raw_image_that_was_cut_in_a_pipe_leaves_is_said_with_what_repairs_it()
 }
 
 #[test]
-fn what_boards_start_from_is_not_written_over_without_a_word() {
+fn what_boards_start_from_and_others_keep_is_not_written_over_without_a_word() {
     require_mkfs!();
     require!(common::is_root(), "root");
     let scratch = Scratch::new();
@@ -683,6 +683,9 @@ fn what_boards_start_from_is_not_written_over_without_a_word() {
         (0, b"\x27\x05\x19\x56", "a U-Boot image"),
         (0x38, b"ARM\x64", "an arm64 kernel (Image)"),
         (0x8001, b"CD001", "an ISO 9660 filesystem"),
+        (3, b"NTFS    ", "an NTFS filesystem"),
+        (0x4014, b"\0\0\0\x07version\0", "a member of a ZFS pool"),
+        (0x10000, b"\x01\x16\x19\x70\0\0\0\x01", "a GFS2 filesystem"),
     ] {
         let noise = common::Random(9).bytes(1 << 20);
         let file = fs::File::options()
