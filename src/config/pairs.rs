@@ -11,6 +11,7 @@ use std::path::Path;
 use crate::config::{CONFIG, uncommented};
 use crate::device::limited;
 use crate::error::{Error, NOTHING_WRITTEN, Result};
+use crate::units::to_u64;
 
 /// Most pairs: the guardian's board has room for a filesystem each.
 pub(crate) const MAX_PAIRS: usize = 16;
@@ -31,7 +32,7 @@ pub(crate) struct Pair {
 }
 
 impl Pair {
-    /// At the first `=`, that of a tag in front passed over; `None` where a half is missing.
+    /// At the first `=`, that of a tag in front passed over; `None` where a half is missing or no name.
     pub(crate) fn parse(text: &OsStr) -> Option<Self> {
         let bytes = text.as_bytes();
         let tag = TAGS.iter().find(|tag| bytes.starts_with(tag));
@@ -39,7 +40,7 @@ impl Pair {
         let middle = bytes.iter().skip(skip).position(|byte| *byte == b'=')? + skip;
         let half = |part: Option<&[u8]>| {
             let part = part?.trim_ascii();
-            (!part.is_empty()).then(|| OsStr::from_bytes(part).to_owned())
+            (!part.is_empty() && !part.contains(&0)).then(|| OsStr::from_bytes(part).to_owned())
         };
         if middle == skip {
             return None;
@@ -99,13 +100,17 @@ pub(crate) fn declared() -> Vec<Pair> {
 fn text(path: &Path) -> std::io::Result<Vec<u8>> {
     let mut text = Vec::new();
     let mut file = std::fs::File::open(path)?;
-    limited(&mut file, LIMIT_BYTES).read_to_end(&mut text)?;
+    limited(&mut file, LIMIT_BYTES + 1).read_to_end(&mut text)?;
     Ok(text)
 }
 
 /// One pair a line; `Err` has the number of a line that is wrong.
 pub(super) fn parse(text: &[u8]) -> std::result::Result<Vec<Pair>, (usize, String)> {
     let mut pairs = Vec::new();
+    // What was cut off may be half a name, and that of another device.
+    if to_u64(text.len()) > LIMIT_BYTES {
+        return Err((1, format!("the file has more than {LIMIT_BYTES} bytes")));
+    }
     for (number, line) in (1usize..).zip(text.split(|byte| *byte == b'\n')) {
         let line = uncommented(line);
         if line.is_empty() {
@@ -216,11 +221,14 @@ mod tests {
         assert_eq!(pairs.len(), 2);
         assert!(pairs.iter().all(|pair| pair.declared));
         assert_eq!(pairs[1].target, "PARTLABEL=config_b");
+        let long = format!("#{}\n/=/dev/b12\n", "x".repeat(65_530));
         for (text, line, why) in [
             ("/=/dev/b\n\nnonsense\n", 3, "is not SOURCE=TARGET"),
             ("stroe = /data\n", 1, "nor a setting"),
             ("/=/dev/b\n/=/dev/c\n", 2, "'/' is named twice"),
             ("/=/dev/b\n/c=/dev/b\n", 2, "'/dev/b' is named twice"),
+            ("/=/dev/b\0\n", 1, "is not SOURCE=TARGET"),
+            (&long, 1, "more than 65536 bytes"),
         ] {
             let (number, found) = parse(text.as_bytes()).unwrap_err();
             assert_eq!(number, line, "{text}");
