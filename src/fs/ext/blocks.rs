@@ -11,6 +11,15 @@ use crate::error::Fault;
 use crate::fs::{UsedMap, Verdict};
 use crate::units::{self, to_usize};
 
+/// Which part of the groups' metadata.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Metadata {
+    /// All that is set aside.
+    All,
+    /// What was written at some time; not the inode tables, which the pass over all inodes asks for.
+    Written,
+}
+
 /// Marks free what the bitmaps prove free. The map comes in with everything used.
 pub(super) fn apply_bitmaps(
     geometry: &Geometry,
@@ -140,11 +149,15 @@ pub(super) fn mark_metadata(
     geometry: &Geometry,
     buffers: &mut Buffers<'_>,
     map: &mut UsedMap,
+    metadata: Metadata,
     verdict: &mut Verdict,
 ) -> Result<(), Fault> {
     for group in 0..geometry.groups {
         let unit = u64::from(group);
-        let base = geometry.base_metadata(group);
+        let mut base = geometry.base_metadata(group);
+        if metadata == Metadata::Written {
+            base.count -= geometry.spare_descriptors(group).count;
+        }
         if !claim(geometry, map, base) {
             let fault = Fault::corrupt("superblock copy marked free");
             verdict.doubt(fault.in_unit("group", unit));
@@ -154,10 +167,37 @@ pub(super) fn mark_metadata(
         let Some(descriptor) = Fault::believed(descriptor)? else {
             continue;
         };
-        for run in descriptor.own_metadata(geometry) {
+        let own = match metadata {
+            Metadata::All => descriptor.own_metadata(geometry),
+            Metadata::Written => descriptor.written_metadata(geometry),
+        };
+        for run in own {
             if !claim(geometry, map, run) {
                 let fault = Fault::corrupt("group metadata marked free");
                 verdict.doubt(fault.in_unit("group", unit));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Frees what was set aside for metadata and never written: bitmaps that a descriptor calls uninitialised, and the room for more
+/// descriptors beside their copies. There is in it what was on the disk before the filesystem was made.
+pub(super) fn free_unwritten(
+    geometry: &Geometry,
+    buffers: &mut Buffers<'_>,
+    map: &mut UsedMap,
+) -> Result<(), Fault> {
+    for group in 0..geometry.groups {
+        let descriptor = geometry.descriptor(&mut buffers.descriptors, group)?;
+        let own = descriptor.own_metadata(geometry);
+        let written = descriptor.written_metadata(geometry);
+        let bitmaps = own.into_iter().zip(written).take(2);
+        let unwritten = bitmaps.filter(|(_, written)| written.count == 0);
+        let spare = geometry.spare_descriptors(group);
+        for run in unwritten.map(|(run, _)| run).chain([spare]) {
+            if let Some(extent) = geometry.extent(run.start, run.count) {
+                map.set_free(extent);
             }
         }
     }

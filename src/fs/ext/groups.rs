@@ -144,6 +144,21 @@ impl Geometry {
         }
     }
 
+    /// What of these is room for the descriptors to grow. Not that of the first group, which holds the pointers of the resize inode: the
+    /// kernel writes the other groups' whole when it takes it, and reads none (fs/ext4/resize.c, update_backups).
+    pub(super) fn spare_descriptors(&self, group: u32) -> Blocks {
+        let has_room = group / self.descriptors_per_block() < self.first_meta_bg;
+        let (start, count) = match group != 0 && self.has_super(group) && has_room {
+            true => (1 + u64::from(self.first_meta_bg), self.reserved_gdt_blocks),
+            false => (0, 0),
+        };
+        let base = self.base_metadata(group);
+        Blocks {
+            start: base.start.saturating_add(start),
+            count: count.min(base.count.saturating_sub(start)),
+        }
+    }
+
     pub(super) fn descriptor_block(&self, index: u32) -> u64 {
         let super_block = u64::from(self.block.bytes() == 1024);
         if index < self.first_meta_bg {
@@ -303,5 +318,13 @@ impl Descriptor {
                 count: geometry.table_blocks(),
             },
         ]
+    }
+    /// What of it was written, without the table: a bitmap never was where the descriptor says so.
+    pub(super) fn written_metadata(&self, geometry: &Geometry) -> [Blocks; 3] {
+        let [mut blocks, mut inodes, mut table] = self.own_metadata(geometry);
+        blocks.count *= u64::from(!self.block_uninit);
+        inodes.count *= u64::from(!self.inode_uninit);
+        table.count = 0;
+        [blocks, inodes, table]
     }
 }

@@ -127,8 +127,7 @@ pub(super) fn inode_bits<'b>(
     Ok(bits)
 }
 
-/// Frees the blocks of the inode tables in which no inode is in use. For after a [`pass`] without a doubt, and after everybody's
-/// metadata was found to be used.
+/// Frees the blocks of the inode tables in which no inode is in use.
 pub(super) fn free_tables(
     geometry: &Geometry,
     buffers: &mut Buffers<'_>,
@@ -196,11 +195,20 @@ impl Scan<'_> {
         let mut has_used = true;
         for index in 0..touched {
             if index % geometry.inodes_per_block() == 0 {
-                has_used = is_block_used(geometry, bits, index / geometry.inodes_per_block());
+                let block = index / geometry.inodes_per_block();
+                has_used = is_block_used(geometry, bits, block);
+                let run = Blocks {
+                    start: descriptor.inode_table.saturating_add(block),
+                    count: u64::from(has_used),
+                };
+                if !is_used(geometry, self.map, run) {
+                    let fault = Fault::corrupt("inodes in use are marked free");
+                    self.found.doubt(fault.in_unit("group", group.into()));
+                }
             }
             let offset = table.offset + index * inode_bytes;
-            let is_used = is_set(bits, index);
-            let is_asked = is_used || !has_used && self.pass == Pass::Free;
+            let in_use = is_set(bits, index);
+            let is_asked = in_use || !has_used && self.pass == Pass::Free;
             if !is_asked || !self.known.must_read(offset) {
                 continue;
             }
@@ -210,7 +218,7 @@ impl Scan<'_> {
                 ahead_end: table.offset + touched * inode_bytes,
             })?;
             let number = u32::try_from(first + index).unwrap_or(u32::MAX);
-            if !is_used {
+            if !in_use {
                 if Inode::has_names(bytes) {
                     let fault = Fault::corrupt("a file is marked free");
                     self.found.doubt(fault.in_unit("inode", number.into()));

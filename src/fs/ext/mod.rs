@@ -3,7 +3,7 @@
 //! The walk goes from what is cheap to disprove to what is worth freeing: superblock, state and journal say whether anything is
 //! believed at all; each group's bitmap is applied after its cross-checks; everybody's metadata must then be marked used; last,
 //! blocks are freed that bitmaps call used and nobody would read: the empty journal, unwritten extents, inode tables without an inode
-//! in use. The first doubt in that last step takes all of it back. One file per on-disk concept:
+//! in use, bitmaps that were never written. The first doubt in that last step takes all of it back. One file per on-disk concept:
 //!
 //! | file | concept |
 //! | --- | --- |
@@ -42,6 +42,7 @@ use crate::fs::earlier::EarlierFindings;
 use crate::fs::{
     Identity, Kind, Reader, Still, UsedMap, Verdict, Walk, WalkTask, read_array, text, uuid_text,
 };
+use blocks::Metadata;
 pub(super) use empty::{empty, look};
 use inodes::Pass;
 use journal::Journal;
@@ -220,10 +221,10 @@ fn believe_bitmaps(
     verdict: &mut Verdict,
 ) -> Result<(), Fault> {
     blocks::apply_bitmaps(geometry, buffers, map, verdict)?;
-    blocks::mark_metadata(geometry, buffers, map, verdict)
+    blocks::mark_metadata(geometry, buffers, map, Metadata::All, verdict)
 }
 
-/// Frees journal, unwritten extents and tables without an inode in use; a doubt means that the map must be made anew.
+/// Frees journal, unwritten extents and metadata that holds nothing; a doubt means that the map must be made anew.
 fn free_what_holds_nothing(
     geometry: &Geometry,
     buffers: &mut Buffers<'_>,
@@ -234,9 +235,15 @@ fn free_what_holds_nothing(
     if let Some(journal) = journal {
         journal::free(geometry, buffers, journal, map)?;
     }
+    // Before the files are asked for what is theirs: where that overlaps, it is a doubt.
+    let freed = inodes::free_tables(geometry, buffers, map);
+    let freed = freed.and_then(|()| blocks::free_unwritten(geometry, buffers, map));
+    if let Err(fault) = freed {
+        return fault.doubted().map(Some);
+    }
     let mut found = inodes::pass(geometry, buffers, map, Pass::Free, known)?;
     let mut verdict = Verdict::USED;
-    blocks::mark_metadata(geometry, buffers, map, &mut verdict)?;
+    blocks::mark_metadata(geometry, buffers, map, Metadata::Written, &mut verdict)?;
     // An unwritten extent that overlaps a file seen before it shows only now.
     if found.doubt.is_none() && verdict.doubt.is_none() && found.unwritten_blocks > 0 {
         let known = if found.is_new {
@@ -248,7 +255,6 @@ fn free_what_holds_nothing(
     }
     let doubt = found.doubt.or(verdict.doubt);
     if doubt.is_none() {
-        inodes::free_tables(geometry, buffers, map)?;
         known.believe();
     }
     Ok(doubt)

@@ -31,7 +31,8 @@ fn open(path: &Path) -> Device {
 /// Blocks by number, true where they are used.
 struct Reference {
     used: Vec<bool>,
-    /// Blocks that may come out as zeros although they are used: the journal, inode tables, unwritten extents.
+    /// Blocks that may come out as zeros although they are used: the journal, inode tables, unwritten extents, and what was set aside
+    /// and never written.
     may_be_zero: Vec<bool>,
 }
 
@@ -58,11 +59,26 @@ fn reference(image: &Path, blocks: usize) -> Reference {
     let block_bytes = number("Block size:").expect("block size");
     // Ranges of free clusters end with the first block of the last one.
     let ratio = number("Cluster size:").map_or(1, |bytes| bytes / block_bytes);
-    let mut in_groups = false;
+    let mut group = "";
     for line in text.lines() {
-        in_groups |= line.starts_with("Group 0:");
-        if !in_groups {
+        if line.starts_with("Group ") && line.contains(": (Blocks") {
+            group = line;
+        }
+        if group.is_empty() {
             continue;
+        }
+        // Bitmaps that were never written, and room beside the copies of the descriptors.
+        let unwritten = [
+            ("Block bitmap at ", group.contains("BLOCK_UNINIT")),
+            ("Inode bitmap at ", group.contains("INODE_UNINIT")),
+            ("Reserved GDT blocks at ", !group.starts_with("Group 0:")),
+        ];
+        for (name, is_unwritten) in unwritten {
+            let rest = line.split(name).nth(1).filter(|_| is_unwritten);
+            let place = rest.and_then(|rest| ranges(rest.split(' ').next()?).next());
+            if let Some((first, last)) = place {
+                may_be_zero[first..=last].fill(true);
+            }
         }
         if let Some(list) = line.trim().strip_prefix("Free blocks: ") {
             for (first, last) in ranges(list) {

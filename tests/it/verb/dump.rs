@@ -120,6 +120,64 @@ fn a_second_dump_after_a_thousand_new_files_has_no_stale_byte() {
 }
 
 #[test]
+fn nothing_that_was_on_the_disk_before_its_filesystem_is_in_the_image() {
+    require!(
+        common::is_root() && common::have("mke2fs"),
+        "root and mke2fs"
+    );
+    drop(require_floe!());
+    let kinds: [&[&str]; 5] = [
+        &["-b", "1024"],
+        &["-b", "4096"],
+        &["-b", "4096", "-O", "^metadata_csum,uninit_bg"],
+        &["-b", "2048", "-O", "^flex_bg,^64bit"],
+        &["-b", "1024", "-O", "meta_bg,^resize_inode"],
+    ];
+    let scratch = Scratch::new();
+    let (disk, raw) = (scratch.join("disk"), scratch.join("raw"));
+    let old = b"WHAT-WAS-HERE-BEFORE-mkfs-came-\n";
+    for mkfs in kinds {
+        fs::write(&disk, old.repeat((300 << 20) / old.len())).expect("disk");
+        let options = ["-q", "-F", "-t", "ext4", "-E", "nodiscard,resize=4000000"];
+        common::output("mke2fs", &[&options, mkfs, &[&text(&disk)]].concat());
+        let mounted = Mounted::new("ext4", &disk, "rw");
+        common::fill(mounted.dir(), 20);
+        common::output("sync", &["-f", &text(mounted.dir())]);
+        dump_to(
+            &mut require_floe!(),
+            &["-z", "none", &text(mounted.dir())],
+            &raw,
+        )
+        .expect_code(0);
+        let bytes = fs::read(&raw).expect("image");
+        let places = bytes.windows(old.len()).enumerate();
+        let places: Vec<usize> = places
+            .filter(|(_, seen)| seen == old)
+            .map(|(at, _)| at)
+            .collect();
+        // A copy of the superblock has a block, of which it takes 1 KiB.
+        let block: usize = mkfs[1].parse().expect("block size");
+        let copies = places.iter().map(|at| at / block);
+        let copies: std::collections::BTreeSet<usize> = copies.collect();
+        let most = if block == 1024 { 0 } else { 5 };
+        assert!(copies.len() <= most, "{mkfs:?}: {copies:?}");
+        assert!(
+            places.iter().all(|at| at % block >= 1024),
+            "{mkfs:?}: {places:?}"
+        );
+        common::output("e2fsck", &["-fn", &text(&raw)]);
+        let copy = Mounted::new("ext4", &raw, "ro");
+        common::assert_same_tree(&common::tree(mounted.dir()), &common::tree(copy.dir()));
+        drop(copy);
+        // The room for descriptors is there to be taken.
+        let file = fs::OpenOptions::new().write(true).open(&raw);
+        file.and_then(|file| file.set_len(900 << 20)).expect("room");
+        common::output("resize2fs", &[&text(&raw)]);
+        common::output("e2fsck", &["-fn", &text(&raw)]);
+    }
+}
+
+#[test]
 fn deleted_and_fallocated_secrets_are_not_in_the_image() {
     let fs = filled!(Spec {
         mib: 96,
