@@ -126,20 +126,31 @@ fn nothing_that_was_on_the_disk_before_its_filesystem_is_in_the_image() {
         "root and mke2fs"
     );
     drop(require_floe!());
+    const GROWS: &str = "nodiscard,resize=4000000";
     let kinds: [&[&str]; 5] = [
-        &["-b", "1024"],
-        &["-b", "4096"],
-        &["-b", "4096", "-O", "^metadata_csum,uninit_bg"],
-        &["-b", "2048", "-O", "^flex_bg,^64bit"],
-        &["-b", "1024", "-O", "meta_bg,^resize_inode"],
+        &["-b", "1024", "-E", GROWS],
+        &["-b", "4096", "-E", GROWS],
+        &["-b", "4096", "-E", GROWS, "-O", "^metadata_csum,uninit_bg"],
+        &["-b", "2048", "-E", GROWS, "-O", "^flex_bg,^64bit"],
+        &[
+            "-b",
+            "1024",
+            "-E",
+            "nodiscard",
+            "-O",
+            "meta_bg,^resize_inode",
+        ],
     ];
     let scratch = Scratch::new();
     let (disk, raw) = (scratch.join("disk"), scratch.join("raw"));
     let old = b"WHAT-WAS-HERE-BEFORE-mkfs-came-\n";
     for mkfs in kinds {
-        fs::write(&disk, old.repeat((300 << 20) / old.len())).expect("disk");
-        let options = ["-q", "-F", "-t", "ext4", "-E", "nodiscard,resize=4000000"];
-        common::output("mke2fs", &[&options, mkfs, &[&text(&disk)]].concat());
+        let block: usize = mkfs[1].parse().expect("block size");
+        // Several groups.
+        let size = if block == 4096 { 300 << 20 } else { 90 << 20 };
+        fs::write(&disk, old.repeat(size / old.len())).expect("disk");
+        let options: &[&str] = &["-q", "-F", "-t", "ext4"];
+        common::output("mke2fs", &[options, mkfs, &[&text(&disk)]].concat());
         let mounted = Mounted::new("ext4", &disk, "rw");
         common::fill(mounted.dir(), 20);
         common::output("sync", &["-f", &text(mounted.dir())]);
@@ -156,7 +167,6 @@ fn nothing_that_was_on_the_disk_before_its_filesystem_is_in_the_image() {
             .map(|(at, _)| at)
             .collect();
         // A copy of the superblock has a block, of which it takes 1 KiB.
-        let block: usize = mkfs[1].parse().expect("block size");
         let copies = places.iter().map(|at| at / block);
         let copies: std::collections::BTreeSet<usize> = copies.collect();
         let most = if block == 1024 { 0 } else { 5 };
