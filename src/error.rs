@@ -328,7 +328,7 @@ impl Fault {
         }
     }
 
-    /// Whether a name was opened that is not there.
+    /// Whether a name was opened that is not there, or a folder's where a file's was wanted.
     fn is_missing(&self) -> bool {
         use rustix::io::Errno;
         let details = self.details();
@@ -336,6 +336,7 @@ impl Fault {
         let missing = [
             Errno::NOENT,
             Errno::NOTDIR,
+            Errno::ISDIR,
             Errno::LOOP,
             Errno::NAMETOOLONG,
             Errno::NXIO,
