@@ -237,8 +237,11 @@ impl Remains {
             crc32: word(),
             times: 1,
         };
+        let behind = self.unit.saturating_add(entry.room_bytes() / UNIT_BYTES);
+        // Behind the end stands what comes now: the room of one that was cut off is not all its own.
         let is_one = head(chunk, entry) == bytes
             && chunk < self.chunks
+            && behind <= self.units
             && (1..=MAX_PACKED).contains(&to_usize(u64::from(entry.packed)));
         if is_one {
             // What was said of those before holds.
@@ -246,7 +249,7 @@ impl Remains {
                 self.index.set(chunk, entry)?;
             }
             self.behind = chunk + 1;
-            self.unit += entry.room_bytes() / UNIT_BYTES;
+            self.unit = behind;
             return Ok(true);
         }
         // What was given back is a hole.

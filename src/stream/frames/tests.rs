@@ -1,6 +1,6 @@
 //! The format: what comes back, and what is not believed.
 
-use super::receive::{HeldStream, NO_ROOM, receive};
+use super::receive::{HeldChunk, HeldStream, NO_ROOM, receive};
 use super::send::FrameEmitter;
 use super::*;
 use crate::error::FaultKind;
@@ -497,6 +497,17 @@ fn what_an_interrupted_run_left_is_found_again_whatever_was_damaged() {
     assert_eq!(length.div_ceil(4096), 4 * room);
     assert_eq!(units(2).0, [at(1), at(2), 0, 0]);
     file.write_all_at(&[0xff], 2 * room * 4096 + 9).unwrap();
+    assert_eq!(units(4).0, [at(1), 0, at(3), 0]);
+    // Behind the end of a file that was cut stands what comes next: what is cut off has no room of its own.
+    let long = HeldChunk {
+        packed: 9000,
+        ..HeldChunk::default()
+    };
+    let end = 4 * room * 4096;
+    file.write_all_at(&known::head(3, long), end).unwrap();
+    file.set_len(end + 3 * 4096).unwrap();
+    assert_eq!(units(4).0, [at(1), 0, at(3), at(4)]);
+    file.set_len(end + 2 * 4096).unwrap();
     assert_eq!(units(4).0, [at(1), 0, at(3), 0]);
     file.set_len(0).unwrap();
     assert_eq!(units(4), (vec![0; 4], 0));

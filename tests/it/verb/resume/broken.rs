@@ -66,6 +66,29 @@ fn a_pull_that_is_cut_anywhere_goes_on_and_ends_as_a_fresh_one() {
 }
 
 #[test]
+fn what_an_interrupted_pull_left_may_itself_be_cut_off() {
+    let bench = require_bench!();
+    let (source, _) = bench.image();
+    let dump = ["--dump", source.to_str().expect("text")];
+    let fresh = bench.pulled(&dump, "fresh.img.gz");
+    let left = bench.join("cut.img.gz.resume");
+    // As a power cut leaves a file: what comes next is put where the rest of its last chunk was to be, and gets there before that
+    // chunk comes anew, as one in front is damaged, too.
+    for cut in 1..6 {
+        bench.cut(3 << 20);
+        bench.breaks(&dump, "cut.img.gz");
+        let file = fs::File::options().write(true).open(&left).expect("left");
+        let length = file.metadata().expect("left").len();
+        file.set_len(length - cut * 20_000).expect("cut");
+        flip(&left, 4);
+        bench.board("exec sh -c \"$line\"");
+        assert!(bench.pulled(&dump, "cut.img.gz") == fresh, "{cut}");
+        assert!(bench.number("reused_bytes") > 1 << 20, "{cut}");
+        fs::remove_file(bench.join("cut.img.gz")).expect("remove");
+    }
+}
+
+#[test]
 fn an_earlier_file_that_is_damaged_or_changes_meanwhile_spoils_nothing() {
     let bench = require_bench!();
     let (source, _) = bench.image();
