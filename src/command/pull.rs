@@ -121,6 +121,9 @@ pub(crate) fn parse(mut args: Args) -> Result<Options> {
     }
     typed.check(&work, &args)?;
     typed.set_stall(&args)?;
+    if matches!(work, BoardTask::Kept(_)) {
+        args.handed_on.clear();
+    }
     let artifact = typed.artifact.check(&args, typed.output.as_deref())?;
     if artifact.is_some() && !matches!(work, BoardTask::Dump(_)) {
         return Err(wrong(format_args!("--artifact is for --dump")));
@@ -209,7 +212,10 @@ impl Typed {
     fn check(&self, work: &BoardTask, args: &Args) -> Result<()> {
         let verb = work.verb();
         let mut handed_on = args.handed_names.iter();
-        if let Some(name) = handed_on.find(|name| crate::options::find(verb, name).is_none()) {
+        // What waits for a board to send what it keeps is this end alone.
+        let is_ours = |name: &str| name == "--stall" && matches!(work, BoardTask::Kept(_));
+        let is_odd = |name: &str| !is_ours(name) && crate::options::find(verb, name).is_none();
+        if let Some(name) = handed_on.find(|name| is_odd(name)) {
             return Err(wrong(format_args!("{name} is no option of floe {verb}")));
         }
         if let Some(pair) = self.pairs.first() {

@@ -50,6 +50,7 @@ fn remote_verbs(scratch: &Scratch) -> Vec<Vec<String>> {
         words(&["pull", "b", "-o", &out]),
         words(&["pull", "b", "--create", "root=/", "-o", &out]),
         words(&["pull", "b", "--clone", "/=/dev/x"]),
+        words(&["pull", "b", "--kept", "latest", "-o", &out]),
         words(&["pull", "b", "c", "-o", &text(scratch.path())]),
         words(&["push", &text(&good), "b", "/dev/x"]),
         words(&["pull", "b", "--send", "-o", &out]),
