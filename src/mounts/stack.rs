@@ -43,6 +43,10 @@ impl System {
             };
             let mut under = Vec::new();
             for dev in &mounted.devices {
+                // What sysfs does not show seems to lie on nothing.
+                if !self.roots.is_block(*dev) {
+                    return Err(super::not_mounted("/sys", "sysfs"));
+                }
                 under.extend(self.under(*dev)?.into_iter().filter(|at| at != dev));
             }
             nodes.push(Node {

@@ -236,6 +236,16 @@ fn what_is_missing_is_4_and_what_may_not_be_done_is_1_in_every_verb() {
             within(before, words).expect_code(0);
         }
     }
+    // Where sysfs shows no device, nobody can tell which of two filesystems lies on the other.
+    let other = require_ok!(LoopFs::make(Spec {
+        mib: 8,
+        ..Spec::default()
+    }));
+    let (one, two) = (format!("a={dir}"), format!("b={}", text(other.dir())));
+    let script = "mount -t tmpfs none /sys/devices; exec \"$@\"";
+    let masked = ["unshare", "-m", "sh", "-c", script, "sh"];
+    let run = within(&masked, &["create", &one, &two, "-o", &out]).expect_code(1);
+    assert!(run.stderr_text().contains("mount -t sysfs"), "{run}");
     let left = fs::read(scratch.join("target")).expect("target");
     assert!(
         left.iter().all(|byte| *byte == 0),
