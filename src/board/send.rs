@@ -64,8 +64,7 @@ fn architecture(machine: &str, features: &str) -> Option<&'static str> {
 
 /// `floe-ARCH` in the folder, or this program itself where it is of that architecture and static.
 fn executable(architecture: &str, folder: Option<&Path>) -> Result<PathBuf> {
-    let own =
-        std::env::current_exe().map_err(|e| Error::failed(format_args!("/proc/self/exe: {e}")))?;
+    let own = std::env::current_exe().map_err(|e| Error::std("/proc/self/exe", "open", &e))?;
     let beside = own.parent().unwrap_or(Path::new("/"));
     let path = folder
         .unwrap_or(beside)
@@ -143,9 +142,9 @@ fn steps(
 fn read(path: &Path) -> Result<Vec<u8>> {
     let shown = path.display();
     let fail = |e: std::io::Error| {
-        Error::failed(format_args!(
-            "{shown}: {e}; --binaries DIR names the folder with floe-x86_64, floe-aarch64, floe-armv7 and others"
-        ))
+        Error::std(&shown, "open", &e).leaving(
+            "--binaries DIR names the folder with floe-x86_64, floe-aarch64, floe-armv7 and others",
+        )
     };
     let length = std::fs::metadata(path).map_err(fail)?.len();
     if length > MAX_BYTES {

@@ -94,12 +94,9 @@ pub(super) fn run(options: Options) -> Result<()> {
     for (path, length) in &going {
         let shown = path.display();
         if !options.dry_run {
-            std::fs::remove_file(path).map_err(|e| {
-                Error::failed(format_args!(
-                    "{shown}: remove: {e}; {} deleted",
-                    Bytes(freed)
-                ))
-            })?;
+            let state = || format!("{} deleted", Bytes(freed));
+            std::fs::remove_file(path)
+                .map_err(|e| Error::std(&shown, "remove", &e).leaving(&state()))?;
         }
         freed = freed.saturating_add(*length);
         if !options.common.quiet {

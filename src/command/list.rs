@@ -125,7 +125,7 @@ fn far(options: Options, host: Host) -> Result<()> {
             )),
             _ => error,
         })?;
-        read.map_err(|error| Error::failed(format_args!("{}: {error}", host.shown)))?;
+        read.map_err(|error| Error::std(&host.shown, "read", &error))?;
         Ok(Arrived {
             path: text,
             ..Arrived::default()

@@ -513,7 +513,7 @@ fn make_data(mkfs: &Path, disk: DevId, extent: Extent) -> Result<()> {
             "{shown}: {}: was killed",
             node.display()
         ))),
-        Err(error) => Err(Error::failed(format_args!("{shown}: start: {error}"))),
+        Err(errno) => Err(Error::fault(shown, Fault::io("start", errno))),
     }
 }
 

@@ -8,7 +8,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::pipe::PipeFlags;
 
 use crate::cli::Common;
-use crate::error::{Error, Result};
+use crate::error::{Error, Fault, Result};
 use crate::report::{self, Step};
 use crate::signals::Signals;
 use crate::stream::copy::{self, CopyProgress};
@@ -42,10 +42,7 @@ impl SignalWatch {
             stdin if stdin == "-" => "stdin".into(),
             other => other,
         };
-        let fail = |what: &str, errno: rustix::io::Errno| {
-            let error = std::io::Error::from(errno);
-            Error::failed(format_args!("{what}: {error}")).leaving(state)
-        };
+        let fail = |what, errno| Error::fault("floe", Fault::io(what, errno)).leaving(state);
         let blocked = Signals::block()?;
         let fatal = blocked.fd();
         let signals = Arc::new(Lock::new(Some(blocked)));
@@ -129,12 +126,10 @@ fn wait(
     input_length: Option<u64>,
     work: Box<dyn FnOnce() -> Result<()> + Send>,
 ) -> Result<()> {
-    let fail = |what: &str, error: std::io::Error| {
-        Error::failed(format_args!("{what}: {error}")).leaving(&state())
-    };
+    let fail = |what, errno| Error::fault("floe", Fault::io(what, errno)).leaving(&state());
     let signals = Signals::block()?;
     let (over, running) =
-        rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(|errno| fail("pipe", errno.into()))?;
+        rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(|errno| fail("pipe", errno))?;
     let (send, receive) = channel();
     crate::threads::start(
         c"write",
@@ -144,7 +139,7 @@ fn wait(
             drop(running); // the waiting thread sees the end of the pipe
         }),
     )
-    .map_err(|errno| fail("start a thread", errno.into()))?;
+    .map_err(|errno| fail("start a thread", errno))?;
     let mut line = report::Progress::new(common);
     loop {
         let mut ready = [

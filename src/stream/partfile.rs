@@ -114,7 +114,7 @@ impl PartFile {
                 continue;
             };
             let shown = place.path.with_file_name(&part);
-            let fail = |what, e| Error::failed(format_args!("{}: {what}: {e}", shown.display()));
+            let fail = |what, e| Error::std(shown.display(), what, &e);
             // From here on it is removed when something fails.
             let mut made = Self {
                 place,
@@ -278,9 +278,9 @@ pub fn create_pieces(path: &Path, piece_bytes: u64, most_bytes: u64) -> Result<V
 /// Gives pieces their names, the first one last: where FILE.001 is, all are. What was `there` before goes.
 pub fn finish_pieces(path: &Path, files: Vec<PartFile>, there: &[PathBuf]) -> Result<()> {
     let gone = |path: &Path| match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::failed(
-            format_args!("{}: remove: {error}", path.display()),
-        )),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::std(path.display(), "remove", &error))
+        }
         _ => Ok(()),
     };
     let is_used = |file: &PartFile| file.lock.metadata().is_ok_and(|meta| meta.len() > 0);

@@ -21,7 +21,7 @@ use crate::board::host::Host;
 use crate::board::receive::Arrived;
 use crate::board::unable::is_unproven;
 use crate::cli::Common;
-use crate::error::{Error, Result};
+use crate::error::{Error, Fault, Result};
 use crate::report;
 use crate::signals::Signals;
 use crate::threads::{Lock, Sender, channel};
@@ -200,7 +200,7 @@ pub(crate) fn run_leaving(
             quiet: common.quiet,
         };
         crate::threads::start(c"board", STACK_BYTES, Box::new(move || worker.run()))
-            .map_err(|e| Error::failed(format_args!("floe: start a thread: {e}")))?;
+            .map_err(|e| Error::fault("floe", Fault::io("start a thread", e)))?;
     }
     drop(events);
     let mut view = Screen::new(&hosts, common);

@@ -66,11 +66,8 @@ impl ToFile {
         self.part.finish()
     }
 
-    fn error(&self, what: &str, error: &std::io::Error) -> Error {
-        Error::failed(format_args!(
-            "{}: {what}: {error}",
-            self.part.target().display()
-        ))
+    fn error(&self, what: &'static str, error: &std::io::Error) -> Error {
+        Error::std(self.part.target().display(), what, error)
     }
 }
 

@@ -28,7 +28,7 @@ use self::silence::{MAX_NOISE, Noise};
 use crate::board::heard::{Heard, LineLimit, Listener};
 use crate::board::host::Host;
 use crate::board::unable::is_too_old;
-use crate::error::{Error, Result};
+use crate::error::{Error, Fault, Result};
 use crate::report::clean;
 use crate::sys::spawn::{self, Child, Command, Ties};
 
@@ -552,11 +552,11 @@ impl Session {
                 }
                 Ok(None) => {
                     if let Err(e) = self.wait(For::Stderr) {
-                        let other = || Error::failed(format_args!("{}: ssh: {e}", self.shown));
+                        let other = || Error::std(&self.shown, "ssh", &e);
                         return Err(self.stalled().unwrap_or_else(other));
                     }
                 }
-                Err(e) => return Err(Error::failed(format_args!("ssh: wait: {e}"))),
+                Err(e) => return Err(Error::fault("ssh", Fault::io("wait", e))),
             }
             if self.listener.stop.load(Ordering::Relaxed) {
                 return Err(Error::failed("interrupted"));

@@ -324,6 +324,7 @@ fn floe_is_brought_along_checked_run_and_nothing_is_left() {
             let run = common::run(&mut sending(&lab, &dist, &["-o", "-"]), Limit::secs(60))
                 .expect_code(1);
             assert!(run.stderr_text().contains("--binaries"), "{run}");
+            assert!(!run.stderr_text().contains("os error"), "{run}");
             fs::copy(lab.join("floe"), dist.join(format!("floe-{arch}"))).expect("floe");
             let file = lab.join("x.img.gz");
             let mut pull = sending(&lab, &dist, &["-o"]);

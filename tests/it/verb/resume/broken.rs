@@ -162,6 +162,7 @@ fn where_the_host_is_full_the_old_file_stays_and_the_next_pull_goes_on() {
         small.mount(&format!("remount,size={}", one + room));
         let text = bench.breaks(&dump, name).stderr_text();
         assert!(text.contains("No space left"), "{turn}: {text}");
+        assert!(!text.contains("os error"), "{turn}: {text}");
         let subject = if turn < 2 { ".resume: " } else { ": " };
         let subject = format!("floe: {name}{subject}");
         assert!(text.contains(&subject), "{turn}: {text}");
