@@ -130,6 +130,8 @@ impl<'a> Screen<'a> {
     ) -> Option<i32> {
         let mut interrupted: Option<(i32, Instant)> = None;
         loop {
+            let event = told.recv_timeout(PAUSE);
+            // What came before this event is seen first: ^C ends ssh, too, and whose ssh ended by it has no result.
             if let Some(number) = signals.take() {
                 interrupted = interrupted.or(Some((number, Instant::now())));
                 stop.store(true, Ordering::Relaxed);
@@ -140,7 +142,7 @@ impl<'a> Screen<'a> {
             {
                 return Some(number);
             }
-            match told.recv_timeout(PAUSE) {
+            match event {
                 Ok(event) => self.event(event, interrupted.is_some()),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => {

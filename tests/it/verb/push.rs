@@ -3,6 +3,7 @@
 use crate::boards::{Lab, Server, Setup};
 use crate::common::{self, Limit, LoopDevice, Scratch};
 use std::fs;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
@@ -586,4 +587,43 @@ fn an_interrupted_push_or_list_says_what_it_leaves_and_what_helps() {
             }
         }
     }
+}
+
+#[test]
+fn a_push_that_a_terminal_interrupts_together_with_its_ssh_says_that_the_target_was_begun() {
+    drop(require_floe!());
+    let mute = "rm /run/bin/floe; printf '#!/bin/sh\\nexec sleep 62\\n' > /run/bin/floe; chmod 755 /run/bin/floe";
+    let lab = require_one!(Server::OpenSsh, mute);
+    let file = image(&lab);
+    let mut floe = lab.floe("push");
+    let mut push = floe
+        .args([&*file.to_string_lossy(), "10.77.0.1", "/dev/x"])
+        .process_group(0)
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("floe");
+    let comm = |pid| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    let sleeper = || {
+        let mut pids = lab.boards[0].pids().into_iter();
+        pids.find(|pid| comm(*pid) == "sleep\n")
+    };
+    let end = Instant::now() + Duration::from_secs(20);
+    while sleeper().is_none() {
+        assert!(Instant::now() < end, "floe was never asked");
+        thread::sleep(Duration::from_millis(20));
+    }
+    thread::sleep(Duration::from_millis(500));
+    common::output("kill", &["-INT", "--", &format!("-{}", push.id())]);
+    common::wait_for(&mut push, Duration::from_secs(10)).expect("ends");
+    let mut text = String::new();
+    let mut stderr = push.stderr.take().expect("piped");
+    std::io::Read::read_to_string(&mut stderr, &mut text).expect("text");
+    assert!(
+        text.contains("10.77.0.1 may not be usable: floe show /dev/x there tells"),
+        "{text}"
+    );
+    assert!(!text.contains("nothing was sent"), "{text}");
+    sleeper()
+        .into_iter()
+        .for_each(|pid| common::signal(pid, "KILL"));
 }
