@@ -9,7 +9,7 @@ use rustix::fs::FileType;
 use rustix::io::Errno;
 
 use crate::error::{Error, Fault};
-use crate::mounts::{DevId, Mount, System};
+use crate::mounts::{DevId, Mount, System, Use, Why};
 
 impl System {
     pub(super) fn refuse_busy(&self, dev: DevId, top: DevId, fault: Fault) -> Error {
@@ -17,7 +17,11 @@ impl System {
             return Error::fault(self.roots.shown(top).display(), fault);
         }
         let uses = self.uses(dev);
-        match uses.first() {
+        // What is mounted beside it would be frozen, and is in nobody's way.
+        let in_the_way = |found: &&Use| !matches!(found.why, Why::Mounted { .. });
+        let own = self.uses(top);
+        let found = uses.iter().find(in_the_way).or(own.first());
+        match found.or(uses.first()) {
             Some(found) => Error::refused(found),
             None => Error::refused(format_args!(
                 "{}: is held by another program or by a mount that no mount table shows; close it first",

@@ -123,7 +123,13 @@ fn overview(options: &Options) -> Result<()> {
             continue;
         }
         let mut facts = one(&system, &around, disk, Depth::Quick);
-        let parts = std::mem::take(&mut facts.parts);
+        let mut parts = std::mem::take(&mut facts.parts);
+        if facts.error.is_some() {
+            // One of them may be the reason, and the others are as they are.
+            let known = roots.partitions_of(disk).into_iter();
+            let each = known.map(|part| one(&system, &around, part.dev, Depth::Quick));
+            parts = each.collect();
+        }
         found.push(facts);
         found.extend(parts);
     }

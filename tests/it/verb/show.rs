@@ -1,6 +1,7 @@
 //! `floe show`: identity of devices, mounts and images against what blkid and mkfs say, and stable JSON.
 
-use crate::common::{self, Limit, LoopFs, Run, Scratch, Spec};
+use crate::common::{self, Limit, LoopFs, Mounted, Run, Scratch, Spec};
+use crate::disk::Disk;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -265,6 +266,34 @@ fn used_is_one_number_in_show_dump_create_and_clone() {
     // Of a packed image: how long the file is, too.
     let packed = fs::metadata(&image).expect("image").len();
     assert_eq!(json(&image, "packed_bytes"), packed.to_string());
+}
+
+#[test]
+fn the_overview_shows_the_other_partitions_of_a_disk_of_which_one_is_in_use() {
+    drop(require_floe!());
+    let script = "label: gpt\nsize=16M\nsize=16M\n";
+    let disk = require_some!(Disk::make(48, script, 512).ok(), "a disk with partitions");
+    for number in [1, 2] {
+        common::output("mke2fs", &["-q", &disk.part_text(number)]);
+    }
+    let mounted = Mounted::new("ext4", &disk.part(1), "");
+    let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::EXCL;
+    let held = rustix::fs::open(disk.part(2), flags, rustix::fs::Mode::empty()).expect("free");
+    let run = common::run(require_floe!().arg("show"), Limit::secs(60)).expect_code(0);
+    let text = run.stdout_text();
+    let row = |name: &str| {
+        let is_row = |line: &&str| line.split(' ').next() == Some(name);
+        text.lines()
+            .find(is_row)
+            .unwrap_or_else(|| panic!("{name}: {text}"))
+    };
+    let why = format!("{} is in use by another program", disk.part_text(2));
+    let whole = disk.device.path().to_string_lossy();
+    assert!(row(&whole).contains(&why), "{text}");
+    for number in [1, 2] {
+        assert!(row(&disk.part_text(number)).contains("ext"), "{text}");
+    }
+    drop((held, mounted));
 }
 
 #[test]
