@@ -6,7 +6,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::error::{Error, Result};
@@ -268,9 +268,16 @@ impl Args {
 
     /// The error for a positional argument too many.
     pub fn surplus(&self, value: &OsStr) -> Error {
+        let shown = value.display();
+        // A file to write is often typed without its option.
+        let is_output = |path: &Path| !path.is_dir() && shown.to_string().contains('.');
+        let meant = match matches!(self.verb, "dump" | "artifact") && is_output(value.as_ref()) {
+            true => format!(" (did you mean -o {shown}?)"),
+            false => String::new(),
+        };
         usage(
             self.verb,
-            format_args!("unexpected argument '{}'", value.display()),
+            format_args!("unexpected argument '{shown}'{meant}"),
         )
     }
 

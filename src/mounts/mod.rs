@@ -28,6 +28,7 @@ pub use resolve::{Holding, Means, Mounted, Source, Stacked};
 pub use sysfs::{DeviceLayer, KernelPartition, Media};
 pub use table::{Mount, MountTable};
 pub(crate) use tags::is_tag;
+pub(crate) use uses::BUSY;
 pub use uses::{Named, SwapFile, Use, Why, is_mirror};
 
 /// A device number.

@@ -67,6 +67,9 @@ impl Use {
     }
 }
 
+/// What nothing says who holds. A filesystem that was unmounted while frozen is held by nobody, and looks the same.
+pub(crate) const BUSY: &str = "is in use by another program; close that first (if it was unmounted while frozen: floe thaw --all)";
+
 /// The levels of md whose members hold the same.
 pub fn is_mirror(level: &str) -> bool {
     level == "raid1" || level == "raid10"
@@ -101,7 +104,7 @@ impl fmt::Display for Why {
                 write!(f, "is attached to {by}; losetup -d {by} first")
             }
             Why::ReadOnly => f.write_str("is read-only; blockdev --setrw it, or unlock the card"),
-            Why::Busy => f.write_str("is in use by another program; close that first"),
+            Why::Busy => f.write_str(BUSY),
             Why::Beside(other) => {
                 let device = other.device.display();
                 write!(f, "shows the same bytes as {device}, which ")?;

@@ -13,7 +13,7 @@ use crate::content::{Content, ON_DEVICES_BYTES, on_device};
 use crate::device::{Access, Device, DeviceKind, ReadAt};
 use crate::error::{Error, Exit, Fault, FaultKind, NOTHING_WRITTEN, Result};
 use crate::fs::Kind;
-use crate::mounts::{DevId, Named, System, is_tag};
+use crate::mounts::{self, DevId, Named, System, is_tag};
 use crate::put::phase::Phase;
 use crate::report::Bytes;
 use crate::stream::image::{Format, LOOK_BYTES};
@@ -427,9 +427,7 @@ fn same_as_image(system: &System, target: &Named, image: &File) -> Result<()> {
 pub(crate) fn cannot(path: &Path, fault: Fault) -> Error {
     let name = path.display();
     if fault.is_errno(Errno::BUSY) {
-        return Error::refused(format_args!(
-            "{name}: is in use by another program; close that first"
-        ));
+        return Error::refused(format_args!("{name}: {}", mounts::BUSY));
     }
     if fault.is_errno(Errno::ROFS) || fault.is_errno(Errno::TXTBSY) {
         return Error::fault(name, fault)

@@ -1,5 +1,7 @@
 //! How a command on a board ended: whether it did what it was asked for, and what is said where it did not.
 
+use std::path::Path;
+
 use super::By;
 use crate::board::heard::Heard;
 use crate::board::host::Host;
@@ -95,6 +97,9 @@ impl CommandEnd {
             Some(SSH_FAILED) if said.is_empty() => {
                 format!("{host}: ssh: the connection failed, or was lost")
             }
+            Some(SSH_FAILED) if said.starts_with("ssh: ") && Path::new(host).is_file() => {
+                format!("{host}: {said}; it is a file here: @{host} takes the boards that it names")
+            }
             Some(SSH_FAILED) if said.starts_with("ssh: ") => format!("{host}: {said}"),
             Some(SSH_FAILED) => format!("{host}: ssh: {said}"),
             Some(code) if said.is_empty() => format!("{host}: exit {code}"),
@@ -136,5 +141,25 @@ mod tests {
         assert!(!brought.contains("--send"), "{brought}");
         let hidden = line(1, "sudo: floe: command not found", true, false);
         assert!(hidden.contains("--floe PATH"), "{hidden}");
+    }
+
+    #[test]
+    fn a_list_of_boards_that_is_taken_for_one_is_said_to_be_a_file() {
+        let line = |host| {
+            let told = Heard {
+                last: format!("ssh: Could not resolve hostname {host}"),
+                ..Heard::default()
+            };
+            let by = By {
+                sudo: false,
+                sent: false,
+            };
+            let code = Some(SSH_FAILED);
+            let ended = CommandEnd { code, by, told };
+            let error = ended.check(&Host::parse(host).unwrap()).unwrap_err();
+            error.to_string()
+        };
+        assert!(line("Cargo.toml").contains("@Cargo.toml takes the boards"));
+        assert!(!line("board").contains('@'));
     }
 }

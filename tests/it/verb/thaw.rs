@@ -71,6 +71,24 @@ fn a_filesystem_unmounted_while_frozen_is_thawed_by_its_device_and_let_go() {
 }
 
 #[test]
+fn what_was_unmounted_while_frozen_is_refused_with_the_way_out() {
+    let _ = require_floe!();
+    let mut fs = require_some!(ext4(), "root and mkfs.ext4");
+    common::freeze(fs.dir());
+    common::output("umount", &[&fs.dir().to_string_lossy()]);
+    let device = fs.device().to_path_buf();
+    for words in [&["show"][..], &["dump", "-o", "/dev/shm/no.img.gz"]] {
+        let run = common::run(require_floe!().args(words).arg(&device), Limit::secs(20));
+        let run = run.expect_code(4);
+        let way = "is in use by another program; close that first (if it was unmounted while frozen: floe thaw --all)";
+        assert!(run.stderr_text().contains(way), "{run}");
+    }
+    common::run(require_floe!().arg("thaw").arg(&device), Limit::secs(20)).expect_code(0);
+    fs.mount();
+    common::assert_not_frozen(fs.dir(), "after floe thaw and a mount");
+}
+
+#[test]
 fn what_is_no_filesystem_is_refused_or_not_found() {
     let _ = require_floe!();
     let run = common::run(require_floe!().args(["thaw", "/dev/null"]), Limit::secs(20));

@@ -56,6 +56,12 @@ fn swapped_arguments_are_answered_with_the_right_order_however_the_device_is_nam
                 "names no board",
             ),
             ("$FLOE pull @hosts --dump / -o .", 2, "names no board"),
+            (
+                "$FLOE dump e x.img.gz",
+                2,
+                "unexpected argument 'x.img.gz' (did you mean -o x.img.gz?); see",
+            ),
+            ("$FLOE dump e .", 2, "unexpected argument '.'; see"),
             ("sha256sum -c --status sums", 0, ""),
         ],
     );
