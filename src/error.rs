@@ -343,8 +343,12 @@ impl Fault {
             Errno::NODEV,
             Errno::NOMEDIUM,
         ];
-        matches!(details.what, Some("open" | "stat"))
-            && missing.iter().any(|errno| self.is_errno(*errno))
+        let is_missing = missing.iter().any(|errno| self.is_errno(*errno));
+        match details.what {
+            Some("open" | "stat") => is_missing,
+            Some("read") => self.is_errno(Errno::ISDIR),
+            _ => false,
+        }
     }
 
     /// The doubt that a fault of the bytes is: what they say is not believed, and counts as used. A fault of the device is no doubt,

@@ -169,13 +169,19 @@ impl System {
             .is_some_and(|found| tag.matches(&found))
     }
 
-    /// The partition table of a disk, if it has one.
+    /// The partition table of a disk, if it has one; a GPT without the MBR in front of it is a damaged one.
     pub fn read_table(
         &self,
         disk: DevId,
     ) -> std::result::Result<Option<ptable::PartitionTable>, Fault> {
         let device = self.roots.open_device(disk, Access::Read)?;
-        ptable::read(&device, device.sector_bytes())
+        let sector_bytes = device.sector_bytes();
+        match ptable::read(&device, sector_bytes)? {
+            None if ptable::gpt::has_header(&device, sector_bytes)? => {
+                Err(Fault::corrupt("protective MBR of the GPT").at(0, 512))
+            }
+            table => Ok(table),
+        }
     }
 
     /// What the table of its disk says about a partition: type, PARTUUID, PARTLABEL. `None` for what is no partition, or one that

@@ -62,7 +62,7 @@ pub(super) fn backup_bytes(sector_bytes: u64) -> u64 {
 }
 
 /// Whether a header's signature stands where sectors of `sector_bytes` put it.
-pub(super) fn has_header(device: &dyn ReadAt, sector_bytes: u32) -> Result<bool, Fault> {
+pub(crate) fn has_header(device: &dyn ReadAt, sector_bytes: u32) -> Result<bool, Fault> {
     let offset = u64::from(sector_bytes);
     if device.size_bytes() < offset + 512 {
         return Ok(false);
@@ -293,7 +293,7 @@ impl GptHeaders {
     }
 
     fn last_usable_lba(&self) -> u64 {
-        self.disk_lbas - 2 - self.array_lbas()
+        self.disk_lbas.saturating_sub(2 + self.array_lbas())
     }
 
     /// The patches of both copies: backup, then primary.

@@ -594,4 +594,14 @@ fn a_damaged_table_is_called_damaged_where_a_medium_is_looked_at() {
     let line = shown.lines().find(|line| line.starts_with(&name));
     let line = line.expect("its line");
     assert!(line.contains("its table is damaged: "), "{line}");
+    // The MBR in front of it, without which no kernel looks for it.
+    image.write_all_at(&[0], 510).expect("damage");
+    let mut floe = require_floe!();
+    floe.args(["clone", &pair(root.dir(), "root"), "--media"]);
+    let run = common::run(floe.arg(medium.path()), Limit::secs(60)).expect_code(4);
+    let said = run.stderr_text();
+    assert!(
+        said.contains("its partition table is damaged: protective MBR"),
+        "{said}"
+    );
 }

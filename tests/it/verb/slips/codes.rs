@@ -97,6 +97,7 @@ fn one_kind_of_trouble_is_one_code_in_every_verb() {
     );
     let lists: &[&str] = &["clone --pairs I", "pull @folder -o new"];
     all(&[lists], "folder", 4, "folder: open: Is a directory");
+    all(&[&["restore e new --bmap I"]], "folder", 4, "folder: ");
     let device = text(target.path());
     all(&[&OUTPUT[..4]], &device, 4, "is a device; -o writes files");
     let no_image: &[&[&str]] = &[&IMAGE[..4], &["push I nohost /dev/x"]];
