@@ -129,6 +129,9 @@ fn overview(options: &Options) -> Result<()> {
             let known = roots.partitions_of(disk).into_iter();
             let each = known.map(|part| one(&system, &around, part.dev, Depth::Quick));
             parts = each.collect();
+            if parts.iter().all(|part| part.error.is_some()) {
+                parts.clear();
+            }
         }
         found.push(facts);
         found.extend(parts);
