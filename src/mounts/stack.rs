@@ -90,8 +90,8 @@ impl System {
     }
 
     /// Whether writing one of two devices changes the other: the same device, a disk and its partition, a volume and what it
-    /// lies on, a loop device and the device of the filesystem that holds its file, two loop devices over the same bytes of a file. What
-    /// cannot be placed counts as yes.
+    /// lies on, a loop device and the device of the filesystem that holds its file, two loop devices over one file. What cannot be
+    /// placed counts as yes.
     pub fn overlaps(&self, one: DevId, other: DevId) -> bool {
         self.shares(one, other, true)
     }
@@ -107,10 +107,12 @@ impl System {
             Ok(all) => all.contains(&lower),
             Err(_) => unplaced,
         };
-        one == other
-            || lies_on(one, other)
-            || lies_on(other, one)
-            || self.shows_bytes_of(one, other)
+        let file = |dev| {
+            let info = self.is_loop(dev).then(|| self.loop_info(dev))??;
+            Some((info.file_dev, info.file_inode, info.file_rdev))
+        };
+        let same_file = || file(one).is_some_and(|found| file(other) == Some(found));
+        one == other || lies_on(one, other) || lies_on(other, one) || same_file()
     }
 
     /// The loop devices whose backing file is this one (by device and inode number).

@@ -148,14 +148,12 @@ impl System {
         let mut family = closure(dev, down);
         family.extend(self.risen(dev));
         family.push(dev);
-        candidates.retain(|at| !family.contains(at) && self.shows_bytes_of(*at, dev));
+        let own = self.places(dev, DEPTH);
+        let shares = |place: &Place| own.iter().any(|own| share(own, place));
+        let is_twin =
+            |at: &DevId| !family.contains(at) && self.places(*at, DEPTH).iter().any(shares);
+        candidates.retain(is_twin);
         candidates
-    }
-
-    /// Whether one device shows bytes of the other.
-    pub(super) fn shows_bytes_of(&self, one: DevId, other: DevId) -> bool {
-        let [one, other] = [one, other].map(|dev| self.places(dev, DEPTH));
-        one.iter().any(|a| other.iter().any(|b| share(a, b)))
     }
 
     /// Where the bytes of a device lie; of an array in several places.

@@ -222,7 +222,7 @@ fn a_pull_shows_percent_and_total_of_each_board_and_a_sum() {
             .iter()
             .partition(|object| object.get("board").is_some());
         let total = |object: &&floe::json::Value| {
-            number(object, "percent").is_some() && number(object, "total_bytes") > Some(1 << 20)
+            number(object, "percent").is_some() && number(object, "total_bytes") > Some(1 << 19)
         };
         for address in ["10.77.0.1", "10.77.0.2"] {
             let mut of = boards.iter().filter(|object| {
