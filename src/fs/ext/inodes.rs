@@ -4,7 +4,7 @@
 //! filesystems without checksums. Files that are open without a name are like any other.
 //!
 //! A block of the table in which no inode is in use holds nothing but what deleted files left: their attributes, and with inline_data
-//! what was in them. It becomes free once each of its inodes was seen to have no name left.
+//! what was in them. It is free, and an inode in it to which names still lead is a doubt.
 
 use super::bitmap::zeros;
 use super::blocks::{ahead_end, is_used};
